@@ -41,10 +41,13 @@ def tile(size: int, generator: torch.Generator, *, palette: Tensor | None = None
 
     fine = size * oversample
     canvas, empty = torch.zeros(3, fine, fine), torch.ones(fine, fine, dtype=torch.bool)
-    low, high = 3.0 * oversample / 2, 90.0 * oversample / 2
+    # photographs mix cluttered and calm regions: the smallest leaf differs from picture to picture
+    low, high = 3.0 * oversample * 8 ** rand(1).item(), 70.0 * oversample
     axis = torch.arange(fine, dtype=torch.float32)
-    for _ in range(4000):  # front to back, so that every pixel is written once
-        u = rand(8).tolist()
+    for fall in range(2500):  # front to back, so that every pixel is written once
+        if fall % 50 == 49 and empty.float().mean() < 0.004:
+            break
+        u = rand(6).tolist()
         # inverse of the cumulative distribution of r^-3 between low and high
         radius = (low**-2 + u[0] * (high**-2 - low**-2)) ** -0.5
         x, y = u[1] * fine, u[2] * fine
@@ -60,8 +63,6 @@ def tile(size: int, generator: torch.Generator, *, palette: Tensor | None = None
         paint = _paint(du, dv, radius, _colour(palette, generator), _colour(palette, generator), rand, generator)
         canvas[:, y0:y1, x0:x1] = torch.where(inside, paint, canvas[:, y0:y1, x0:x1])
         window[inside] = False
-        if u[6] < 0.1 and not empty.any():
-            break
     canvas = torch.where(empty, _colour(palette, generator)[:, None, None], canvas)
     return F.avg_pool2d(canvas[None], oversample)[0].clamp(0, 1)
 
@@ -87,7 +88,7 @@ def _shape(du: Tensor, dv: Tensor, radius: float, kind: float, turn: float, sque
 def _colour(palette: Tensor | None, generator: torch.Generator) -> Tensor:
     if palette is not None:
         return palette[int(torch.randint(0, palette.shape[0], (), generator=generator))]
-    value, chroma = torch.rand((), generator=generator), 0.3 * torch.randn(3, generator=generator)
+    value, chroma = torch.rand((), generator=generator), 0.2 * torch.randn(3, generator=generator)
     return (value + chroma * value * (1 - value) * 2).clamp(0, 1)
 
 

@@ -162,7 +162,25 @@ def random_lens(generator: torch.Generator, *, radius: tuple[float, float] = (0.
     low, high = radius
     first = low + (high - low) * uniform(0, 1)
     second = low + (high - low) * uniform(0, 1)
-    return Lens("random", aperture, (min(first, second), max(first, second)))
+    return Lens("random", centred(aperture), (min(first, second), max(first, second)))
+
+
+def centred(aperture: Aperture, *, reach: float = 2.0, samples: int = 161) -> Aperture:
+    """The aperture with its centroid moved to the origin: a shift of the lens looks just like a shift of the picture."""
+    axis = torch.linspace(-reach, reach, samples)
+    u, v = axis[None, :], axis[:, None]
+    picture = aperture(u.expand(samples, samples), v.expand(samples, samples))
+    total = picture.sum().clamp(min=1e-12)
+    du, dv = float((picture * u).sum() / total), float((picture * v).sum() / total)
+    return lambda u, v: aperture(u + du, v + dv)
+
+
+def rms_radius(aperture: Aperture, *, reach: float = 2.5, samples: int = 201) -> float:
+    """Root mean square distance from the centre at unit nominal radius: a size that all shapes have in common."""
+    axis = torch.linspace(-reach, reach, samples)
+    u, v = axis[None, :], axis[:, None]
+    picture = aperture(u.expand(samples, samples), v.expand(samples, samples))
+    return float(((picture * (u * u + v * v)).sum() / picture.sum().clamp(min=1e-12)).sqrt())
 
 
 def rasterize(aperture: Aperture, radius: Tensor, *, size: int = KERNEL_SIZE, supersample: int = 5) -> Tensor:
@@ -253,7 +271,13 @@ def depth_field(count: int, height: int, width: int, generator: torch.Generator,
 
 
 def render(
-    sharp: Tensor, lenses: Sequence[Lens], generator: torch.Generator, *, levels: int = 8, noise: float = 1 / 255
+    sharp: Tensor,
+    lenses: Sequence[Lens],
+    generator: torch.Generator,
+    *,
+    levels: int = 8,
+    knots: int = 5,
+    noise: float = 1 / 255,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Photograph sharp pictures through lenses: random depth, spatially varying blur in linear light, sensor.
 
@@ -271,7 +295,7 @@ def render(
     height, width = centre.shape[-2:]
     low = torch.tensor([lens.radius[0] for lens in lenses])[:, None, None]
     high = torch.tensor([lens.radius[1] for lens in lenses])[:, None, None]
-    radius = low + (high - low) * depth_field(len(lenses), height, width, generator)
+    radius = low + (high - low) * depth_field(len(lenses), height, width, generator, knots=knots)
     steps = low[:, 0] + (high - low)[:, 0] * torch.linspace(0, 1, levels)
     kernels = torch.stack([rasterize(lens.aperture, step) for lens, step in zip(lenses, steps, strict=True)])
     linear = mix_blur(srgb_to_linear(sharp), kernels, level_weights(radius, steps))
