@@ -1,3 +1,38 @@
-"""Restoration components that keep working when the camera, lens or scene changes."""
+"""Test-time adaptation, any restorer: components that keep working when the camera, lens or scene changes."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from ._backend import BackendUnavailable, backend, show_config
+
+if TYPE_CHECKING:
+    from . import adapters, data, engine, losses, metrics, models, nn, ops
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "BackendUnavailable",
+    "adapters",
+    "backend",
+    "data",
+    "engine",
+    "losses",
+    "metrics",
+    "models",
+    "nn",
+    "ops",
+    "show_config",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a floor when it is first named, so that `import tta_restore` stays quick."""
+    if name in __all__:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

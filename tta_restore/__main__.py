@@ -1,0 +1,21 @@
+"""`python -m tta_restore`: the command line; `info` also where the packages of other commands are missing."""
+
+from __future__ import annotations
+
+import sys
+
+
+def main() -> int:
+    """Run the command line and return its exit code."""
+    if sys.argv[1:] == ["info"]:
+        from . import show_config
+
+        print(show_config())
+        return 0
+    from .cli import main as command_line
+
+    return command_line() or 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,83 @@
+"""Argument checks that answer in the caller's words, before any kernel runs.
+
+Every function takes the public function's name first, so that the message names what the user called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+import torch
+from torch import Tensor
+
+
+def expect_tensor(function: str, **tensors: object) -> None:
+    """Raise TypeError for the first argument that is no tensor."""
+    for name, value in tensors.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{function}: expected {name} to be a torch.Tensor, got {type(value).__name__}")
+
+
+def expect_shape(
+    function: str, name: str, tensor: Tensor, letters: str, sizes: Sequence[int | None] | None = None
+) -> tuple[int, ...]:
+    """Check the number of axes and, where given, their sizes, and return the shape.
+
+    ``letters`` is how the docstring writes the shape, ``"(B, C, H, W)"``; ``sizes`` holds one number per axis, or None
+    for an axis that is free.
+
+    Raises:
+        TypeError: ``tensor`` is no tensor.
+        ValueError: the shape differs.
+    """
+    expect_tensor(function, **{name: tensor})
+    shape = tuple(tensor.shape)
+    if sizes is None:
+        if len(shape) != letters.count(",") + 1:
+            raise ValueError(f"{function}: expected {name} of shape {letters}, got {shape}")
+        return shape
+    if len(shape) != len(sizes) or any(
+        want is not None and want != got for want, got in zip(sizes, shape, strict=True)
+    ):
+        values = ", ".join("any" if want is None else str(want) for want in sizes)
+        raise ValueError(f"{function}: expected {name} of shape {letters} = ({values}), got {shape}")
+    return shape
+
+
+def expect_floating(function: str, **tensors: Tensor) -> None:
+    """Raise TypeError for the first tensor that holds no floating-point numbers."""
+    expect_tensor(function, **tensors)
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            hint = " (frames are floats in [0, 1]: divide by 255 first)" if tensor.dtype == torch.uint8 else ""
+            raise TypeError(f"{function}: expected {name} with a floating dtype, got {tensor.dtype}{hint}")
+
+
+def expect_same_device(function: str, **tensors: Tensor) -> None:
+    """Raise ValueError when the tensors do not live on one device."""
+    if len({tensor.device for tensor in tensors.values()}) > 1:
+        found = ", ".join(f"{name} on {tensor.device}" for name, tensor in tensors.items())
+        raise ValueError(f"{function}: expected all tensors on one device, got {found}")
+
+
+def expect_same_dtype(function: str, **tensors: Tensor) -> None:
+    """Raise TypeError when the tensors do not share one dtype."""
+    if len({tensor.dtype for tensor in tensors.values()}) > 1:
+        found = ", ".join(f"{name} {tensor.dtype}" for name, tensor in tensors.items())
+        raise TypeError(f"{function}: expected all tensors with one dtype, got {found}")
+
+
+def expect_int(function: str, name: str, value: object, *, minimum: int, odd: bool = False) -> None:
+    """Raise TypeError for a value that is no integer, ValueError for one below ``minimum`` or, if asked, even."""
+    kind = "an odd integer" if odd else "an integer"
+    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
+        raise TypeError(f"{function}: expected {name} to be {kind} >= {minimum}, got {type(value).__name__} {value!r}")
+    if value < minimum or (odd and value % 2 == 0):
+        raise ValueError(f"{function}: expected {name} to be {kind} >= {minimum}, got {value}")
+
+
+def expect_choice(function: str, name: str, value: object, choices: Collection[object]) -> None:
+    """Raise ValueError when ``value`` is none of ``choices``."""
+    if value not in choices:
+        listed = ", ".join(map(repr, choices))
+        raise ValueError(f"{function}: expected {name} to be one of {listed}, got {value!r}")

@@ -1,0 +1,62 @@
+"""The one ``torch.library`` object, and ``define``: schema, reference, fake and kernels of an op in a single call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import torch
+
+from ._backend import HALF_TYPES, OPERATORS, Operator
+
+# Registrations live as long as these objects. `tta_restore` holds the ops that the library calls and that graphs show;
+# `tta_restore_cpu` holds the C++ kernels beneath them, which only the choice in `_backend` calls.
+LIBRARY = torch.library.Library("tta_restore", "FRAGMENT")
+_CPU_KERNELS = torch.library.Library("tta_restore_cpu", "FRAGMENT")
+_CPU_KERNELS.define("isa_level() -> int")
+
+
+def define(
+    schema: str,
+    *,
+    reference: Callable[..., Any],
+    fake: Callable[..., Any],
+    cpu: bool = True,
+    cpu_dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.float64, *HALF_TYPES),
+    triton: str | None = None,
+    triton_dtypes: tuple[torch.dtype, ...] = (torch.float32, *HALF_TYPES),
+    refuse: Callable[..., str | None] | None = None,
+) -> Callable[..., Any]:
+    """Register ``torch.ops.tta_restore.<name>`` and return it.
+
+    Args:
+        schema: such as ``"self_shift_products(Tensor a, Tensor b) -> Tensor"``; the first tensor decides the device.
+        reference: plain torch, the definition; runs wherever no kernel does. Returns new, contiguous tensors.
+        fake: shapes, dtypes and strides of the results, without data.
+        cpu: the C++ sources hold a kernel of this name (``TTA_CPU_KERNELS`` in csrc/library.h).
+        cpu_dtypes: dtypes of the first tensor that it takes.
+        triton: ``"package.module"`` or ``"package.module:function"`` with the Triton launcher, imported at first use.
+        triton_dtypes: dtypes of the first tensor that it takes.
+        refuse: called as ``refuse(backend, *args)``; returns why that kernel cannot take these arguments, or None.
+
+    The op has no gradient of its own: call it from an ``autograd.Function`` whose backward is itself differentiable
+    (``register_autograd`` would drop second-order gradients without a word).
+    """
+    name = schema.partition("(")[0]
+    if name in OPERATORS:
+        raise ValueError(f"define: an op called {name!r} exists already")
+    operator = Operator(name, reference, cpu, cpu_dtypes, triton, triton_dtypes, refuse)
+    LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    LIBRARY.impl(name, operator, "CompositeExplicitAutograd")
+    if cpu:
+        _CPU_KERNELS.define(schema)
+    torch.library.register_fake(f"tta_restore::{name}", fake, lib=LIBRARY)
+
+    def bare_call(ctx: Any, *grads: Any) -> NoReturn:
+        raise RuntimeError(
+            f"torch.ops.tta_restore.{name} has no gradient; call the function in tta_restore.ops instead"
+        )
+
+    torch.library.register_autograd(f"tta_restore::{name}", bare_call, lib=LIBRARY)
+    OPERATORS[name] = operator
+    return getattr(torch.ops.tta_restore, name).default
