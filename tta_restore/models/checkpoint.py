@@ -1,0 +1,136 @@
+"""Load weights from safetensors and torch files, never running code that a file brings along."""
+
+import json
+import pickle
+import re
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+WEIGHTS = Path(__file__).parent / "weights"
+# Where training code puts the weights inside a larger dictionary, the averaged ones first.
+_WRAPPERS = ("params_ema", "state_dict_ema", "model_ema", "params", "state_dict", "model_state_dict", "model", "net")
+_PREFIXES = ("module.", "_orig_mod.")
+_BARE_WORD = re.compile(r"[A-Za-z0-9_-]+")
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def load_checkpoint(module: M, path_or_state_dict: str | Path | Mapping[str, Any]) -> M:
+    """Copy the weights of a checkpoint into `module` and return it.
+
+    Takes a path (safetensors, or a torch file read with `weights_only=True`), a bare word that names a file shipped
+    in `tta_restore/models/weights`, or a state dict. The wrappers of training code (`params_ema`, `params`,
+    `state_dict`, ...) and the prefixes of DistributedDataParallel and torch.compile are taken off. A module that
+    knows checkpoints with other keys has a method `convert_state_dict(state_dict) -> state_dict`, which is called
+    next. Everything is checked before the first weight is written.
+
+    Raises:
+        ValueError: if the file is missing, unreadable, holds anything but tensors, or does not fit `module`.
+    """
+    if isinstance(path_or_state_dict, Mapping):
+        source, content = "the given state dict", path_or_state_dict
+    else:
+        path = resolve(path_or_state_dict)
+        source, content = str(path), _read(path)
+    weights = _unwrap(content, source)
+    target = getattr(module, "_orig_mod", module)
+    expected = target.state_dict()
+    weights = {_strip(name, expected): value for name, value in weights.items()}
+    if hasattr(target, "convert_state_dict"):
+        weights = target.convert_state_dict(weights)
+    _check_fit(target, expected, weights, source)
+    target.load_state_dict(weights)
+    return module
+
+
+def resolve(checkpoint: str | Path) -> Path:
+    """Path of a checkpoint: a bare word names a shipped file, anything else is a path.
+
+    Raises:
+        ValueError: if there is no such file.
+    """
+    if isinstance(checkpoint, str) and _BARE_WORD.fullmatch(checkpoint):
+        path = WEIGHTS / f"{checkpoint}.safetensors"
+        if not path.is_file():
+            shipped = ", ".join(sorted(file.stem for file in WEIGHTS.glob("*.safetensors"))) or "none"
+            raise ValueError(
+                f"load_checkpoint: no weights called {checkpoint!r} are shipped (there are: {shipped}); "
+                f"a file is given by its path, such as './{checkpoint}'"
+            )
+        return path
+    path = Path(checkpoint)
+    if not path.is_file():
+        raise ValueError(f"load_checkpoint: there is no file {path}")
+    return path
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """Metadata of a safetensors file, `config` parsed from JSON; empty for any other file."""
+    if path.suffix != ".safetensors":
+        return {}
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+        return {key: json.loads(value) if key == "config" else value for key, value in metadata.items()}
+    except (SafetensorError, json.JSONDecodeError) as error:
+        raise ValueError(f"load_checkpoint: {path} is not a readable safetensors file: {error}") from error
+
+
+def _read(path: Path) -> Any:
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt") as file:
+                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"load_checkpoint: {path} holds pickled Python objects besides tensors, or is damaged; such files can run "
+            "code and are refused. Re-save only its state dict where you trust it."
+        ) from error
+    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
+        raise ValueError(f"load_checkpoint: {path} is damaged or no checkpoint: {error}") from error
+
+
+def _unwrap(content: Any, source: str) -> dict[str, Tensor]:
+    if not isinstance(content, Mapping):
+        raise ValueError(f"load_checkpoint: expected a mapping of names to tensors in {source}, got {type(content)}")
+    while (key := next((k for k in _WRAPPERS if isinstance(content.get(k), Mapping)), None)) is not None:
+        content = content[key]
+    strangers = [name for name, value in content.items() if not (isinstance(name, str) and isinstance(value, Tensor))]
+    if strangers:
+        kinds = ", ".join(f"{name!r} ({type(content[name]).__name__})" for name in strangers[:5])
+        raise ValueError(f"load_checkpoint: {source} holds entries that are no tensors: {kinds}")
+    if not content:
+        raise ValueError(f"load_checkpoint: {source} holds no tensors")
+    return dict(content)
+
+
+def _strip(name: str, expected: Mapping[str, Tensor]) -> str:
+    while name not in expected and name.startswith(_PREFIXES):
+        name = name.split(".", 1)[1]
+    return name
+
+
+def _check_fit(module: nn.Module, expected: Mapping[str, Tensor], weights: Mapping[str, Tensor], source: str) -> None:
+    kind = type(module).__name__
+    missing = [name for name in expected if name not in weights]
+    surplus = [name for name in weights if name not in expected]
+    if missing or surplus:
+        lines = [f"load_checkpoint: {source} does not fit {kind}: {len(missing)} missing, {len(surplus)} unknown"]
+        for name in missing[:5]:
+            near = get_close_matches(name, surplus, n=1)
+            lines.append(f"  missing {name}" + (f" (the file has {near[0]})" if near else ""))
+        lines += [f"  unknown {name}" for name in surplus[:5]]
+        raise ValueError("\n".join(lines))
+    for name, tensor in expected.items():
+        if weights[name].shape != tensor.shape:
+            raise ValueError(
+                f"load_checkpoint: {name} of {kind} has shape {tuple(tensor.shape)}, "
+                f"{source} brings {tuple(weights[name].shape)}"
+            )

@@ -1,0 +1,116 @@
+"""The model registry: a builder function appears in it by being defined."""
+
+import importlib
+import importlib.metadata
+import pkgutil
+import threading
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from tta_restore.models.checkpoint import load_checkpoint, read_metadata, resolve
+
+KINDS = ("restorer", "reblurrer", "discriminator", "estimator")
+ENTRY_POINT_GROUP = "tta_restore.restorers"
+
+Builder = Callable[..., nn.Module]
+
+
+@dataclass(frozen=True)
+class _Entry:
+    builder: Builder
+    kind: str
+
+    @property
+    def origin(self) -> str:
+        return f"{self.builder.__module__}.{self.builder.__qualname__}"
+
+
+_entries: dict[str, _Entry] = {}
+_lock = threading.RLock()
+_discovered = False
+
+
+def register_model(name: str, *, kind: str = "restorer") -> Callable[[Builder], Builder]:
+    """Put the decorated builder function (or module class) into the registry as `name`.
+
+    Raises:
+        ValueError: if `kind` is unknown, or another builder holds the name already; both origins are named.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"register_model: kind of {name!r} must be one of {', '.join(KINDS)}, got {kind!r}")
+
+    def add(builder: Builder) -> Builder:
+        entry = _Entry(builder, kind)
+        with _lock:
+            held = _entries.get(name)
+            # The same definition may come again (importlib.reload, __main__); another one may not.
+            if held is not None and held.origin != entry.origin:
+                raise ValueError(f"register_model: {name!r} is defined twice, by {held.origin} and by {entry.origin}")
+            _entries[name] = entry
+        return builder
+
+    return add
+
+
+def list_models(kind: str | None = None) -> list[str]:
+    """Names that `create_model` knows, sorted, all of them or those of one kind.
+
+    Raises:
+        ValueError: if `kind` is unknown.
+    """
+    if kind is not None and kind not in KINDS:
+        raise ValueError(f"list_models: kind must be one of {', '.join(KINDS)}, got {kind!r}")
+    _discover()
+    return sorted(name for name, entry in _entries.items() if kind is None or entry.kind == kind)
+
+
+def create_model(name: str, *, checkpoint: str | Path | None = None, **config: Any) -> nn.Module:
+    """Build the model registered as `name`, with the weights of `checkpoint` if one is given.
+
+    `checkpoint` is a path, or a bare word that names a file shipped in `tta_restore/models/weights`. A safetensors
+    file whose metadata carries `config` (JSON) provides the defaults of `config`; one whose metadata carries `model`
+    must have been written for this model.
+
+    Raises:
+        ValueError: if no such model or checkpoint exists, or the checkpoint belongs to another model.
+        TypeError: if the model does not take one of the keywords in `config`.
+    """
+    _discover()
+    if name not in _entries:
+        near = get_close_matches(name, _entries, n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(sorted(_entries))}"
+        raise ValueError(f"create_model: no model is called {name!r}; {hint}")
+    if checkpoint is None:
+        return _entries[name].builder(**config)
+    path = resolve(checkpoint)
+    metadata = read_metadata(path)
+    if metadata.get("model", name) != name:
+        raise ValueError(f"create_model: {path} holds weights of {metadata['model']!r}, not of {name!r}")
+    model = _entries[name].builder(**(metadata.get("config", {}) | config))
+    return load_checkpoint(model, path)
+
+
+def _discover() -> None:
+    """Import every public module of this package, and third-party packages that announce themselves, once."""
+    global _discovered
+    with _lock:
+        if _discovered:
+            return
+        package = importlib.import_module("tta_restore.models")
+        for module in pkgutil.iter_modules(package.__path__):
+            if not module.name.startswith("_"):
+                importlib.import_module(f"tta_restore.models.{module.name}")
+        for point in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP):
+            try:
+                loaded = point.load()
+                if point.name not in _entries and callable(loaded):
+                    register_model(point.name)(loaded)
+            except Exception as error:  # one broken plugin must not take the shipped models away
+                warnings.warn(f"list_models: plugin {point.name!r} ({point.value}) failed: {error}", stacklevel=3)
+        _discovered = True
