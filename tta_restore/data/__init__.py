@@ -1,0 +1,1 @@
+"""Photographs in and out, simulated lenses, and the streams made of them."""
