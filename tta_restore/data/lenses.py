@@ -165,7 +165,7 @@ def random_lens(generator: torch.Generator, *, radius: tuple[float, float] = (0.
     return Lens("random", centred(aperture), (min(first, second), max(first, second)))
 
 
-def centred(aperture: Aperture, *, reach: float = 2.0, samples: int = 161) -> Aperture:
+def centred(aperture: Aperture, *, reach: float = 2.0, samples: int = 81) -> Aperture:
     """The aperture with its centroid moved to the origin: a shift of the lens looks just like a shift of the picture."""
     axis = torch.linspace(-reach, reach, samples)
     u, v = axis[None, :], axis[:, None]
@@ -175,7 +175,7 @@ def centred(aperture: Aperture, *, reach: float = 2.0, samples: int = 161) -> Ap
     return lambda u, v: aperture(u + du, v + dv)
 
 
-def rms_radius(aperture: Aperture, *, reach: float = 2.5, samples: int = 201) -> float:
+def rms_radius(aperture: Aperture, *, reach: float = 2.5, samples: int = 101) -> float:
     """Root mean square distance from the centre at unit nominal radius: a size that all shapes have in common."""
     axis = torch.linspace(-reach, reach, samples)
     u, v = axis[None, :], axis[:, None]
@@ -183,7 +183,7 @@ def rms_radius(aperture: Aperture, *, reach: float = 2.5, samples: int = 201) ->
     return float(((picture * (u * u + v * v)).sum() / picture.sum().clamp(min=1e-12)).sqrt())
 
 
-def rasterize(aperture: Aperture, radius: Tensor, *, size: int = KERNEL_SIZE, supersample: int = 5) -> Tensor:
+def rasterize(aperture: Aperture, radius: Tensor, *, size: int = KERNEL_SIZE, supersample: int = 3) -> Tensor:
     """Point spread functions of an aperture at several radii.
 
     Shape:
@@ -231,7 +231,7 @@ def mix_blur(linear: Tensor, kernels: Tensor, weights: Tensor) -> Tensor:
     b, c, hp, wp = linear.shape
     levels, k = kernels.shape[1], kernels.shape[-1]
     spectrum = torch.fft.rfft2(linear)[:, None]  # circular is enough: the valid part never wraps
-    transfer = torch.fft.rfft2(kernels.flip(-2, -1), s=(hp, wp))[:, :, None]
+    transfer = torch.fft.rfft2(kernels, s=(hp, wp))[:, :, None]
     blurred = torch.fft.irfft2(spectrum * transfer, s=(hp, wp))[..., k - 1 :, k - 1 :]
     return torch.einsum("blchw,blhw->bchw", blurred.reshape(b, levels, c, hp - k + 1, wp - k + 1), weights)
 

@@ -1,0 +1,143 @@
+"""The lens simulator against closed forms: radii, sums, light, depth, seeds."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tta_restore.data import dead_leaves, lenses, photos
+
+FAMILIES = (lenses.SOURCE, *lenses.DEV, *lenses.TEST)
+
+
+@pytest.mark.parametrize("lens", FAMILIES, ids=lambda lens: lens.family)
+def test_kernels_sum_to_one_and_grow_with_the_radius(lens):
+    kernels = lenses.rasterize(lens.aperture, torch.tensor([1.0, 2.0, 4.0]))
+    torch.testing.assert_close(kernels.sum((1, 2)), torch.ones(3))
+    assert (kernels >= 0).all()
+    axis = torch.arange(17.0) - 8
+    spread = (kernels * (axis[:, None] ** 2 + axis[None] ** 2)).sum((1, 2)).sqrt()
+    assert spread[0] < spread[1] < spread[2]
+
+
+@pytest.mark.parametrize("lens", FAMILIES, ids=lambda lens: lens.family)
+def test_rms_radius_is_the_spread_of_the_kernel(lens):
+    axis = torch.arange(41.0) - 20
+    kernel = lenses.rasterize(lens.aperture, torch.tensor([5.0]), size=41)[0]
+    spread = float((kernel * (axis[:, None] ** 2 + axis[None] ** 2)).sum().sqrt())
+    assert spread == pytest.approx(5 * lenses.rms_radius(lens.aperture), rel=0.03)
+
+
+def test_disk_has_the_area_of_a_disk():
+    kernel = lenses.rasterize(lenses.disk, torch.tensor([5.0]))[0]
+    assert 1 / float(kernel.max()) == pytest.approx(math.pi * 25, rel=0.02)
+    assert lenses.rms_radius(lenses.disk) == pytest.approx(math.sqrt(0.5), rel=0.01)
+
+
+def test_ring_has_no_centre_and_polygon_its_symmetry():
+    ring = lenses.rasterize(lenses.ring(), torch.tensor([6.0]))[0]
+    assert ring[8, 8] == 0
+    square = lenses.rasterize(lenses.polygon(4, 0.37), torch.tensor([6.0]))[0]
+    torch.testing.assert_close(square, square.rot90(1), atol=1e-3, rtol=0)
+    triangle = lenses.rasterize(lenses.polygon(3, 0.37), torch.tensor([6.0]))[0]
+    assert (triangle - triangle.rot90(2)).abs().max() > 1e-3
+
+
+def test_vanishing_radius_is_no_blur():
+    for lens in FAMILIES:
+        kernel = lenses.rasterize(lens.aperture, torch.tensor([0.0]))[0]
+        assert kernel[8, 8] == 1
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10_000))
+def test_random_lenses_are_centred_and_seeded(seed):
+    first = lenses.random_lens(torch.Generator().manual_seed(seed))
+    second = lenses.random_lens(torch.Generator().manual_seed(seed))
+    assert first.radius == second.radius and first.radius[0] <= first.radius[1]
+    kernel = lenses.rasterize(first.aperture, torch.tensor([4.0]), size=41)[0]
+    torch.testing.assert_close(kernel, lenses.rasterize(second.aperture, torch.tensor([4.0]), size=41)[0])
+    axis = torch.arange(41.0) - 20
+    assert abs(float((kernel * axis[None]).sum())) < 0.15
+    assert abs(float((kernel * axis[:, None]).sum())) < 0.15
+
+
+def test_gamma_round_trip():
+    x = torch.linspace(0, 1, 256)
+    torch.testing.assert_close(lenses.linear_to_srgb(lenses.srgb_to_linear(x)), x, atol=1e-6, rtol=0)
+    assert float(lenses.srgb_to_linear(torch.tensor(0.5))) == pytest.approx(0.21404, abs=1e-4)
+
+
+def test_mix_blur_is_the_plain_convolution():
+    generator = torch.Generator().manual_seed(0)
+    image = torch.rand(2, 3, 30, 33, generator=generator)
+    kernels = torch.rand(2, 2, 5, 5, generator=generator)
+    weights = torch.rand(2, 2, 26, 29, generator=generator)
+    out = lenses.mix_blur(image, kernels, weights)
+    expected = torch.zeros(2, 3, 26, 29)
+    for b in range(2):
+        for level in range(2):
+            taps = kernels[b, level].flip(0, 1)[None, None].expand(3, 1, 5, 5)  # conv2d correlates, light convolves
+            expected[b] += torch.nn.functional.conv2d(image[b : b + 1], taps, groups=3)[0] * weights[b, level]
+    torch.testing.assert_close(out, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_level_weights_interpolate():
+    radius, levels = torch.tensor([[[0.0, 1.5, 9.0]]]), torch.tensor([[1.0, 2.0, 3.0]])
+    weights = lenses.level_weights(radius, levels)[0, :, 0]
+    torch.testing.assert_close(weights, torch.tensor([[1.0, 0.5, 0], [0, 0.5, 0], [0, 0, 1]]))
+
+
+def test_render_of_a_flat_picture_is_flat():
+    flat = torch.full((1, 3, 48, 48), 0.4)
+    blurry, radius, sharp = lenses.render(flat, [lenses.SOURCE], torch.Generator().manual_seed(0), noise=0.0)
+    assert blurry.shape == sharp.shape == (1, 3, 32, 32) and radius.shape == (1, 32, 32)
+    assert (blurry - 0.4).abs().max() <= 0.5 / 255 + 1e-6
+    assert lenses.SOURCE.radius[0] <= radius.min() and radius.max() <= lenses.SOURCE.radius[1]
+
+
+def test_render_wants_one_lens_per_picture():
+    with pytest.raises(ValueError, match=r"expected sharp \(B, 3, H, W\) and B lenses"):
+        lenses.render(torch.rand(2, 3, 48, 48), [lenses.SOURCE], torch.Generator())
+
+
+def test_stream_is_seeded_and_says_what_it_shows():
+    frames = lenses.lens_stream(lenses.TEST[:2], frames_per_lens=2, size=64, seed=3)
+    again = lenses.lens_stream(lenses.TEST[:2], frames_per_lens=2, size=64, seed=3)
+    other = lenses.lens_stream(lenses.TEST[:2], frames_per_lens=2, size=64, seed=4)
+    assert [f.family for f in frames] == ["gaussian"] * 2 + ["ring"] * 2
+    assert [f.position for f in frames] == [0, 1, 0, 1]
+    assert all(torch.equal(a.blurry, b.blurry) and torch.equal(a.sharp, b.sharp) for a, b in zip(frames, again, strict=True))
+    assert not torch.equal(frames[0].blurry, other[0].blurry)
+    assert frames[0].kernels.shape == (4, 4, 17, 17)
+
+
+def test_stream_refuses_photographs_smaller_than_a_crop():
+    with pytest.raises(ValueError, match="smaller than the crop"):
+        lenses.lens_stream(lenses.TEST[:1], ("coins",), size=400)
+
+
+def test_photographs_are_split_once():
+    names = photos.TRAIN + photos.DEV + photos.TEST
+    assert len(set(names)) == len(names) and len(photos.TEST) >= 6
+    for name in names:
+        photo = photos.load(name)
+        assert photo.shape[0] == 3 and photo.dtype == torch.float32 and photo.max() <= 1 and photo.std() > 0.02
+    with pytest.raises(ValueError, match="expected one of"):
+        photos.load("lena")
+
+
+def test_dead_leaves_fill_the_picture_and_are_seeded():
+    generator = torch.Generator().manual_seed(1)
+    stack = dead_leaves.bank(3, 64, generator)
+    assert stack.shape == (3, 3, 64, 64) and stack.min() >= 0 and stack.max() <= 1
+    assert (stack.std((1, 2, 3)) > 0.03).all()
+    assert torch.equal(stack, dead_leaves.bank(3, 64, torch.Generator().manual_seed(1)))
+
+
+def test_dead_leaves_take_colours_from_a_palette():
+    red = torch.tensor([[0.8, 0.1, 0.1]])
+    picture = dead_leaves.tile(48, torch.Generator().manual_seed(0), palette=red)
+    assert picture[0].mean() > 3 * picture[1].mean()
