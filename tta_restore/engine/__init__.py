@@ -1,0 +1,1 @@
+"""Loops: streams, evaluation, reports, the demo, restoring files, and training."""

@@ -1,0 +1,69 @@
+"""The result of a stream as text for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import isnan
+
+from tta_restore.engine.bootstrap import Interval
+from tta_restore.engine.evaluate import StreamResult
+
+
+def text_table(result: StreamResult, baseline: str) -> str:
+    """PSNR and SSIM per family, gains over the baseline, share of frames above it, and cost per frame.
+
+    `±` is half the 95 % bootstrap interval of the mean. Brackets give the whole interval of the overall gain, over
+    frames and over blocks of stream x family.
+    """
+    families = result.families
+    parts = []
+    for quantity, title, digits in (("psnr", "PSNR (dB)", 2), ("ssim", "SSIM", 3)):
+        columns = [*families, None]
+        rows = [[m, *(_plain(result.value(m, quantity, f), digits) for f in columns)] for m in result.methods]
+        parts.append(_lay_out(f"{title}, mean over frames", ["", *families, "all"], rows))
+    rows = []
+    for method in result.methods:
+        if method == baseline:
+            continue
+        gains = [_signed(result.gain(method, baseline, family=family)) for family in families]
+        frames, blocks = (result.gain(method, baseline, over=over) for over in ("frames", "blocks"))
+        rows.append(
+            [method, *gains, f"{frames.mean:+.2f}", _brackets(frames), _brackets(blocks),
+             f"{result.share_above(method, baseline):.0%}"]
+        )  # fmt: skip
+    header = ["", *families, "all", "over frames", "over blocks", "frames >"]
+    parts.append(_lay_out(f"PSNR gain over {baseline} (dB)", header, rows))
+    costs = {method: result.cost(method) for method in result.methods}
+    rows = [
+        [m, f"{c['cpu_seconds']:.3f}", f"{c['wall_seconds']:.3f}", f"{c['longest_wall_seconds']:.3f}"]
+        for m, c in costs.items()
+    ]
+    parts.append(_lay_out("Seconds per frame", ["", "processor", "clock", "longest"], rows))
+    count = len(result.of(baseline))
+    note = f"{count} frames, {len(families)} lens families. ± and brackets: 95 % bootstrap intervals of the mean."
+    return "\n\n".join([*parts, note])
+
+
+def _lay_out(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    table = [header, *rows]
+    widths = [max(len(row[column]) for row in table) for column in range(len(header))]
+    lines = []
+    for row in table:
+        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        lines.append("  ".join(cells).rstrip())
+    rule = "-" * max(map(len, lines))
+    return "\n".join([title, rule, lines[0], rule, *lines[1:]])
+
+
+def _plain(interval: Interval, digits: int) -> str:
+    half = "" if isnan(interval.half_width) else f" ±{interval.half_width:.{digits}f}"
+    return f"{interval.mean:.{digits}f}{half}"
+
+
+def _signed(interval: Interval) -> str:
+    half = "" if isnan(interval.half_width) else f" ±{interval.half_width:.2f}"
+    return f"{interval.mean:+.2f}{half}"
+
+
+def _brackets(interval: Interval) -> str:
+    return "-" if isnan(interval.low) else f"[{interval.low:+.2f}, {interval.high:+.2f}]"
