@@ -1,0 +1,457 @@
+"""Test bases: a subclass names the thing under test and some inputs, and inherits what every thing of its kind keeps.
+
+``OpTests`` for functions of tensors, ``ModuleTests`` for layers, ``LossTests`` for losses.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from _compare import TOLERANCES, assert_agrees
+from torch import Tensor
+
+import tta_restore
+from tta_restore import _backend
+
+HALF_TYPES = (torch.float16, torch.bfloat16)
+
+
+@dataclass
+class Sample:
+    """Arguments of one call: tensors by position, options by name."""
+
+    tensors: tuple[Tensor, ...]
+    options: dict[str, Any] = field(default_factory=dict)
+    unbatched: tuple[int, ...] = ()  # positions of tensors without a batch axis
+    frozen: tuple[int, ...] = ()  # positions of tensors that take no gradient
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Sample:
+        """Apply ``function`` to every tensor."""
+        return Sample(tuple(map(function, self.tensors)), self.options, self.unbatched, self.frozen)
+
+    def to(self, dtype: torch.dtype) -> Sample:
+        """Convert every tensor that can take a gradient."""
+        return self.map(lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor)
+
+    def leaves(self) -> tuple[Tensor, ...]:
+        """Detached copies, each requiring grad unless frozen or not floating."""
+        return tuple(
+            tensor.detach().clone().requires_grad_(tensor.is_floating_point() and i not in self.frozen)
+            for i, tensor in enumerate(self.tensors)
+        )
+
+
+@dataclass
+class Bad:
+    """A call that must be refused, with a message that matches."""
+
+    tensors: tuple[Any, ...]
+    error: type[Exception]
+    match: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+def random(*shape: int, generator: torch.Generator, low: float = 0.0, high: float = 1.0) -> Tensor:
+    """Uniform float64 numbers."""
+    return torch.rand(shape, generator=generator, dtype=torch.float64) * (high - low) + low
+
+
+def gradients(
+    function: Callable[..., Tensor], sample: Sample, weights: Tensor | None = None
+) -> tuple[Tensor, list[Tensor]]:
+    """Return the result and the gradients of its weighted sum in every leaf that takes one."""
+    leaves = sample.leaves()
+    out = function(*leaves, **sample.options)
+    taking = [leaf for leaf in leaves if leaf.requires_grad]
+    weights = torch.ones_like(out) if weights is None else weights.to(out)
+    return out, list(torch.autograd.grad(out, taking, weights))
+
+
+def _strided(tensor: Tensor) -> Tensor:
+    return torch.stack((tensor, tensor), -1)[..., 0]
+
+
+def _channels_last(tensor: Tensor) -> Tensor:
+    return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
+
+
+def _offset(tensor: Tensor) -> Tensor:
+    buffer = tensor.new_zeros(tensor.numel() + 3)
+    buffer[3:] = tensor.flatten()
+    return buffer[3:].view(tensor.shape)
+
+
+@contextmanager
+def recorded_operators() -> Iterator[list[tuple[str, tuple[Any, ...]]]]:
+    """Collect name and arguments of every registered op of the package that runs inside."""
+    calls: list[tuple[str, tuple[Any, ...]]] = []
+    original = _backend.Operator.__call__
+
+    def record(self: _backend.Operator, *args: Any) -> Any:
+        calls.append((self.name, tuple(a.detach().clone() if isinstance(a, Tensor) else a for a in args)))
+        return original(self, *args)
+
+    _backend.Operator.__call__ = record
+    try:
+        yield calls
+    finally:
+        _backend.Operator.__call__ = original
+
+
+class FunctionTests:
+    """What every differentiable function of tensors keeps. Subclass ``OpTests`` or ``LossTests``."""
+
+    op: Callable[..., Tensor]
+    dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.float64, *HALF_TYPES)
+    jvp = "raises"  # or "right"
+
+    def samples(self, generator: torch.Generator) -> list[Sample]:
+        """Small inputs in float64, away from kinks; the first one also serves the expensive checks."""
+        raise NotImplementedError
+
+    def bad(self) -> list[Bad]:
+        """Calls that must be refused."""
+        raise NotImplementedError
+
+    def call(self, *tensors: Tensor, **options: Any) -> Tensor:
+        """Call the function under test (a class attribute would bind self)."""
+        return type(self).op(*tensors, **options)
+
+    def reference(self, *tensors: Tensor, **options: Any) -> Tensor:
+        """Compute the expectation; by default the same function on the reference backend."""
+        with tta_restore.backend("reference"):
+            return self.call(*tensors, **options)
+
+    def on(self, device: torch.device, generator: torch.Generator) -> list[Sample]:
+        return [sample.map(lambda tensor: tensor.to(device)) for sample in self.samples(generator)]
+
+    def test_errors(self):
+        cases = self.bad()
+        assert cases, "name at least one call that must be refused"
+        for case in cases:
+            with pytest.raises(case.error, match=case.match) as caught:
+                self.call(*case.tensors, **case.options)
+            name = type(self).op.__name__
+            assert str(caught.value).startswith(f"{name}: "), (
+                f"the message does not start with {name!r}: {caught.value}"
+            )
+
+    def test_reference(self, device, generator):
+        """Results and gradients in every dtype against the reference in float64."""
+        for sample in self.on(device, generator):
+            for dtype in self.dtypes:
+                rounded = sample.to(dtype)
+                exact = rounded.to(torch.float64)
+                expected = self.reference(*exact.tensors, **exact.options)
+                weights = random(*expected.shape, generator=generator, low=-1, high=1).to(device)
+                if not any(leaf.requires_grad for leaf in sample.leaves()):
+                    assert_agrees(self.call(*rounded.tensors, **rounded.options), expected, what=f"{dtype}")
+                    continue
+                with tta_restore.backend("reference"):
+                    expected, expected_gradients = gradients(self.reference, exact, weights)
+                out, found = gradients(self.call, rounded, weights)
+                assert_agrees(out, expected, what=f"{dtype} result")
+                assert out.device == expected.device
+                for i, (got, want) in enumerate(zip(found, expected_gradients, strict=True)):
+                    assert got.dtype == dtype
+                    assert_agrees(got, want, what=f"{dtype} gradient {i}", tolerance=TOLERANCES[dtype])
+
+    def test_gradcheck(self, device, generator):
+        sample = self.on(device, generator)[0]
+        assert torch.autograd.gradcheck(lambda *t: self.call(*t, **sample.options), sample.leaves())
+
+    def test_gradgradcheck(self, device, generator):
+        """Second order: what meta-learning differentiates, and what opcheck does not see."""
+        sample = self.on(device, generator)[0]
+        assert torch.autograd.gradgradcheck(lambda *t: self.call(*t, **sample.options), sample.leaves())
+
+    def test_compile_fullgraph(self, device, generator):
+        torch._dynamo.reset()
+        sample = self.on(device, generator)[0].to(torch.float32)
+        compiled = torch.compile(self.call, fullgraph=True, backend="aot_eager")
+        out, found = gradients(compiled, sample)
+        expected, expected_gradients = gradients(self.call, sample)
+        assert_agrees(out, expected)
+        for got, want in zip(found, expected_gradients, strict=True):
+            assert_agrees(got, want)
+
+    @pytest.mark.slow
+    def test_compile_inductor(self, device, generator):
+        torch._dynamo.reset()
+        sample = self.on(device, generator)[0].to(torch.float32)
+        out, found = gradients(torch.compile(self.call, fullgraph=True), sample)
+        expected, expected_gradients = gradients(self.call, sample)
+        assert_agrees(out, expected)
+        for got, want in zip(found, expected_gradients, strict=True):
+            assert_agrees(got, want)
+
+    @pytest.mark.parametrize("half", [False, True])
+    def test_autocast(self, device, generator, half):
+        """Inside autocast, in float32 or bfloat16 frames, results and gradients stay those of the function."""
+        sample = self.on(device, generator)[0].to(torch.bfloat16)
+        expected, expected_gradients = gradients(self.reference, sample.to(torch.float64))
+        sample = sample if half else sample.to(torch.float32)
+        with torch.autocast(device.type, torch.bfloat16):
+            out, found = gradients(self.call, sample)
+        limit = TOLERANCES[torch.bfloat16]
+        assert_agrees(out, expected, tolerance=limit)
+        for got, want in zip(found, expected_gradients, strict=True):
+            assert_agrees(got, want, what="gradient", tolerance=limit)
+
+    @pytest.mark.parametrize("layout", [_strided, _channels_last, _offset])
+    def test_memory_layout(self, device, generator, layout):
+        for sample in self.on(device, generator):
+            sample = sample.to(torch.float32)
+            expected, expected_gradients = gradients(self.call, sample)
+            moved = sample.map(layout)
+            out = self.call(*moved.tensors, **moved.options)
+            assert_agrees(out, expected)
+            leaves = [
+                tensor.detach().requires_grad_(i not in sample.frozen and tensor.is_floating_point())
+                for i, tensor in enumerate(moved.tensors)
+            ]
+            out = self.call(*leaves, **moved.options)
+            taking = [leaf for leaf in leaves if leaf.requires_grad]
+            grad = layout(torch.ones_like(out))
+            for got, want in zip(torch.autograd.grad(out, taking, grad), expected_gradients, strict=True):
+                assert_agrees(got, want, what="gradient")
+
+    def test_deterministic(self, device, generator):
+        for sample in self.on(device, generator):
+            sample = sample.to(torch.float32)
+            first, second = gradients(self.call, sample), gradients(self.call, sample)
+            assert torch.equal(first[0], second[0])
+            assert all(torch.equal(a, b) for a, b in zip(first[1], second[1], strict=True))
+
+    def test_func_grad(self, device, generator):
+        sample = self.on(device, generator)[0]
+        leaves = sample.leaves()
+        wanted = tuple(i for i, leaf in enumerate(leaves) if leaf.requires_grad)
+        tensors = [leaf.detach() for leaf in leaves]
+
+        def total(*t: Tensor) -> Tensor:
+            return self.call(*t, **sample.options).square().sum()
+
+        found = torch.func.grad(total, argnums=wanted)(*tensors)
+        expected = torch.autograd.grad(total(*leaves), [leaves[i] for i in wanted])
+        for got, want in zip(found, expected, strict=True):
+            assert_agrees(got, want, what="torch.func.grad")
+
+    def test_jvp(self, device, generator):
+        """Forward mode is right, or refuses; it never returns a silent zero."""
+        sample = self.on(device, generator)[0]
+        tangents = tuple(random(*t.shape, generator=generator, low=-1, high=1).to(t) for t in sample.tensors)
+
+        def function(*t: Tensor) -> Tensor:
+            return self.call(*t, **sample.options)
+
+        if self.jvp == "raises":
+            with pytest.raises((RuntimeError, NotImplementedError)):
+                torch.func.jvp(function, sample.tensors, tangents)
+            return
+        _, found = torch.func.jvp(function, sample.tensors, tangents)
+        step = 1e-6
+        ahead = function(*(t + step * d for t, d in zip(sample.tensors, tangents, strict=True)))
+        behind = function(*(t - step * d for t, d in zip(sample.tensors, tangents, strict=True)))
+        torch.testing.assert_close(found, (ahead - behind) / (2 * step), rtol=1e-5, atol=1e-6)
+
+
+class OpTests(FunctionTests):
+    """Functions in ``tta_restore.ops``."""
+
+    def test_empty_batch(self, device, generator):
+        sample = self.on(device, generator)[0].to(torch.float32)
+        tensors = tuple(t if i in sample.unbatched else t[:0] for i, t in enumerate(sample.tensors))
+        empty = Sample(tensors, sample.options, sample.unbatched, sample.frozen)
+        full = self.call(*sample.tensors, **sample.options)
+        out, found = gradients(self.call, empty)
+        assert out.shape == (0, *full.shape[1:])
+        taking = [t for t in empty.leaves() if t.requires_grad]
+        for got, leaf in zip(found, taking, strict=True):
+            assert got.shape == leaf.shape
+            assert not got.any()
+
+    def test_opcheck(self, device, generator):
+        """Schema, fake and dispatch of every registered op that the function and its derivatives run."""
+        sample = self.on(device, generator)[0]
+        with recorded_operators() as calls:
+            leaves = sample.leaves()
+            out = self.call(*leaves, **sample.options)
+            taking = [leaf for leaf in leaves if leaf.requires_grad]
+            first = torch.autograd.grad(out, taking, torch.ones_like(out), create_graph=True)
+            again = [g for g in first if g.requires_grad]
+            if again:
+                torch.autograd.grad(again, taking, [torch.ones_like(g) for g in again], allow_unused=True)
+        for name, args in dict(calls).items():  # one call of each
+            torch.library.opcheck(getattr(torch.ops.tta_restore, name).default, args)
+
+    def test_registered_ops_match_their_references(self, device, generator):
+        """Each kernel beneath the function equals its own reference, backward ops included."""
+        for sample in self.on(device, generator):
+            for dtype in self.dtypes:
+                with recorded_operators() as calls:
+                    gradients(self.call, sample.to(dtype))
+                for name, args in calls:
+                    operator = _backend.OPERATORS[name]
+                    exact = tuple(a.double() if isinstance(a, Tensor) and a.is_floating_point() else a for a in args)
+                    found, expected = operator(*args), operator.reference(*exact)
+                    pairs = [(found, expected)] if isinstance(found, Tensor) else zip(found, expected, strict=True)
+                    for got, want in pairs:
+                        assert_agrees(got, want, what=f"{name} {dtype}", tolerance=TOLERANCES[dtype])
+
+
+class LossTests(FunctionTests):
+    """Functions in ``tta_restore.losses`` and the Module of the same meaning."""
+
+    module: Callable[..., torch.nn.Module]  # called with the options of a sample
+
+    def equal(self, generator: torch.Generator) -> Sample | None:
+        """Arguments at which the loss is smallest, where its gradient must stay finite; None where there is no such."""
+        return None
+
+    def test_is_scalar(self, device, generator):
+        for sample in self.on(device, generator):
+            out = self.call(*sample.to(torch.float32).tensors, **sample.options)
+            assert out.shape == ()
+            assert out.isfinite()
+
+    def test_module_is_the_function(self, device, generator):
+        for sample in self.on(device, generator):
+            module = type(self).module(**sample.options)
+            assert torch.equal(module(*sample.tensors), self.call(*sample.tensors, **sample.options))
+            assert repr(module).startswith(type(module).__name__)
+
+    def test_smallest_where_equal(self, device, generator):
+        sample = self.equal(generator)
+        if sample is None:
+            return
+        sample = sample.map(lambda tensor: tensor.to(device, torch.float32))
+        out, found = gradients(self.call, sample)
+        assert all(g.isfinite().all() for g in found)
+        noisy = sample.map(lambda t: t + 0.1 * random(*t.shape, generator=generator).to(t))
+        assert out <= self.call(*noisy.tensors, **noisy.options)
+
+
+class ModuleTests:
+    """Layers in ``tta_restore.nn`` and models in ``tta_restore.models``."""
+
+    dtypes: tuple[torch.dtype, ...] = (torch.float32,)
+    unused: tuple[str, ...] = ()  # names of parameters that this forward pass does not touch
+
+    def module(self, **factory: Any) -> torch.nn.Module:
+        """Build the module; ``factory`` holds device and dtype."""
+        raise NotImplementedError
+
+    def inputs(self, generator: torch.Generator) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
+        """Float64 tensors and options of one call."""
+        raise NotImplementedError
+
+    def functional(self, module: torch.nn.Module, *tensors: Tensor, **options: Any) -> Tensor | None:
+        """Compute the same without the module, where a function for it exists."""
+        return None
+
+    def built(self, device: torch.device, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
+        state = torch.random.get_rng_state()
+        torch.manual_seed(0)
+        module = self.module(device=device, dtype=dtype).eval()
+        torch.random.set_rng_state(state)
+        return module
+
+    def arguments(
+        self, device: torch.device, generator: torch.Generator, dtype: torch.dtype = torch.float32
+    ) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
+        tensors, options = self.inputs(generator)
+        return tuple(t.to(device, dtype) if t.is_floating_point() else t.to(device) for t in tensors), options
+
+    def test_repr(self, device):
+        module = self.built(device)
+        assert repr(module).startswith(type(module).__name__ + "(")
+
+    def test_device_and_dtype(self):
+        module = self.module(device="meta", dtype=torch.float64)
+        kinds = {(t.device.type, t.dtype) for t in module.state_dict().values() if t.is_floating_point()}
+        assert kinds <= {("meta", torch.float64)}
+
+    def test_runs_in_each_dtype(self, device, generator):
+        for dtype in self.dtypes:
+            tensors, options = self.arguments(device, generator, dtype)
+            out = self.built(device, dtype)(*tensors, **options)
+            assert out.dtype == dtype
+            assert out.isfinite().all()
+
+    def test_is_its_function(self, device, generator):
+        tensors, options = self.arguments(device, generator)
+        module = self.built(device)
+        expected = self.functional(module, *tensors, **options)
+        if expected is not None:
+            assert_agrees(module(*tensors, **options), expected)
+
+    def test_gradient_reaches_every_parameter(self, device, generator):
+        tensors, options = self.arguments(device, generator)
+        module = self.built(device)
+        out = module(*(t.requires_grad_(t.is_floating_point()) for t in tensors), **options)
+        (out * torch.rand(out.shape, generator=generator).to(out)).sum().backward()
+        silent = [
+            n for n, p in module.named_parameters() if n not in self.unused and (p.grad is None or not p.grad.any())
+        ]
+        assert not silent, f"no gradient reaches {silent}"
+        assert all(p.grad.isfinite().all() for p in module.parameters() if p.grad is not None)
+
+    def test_state_round_trip(self, device, generator):
+        tensors, options = self.arguments(device, generator)
+        module = self.built(device)
+        buffer = io.BytesIO()
+        torch.save(module.state_dict(), buffer)
+        buffer.seek(0)
+        other = self.module(device=device, dtype=torch.float32).eval()
+        other.load_state_dict(torch.load(buffer, weights_only=True))
+        expected = module(*tensors, **options)
+        assert torch.equal(other(*tensors, **options), expected)
+        assert torch.equal(copy.deepcopy(module)(*tensors, **options), expected)
+
+    def test_forward_leaves_no_trace(self, device, generator):
+        """Inputs, parameters, the global random state and the mode are as before."""
+        tensors, options = self.arguments(device, generator)
+        module = self.built(device)
+        before = [t.clone() for t in (*tensors, *module.state_dict().values())]
+        random_state = torch.random.get_rng_state()
+        with torch.no_grad():
+            module(*tensors, **options)
+        after = [*tensors, *module.state_dict().values()]
+        assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+        assert torch.equal(random_state, torch.random.get_rng_state())
+        assert not module.training
+
+    def test_functional_call(self, device, generator):
+        """Adapters run one backbone with several sets of tensors."""
+        tensors, options = self.arguments(device, generator)
+        module = self.built(device)
+        doubled = {name: p.detach() * 1.5 for name, p in module.named_parameters()}
+        out = torch.func.functional_call(module, doubled, tensors, options)
+        with torch.no_grad():
+            for name, parameter in module.named_parameters():
+                parameter.copy_(doubled[name])
+        assert_agrees(out, module(*tensors, **options))
+
+    def test_compile_fullgraph(self, device, generator):
+        torch._dynamo.reset()
+        tensors, options = self.arguments(device, generator)
+        module = self.built(device)
+        compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+        assert_agrees(compiled(*tensors, **options), module(*tensors, **options))
+
+    def test_autocast(self, device, generator):
+        tensors, options = self.arguments(device, generator)
+        module = self.built(device)
+        with torch.autocast(device.type, torch.bfloat16):
+            out = module(*tensors, **options)
+            out.float().square().mean().backward()
+        assert out.isfinite().all()
+        assert all(p.grad is None or p.grad.isfinite().all() for p in module.parameters())

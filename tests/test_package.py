@@ -1,0 +1,74 @@
+"""Importing the package: quick, without optional packages, complete."""
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+
+import tta_restore
+
+ROOT = Path(__file__).parents[1]
+OPTIONAL = (
+    "timm",
+    "open_clip",
+    "spandrel",
+    "skimage",
+    "sklearn",
+    "matplotlib",
+    "jinja2",
+    "jsonargparse",
+    "tifffile",
+    "av",
+)
+
+
+def test_import_needs_no_optional_package():
+    program = f"""
+import sys
+for name in {OPTIONAL!r}: sys.modules[name] = None
+import tta_restore
+import tta_restore.ops, tta_restore.nn, tta_restore.losses, tta_restore.models, tta_restore.adapters
+import tta_restore.data, tta_restore.metrics
+from tta_restore.__main__ import main
+sys.argv = ["tta_restore", "info"]
+raise SystemExit(main())
+"""
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.startswith(f"tta_restore {tta_restore.__version__} | torch")
+
+
+def test_import_loads_nothing_heavy_but_torch():
+    program = "import sys, tta_restore; print([n for n in sys.argv[1:] if n in sys.modules])"
+    heavy = ["torchvision", "numpy.testing", "PIL", "triton", "tta_restore.ops", "tta_restore.models", *OPTIONAL]
+    run = subprocess.run([sys.executable, "-c", program, *heavy], capture_output=True, text=True, check=True)
+    before = "import sys, torch; print([n for n in sys.argv[1:] if n in sys.modules])"
+    torch_alone = subprocess.run([sys.executable, "-c", before, *heavy], capture_output=True, text=True, check=True)
+    assert run.stdout == torch_alone.stdout
+
+
+def test_every_public_name_exists():
+    for name in tta_restore.__all__:
+        assert getattr(tta_restore, name) is not None
+    assert set(tta_restore.__all__) <= set(dir(tta_restore))
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        _ = tta_restore.nothing
+
+
+def test_floors_of_the_linter_are_all_packages():
+    config = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    layers = config["tool"]["importlinter"]["contracts"][0]["layers"]
+    named = {part.strip().removeprefix("tta_restore.") for layer in layers for part in layer.split("|")}
+    packages = {path.parent.name for path in (ROOT / "tta_restore").glob("*/__init__.py")}
+    assert packages <= named
+
+
+def test_memory_that_nobody_wrote_is_poisoned():
+    """The conftest's guard works, in Python and beneath it."""
+    assert torch.empty(3).isnan().all()
+    assert torch.empty_like(torch.ones(2, 2)).isnan().all()
+    assert torch.ones(2).new_empty(4).isnan().all()
+    assert torch.empty_strided((2, 2), (1, 2)).isnan().all()
