@@ -1,0 +1,59 @@
+# `make demo` and `make test` set everything up in .venv: Python >= 3.11 and make suffice, g++ adds the C++ kernels.
+PYTHON ?= python3
+JOBS ?= 2
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+# Without a compiler the references run; with one, a binary that is missing is an error.
+COMPILER := $(shell echo 'int main() {}' | $(CXX) -x c++ - -o /dev/null 2>/dev/null && echo yes)
+ifeq ($(COMPILER),yes)
+export TTA_RESTORE_REQUIRE_EXTENSION ?= 1
+endif
+
+.PHONY: demo test lint bench docs build install clean
+
+demo: install
+	$(BIN)/tta-restore demo
+
+test: install
+	$(BIN)/pytest -q -m "not slow" -n $(JOBS) --dist worksteal
+
+lint: install
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/pyrefly check
+
+bench: install
+	$(BIN)/pytest benchmarks -q
+
+docs: install
+	$(PIP) install -c constraints.txt sphinx myst-parser furo
+	$(BIN)/sphinx-build -W -b html docs build/docs
+
+install: .venv/built
+
+# The extension again, whatever the time stamps say.
+build: .venv/installed
+	rm -f .venv/built
+	$(MAKE) .venv/built
+
+.venv/built: .venv/installed $(shell find csrc -type f 2>/dev/null)
+ifneq ($(COMPILER),yes)
+	@echo "tta_restore: no working C++ compiler ($(CXX)); the reference kernels will run, same results but slower"
+endif
+	$(PIP) install --no-build-isolation --no-deps -e .
+	@touch $@
+
+# torch comes first: the build of the package asks the installed one for its headers (--no-build-isolation).
+.venv/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "tta_restore needs Python >= 3.11; name one with: make PYTHON=python3.12"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "tta_restore: setting up .venv; torch alone is a download of several GB, once"
+	$(PIP) install -c constraints.txt torch torchvision scikit-build-core cmake ninja
+	$(PIP) install -c constraints.txt --no-build-isolation -C wheel.cmake=false -e '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf build .pytest_cache .ruff_cache .hypothesis
