@@ -12,8 +12,8 @@ from tta_restore.engine.evaluate import StreamResult
 def text_table(result: StreamResult, baseline: str) -> str:
     """PSNR and SSIM per family, gains over the baseline, share of frames above it, and cost per frame.
 
-    `±` is half the 95 % bootstrap interval of the mean. Brackets give the whole interval of the overall gain, over
-    frames and over blocks of stream x family.
+    `±` is half the 95 % bootstrap interval of the mean over frames; brackets give the interval of the overall gain
+    over whole lenses (blocks of stream x family).
     """
     families = result.families
     parts = []
@@ -25,13 +25,10 @@ def text_table(result: StreamResult, baseline: str) -> str:
     for method in result.methods:
         if method == baseline:
             continue
-        gains = [_signed(result.gain(method, baseline, family=family)) for family in families]
-        frames, blocks = (result.gain(method, baseline, over=over) for over in ("frames", "blocks"))
-        rows.append(
-            [method, *gains, f"{frames.mean:+.2f}", _brackets(frames), _brackets(blocks),
-             f"{result.share_above(method, baseline):.0%}"]
-        )  # fmt: skip
-    header = ["", *families, "all", "over frames", "over blocks", "frames >"]
+        gains = [_signed(result.gain(method, baseline, family=family)) for family in [*families, None]]
+        blocks = result.gain(method, baseline, over="blocks")
+        rows.append([method, *gains, _brackets(blocks), f"{result.share_above(method, baseline):.0%}"])
+    header = ["", *families, "all", "over lenses", "frames >"]
     parts.append(_lay_out(f"PSNR gain over {baseline} (dB)", header, rows))
     costs = {method: result.cost(method) for method in result.methods}
     rows = [
@@ -40,7 +37,10 @@ def text_table(result: StreamResult, baseline: str) -> str:
     ]
     parts.append(_lay_out("Seconds per frame", ["", "processor", "clock", "longest"], rows))
     count = len(result.of(baseline))
-    note = f"{count} frames, {len(families)} lens families. ± and brackets: 95 % bootstrap intervals of the mean."
+    note = (
+        f"{count} frames, {len(families)} lens families. Intervals are 95 % bootstrap intervals of the mean:\n"
+        "± is half the interval over frames, brackets are the interval over whole lenses (stream x family)."
+    )
     return "\n\n".join([*parts, note])
 
 
@@ -62,8 +62,12 @@ def _plain(interval: Interval, digits: int) -> str:
 
 def _signed(interval: Interval) -> str:
     half = "" if isnan(interval.half_width) else f" ±{interval.half_width:.2f}"
-    return f"{interval.mean:+.2f}{half}"
+    return f"{_gain(interval.mean)}{half}"
 
 
 def _brackets(interval: Interval) -> str:
-    return "-" if isnan(interval.low) else f"[{interval.low:+.2f}, {interval.high:+.2f}]"
+    return "-" if isnan(interval.low) else f"[{_gain(interval.low)}, {_gain(interval.high)}]"
+
+
+def _gain(value: float) -> str:
+    return " 0.00" if round(value, 2) == 0 else f"{value:+.2f}"
