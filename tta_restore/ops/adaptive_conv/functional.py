@@ -1,0 +1,180 @@
+"""Adaptive convolutions: schemas, checks and docstrings. Their calculus is in calculus.py, their definition in reference.py."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ... import _checks
+from .calculus import Iac, IacFromFeatures, Sac
+
+Horizontal = Literal["own", "vertical"]
+
+
+def sac(x: Tensor, vertical: Tensor, horizontal: Tensor) -> Tensor:
+    r"""Filter every pixel of every channel first along its column, then along its row, with taps of its own.
+
+    ``v[y, x] = sum_t vertical[t, y, x] u[y + t - p, x]`` and ``z[y, x] = sum_t horizontal[t, y, x] v[y, x + t - p]``
+    with ``p = (K - 1) / 2``, borders replicated: tap 0 reads the row above and the column to the left. This is not the
+    outer product of the two filters at the output pixel: the vertical pass of a neighbour uses the neighbour's taps.
+
+    Shape:
+        - x: (B, C, H, W)
+        - vertical, horizontal: (B, C*K, H, W), K odd, channel c*K + t
+        - output: (B, C, H, W), contiguous
+
+    Raises:
+        TypeError: an argument is no floating-point tensor, or dtypes differ outside autocast.
+        ValueError: shapes or devices do not match.
+
+    Source: Iterative Filter Adaptive Network (Lee et al., CVPR 2021), one step of its IAC layer.
+
+    >>> x, centre = torch.arange(6.0).reshape(1, 1, 2, 3), torch.tensor([0.0, 1, 0]).reshape(1, 3, 1, 1).expand(1, 3, 2, 3)
+    >>> left = torch.tensor([1.0, 0, 0]).reshape(1, 3, 1, 1).expand(1, 3, 2, 3)
+    >>> sac(x, centre, left).flatten().tolist()
+    [0.0, 0.0, 1.0, 3.0, 3.0, 4.0]
+    """
+    _checks.expect_floating("sac", x=x, vertical=vertical, horizontal=horizontal)
+    b, c, h, w = _frames("sac", x)
+    taps = vertical.shape[1] // c if vertical.ndim == 4 else 0
+    if taps % 2 == 0 or tuple(vertical.shape) != (b, c * taps, h, w):
+        raise ValueError(
+            f"sac: expected vertical of shape (B, C*K, H, W) = ({b}, {c}*K, {h}, {w}), K odd, got {tuple(vertical.shape)}"
+        )
+    _checks.expect_shape("sac", "horizontal", horizontal, "(B, C*K, H, W)", (b, c * taps, h, w))
+    x, vertical, horizontal = _one_dtype("sac", x, vertical, horizontal=horizontal)
+    return Sac.apply(x, vertical, horizontal)
+
+
+def iac(
+    x: Tensor,
+    filters: Tensor,
+    *,
+    num_steps: int,
+    kernel_size: int = 3,
+    negative_slope: float = 0.1,
+    activate_last: bool = True,
+    horizontal: Horizontal = "own",
+) -> Tensor:
+    r"""Apply N steps of ``u <- leaky_relu(sac(u, vertical_n, horizontal_n) + bias_n)``, all in one kernel.
+
+    Args:
+        x: frames or features.
+        filters: for every step the vertical then the horizontal taps, and all biases at the end, in channels
+            ``vertical[n, c, t]: n*2CK + c*K + t``, ``horizontal[n, c, t]: n*2CK + CK + c*K + t``,
+            ``bias[n, c]: N*2CK + n*C + c``. Float16 and bfloat16 are read as such and computed with in float32.
+        num_steps: N, at least 1.
+        kernel_size: K, odd; 3, 5 and 7 have kernels of their own, other sizes share a slower one.
+        negative_slope: of the leaky ReLU, at least 0.
+        activate_last: whether the ReLU follows the last step too.
+        horizontal: ``"own"`` as published; ``"vertical"`` filters rows with the vertical taps again and never reads the
+            horizontal ones, which is how the released IFAN checkpoints were trained and must run.
+
+    Shape:
+        - x: (B, C, H, W)
+        - filters: (B, N*C*(2K+1), H, W)
+        - output: (B, C, H, W), contiguous
+
+    Under autocast ``x`` follows the dtype of ``filters``, which are too large to convert.
+
+    Raises:
+        TypeError: an argument is no floating-point tensor or no integer, or dtypes differ outside autocast.
+        ValueError: shapes, devices or options do not match.
+
+    Source: Iterative Filter Adaptive Network (Lee et al., CVPR 2021), the IAC layer.
+
+    >>> x = torch.tensor([-1.0, 0, 2]).reshape(1, 1, 1, 3)
+    >>> identity = torch.tensor([0.0, 1, 0, 0, 1, 0, 0]).reshape(1, 7, 1, 1).expand(1, 7, 1, 3)
+    >>> iac(x, identity, num_steps=1).flatten().tolist()
+    [-0.10000000149011612, 0.0, 2.0]
+    """
+    _checks.expect_floating("iac", x=x, filters=filters)
+    b, c, h, w = _frames("iac", x)
+    _options("iac", num_steps, kernel_size, negative_slope, horizontal)
+    channels = num_steps * c * (2 * kernel_size + 1)
+    _checks.expect_shape("iac", "filters", filters, "(B, N*C*(2K+1), H, W)", (b, channels, h, w))
+    x, filters = _one_dtype("iac", x, filters)
+    save = torch.is_grad_enabled() and (x.requires_grad or filters.requires_grad)
+    own = horizontal == "own"
+    return Iac.apply(x, filters, num_steps, kernel_size, float(negative_slope), bool(activate_last), own, save)[0]
+
+
+def iac_from_features(
+    x: Tensor,
+    features: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    num_steps: int,
+    kernel_size: int = 3,
+    negative_slope: float = 0.1,
+    activate_last: bool = True,
+    horizontal: Horizontal = "own",
+) -> Tensor:
+    r"""Compute ``iac(x, conv1x1(features, weight, bias), ...)`` without ever holding the filters.
+
+    A few channels' filters are made where they are used, and made again for the gradient: nothing of size N*C*(2K+1)
+    planes exists, forward or backward. (The second derivative holds them for a sixteenth of the channels at a time.)
+    The options are those of :func:`iac`.
+
+    Shape:
+        - x: (B, C, H, W)
+        - features: (B, D, H, W)
+        - weight: (N*C*(2K+1), D), rows in the order of the filters' channels
+        - bias: (N*C*(2K+1),)
+        - output: (B, C, H, W), contiguous
+
+    Under autocast all tensors are converted to its dtype, as for a convolution; sums stay float32.
+
+    Raises:
+        TypeError: an argument is no floating-point tensor or no integer, or dtypes differ outside autocast.
+        ValueError: shapes, devices or options do not match.
+
+    Source: Iterative Filter Adaptive Network (Lee et al., CVPR 2021), its filter predictor's last layer and IAC layer.
+
+    >>> x, features = torch.full((1, 1, 2, 2), 3.0), torch.ones(1, 2, 2, 2)
+    >>> identity = torch.tensor([0.0, 1, 0, 0, 1, 0, 0])
+    >>> iac_from_features(x, features, torch.zeros(7, 2), identity, num_steps=1).flatten().tolist()
+    [3.0, 3.0, 3.0, 3.0]
+    """
+    name = "iac_from_features"
+    _checks.expect_floating(name, x=x, features=features, weight=weight, bias=bias)
+    b, c, h, w = _frames(name, x)
+    _options(name, num_steps, kernel_size, negative_slope, horizontal)
+    channels = num_steps * c * (2 * kernel_size + 1)
+    _, d, _, _ = _checks.expect_shape(name, "features", features, "(B, D, H, W)", (b, None, h, w))
+    _checks.expect_shape(name, "weight", weight, "(N*C*(2K+1), D)", (channels, d))
+    _checks.expect_shape(name, "bias", bias, "(N*C*(2K+1),)", (channels,))
+    _checks.expect_same_device(name, x=x, features=features, weight=weight, bias=bias)
+    tensors = (x, features, weight, bias)
+    if torch.is_autocast_enabled(x.device.type) and all(t.dtype != torch.float64 for t in tensors):
+        tensors = tuple(t.to(torch.get_autocast_dtype(x.device.type)) for t in tensors)
+    _checks.expect_same_dtype(name, **dict(zip(("x", "features", "weight", "bias"), tensors, strict=True)))
+    own = horizontal == "own"
+    return IacFromFeatures.apply(*tensors, num_steps, kernel_size, float(negative_slope), bool(activate_last), own)
+
+
+def _frames(name: str, x: Tensor) -> tuple[int, ...]:
+    shape = _checks.expect_shape(name, "x", x, "(B, C, H, W)")
+    if min(shape[1:]) < 1:
+        raise ValueError(f"{name}: expected x of shape (B, C, H, W) with C, H and W at least 1, got {shape}")
+    return shape
+
+
+def _options(name: str, num_steps: int, kernel_size: int, negative_slope: float, horizontal: str) -> None:
+    _checks.expect_int(name, "num_steps", num_steps, minimum=1)
+    _checks.expect_int(name, "kernel_size", kernel_size, minimum=1, odd=True)
+    _checks.expect_choice(name, "horizontal", horizontal, ("own", "vertical"))
+    if not negative_slope >= 0:  # the sign of an activation must tell the sign of its input
+        raise ValueError(f"{name}: expected negative_slope to be a number >= 0, got {negative_slope}")
+
+
+def _one_dtype(name: str, x: Tensor, filters: Tensor, **more: Tensor) -> tuple[Tensor, ...]:
+    label = "vertical" if more else "filters"
+    _checks.expect_same_device(name, x=x, **{label: filters}, **more)
+    if torch.is_autocast_enabled(x.device.type) and torch.float64 not in {t.dtype for t in (x, filters, *more.values())}:
+        x, more = x.to(filters.dtype), {key: value.to(filters.dtype) for key, value in more.items()}
+    _checks.expect_same_dtype(name, x=x, **{label: filters}, **more)
+    return x, filters, *more.values()

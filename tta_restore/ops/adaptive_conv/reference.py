@@ -1,0 +1,200 @@
+"""Definition of the adaptive convolutions in plain torch: what every kernel must reproduce, and the kernel of last resort.
+
+One step is ``z = H(K2) V(K1) u + b`` and a leaky ReLU; ``V`` filters columns, ``H`` rows, every pixel with its own taps,
+borders replicated. Both are linear in the plane and in the taps, so each derivative below is built from the same four maps.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+COLUMN, ROW = 2, 3  # the axis along which the taps of the vertical and of the horizontal pass lie
+
+
+def _source(size: int, offset: int, device: torch.device) -> Tensor:
+    return (torch.arange(size, device=device) + offset).clamp(0, size - 1)
+
+
+def _gather(x: Tensor, offset: int, axis: int) -> Tensor:
+    return x.index_select(axis, _source(x.shape[axis], offset, x.device))
+
+
+def filter_axis(x: Tensor, taps: Tensor, axis: int) -> Tensor:
+    """Filter ``x`` (B, C, H, W) along one axis with ``taps`` (B, C, K, H, W): tap 0 reads the row above or column left."""
+    reach = taps.shape[2] // 2
+    return sum(taps[:, :, t] * _gather(x, t - reach, axis) for t in range(taps.shape[2]))
+
+
+def filter_axis_adjoint(grad: Tensor, taps: Tensor, axis: int) -> Tensor:
+    """Transpose of :func:`filter_axis` in ``x``: every border pixel collects what its replicas received."""
+    reach, out = taps.shape[2] // 2, torch.zeros_like(grad)
+    for t in range(taps.shape[2]):
+        out = out.index_add(axis, _source(grad.shape[axis], t - reach, grad.device), grad * taps[:, :, t])
+    return out
+
+
+def tap_gradient(grad: Tensor, x: Tensor, kernel_size: int, axis: int) -> Tensor:
+    """Gradient of :func:`filter_axis` in its taps, (B, C, K, H, W)."""
+    return torch.stack([grad * _gather(x, t - kernel_size // 2, axis) for t in range(kernel_size)], 2)
+
+
+def split_filters(filters: Tensor, num_steps: int, kernel_size: int, own: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Cut (B, N*C*(2K+1), H, W) into vertical and horizontal taps (B, N, C, K, H, W) and biases (B, N, C, H, W)."""
+    b, total, h, w = filters.shape
+    c = total // (num_steps * (2 * kernel_size + 1))
+    taps, bias = filters.split([num_steps * 2 * c * kernel_size, num_steps * c], 1)
+    taps = taps.reshape(b, num_steps, 2, c, kernel_size, h, w)
+    return taps[:, :, 0], taps[:, :, 1 if own else 0], bias.reshape(b, num_steps, c, h, w)
+
+
+def _join_filters(vertical: Tensor, horizontal: Tensor, bias: Tensor, own: bool) -> Tensor:
+    if not own:  # both passes read the vertical taps, the horizontal ones are never read
+        vertical, horizontal = vertical + horizontal, torch.zeros_like(horizontal)
+    b, _, _, _, h, w = vertical.shape
+    return torch.cat([torch.stack([vertical, horizontal], 2).reshape(b, -1, h, w), bias.reshape(b, -1, h, w)], 1)
+
+
+def widen(*tensors: Tensor) -> list[Tensor]:
+    """Half types compute in float32."""
+    return [t.float() if t.dtype in (torch.float16, torch.bfloat16) else t for t in tensors]
+
+
+def sac(x: Tensor, vertical: Tensor, horizontal: Tensor) -> Tensor:
+    b, c, h, w = x.shape
+    plane, k1, k2 = widen(x, vertical, horizontal)
+    middle = filter_axis(plane, k1.reshape(b, c, -1, h, w), COLUMN)
+    return filter_axis(middle, k2.reshape(b, c, -1, h, w), ROW).to(x.dtype)
+
+
+def sac_backward(
+    grad: Tensor, x: Tensor, vertical: Tensor, horizontal: Tensor, need_taps: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients in x, vertical and horizontal; the last two are empty unless needed."""
+    b, c, h, w = x.shape
+    g, plane, k1, k2 = widen(grad, x, vertical, horizontal)
+    k1, k2 = (k.reshape(b, c, -1, h, w) for k in (k1, k2))
+    g_middle = filter_axis_adjoint(g, k2, ROW)
+    grad_x = filter_axis_adjoint(g_middle, k1, COLUMN).to(x.dtype)
+    if not need_taps:
+        return grad_x, x.new_empty(0), x.new_empty(0)
+    grad_vertical = tap_gradient(g_middle, plane, k1.shape[2], COLUMN)
+    grad_horizontal = tap_gradient(g, filter_axis(plane, k1, COLUMN), k2.shape[2], ROW)
+    return grad_x, *(d.reshape(vertical.shape).to(x.dtype) for d in (grad_vertical, grad_horizontal))
+
+
+def _steps(
+    x: Tensor, filters: Tensor, num_steps: int, kernel_size: int, negative_slope: float, activate_last: bool, own: bool
+) -> tuple[list[Tensor], list[Tensor], Tensor, Tensor]:
+    """Run the recursion; return its states u_0..u_N, the taps, and the slope of the activation after every step."""
+    vertical, horizontal, bias = split_filters(filters, num_steps, kernel_size, own)
+    states, slopes = [x], []
+    for n in range(num_steps):
+        z = filter_axis(filter_axis(states[-1], vertical[:, n], COLUMN), horizontal[:, n], ROW) + bias[:, n]
+        active = n < num_steps - 1 or activate_last
+        one = torch.ones_like(z)  # a Python 1.0 here would round the slope to float32 for float64 planes
+        slopes.append(torch.where(z > 0, one, negative_slope) if active else one)
+        states.append(functional.leaky_relu(z, negative_slope) if active else z)
+    return states, slopes, vertical, horizontal
+
+
+def iac(x: Tensor, filters: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
+    """Return the output and, where the last option asks for them, u_1..u_{N-1}, (B, N-1, C, H, W)."""
+    *options, save_states = options
+    states, *_ = _steps(*widen(x, filters), *options)
+    saved = states[1:-1] if save_states else []
+    inner = torch.stack(saved, 1) if saved else states[0].new_empty(len(x), 0, *x.shape[1:])
+    return states[-1].to(x.dtype), inner
+
+
+def iac_backward(grad: Tensor, x: Tensor, filters: Tensor, states: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
+    """Gradients in x and in the filters, the latter empty unless the last option asks for it; ``states`` saves time."""
+    *options, need_filters = options
+    num_steps, kernel_size, own = options[0], options[1], options[4]
+    g, plane, taps = widen(grad, x, filters)
+    inputs, slopes, vertical, horizontal = _steps(plane, taps, *options)
+    grad_vertical, grad_horizontal, grad_bias = torch.zeros_like(vertical), torch.zeros_like(horizontal), []
+    for n in reversed(range(num_steps)):
+        k1, k2 = vertical[:, n], horizontal[:, n]
+        g = g * slopes[n]
+        g_middle = filter_axis_adjoint(g, k2, ROW)
+        grad_bias.insert(0, g)
+        grad_horizontal[:, n] = tap_gradient(g, filter_axis(inputs[n], k1, COLUMN), kernel_size, ROW)
+        grad_vertical[:, n] = tap_gradient(g_middle, inputs[n], kernel_size, COLUMN)
+        g = filter_axis_adjoint(g_middle, k1, COLUMN)
+    if not need_filters:
+        return g.to(x.dtype), x.new_empty(0)
+    grad_filters = _join_filters(grad_vertical, grad_horizontal, torch.stack(grad_bias, 1), own)
+    return g.to(x.dtype), grad_filters.to(filters.dtype)
+
+
+def iac_double_backward(
+    dx: Tensor | None, dfilters: Tensor | None, grad: Tensor, x: Tensor, filters: Tensor, *options: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of ``<grad, J (dx, dfilters)>`` in grad, x and filters, J the Jacobian of iac at (x, filters).
+
+    Either direction may be None, zero. The slopes are constant almost everywhere, so the tangent recursion ``du' = slope (dH V u + H dV u + H V du + db)``
+    is differentiated like the primal one: ``p`` is adjoint to the tangent du, ``q`` to the state u.
+    """
+    num_steps, kernel_size, own = options[0], options[1], options[4]
+    dx = torch.zeros_like(x) if dx is None else dx
+    dfilters = torch.zeros_like(filters) if dfilters is None else dfilters
+    du, dtaps, p, plane, taps = widen(dx, dfilters, grad, x, filters)
+    states, slopes, vertical, horizontal = _steps(plane, taps, *options)
+    dvertical, dhorizontal, dbias = split_filters(dtaps, num_steps, kernel_size, own)
+    middles, dmiddles, tangents = [], [], [du]
+    for n in range(num_steps):
+        k1, k2, u, du = vertical[:, n], horizontal[:, n], states[n], tangents[n]
+        middles.append(filter_axis(u, k1, COLUMN))
+        dmiddles.append(filter_axis(du, k1, COLUMN) + filter_axis(u, dvertical[:, n], COLUMN))
+        dz = filter_axis(dmiddles[n], k2, ROW) + filter_axis(middles[n], dhorizontal[:, n], ROW) + dbias[:, n]
+        tangents.append(slopes[n] * dz)
+    q = torch.zeros_like(p)
+    grad_vertical, grad_horizontal, grad_bias = torch.zeros_like(vertical), torch.zeros_like(horizontal), []
+    for n in reversed(range(num_steps)):
+        k1, k2, dk1, dk2 = vertical[:, n], horizontal[:, n], dvertical[:, n], dhorizontal[:, n]
+        p, q = p * slopes[n], q * slopes[n]
+        grad_bias.insert(0, q)
+        grad_horizontal[:, n] = tap_gradient(p, dmiddles[n], kernel_size, ROW) + tap_gradient(
+            q, middles[n], kernel_size, ROW
+        )
+        p, q = filter_axis_adjoint(p, k2, ROW), filter_axis_adjoint(q, k2, ROW) + filter_axis_adjoint(p, dk2, ROW)
+        grad_vertical[:, n] = tap_gradient(p, tangents[n], kernel_size, COLUMN) + tap_gradient(
+            q, states[n], kernel_size, COLUMN
+        )
+        p, q = (
+            filter_axis_adjoint(p, k1, COLUMN),
+            filter_axis_adjoint(q, k1, COLUMN) + filter_axis_adjoint(p, dk1, COLUMN),
+        )
+    grad_filters = _join_filters(grad_vertical, grad_horizontal, torch.stack(grad_bias, 1), own)
+    return tangents[-1].to(grad.dtype), q.to(x.dtype), grad_filters.to(filters.dtype)
+
+
+def predict_filters(features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Apply the 1x1 convolution that turns features (B, D, H, W) into filters."""
+    return functional.conv2d(features, weight[:, :, None, None], bias)
+
+
+def iac_from_features(x: Tensor, features: Tensor, weight: Tensor, bias: Tensor, *options: Any) -> Tensor:
+    """Run :func:`iac` with predicted filters. This definition materialises them; the kernels do not."""
+    plane, *predictor = widen(x, features, weight, bias)
+    return iac(plane, predict_filters(*predictor), *options, False)[0].to(x.dtype)
+
+
+def iac_from_features_backward(
+    grad: Tensor, x: Tensor, features: Tensor, weight: Tensor, bias: Tensor, *options: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients in x, features, weight and bias; the last two options tell whether the second and last two are needed."""
+    *options, need_features, need_weight = options
+    g, plane, h, w, b = widen(grad, x, features, weight, bias)
+    filters = predict_filters(h, w, b)
+    grad_x, grad_filters = iac_backward(g, plane, filters, plane.new_empty(0), *options, need_features or need_weight)
+    none = x.new_empty(0)
+    grad_features = torch.einsum("od,bohw->bdhw", w, grad_filters).to(x.dtype) if need_features else none
+    if not need_weight:
+        return grad_x.to(x.dtype), grad_features, none, none.clone()
+    grad_weight = torch.einsum("bohw,bdhw->od", grad_filters, h).to(x.dtype)
+    return grad_x.to(x.dtype), grad_features, grad_weight, grad_filters.sum((0, 2, 3)).to(x.dtype)
