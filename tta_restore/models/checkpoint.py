@@ -22,16 +22,16 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def load_checkpoint(module: M, path_or_state_dict: str | Path | Mapping[str, Any]) -> M:
-    """Copy the weights of a checkpoint into `module` and return it.
+    """Copy the weights of a checkpoint into ``module`` and return it.
 
-    Takes a path (safetensors, or a torch file read with `weights_only=True`), a bare word that names a file shipped
-    in `tta_restore/models/weights`, or a state dict. The wrappers of training code (`params_ema`, `params`,
-    `state_dict`, ...) and the prefixes of DistributedDataParallel and torch.compile are taken off. A module that
-    knows checkpoints with other keys has a method `convert_state_dict(state_dict) -> state_dict`, which is called
+    Takes a path (safetensors, or a torch file read with ``weights_only=True``), a bare word that names a file shipped
+    in ``tta_restore/models/weights``, or a state dict. The wrappers of training code (``params_ema``, ``params``,
+    ``state_dict``, ...) and the prefixes of DistributedDataParallel and torch.compile are taken off. A module that
+    knows checkpoints with other keys has a method ``convert_state_dict(state_dict) -> state_dict``, which is called
     next. Everything is checked before the first weight is written.
 
     Raises:
-        ValueError: if the file is missing, unreadable, holds anything but tensors, or does not fit `module`.
+        ValueError: if the file is missing, unreadable, holds anything but tensors, or does not fit ``module``.
     """
     if isinstance(path_or_state_dict, Mapping):
         source, content = "the given state dict", path_or_state_dict
@@ -71,7 +71,7 @@ def resolve(checkpoint: str | Path) -> Path:
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
-    """Metadata of a safetensors file, `config` parsed from JSON; empty for any other file."""
+    """Metadata of a safetensors file, ``config`` parsed from JSON; empty for any other file."""
     if path.suffix != ".safetensors":
         return {}
     try:

@@ -37,10 +37,10 @@ _discovered = False
 
 
 def register_model(name: str, *, kind: str = "restorer") -> Callable[[Builder], Builder]:
-    """Put the decorated builder function (or module class) into the registry as `name`.
+    """Put the decorated builder function (or module class) into the registry as ``name``.
 
     Raises:
-        ValueError: if `kind` is unknown, or another builder holds the name already; both origins are named.
+        ValueError: if ``kind`` is unknown, or another builder holds the name already; both origins are named.
     """
     if kind not in KINDS:
         raise ValueError(f"register_model: kind of {name!r} must be one of {', '.join(KINDS)}, got {kind!r}")
@@ -59,10 +59,10 @@ def register_model(name: str, *, kind: str = "restorer") -> Callable[[Builder], 
 
 
 def list_models(kind: str | None = None) -> list[str]:
-    """Names that `create_model` knows, sorted, all of them or those of one kind.
+    """Names that ``create_model`` knows, sorted, all of them or those of one kind.
 
     Raises:
-        ValueError: if `kind` is unknown.
+        ValueError: if ``kind`` is unknown.
     """
     if kind is not None and kind not in KINDS:
         raise ValueError(f"list_models: kind must be one of {', '.join(KINDS)}, got {kind!r}")
@@ -71,15 +71,15 @@ def list_models(kind: str | None = None) -> list[str]:
 
 
 def create_model(name: str, *, checkpoint: str | Path | None = None, **config: Any) -> nn.Module:
-    """Build the model registered as `name`, with the weights of `checkpoint` if one is given.
+    """Build the model registered as ``name``, with the weights of ``checkpoint`` if one is given.
 
-    `checkpoint` is a path, or a bare word that names a file shipped in `tta_restore/models/weights`. A safetensors
-    file whose metadata carries `config` (JSON) provides the defaults of `config`; one whose metadata carries `model`
-    must have been written for this model.
+    ``checkpoint`` is a path, or a bare word that names a file shipped in ``tta_restore/models/weights``. A safetensors
+    file whose metadata carries ``config`` (JSON) provides the defaults of ``config``; one whose metadata carries
+    ``model`` must have been written for this model.
 
     Raises:
         ValueError: if no such model or checkpoint exists, or the checkpoint belongs to another model.
-        TypeError: if the model does not take one of the keywords in `config`.
+        TypeError: if the model does not take one of the keywords in ``config``.
     """
     _discover()
     if name not in _entries:

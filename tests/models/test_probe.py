@@ -1,0 +1,130 @@
+"""The probe says of spandrel's restorers what was found by hand (shared/conformance/spandrel_matrix.csv)."""
+
+import importlib
+
+import pytest
+import torch
+from torch import nn
+
+from tta_restore.models import as_restorer, probe
+
+pytest.importorskip("spandrel")
+pytestmark = [  # what these restorers do, not what this package does
+    pytest.mark.filterwarnings("ignore:'saved_variables' is deprecated"),
+    pytest.mark.filterwarnings("ignore:torch.meshgrid"),
+]
+
+# architecture folder, module, class, small configuration, what the conformance study found
+SPANDREL = {
+    "Compact": ("Compact.__arch.SRVGG", "SRVGGNetCompact", {"num_feat": 16, "num_conv": 2, "upscale": 1}, {}),
+    "NAFNet": (
+        "NAFNet.__arch.NAFNet_arch", "NAFNet",
+        {"width": 8, "middle_blk_num": 1, "enc_blk_nums": [1, 1], "dec_blk_nums": [1, 1]},
+        {"autograd_functions": ("LayerNormFunction",), "normalization": {"LayerNorm2d": 10}},
+    ),
+    "SwinIR/x2": (
+        "SwinIR.__arch.SwinIR", "SwinIR",
+        {"img_size": 64, "window_size": 8, "embed_dim": 24, "depths": [2], "num_heads": [2], "upscale": 2,
+         "upsampler": "pixelshuffle"},
+        {"scale": 2, "normalization": {"LayerNorm": 6}},
+    ),
+    "FBCNN": (
+        "FBCNN.__arch.FBCNN", "FBCNN", {"nb": 1}, {"image_at": (0,)},
+    ),
+    "DRUNet": (
+        "DRUNet.__arch.network_unet", "DRUNet",
+        {"in_nc": 4, "out_nc": 3, "nc": [16, 32, 48, 64], "nb": 1}, {"in_channels": 4, "multiple_of": 8},
+    ),
+    "PLKSR": ("PLKSR.__arch.PLKSR", "PLKSR", {"dim": 16, "n_blocks": 2, "upscaling_factor": 1}, {"in_place": True}),
+    "SPAN": (
+        "SPAN.__arch.span", "SPAN", {"num_in_ch": 3, "num_out_ch": 3, "feature_channels": 16, "upscale": 1},
+        {"unreached": 160},
+    ),
+    "RCAN": (
+        "RCAN.__arch.rcan_arch", "RCAN",
+        {"scale": 1, "n_resgroups": 1, "n_resblocks": 1, "n_feats": 16, "reduction": 4},
+        {"writes_input": True},
+    ),
+    "Uformer": (
+        "Uformer.__arch.Uformer", "Uformer",
+        {"img_size": 128, "embed_dim": 8, "depths": [1] * 9, "num_heads": [1, 1, 1, 1, 1, 1, 1, 1, 1]},
+        {"multiple_of": 128, "square": True},
+    ),
+}  # fmt: skip
+
+
+def build(name):
+    path, cls, config, _ = SPANDREL[name]
+    torch.manual_seed(0)
+    return getattr(importlib.import_module(f"spandrel.architectures.{path}"), cls)(**config)
+
+
+HEAVY = ("FBCNN", "Uformer")  # 20 M weights, and 128-pixel windows
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in HEAVY)) for n in SPANDREL])
+def test_spandrel_restorers_are_described_as_they_are(name):
+    net, expected = build(name), dict(SPANDREL[name][3])
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    report = probe(net)
+    found = {
+        "scale": report.spec.scale,
+        "in_channels": report.spec.in_channels,
+        "multiple_of": report.spec.size.multiple_of,
+        "square": report.spec.size.square,
+        "image_at": report.image_at,
+        "writes_input": report.writes_input,
+        "unreached": len(report.without_gradient),
+        "autograd_functions": report.autograd_functions,
+        "in_place": "inplace operation" in (report.backward_in_eval or ""),
+    }
+    usual = {
+        "scale": 1, "in_channels": 3, "multiple_of": 1, "square": False, "image_at": (), "writes_input": False,
+        "unreached": 0, "autograd_functions": (), "in_place": False,
+    }  # fmt: skip
+    norms = expected.pop("normalization", None)
+    assert found == usual | expected
+    assert norms is None or report.normalization == norms
+    assert report.backward_in_train is None
+    assert report.repeatable
+    assert report.batch
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+    assert all(part.training for part in net.modules())
+
+
+@pytest.mark.parametrize("name", ["Compact", "NAFNet", "SwinIR/x2"])
+def test_a_descriptor_is_unwrapped_and_its_requirements_kept(name):
+    from spandrel import ModelLoader
+
+    descriptor = ModelLoader().load_from_state_dict(build(name).state_dict()).eval()
+    restorer = as_restorer(descriptor)
+    assert restorer.module is descriptor.model
+    assert restorer.spec.in_channels == descriptor.input_channels
+    x = torch.rand(1, 3, 61, 67, requires_grad=True)
+    image = restorer(x)  # the descriptor's own call runs in inference mode and clamps in place
+    image.sum().backward()
+    assert x.grad is not None
+    torch.testing.assert_close(image.detach().clamp(0, 1), descriptor(x.detach()).clone(), atol=1e-5, rtol=1e-4)
+
+
+def test_the_report_reads_as_a_table():
+    text = str(probe(build("NAFNet")))
+    assert "size                multiple of 1, at least 1" in text
+    assert "LayerNorm2d x10" in text
+    assert "backward in eval    works" in text
+
+
+def test_randomness_and_refusals_are_seen():
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.Dropout(0.5), nn.Conv2d(8, 3, 1))
+    state = torch.get_rng_state()
+    report = probe(net)
+    assert report.random_in_train
+    assert report.repeatable
+    assert report.normalization == {"BatchNorm2d": 1}
+    assert torch.equal(torch.get_rng_state(), state)
+    fixed = nn.Linear(10, 10)  # takes images 10 pixels wide, and only those
+    with pytest.raises(ValueError, match="no frame suits Linear; pass an example"):
+        probe(fixed)
+    assert probe(fixed, torch.rand(1, 3, 10, 10)).spec.in_channels == 3
+    with pytest.raises(TypeError, match="got function"):
+        probe(lambda x: x)

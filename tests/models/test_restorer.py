@@ -1,0 +1,219 @@
+import dataclasses
+
+import hypothesis
+import pytest
+import torch
+from hypothesis import strategies as st
+from torch import nn
+
+from tta_restore import models
+from tta_restore.models import RestorerSpec, SizeRequirements, as_restorer
+from tta_restore.models.restorer import pad
+
+
+class Strict(nn.Module):
+    """Refuses sides that are no multiple of 8, as U-Nets do."""
+
+    def __init__(self, multiple=8, scale=1, square=False, minimum=1, silent=False):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3, padding=1)
+        self.multiple, self.scale, self.square, self.minimum, self.silent = multiple, scale, square, minimum, silent
+
+    def forward(self, x):
+        height, width = x.shape[-2:]
+        if height % self.multiple or width % self.multiple:
+            if self.silent:
+                return x[..., : height // self.multiple * self.multiple, : width // self.multiple * self.multiple]
+            raise RuntimeError("sizes do not match")
+        if (self.square and height != width) or min(height, width) < self.minimum:
+            raise RuntimeError("not my size")
+        return nn.functional.interpolate(self.conv(x), scale_factor=self.scale) if self.scale > 1 else self.conv(x)
+
+
+@dataclasses.dataclass
+class Result:
+    result: torch.Tensor
+    filters: torch.Tensor
+
+
+class Returning(nn.Module):
+    def __init__(self, wrap):
+        super().__init__()
+        self.conv, self.wrap = nn.Conv2d(3, 3, 3, padding=1), wrap
+
+    def forward(self, x):
+        return self.wrap(self.conv(x))
+
+
+HALF = nn.AvgPool2d(2)
+STRUCTURES = {
+    "coarse to fine": (lambda y: [HALF(y), y], (1,)),
+    "fine to coarse": (lambda y: (y, HALF(y)), (0,)),
+    "stages of one size": (lambda y: (y, y - 1, y - 2), (0,)),
+    "image and score": (lambda y: {"quality": y.mean((1, 2, 3)), "image": y}, ("image",)),
+    "features and image": (lambda y: {"features": y.repeat(1, 4, 1, 1), "image": y}, ("image",)),
+    "object": (lambda y: Result(result=y, filters=y.repeat(1, 9, 1, 1)), ("result",)),
+}
+
+
+@pytest.mark.parametrize(("wrap", "path"), STRUCTURES.values(), ids=STRUCTURES)
+def test_the_image_is_found_and_the_structure_kept(wrap, path):
+    net, x = Returning(wrap), torch.rand(1, 3, 20, 24)
+    restored = as_restorer(net).restore(x)
+    assert restored.path == path
+    assert torch.equal(restored.image, net.conv(x))
+    output = restored.with_image(restored.image * 0).output()
+    found, expected = dict(models.structure.leaves(output)), dict(models.structure.leaves(net(x)))
+    assert type(output) is type(net(x))
+    assert found.pop(path).abs().max() == 0
+    expected.pop(path)
+    assert all(torch.equal(found[key], expected[key]) for key in expected | found)
+
+
+def test_a_declared_output_wins():
+    net, x = Returning(lambda y: (y, y - 1, {"last": y - 2})), torch.rand(1, 3, 8, 8)
+    for output, offset in [(1, 1), ((2, "last"), 2), (-2, 1), (lambda raw: raw[2]["last"], 2)]:
+        restorer = as_restorer(net, RestorerSpec(output=output))
+        torch.testing.assert_close(restorer(x), net.conv(x) - offset)
+    with pytest.raises(ValueError, match=r"no tensor at \['image'\]; there are: \[0\], \[1\], \[2, 'last'\]"):
+        as_restorer(net, RestorerSpec(output="image"))(x)
+    with pytest.raises(ValueError, match="must return one of the tensors"):
+        as_restorer(net, RestorerSpec(output=lambda raw: raw[0] * 2))(x)
+
+
+@pytest.mark.parametrize("net", [
+    Strict(), Strict(1), Strict(2, silent=True), Strict(16, minimum=48), Strict(8, scale=2), Strict(128, square=True),
+    Strict(3 * 0 + 4, scale=3),
+])  # fmt: skip
+def test_sizes_and_scale_are_measured_and_any_frame_runs(net):
+    restorer = as_restorer(net)
+    assert restorer.spec is None
+    for height, width in [(61, 67), (9, 200), (3, 5)]:
+        assert restorer(torch.rand(1, 3, height, width)).shape[-2:] == (height * net.scale, width * net.scale)
+    size = restorer.spec.size
+    assert (size.multiple_of, size.square, restorer.spec.scale) == (net.multiple, net.square, net.scale)
+    assert net.minimum <= size.minimum < net.minimum + net.multiple
+
+
+def test_a_legal_frame_is_given_as_it_is():
+    net, x = Strict(), torch.rand(2, 3, 16, 24)
+    assert torch.equal(as_restorer(net, RestorerSpec(size=SizeRequirements(multiple_of=8)))(x), net(x))
+
+
+@hypothesis.given(
+    st.integers(1, 70), st.integers(1, 70), st.sampled_from([1, 2, 8, 16]), st.integers(1, 40), st.booleans()
+)
+def test_padding_is_legal_minimal_and_keeps_the_frame(height, width, multiple, minimum, square):
+    size = SizeRequirements(minimum, multiple, square)
+    x = torch.rand(1, 3, height, width)
+    padded = pad(x, size)
+    sides = padded.shape[-2:]
+    assert torch.equal(padded[..., :height, :width], x)
+    assert all(side % multiple == 0 and side >= minimum for side in sides)
+    assert not square or sides[0] == sides[1]
+    least = [-(-max(side, minimum) // multiple) * multiple for side in (height, width)]
+    assert list(sides) == ([max(least)] * 2 if square else least)
+    assert padded.min() >= x.min()
+    assert padded.max() <= x.max()
+
+
+def test_value_range_is_mapped_at_the_border():
+    seen = []
+
+    class Bytes(nn.Module):
+        def forward(self, x):
+            seen.append(x.max().item())
+            return x + 25.5
+
+    restorer = as_restorer(Bytes(), RestorerSpec(value_range=(0, 255)))
+    torch.testing.assert_close(restorer(torch.ones(1, 3, 4, 4)), torch.full((1, 3, 4, 4), 1.1))
+    assert seen == [255.0]
+    signed = as_restorer(lambda x: x, RestorerSpec(value_range=(-1, 1)))
+    x = torch.rand(1, 3, 4, 4)
+    torch.testing.assert_close(signed(x), x)
+
+
+def test_nothing_is_clamped_and_gradients_pass():
+    net, x = Returning(lambda y: [y * 50]), torch.rand(1, 3, 9, 10, requires_grad=True)
+    image = as_restorer(net, RestorerSpec(size=SizeRequirements(multiple_of=8)))(x)
+    assert image.max() > 1 or image.min() < 0
+    image.sum().backward()
+    assert x.grad.abs().min() > 0
+    assert net.conv.weight.grad is not None
+
+
+def test_a_model_may_write_into_its_input():
+    def writes(x):
+        return x.mul_(2)
+
+    x = torch.rand(1, 3, 8, 8)
+    before = x.clone()
+    assert torch.equal(as_restorer(writes)(x), before * 2)
+    assert torch.equal(x, before)
+
+
+def test_one_image_at_a_time():
+    class Single(nn.Module):
+        def forward(self, x):
+            if x.shape[0] != 1:
+                raise RuntimeError("batch of one")
+            return {"image": x * x.mean(), "mean": x.mean((1, 2, 3)), "constant": torch.tensor(3.0)}
+
+    x = torch.rand(3, 3, 8, 8)
+    output = as_restorer(Single(), RestorerSpec(batched=False)).restore(x).output()
+    torch.testing.assert_close(output["image"], x * x.mean((1, 2, 3), keepdim=True))
+    assert output["mean"].shape == (3,)
+    assert output["constant"].item() == 3
+
+
+def test_clips_and_functions_and_half_models_run():
+    clip = torch.rand(1, 5, 3, 12, 10)
+    centre = as_restorer(lambda x: x[:, 2] * 2)
+    torch.testing.assert_close(centre(clip), clip[:, 2] * 2)
+    assert centre.spec.frames is None
+    half = as_restorer(Strict(1).to(torch.bfloat16))
+    assert half(torch.rand(1, 3, 8, 8)).dtype == torch.float32
+    assert half(torch.rand(1, 3, 8, 8).to(torch.bfloat16)).dtype == torch.bfloat16
+
+
+def test_wrappers_are_taken_off_and_specs_kept():
+    net = Strict()
+    assert as_restorer(nn.DataParallel(net)).module is net
+    restorer = as_restorer(net)
+    assert as_restorer(restorer) is restorer
+    net.spec = RestorerSpec(scale=1, size=SizeRequirements(multiple_of=8))
+    assert as_restorer(net).spec is net.spec
+    assert as_restorer(net, RestorerSpec()).spec == RestorerSpec()
+    with pytest.raises(TypeError, match="got int"):
+        as_restorer(3)
+
+
+@pytest.mark.parametrize(("x", "error", "message"), [
+    (torch.zeros(1, 3, 8, 8, dtype=torch.uint8), TypeError, "divide by 255"),
+    (torch.zeros(3, 8, 8), ValueError, r"\(B, C, H, W\).*got \(3, 8, 8\)"),
+    (torch.zeros(1, 1, 8, 8), ValueError, r"any, 3, any, any\), got \(1, 1, 8, 8\)"),
+    (torch.zeros(1, 3, 8, 8, device="meta"), ValueError, "model's device cpu, got meta"),
+    ([1, 2], TypeError, "torch.Tensor, got list"),
+])  # fmt: skip
+def test_bad_frames_are_refused_in_the_callers_words(x, error, message):
+    with pytest.raises(error, match=message):
+        as_restorer(Strict(), RestorerSpec(in_channels=3))(x)
+
+
+def test_a_model_that_returns_no_image_is_explained():
+    with pytest.raises(ValueError, match="found no image in the model's output"):
+        as_restorer(lambda x: x.mean((1, 2, 3)))(torch.rand(1, 3, 8, 8))
+    with pytest.raises(
+        ValueError, match=r"\(\.\.\., 16, 16\) for an input of 8x8 at scale 2, got \[\]: \(1, 3, 8, 8\)"
+    ):
+        as_restorer(nn.Identity(), RestorerSpec(scale=2))(torch.rand(1, 3, 8, 8))
+
+
+@pytest.mark.parametrize("arguments", [
+    {"scale": 0}, {"value_range": (1, 0)}, {"frames": 0}, {"scale": 1.5}
+])  # fmt: skip
+def test_specs_are_checked(arguments):
+    with pytest.raises(ValueError, match="RestorerSpec: expected"):
+        RestorerSpec(**arguments)
+    with pytest.raises(ValueError, match="SizeRequirements: expected multiple_of"):
+        SizeRequirements(multiple_of=0)

@@ -1,0 +1,77 @@
+"""Find the restored image in whatever a model returns."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tta_restore.models import structure
+from tta_restore.models.spec import RestorerSpec
+
+
+def find_image(raw: Any, spec: RestorerSpec, size: tuple[int, int], *, clips: bool = False) -> structure.Path:
+    """Path of the restored image in what the model returned for an input with sides ``size``.
+
+    Raises:
+        ValueError: there is none of that size; what is there is listed.
+    """
+    found = list(structure.leaves(raw))
+    expected = (size[0] * spec.scale, size[1] * spec.scale)
+    path = _declared_path(raw, spec)
+    if path is None:
+        images = [(p, leaf) for p, leaf in found if _image_like(leaf, spec, clips) and _is(leaf, expected)]
+        if images:
+            return images[0][0]
+    elif _is(structure.at(raw, path), expected):
+        return path
+    shapes = ", ".join(f"{list(p)}: {tuple(leaf.shape)}" for p, leaf in found) or type(raw).__name__
+    wanted = "the largest image-like tensor" if path is None else f"the tensor at {list(path)}"
+    raise ValueError(
+        f"restorer: expected {wanted} of the output to be (..., {expected[0]}, {expected[1]}) for an input of "
+        f"{size[0]}x{size[1]} at scale {spec.scale}, got {shapes}; declare scale, size and output in a RestorerSpec"
+    )
+
+
+def _declared_path(raw: Any, spec: RestorerSpec) -> structure.Path | None:
+    if spec.output is None:
+        return None
+    if callable(spec.output):
+        picked = spec.output(raw)
+        paths = [path for path, leaf in structure.leaves(raw) if leaf is picked]
+        if not paths:
+            raise ValueError("restorer: RestorerSpec.output must return one of the tensors in the model's output")
+        return paths[0]
+    declared = spec.output if isinstance(spec.output, tuple) else (spec.output,)
+    try:
+        picked = structure.at(raw, declared)
+    except LookupError:
+        picked = None
+    paths = [path for path, leaf in structure.leaves(raw) if leaf is picked]
+    if not paths:
+        there = ", ".join(str(list(path)) for path, _ in structure.leaves(raw)) or type(raw).__name__
+        raise ValueError(f"restorer: the model's output has no tensor at {list(declared)}; there are: {there}")
+    return paths[0]
+
+
+def _image_like(leaf: Tensor, spec: RestorerSpec, clips: bool) -> bool:
+    if not leaf.is_floating_point() or leaf.ndim not in ((4, 5) if clips else (4,)):
+        return False
+    return leaf.shape[-3] == spec.out_channels if spec.out_channels else 1 <= leaf.shape[-3] <= 4
+
+
+def _is(leaf: Any, size: tuple[int, int] | torch.Size) -> bool:
+    return isinstance(leaf, Tensor) and leaf.ndim >= 3 and tuple(leaf.shape[-2:]) == tuple(size)
+
+
+def found_scale(raw: Any, size: tuple[int, int], *, clips: bool = False) -> int | None:
+    """Scale of the largest image-like tensor in the output for an input with sides ``size``; None without any."""
+    scales = []
+    for _, leaf in structure.leaves(raw):
+        if _image_like(leaf, RestorerSpec(), clips):
+            height, width = leaf.shape[-2:]
+            scale = height // size[0]
+            if scale >= 1 and (height, width) == (size[0] * scale, size[1] * scale):
+                scales.append(scale)
+    return max(scales, default=None)

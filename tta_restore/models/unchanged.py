@@ -1,0 +1,62 @@
+"""Run someone else's module and leave it exactly as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+@contextmanager
+def left_unchanged(module: nn.Module, *, training: bool | None = None) -> Iterator[None]:
+    """Run a block with ``module`` in eval (or train) mode, and undo whatever the block does to it.
+
+    Undone are: the mode of every submodule, attributes that a forward sets (caches, the weight of an old-style
+    weight_norm), buffers it replaces or writes into, parameters it swaps or points elsewhere through ``.data``.
+    Tensors that an earlier ``inference_mode`` call left behind are replaced by plain ones for the block, because
+    autograd refuses them. Values written in place into a parameter are not undone: nothing in this package does that.
+    """
+    modules = list(module.modules())
+    attributes = [dict(m.__dict__) for m in modules]
+    tables = [(dict(m._parameters), dict(m._buffers)) for m in modules]
+    data = [(parameter, parameter.detach()) for parameter in module.parameters()]
+    buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
+    mode = module.training
+    try:
+        if training is not None and any(m.training != training for m in modules):
+            module.train(training)
+        for m in modules:
+            _replace_inference_tensors(m)
+        yield
+    finally:
+        if module.training != mode:
+            module.train(mode)  # a module may do more than set flags here; the flags themselves follow below
+        for m, old, (parameters, own_buffers) in zip(modules, attributes, tables, strict=True):
+            _put_back(m.__dict__, old)
+            _put_back(m._parameters, parameters)
+            _put_back(m._buffers, own_buffers)
+        for parameter, old in data:
+            if parameter.data_ptr() != old.data_ptr():
+                parameter.data = old
+        for buffer, old in buffers:
+            if not torch.equal(buffer, old):  # batch_norm writes without raising the version counter
+                with torch.no_grad(), torch.inference_mode(buffer.is_inference()):
+                    buffer.copy_(old)
+
+
+def _put_back(table: dict, old: dict) -> None:
+    for key in [key for key in table if key not in old]:
+        del table[key]
+    for key, value in old.items():
+        if key not in table or table[key] is not value:
+            table[key] = value
+
+
+def _replace_inference_tensors(module: nn.Module) -> None:
+    for table in (module.__dict__, module._buffers):
+        for name, value in table.items():
+            if isinstance(value, Tensor) and value.is_inference():
+                with torch.inference_mode(False):
+                    table[name] = value.clone()
