@@ -1,0 +1,276 @@
+"""Files and folders through a method that learns: trees kept, failures alone, resumed bit for bit after kill -9."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image as PilImage
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from tta_restore.data.image import Image
+from tta_restore.data.image_io import read_image, write_image
+from tta_restore.engine.restore import Job, UsageError, plan_jobs, restore_files
+
+
+class Learner:
+    """Adds a running mean of all it has seen: its outputs depend on every frame before."""
+
+    def __init__(self) -> None:
+        self.mean = torch.zeros(())
+        self.seen: list[float] = []
+
+    def __call__(self, x: Tensor) -> Tensor:
+        self.mean = 0.7 * self.mean + 0.3 * x.mean()
+        self.seen.append(float(x.mean()))
+        return x * 0.5 + self.mean * 0.5
+
+    def save(self, path: str | Path) -> None:
+        save_file({"mean": self.mean}, path, metadata={"kind": "learner"})
+
+    def load(self, path: str | Path) -> None:
+        content = load_file(path)
+        if set(content) != {"mean"}:
+            raise ValueError("belongs to another method")
+        self.mean = content["mean"]
+
+
+def photo(seed: int, height: int = 13, width: int = 17) -> Tensor:
+    return torch.rand(3, height, width, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    root = tmp_path / "in"
+    for index, name in enumerate(["frame2.png", "frame10.png", "sub/a.tif", "sub/deep/b.jpg"]):
+        write_image(root / name, Image(photo(index)))
+    (root / "notes.txt").write_text("not an image")
+    (root / ".hidden.png").write_bytes(b"")
+    return root
+
+
+def lines() -> tuple[list[str], object]:
+    said: list[str] = []
+    return said, said.append
+
+
+def test_a_folder_keeps_its_tree_and_natural_order(folder, tmp_path):
+    jobs, problems = plan_jobs([folder], tmp_path / "out")
+    names = [str(job.destination.relative_to(tmp_path / "out")) for job in jobs]
+    assert names == ["frame2.png", "frame10.png", "sub/a.tif", "sub/deep/b.jpg"]
+    assert problems == []
+    summary = restore_files(jobs, Learner())
+    assert (summary.restored, summary.kept, summary.failed, summary.exit_code) == (4, 0, 0, 0)
+    mean = 0.3 * read_image(folder / "frame2.png").pixels.mean()
+    expected = read_image(folder / "frame2.png").pixels * 0.5 + mean * 0.5
+    assert (read_image(tmp_path / "out" / "frame2.png").pixels - expected).abs().max() <= 0.5 / 255 + 1e-6
+
+
+def test_outputs_inside_the_input_folder_are_not_restored_again(folder):
+    jobs, _ = plan_jobs([folder], folder / "out")
+    restore_files(jobs, Learner())
+    again, _ = plan_jobs([folder], folder / "out")
+    assert [job.source for job in again] == [job.source for job in jobs]
+
+
+def test_single_files_go_into_a_folder_or_to_a_name(folder, tmp_path):
+    source = folder / "frame2.png"
+    assert plan_jobs([source], tmp_path / "x" / "named.tif")[0] == [Job(source, tmp_path / "x" / "named.tif")]
+    assert plan_jobs([source], tmp_path / "x")[0] == [Job(source, tmp_path / "x" / "frame2.png")]
+    assert plan_jobs([source, source], tmp_path / "x")[0] == [Job(source, tmp_path / "x" / "frame2.png")]
+    odd = tmp_path / "picture"
+    odd.write_bytes(source.read_bytes())
+    assert plan_jobs([odd], tmp_path / "x")[0] == [Job(odd, tmp_path / "x" / "picture.png")]
+
+
+def test_collisions_and_overwriting_an_original_are_refused_before_anything_is_done(folder, tmp_path):
+    with pytest.raises(UsageError, match="originals would be overwritten"):
+        plan_jobs([folder], folder)
+    with pytest.raises(UsageError, match="overwritten by its own result"):
+        plan_jobs([folder / "frame2.png"], folder)
+    write_image(tmp_path / "other" / "frame2.png", Image(photo(9)))
+    with pytest.raises(UsageError, match="would both be written to"):
+        plan_jobs([folder / "frame2.png", tmp_path / "other" / "frame2.png"], tmp_path / "out")
+
+
+def test_missing_inputs_and_empty_folders_are_one_line_each(tmp_path):
+    (tmp_path / "empty").mkdir()
+    jobs, problems = plan_jobs([tmp_path / "absent.png", tmp_path / "empty"], tmp_path / "out")
+    assert jobs == []
+    assert problems == [
+        f"{tmp_path / 'absent.png'}: no such file or directory",
+        f"{tmp_path / 'empty'}: no PNG, JPEG or TIFF file in this folder",
+    ]
+
+
+def test_bad_inputs_never_stop_the_others(folder, tmp_path):
+    good = (folder / "frame2.png").read_bytes()
+    (folder / "a_truncated.png").write_bytes(good[: len(good) // 2])
+    (folder / "b_empty.jpg").write_bytes(b"")
+    (folder / "c_text.tif").write_text("hello")
+    PilImage.fromarray(np.zeros((8, 8, 4), np.uint8), mode=None).convert("CMYK").save(folder / "d_cmyk.jpg")
+    PilImage.fromarray((photo(3) * 255).byte().permute(1, 2, 0).numpy()).quantize(8).save(folder / "e_palette.png")
+    said, say = lines()
+    summary = restore_files(plan_jobs([folder], tmp_path / "out")[0], Learner(), say=say)
+    assert (summary.restored, summary.failed, summary.exit_code) == (5, 4, 1)
+    assert [line.split(": ")[0] for line in said] == ["error"] * 4 + ["note"]
+    for line, name in zip(said, ["a_truncated", "b_empty", "c_text", "d_cmyk", "e_palette"], strict=True):
+        assert name in line
+        assert "\n" not in line
+    assert str(summary) == "5 restored, 4 failed"
+
+
+def test_a_model_that_fails_on_one_image_does_not_stop_the_others(folder, tmp_path):
+    class Moody(Learner):
+        def __call__(self, x: Tensor) -> Tensor:
+            if len(self.seen) == 1:
+                self.seen.append(0.0)
+                raise RuntimeError("out of luck\nsecond line")
+            return super().__call__(x)
+
+    said, say = lines()
+    summary = restore_files(plan_jobs([folder], tmp_path / "out")[0], Moody(), say=say)
+    assert (summary.restored, summary.failed) == (3, 1)
+    assert said == [f"error: {folder / 'frame10.png'}: RuntimeError: out of luck"]
+
+
+def test_nan_from_a_model_is_never_written(folder, tmp_path):
+    said, say = lines()
+    jobs, _ = plan_jobs([folder / "frame2.png"], tmp_path / "out")
+    assert restore_files(jobs, lambda x: x * torch.nan, say=say).failed == 1
+    assert "NaN" in said[0]
+    assert not (tmp_path / "out" / "frame2.png").exists()
+
+
+def test_bits_alpha_and_grey_survive(tmp_path):
+    root = tmp_path / "in"
+    write_image(root / "a16.png", Image(photo(0), alpha=photo(1)[:1], bit_depth=16))
+    write_image(root / "grey.tif", Image(photo(2)[:1], bit_depth=16))
+    restore_files(plan_jobs([root], tmp_path / "out")[0], lambda x: x)
+    for name in ("a16.png", "grey.tif"):
+        before, after = read_image(root / name), read_image(tmp_path / "out" / name)
+        assert after.bit_depth == 16
+        assert torch.equal(before.pixels, after.pixels)
+        assert (before.alpha is None) == (after.alpha is None)
+    assert torch.equal(read_image(root / "a16.png").alpha, read_image(tmp_path / "out" / "a16.png").alpha)
+
+
+def test_formats_that_cannot_hold_the_input_are_refused_before_the_work(tmp_path):
+    write_image(tmp_path / "a16.png", Image(photo(0), bit_depth=16))
+    called = []
+    said, say = lines()
+    restore_files([Job(tmp_path / "a16.png", tmp_path / "a.jpg")], called.append, say=say)
+    assert called == []
+    assert "cannot hold its 16 bits: write PNG or TIFF" in said[0]
+
+
+def test_a_scale_grows_the_picture_and_its_alpha(tmp_path):
+    write_image(tmp_path / "a.png", Image(photo(0), alpha=photo(1)[:1]))
+    jobs = [Job(tmp_path / "a.png", tmp_path / "b.png")]
+    assert restore_files(jobs, lambda x: x.repeat_interleave(2, -1).repeat_interleave(2, -2)).restored == 1
+    assert read_image(tmp_path / "b.png").alpha.shape == (1, 26, 34)
+
+
+def test_what_is_there_is_kept_unless_newer_or_overwritten(folder, tmp_path):
+    jobs, _ = plan_jobs([folder], tmp_path / "out")
+    restore_files(jobs, Learner())
+    second = Learner()
+    assert restore_files(jobs, second).kept == 4
+    assert second.seen == []
+    later = time.time() + 10
+    os.utime(folder / "frame2.png", (later, later))
+    assert restore_files(jobs, second).restored == 1
+    assert restore_files(jobs, second, overwrite=True).restored == 4
+
+
+def test_a_state_carries_the_method_from_run_to_run(folder, tmp_path):
+    jobs, _ = plan_jobs([folder], tmp_path / "whole")
+    restore_files(jobs, Learner())
+    parts, _ = plan_jobs([folder], tmp_path / "parts")
+    state = tmp_path / "state.safetensors"
+    for job in parts:  # each in a process of its own, as it were
+        assert restore_files([job], Learner(), state=state).restored == 1
+    for job in jobs:
+        other = tmp_path / "parts" / job.destination.relative_to(tmp_path / "whole")
+        assert job.destination.read_bytes() == other.read_bytes()
+    assert restore_files(parts, Learner(), state=state).kept == 4
+
+
+def test_an_output_without_its_state_is_made_again(folder, tmp_path):
+    """A process that died between the two has an output that its state does not know."""
+    jobs, _ = plan_jobs([folder], tmp_path / "out")
+    state = tmp_path / "state.safetensors"
+    restore_files(jobs[:1], Learner(), state=state)
+    before = state.read_bytes()
+    restore_files(jobs[:2], Learner(), state=state)
+    after, output = load_file(state)["mean"].clone(), jobs[1].destination.read_bytes()
+    state.write_bytes(before)
+    assert restore_files(jobs[:2], Learner(), state=state).restored == 1
+    assert torch.equal(load_file(state)["mean"], after)
+    assert jobs[1].destination.read_bytes() == output
+
+
+def test_states_that_do_not_fit_are_usage_errors(folder, tmp_path):
+    jobs, _ = plan_jobs([folder], tmp_path / "out")
+    with pytest.raises(UsageError, match="keeps none"):
+        restore_files(jobs, lambda x: x, state=tmp_path / "s")
+    (tmp_path / "s").write_text("junk")
+    with pytest.raises(UsageError, match="not a readable state file"):
+        restore_files(jobs, Learner(), state=tmp_path / "s")
+    save_file({"other": torch.ones(1)}, tmp_path / "t")
+    with pytest.raises(UsageError, match="belongs to another method"):
+        restore_files(jobs, Learner(), state=tmp_path / "t")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "seconds", [0.15, pytest.param(0.0, marks=pytest.mark.slow), pytest.param(0.4, marks=pytest.mark.slow)]
+)
+def test_kill_9_in_mid_stream_and_the_same_command_again_gives_the_same_bits(seconds, tmp_path):
+    root = tmp_path / "in"
+    for index in range(12):
+        write_image(root / f"{index}.png", Image(photo(index, 40, 50)))
+    program = tmp_path / "run.py"
+    program.write_text(
+        textwrap.dedent(
+            f"""
+            import sys, time
+            sys.path.insert(0, {str(Path(__file__).parent)!r})
+            from test_restore import Learner
+            from tta_restore.engine.restore import plan_jobs, restore_files
+            class Slow(Learner):
+                def save(self, path):
+                    super().save(path)
+                    time.sleep(0.05)
+            print("ready", flush=True)
+            jobs, _ = plan_jobs([{str(root)!r}], sys.argv[1])
+            restore_files(jobs, Slow(), state=sys.argv[2])
+            """
+        )
+    )
+    command = [sys.executable, str(program), str(tmp_path / "killed"), str(tmp_path / "state")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "state").exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(seconds)
+        process.send_signal(signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+    done = len(list((tmp_path / "killed").glob("*.png")))
+    assert 0 < done < 12
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    restore_files(plan_jobs([root], tmp_path / "whole")[0], Learner())
+    for index in range(12):
+        name = f"{index}.png"
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert [p.name for p in (tmp_path / "killed").iterdir() if p.name.startswith(".")] == []

@@ -1,0 +1,107 @@
+"""Find the restorer that a user names: shipped weights, a checkpoint file, or a function in their own code."""
+
+from __future__ import annotations
+
+import importlib
+import pickle
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from tta_restore.models import Restorer, as_restorer, create_model
+
+#: Shipped weights and the models they belong to.
+SHIPPED = {"specialist": "lens_unet", "generalist": "lens_unet", "conditioned": "conditioned_lens_unet"}
+
+_CALLABLE = re.compile(r"(?P<module>[A-Za-z_][\w.]*):(?P<name>[A-Za-z_][\w.]*)")
+
+
+def load_restorer(source: str, *, device: str | torch.device = "cpu") -> Restorer:
+    """The restorer that `source` names, in eval mode on `device`.
+
+    A name of shipped weights (`specialist`, `generalist`, `conditioned`); a checkpoint file of one of the
+    architectures that spandrel knows, read without running code; or `module.path:callable`, a function or class that
+    gives a module, imported from the current folder or the Python path.
+
+    Raises:
+        ValueError: there is no such thing, it cannot be read, or it does not give a restorer.
+        ImportError: spandrel is needed and not installed.
+    """
+    if source in SHIPPED:
+        model: Any = create_model(SHIPPED[source], checkpoint=source)
+    elif Path(source).is_file():
+        model = _from_file(Path(source))
+    elif found := _CALLABLE.fullmatch(source):
+        model = _from_code(found["module"], found["name"])
+    else:
+        raise ValueError(
+            f"no model {source!r}: expected one of {', '.join(SHIPPED)}, a checkpoint file, or module.path:callable"
+        )
+    try:
+        restorer = as_restorer(model)
+    except TypeError as error:
+        raise ValueError(f"{source} gives no restorer: {error}") from error
+    if isinstance(restorer.module, nn.Module):
+        restorer.module.eval().requires_grad_(False)
+    return restorer.to(device)
+
+
+def _from_file(path: Path) -> Any:
+    try:
+        import spandrel
+    except ImportError:
+        raise ImportError(
+            f"{path}: recognising a checkpoint needs spandrel: pip install 'tta-restore[restorers]'", name="spandrel"
+        ) from None
+    try:
+        # Read here and not by spandrel, which goes by the suffix: only tensors are taken, whatever the file is called.
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            weights = load_file(path)
+        else:
+            weights = torch.load(path, map_location="cpu", weights_only=True)
+        return spandrel.ModelLoader().load_from_state_dict(spandrel.canonicalize_state_dict(weights))
+    except spandrel.UnsupportedModelError:
+        raise ValueError(
+            f"{path}: of no architecture that spandrel {spandrel.__version__} knows; build the model in a function "
+            "of your own and name that: module.path:callable"
+        ) from None
+    except pickle.UnpicklingError:
+        raise ValueError(f"{path}: damaged, or holds Python objects besides tensors, which could run code") from None
+    except Exception as error:  # torch, safetensors and spandrel each have their own for a damaged file
+        first = next(iter(str(error).splitlines()), "")
+        raise ValueError(f"{path}: cannot be read as a checkpoint ({type(error).__name__}: {first})") from error
+
+
+def _from_code(module: str, name: str) -> Any:
+    with _current_folder_importable():
+        try:
+            found: Any = importlib.import_module(module)
+        except ImportError as error:
+            raise ValueError(f"{module}:{name}: {error}") from error
+    for part in name.split("."):
+        if not hasattr(found, part):
+            raise ValueError(f"{module}:{name}: {module} has no {name}")
+        found = getattr(found, part)
+    if isinstance(found, nn.Module):
+        return found
+    if not callable(found):
+        raise ValueError(f"{module}:{name}: expected a module or a function that gives one, got {type(found).__name__}")
+    return found()
+
+
+@contextmanager
+def _current_folder_importable() -> Iterator[None]:
+    folder = str(Path.cwd())
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        sys.path.remove(folder)

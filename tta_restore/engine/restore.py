@@ -1,0 +1,206 @@
+"""Restore files and folders of images: resumable, in bounded memory, one line for each input that cannot be used."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from tta_restore.data.image import Image, ImageError
+from tta_restore.data.image_io import SUFFIXES, read_image, write_image
+from tta_restore.engine.restore_state import RestoreState
+
+Method = Callable[[Tensor], Tensor]
+
+
+class UsageError(ValueError):
+    """The command cannot be carried out as it was given; nothing has been done."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One image to restore, and where to."""
+
+    source: Path
+    destination: Path
+
+
+@dataclass(frozen=True)
+class Summary:
+    """How many inputs were restored, were there already, and failed."""
+
+    restored: int
+    kept: int
+    failed: int
+
+    @property
+    def exit_code(self) -> int:
+        """0 when every input has its output, 1 otherwise."""
+        return 1 if self.failed else 0
+
+    def __str__(self) -> str:
+        parts = [f"{self.restored} restored"]
+        if self.kept:
+            parts.append(f"{self.kept} kept from before")
+        if self.failed:
+            parts.append(f"{self.failed} failed")
+        return ", ".join(parts)
+
+
+def plan_jobs(inputs: Sequence[str | Path], out: str | Path) -> tuple[list[Job], list[str]]:
+    """What to read and where to write it, and a line for each input that is not there or holds no image.
+
+    A folder is searched through, in natural order, and keeps its tree below `out`; hidden files and `out` itself are
+    left out. One single file may be given a file name as `out`.
+
+    Raises:
+        UsageError: two inputs would be written to one file, or an input onto itself.
+    """
+    out = Path(out)
+    jobs: list[Job] = []
+    problems: list[str] = []
+    for entry in map(Path, inputs):
+        if entry.is_dir():
+            found = [path for path in _images_below(entry) if not path.resolve().is_relative_to(out.resolve())]
+            if out.resolve() == entry.resolve():
+                raise UsageError(f"the output folder {out} is the input folder: the originals would be overwritten")
+            if not found:
+                problems.append(f"{entry}: no PNG, JPEG or TIFF file in this folder")
+            jobs += [Job(path, out / path.relative_to(entry)) for path in found]
+        elif not entry.exists():
+            problems.append(f"{entry}: no such file or directory")
+        elif len(inputs) == 1 and out.suffix.lower() in SUFFIXES and not out.is_dir():
+            jobs.append(Job(entry, out))
+        else:
+            suffix = "" if entry.suffix.lower() in SUFFIXES else ".png"
+            jobs.append(Job(entry, out / (entry.name + suffix)))
+    taken: dict[Path, Path] = {}
+    unique = []
+    for job in jobs:
+        target = job.destination.resolve()
+        if target == job.source.resolve():
+            raise UsageError(f"{job.source} would be overwritten by its own result: choose another output")
+        other = taken.setdefault(target, job.source)
+        if other.resolve() != job.source.resolve():
+            raise UsageError(f"{other} and {job.source} would both be written to {job.destination}")
+        if other is job.source:
+            unique.append(job)
+    return unique, problems
+
+
+def restore_files(
+    jobs: Sequence[Job],
+    method: Method,
+    *,
+    state: str | Path | None = None,
+    overwrite: bool = False,
+    progress: bool = True,
+    device: str | torch.device = "cpu",
+    say: Callable[[str], None] | None = None,
+) -> Summary:
+    """Restore images one after the other with a method that may learn from each of them.
+
+    An output that is there already is kept unless its input is newer. With `state`, the method is loaded from that
+    file when it exists and saved to it after every image, together with the list of inputs it has seen: whenever the
+    process dies, running it again gives the outputs of an uninterrupted run, bit for bit.
+
+    Args:
+        jobs: from :func:`plan_jobs`.
+        method: maps (1, 3, H, W) in [0, 1] to (1, 3, s*H, s*W).
+        state: file of the method's state.
+        overwrite: restore also what is there already.
+        progress: show a bar on stderr where it is a terminal.
+        device: where the method wants its input.
+        say: takes each line for the user; `None` writes them to stderr.
+
+    Raises:
+        UsageError: `state` was asked for and the method has no `save` and `load`, or the file does not fit it.
+    """
+    keeper = None
+    if state is not None:
+        try:
+            keeper = RestoreState(Path(state), method)
+            keeper.load()
+        except (ValueError, TypeError, KeyError, OSError) as error:
+            raise UsageError(f"--state {state}: {error}") from error
+    restored = kept = failed = 0
+    # Lines and bar share stderr: tqdm.write lifts the bar for a line.
+    say = say or (lambda line: tqdm.write(line, file=sys.stderr))
+    hidden = not (progress and sys.stderr.isatty())
+    with tqdm(jobs, unit="image", disable=hidden) as bar:
+        for job in bar:
+            bar.set_postfix_str(job.source.name)
+            if not overwrite and _is_done(job, keeper):
+                kept += 1
+                continue
+            try:
+                _restore(job, method, device, say)
+            except ImageError as error:
+                failed += 1
+                say(f"error: {error}")
+                continue
+            except Exception as error:  # whatever a stranger's model raises concerns this image alone
+                failed += 1
+                say(f"error: {job.source}: {type(error).__name__}: {_first_line(error)}")
+                continue
+            if keeper is not None:
+                keeper.save(job.source)
+            restored += 1
+    return Summary(restored, kept, failed)
+
+
+def _restore(job: Job, method: Method, device: str | torch.device, say: Callable[[str], None]) -> None:
+    image = read_image(job.source)
+    for note in image.notes:
+        say(f"note: {job.source}: {note}")
+    _check_format(job, image)
+    result = method(image.as_rgb()[None].to(device))
+    write_image(job.destination, image.with_rgb(result[0].detach().float().cpu()))
+
+
+def _check_format(job: Job, image: Image) -> None:
+    """Find out before the work that the output's format cannot hold the input's samples."""
+    suffix = job.destination.suffix.lower()
+    if suffix in (".jpg", ".jpeg") and (image.bit_depth != 8 or image.alpha is not None):
+        what = "alpha" if image.alpha is not None else f"{image.bit_depth} bits"
+        raise ImageError(f"{job.source}: {job.destination.name} cannot hold its {what}: write PNG or TIFF")
+    if suffix == ".png" and image.bit_depth == 32:
+        raise ImageError(f"{job.source}: {job.destination.name} cannot hold its float samples: write TIFF")
+
+
+def _is_done(job: Job, keeper: RestoreState | None) -> bool:
+    if not job.destination.is_file():
+        return False
+    if keeper is not None:
+        return keeper.has_seen(job.source)
+    try:
+        return job.destination.stat().st_mtime >= job.source.stat().st_mtime
+    except OSError:
+        return False
+
+
+def _images_below(folder: Path) -> list[Path]:
+    found = (
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in SUFFIXES
+        and path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
+    return sorted(found, key=_natural_order)
+
+
+def _natural_order(path: Path) -> list[tuple[int, str]]:
+    """frame2 before frame10: adaptation goes through frames in time."""
+    pieces: Iterable[str] = re.split(r"(\d+)", str(path))
+    return [(int(piece), "") if piece.isdigit() else (-1, piece) for piece in pieces]
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), "")[:200]
