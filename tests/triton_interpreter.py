@@ -1,0 +1,28 @@
+"""Run a program with Triton's interpreter, in a process of its own: the switch is read when triton is imported.
+
+About 50 ms per program instance of a kernel: keep grids to a few dozen.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+def run_interpreted(program: str, *, timeout: float = 300) -> str:
+    """Run Python source in which ``tta_restore.backend("triton")`` takes CPU tensors; return what it prints.
+
+    ``_compare`` and ``_base`` can be imported. The test fails with the program's own words when it exits with an error.
+    """
+    paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    run = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=timeout
+    )
+    if run.returncode:
+        pytest.fail(f"under the interpreter:\n{run.stdout}{run.stderr}", pytrace=False)
+    return run.stdout
