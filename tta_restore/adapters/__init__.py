@@ -1,0 +1,33 @@
+"""Adapters: restorers that change at test time, around models that never change."""
+
+from tta_restore.adapters.base import Adapter
+from tta_restore.adapters.frame import Frame
+from tta_restore.adapters.guards import Guards
+from tta_restore.adapters.recommended import recommended
+from tta_restore.adapters.region import CentreCrop
+from tta_restore.adapters.registry import create_adapter, list_adapters
+from tta_restore.adapters.report import Plan, StepReport
+from tta_restore.adapters.selection import select_parameters
+from tta_restore.adapters.self_ensemble import SelfEnsemble
+from tta_restore.adapters.semantic import Semantic
+from tta_restore.adapters.siam_ctta import SiamCTTA
+from tta_restore.adapters.tiles import Tiles
+from tta_restore.adapters.views import resolve_views
+
+__all__ = [
+    "Adapter",
+    "CentreCrop",
+    "Frame",
+    "Guards",
+    "Plan",
+    "SelfEnsemble",
+    "Semantic",
+    "SiamCTTA",
+    "StepReport",
+    "Tiles",
+    "create_adapter",
+    "list_adapters",
+    "recommended",
+    "resolve_views",
+    "select_parameters",
+]

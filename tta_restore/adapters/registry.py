@@ -1,0 +1,51 @@
+"""The registry of methods: a class appears in it by being defined with a name."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tta_restore.adapters.base import Adapter
+
+_methods: dict[str, type[Adapter]] = {}
+
+
+def add(name: str, method: type[Adapter]) -> None:
+    """Register a class under a name.
+
+    Raises:
+        ValueError: another class holds the name.
+    """
+    held = _methods.get(name)
+    if held is not None and _origin(held) != _origin(method):
+        raise ValueError(f"Adapter: method {name!r} is defined twice, by {_origin(held)} and by {_origin(method)}")
+    _methods[name] = method
+
+
+def list_adapters() -> list[str]:
+    """Names that :func:`create_adapter` knows, sorted."""
+    package = importlib.import_module("tta_restore.adapters")
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"tta_restore.adapters.{module.name}")
+    return sorted(_methods)
+
+
+def create_adapter(name: str, model: Any, *arguments: Any, **options: Any) -> Adapter:
+    """An adapter of the method called ``name`` around ``model``; the rest goes to the method's class.
+
+    Raises:
+        ValueError: there is no such method.
+    """
+    known = list_adapters()
+    if name not in known:
+        near = get_close_matches(name, known, n=2, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(known)}"
+        raise ValueError(f"create_adapter: no method is called {name!r}; {hint}")
+    return _methods[name](model, *arguments, **options)
+
+
+def _origin(method: type[Adapter]) -> str:
+    return f"{method.__module__}.{method.__qualname__}"

@@ -1,0 +1,169 @@
+"""Source, student and teacher: sets of tensors over one backbone, and what methods do with them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from tta_restore.adapters import parameter_sets
+from tta_restore.adapters.backbone import Backbone
+from tta_restore.adapters.parameter_sets import ParameterSet
+from tta_restore.adapters.selection import Select, select_parameters
+from tta_restore.adapters.state import State
+from tta_restore.adapters.tiles import Tiles
+from tta_restore.adapters.views import Views, resolve_views
+from tta_restore.models import Restoration, Restorer
+
+
+class Roles(nn.Module):
+    """The part of an adapter that methods work with; see :class:`Adapter`, which users make."""
+
+    roles: ClassVar[tuple[str, ...]] = ("student", "teacher")
+    """Sets that a method keeps of the selected tensors; the default ``emit`` gives the last one's restoration."""
+
+    def __init__(
+        self,
+        restorer: Restorer,
+        *,
+        select: Select | None,
+        views: Views,
+        tiles: Tiles | None,
+        training: bool,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.restorer = restorer
+        self._backbone = Backbone(restorer, training=training)
+        if select is not None and not isinstance(self._backbone.root, nn.Module):
+            raise TypeError(f"{type(self).__name__}: a function has no weights to select; expected a module")
+        self.adapted = () if select is None else select_parameters(self._backbone.root, select)
+        self.views = resolve_views(views)
+        self.views_name = views if isinstance(views, str) else f"{len(self.views)} own views"
+        self.tiles = tiles
+        self._seed = seed
+        self._state: State | None = None  # the last good one; made on first use, when a subclass is complete
+        self._live: State | None = None  # the one that a frame is working on
+        self._generator: torch.Generator | None = None
+        self._detached = False
+
+    @property
+    def state(self) -> State:
+        """What the adapter remembers; inside a frame, the state that the frame works on."""
+        if self._live is not None:
+            return self._live
+        self._expect_attached()
+        if self._state is None:
+            self._state = self._initial_state()
+        return self._state
+
+    @property
+    def extra(self) -> dict[str, Any]:
+        """What the method itself remembers."""
+        return self.state.extra
+
+    @property
+    def student(self) -> ParameterSet:
+        """Tensors that the optimiser steps."""
+        return self.state.sets["student"]
+
+    @property
+    def teacher(self) -> ParameterSet:
+        """Tensors that follow the student slowly."""
+        return self.state.sets["teacher"]
+
+    @property
+    def source(self) -> ParameterSet:
+        """The model's own tensors, at least float32."""
+        own = self._backbone.parameters()
+        return {
+            name: own[name].detach().to(torch.promote_types(own[name].dtype, torch.float32)) for name in self.adapted
+        }
+
+    @property
+    def generator(self) -> torch.Generator:
+        """Random numbers of this frame, on the CPU; the only randomness a method may use."""
+        if self._generator is None:
+            raise RuntimeError(f"{type(self).__name__}: random numbers exist only while a frame is worked on")
+        return self._generator
+
+    def run(self, role: str, image: Tensor, **arguments: Any) -> Restoration:
+        """Restoration with the weights of a role; gradients reach the student only, where they are switched on."""
+        tensors = self._tensors(role)
+        if role == "student" and torch.is_grad_enabled():
+            return self._backbone.restore(tensors, image, **arguments)
+        with torch.no_grad():
+            return self._tiled(lambda part: self._backbone.restore(tensors, part, **arguments), image)
+
+    def ensemble(self, role: str, image: Tensor, **arguments: Any) -> Restoration:
+        """Mean over the views, each turned back, without gradient; what is not the image is the first view's."""
+        tensors = self._tensors(role)
+
+        def over_views(part: Tensor) -> Restoration:
+            turned = [self._backbone.restore(tensors, self.views[0][0](part), **arguments)]
+            image = self.views[0][1](turned[0].image)
+            if len(self.views) == 1:
+                return turned[0].with_image(image)
+            total = image.float()
+            for there, back in self.views[1:]:
+                total = total + back(self._backbone.restore(tensors, there(part), **arguments).image).float()
+            return turned[0].with_image((total / len(self.views)).to(image.dtype))
+
+        with torch.no_grad():
+            return self._tiled(over_views, image)
+
+    def average_teacher(self, keep: float) -> None:
+        """Move the teacher towards the student: ``teacher = keep * teacher + (1 - keep) * student``."""
+        parameter_sets.average(self.teacher, self.student, keep)
+
+    def restore_student(self, probability: float) -> None:
+        """Put source values back into random scalars of the student."""
+        parameter_sets.restore(self.student, self.source, probability, self.generator)
+
+    def restart(self, student: ParameterSet | None = None, teacher: ParameterSet | None = None) -> None:
+        """Continue from given values, by default the source's, with a fresh optimiser and schedule."""
+        state, start = self.state, student or self.source
+        parameter_sets.assign(state.sets["student"], start)
+        if "teacher" in state.sets:
+            parameter_sets.assign(state.sets["teacher"], teacher or start)
+        state.optimiser = self.make_optimiser(list(state.sets["student"].values()))
+        state.updates, state.losses = 0, []
+
+    def initial_extra(self) -> dict[str, Any]:
+        """What the method remembers at the start: tensors, numbers, text, None in dicts, lists and tuples."""
+        return {}
+
+    def make_optimiser(self, parameters: list[Tensor]) -> torch.optim.Optimizer:
+        """Optimiser of the student's tensors."""
+        return torch.optim.Adam(parameters, lr=1e-4)
+
+    def _tensors(self, role: str) -> ParameterSet | None:
+        if role != "source" and role not in self.state.sets:
+            known = ", ".join(["source", *self.state.sets])
+            raise ValueError(f"{type(self).__name__}: expected one of the roles {known}, got {role!r}")
+        return None if role == "source" else self.state.sets[role]
+
+    def _tiled(self, restore: Callable[[Tensor], Restoration], image: Tensor) -> Restoration:
+        if self.tiles is None or not self.tiles.needed(image):
+            return restore(image)
+        spec = self.restorer.known_spec(image)
+        return self.tiles.run(restore, image, scale=spec.scale, size=spec.size)
+
+    def _initial_state(self) -> State:
+        source = self.source
+        sets = {role: parameter_sets.copied(source, trained=role == "student") for role in self._kept_roles()}
+        optimiser = self.make_optimiser(list(sets["student"].values())) if "student" in sets else None
+        return State(self._seed, sets, optimiser, extra=self.initial_extra())
+
+    def _kept_roles(self) -> tuple[str, ...]:
+        return self.roles if self.adapted else ()
+
+    def _devices(self) -> dict[str, torch.device]:
+        own = self._backbone.parameters()
+        return {name: own[name].device for name in self.adapted}
+
+    def _expect_attached(self) -> None:
+        if self._detached:
+            raise RuntimeError(f"{type(self).__name__}: was detached from its model; make a new adapter")

@@ -1,0 +1,144 @@
+"""Everything an adapter remembers between frames, as one object that copies, saves and restores as a whole."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tta_restore.adapters.parameter_sets import ParameterSet
+
+Tree = Any
+"""Tensors, numbers, strings and None in dicts with string keys, lists and tuples."""
+
+OptimiserFactory = Callable[[list[Tensor]], torch.optim.Optimizer]
+
+
+@dataclass
+class State:
+    """What an adapter remembers.
+
+    Attributes:
+        seed: source of all its random numbers, together with ``frames``.
+        sets: the adapted tensors, one set per role.
+        optimiser: steps ``sets["student"]``; None for methods without one.
+        frames: frames adapted on.
+        updates: optimiser steps taken since the start or the last restart.
+        losses: the latest losses, for the spike guard.
+        diverged: frames in a row whose output strayed from the source's.
+        still: optimiser steps in a row that changed nothing.
+        extra: what a method remembers beyond that, a tree of tensors and plain values.
+    """
+
+    seed: int
+    sets: dict[str, ParameterSet] = field(default_factory=dict)
+    optimiser: torch.optim.Optimizer | None = None
+    frames: int = 0
+    updates: int = 0
+    losses: list[float] = field(default_factory=list)
+    diverged: int = 0
+    still: int = 0
+    extra: dict[str, Tree] = field(default_factory=dict)
+
+    def generator(self) -> torch.Generator:
+        """Random numbers of the next frame: they depend on the seed and on how many frames came before, only."""
+        digest = hashlib.blake2b(f"{self.seed}/{self.frames}".encode(), digest_size=7).digest()
+        return torch.Generator().manual_seed(int.from_bytes(digest, "big"))
+
+    def tree(self) -> dict[str, Tree]:
+        """The state as a tree that shares its tensors."""
+        return {
+            "seed": self.seed,
+            "sets": {role: dict(tensors) for role, tensors in self.sets.items()},
+            "optimiser": None if self.optimiser is None else _optimiser_tree(self.optimiser),
+            "frames": self.frames,
+            "updates": self.updates,
+            "losses": list(self.losses),
+            "diverged": self.diverged,
+            "still": self.still,
+            "extra": map_tensors(self.extra, lambda tensor: tensor),
+        }
+
+    @classmethod
+    def from_tree(cls, tree: Mapping[str, Tree], make_optimiser: OptimiserFactory) -> State:
+        """State that owns the tensors of ``tree``."""
+        values = dict(tree)
+        values["sets"] = {
+            role: {name: tensor.detach().requires_grad_(role == "student") for name, tensor in tensors.items()}
+            for role, tensors in values["sets"].items()
+        }
+        saved = values["optimiser"]
+        if saved is not None:
+            values["optimiser"] = _optimiser_from(saved, make_optimiser(list(values["sets"]["student"].values())))
+        return cls(**values)
+
+    def view(self) -> State:
+        """The same tensors in a state that may be thrown away: what a prediction works on."""
+        tree = self.tree()
+        return replace(self, sets=tree["sets"], optimiser=None, losses=tree["losses"], extra=tree["extra"])
+
+    def copy(self, make_optimiser: OptimiserFactory, devices: Mapping[str, torch.device] | None = None) -> State:
+        """A state of its own: sets and optimiser are new tensors; those in ``extra`` are values, and shared.
+
+        ``devices`` says where the tensors of each name are to live; everything else goes where the first of them does.
+        """
+        home = next(iter(devices.values())) if devices else None
+        places = list(devices.values()) if devices else []
+
+        def owned(tensor: Tensor, device: torch.device | None) -> Tensor:
+            return tensor.detach().to(device=device, copy=True)
+
+        tree = self.tree()
+        tree["sets"] = {
+            role: {name: owned(tensor, devices[name] if devices else None) for name, tensor in tensors.items()}
+            for role, tensors in self.sets.items()
+        }
+        if tree["optimiser"] is not None:
+            moments = tree["optimiser"]["moments"]
+            tree["optimiser"]["moments"] = [
+                # A step counter stays where torch put it; moments live with their tensor.
+                map_tensors(entry, lambda t, place=place: owned(t, place if t.ndim else None))
+                for entry, place in zip(moments, places or [None] * len(moments), strict=True)
+            ]
+        if home is not None:
+            tree["extra"] = map_tensors(tree["extra"], lambda tensor: tensor.to(home))
+        return State.from_tree(tree, make_optimiser)
+
+
+def map_tensors(tree: Tree, change: Callable[[Tensor], Tensor]) -> Tree:
+    """The same tree in new containers, with ``change(tensor)`` for each tensor.
+
+    Raises:
+        TypeError: the tree holds something that a state file could not.
+    """
+    if isinstance(tree, Tensor):
+        return change(tree)
+    if isinstance(tree, Mapping):
+        if not all(isinstance(key, str) for key in tree):
+            raise TypeError(f"adapter state: expected dicts with string keys, got keys {list(tree)[:5]}")
+        return {key: map_tensors(value, change) for key, value in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        return type(tree)(map_tensors(value, change) for value in tree)
+    if tree is None or isinstance(tree, (bool, int, float, str)):
+        return tree
+    raise TypeError(f"adapter state: expected tensors, numbers, strings, None, lists or dicts, got {type(tree)}")
+
+
+def _optimiser_tree(optimiser: torch.optim.Optimizer) -> dict[str, Tree]:
+    groups = [{key: value for key, value in group.items() if key != "params"} for group in optimiser.param_groups]
+    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+    return {"moments": [dict(optimiser.state.get(parameter, {})) for parameter in parameters], "groups": groups}
+
+
+def _optimiser_from(saved: Mapping[str, Tree], optimiser: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    for group, values in zip(optimiser.param_groups, saved["groups"], strict=True):
+        group.update(values)
+    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+    for parameter, moments in zip(parameters, saved["moments"], strict=True):
+        if moments:
+            optimiser.state[parameter] = dict(moments)
+    return optimiser

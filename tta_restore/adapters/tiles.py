@@ -1,0 +1,91 @@
+"""Restore a large image tile by tile, blending where tiles overlap, so that memory does not grow with its size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tta_restore.models import Restoration, SizeRequirements
+from tta_restore.models.restorer import pad
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Overlapping tiles for images larger than ``size``.
+
+    A network that sees no further than ``overlap / 2`` gives what it gives on the whole image, up to the blend. One
+    with global pooling or attention does not. Where a model returns more than the image, the rest is the first tile's.
+
+    Attributes:
+        size: sides of a tile in pixels, rounded down to what the model takes.
+        overlap: pixels that neighbouring tiles share; the blend is linear over them.
+    """
+
+    size: int = 1024
+    overlap: int = 64
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.overlap <= self.size // 2:
+            raise ValueError(f"Tiles: expected 0 <= overlap <= size / 2, got size {self.size}, overlap {self.overlap}")
+
+    def needed(self, image: Tensor) -> bool:
+        """Whether the image is larger than a tile."""
+        return max(image.shape[-2:]) > self.size
+
+    def run(
+        self,
+        restore: Callable[[Tensor], Restoration],
+        image: Tensor,
+        *,
+        scale: int = 1,
+        size: SizeRequirements | None = None,
+    ) -> Restoration:
+        """``restore`` over the whole of ``image`` (..., H, W), tile by tile."""
+        size = size or SizeRequirements()
+        height, width = image.shape[-2:]
+        image = pad(image, SizeRequirements(size.minimum, size.multiple_of))
+        rows, columns = (self._spans(side, size.multiple_of) for side in image.shape[-2:])
+        first: Restoration | None = None
+        total = image.new_empty(0)
+        for top, bottom, row_weight in rows:
+            for left, right, column_weight in columns:
+                part = restore(image[..., top:bottom, left:right])
+                tile = part.image
+                if first is None:
+                    first = part
+                    total = tile.new_zeros(
+                        (*tile.shape[:-2], image.shape[-2] * scale, image.shape[-1] * scale), dtype=torch.float32
+                    )
+                weight = self._stretched(row_weight, scale)[:, None] * self._stretched(column_weight, scale)
+                total[..., top * scale : bottom * scale, left * scale : right * scale] += tile * weight.to(tile.device)
+        if first is None:
+            raise ValueError(f"Tiles: expected an image with pixels, got shape {tuple(image.shape)}")
+        return first.with_image(total[..., : height * scale, : width * scale].to(first.image.dtype))
+
+    def _spans(self, side: int, multiple: int) -> list[tuple[int, int, Tensor]]:
+        """Start, end and weights of the tiles along one side; the weights of all tiles add up to one everywhere."""
+        length = min(side, max(self.size // multiple, 1) * multiple)
+        stride = max((length - self.overlap) // multiple, 1) * multiple
+        starts = [*range(0, side - length, stride), side - length]
+        weights = [self._trapezoid(length, start > 0, start + length < side) for start in starts]
+        total = torch.zeros(side)
+        for start, weight in zip(starts, weights, strict=True):
+            total[start : start + length] += weight
+        return [
+            (start, start + length, weight / total[start : start + length])
+            for start, weight in zip(starts, weights, strict=True)
+        ]
+
+    def _trapezoid(self, length: int, rises: bool, falls: bool) -> Tensor:
+        ramp = (torch.arange(length) + 0.5) / max(self.overlap, 1)
+        weight = torch.ones(length)
+        if rises:
+            weight = torch.minimum(weight, ramp)
+        return torch.minimum(weight, ramp.flip(0)) if falls else weight
+
+    @staticmethod
+    def _stretched(weight: Tensor, scale: int) -> Tensor:
+        return weight.repeat_interleave(scale)
