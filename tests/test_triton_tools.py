@@ -33,7 +33,7 @@ def test_good_kernel_compiles_everywhere():
 
 
 def test_spills_are_noticed():
-    arguments = ({name: "*fp32" for name in ("p_x", "p_y", "p_out")}, {"BLOCK": 1024})
+    arguments = (dict.fromkeys(("p_x", "p_y", "p_out"), "*fp32"), {"BLOCK": 1024})
     assert_compiles_without_spills(hungry_kernel, *arguments, num_warps=4)
     starved = {"num_warps": 1, "maxnreg": 32}
     assert compile_kernel(hungry_kernel, *arguments, architecture=90, **starved).stack > 0
