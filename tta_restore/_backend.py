@@ -68,7 +68,7 @@ class Operator:
         declared = (native == "cpu" and self.cpu) or (native == "triton" and self.triton)
         _say_once(
             logging.WARNING if declared else logging.INFO,
-            f"{self.name} runs its reference (plain torch, same result, slower) on {device}: {native or 'it'} {reason}",
+            f"{self.name} runs its reference (plain torch, same result, slower) on {device}: it {reason}",
             about=f"{native} {reason}",
         )
         return "reference"
