@@ -109,7 +109,9 @@ def test_stream_is_seeded_and_says_what_it_shows():
     other = lenses.lens_stream(lenses.TEST[:2], frames_per_lens=2, size=64, seed=4)
     assert [f.family for f in frames] == ["gaussian"] * 2 + ["ring"] * 2
     assert [f.position for f in frames] == [0, 1, 0, 1]
-    assert all(torch.equal(a.blurry, b.blurry) and torch.equal(a.sharp, b.sharp) for a, b in zip(frames, again, strict=True))
+    assert all(
+        torch.equal(a.blurry, b.blurry) and torch.equal(a.sharp, b.sharp) for a, b in zip(frames, again, strict=True)
+    )
     assert not torch.equal(frames[0].blurry, other[0].blurry)
     assert frames[0].kernels.shape == (4, 4, 17, 17)
 

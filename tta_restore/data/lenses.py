@@ -105,7 +105,7 @@ def ellipse(ratio: float = 0.5, angle: float = 1.1) -> Aperture:
 
 
 #: The lens that the specialist is trained on.
-SOURCE = Lens("disk", disk, (0.3, 4.0))
+SOURCE = Lens("disk", disk, (1.0, 3.5))
 #: Families to choose recipes and settings on.
 DEV = (
     Lens("ellipse", ellipse(), (1.5, 5.0)),
@@ -263,6 +263,19 @@ def sense(linear: Tensor, generator: torch.Generator, *, noise: float = 1 / 255,
     return stored.clamp(0, 1) if bits is None else (stored.clamp(0, 1) * (2**bits - 1)).round() / (2**bits - 1)
 
 
+def photograph(
+    sharp: Tensor, kernels: Tensor, weights: Tensor, generator: torch.Generator, *, noise: float = 1 / 255
+) -> Tensor:
+    """A stored picture of a sharp stored picture, blurred in linear light by L kernels mixed per pixel.
+
+    Shape:
+        - sharp: (B, 3, H + K - 1, W + K - 1) in [0, 1]
+        - kernels: (B, L, K, K); weights: (B, L, H, W), see :func:`mix_blur`
+        - output: (B, 3, H, W) in [0, 1]
+    """
+    return sense(mix_blur(srgb_to_linear(sharp), kernels, weights), generator, noise=noise)
+
+
 def depth_field(count: int, height: int, width: int, generator: torch.Generator, *, knots: int = 5) -> Tensor:
     """Smooth random depth: (B, H, W) in [0, 1], a Gaussian field on knots x knots points, bicubic in between."""
     field = torch.randn(count, 1, knots, knots, generator=generator)
@@ -298,8 +311,7 @@ def render(
     radius = low + (high - low) * depth_field(len(lenses), height, width, generator, knots=knots)
     steps = low[:, 0] + (high - low)[:, 0] * torch.linspace(0, 1, levels)
     kernels = torch.stack([rasterize(lens.aperture, step) for lens, step in zip(lenses, steps, strict=True)])
-    linear = mix_blur(srgb_to_linear(sharp), kernels, level_weights(radius, steps))
-    return sense(linear, generator, noise=noise), radius, centre
+    return photograph(sharp, kernels, level_weights(radius, steps), generator, noise=noise), radius, centre
 
 
 def lens_stream(

@@ -1,0 +1,105 @@
+"""The restorers and the estimator of the demo: shapes, conditioning, geometry of the rasterised estimate, shipped weights."""
+
+import json
+
+import pytest
+import torch
+
+from tta_restore.data import lenses
+from tta_restore.models.checkpoint import WEIGHTS
+from tta_restore.models.lens_estimator import LensEstimate, rasterize_picture
+from tta_restore.models.registry import create_model, list_models
+
+
+def _randomised(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
+    """Zero-initialised layers hide mistakes."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(0.05 * torch.randn(parameter.shape, generator=generator))
+    return model.eval()
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [("lens_unet", s) for s in ((16, 16), (33, 47), (1, 5), (64, 40))]
+    + [("conditioned_lens_unet", s) for s in ((16, 16), (33, 47))],
+)
+def test_any_size_comes_back(name, size):
+    x = torch.rand(2, 3, *size)
+    with torch.no_grad():
+        assert _randomised(create_model(name))(x).shape == x.shape
+
+
+def test_a_new_restorer_is_the_identity():
+    x = torch.rand(1, 3, 24, 24)
+    torch.testing.assert_close(create_model("lens_unet")(x), x)
+
+
+def test_about_half_a_million_parameters():
+    assert 4e5 < sum(p.numel() for p in create_model("lens_unet").parameters()) < 6e5
+    assert list_models("estimator") == ["lens_estimator"]
+
+
+def test_conditioning_reaches_the_output():
+    model = _randomised(create_model("conditioned_lens_unet"))
+    x = torch.rand(1, 3, 32, 32)
+    one = LensEstimate(torch.full((1, 4, 4), 1.0), torch.ones(1, 4, 4), torch.zeros(1, 64), torch.ones(1))
+    larger = LensEstimate(torch.full((1, 4, 4), 3.0), torch.ones(1, 4, 4), torch.zeros(1, 64), torch.ones(1))
+    other = LensEstimate(torch.full((1, 4, 4), 1.0), torch.ones(1, 4, 4), torch.ones(1, 64), torch.ones(1))
+    with torch.no_grad():
+        base = model(x, one)
+        assert not torch.allclose(base, model(x, larger))
+        assert not torch.allclose(base, model(x, other))
+
+
+def test_estimate_pools_by_evidence():
+    first = LensEstimate(torch.ones(1, 2, 2), torch.ones(1, 2, 2), torch.tensor([[1.0, 0.0]]), torch.tensor([3.0]))
+    second = LensEstimate(torch.ones(1, 2, 2), torch.ones(1, 2, 2), torch.tensor([[0.0, 1.0]]), torch.tensor([1.0]))
+    torch.testing.assert_close(LensEstimate.pool([first, second]), torch.tensor([[0.75, 0.25]]))
+
+
+def test_estimator_shapes_and_refusals():
+    model = _randomised(create_model("lens_estimator"))
+    with torch.no_grad():
+        estimate = model(torch.rand(2, 3, 48, 64))
+        assert estimate.radius.shape == estimate.confidence.shape == (2, 6, 8)
+        picture = model.aperture(estimate.code)
+        assert picture.shape == (2, 23, 23)
+        torch.testing.assert_close(picture.sum((1, 2)), torch.ones(2))
+        assert model.kernels(estimate.code[0], torch.tensor([1.0, 2.0])).shape == (2, 17, 17)
+    for bad in (torch.rand(3, 48, 48), torch.rand(1, 1, 48, 48), torch.rand(1, 3, 8, 48)):
+        with pytest.raises(ValueError, match="LensEstimator: expected"):
+            model(bad)
+
+
+@pytest.mark.parametrize("radius", [1.0, 2.0, 3.5])
+def test_rasterised_pictures_are_the_kernels_of_their_lens(radius):
+    from tta_restore.engine.train_demo import aperture_pictures
+
+    for lens in (lenses.SOURCE, *lenses.DEV, *lenses.TEST):
+        unit = lenses.rms_radius(lens.aperture)
+        picture = aperture_pictures([lens], torch.tensor([unit]), 23, 2.3)[0]
+        drawn = rasterize_picture(picture, torch.tensor([radius]), size=17, reach=2.3)[0]
+        true = lenses.rasterize(lens.aperture, torch.tensor([radius / unit]))[0]
+        # a 23 x 23 picture rounds the corners of an aperture; it must not move, turn, mirror or scale it
+        assert (drawn - true).abs().sum() < 0.35, lens.family
+        for turned in (true.flip(0), true.flip(1), true.rot90(1), true.rot90(2)):
+            assert (drawn - true).abs().sum() <= (drawn - turned).abs().sum() + 0.02, lens.family
+
+
+@pytest.mark.parametrize("name", ["specialist", "generalist", "conditioned", "lens_estimator"])
+def test_shipped_weights_come_with_the_log_that_made_them(name):
+    log = json.loads((WEIGHTS / f"{name}.json").read_text())
+    architecture = {"conditioned": "conditioned_lens_unet", "lens_estimator": "lens_estimator"}.get(name, "lens_unet")
+    model = create_model(architecture, checkpoint=name)
+    assert sum(p.numel() for p in model.parameters()) == log["parameters"]
+    assert log["command"].startswith("python -m tta_restore train-demo") and len(log["loss"]) >= 4
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+
+
+def test_the_specialist_earns_a_decibel_on_photographs_it_never_saw():
+    from tta_restore.engine.train_demo import held_out
+
+    report = held_out(create_model("lens_unet", checkpoint="specialist").eval(), frames_per_lens=4)
+    assert report["disk"]["gain"] >= 1.0
