@@ -51,11 +51,11 @@ class Learner:
 
     def __init__(self) -> None:
         self.count = 0
-        self.last_report: Report | None = None
+        self.report: Report | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
         self.count += 1
-        self.last_report = Report(torch.tensor(0.5**self.count), True, None, {"not": "scalar"})
+        self.report = Report(torch.tensor(0.5**self.count), True, None, {"tensors": torch.ones(2)})
         return x + 0.2 * 0.5**self.count
 
 
@@ -210,3 +210,4 @@ def test_text_table_shows_each_number_once(known):
 def test_scalars_of_reports():
     assert scalars(None) == {}
     assert scalars({"a": 1, "b": torch.ones(2), "c": float("nan"), "d": "x"}) == {"a": 1, "c": "nan", "d": "x"}
+    assert scalars({"loss": 1.0, "extra": {"resets": 2, "loss": 9.0}}) == {"loss": 1.0, "resets": 2}

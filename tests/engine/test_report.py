@@ -19,6 +19,7 @@ from tta_restore.engine import report_images
 from tta_restore.engine.evaluate import StreamResult
 from tta_restore.engine.report import KernelSample, MethodNote, Report, Sample, render_report, write_report
 from tta_restore.engine.stream import FrameRecord
+from tta_restore.engine.usage import UsageError
 
 GAINS = {"ours": (1.0, 0.4), "idle": (0.0, 0.0), "bad": (-0.7, -0.5)}
 
@@ -32,7 +33,12 @@ def report() -> Report:
         records.append(base)
         for method, (first, second) in GAINS.items():
             gain = (first, second)[index // 6] + 0.02 * position * bool(first)
-            step = {"updated": index != 3, "skipped_because": "loss spike" if index == 3 else None, "steps": 16}
+            step = {
+                "updated": index != 3,
+                "skipped_because": "loss spike" if index == 3 else None,
+                "steps": 16,
+                "loss": 0.1,
+            }
             records.append(replace(base, method=method, psnr=base.psnr + gain, cpu_seconds=1.0, report=step))
     generator = torch.Generator().manual_seed(0)
     pictures = {name: torch.rand(3, 20, 30, generator=generator) for name in ("base", *GAINS)}
@@ -106,8 +112,8 @@ def test_numbers_stand_where_they_belong(page, report):
     assert f"+{gain.mean:.2f} dB PSNR" in text
     assert f"weakest lens cat eye +{report.result.gain('ours', 'base', family='cat_eye').mean:.2f}" in text
     assert "frames adapted on: 11" in text
-    assert "skipped: loss spike: 1" in text
-    assert "steps in all: 192" in text
+    assert "skipped because loss spike: 1" in text
+    assert "steps: 192" in text
     assert "100 % of the light" in text
     assert f"{report.result.value('base').mean:.2f}" in text
 
@@ -163,7 +169,7 @@ def test_unknown_methods_are_refused(report):
 @pytest.mark.parametrize("package", ["jinja2", "matplotlib"])
 def test_a_missing_package_says_what_to_install(package, report, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(ImportError, match=rf"needs {package}: pip install 'tta-restore\[report\]'"):
+    with pytest.raises(UsageError, match=rf"needs {package}: pip install 'tta-restore\[report\]'"):
         render_report(report)
 
 

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from tta_restore.data.image import Image
 from tta_restore.data.image_io import read_image, write_image
-from tta_restore.engine.restore import Job, UsageError, plan_jobs, restore_files
+from tta_restore.engine.restore import Job, plan_jobs, restore_files
+from tta_restore.engine.usage import UsageError
 
 
 class Learner:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from tta_restore.engine import report_plots
 from tta_restore.engine.bootstrap import Interval
 from tta_restore.engine.evaluate import StreamResult
 from tta_restore.engine.report_images import kernel_overlap, kernel_sheet, png_uri
+from tta_restore.engine.usage import UsageError
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
@@ -103,7 +105,7 @@ def write_report(path: str | Path, report: Report) -> None:
     """Write the page: completely, or not at all. It refers to nothing outside itself.
 
     Raises:
-        ImportError: jinja2 or matplotlib is not installed.
+        UsageError: jinja2 or matplotlib is not installed.
         ValueError: the report names a method without records.
     """
     html = render_report(report)
@@ -113,11 +115,9 @@ def write_report(path: str | Path, report: Report) -> None:
 
 def render_report(report: Report) -> str:
     """The page as text; the arguments and errors are those of :func:`write_report`."""
-    try:
-        import jinja2
-        import matplotlib  # noqa: F401 (asked for before the work, not in the middle of it)
-    except ImportError as error:
-        raise ImportError(f"report: needs {error.name}: pip install 'tta-restore[report]'", name=error.name) from None
+    require_packages("jinja2", "matplotlib")
+    import jinja2
+
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES),
         autoescape=True,
@@ -127,6 +127,16 @@ def render_report(report: Report) -> str:
     )
     environment.filters |= {"signed": _signed, "bracketed": _bracketed, "lens": lens_name}
     return environment.get_template("report.html.jinja").render(_context(report))
+
+
+def require_packages(*names: str) -> None:
+    """Raise UsageError with the command that installs what is missing of `jinja2`, `matplotlib`, `torchmetrics`."""
+    extras = {"jinja2": "report", "matplotlib": "report", "torchmetrics": "metrics"}
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except ImportError:
+            raise UsageError(f"needs {name}: pip install 'tta-restore[{extras[name]}]'") from None
 
 
 def worst_frame_rule(method: str, baseline: str) -> str:
@@ -141,10 +151,10 @@ def lens_name(family: str) -> str:
 
 def _context(report: Report) -> dict[str, Any]:
     result, baseline = report.result, report.baseline
-    colors = {}
+    colors: dict[str, str] = {}
     for order, method in enumerate(result.methods):
-        note = report.notes.get(method)
-        colors[method] = (note and note.color) or report_plots.PALETTE[order % len(report_plots.PALETTE)]
+        note = report.notes.get(method, MethodNote(""))
+        colors[method] = note.color or report_plots.PALETTE[order % len(report_plots.PALETTE)]
     curves = [method for method in report.curves if method != baseline]
     return {
         "title": report.title,
@@ -209,7 +219,7 @@ def _gain_row(result: StreamResult, method: str, baseline: str) -> dict[str, Any
 
 
 def _sample(sample: Sample) -> dict[str, Any]:
-    pictures = [
+    pictures: list[dict[str, Any]] = [
         {"name": name, "uri": png_uri(picture), "psnr": sample.psnr[name]} for name, picture in sample.pictures.items()
     ]
     pictures.append({"name": "sharp original", "uri": png_uri(sample.sharp), "psnr": None})
@@ -218,20 +228,18 @@ def _sample(sample: Sample) -> dict[str, Any]:
 
 
 def _method(result: StreamResult, method: str, note: MethodNote | None) -> dict[str, Any]:
-    reports = [record.report for record in result.of(method)]
-    counts = {}
-    if any("updated" in report for report in reports):
+    # A method without a loss learns nothing, and there is nothing to count.
+    reports = [record.report for record in result.of(method) if record.report.get("loss") is not None]
+    counts: dict[str, int] = {}
+    if reports:
         counts["frames adapted on"] = sum(bool(report.get("updated")) for report in reports)
+    for name in ("steps", "resets", "reset"):
+        numbers = [int(report[name]) for report in reports if isinstance(report.get(name), (bool, int, float))]
+        if numbers:
+            counts["resets" if name == "reset" else name] = sum(numbers)
     skipped = [str(report["skipped_because"]) for report in reports if report.get("skipped_because")]
     for reason in dict.fromkeys(skipped):
-        counts[f"skipped: {reason}"] = skipped.count(reason)
-    for name in ("steps", "resets"):
-        numbers = [report[name] for report in reports if isinstance(report.get(name), int)]
-        if numbers:
-            counts[f"{name} in all"] = sum(numbers)
-    resets = [bool(report.get("reset")) for report in reports if "reset" in report]
-    if resets:
-        counts["resets"] = sum(resets)
+        counts[f"skipped because {reason}"] = skipped.count(reason)
     return {"name": method, "note": note or MethodNote(""), "counts": counts, "cost": result.cost(method)}
 
 

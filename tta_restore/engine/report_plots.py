@@ -75,7 +75,7 @@ def gain_after_switch(result: StreamResult, baseline: str, methods: Sequence[str
             reach = _reach([interval for _, interval in points])
             style = {"color": colors[method], "marker": "o", "capsize": 2.5, "elinewidth": 1, "label": method}
             axes.errorbar(places, means, yerr=reach, **style)
-        axes.set_xticks([position + 1 for position, _ in result.gain_by_position(methods[0], baseline)])
+        axes.set_xticks(sorted({record.position + 1 for record in result.records}))
         axes.set_xlabel("frame after the lens changed")
         axes.set_ylabel("gain (dB)")
         axes.grid(visible=False, axis="x")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -14,13 +14,12 @@ from tqdm import tqdm
 
 from tta_restore.data.image import Image, ImageError
 from tta_restore.data.image_io import SUFFIXES, read_image, write_image
+from tta_restore.engine.methods import create_method
+from tta_restore.engine.model_source import load_restorer
 from tta_restore.engine.restore_state import RestoreState
+from tta_restore.engine.usage import UsageError
 
 Method = Callable[[Tensor], Tensor]
-
-
-class UsageError(ValueError):
-    """The command cannot be carried out as it was given; nothing has been done."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +50,47 @@ class Summary:
         if self.failed:
             parts.append(f"{self.failed} failed")
         return ", ".join(parts)
+
+
+def restore_inputs(
+    inputs: Sequence[str | Path],
+    out: str | Path,
+    *,
+    method: str = "recommended",
+    model: str = "generalist",
+    state: str | Path | None = None,
+    overwrite: bool = False,
+    device: str | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> Summary:
+    """What `tta-restore restore` does: plan, load the model, wrap it in the method, and go through the files.
+
+    Args:
+        inputs: files and folders.
+        out: folder, or file for a single input.
+        method: one of :data:`tta_restore.engine.methods.METHODS`.
+        model: what :func:`tta_restore.engine.model_source.load_restorer` takes.
+        state: file of the method's state, loaded when it exists and saved after every image.
+        overwrite: restore also what is there already.
+        device: where to run; `None` takes a CUDA device where there is one.
+        seed: of the adapter.
+        progress: show a bar on stderr where it is a terminal.
+
+    Raises:
+        UsageError: it cannot be done as asked; nothing has been written.
+    """
+    jobs, problems = plan_jobs(inputs, out)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        restorer = load_restorer(model, device=device)
+        adapter = create_method(method, restorer, seed=seed)
+    except (ValueError, TypeError, ImportError, RuntimeError) as error:
+        raise UsageError(str(error)) from error
+    for problem in problems:
+        tqdm.write(f"error: {problem}", file=sys.stderr)
+    summary = restore_files(jobs, adapter, state=state, overwrite=overwrite, progress=progress, device=device)
+    return replace(summary, failed=summary.failed + len(problems))
 
 
 def plan_jobs(inputs: Sequence[str | Path], out: str | Path) -> tuple[list[Job], list[str]]:

@@ -130,7 +130,7 @@ def _measure(
         ssim=float(metrics.ssim(output, sharp, protocol=protocol)),
         wall_seconds=wall,
         cpu_seconds=cpu,
-        report=scalars(getattr(method, "last_report", None)),
+        report=scalars(getattr(method, "report", None)),
     )
     return record, output
 
@@ -151,6 +151,8 @@ def scalars(report: Any) -> dict[str, Any]:
             value = str(value)  # JSON has no word for it
         if value is None or isinstance(value, (bool, int, float, str)):
             plain[name] = value
+        elif isinstance(value, Mapping):  # what a method adds of its own
+            plain |= {inner: entry for inner, entry in scalars(value).items() if inner not in content}
     return plain
 
 

@@ -1,0 +1,162 @@
+"""Arguments, exit codes, and the restore command from end to end on small files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from tta_restore.cli import main
+from tta_restore.cli.main import build_parser
+from tta_restore.data.image import Image
+from tta_restore.data.image_io import read_image, write_image
+from tta_restore.engine import demo, train_demo
+
+MODEL = """
+import torch
+class Brighten(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.mix = torch.nn.Conv2d(3, 3, 3, padding=1)
+        with torch.no_grad():
+            self.mix.weight.zero_()
+            self.mix.bias.fill_(0.01)
+            for c in range(3):
+                self.mix.weight[c, c, 1, 1] = 0.88
+                self.mix.weight[c, c, 1, 2] = 0.02  # no symmetry: views of a frame differ
+    def forward(self, x):
+        return [self.mix(x), {"nothing": 1}]
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "brightening.py").write_text(MODEL)
+    generator = torch.Generator().manual_seed(0)
+    for name, size in (("a.png", (33, 47)), ("deep/b.tif", (40, 31)), ("c.jpg", (24, 24))):
+        write_image(tmp_path / "in" / name, Image(torch.rand(3, *size, generator=generator)))
+    return tmp_path
+
+
+def restore(*arguments: str) -> int:
+    return main(["restore", "in", "-o", "out", "--model", "brightening:Brighten", "--device", "cpu", *arguments])
+
+
+@pytest.mark.parametrize("method", ["recommended", "self-ensemble", "siam-ctta", "source"])
+def test_restore_with_each_method(method, folder, capsys):
+    assert restore("--method", method) == 0
+    assert capsys.readouterr().err == "3 restored; written to out\n"
+    before, after = read_image(folder / "in" / "a.png").pixels, read_image(folder / "out" / "a.png").pixels
+    assert (after - (0.9 * before + 0.01)).abs().max() < 0.02 + 1 / 255  # the shifted part, and rounding
+    assert (folder / "out" / "deep" / "b.tif").is_file()
+
+
+def test_bad_inputs_give_exit_code_1_and_a_line_each(folder, capsys):
+    (folder / "in" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    (folder / "in" / "empty.tif").write_bytes(b"")
+    assert (
+        main(["restore", "in", "absent.png", "-o", "out", "--model", "brightening:Brighten", "--method", "source"]) == 1
+    )
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [
+        "error: absent.png: no such file or directory",
+        f"error: {Path('in/broken.png')}: truncated or damaged PNG: its header is incomplete",
+        f"error: {Path('in/empty.tif')}: empty file",
+        "3 restored, 3 failed; written to out",
+    ]
+
+
+def test_the_same_command_again_keeps_what_is_there(folder, capsys):
+    restore("--method", "source")
+    assert restore("--method", "source") == 0
+    assert "0 restored, 3 kept from before" in capsys.readouterr().err
+    assert restore("--method", "source", "--quiet", "--overwrite") == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_a_state_holds_adapter_and_inputs(folder):
+    assert restore("--method", "siam-ctta", "--state", "camera.safetensors") == 0
+    with safe_open(folder / "camera.safetensors", framework="pt") as file:
+        metadata = file.metadata()
+    assert all(name in metadata["restored_inputs"] for name in ("a.png", "b.tif", "c.jpg"))
+    assert restore("--method", "siam-ctta", "--state", "camera.safetensors") == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--method", "magic"], "no method 'magic'; there are: recommended"),
+        (["--model", "absent.pth"], "no model 'absent.pth'"),
+        (["--model", "brightening:nothing"], "has no nothing"),
+        (["-o", "in"], "originals would be overwritten"),
+        (["--device", "quantum"], "quantum"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_exit_code_2(arguments, message, folder, capsys):
+    assert restore(*arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("tta-restore restore: ")
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (folder / "out").exists()
+
+
+def test_a_state_of_another_method_is_wrong_usage(folder, capsys):
+    restore("--method", "siam-ctta", "--state", "camera.safetensors")
+    assert restore("--method", "self-ensemble", "--state", "camera.safetensors", "--overwrite") == 2
+    assert "--state camera.safetensors" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [[], ["restore"], ["restore", "a.png"], ["dance"], ["demo", "--frames", "0"]])
+def test_arguments_that_do_not_parse_exit_with_2(arguments, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    assert "usage: tta-restore" in capsys.readouterr().err
+
+
+def test_info_lists_what_there_is(capsys):
+    assert main(["info"]) == 0
+    text = capsys.readouterr().out
+    for word in ("threads", "generalist", "lens_unet", "siam-ctta", "imagecodecs"):
+        assert word in text
+
+
+def test_info_probes_a_model(folder, capsys):
+    assert main(["info", "brightening:Brighten"]) == 0
+    text = capsys.readouterr().out
+    assert "Brighten" in text
+    assert "84" in text  # its weights
+    assert main(["info", "nonsense"]) == 2
+
+
+def test_commands_pass_their_arguments_on(monkeypatch, tmp_path):
+    calls = []
+    monkeypatch.setattr(demo, "run_demo", lambda *a, **k: calls.append((a, k)))
+    monkeypatch.setattr(demo, "run_evaluation", lambda *a, **k: calls.append((a, k)))
+    monkeypatch.setattr(train_demo, "train", lambda *a, **k: calls.append((a, k)))
+    assert main(["demo", "--out", "x", "--quick", "--seed", "3"]) == 0
+    assert calls.pop() == ((Path("x"),), {"seed": 3, "frames_per_lens": None, "quick": True})
+    assert main(["evaluate", "--seeds", "5", "6", "--split", "dev", "--methods", "generalist"]) == 0
+    assert calls.pop()[1] == {"seeds": [5, 6], "frames_per_lens": 6, "split": "dev", "methods": ["generalist"]}
+    assert main(["train-demo", "specialist", "--steps", "7", "--out", str(tmp_path)]) == 0
+    assert calls.pop() == (("specialist",), {"steps": 7, "seed": 0, "device": "cpu", "out": tmp_path})
+    assert main(["train-demo"]) == 0
+    assert [a for a, _ in calls] == [(name,) for name in train_demo.STEPS]
+
+
+def test_an_interrupt_is_a_line_and_130(monkeypatch, capsys):
+    def interrupted(*arguments, **options) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(demo, "run_demo", interrupted)
+    assert main(["demo"]) == 130
+    assert capsys.readouterr().err == "tta-restore demo: interrupted\n"
+
+
+def test_every_command_and_option_has_help():
+    for action in build_parser()._subparsers._group_actions[0].choices.values():
+        assert all(a.help for a in action._actions), action.prog

@@ -1,0 +1,38 @@
+"""The demo: kernels read at the right places; from end to end once the weights are there."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import torch
+
+from tta_restore.data import lenses
+from tta_restore.engine.demo import estimate_kernels
+from tta_restore.models import create_model
+
+
+def test_kernels_are_estimated_where_the_true_ones_are_known():
+    """An estimator that knows the true radius everywhere puts each kernel in its place."""
+    frame = lenses.lens_stream([lenses.SOURCE], frames_per_lens=1, size=96, seed=3)[0]
+    unit = lenses.rms_radius(lenses.SOURCE.aperture)
+
+    class Oracle:
+        def __call__(self, x):
+            radius = frame.radius[4::8, 4::8][None] * unit
+            return SimpleNamespace(radius=radius, statistics=torch.zeros(1, 1))
+
+        def kernels(self, statistics, radius, *, size):
+            return lenses.rasterize(lenses.SOURCE.aperture, radius / unit, size=size)
+
+    estimated = estimate_kernels(Oracle(), frame.blurry[None], frame.kernels)
+    assert estimated.shape == frame.kernels.shape
+    assert torch.minimum(estimated, frame.kernels).sum((-2, -1)).mean() > 0.93
+    shuffled = estimated.transpose(0, 1)
+    assert torch.minimum(shuffled, frame.kernels).sum((-2, -1)).mean() < 0.93
+
+
+def test_the_lens_estimator_fits_in():
+    frame = lenses.lens_stream([lenses.SOURCE], frames_per_lens=1, size=96, seed=3)[0]
+    estimated = estimate_kernels(create_model("lens_estimator").eval(), frame.blurry[None], frame.kernels)
+    assert estimated.shape == frame.kernels.shape
+    torch.testing.assert_close(estimated.sum((-2, -1)), torch.ones(frame.kernels.shape[:2]))

@@ -1,0 +1,114 @@
+"""A restorer by name, by checkpoint file of a known architecture, and by a function in one's own code."""
+
+from __future__ import annotations
+
+import importlib
+import pickle
+import sys
+import textwrap
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from tta_restore.engine.model_source import SHIPPED, load_restorer
+from tta_restore.models import Restorer, list_models
+
+
+@pytest.fixture
+def network() -> torch.nn.Module:
+    SRVGGNetCompact = importlib.import_module("spandrel.architectures.Compact.__arch.SRVGG").SRVGGNetCompact
+    torch.manual_seed(0)
+    return SRVGGNetCompact(num_in_ch=3, num_out_ch=3, num_feat=8, num_conv=2, upscale=2)
+
+
+@pytest.mark.parametrize("name", ["net.pth", "net.safetensors", "net.checkpoint"])
+def test_checkpoints_are_recognised_whatever_they_are_called(name, network, tmp_path):
+    path = tmp_path / name
+    if name.endswith(".safetensors"):
+        save_file(network.state_dict(), path)
+    else:
+        torch.save({"params_ema": network.state_dict()}, path)
+    restorer = load_restorer(str(path))
+    assert isinstance(restorer, Restorer)
+    assert not restorer.module.training
+    assert not any(p.requires_grad for p in restorer.parameters())
+    x = torch.rand(1, 3, 9, 11)
+    with torch.no_grad():
+        torch.testing.assert_close(restorer(x), network.eval()(x))
+
+
+def test_a_checkpoint_that_runs_code_is_refused(tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "sprung"), "w"))
+
+    path = tmp_path / "trap.pth"
+    with open(path, "wb") as file:
+        pickle.dump({"weight": Trap()}, file)
+    with pytest.raises(ValueError, match="which could run code|cannot be read"):
+        load_restorer(str(path))
+    torch.save({"weight": Trap()}, path)
+    with pytest.raises(ValueError, match="which could run code"):
+        load_restorer(str(path))
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_files_that_are_no_checkpoint_are_one_line(tmp_path):
+    (tmp_path / "a.pth").write_bytes(b"nothing of the kind")
+    torch.save({"strange.weight": torch.ones(3)}, tmp_path / "b.pth")
+    with pytest.raises(ValueError, match=r"a\.pth") as caught:
+        load_restorer(str(tmp_path / "a.pth"))
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match="of no architecture that spandrel"):
+        load_restorer(str(tmp_path / "b.pth"))
+
+
+def test_functions_and_modules_of_ones_own_code(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_own_restorers.py").write_text(
+        textwrap.dedent(
+            """
+            import torch
+            class Half(torch.nn.Module):
+                def forward(self, x):
+                    return x / 2
+            ready = Half()
+            def build():
+                return Half()
+            number = 3
+            def wrong():
+                return 3
+            """
+        )
+    )
+    before = list(sys.path)
+    x = torch.rand(1, 3, 8, 8)
+    for name in ("build", "ready", "Half"):
+        assert torch.equal(load_restorer(f"my_own_restorers:{name}")(x), x / 2)
+    assert sys.path == before
+    for name, message in {
+        "absent": "has no absent",
+        "number": "expected a module or a function",
+        "wrong": "gives no restorer",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            load_restorer(f"my_own_restorers:{name}")
+    with pytest.raises(ValueError, match="No module named 'my_absent_module'"):
+        load_restorer("my_absent_module:build")
+
+
+def test_unknown_names_list_what_can_be_given():
+    with pytest.raises(ValueError, match=r"no model 'nonsense': expected one of specialist, .*checkpoint file"):
+        load_restorer("nonsense")
+
+
+def test_shipped_names_are_registered_models():
+    assert set(SHIPPED.values()) <= set(list_models("restorer"))
+
+
+def test_a_missing_spandrel_says_what_to_install(tmp_path, monkeypatch):
+    (tmp_path / "a.pth").write_bytes(b"")
+    monkeypatch.setitem(sys.modules, "spandrel", None)
+    with pytest.raises(ImportError, match=r"pip install 'tta-restore\[restorers\]'"):
+        load_restorer(str(tmp_path / "a.pth"))

@@ -1,0 +1,138 @@
+"""`tta-restore`: parses arguments and calls `engine`; what a command does is decided there."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tta_restore.engine.usage import UsageError
+
+OK, SOME_FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code: 0 all fine, 1 some inputs failed, 2 wrong usage, 130 interrupted."""
+    options = build_parser().parse_args(arguments)
+    try:
+        return options.run(options)
+    except UsageError as error:
+        print(f"tta-restore {options.command}: {error}", file=sys.stderr)
+        return USAGE
+    except KeyboardInterrupt:
+        print(f"tta-restore {options.command}: interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser with all its commands."""
+    parser = argparse.ArgumentParser(prog="tta-restore", description="Test-time adaptation, any restorer.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    info = commands.add_parser("info", help="what runs where on this machine, and what is known of a model")
+    info.add_argument("model", nargs="?", help="shipped weights, a checkpoint file, or module.path:callable")
+    info.set_defaults(run=_info)
+
+    demo = commands.add_parser("demo", help="adapt to lenses never seen, on photographs, and write a report")
+    demo.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder (default: %(default)s)")
+    demo.add_argument("--quick", action="store_true", help="a few frames only, to see that it runs")
+    demo.add_argument("--seed", type=int, default=0, help="of crops, depths, noise and adapters (default: %(default)s)")
+    demo.add_argument("--frames", type=_positive, help="frames per lens")
+    demo.set_defaults(run=_demo)
+
+    evaluate = commands.add_parser("evaluate", help="the demo's comparison on several seeds, merged into one table")
+    evaluate.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="one stream each (default: 1 2 3)")
+    evaluate.add_argument("--frames", type=_positive, default=6, help="frames per lens (default: %(default)s)")
+    evaluate.add_argument(
+        "--split", choices=("test", "dev"), default="test", help="lenses and photographs (default: %(default)s)"
+    )
+    evaluate.add_argument("--methods", nargs="+", metavar="NAME", help="only these rows")
+    evaluate.add_argument("--out", type=Path, default=Path("runs/evaluate"), help="folder (default: %(default)s)")
+    evaluate.set_defaults(run=_evaluate)
+
+    restore = commands.add_parser("restore", help="restore your own images and folders")
+    restore.add_argument("inputs", nargs="+", metavar="INPUT", help="PNG, JPEG or TIFF files, or folders of them")
+    restore.add_argument("-o", "--out", required=True, type=Path, help="folder, or a file for a single input")
+    restore.add_argument("--method", default="recommended", help="how to adapt (default: %(default)s)")
+    restore.add_argument(
+        "--model", default="generalist", help="shipped weights, a checkpoint file, or module.path:callable"
+    )
+    restore.add_argument("--state", type=Path, help="file that keeps what was learned; the run continues from it")
+    restore.add_argument("--overwrite", action="store_true", help="restore again what is there already")
+    restore.add_argument("--device", default=None, help="such as cpu or cuda (default: cuda where there is one)")
+    restore.add_argument("--seed", type=int, default=0, help="of the adapter (default: %(default)s)")
+    restore.add_argument("--quiet", action="store_true", help="no progress bar, no summary; errors are still told")
+    restore.set_defaults(run=_restore)
+
+    train = commands.add_parser("train-demo", help="train the small models that the demo ships")
+    train.add_argument("models", nargs="*", metavar="MODEL", help="which of them (default: all)")
+    train.add_argument("--steps", type=_positive, help="fewer or more steps than the shipped weights had")
+    train.add_argument("--seed", type=int, default=0, help="of weights, crops and lenses (default: %(default)s)")
+    train.add_argument("--device", default="cpu", help="such as cpu or cuda (default: %(default)s)")
+    train.add_argument("--out", type=Path, default=Path("runs/train-demo"), help="folder (default: %(default)s)")
+    train.set_defaults(run=_train)
+    return parser
+
+
+def _info(options: argparse.Namespace) -> int:
+    from tta_restore.engine.information import describe
+
+    print(describe(options.model))
+    return OK
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from tta_restore.engine.demo import run_demo
+
+    run_demo(options.out, seed=options.seed, frames_per_lens=options.frames, quick=options.quick)
+    return OK
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from tta_restore.engine.demo import run_evaluation
+
+    run_evaluation(
+        options.out,
+        seeds=options.seeds,
+        frames_per_lens=options.frames,
+        split=options.split,
+        methods=options.methods,
+    )
+    return OK
+
+
+def _restore(options: argparse.Namespace) -> int:
+    from tta_restore.engine.restore import restore_inputs
+
+    summary = restore_inputs(
+        options.inputs,
+        options.out,
+        method=options.method,
+        model=options.model,
+        state=options.state,
+        overwrite=options.overwrite,
+        device=options.device,
+        seed=options.seed,
+        progress=not options.quiet,
+    )
+    if not options.quiet:
+        print(f"{summary}; written to {options.out}", file=sys.stderr)
+    return summary.exit_code
+
+
+def _train(options: argparse.Namespace) -> int:
+    from tta_restore.engine.train_demo import STEPS, train
+
+    if unknown := set(options.models) - set(STEPS):
+        raise UsageError(f"no model {min(unknown)!r}; there are: {', '.join(STEPS)}")
+    for name in options.models or STEPS:
+        train(name, steps=options.steps, seed=options.seed, device=options.device, out=options.out)
+    return OK
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected a number >= 1, got {text}")
+    return value
