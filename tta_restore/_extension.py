@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 
@@ -28,6 +29,7 @@ if not AVAILABLE and os.environ.get("TTA_RESTORE_REQUIRE_EXTENSION") == "1":
     raise ImportError(f"tta_restore: TTA_RESTORE_REQUIRE_EXTENSION=1, but the C++ extension is {DETAIL}")
 
 
+@functools.cache
 def implements(name: str) -> bool:
     """Tell whether the loaded binary holds a kernel called ``name``; one built from older sources may not."""
     return AVAILABLE and torch._C._dispatch_has_kernel_for_dispatch_key(f"tta_restore_cpu::{name}", "CPU")
