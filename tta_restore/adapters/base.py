@@ -55,9 +55,10 @@ class Adapter(Method):
 
     with the help of ``self.run(role, image)`` and ``self.ensemble(role, image)`` (roles "source", "student",
     "teacher"; gradients reach the student only), ``self.student``, ``self.teacher``, ``self.source``,
-    ``self.generator`` (the only source of randomness) and ``self.extra`` (all memory between frames; its tensors are
-    values: put new ones there instead of writing into them). Modules set as attributes move with the adapter, run in
-    eval mode and are not trained. What is not in ``self.extra`` is not saved, forked, reset or rolled back.
+    ``self.generator`` (the only source of randomness), ``self.snapshot()`` and ``self.extra`` (all memory between
+    frames; its tensors are values: put new ones there instead of writing into them; they stay on the device that the
+    method chose, and come from a file on the CPU). Modules set as attributes move with the adapter, run in eval mode
+    and are not trained. What is not in ``self.extra`` is not saved, forked, reset or rolled back.
 
     Args:
         model: module, function, spandrel descriptor or :class:`tta_restore.models.Restorer`.

@@ -122,6 +122,10 @@ class Roles(nn.Module):
         """Put source values back into random scalars of the student."""
         parameter_sets.restore(self.student, self.source, probability, self.generator)
 
+    def snapshot(self) -> dict[str, ParameterSet]:
+        """Copies of the student and the teacher, to be kept in ``extra`` and given to :meth:`restart`."""
+        return {role: parameter_sets.copied(tensors) for role, tensors in self.state.sets.items()}
+
     def restart(self, student: ParameterSet | None = None, teacher: ParameterSet | None = None) -> None:
         """Continue from given values, by default the source's, with a fresh optimiser and schedule."""
         state, start = self.state, student or self.source

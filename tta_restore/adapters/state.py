@@ -84,9 +84,8 @@ class State:
     def copy(self, make_optimiser: OptimiserFactory, devices: Mapping[str, torch.device] | None = None) -> State:
         """A state of its own: sets and optimiser are new tensors; those in ``extra`` are values, and shared.
 
-        ``devices`` says where the tensors of each name are to live; everything else goes where the first of them does.
+        ``devices`` says where the tensors of each name are to live.
         """
-        home = next(iter(devices.values())) if devices else None
         places = list(devices.values()) if devices else []
 
         def owned(tensor: Tensor, device: torch.device | None) -> Tensor:
@@ -104,8 +103,6 @@ class State:
                 map_tensors(entry, lambda t, place=place: owned(t, place if t.ndim else None))
                 for entry, place in zip(moments, places or [None] * len(moments), strict=True)
             ]
-        if home is not None:
-            tree["extra"] = map_tensors(tree["extra"], lambda tensor: tensor.to(home))
         return State.from_tree(tree, make_optimiser)
 
 

@@ -16,12 +16,12 @@ from tta_restore.models.restorer import pad
 class Tiles:
     """Overlapping tiles for images larger than ``size``.
 
-    A network that sees no further than ``overlap / 2`` gives what it gives on the whole image, up to the blend. One
-    with global pooling or attention does not. Where a model returns more than the image, the rest is the first tile's.
+    A network that sees no further than a quarter of the overlap gives what it gives on the whole image; one with
+    global pooling or attention does not. Where a model returns more than the image, the rest is the first tile's.
 
     Attributes:
         size: sides of a tile in pixels, rounded down to what the model takes.
-        overlap: pixels that neighbouring tiles share; the blend is linear over them.
+        overlap: pixels that neighbouring tiles share; the outer quarters are dropped, the blend in between is linear.
     """
 
     size: int = 1024
@@ -70,7 +70,8 @@ class Tiles:
         length = min(side, max(self.size // multiple, 1) * multiple)
         stride = max((length - self.overlap) // multiple, 1) * multiple
         starts = [*range(0, side - length, stride), side - length]
-        weights = [self._trapezoid(length, start > 0, start + length < side) for start in starts]
+        shared = min(self.overlap, length - stride)
+        weights = [_trapezoid(length, shared, start > 0, start + length < side) for start in starts]
         total = torch.zeros(side)
         for start, weight in zip(starts, weights, strict=True):
             total[start : start + length] += weight
@@ -79,13 +80,17 @@ class Tiles:
             for start, weight in zip(starts, weights, strict=True)
         ]
 
-    def _trapezoid(self, length: int, rises: bool, falls: bool) -> Tensor:
-        ramp = (torch.arange(length) + 0.5) / max(self.overlap, 1)
-        weight = torch.ones(length)
-        if rises:
-            weight = torch.minimum(weight, ramp)
-        return torch.minimum(weight, ramp.flip(0)) if falls else weight
-
     @staticmethod
     def _stretched(weight: Tensor, scale: int) -> Tensor:
         return weight.repeat_interleave(scale)
+
+
+def _trapezoid(length: int, shared: int, rises: bool, falls: bool) -> Tensor:
+    """Weights along a tile: nothing in the outer quarter of what it shares, one from three quarters on."""
+    weight = torch.ones(length)
+    if shared <= 0:
+        return weight
+    ramp = ((torch.arange(length) + 0.5 - shared / 4) / (shared / 2)).clamp(0, 1)
+    if rises:
+        weight = torch.minimum(weight, ramp)
+    return torch.minimum(weight, ramp.flip(0)) if falls else weight
