@@ -38,6 +38,7 @@ def report() -> Report:
                 "skipped_because": "loss spike" if index == 3 else None,
                 "steps": 16,
                 "loss": 0.1,
+                "lens_changed": float(index == 6),
             }
             records.append(replace(base, method=method, psnr=base.psnr + gain, cpu_seconds=1.0, report=step))
     generator = torch.Generator().manual_seed(0)
@@ -113,7 +114,8 @@ def test_numbers_stand_where_they_belong(page, report):
     assert f"weakest lens cat eye +{report.result.gain('ours', 'base', family='cat_eye').mean:.2f}" in text
     assert "frames adapted on: 11" in text
     assert "skipped because loss spike: 1" in text
-    assert "steps: 192" in text
+    assert "optimiser steps: 192" in text
+    assert "changes of lens noticed: 1" in text
     assert "100 % of the light" in text
     assert f"{report.result.value('base').mean:.2f}" in text
 

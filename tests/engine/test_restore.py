@@ -275,3 +275,25 @@ def test_kill_9_in_mid_stream_and_the_same_command_again_gives_the_same_bits(sec
         name = f"{index}.png"
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     assert [p.name for p in (tmp_path / "killed").iterdir() if p.name.startswith(".")] == []
+
+
+@pytest.mark.slow
+def test_24_megapixels_in_bounded_memory(tmp_path):
+    """Input and output as floats are 0.6 GB, torch itself about as much; nothing may grow beyond a few such copies."""
+    small = torch.rand(1, 3, 40, 60, generator=torch.Generator().manual_seed(0))
+    large = torch.nn.functional.interpolate(small, size=(4000, 6000), mode="bilinear")[0]
+    write_image(tmp_path / "large.jpg", Image(large))
+    program = f"""
+import resource, torch
+from tta_restore.engine.methods import create_method
+from tta_restore.engine.restore import plan_jobs, restore_files
+from tta_restore.models import as_restorer
+method = create_method("self-ensemble", as_restorer(torch.nn.Conv2d(3, 3, 1)))
+jobs, _ = plan_jobs([{str(tmp_path / "large.jpg")!r}], {str(tmp_path / "out.jpg")!r})
+print(restore_files(jobs, method).restored, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    restored, gigabytes = done.stdout.split()
+    assert restored == "1"
+    assert read_image(tmp_path / "out.jpg").pixels.shape == (3, 4000, 6000)
+    assert float(gigabytes) < 2.5

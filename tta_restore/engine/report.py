@@ -233,10 +233,10 @@ def _method(result: StreamResult, method: str, note: MethodNote | None) -> dict[
     counts: dict[str, int] = {}
     if reports:
         counts["frames adapted on"] = sum(bool(report.get("updated")) for report in reports)
-    for name in ("steps", "resets", "reset"):
+    for name, label in (("steps", "optimiser steps"), ("lens_changed", "changes of lens noticed")):
         numbers = [int(report[name]) for report in reports if isinstance(report.get(name), (bool, int, float))]
         if numbers:
-            counts["resets" if name == "reset" else name] = sum(numbers)
+            counts[label] = sum(numbers)
     skipped = [str(report["skipped_because"]) for report in reports if report.get("skipped_because")]
     for reason in dict.fromkeys(skipped):
         counts[f"skipped because {reason}"] = skipped.count(reason)
