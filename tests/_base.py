@@ -1,108 +1,26 @@
 """Test bases: a subclass names the thing under test and some inputs, and inherits what every thing of its kind keeps.
 
-``OpTests`` for functions of tensors, ``ModuleTests`` for layers, ``LossTests`` for losses.
+``OpTests`` for functions of tensors, ``LossTests`` for losses, ``ModuleTests`` for layers and models.
 """
 
 from __future__ import annotations
 
-import copy
-import io
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from _compare import TOLERANCES, assert_agrees
+from _module_base import ModuleTests
+from _samples import Bad, Sample, channels_last, gradients, offset, random, recorded_operators, strided
 from torch import Tensor
 
 import tta_restore
 from tta_restore import _backend
 
+__all__ = ["Bad", "FunctionTests", "LossTests", "ModuleTests", "OpTests", "Sample", "gradients", "random"]
+
 HALF_TYPES = (torch.float16, torch.bfloat16)
-
-
-@dataclass
-class Sample:
-    """Arguments of one call: tensors by position, options by name."""
-
-    tensors: tuple[Tensor, ...]
-    options: dict[str, Any] = field(default_factory=dict)
-    unbatched: tuple[int, ...] = ()  # positions of tensors without a batch axis
-    frozen: tuple[int, ...] = ()  # positions of tensors that take no gradient
-
-    def map(self, function: Callable[[Tensor], Tensor]) -> Sample:
-        """Apply ``function`` to every tensor."""
-        return Sample(tuple(map(function, self.tensors)), self.options, self.unbatched, self.frozen)
-
-    def to(self, dtype: torch.dtype) -> Sample:
-        """Convert every tensor that can take a gradient."""
-        return self.map(lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor)
-
-    def leaves(self) -> tuple[Tensor, ...]:
-        """Detached copies, each requiring grad unless frozen or not floating."""
-        return tuple(
-            tensor.detach().clone().requires_grad_(tensor.is_floating_point() and i not in self.frozen)
-            for i, tensor in enumerate(self.tensors)
-        )
-
-
-@dataclass
-class Bad:
-    """A call that must be refused, with a message that matches."""
-
-    tensors: tuple[Any, ...]
-    error: type[Exception]
-    match: str
-    options: dict[str, Any] = field(default_factory=dict)
-
-
-def random(*shape: int, generator: torch.Generator, low: float = 0.0, high: float = 1.0) -> Tensor:
-    """Uniform float64 numbers."""
-    return torch.rand(shape, generator=generator, dtype=torch.float64) * (high - low) + low
-
-
-def gradients(
-    function: Callable[..., Tensor], sample: Sample, weights: Tensor | None = None
-) -> tuple[Tensor, list[Tensor]]:
-    """Return the result and the gradients of its weighted sum in every leaf that takes one."""
-    leaves = sample.leaves()
-    out = function(*leaves, **sample.options)
-    taking = [leaf for leaf in leaves if leaf.requires_grad]
-    weights = torch.ones_like(out) if weights is None else weights.to(out)
-    return out, list(torch.autograd.grad(out, taking, weights))
-
-
-def _strided(tensor: Tensor) -> Tensor:
-    return torch.stack((tensor, tensor), -1)[..., 0]
-
-
-def _channels_last(tensor: Tensor) -> Tensor:
-    return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
-
-
-def _offset(tensor: Tensor) -> Tensor:
-    buffer = tensor.new_zeros(tensor.numel() + 3)
-    buffer[3:] = tensor.flatten()
-    return buffer[3:].view(tensor.shape)
-
-
-@contextmanager
-def recorded_operators() -> Iterator[list[tuple[str, tuple[Any, ...]]]]:
-    """Collect name and arguments of every registered op of the package that runs inside."""
-    calls: list[tuple[str, tuple[Any, ...]]] = []
-    original = _backend.Operator.__call__
-
-    def record(self: _backend.Operator, *args: Any) -> Any:
-        calls.append((self.name, tuple(a.detach().clone() if isinstance(a, Tensor) else a for a in args)))
-        return original(self, *args)
-
-    _backend.Operator.__call__ = record
-    try:
-        yield calls
-    finally:
-        _backend.Operator.__call__ = original
 
 
 class FunctionTests:
@@ -205,7 +123,7 @@ class FunctionTests:
         for got, want in zip(found, expected_gradients, strict=True):
             assert_agrees(got, want, what="gradient", tolerance=limit)
 
-    @pytest.mark.parametrize("layout", [_strided, _channels_last, _offset])
+    @pytest.mark.parametrize("layout", [strided, channels_last, offset])
     def test_memory_layout(self, device, generator, layout):
         for sample in self.on(device, generator):
             sample = sample.to(torch.float32)
@@ -337,121 +255,3 @@ class LossTests(FunctionTests):
         assert all(g.isfinite().all() for g in found)
         noisy = sample.map(lambda t: t + 0.1 * random(*t.shape, generator=generator).to(t))
         assert out <= self.call(*noisy.tensors, **noisy.options)
-
-
-class ModuleTests:
-    """Layers in ``tta_restore.nn`` and models in ``tta_restore.models``."""
-
-    dtypes: tuple[torch.dtype, ...] = (torch.float32,)
-    unused: tuple[str, ...] = ()  # names of parameters that this forward pass does not touch
-
-    def module(self, **factory: Any) -> torch.nn.Module:
-        """Build the module; ``factory`` holds device and dtype."""
-        raise NotImplementedError
-
-    def inputs(self, generator: torch.Generator) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
-        """Float64 tensors and options of one call."""
-        raise NotImplementedError
-
-    def functional(self, module: torch.nn.Module, *tensors: Tensor, **options: Any) -> Tensor | None:
-        """Compute the same without the module, where a function for it exists."""
-        return None
-
-    def built(self, device: torch.device, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
-        state = torch.random.get_rng_state()
-        torch.manual_seed(0)
-        module = self.module(device=device, dtype=dtype).eval()
-        torch.random.set_rng_state(state)
-        return module
-
-    def arguments(
-        self, device: torch.device, generator: torch.Generator, dtype: torch.dtype = torch.float32
-    ) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
-        tensors, options = self.inputs(generator)
-        return tuple(t.to(device, dtype) if t.is_floating_point() else t.to(device) for t in tensors), options
-
-    def test_repr(self, device):
-        module = self.built(device)
-        assert repr(module).startswith(type(module).__name__ + "(")
-
-    def test_device_and_dtype(self):
-        module = self.module(device="meta", dtype=torch.float64)
-        kinds = {(t.device.type, t.dtype) for t in module.state_dict().values() if t.is_floating_point()}
-        assert kinds <= {("meta", torch.float64)}
-
-    def test_runs_in_each_dtype(self, device, generator):
-        for dtype in self.dtypes:
-            tensors, options = self.arguments(device, generator, dtype)
-            out = self.built(device, dtype)(*tensors, **options)
-            assert out.dtype == dtype
-            assert out.isfinite().all()
-
-    def test_is_its_function(self, device, generator):
-        tensors, options = self.arguments(device, generator)
-        module = self.built(device)
-        expected = self.functional(module, *tensors, **options)
-        if expected is not None:
-            assert_agrees(module(*tensors, **options), expected)
-
-    def test_gradient_reaches_every_parameter(self, device, generator):
-        tensors, options = self.arguments(device, generator)
-        module = self.built(device)
-        out = module(*(t.requires_grad_(t.is_floating_point()) for t in tensors), **options)
-        (out * torch.rand(out.shape, generator=generator).to(out)).sum().backward()
-        silent = [
-            n for n, p in module.named_parameters() if n not in self.unused and (p.grad is None or not p.grad.any())
-        ]
-        assert not silent, f"no gradient reaches {silent}"
-        assert all(p.grad.isfinite().all() for p in module.parameters() if p.grad is not None)
-
-    def test_state_round_trip(self, device, generator):
-        tensors, options = self.arguments(device, generator)
-        module = self.built(device)
-        buffer = io.BytesIO()
-        torch.save(module.state_dict(), buffer)
-        buffer.seek(0)
-        other = self.module(device=device, dtype=torch.float32).eval()
-        other.load_state_dict(torch.load(buffer, weights_only=True))
-        expected = module(*tensors, **options)
-        assert torch.equal(other(*tensors, **options), expected)
-        assert torch.equal(copy.deepcopy(module)(*tensors, **options), expected)
-
-    def test_forward_leaves_no_trace(self, device, generator):
-        """Inputs, parameters, the global random state and the mode are as before."""
-        tensors, options = self.arguments(device, generator)
-        module = self.built(device)
-        before = [t.clone() for t in (*tensors, *module.state_dict().values())]
-        random_state = torch.random.get_rng_state()
-        with torch.no_grad():
-            module(*tensors, **options)
-        after = [*tensors, *module.state_dict().values()]
-        assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
-        assert torch.equal(random_state, torch.random.get_rng_state())
-        assert not module.training
-
-    def test_functional_call(self, device, generator):
-        """Adapters run one backbone with several sets of tensors."""
-        tensors, options = self.arguments(device, generator)
-        module = self.built(device)
-        doubled = {name: p.detach() * 1.5 for name, p in module.named_parameters()}
-        out = torch.func.functional_call(module, doubled, tensors, options)
-        with torch.no_grad():
-            for name, parameter in module.named_parameters():
-                parameter.copy_(doubled[name])
-        assert_agrees(out, module(*tensors, **options))
-
-    def test_compile_fullgraph(self, device, generator):
-        torch._dynamo.reset()
-        tensors, options = self.arguments(device, generator)
-        module = self.built(device)
-        compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
-        assert_agrees(compiled(*tensors, **options), module(*tensors, **options))
-
-    def test_autocast(self, device, generator):
-        tensors, options = self.arguments(device, generator)
-        module = self.built(device)
-        with torch.autocast(device.type, torch.bfloat16):
-            out = module(*tensors, **options)
-            out.float().square().mean().backward()
-        assert out.isfinite().all()
-        assert all(p.grad is None or p.grad.isfinite().all() for p in module.parameters())
