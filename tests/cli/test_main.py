@@ -121,7 +121,7 @@ def test_arguments_that_do_not_parse_exit_with_2(arguments, capsys):
 def test_info_lists_what_there_is(capsys):
     assert main(["info"]) == 0
     text = capsys.readouterr().out
-    for word in ("threads", "generalist", "lens_unet", "siam-ctta", "imagecodecs"):
+    for word in ("threads", "shipped weights", "lens_unet", "siam-ctta", "imagecodecs"):
         assert word in text
 
 

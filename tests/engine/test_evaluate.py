@@ -165,6 +165,11 @@ def test_bootstrap_interval_covers_like_the_normal_theory():
     assert wide.half_width / narrow.half_width == pytest.approx(2, rel=0.15)
 
 
+def test_blocks_of_different_sizes_weigh_by_their_values():
+    interval = bootstrap_mean([0.0] + [1.0] * 9, blocks=["small"] + ["large"] * 9)
+    assert (interval.mean, interval.low, interval.high) == (0.9, 0.0, 1.0)
+
+
 def test_one_block_has_no_interval():
     interval = bootstrap_mean([1.0, 3.0], blocks=["a", "a"])
     assert interval.mean == 2

@@ -9,6 +9,7 @@ from tta_restore.engine.methods import METHODS
 from tta_restore.engine.model_source import SHIPPED, load_restorer
 from tta_restore.engine.usage import UsageError
 from tta_restore.models import list_models, probe
+from tta_restore.models.checkpoint import WEIGHTS
 
 _OPTIONAL = {
     "tifffile": "io",
@@ -36,7 +37,7 @@ def describe(model: str | None = None) -> str:
     lines = [
         tta_restore.show_config(),
         "",
-        f"shipped weights  {', '.join(SHIPPED)}",
+        f"shipped weights  {', '.join(name for name in SHIPPED if (WEIGHTS / f'{name}.safetensors').is_file())}",
         f"models           {', '.join(list_models())}",
         f"methods          {', '.join(METHODS)}",
         "",
