@@ -56,7 +56,8 @@ def test_vanishing_radius_is_no_blur():
 def test_random_lenses_are_centred_and_seeded(seed):
     first = lenses.random_lens(torch.Generator().manual_seed(seed))
     second = lenses.random_lens(torch.Generator().manual_seed(seed))
-    assert first.radius == second.radius and first.radius[0] <= first.radius[1]
+    assert first.radius == second.radius
+    assert first.radius[0] <= first.radius[1]
     kernel = lenses.rasterize(first.aperture, torch.tensor([4.0]), size=41)[0]
     torch.testing.assert_close(kernel, lenses.rasterize(second.aperture, torch.tensor([4.0]), size=41)[0])
     axis = torch.arange(41.0) - 20
@@ -93,9 +94,11 @@ def test_level_weights_interpolate():
 def test_render_of_a_flat_picture_is_flat():
     flat = torch.full((1, 3, 48, 48), 0.4)
     blurry, radius, sharp = lenses.render(flat, [lenses.SOURCE], torch.Generator().manual_seed(0), noise=0.0)
-    assert blurry.shape == sharp.shape == (1, 3, 32, 32) and radius.shape == (1, 32, 32)
+    assert blurry.shape == sharp.shape == (1, 3, 32, 32)
+    assert radius.shape == (1, 32, 32)
     assert (blurry - 0.4).abs().max() <= 0.5 / 255 + 1e-6
-    assert lenses.SOURCE.radius[0] <= radius.min() and radius.max() <= lenses.SOURCE.radius[1]
+    assert lenses.SOURCE.radius[0] <= radius.min()
+    assert radius.max() <= lenses.SOURCE.radius[1]
 
 
 def test_render_wants_one_lens_per_picture():
@@ -123,10 +126,14 @@ def test_stream_refuses_photographs_smaller_than_a_crop():
 
 def test_photographs_are_split_once():
     names = photos.TRAIN + photos.DEV + photos.TEST
-    assert len(set(names)) == len(names) and len(photos.TEST) >= 6
+    assert len(set(names)) == len(names)
+    assert len(photos.TEST) >= 6
     for name in names:
         photo = photos.load(name)
-        assert photo.shape[0] == 3 and photo.dtype == torch.float32 and photo.max() <= 1 and photo.std() > 0.02
+        assert photo.shape[0] == 3
+        assert photo.dtype == torch.float32
+        assert photo.max() <= 1
+        assert photo.std() > 0.02
     with pytest.raises(ValueError, match="expected one of"):
         photos.load("lena")
 
@@ -134,7 +141,9 @@ def test_photographs_are_split_once():
 def test_dead_leaves_fill_the_picture_and_are_seeded():
     generator = torch.Generator().manual_seed(1)
     stack = dead_leaves.bank(3, 64, generator)
-    assert stack.shape == (3, 3, 64, 64) and stack.min() >= 0 and stack.max() <= 1
+    assert stack.shape == (3, 3, 64, 64)
+    assert stack.min() >= 0
+    assert stack.max() <= 1
     assert (stack.std((1, 2, 3)) > 0.03).all()
     assert torch.equal(stack, dead_leaves.bank(3, 64, torch.Generator().manual_seed(1)))
 

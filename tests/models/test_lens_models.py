@@ -1,4 +1,4 @@
-"""The restorers and the estimator of the demo: shapes, conditioning, geometry of the rasterised estimate, shipped weights."""
+"""The restorers and the estimator of the demo: shapes, conditioning, geometry of the estimate, shipped weights."""
 
 import json
 
@@ -23,7 +23,7 @@ def _randomised(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
 @pytest.mark.parametrize(
     ("name", "size"),
     [("lens_unet", s) for s in ((16, 16), (33, 47), (1, 5), (64, 40))]
-    + [("conditioned_lens_unet", s) for s in ((16, 16), (33, 47))],
+    + [("conditioned_lens_unet", s) for s in ((32, 32), (33, 47))],
 )
 def test_any_size_comes_back(name, size):
     x = torch.rand(2, 3, *size)
@@ -44,19 +44,34 @@ def test_about_half_a_million_parameters():
 def test_conditioning_reaches_the_output():
     model = _randomised(create_model("conditioned_lens_unet"))
     x = torch.rand(1, 3, 32, 32)
-    one = LensEstimate(torch.full((1, 4, 4), 1.0), torch.ones(1, 4, 4), torch.zeros(1, 64), torch.ones(1))
-    larger = LensEstimate(torch.full((1, 4, 4), 3.0), torch.ones(1, 4, 4), torch.zeros(1, 64), torch.ones(1))
-    other = LensEstimate(torch.full((1, 4, 4), 1.0), torch.ones(1, 4, 4), torch.ones(1, 64), torch.ones(1))
+    statistics = torch.rand(2, 641)
+    one = LensEstimate(torch.full((1, 4, 4), 1.0), torch.ones(1, 4, 4), statistics[:1])
+    larger = LensEstimate(torch.full((1, 4, 4), 3.0), torch.ones(1, 4, 4), statistics[:1])
+    other = LensEstimate(torch.full((1, 4, 4), 1.0), torch.ones(1, 4, 4), statistics[1:])
     with torch.no_grad():
         base = model(x, one)
         assert not torch.allclose(base, model(x, larger))
         assert not torch.allclose(base, model(x, other))
 
 
-def test_estimate_pools_by_evidence():
-    first = LensEstimate(torch.ones(1, 2, 2), torch.ones(1, 2, 2), torch.tensor([[1.0, 0.0]]), torch.tensor([3.0]))
-    second = LensEstimate(torch.ones(1, 2, 2), torch.ones(1, 2, 2), torch.tensor([[0.0, 1.0]]), torch.tensor([1.0]))
-    torch.testing.assert_close(LensEstimate.pool([first, second]), torch.tensor([[0.75, 0.25]]))
+def test_statistics_of_two_halves_add_up_to_those_of_the_whole():
+    model = _randomised(create_model("lens_estimator"))
+    x = torch.rand(1, 3, 32, 72)  # windows of 32 every 8 pixels: 0, 8, ..., 40
+    with torch.no_grad():
+        whole = model(x).statistics
+        halves = LensEstimate.pool([model(x[..., :48]), model(x[..., 24:])])  # 0, 8, 16 and 24, 32, 40
+    torch.testing.assert_close(halves, whole, rtol=1e-4, atol=1e-4)
+
+
+def test_a_turned_picture_has_a_turned_aperture():
+    model = create_model("lens_estimator", checkpoint="lens_estimator").eval()
+    lens = lenses.Lens("ellipse", lenses.ellipse(0.4, 0.3), (2.5, 3.5))
+    (frame,) = lenses.lens_stream([lens], ("grace_hopper",), frames_per_lens=1, size=160, seed=2)
+    with torch.no_grad():
+        upright = model.aperture(model(frame.blurry[None]).statistics)[0]
+        turned = model.aperture(model(frame.blurry.rot90(1, (1, 2))[None]).statistics)[0]
+    assert (upright.rot90(1) - turned).square().sum() < 0.05 * upright.square().sum()
+    assert (upright - turned).square().sum() > 0.05 * upright.square().sum()
 
 
 def test_estimator_shapes_and_refusals():
@@ -64,11 +79,11 @@ def test_estimator_shapes_and_refusals():
     with torch.no_grad():
         estimate = model(torch.rand(2, 3, 48, 64))
         assert estimate.radius.shape == estimate.confidence.shape == (2, 6, 8)
-        picture = model.aperture(estimate.code)
+        picture = model.aperture(estimate.statistics)
         assert picture.shape == (2, 23, 23)
         torch.testing.assert_close(picture.sum((1, 2)), torch.ones(2))
-        assert model.kernels(estimate.code[0], torch.tensor([1.0, 2.0])).shape == (2, 17, 17)
-    for bad in (torch.rand(3, 48, 48), torch.rand(1, 1, 48, 48), torch.rand(1, 3, 8, 48)):
+        assert model.kernels(estimate.statistics[0], torch.tensor([1.0, 2.0])).shape == (2, 17, 17)
+    for bad in (torch.rand(3, 48, 48), torch.rand(1, 1, 48, 48), torch.rand(1, 3, 31, 48)):
         with pytest.raises(ValueError, match="LensEstimator: expected"):
             model(bad)
 
@@ -94,7 +109,8 @@ def test_shipped_weights_come_with_the_log_that_made_them(name):
     architecture = {"conditioned": "conditioned_lens_unet", "lens_estimator": "lens_estimator"}.get(name, "lens_unet")
     model = create_model(architecture, checkpoint=name)
     assert sum(p.numel() for p in model.parameters()) == log["parameters"]
-    assert log["command"].startswith("python -m tta_restore train-demo") and len(log["loss"]) >= 4
+    assert log["command"].startswith("python -m tta_restore train-demo")
+    assert len(log["loss"]) >= 4
     assert all(torch.isfinite(p).all() for p in model.parameters())
 
 

@@ -60,7 +60,7 @@ def tile(size: int, generator: torch.Generator, *, palette: Tensor | None = None
         inside = window & _shape(du, dv, radius, u[3], u[4], u[5])
         if not inside.any():
             continue
-        paint = _paint(du, dv, radius, _colour(palette, generator), _colour(palette, generator), rand, generator)
+        paint = _paint(du, dv, radius, _colour(palette, generator), _colour(palette, generator), generator)
         canvas[:, y0:y1, x0:x1] = torch.where(inside, paint, canvas[:, y0:y1, x0:x1])
         window[inside] = False
     canvas = torch.where(empty, _colour(palette, generator)[:, None, None], canvas)
@@ -92,9 +92,9 @@ def _colour(palette: Tensor | None, generator: torch.Generator) -> Tensor:
     return (value + chroma * value * (1 - value) * 2).clamp(0, 1)
 
 
-def _paint(du, dv, radius: float, first: Tensor, second: Tensor, rand, generator: torch.Generator) -> Tensor:
+def _paint(du: Tensor, dv: Tensor, radius: float, first: Tensor, second: Tensor, generator: torch.Generator) -> Tensor:
     """Colour, a gradient to a second colour, and a texture of noise or waves: (3, h, w)."""
-    u = rand(7).tolist()
+    u = torch.rand(7, generator=generator).tolist()
     angle, blend = 2 * math.pi * u[0], 0.35 * u[1]
     ramp = ((math.cos(angle) * du + math.sin(angle) * dv) / (2 * radius) + 0.5).clamp(0, 1)[None] * blend
     colour = first[:, None, None] * (1 - ramp) + second[:, None, None] * ramp

@@ -81,7 +81,7 @@ def bubble(u: Tensor, v: Tensor) -> Tensor:
 
 
 def polygon(blades: int = 6, angle: float = 0.2) -> Aperture:
-    """Regular polygon inscribed in the unit circle: an iris of that many straight blades, turned by `angle` (rad)."""
+    """Regular polygon in the unit circle: an iris of that many straight blades, turned by `angle` (rad)."""
 
     def aperture(u: Tensor, v: Tensor) -> Tensor:
         theta = torch.atan2(v, u) - angle
@@ -93,7 +93,7 @@ def polygon(blades: int = 6, angle: float = 0.2) -> Aperture:
 
 
 def cat_eye(shift: float = 0.45, angle: float = 0.61) -> Aperture:
-    """Overlap of two unit disks `shift` away from the centre along `angle` (rad): mechanical vignetting off the axis."""
+    """Overlap of two unit disks `shift` off the centre along `angle` (rad): mechanical vignetting off the axis."""
     du, dv = shift * math.cos(angle), shift * math.sin(angle)
     return lambda u, v: disk(u - du, v - dv) * disk(u + du, v + dv)
 
@@ -128,7 +128,8 @@ def random_lens(generator: torch.Generator, *, radius: tuple[float, float] = (0.
     """Draw a lens from a broad prior: a smooth closed outline, a smooth radial profile, sometimes an obstruction.
 
     The outline is a circle with random harmonics 2 to 6, squeezed along a random direction; the profile the
-    exponential of a random cosine series (flat in a quarter of the draws); a quarter of the draws have a hole of random size.
+    exponential of a random cosine series (flat in a quarter of the draws), often falling like a bell; a quarter of the
+    draws have a hole of random size.
 
     Raises:
         TypeError: `generator` is not a CPU generator.
@@ -145,7 +146,7 @@ def random_lens(generator: torch.Generator, *, radius: tuple[float, float] = (0.
     squeeze, turn = (1.0 if coin(0.5) else uniform(0.45, 1.0)), uniform(0, math.pi)
     hole = uniform(0.2, 0.85) if coin(0.25) else 0.0
     series = [] if coin(0.25) else [uniform(-1.6, 1.6) / k for k in range(1, 4)]
-    bell = uniform(0.5, 3.5) if coin(0.3) else 0.0
+    bell, steepness = (uniform(0.5, 4.0) if coin(0.4) else 0.0), uniform(0.7, 3.0)
     edge = uniform(0.02, 0.25)
     cos, sin = math.cos(turn), math.sin(turn)
 
@@ -154,7 +155,7 @@ def random_lens(generator: torch.Generator, *, radius: tuple[float, float] = (0.
         theta = torch.atan2(b, a)
         outline = 1.0 + sum(amplitude * torch.cos(k * theta + phase) for k, amplitude, phase in waves)
         r = (a * a + b * b).sqrt() / outline
-        log_profile = -bell * r * r
+        log_profile = -bell * r**steepness
         for k, amplitude in enumerate(series, start=1):
             log_profile = log_profile + amplitude * torch.cos(math.pi * k * r.clamp(max=1))
         return torch.exp(log_profile) * torch.sigmoid((1 - r) / edge * 4) * (r >= hole).float()
@@ -166,7 +167,7 @@ def random_lens(generator: torch.Generator, *, radius: tuple[float, float] = (0.
 
 
 def centred(aperture: Aperture, *, reach: float = 2.0, samples: int = 81) -> Aperture:
-    """The aperture with its centroid moved to the origin: a shift of the lens looks just like a shift of the picture."""
+    """The aperture with its centroid moved to the origin: a shift of the lens looks like one of the picture."""
     axis = torch.linspace(-reach, reach, samples)
     u, v = axis[None, :], axis[:, None]
     picture = aperture(u.expand(samples, samples), v.expand(samples, samples))
@@ -176,7 +177,7 @@ def centred(aperture: Aperture, *, reach: float = 2.0, samples: int = 81) -> Ape
 
 
 def rms_radius(aperture: Aperture, *, reach: float = 2.5, samples: int = 101) -> float:
-    """Root mean square distance from the centre at unit nominal radius: a size that all shapes have in common."""
+    """Root mean square distance from the centre at unit nominal radius: a size that all shapes have."""
     axis = torch.linspace(-reach, reach, samples)
     u, v = axis[None, :], axis[:, None]
     picture = aperture(u.expand(samples, samples), v.expand(samples, samples))

@@ -28,11 +28,12 @@ from tta_restore.data import dead_leaves, lenses, photos
 from tta_restore.data.patches import random_patches
 from tta_restore.losses import charbonnier
 from tta_restore.metrics import psnr
-from tta_restore.models.registry import create_model
+from tta_restore.models.checkpoint import load_checkpoint
 from tta_restore.models.lens_estimator import LensEstimate, LensEstimator
+from tta_restore.models.lens_unet import ConditionedLensUNet, LensUNet
 
 MARGIN = lenses.KERNEL_SIZE - 1
-STEPS = {"specialist": 3000, "generalist": 4000, "lens_estimator": 6000, "conditioned": 3000}
+STEPS = {"specialist": 3000, "generalist": 4000, "lens_estimator": 3500, "conditioned": 3000}
 
 
 def sharp_bank(generator: torch.Generator, *, size: int = 176, count: int = 512) -> Tensor:
@@ -67,8 +68,12 @@ def train(
     out: Path | None = None,
     progress: bool = True,
     estimator: Path | str = "lens_estimator",
+    start: Path | str | None = None,
 ) -> dict:
     """Train one model of the demo, write its weights and its log, and return the log.
+
+    `start` names weights to continue from, with half the learning rate, instead of new ones; the conditioned restorer
+    learns with the weights of `estimator`.
 
     Raises:
         ValueError: `name` is none of ``STEPS``.
@@ -80,13 +85,16 @@ def train(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # initial weights
         model, step_loss = _task(name, generator, device, str(estimator))
+    if start is not None:
+        load_checkpoint(model, start)
     model.to(memory_format=torch.channels_last)  # the faster layout for convolutions on CPUs
     trainable = [p for p in model.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(trainable, lr=1.2e-3, betas=(0.9, 0.99), weight_decay=1e-4)
+    rate = 1.2e-3 if start is None else 6e-4
+    optimiser = torch.optim.AdamW(trainable, lr=rate, betas=(0.9, 0.99), weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimiser, lambda t: min((t + 1) / 100, 0.5 * (1 + math.cos(math.pi * t / steps)) + 1e-3)
     )
-    bank = sharp_bank(generator)
+    bank = sharp_bank(torch.Generator().manual_seed(seed))
     started, losses, curve = time.perf_counter(), [], []
     with tqdm(total=steps, desc=name, disable=None if progress else True) as bar:
         for step in range(steps):
@@ -105,7 +113,8 @@ def train(
     model = model.cpu().eval()
     log = {
         "model": name,
-        "command": f"python -m tta_restore train-demo {name} --seed {seed} --steps {steps}",
+        "command": f"python -m tta_restore train-demo {name} --seed {seed} --steps {steps}"
+        + (f" --start {Path(start).stem}" if start is not None else ""),
         "seed": seed,
         "steps": steps,
         "seconds": round(seconds, 1),
@@ -128,14 +137,15 @@ def train(
 
 def _task(name: str, generator: torch.Generator, device: str, estimator: str) -> tuple[nn.Module, Callable]:
     if name == "lens_estimator":
-        model = create_model("lens_estimator").to(device)
-        return model, lambda bank: _estimator_loss(model, bank, generator, device)
+        reader = LensEstimator().to(device)
+        return reader, lambda bank: _estimator_loss(reader, bank, generator, device)
+    model: nn.Module
     if name == "conditioned":
-        model = create_model("conditioned_lens_unet").to(device)
-        known = create_model("lens_estimator", checkpoint=estimator)
-        model.estimator.load_state_dict(known.state_dict())
+        model = ConditionedLensUNet()
+        load_checkpoint(model.estimator, estimator)
+        model.to(device)
     else:
-        model = create_model("lens_unet").to(device)
+        model = LensUNet().to(device)
 
     def lens() -> lenses.Lens:
         if name != "specialist":
@@ -194,7 +204,8 @@ def held_out(model: nn.Module, *, seed: int = 1234, frames_per_lens: int = 8) ->
         if isinstance(model, LensEstimator):
             unit = torch.tensor([lenses.rms_radius(lens.aperture)])
             estimate = model(blurry)
-            truth = F.interpolate(torch.stack([f.radius for f in frames])[:, None], size=estimate.radius.shape[-2:], mode="area")[:, 0] * unit  # fmt: skip
+            radius = torch.stack([frame.radius for frame in frames])[:, None]
+            truth = F.interpolate(radius, size=estimate.radius.shape[-2:], mode="area")[:, 0] * unit
             error = (estimate.radius.log() - truth.clamp(min=0.15).log()).abs()
             true = aperture_pictures([lens], unit, model.aperture_size, model.reach)
             drawn = model.aperture(estimate.statistics)

@@ -4,7 +4,8 @@ Shape and size are estimated apart, because they are apart in the world: one len
 from pixel to pixel. Blur multiplies the spectrum of the scene with that of the aperture, so each small window is looked
 at as its log power spectrum over log frequency and direction. There, a larger blur is a shift along the frequency axis:
 a window first tells its radius, is shifted to unit radius, and then all windows, of one picture or of many taken
-through the same lens, are averaged until the scene fades and the aperture stays.
+through the same lens, are averaged until the scene fades and the aperture stays. A lens that is turned turns its
+spectrum: the networks see directions as a circle and treat all of them alike.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,9 +21,9 @@ from torch import Tensor, nn
 
 from tta_restore.models.registry import register_model
 
-_WINDOW, _STRIDE = 32, 8
+WINDOW, _STRIDE = 32, 8
 _SCALES, _DIRECTIONS = 20, 16
-_LOWEST, _HIGHEST = 1.5 / _WINDOW, 0.5  # cycles per pixel
+_LOWEST, _HIGHEST = 1.5 / WINDOW, 0.5  # cycles per pixel
 _CANONICAL_LOWEST, _CANONICAL_HIGHEST = 0.06, 1.0  # cycles per root mean square radius
 _NOISE = (1.0 / 255) ** 2 * 1.1  # power of read noise and rounding that the estimator was trained for
 
@@ -61,32 +63,28 @@ class LensEstimator(nn.Module):
         ValueError: the picture is not (B, 3, H, W) or smaller than 32 x 32.
     """
 
-    def __init__(self, *, width: int = 192, code_dim: int = 48, aperture_size: int = 23, reach: float = 2.3):
+    def __init__(self, *, width: int = 96, rings: int = 14, aperture_size: int = 23, reach: float = 2.3) -> None:
         super().__init__()
-        self.code_dim, self.aperture_size, self.reach = code_dim, aperture_size, reach
-        cells = _SCALES * _DIRECTIONS
+        self.aperture_size, self.reach, self.rings = aperture_size, reach, rings
+        self.code_dim = rings * _DIRECTIONS
         self.window_net = nn.Sequential(
-            nn.Linear(cells, width), nn.GELU(), nn.Linear(width, width), nn.GELU(), nn.Linear(width, 3)
-        )
-        self.code_net = nn.Sequential(
-            nn.Linear(2 * cells, 2 * width),
-            nn.GELU(),
-            nn.Linear(2 * width, width),
-            nn.GELU(),
-            nn.Linear(width, code_dim),
-        )
-        self.aperture_net = nn.Sequential(
-            nn.Linear(code_dim, width), nn.GELU(), nn.Linear(width, 2 * width), nn.GELU(),
-            nn.Linear(2 * width, aperture_size**2),
+            _around(_SCALES, 64), nn.GELU(), _around(64, 64), nn.GELU(), _Mean(), nn.Linear(64, 128), nn.GELU(),
+            nn.Linear(128, 3),
         )  # fmt: skip
-        self.register_buffer("hann", torch.hann_window(_WINDOW, periodic=False), persistent=False)
+        self.aperture_net = nn.Sequential(
+            _around(2 * _SCALES, 2 * width), nn.GELU(), _around(2 * width, 2 * width), _Share(2 * width), nn.GELU(),
+            _around(2 * width, 2 * width), nn.GELU(), _around(2 * width, rings, 1),
+        )  # fmt: skip
+        self.register_buffer("hann", torch.hann_window(WINDOW, periodic=False), persistent=False)
         self.register_buffer("polar", _log_polar_matrix(), persistent=False)
+        self.register_buffer("cartesian", _cartesian_matrix(rings, aperture_size, reach), persistent=False)
 
     def forward(self, x: Tensor) -> LensEstimate:
-        if x.ndim != 4 or x.shape[1] != 3 or min(x.shape[-2:]) < _WINDOW:
-            raise ValueError(f"LensEstimator: expected (B, 3, H, W) with H, W >= {_WINDOW}, got {tuple(x.shape)}")
+        """Read the lens from (B, 3, H, W)."""
+        if x.ndim != 4 or x.shape[1] != 3 or min(x.shape[-2:]) < WINDOW:
+            raise ValueError(f"LensEstimator: expected (B, 3, H, W) with H, W >= {WINDOW}, got {tuple(x.shape)}")
         spectra, rows, columns = self._spectra(x)
-        answer = self.window_net(spectra.flatten(2) / 4 - 0.5)
+        answer = self.window_net(spectra.flatten(0, 1) / 4 - 0.5).unflatten(0, spectra.shape[:2])
         log_radius, log_confidence, log_weight = answer.unbind(2)
         log_radius, log_weight = log_radius.clamp(-3, 2.2), log_weight.clamp(-8, 8)
 
@@ -105,27 +103,52 @@ class LensEstimator(nn.Module):
         )
 
     def code(self, statistics: Tensor) -> Tensor:
-        """The aperture as a short code: (B, P) -> (B, D)."""
+        """The aperture in polar coordinates, as log transmission: (B, P) -> (B, D), D = rings * directions."""
         sums, weights, total = statistics.split([_SCALES * _DIRECTIONS, _SCALES * _DIRECTIONS, 1], dim=1)
         mean = sums / (weights + 1e-3 * total + 1e-6)
-        return self.code_net(torch.cat([mean, weights / (total + 1e-6)], dim=1))
+        seen = torch.stack([mean, weights / (total + 1e-6)], dim=1).unflatten(2, (_SCALES, _DIRECTIONS)).flatten(1, 2)
+        return self.aperture_net(seen).flatten(1)
 
     def aperture(self, statistics: Tensor) -> Tensor:
         """Picture of the aperture at unit root mean square radius: (B, P) -> (B, A, A), summing to 1."""
-        logits = self.aperture_net(self.code(statistics))
-        return torch.softmax(logits, dim=-1).view(-1, self.aperture_size, self.aperture_size)
+        logits = self.code(statistics) @ self.cartesian.T
+        return torch.softmax(logits, dim=-1).unflatten(1, (self.aperture_size, self.aperture_size))
+
+    def kernels(self, statistics: Tensor, radius: Tensor, *, size: int = 17) -> Tensor:
+        """Point spread functions of the estimated aperture: (P,), (L,) root mean square radii -> (L, K, K)."""
+        return rasterize_picture(self.aperture(statistics[None])[0], radius, size=size, reach=self.reach)
 
     def _spectra(self, x: Tensor) -> tuple[Tensor, int, int]:
         """Log signal to noise of every window over log frequency and direction: (B, windows, scales, directions)."""
         grey = x.float().mean(1)
-        windows = grey.unfold(1, _WINDOW, _STRIDE).unfold(2, _WINDOW, _STRIDE)
+        windows = grey.unfold(1, WINDOW, _STRIDE).unfold(2, WINDOW, _STRIDE)
         rows, columns = windows.shape[1:3]
-        windows = windows.reshape(len(x), rows * columns, _WINDOW, _WINDOW)
+        windows = windows.reshape(len(x), rows * columns, WINDOW, WINDOW)
         taper = self.hann[:, None] * self.hann[None, :]
         windows = (windows - (windows * taper).sum((-2, -1), keepdim=True) / taper.sum()) * taper
         power = torch.fft.fft2(windows).abs().square().flatten(2) / taper.square().sum()
         # the mean of three channels carries a third of the noise of one
         return torch.log1p(power @ self.polar.T / (_NOISE / 3)).unflatten(2, (_SCALES, _DIRECTIONS)), rows, columns
+
+
+class _Mean(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean(-1)
+
+
+class _Share(nn.Module):
+    """Tells every direction what the others are like on average."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.mix = nn.Linear(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.mix(F.gelu(x).mean(-1))[..., None]
+
+
+def _around(inputs: int, outputs: int, size: int = 5) -> nn.Conv1d:
+    return nn.Conv1d(inputs, outputs, size, padding=size // 2, padding_mode="circular")
 
 
 def rasterize_picture(picture: Tensor, radius: Tensor, *, size: int, reach: float, supersample: int = 3) -> Tensor:
@@ -153,22 +176,41 @@ def _log_polar_matrix() -> Tensor:
     steps = torch.linspace(0, 1, _SCALES)
     frequency = _LOWEST * (_HIGHEST / _LOWEST) ** steps
     direction = torch.arange(_DIRECTIONS) * (math.pi / _DIRECTIONS)
-    fx = (frequency[:, None] * torch.cos(direction)).flatten() * _WINDOW
-    fy = (frequency[:, None] * torch.sin(direction)).flatten() * _WINDOW
-    matrix = torch.zeros(len(fx), _WINDOW, _WINDOW)
+    fx = (frequency[:, None] * torch.cos(direction)).flatten() * WINDOW
+    fy = (frequency[:, None] * torch.sin(direction)).flatten() * WINDOW
+    matrix = torch.zeros(len(fx), WINDOW, WINDOW)
     cells = torch.arange(len(fx))
     for dy in (0, 1):
         for dx in (0, 1):
             ix, iy = fx.floor() + dx, fy.floor() + dy
             weight = (1 - (fx - ix).abs()) * (1 - (fy - iy).abs())
-            matrix.index_put_((cells, iy.long() % _WINDOW, ix.long() % _WINDOW), weight, accumulate=True)
+            matrix.index_put_((cells, iy.long() % WINDOW, ix.long() % WINDOW), weight, accumulate=True)
+    return matrix.flatten(1)
+
+
+def _cartesian_matrix(rings: int, size: int, reach: float) -> Tensor:
+    """Bilinear samples of polar values (rings, directions over half a turn, the other half alike): (size^2, cells)."""
+    axis = ((torch.arange(size) + 0.5) / size * 2 - 1) * reach
+    y, x = torch.meshgrid(axis, axis, indexing="ij")
+    ring = ((x * x + y * y).sqrt() / reach * rings - 0.5).clamp(0, rings - 1).flatten()
+    direction = (torch.remainder(torch.atan2(y, x), math.pi) / math.pi * _DIRECTIONS).flatten()
+    matrix = torch.zeros(size * size, rings, _DIRECTIONS)
+    points = torch.arange(size * size)
+    for dr in (0, 1):
+        for dd in (0, 1):
+            r, d = ring.floor() + dr, direction.floor() + dd
+            weight = (1 - (ring - r).abs()) * (1 - (direction - d).abs())
+            place = (points, r.long().clamp(max=rings - 1), d.long() % _DIRECTIONS)
+            matrix.index_put_(place, weight, accumulate=True)
     return matrix.flatten(1)
 
 
 def _canonical_statistics(spectra: Tensor, log_radius: Tensor, weight: Tensor) -> Tensor:
     """Windows shifted to unit radius, without their level, and summed: (B, 2 * cells + 1)."""
     span = math.log(_HIGHEST / _LOWEST)
-    canonical = torch.linspace(math.log(_CANONICAL_LOWEST), math.log(_CANONICAL_HIGHEST), _SCALES, device=spectra.device)
+    canonical = torch.linspace(
+        math.log(_CANONICAL_LOWEST), math.log(_CANONICAL_HIGHEST), _SCALES, device=spectra.device
+    )
     place = (canonical - log_radius[..., None] - math.log(_LOWEST)) / span * (_SCALES - 1)  # (B, windows, scales)
     cell = torch.arange(_SCALES, device=spectra.device)
     hat = (1 - (place[..., None] - cell).abs()).clamp(min=0)  # (B, windows, canonical, measured)
@@ -182,5 +224,6 @@ def _canonical_statistics(spectra: Tensor, log_radius: Tensor, weight: Tensor) -
 
 
 @register_model("lens_estimator", kind="estimator")
-def lens_estimator(**config) -> LensEstimator:
+def lens_estimator(**config: Any) -> LensEstimator:
+    """:class:`LensEstimator`; shipped as "lens_estimator"."""
     return LensEstimator(**config)

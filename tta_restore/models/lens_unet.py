@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tta_restore.models.lens_estimator import LensEstimate, LensEstimator
+from tta_restore.models.lens_estimator import WINDOW, LensEstimate, LensEstimator
 from tta_restore.models.registry import register_model
+
+
+def _zero(layer: nn.Module) -> None:
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
 
 
 class _Block(nn.Module):
     """Two convolutions with a skip; `code` scales and shifts the hidden channels where the network is conditioned."""
 
-    def __init__(self, channels: int, code_dim: int = 0):
+    def __init__(self, channels: int, code_dim: int = 0) -> None:
         super().__init__()
         self.first = nn.Conv2d(channels, channels, 3, padding=1)
         self.second = nn.Conv2d(channels, channels, 3, padding=1)
         self.modulation = nn.Linear(code_dim, 2 * channels) if code_dim else None
-        nn.init.zeros_(self.second.weight)
-        nn.init.zeros_(self.second.bias)
+        _zero(self.second)
         if self.modulation is not None:
-            nn.init.zeros_(self.modulation.weight)
-            nn.init.zeros_(self.modulation.bias)
+            _zero(self.modulation)
 
     def forward(self, x: Tensor, code: Tensor | None = None) -> Tensor:
         hidden = self.first(x)
@@ -44,7 +49,7 @@ class LensUNet(nn.Module):
 
     def __init__(
         self, *, widths: tuple[int, int, int] = (32, 48, 72), blocks: int = 2, planes: int = 0, code_dim: int = 0
-    ):
+    ) -> None:
         super().__init__()
         first, second, third = widths
 
@@ -58,10 +63,10 @@ class LensUNet(nn.Module):
         self.up2, self.decoder2 = nn.ConvTranspose2d(third, second, 2, stride=2), stage(second)
         self.up1, self.decoder1 = nn.ConvTranspose2d(second, first, 2, stride=2), stage(first)
         self.head = nn.Conv2d(first, 12, 3, padding=1)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
+        _zero(self.head)
 
     def forward(self, x: Tensor, planes: Tensor | None = None, code: Tensor | None = None) -> Tensor:
+        """Restore (B, 3, H, W); `planes` (B, P, h, w) and `code` (B, D) are what it is conditioned on."""
         height, width = x.shape[-2:]
         pad = (0, -width % 8, 0, -height % 8)
         padded = F.pad(x, pad, mode="replicate")
@@ -93,24 +98,33 @@ class ConditionedLensUNet(nn.Module):
         - output: (B, 3, H, W), not clipped
     """
 
-    def __init__(self, *, widths: tuple[int, int, int] = (32, 48, 72), blocks: int = 2, **estimator_config):
+    def __init__(
+        self, *, widths: tuple[int, int, int] = (32, 48, 72), blocks: int = 2, **estimator_config: Any
+    ) -> None:
         super().__init__()
         self.estimator = LensEstimator(**estimator_config).requires_grad_(False)
-        self.restorer = LensUNet(widths=widths, blocks=blocks, planes=2, code_dim=self.estimator.code_dim)
+        self.restorer = LensUNet(widths=widths, blocks=blocks, planes=2, code_dim=32)
+        self.project = nn.Linear(self.estimator.code_dim, 32)
 
     def forward(self, x: Tensor, estimate: LensEstimate | None = None) -> Tensor:
+        """Restore (B, 3, H, W) through the lens of `estimate`, by default the one read from `x`."""
         if estimate is None:
             with torch.no_grad():
-                estimate = self.estimator(x)
+                # smaller pictures are read with their border continued
+                short = [max(WINDOW - side, 0) for side in x.shape[-2:]]
+                estimate = self.estimator(F.pad(x, (0, short[1], 0, short[0]), mode="replicate"))
         planes = torch.stack([estimate.radius.clamp(max=8) / 4, estimate.confidence.clamp(max=8) / 4], dim=1)
-        return self.restorer(x, planes, self.estimator.code(estimate.statistics))
+        code = torch.tanh(self.project(self.estimator.code(estimate.statistics).log_softmax(dim=1) / 4))
+        return self.restorer(x, planes, code)
 
 
 @register_model("lens_unet", kind="restorer")
-def lens_unet(**config) -> LensUNet:
+def lens_unet(**config: Any) -> LensUNet:
+    """:class:`LensUNet`; shipped as "specialist" and "generalist"."""
     return LensUNet(**config)
 
 
 @register_model("conditioned_lens_unet", kind="restorer")
-def conditioned_lens_unet(**config) -> ConditionedLensUNet:
+def conditioned_lens_unet(**config: Any) -> ConditionedLensUNet:
+    """:class:`ConditionedLensUNet`; shipped as "conditioned"."""
     return ConditionedLensUNet(**config)

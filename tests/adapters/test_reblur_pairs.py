@@ -1,0 +1,130 @@
+"""ReblurPairs: what it learns, when it starts over, what it refuses."""
+
+import pytest
+import torch
+from torch import nn
+
+from tta_restore.adapters import ReblurPairs, SelfEnsemble
+from tta_restore.adapters.reblur_pairs import aperture_distance
+from tta_restore.data import lenses, photos
+from tta_restore.metrics import psnr
+from tta_restore.models import RestorerSpec, as_restorer, create_model
+
+
+def _specialist() -> nn.Module:
+    return create_model("lens_unet", checkpoint="specialist").eval()
+
+
+def _frames(lens: lenses.Lens, count: int, seed: int = 11) -> list[lenses.LensFrame]:
+    return lenses.lens_stream([lens], photos.DEV[:2], frames_per_lens=count, size=128, seed=seed)
+
+
+def test_it_learns_a_lens_that_the_restorer_never_saw():
+    frames = _frames(lenses.Lens("ring", lenses.ring(0.5), (2.5, 4.0)), 3)
+    model = _specialist()
+    adapter, frozen = ReblurPairs(model, steps=24), SelfEnsemble(model)
+    gains = []
+    for frame in frames:
+        x, y = frame.blurry[None], frame.sharp[None]
+        gains.append(float(psnr(adapter(x).clamp(0, 1), y) - psnr(frozen(x).clamp(0, 1), y)))
+    assert sum(gains) / len(gains) > 0.5
+    assert adapter.report.updated
+    assert adapter.report.steps == 24
+
+
+def test_pairs_are_photographs_through_the_estimated_lens():
+    """With a narrow estimate the pair is the sharp patch blurred by that kernel, and nothing else."""
+    adapter = ReblurPairs(_specialist(), batch=2, patch=32, noise=0.0, sharp=torch.full((1, 3, 64, 64), 0.5))
+    picture = torch.zeros(23, 23)
+    picture[11, 11] = 1
+    with adapter._working_on(adapter.state.view()):
+        blurry, sharp = adapter._pair(picture, torch.full((8, 2), 0.05))
+    assert blurry.shape == sharp.shape == (2, 3, 32, 32)
+    assert (blurry - sharp).abs().max() <= 0.5 / 255 + 1e-5
+
+
+def test_a_change_of_lens_starts_over_and_a_known_lens_is_remembered():
+    first = lenses.Lens("bubble", lenses.ring(0.75), (3.0, 4.5))
+    second = lenses.Lens("core", lenses.exponential, (2.5, 3.5))
+    adapter = ReblurPairs(_specialist(), steps=1, burst=2, memory=3)
+    switches = []
+    for lens in (first, second, first):
+        for frame in _frames(lens, 3, seed=5):
+            adapter.adapt(frame.blurry[None])
+        switches.append(adapter.extra["switches"])
+    assert switches[0] == 0, "a lens that stays is no change"
+    assert switches[1] >= 1
+    assert switches[2] > switches[1]
+    never = ReblurPairs(_specialist(), steps=1, switch=None)
+    for lens in (first, second):
+        never.adapt(_frames(lens, 1)[0].blurry[None])
+    assert never.extra["switches"] == 0
+
+
+def test_aperture_distance():
+    disk, ring = torch.rand(5, 5), torch.zeros(5, 5)
+    ring[0, 0] = 1.0
+    disk[0, 0] = 0.0
+    assert aperture_distance(disk, disk) == 0
+    assert aperture_distance(disk, ring) == pytest.approx(2.0)
+
+
+def test_grey_frames_and_batches_and_small_frames():
+    class Grey(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(1, 1, 3, padding=1)
+
+        def forward(self, x):
+            return x + 0.1 * self.conv(x)
+
+    adapter = ReblurPairs(Grey(), steps=1, burst=1)
+    assert adapter(torch.rand(2, 1, 40, 36)).shape == (2, 1, 40, 36)
+    assert adapter(torch.rand(1, 1, 9, 20)).shape == (1, 1, 9, 20)
+
+
+def test_large_frames_are_read_in_nine_places():
+    from tta_restore.adapters.reblur_pairs import _looks
+
+    assert _looks(torch.rand(1, 3, 700, 500)).shape == (1, 3, 700, 500)
+    assert _looks(torch.rand(2, 3, 1000, 1200)).shape == (18, 3, 256, 256)
+    assert _looks(torch.rand(1, 3, 100, 1200)).shape == (9, 3, 100, 256)
+
+
+def test_looking_at_kernels_changes_nothing():
+    adapter = ReblurPairs(_specialist(), steps=1, burst=1)
+    x = _frames(lenses.SOURCE, 1)[0].blurry[None]
+    with pytest.raises(ValueError, match="no frame was seen yet"):
+        adapter.aperture()
+    adapter(x)
+    before = adapter.state_dict()
+    kernels = adapter.kernels(x)
+    assert kernels.shape == (1, 4, 4, 17, 17)
+    torch.testing.assert_close(kernels.sum((-2, -1)), torch.ones(1, 4, 4))
+    after = adapter.state_dict()
+    assert str(before) == str(after)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"ema": 1.5}, r"expected ema in \[0, 1\], got 1.5"),
+        ({"restore": -0.1}, "expected restore"),
+        ({"batch": 0}, "batch"),
+        ({"lr": 0.0}, "expected lr, lr_half > 0"),
+        ({"sharp": torch.rand(2, 3, 50, 50)}, "S >= patch"),
+        ({"select": "no_such_layer*"}, "no_such_layer"),
+    ],
+)
+def test_bad_settings(options, message):
+    with pytest.raises(ValueError, match=message):
+        ReblurPairs(_specialist(), **options)
+
+
+def test_models_it_cannot_make_pairs_for():
+    upscale = as_restorer(nn.Upsample(scale_factor=2), RestorerSpec(scale=2))
+    with pytest.raises(ValueError, match="scale"):
+        ReblurPairs(upscale, select=None)(torch.rand(1, 3, 32, 32))
+    wide = nn.Sequential(nn.Conv2d(4, 4, 1))
+    with pytest.raises(ValueError, match="C of 1 or 3"):
+        ReblurPairs(as_restorer(wide, RestorerSpec(in_channels=4, out_channels=4)))(torch.rand(1, 4, 32, 32))

@@ -1,0 +1,290 @@
+"""ReblurPairs: estimate the lens from the frames, blur sharp material with it, and fine-tune on those pairs."""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tta_restore import _checks
+from tta_restore.adapters.base import Adapter
+from tta_restore.adapters.frame import Frame
+from tta_restore.adapters.selection import Select
+from tta_restore.adapters.views import Views
+from tta_restore.data import dead_leaves, lenses
+from tta_restore.data.patches import random_patches
+from tta_restore.losses import charbonnier
+from tta_restore.models import create_model
+from tta_restore.models.lens_estimator import LensEstimate, rasterize_picture
+
+_LOOK, _LOOKS = 256, 3  # large frames are read at 3 x 3 places of this many pixels
+_NEIGHBOUR = 4  # cells of 8 pixels between two radii that one patch runs through
+_MARGIN = lenses.KERNEL_SIZE - 1
+
+
+class ReblurPairs(Adapter, method="reblur_pairs"):
+    """Fine-tunes a restorer on pairs blurred with the lens that took the frames.
+
+    On every frame the estimator reads the aperture and the blur radii; the apertures of the latest frames are pooled.
+    Then, `steps` times: sharp patches are photographed through that aperture at radii that occur in the frames (linear
+    light, noise, rounding), the student restores them, and the teacher follows the student. When the aperture of a
+    frame does not fit the pooled one, the lens was changed: what was learnt is remembered, and the adapter continues
+    from the nearest remembered lens or from the source, with `burst` times the steps on that frame. What is given is
+    the teacher's self-ensemble, after the steps.
+
+    The target of a pair is known and does not depend on the adapting restorer, so that no error feeds on itself.
+
+    Args:
+        model: a restorer of single frames at scale 1; see :class:`Adapter`, as for ``options``.
+        estimator: reads lenses as :class:`tta_restore.models.lens_estimator.LensEstimator` does; None: the shipped one.
+        sharp: sharp pictures to blur, (N, 3, S, S) in [0, 1] or uint8; None for dead leaves made on the spot.
+        select: which weights to adapt.
+        steps: optimiser steps per frame.
+        burst: how many times as many on the first frame of a lens.
+        batch: pairs per step.
+        patch: side of a pair in pixels.
+        lr: learning rate of the first steps with a lens.
+        lr_half: steps with a lens after which the learning rate has halved; it falls as 1 / (1 + t / lr_half).
+        ema: share of itself that the teacher keeps at each step.
+        restore: probability with which a scalar of the student returns to the source, per step.
+        spread: standard deviation of the logarithm of a factor on the radii, for what the estimator may be off by.
+        memory: frames whose readings are pooled.
+        switch: distance between apertures, 0 to 2, beyond which the lens counts as changed; None to never ask.
+        remember: lenses whose teacher is kept for when they come back.
+        noise: standard deviation of the camera's noise, in stored values.
+        views: views that the output is averaged over, see :func:`resolve_views`.
+        seed: source of patches, noise and masks.
+
+    Raises:
+        ValueError: a setting is out of range; the model enlarges, or takes clips or other than 1 or 3 channels.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        estimator: nn.Module | None = None,
+        *,
+        sharp: Tensor | None = None,
+        select: Select = "all",
+        steps: int = 16,
+        burst: int = 3,
+        batch: int = 4,
+        patch: int = 48,
+        lr: float = 1e-3,
+        lr_half: float = 64.0,
+        ema: float = 0.9,
+        restore: float = 0.0,
+        spread: float = 0.1,
+        memory: int = 4,
+        switch: float | None = 0.15,
+        remember: int = 4,
+        noise: float = 1 / 255,
+        views: Views = "rot4",
+        seed: int = 0,
+        **options: Any,
+    ) -> None:
+        for name, value in (("burst", burst), ("batch", batch), ("patch", patch), ("memory", memory)):
+            _checks.expect_int("ReblurPairs", name, value, minimum=1)
+        _checks.expect_int("ReblurPairs", "remember", remember, minimum=0)
+        for name, value in (("ema", ema), ("restore", restore)):
+            if not 0 <= value <= 1:
+                raise ValueError(f"ReblurPairs: expected {name} in [0, 1], got {value}")
+        if not (lr > 0 and lr_half > 0 and noise >= 0 and spread >= 0):
+            raise ValueError(
+                f"ReblurPairs: expected lr, lr_half > 0 and noise, spread >= 0, got {lr}, {lr_half}, {noise}, {spread}"
+            )
+        if sharp is not None and (sharp.ndim != 4 or sharp.shape[1] != 3 or min(sharp.shape[-2:]) < patch + _MARGIN):
+            raise ValueError(
+                f"ReblurPairs: expected sharp (N, 3, S, S) with S >= patch + {_MARGIN} = {patch + _MARGIN}, "
+                f"got {tuple(sharp.shape)}"
+            )
+        super().__init__(model, select=select, views=views, steps=steps, seed=seed, **options)
+        if estimator is None:
+            estimator = create_model("lens_estimator", checkpoint="lens_estimator")
+        self.estimator: Any = estimator
+        self.estimator.requires_grad_(False)
+        self._sharp = sharp
+        self.burst, self.batch, self.patch = burst, batch, patch
+        self.lr, self.lr_half, self.ema, self.restore_probability = lr, lr_half, ema, restore
+        self.spread, self.memory, self.switch, self.remember, self.noise = spread, memory, switch, remember, noise
+
+    def initial_extra(self) -> dict[str, Any]:
+        """Readings of the latest frames, and lenses seen before with what was learnt for them."""
+        return {"readings": [], "lenses": [], "switches": 0}
+
+    def make_optimiser(self, parameters: list[Tensor]) -> torch.optim.Optimizer:
+        """Adam."""
+        return torch.optim.Adam(parameters, lr=self.lr)
+
+    def learning_rate(self, update: int) -> float:
+        """Falls hyperbolically from the first step with a lens."""
+        return self.lr / (1 + update / self.lr_half)
+
+    def begin_frame(self, frame: Frame) -> None:
+        """Read the lens; on a change of lens remember the old one and start from what fits the new one best."""
+        spec = self.restorer.known_spec(frame.image)
+        if frame.image.ndim != 4 or frame.image.shape[1] not in (1, 3) or spec.scale != 1:
+            raise ValueError(
+                "ReblurPairs: expected frames (B, C, H, W) with C of 1 or 3 and a model of scale 1, "
+                f"got {tuple(frame.image.shape)} and scale {spec.scale}"
+            )
+        reading = self._read(frame.image)
+        readings = self.extra["readings"]
+        own = self.estimator.aperture(reading["statistics"])[0].cpu()
+        distance = aperture_distance(own, self.aperture()) if readings else 0.0
+        changed = bool(readings) and self.switch is not None and distance > self.switch
+        if changed:
+            self._change_lens(own)
+            readings = []
+        if changed or not readings:
+            frame.steps *= self.burst
+        self.extra["readings"] = [*readings, reading][-self.memory :]
+        frame.notes["aperture"], frame.notes["radii"] = self.aperture(), self._radii()
+        frame.extra.update(aperture_distance=distance, lens_changed=float(changed))
+
+    def objective(self, frame: Frame) -> Tensor:
+        """Charbonnier distance between the student's restoration of a reblurred patch and the sharp patch."""
+        blurry, sharp = self._pair(frame.notes["aperture"], frame.notes["radii"])
+        if frame.image.shape[1] == 1:
+            blurry, sharp = blurry.mean(1, keepdim=True), sharp.mean(1, keepdim=True)
+        restored = self.run("student", blurry.to(frame.image)).image
+        return charbonnier(restored.float(), sharp.to(restored.device))
+
+    def after_step(self, frame: Frame) -> None:
+        """The teacher follows; single scalars of the student return to the source."""
+        self.average_teacher(self.ema)
+        if self.restore_probability:
+            self.restore_student(self.restore_probability)
+
+    def aperture(self) -> Tensor:
+        """The aperture that pairs are made with now: (A, A) at unit root mean square radius, summing to 1.
+
+        Raises:
+            ValueError: no frame was seen yet.
+        """
+        readings = self.extra["readings"]
+        if not readings:
+            raise ValueError("ReblurPairs.aperture: no frame was seen yet")
+        statistics = torch.stack([reading["statistics"] for reading in readings]).sum(0)
+        with torch.no_grad():
+            return self.estimator.aperture(statistics.to(self._estimator_device()))[0].cpu()
+
+    def kernels(self, x: Tensor, *, grid: int = 4) -> Tensor:
+        """Estimated point spread functions of a frame on a grid of tiles, for looking at; nothing changes.
+
+        Shape:
+            - x: (B, C, H, W), RGB in [0, 1]
+            - output: (B, G, G, K, K) with G = `grid`, each summing to 1
+        """
+        with torch.no_grad():
+            estimate = self._estimate(x)
+            picture = (
+                self.aperture() if self.extra["readings"] else self.estimator.aperture(estimate.statistics)[0].cpu()
+            )
+            logs = F.interpolate((estimate.radius.log() * estimate.confidence)[:, None], size=(grid, grid), mode="area")
+            weights = F.interpolate(estimate.confidence[:, None], size=(grid, grid), mode="area")
+        radius = (logs / weights).exp().flatten().cpu()
+        kernels = rasterize_picture(picture, radius, size=lenses.KERNEL_SIZE, reach=self.estimator.reach)
+        return kernels.view(len(x), grid, grid, *kernels.shape[-2:])
+
+    def config(self) -> dict[str, Any]:
+        """Settings that a saved state depends on."""
+        own = ("burst", "batch", "patch", "lr", "lr_half", "ema", "spread", "memory", "switch", "remember", "noise")
+        return super().config() | {name: getattr(self, name) for name in own} | {"restore": self.restore_probability}
+
+    def cost(self) -> str:
+        """Passes through the model for each frame."""
+        return (
+            f"per frame 1 look of the estimator, {self.steps} forward and backward on {self.batch} patches of "
+            f"{self.patch} x {self.patch} ({self.burst} times as many after a change of lens), "
+            f"{len(self.views)} forward of the frame"
+        )
+
+    def _estimator_device(self) -> torch.device:
+        return next(self.estimator.parameters()).device
+
+    def _estimate(self, image: Tensor) -> LensEstimate:
+        x = image.float().to(self._estimator_device())
+        short = [max(32 - side, 0) for side in x.shape[-2:]]
+        x = F.pad(x, (0, short[1], 0, short[0]), mode="replicate")
+        return self.estimator(x.expand(-1, 3, -1, -1))
+
+    def _read(self, image: Tensor) -> dict[str, Tensor]:
+        """What a frame says of its lens: statistics of the aperture, pairs of neighbouring radii and their weights."""
+        with torch.no_grad():
+            estimate = self._estimate(_looks(image))
+        radius, confidence = estimate.radius.cpu(), estimate.confidence.clamp(max=10).cpu()
+        pairs, weights = [], []
+        for axis in (1, 2):
+            reach = min(_NEIGHBOUR, radius.shape[axis] - 1)
+            count = radius.shape[axis] - reach
+            for store, values in ((pairs, radius), (weights, confidence)):
+                two = torch.stack([values.narrow(axis, 0, count), values.narrow(axis, reach, count)], dim=-1)
+                store.append(two.reshape(-1, 2))
+        return {
+            "statistics": estimate.statistics.sum(0, keepdim=True).cpu(),
+            "radii": torch.cat(pairs),
+            "weights": torch.cat(weights).amin(1),
+        }
+
+    def _radii(self) -> Tensor:
+        readings = self.extra["readings"]
+        weights = torch.cat([reading["weights"] for reading in readings])
+        chosen = torch.multinomial(weights, 256, replacement=True, generator=self.generator)
+        return torch.cat([reading["radii"] for reading in readings])[chosen]
+
+    def _pair(self, aperture: Tensor, radii: Tensor) -> tuple[Tensor, Tensor]:
+        """Patches photographed through the aperture, blur growing across each from one radius to another."""
+        generator, count, side = self.generator, self.batch, self.patch
+        material = _leaves() if self._sharp is None else self._sharp
+        sharp = random_patches(material, count, side + _MARGIN, generator)
+        ends = radii[torch.randint(0, len(radii), (count,), generator=generator)]
+        ends = ends * torch.exp(self.spread * torch.randn(count, 1, generator=generator))
+        kernels = rasterize_picture(aperture, ends.flatten(), size=lenses.KERNEL_SIZE, reach=self.estimator.reach)
+        angle = 2 * math.pi * torch.rand(count, 1, 1, generator=generator)
+        axis = torch.linspace(-0.7, 0.7, side)
+        ramp = (angle.cos() * axis + angle.sin() * axis[:, None] + 0.5).clamp(0, 1)
+        weights = torch.stack([1 - ramp, ramp], dim=1)
+        kernels = kernels.view(count, 2, *kernels.shape[-2:])
+        blurry = lenses.photograph(sharp, kernels, weights, generator, noise=self.noise)
+        return blurry, sharp[..., _MARGIN // 2 : -(_MARGIN // 2), _MARGIN // 2 : -(_MARGIN // 2)]
+
+    def _change_lens(self, own: Tensor) -> None:
+        """Remember the lens that goes, and continue from the one that `own` is nearest to, or from the source."""
+        known: list[dict[str, Any]] = [*self.extra["lenses"], {"aperture": self.aperture(), **self.snapshot()}]
+        distances = [aperture_distance(own, lens["aperture"]) for lens in known]
+        near = distances.index(min(distances))
+        if self.switch is not None and distances[near] <= self.switch:
+            back = known.pop(near)
+            self.restart(back["student"], back["teacher"])
+        else:
+            self.restart()
+        self.extra["lenses"] = known[max(len(known) - self.remember, 0) :]
+        self.extra["switches"] += 1
+
+
+def aperture_distance(first: Tensor, second: Tensor) -> float:
+    """Squared distance of two aperture pictures, (A, A), over the mean of their squares: 0 equal, 2 disjoint."""
+    return float((first - second).square().sum() / (first.square().sum() + second.square().sum()) * 2)
+
+
+def _looks(image: Tensor) -> Tensor:
+    """The frame, or where it is large, 3 x 3 parts of it: (B or 9 B, C, h, w)."""
+    height, width = image.shape[-2:]
+    if max(height, width) <= _LOOK * _LOOKS:
+        return image
+    sides = [min(side, _LOOK) for side in (height, width)]
+    starts = [
+        [round(i * (n - s) / (_LOOKS - 1)) for i in range(_LOOKS)] for n, s in zip((height, width), sides, strict=True)
+    ]
+    return torch.cat([image[..., y : y + sides[0], x : x + sides[1]] for y in starts[0] for x in starts[1]])
+
+
+@cache
+def _leaves() -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return (dead_leaves.bank(48, 96, generator) * 255).round().to(torch.uint8)
