@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tta_restore.adapters import Adapter
 from tta_restore.data.lenses import LensFrame
 from tta_restore.engine.comparison import Comparison, Contender, compare
 from tta_restore.engine.usage import UsageError
@@ -28,18 +29,16 @@ def stream(seed: int) -> list[LensFrame]:
     return frames
 
 
-class Planned:
+class Fading(Adapter):
     """Blends towards grey; worse on every frame than the one before."""
 
     def __init__(self, seed: int) -> None:
-        self.seed, self.count = seed, 0
+        super().__init__(torch.nn.Conv2d(3, 3, 1), select="all", seed=seed)
+        self.count = 0
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         self.count += 1
         return x.lerp(torch.full_like(x, 0.5), 0.05 * self.count)
-
-    def plan(self) -> str:
-        return f"nothing, seed {self.seed}"
 
 
 @pytest.fixture
@@ -49,9 +48,9 @@ def seeds() -> list[int]:
 
 @pytest.fixture
 def rows(seeds) -> Comparison:
-    def build(seed: int) -> Planned:
+    def build(seed: int) -> Fading:
         seeds.append(seed)
-        return Planned(seed)
+        return Fading(seed)
 
     return Comparison(
         title="Stand-ins",
@@ -87,7 +86,8 @@ def test_files_tables_and_choices(rows, seeds, tmp_path):
     worst, gain = result.worst("grey", "input")
     assert f"frame {worst.position + 1} after the lens changed" in page
     assert f"Here: {gain:+.2f} dB." in page
-    assert "nothing, seed 4" in page
+    assert "Fading: " in page  # its plan
+    assert page.count("what it adapts") == 1
     assert "0 % of the light falls where it does in truth." in page
     assert "Noise is no lens." in page
     medians = [sorted(g for _, g in result.gains("grey", "input", family=f))[2] for f in ("disk", "cat_eye")]

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from tta_restore import __version__
+from tta_restore.adapters import Adapter
 from tta_restore.data.lenses import LensFrame
 from tta_restore.engine.evaluate import StreamResult, evaluate_stream
 from tta_restore.engine.report import (
@@ -123,9 +124,9 @@ def compare(
 
     def look(record: FrameRecord, output: Tensor, method: Method) -> None:
         outputs[record.method, record.stream, record.index] = to_bytes(output[0])
-        plan = getattr(method, "plan", None)
-        if callable(plan) and record.method not in plans:
-            plans[record.method] = str(plan())
+        if record.method not in plans and isinstance(method, Adapter):
+            plan = method.plan()
+            plans[record.method] = str(plan) if plan.tensors else ""
 
     results = []
     for seed, frames in streams.items():

@@ -25,8 +25,8 @@ LIMITS = (
     "Lenses are simulated: measured light through real glass would be the better test. The simulation is physical in "
     "what it covers (linear light, depth-dependent radius, sensor noise, 8 bits) and silent about the rest "
     "(aberrations across the frame, occlusion at depth edges, colour).",
-    "Self-ensemble is a row of its own because most of what consistency methods are credited with is the averaging of "
-    "views, which needs no adaptation.",
+    "Self-ensemble is a row of its own, and the baseline: methods that learn from the agreement of views also give the "
+    "mean of views, and that mean needs no adaptation.",
     "The lens estimator behind ReblurPairs and the conditioned restorer was trained on random lenses: it knows what "
     "the specialist does not, lenses in general. The generalist and the conditioned restorer were trained on the same "
     "random lenses and are the fair rivals.",
@@ -74,7 +74,7 @@ def comparison() -> Comparison:
                 SHOWN,
                 pairs(specialist),
                 "Estimates the lens from the frame, blurs sharp material with it, and trains the restorer on those "
-                "pairs; starts anew when the lens changes.",
+                "pairs; starts anew, or from a lens it remembers, when the lens changes.",
                 "#0072B2",
             ),
             Contender(

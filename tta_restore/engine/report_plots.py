@@ -8,6 +8,7 @@ from typing import Any
 
 from tta_restore.engine.bootstrap import Interval
 from tta_restore.engine.evaluate import StreamResult
+from tta_restore.engine.stream import FrameRecord
 
 #: Okabe and Ito's palette: distinguishable with every kind of colour blindness.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#5C6470", "#000000")
@@ -40,7 +41,7 @@ def psnr_over_stream(result: StreamResult, methods: Sequence[str], colors: Mappi
         _bands(axes, result)
         for method in methods:
             records = sorted(result.of(method), key=lambda r: (r.stream, r.index))
-            axes.plot([r.psnr for r in records], color=colors[method], label=method, marker="o", markersize=3)
+            _plot_lenses(axes, [(r, r.psnr) for r in records], color=colors[method], label=method)
         axes.set_ylabel("PSNR (dB)")
         _legend(figure, axes)
 
@@ -55,7 +56,7 @@ def gain_over_stream(result: StreamResult, baseline: str, methods: Sequence[str]
         axes.axhline(0, color=_INK, linewidth=1)
         for method in methods:
             pairs = sorted(result.gains(method, baseline), key=lambda p: (p[0].stream, p[0].index))
-            axes.plot([gain for _, gain in pairs], color=colors[method], label=method, marker="o", markersize=3)
+            _plot_lenses(axes, pairs, color=colors[method], label=method)
         axes.set_ylabel("gain (dB)")
         _legend(figure, axes)
 
@@ -103,6 +104,19 @@ def gain_against_cost(result: StreamResult, baseline: str, colors: Mapping[str, 
     return _svg("cost", 6.2, 4.2, draw)
 
 
+def _plot_lenses(axes: Any, points: Sequence[tuple[FrameRecord, float]], *, color: str, label: str) -> None:
+    """A line for each lens, not across their borders: nothing goes on from one lens to the next."""
+    places: list[float] = []
+    values: list[float] = []
+    for place, (record, value) in enumerate(points):
+        if record.position == 0 and place:
+            places.append(place - 0.5)
+            values.append(float("nan"))
+        places.append(place)
+        values.append(value)
+    axes.plot(places, values, color=color, label=label, marker="o", markersize=3.5)
+
+
 def _reach(intervals: Sequence[Interval]) -> list[list[float]]:
     """How far the ends lie from the means. A percentile interval of few values may leave its mean out by a hair."""
     return [[max(i.mean - i.low, 0.0) for i in intervals], [max(i.high - i.mean, 0.0) for i in intervals]]
@@ -120,6 +134,7 @@ def _bands(axes: Any, result: StreamResult) -> None:
         label = {"ha": "center", "va": "bottom", "color": _SOFT, "fontsize": 10.5}
         axes.text(*place, records[start].family.replace("_", " "), transform=axes.get_xaxis_transform(), **label)
     axes.set_xlim(-0.5, len(records) - 0.5)
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel("frame of the stream")
     axes.grid(visible=False, axis="x")
 
