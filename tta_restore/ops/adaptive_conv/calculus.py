@@ -34,7 +34,8 @@ sac = _library.define(
     fake=lambda x, vertical, horizontal: _dense(x),
 )
 sac_backward = _library.define(
-    "sac_backward(Tensor grad, Tensor x, Tensor vertical, Tensor horizontal, bool need_taps) -> (Tensor, Tensor, Tensor)",
+    "sac_backward(Tensor grad, Tensor x, Tensor vertical, Tensor horizontal, bool need_taps)"
+    " -> (Tensor, Tensor, Tensor)",
     reference=reference.sac_backward,
     fake=lambda grad, x, vertical, horizontal, need: (_dense(x), _dense(vertical, need), _dense(horizontal, need)),
 )
@@ -253,9 +254,11 @@ class IacFromFeaturesDoubleBackward(torch.autograd.Function):
             filters, dfilters = reference.predict_filters(h, w, b), None
             terms = []
             if dfeatures is not None:
-                terms.append(reference.predict_filters(*wide(dfeatures), w, None))
+                (dh,) = wide(dfeatures)
+                terms.append(reference.predict_filters(dh, w, None))
             if dweight is not None:
-                terms.append(reference.predict_filters(h, *wide(dweight[rows], dbias[rows])))
+                dw, db = wide(dweight[rows], dbias[rows])
+                terms.append(reference.predict_filters(h, dw, db))
             dfilters = sum(terms) if terms else None
             g, u, du = wide(grad[:, part], x[:, part], dx[:, part])
             part_grad_grad, part_grad_x, second = iac_double_backward(du, dfilters, g, u, filters, *options)

@@ -1,4 +1,4 @@
-"""Adaptive convolutions: schemas, checks and docstrings. Their calculus is in calculus.py, their definition in reference.py."""
+"""Adaptive convolutions: schemas, checks and docstrings; calculus.py has the calculus, reference.py the definition."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ def sac(x: Tensor, vertical: Tensor, horizontal: Tensor) -> Tensor:
 
     Source: Iterative Filter Adaptive Network (Lee et al., CVPR 2021), one step of its IAC layer.
 
-    >>> x, centre = torch.arange(6.0).reshape(1, 1, 2, 3), torch.tensor([0.0, 1, 0]).reshape(1, 3, 1, 1).expand(1, 3, 2, 3)
+    >>> x = torch.arange(6.0).reshape(1, 1, 2, 3)
+    >>> centre = torch.tensor([0.0, 1, 0]).reshape(1, 3, 1, 1).expand(1, 3, 2, 3)
     >>> left = torch.tensor([1.0, 0, 0]).reshape(1, 3, 1, 1).expand(1, 3, 2, 3)
     >>> sac(x, centre, left).flatten().tolist()
     [0.0, 0.0, 1.0, 3.0, 3.0, 4.0]
@@ -41,7 +42,8 @@ def sac(x: Tensor, vertical: Tensor, horizontal: Tensor) -> Tensor:
     taps = vertical.shape[1] // c if vertical.ndim == 4 else 0
     if taps % 2 == 0 or tuple(vertical.shape) != (b, c * taps, h, w):
         raise ValueError(
-            f"sac: expected vertical of shape (B, C*K, H, W) = ({b}, {c}*K, {h}, {w}), K odd, got {tuple(vertical.shape)}"
+            f"sac: expected vertical of shape (B, C*K, H, W) = ({b}, {c}*K, {h}, {w}), K odd, "
+            f"got {tuple(vertical.shape)}"
         )
     _checks.expect_shape("sac", "horizontal", horizontal, "(B, C*K, H, W)", (b, c * taps, h, w))
     x, vertical, horizontal = _one_dtype("sac", x, vertical, horizontal=horizontal)
@@ -174,7 +176,8 @@ def _options(name: str, num_steps: int, kernel_size: int, negative_slope: float,
 def _one_dtype(name: str, x: Tensor, filters: Tensor, **more: Tensor) -> tuple[Tensor, ...]:
     label = "vertical" if more else "filters"
     _checks.expect_same_device(name, x=x, **{label: filters}, **more)
-    if torch.is_autocast_enabled(x.device.type) and torch.float64 not in {t.dtype for t in (x, filters, *more.values())}:
+    dtypes = {t.dtype for t in (x, filters, *more.values())}
+    if torch.is_autocast_enabled(x.device.type) and torch.float64 not in dtypes:
         x, more = x.to(filters.dtype), {key: value.to(filters.dtype) for key, value in more.items()}
     _checks.expect_same_dtype(name, x=x, **{label: filters}, **more)
     return x, filters, *more.values()

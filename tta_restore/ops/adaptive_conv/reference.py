@@ -1,7 +1,8 @@
-"""Definition of the adaptive convolutions in plain torch: what every kernel must reproduce, and the kernel of last resort.
+"""Definition of the adaptive convolutions in plain torch: what every kernel must reproduce, and the last resort.
 
-One step is ``z = H(K2) V(K1) u + b`` and a leaky ReLU; ``V`` filters columns, ``H`` rows, every pixel with its own taps,
-borders replicated. Both are linear in the plane and in the taps, so each derivative below is built from the same four maps.
+One step is ``z = H(K2) V(K1) u + b`` and a leaky ReLU; ``V`` filters columns, ``H`` rows, every pixel with its own
+taps, borders replicated. Both are linear in the plane and in the taps, so each derivative below is built from the same
+four maps.
 """
 
 from __future__ import annotations
@@ -24,9 +25,12 @@ def _gather(x: Tensor, offset: int, axis: int) -> Tensor:
 
 
 def filter_axis(x: Tensor, taps: Tensor, axis: int) -> Tensor:
-    """Filter ``x`` (B, C, H, W) along one axis with ``taps`` (B, C, K, H, W): tap 0 reads the row above or column left."""
+    """Filter ``x`` (B, C, H, W) along one axis with ``taps`` (B, C, K, H, W); tap 0 reads above or to the left."""
     reach = taps.shape[2] // 2
-    return sum(taps[:, :, t] * _gather(x, t - reach, axis) for t in range(taps.shape[2]))
+    out = taps[:, :, 0] * _gather(x, -reach, axis)
+    for t in range(1, taps.shape[2]):
+        out = out + taps[:, :, t] * _gather(x, t - reach, axis)
+    return out
 
 
 def filter_axis_adjoint(grad: Tensor, taps: Tensor, axis: int) -> Tensor:
@@ -64,6 +68,7 @@ def widen(*tensors: Tensor) -> list[Tensor]:
 
 
 def sac(x: Tensor, vertical: Tensor, horizontal: Tensor) -> Tensor:
+    """Filter columns, then rows: x (B, C, H, W), taps (B, C*K, H, W)."""
     b, c, h, w = x.shape
     plane, k1, k2 = widen(x, vertical, horizontal)
     middle = filter_axis(plane, k1.reshape(b, c, -1, h, w), COLUMN)
@@ -83,7 +88,8 @@ def sac_backward(
         return grad_x, x.new_empty(0), x.new_empty(0)
     grad_vertical = tap_gradient(g_middle, plane, k1.shape[2], COLUMN)
     grad_horizontal = tap_gradient(g, filter_axis(plane, k1, COLUMN), k2.shape[2], ROW)
-    return grad_x, *(d.reshape(vertical.shape).to(x.dtype) for d in (grad_vertical, grad_horizontal))
+    shape = vertical.shape
+    return grad_x, grad_vertical.reshape(shape).to(x.dtype), grad_horizontal.reshape(shape).to(x.dtype)
 
 
 def _steps(
@@ -103,8 +109,9 @@ def _steps(
 
 def iac(x: Tensor, filters: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
     """Return the output and, where the last option asks for them, u_1..u_{N-1}, (B, N-1, C, H, W)."""
-    *options, save_states = options
-    states, *_ = _steps(*widen(x, filters), *options)
+    *settings, save_states = options
+    plane, taps = widen(x, filters)
+    states, *_ = _steps(plane, taps, *settings)
     saved = states[1:-1] if save_states else []
     inner = torch.stack(saved, 1) if saved else states[0].new_empty(len(x), 0, *x.shape[1:])
     return states[-1].to(x.dtype), inner
@@ -112,10 +119,10 @@ def iac(x: Tensor, filters: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
 
 def iac_backward(grad: Tensor, x: Tensor, filters: Tensor, states: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
     """Gradients in x and in the filters, the latter empty unless the last option asks for it; ``states`` saves time."""
-    *options, need_filters = options
-    num_steps, kernel_size, own = options[0], options[1], options[4]
+    *settings, need_filters = options
+    num_steps, kernel_size, own = settings[0], settings[1], settings[4]
     g, plane, taps = widen(grad, x, filters)
-    inputs, slopes, vertical, horizontal = _steps(plane, taps, *options)
+    inputs, slopes, vertical, horizontal = _steps(plane, taps, *settings)
     grad_vertical, grad_horizontal, grad_bias = torch.zeros_like(vertical), torch.zeros_like(horizontal), []
     for n in reversed(range(num_steps)):
         k1, k2 = vertical[:, n], horizontal[:, n]
@@ -136,8 +143,9 @@ def iac_double_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of ``<grad, J (dx, dfilters)>`` in grad, x and filters, J the Jacobian of iac at (x, filters).
 
-    Either direction may be None, zero. The slopes are constant almost everywhere, so the tangent recursion ``du' = slope (dH V u + H dV u + H V du + db)``
-    is differentiated like the primal one: ``p`` is adjoint to the tangent du, ``q`` to the state u.
+    Either direction may be None, zero. The slopes are constant almost everywhere, so the tangent recursion
+    ``du' = slope (dH V u + H dV u + H V du + db)`` is differentiated like the primal one: ``p`` is adjoint to the
+    tangent du, ``q`` to the state u.
     """
     num_steps, kernel_size, own = options[0], options[1], options[4]
     dx = torch.zeros_like(x) if dx is None else dx
@@ -187,11 +195,11 @@ def iac_from_features(x: Tensor, features: Tensor, weight: Tensor, bias: Tensor,
 def iac_from_features_backward(
     grad: Tensor, x: Tensor, features: Tensor, weight: Tensor, bias: Tensor, *options: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients in x, features, weight and bias; the last two options tell whether the second and last two are needed."""
-    *options, need_features, need_weight = options
+    """Gradients in x, features, weight and bias; the last two options ask for the second, and for the last two."""
+    *settings, need_features, need_weight = options
     g, plane, h, w, b = widen(grad, x, features, weight, bias)
     filters = predict_filters(h, w, b)
-    grad_x, grad_filters = iac_backward(g, plane, filters, plane.new_empty(0), *options, need_features or need_weight)
+    grad_x, grad_filters = iac_backward(g, plane, filters, plane.new_empty(0), *settings, need_features or need_weight)
     none = x.new_empty(0)
     grad_features = torch.einsum("od,bohw->bdhw", w, grad_filters).to(x.dtype) if need_features else none
     if not need_weight:
