@@ -199,9 +199,8 @@ def show_config() -> str:
     >>> show_config().splitlines()[0].split()[0]
     'tta_restore'
     """
-    from . import __version__, ops  # the ops register themselves on import
-
-    del ops
+    package = importlib.import_module("tta_restore")
+    importlib.import_module("tta_restore.ops")  # the ops register themselves; no lower floor depends on them
     compiled = (
         f"loaded, {_extension.instruction_set()}, {_extension.DETAIL}"
         if _extension.AVAILABLE
@@ -211,7 +210,7 @@ def show_config() -> str:
         "interpreter, on CPU tensors" if interpreting() else f"ready, {torch.cuda.get_device_name()}"
     )
     lines = [
-        f"tta_restore {__version__} | torch {torch.__version__} | Python {platform.python_version()}",
+        f"tta_restore {package.__version__} | torch {torch.__version__} | Python {platform.python_version()}",
         f"C++ kernels     {compiled}",
         f"Triton kernels  {gpu}",
         f"threads         {torch.get_num_threads()}",
