@@ -125,8 +125,19 @@ def test_what_does_not_help_is_said(page):
     assert re.search(r"Not distinguishable from base on this stream, or ahead by less than 0\.01 dB: idle \(", text)
     assert re.search(r"Below base on this stream: bad \(-0\.\d\d dB\)", text)
     assert "ours (" not in text[text.index("Not distinguishable") :]
+    assert "interval over whole lenses does not exclude zero" not in text  # ours gains on both lenses
     assert "failure case" in text
     assert "Lenses are simulated." in text
+
+
+def test_a_gain_on_some_lenses_only_is_said(report):
+    """Ahead on one lens by much, behind on the other by little: clear over frames, unclear over lenses."""
+    records = tuple(
+        replace(r, psnr=r.psnr - 0.5 if r.method == "ours" and r.family == "cat_eye" else r.psnr)
+        for r in report.result.records
+    )
+    text, _ = read(render_report(replace(report, result=StreamResult(records))))
+    assert re.search(r"interval over whole lenses does not exclude zero: ours \(\+0\.\d\d dB\)\.", text)
 
 
 def test_text_is_escaped(page):

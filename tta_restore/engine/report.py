@@ -245,7 +245,7 @@ def _method(result: StreamResult, method: str, note: MethodNote | None) -> dict[
 
 def _verdicts(result: StreamResult, baseline: str) -> list[str]:
     """What the numbers say about each method, in words that follow from the intervals alone."""
-    idle, harmful = [], []
+    idle, harmful, few_lenses = [], [], []
     for method in result.methods:
         if method == baseline:
             continue
@@ -254,6 +254,8 @@ def _verdicts(result: StreamResult, baseline: str) -> list[str]:
             harmful.append(f"{method} ({interval.mean:+.2f} dB)")
         elif interval.low <= 0 or interval.mean < 0.01:
             idle.append(f"{method} ({interval.mean:+.2f} dB)")
+        elif not result.gain(method, baseline, over="blocks").low > 0:
+            few_lenses.append(f"{method} ({interval.mean:+.2f} dB)")
     sentences = []
     if idle:
         sentences.append(
@@ -261,6 +263,11 @@ def _verdicts(result: StreamResult, baseline: str) -> list[str]:
         )
     if harmful:
         sentences.append(f"Below {baseline} on this stream: {', '.join(harmful)}.")
+    if few_lenses:
+        sentences.append(
+            f"Ahead of {baseline} over frames, but the interval over whole lenses does not exclude zero: "
+            f"{', '.join(few_lenses)}."
+        )
     blocks = len({(r.stream, r.family) for r in result.of(baseline)})
     sentences.append(
         f"Intervals over frames treat {len(result.of(baseline))} frames as independent and are too narrow, since "
