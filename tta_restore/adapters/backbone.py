@@ -88,7 +88,7 @@ class Backbone:
             used = self._detached(own, tensors) | used
         prefix = "_orig_mod." if self.root is not self.restorer.module else ""
         used = {prefix + name: tensor for name, tensor in used.items()}
-        module = self.restorer.module
+        module: Any = self.restorer.module
 
         def call(inputs: Tensor, **keywords: Any) -> Any:
             return functional_call(module, used, (inputs,), keywords)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -65,8 +65,8 @@ class State:
 
     @classmethod
     def from_tree(cls, tree: Mapping[str, Tree], make_optimiser: OptimiserFactory) -> State:
-        """State that owns the tensors of ``tree``."""
-        values = dict(tree)
+        """State that owns the tensors of ``tree``; KeyError where part of it is missing."""
+        values = {entry.name: tree[entry.name] for entry in fields(cls)}
         values["sets"] = {
             role: {name: tensor.detach().requires_grad_(role == "student") for name, tensor in tensors.items()}
             for role, tensors in values["sets"].items()

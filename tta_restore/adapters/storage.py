@@ -119,5 +119,5 @@ def fingerprint(modules: list[nn.Module]) -> str:
 def _checksum(tensors: dict[str, Tensor]) -> int:
     value = 0
     for key in sorted(tensors):
-        value = zlib.crc32(tensors[key].contiguous().view(-1).view(torch.uint8).numpy(), value)
+        value = zlib.crc32(tensors[key].contiguous().view(-1).view(torch.uint8).numpy().data, value)
     return value

@@ -28,8 +28,10 @@ class Tiles:
     overlap: int = 64
 
     def __post_init__(self) -> None:
-        if not 0 <= self.overlap <= self.size // 2:
-            raise ValueError(f"Tiles: expected 0 <= overlap <= size / 2, got size {self.size}, overlap {self.overlap}")
+        if self.size < 1 or not 0 <= self.overlap <= self.size // 2:
+            raise ValueError(
+                f"Tiles: expected size >= 1 and 0 <= overlap <= size / 2, got size {self.size}, overlap {self.overlap}"
+            )
 
     def needed(self, image: Tensor) -> bool:
         """Whether the image is larger than a tile."""

@@ -42,8 +42,9 @@ def load_checkpoint(module: M, path_or_state_dict: str | Path | Mapping[str, Any
     target = getattr(module, "_orig_mod", module)
     expected = target.state_dict()
     weights = {_strip(name, expected): value for name, value in weights.items()}
-    if hasattr(target, "convert_state_dict"):
-        weights = target.convert_state_dict(weights)
+    convert = getattr(target, "convert_state_dict", None)
+    if callable(convert):
+        weights = convert(weights)
     _check_fit(target, expected, weights, source)
     target.load_state_dict(weights)
     return module

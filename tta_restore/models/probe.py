@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -92,25 +92,25 @@ def probe(model: Any, example: Tensor | None = None) -> ProbeReport:
     devices = [device for device in {p.device for p in module.parameters()} if device.type == "cuda"]
     with torch.random.fork_rng(devices), left_unchanged(module):
         torch.manual_seed(0)
-        frame = example[:1] if example is not None else _frame_for(restorer)
+        frame = example[:1] if example is not None else _frame_for(restorer, module)
         return _report(restorer, module, frame)
 
 
-def _frame_for(restorer: Restorer) -> Tensor:
-    weight = next(restorer.module.parameters(), torch.zeros(()))
+def _frame_for(restorer: Restorer, module: nn.Module) -> Tensor:
+    weight = next(module.parameters(), torch.zeros(()))
     declared = restorer.spec.in_channels if restorer.spec else None
     clip = (restorer.spec.frames or 5,) if restorer.spec and restorer.spec.frames != 1 else ()
     problem: Exception | None = None
     for channels in (declared,) if declared else _CHANNELS:
         frame = torch.rand(1, *clip, channels, 64, 64).to(weight.device)
-        trial = Restorer(restorer.module, restorer.spec)
+        trial = Restorer(module, restorer.spec)
         try:
-            with torch.no_grad(), left_unchanged(restorer.module, training=False):
+            with torch.no_grad(), left_unchanged(module, training=False):
                 trial(frame)
             return frame
         except Exception as error:  # whatever a stranger's model raises
             problem = problem or error
-    raise ValueError(f"probe: no frame suits {type(restorer.module).__name__}; pass an example") from problem
+    raise ValueError(f"probe: no frame suits {type(module).__name__}; pass an example") from problem
 
 
 def _report(restorer: Restorer, module: nn.Module, frame: Tensor) -> ProbeReport:
@@ -132,7 +132,7 @@ def _report(restorer: Restorer, module: nn.Module, frame: Tensor) -> ProbeReport
     return ProbeReport(
         model=type(getattr(module, "_orig_mod", module)).__name__,
         parameters=sum(parameter.numel() for parameter in module.parameters()),
-        spec=RestorerSpec(**{**vars(spec), "in_channels": frame.shape[-3], "batched": batch}),
+        spec=replace(spec, in_channels=frame.shape[-3], batched=batch),
         output=_kind(restored.raw),
         image_at=restored.path,
         other_images=tuple(path for path, leaf in structure.leaves(restored.raw) if _rivals(path, leaf, restored)),

@@ -72,5 +72,5 @@ def _rebuild(value: Any, changed: dict[int | str, Any]) -> Any:
         if isinstance(value, (list, Mapping)):
             rebuilt[key] = child
         else:
-            object.__setattr__(rebuilt, key, child)  # frozen dataclasses too
+            object.__setattr__(rebuilt, str(key), child)  # frozen dataclasses too
     return rebuilt

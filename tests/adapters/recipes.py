@@ -1,0 +1,84 @@
+"""The methods that the table of invariants runs. A method joins by one line in ``RECIPES``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from tta_restore.adapters import Adapter, SelfEnsemble, SiamCTTA
+from tta_restore.losses import charbonnier
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to make the adapter, and what can be expected of it."""
+
+    make: Callable[..., Adapter]
+    learns: bool = True
+    suits: Callable[[str], bool] = lambda network: True
+    """Which networks of the zoo it takes."""
+
+
+class Pairs(Adapter):
+    """Uses every hook: an estimator, memory of frames and of lenses, restarts, a varying number of steps.
+
+    Learns to undo noise (and, at a scale, shrinking) put on its own restorations; starts afresh, or from what it
+    remembers, when the frames' brightness jumps.
+    """
+
+    def __init__(self, model: Any, *, estimator: nn.Module, lr: float = 1e-2, **options: Any):
+        super().__init__(model, **options)
+        self.lr, self.estimator = lr, estimator
+
+    def initial_extra(self):
+        return {"recent": [], "lenses": [], "now": None, "switches": 0}
+
+    def make_optimiser(self, parameters):
+        return torch.optim.Adam(parameters, lr=self.lr, foreach=True)
+
+    def begin_frame(self, frame):
+        seen, last = self.estimator(frame.image).mean((0, 2, 3)), self.extra["now"]
+        if last is not None and (seen - last).abs().max() > 0.05:
+            self.extra["lenses"] = [*self.extra["lenses"], {"seen": last, **self.snapshot()}][-2:]
+            near = [lens for lens in self.extra["lenses"] if (lens["seen"] - seen).abs().max() < 0.05]
+            self.restart(near[-1]["student"], near[-1]["teacher"]) if near else self.restart()
+            self.extra["recent"], self.extra["switches"] = [], self.extra["switches"] + 1
+            frame.steps += 1
+        frame.extra["switches"] = float(self.extra["switches"])
+        self.extra["now"] = seen
+        self.extra["recent"] = [*self.extra["recent"], self.ensemble("teacher", frame.region).image][-3:]
+
+    def objective(self, frame):
+        kept = self.extra["recent"]
+        sharp = kept[int(torch.randint(len(kept), (), generator=self.generator))]
+        small = F.avg_pool2d(sharp, self.restorer.spec.scale)
+        noise = torch.randn(small.shape, generator=self.generator).to(small)
+        return charbonnier(self.run("student", small + 0.05 * noise).image, sharp)
+
+    def after_step(self, frame):
+        self.average_teacher(0.9)
+        self.restore_student(0.1)
+
+
+def make_pairs(model: Any, **options: Any) -> Pairs:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(2)
+        estimator = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5))
+    return Pairs(model, estimator=estimator, **{"select": "all", "views": "rot4", "steps": 2} | options)
+
+
+def make_siam_ctta(model: Any, **options: Any) -> SiamCTTA:
+    return SiamCTTA(model, **{"select": "all", "lr": 1e-2, "restore": 0.3, "steps": 2} | options)
+
+
+RECIPES = {
+    "source": Recipe(Adapter, learns=False),
+    "self_ensemble": Recipe(SelfEnsemble, learns=False),
+    "siam_ctta": Recipe(make_siam_ctta),
+    "pairs": Recipe(make_pairs),
+}

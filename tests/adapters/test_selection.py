@@ -1,0 +1,92 @@
+import pytest
+import torch
+from adapters.zoo import Tied, Tokens, UNet, build
+from torch import nn
+
+from tta_restore.adapters import select_parameters
+
+
+def names(net):
+    return tuple(name for name, _ in net.named_parameters())
+
+
+@pytest.mark.parametrize(("select", "expected"), [
+    ("all", lambda name: True),
+    ("decoder.*", lambda name: name.startswith("decoder.")),
+    ("decoder", lambda name: name.startswith("decoder.")),
+    ("decoder.1", lambda name: name.startswith("decoder.1.")),
+    ("*.weight", lambda name: name.endswith(".weight")),
+    (["head.bias", "encoder.0"], lambda name: name == "head.bias" or name.startswith("encoder.0.")),
+    (r"re:(en|de)coder\.[02]\.bias", lambda name: name.split(".")[1] in "02" and name.endswith(".bias")),
+    ("bias", lambda name: name.endswith("bias")),
+    (["all", "!*.bias", "!head"], lambda name: name.endswith("weight") and not name.startswith("head")),
+    (["!encoder"], lambda name: not name.startswith("encoder")),
+    (nn.Conv2d, lambda name: True),
+    ("_orig_mod.decoder.*", lambda name: name.startswith("decoder.")),
+    ("module.decoder", lambda name: name.startswith("decoder.")),
+    ("last_stage", lambda name: name.startswith("head")),
+])  # fmt: skip
+def test_what_is_selected_comes_in_the_models_order(select, expected):
+    net = UNet()
+    if select == "re:(en|de)coder\\.[02]\\.bias":
+        assert len(select_parameters(net, select)) == 4
+    else:
+        assert select_parameters(net, select) == tuple(name for name in names(net) if expected(name))
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated")
+def test_presets_know_strange_layers():
+    tokens = Tokens()
+    assert select_parameters(tokens, "norm") == ("norm.weight", "norm.bias")
+    assert "attention.in_proj_bias" in select_parameters(tokens, "bias")
+    assert select_parameters(tokens, nn.MultiheadAttention) == tuple(
+        name for name in names(tokens) if name.startswith("attention.")
+    )
+    assert "intro.weight" not in select_parameters(build("nafnet"), "norm")
+    assert all(".norm" in name for name in select_parameters(build("nafnet"), "norm"))
+    assert "body.0.parametrizations.weight.original0" in select_parameters(build("new_weight_norm"), "all")
+    assert select_parameters(build("old_weight_norm"), "*_g") == ("body.0.weight_g", "body.2.weight_g")
+    with pytest.raises(ValueError, match="preset 'norm' finds nothing"):
+        select_parameters(build("new_weight_norm"), "norm")
+
+
+def test_the_last_stage_is_the_end_of_the_network_however_it_is_nested():
+    flat = nn.Sequential(*(nn.Linear(10, 10) for _ in range(30)))
+    assert select_parameters(flat, "last_stage") == ("28.weight", "28.bias", "29.weight", "29.bias")
+    nested = nn.ModuleDict({"inner": nn.ModuleDict({"body": flat, "tail": nn.Linear(10, 1)})})
+    assert select_parameters(nested, "last_stage")[0] == "inner.body.28.weight"
+    assert select_parameters(nested, "last_stage")[-1] == "inner.tail.bias"
+    assert select_parameters(nn.Linear(2, 2), "last_stage") == ("weight", "bias")
+
+
+def test_weights_under_two_names_count_once():
+    net = Tied()
+    assert select_parameters(net, "all") == ("body.0.weight", "body.0.bias", "body.2.bias")
+    assert select_parameters(net, "body.2.weight") == ("body.0.weight",)
+
+
+@pytest.mark.parametrize(("select", "message"), [
+    ("decodr.*", r"'decodr\.\*' matches no weight of UNet; did you mean decoder"),
+    ("encoder.0.wieght", "did you mean encoder.0.weight"),
+    (["all", "!tail"], "'tail' matches no weight"),
+    ("zzz", "its parts are encoder, decoder, head; presets are injected, norm, bias, last_stage, all"),
+    ("injected", "preset 'injected' finds nothing in UNet"),
+    (nn.LayerNorm, "UNet holds no LayerNorm with weights"),
+    (["head", "!head"], "leaves no weight of UNet"),
+    ([], "leaves no weight of UNet"),
+    ("biass", "did you mean.* bias"),
+])  # fmt: skip
+def test_a_selection_that_hits_nothing_says_what_is_there(select, message):
+    with pytest.raises(ValueError, match=message):
+        select_parameters(UNet(), select)
+
+
+def test_other_refusals():
+    with pytest.raises(TypeError, match="got 3"):
+        select_parameters(UNet(), [3])
+    with pytest.raises(ValueError, match="Identity has no floating-point weights"):
+        select_parameters(nn.Identity(), "all")
+    quantised = nn.Module()
+    quantised.weight = nn.Parameter(torch.zeros(2, dtype=torch.int8), requires_grad=False)
+    quantised.scale = nn.Parameter(torch.zeros(2))
+    assert select_parameters(quantised, "all") == ("scale",)
