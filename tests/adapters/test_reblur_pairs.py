@@ -111,7 +111,7 @@ def test_looking_at_kernels_changes_nothing():
         ({"ema": 1.5}, r"expected ema in \[0, 1\], got 1.5"),
         ({"restore": -0.1}, "expected restore"),
         ({"batch": 0}, "batch"),
-        ({"lr": 0.0}, "expected lr, lr_half > 0"),
+        ({"lr": 0.0}, "expected lr, lr_half, rescale > 0"),
         ({"sharp": torch.rand(2, 3, 50, 50)}, "S >= patch"),
         ({"select": "no_such_layer*"}, "no_such_layer"),
     ],

@@ -32,9 +32,9 @@ class ReblurPairs(Adapter, method="reblur_pairs"):
     On every frame the estimator reads the aperture and the blur radii; the apertures of the latest frames are pooled.
     Then, `steps` times: sharp patches are photographed through that aperture at radii that occur in the frames (linear
     light, noise, rounding), the student restores them, and the teacher follows the student. When the aperture of a
-    frame does not fit the pooled one, the lens was changed: what was learnt is remembered, and the adapter continues
-    from the nearest remembered lens or from the source, with `burst` times the steps on that frame. What is given is
-    the teacher's self-ensemble, after the steps.
+    frame does not fit the pooled one, or its radii are of another size, the lens was changed: what was learnt is
+    remembered, and the adapter continues from the remembered lens that fits or from the source, with `burst` times the
+    steps on that frame. What is given is the teacher's self-ensemble, after the steps.
 
     The target of a pair is known and does not depend on the adapting restorer, so that no error feeds on itself.
 
@@ -54,6 +54,7 @@ class ReblurPairs(Adapter, method="reblur_pairs"):
         spread: standard deviation of the logarithm of a factor on the radii, for what the estimator may be off by.
         memory: frames whose readings are pooled.
         switch: distance between apertures, 0 to 2, beyond which the lens counts as changed; None to never ask.
+        rescale: change of the mean logarithm of the radii beyond which it counts as changed, too.
         remember: lenses whose teacher is kept for when they come back.
         noise: standard deviation of the camera's noise, in stored values.
         views: views that the output is averaged over, see :func:`resolve_views`.
@@ -81,6 +82,7 @@ class ReblurPairs(Adapter, method="reblur_pairs"):
         spread: float = 0.1,
         memory: int = 4,
         switch: float | None = 0.15,
+        rescale: float = 0.4,
         remember: int = 4,
         noise: float = 1 / 255,
         views: Views = "rot4",
@@ -93,9 +95,10 @@ class ReblurPairs(Adapter, method="reblur_pairs"):
         for name, value in (("ema", ema), ("restore", restore)):
             if not 0 <= value <= 1:
                 raise ValueError(f"ReblurPairs: expected {name} in [0, 1], got {value}")
-        if not (lr > 0 and lr_half > 0 and noise >= 0 and spread >= 0):
+        if not (lr > 0 and lr_half > 0 and noise >= 0 and spread >= 0 and rescale > 0):
             raise ValueError(
-                f"ReblurPairs: expected lr, lr_half > 0 and noise, spread >= 0, got {lr}, {lr_half}, {noise}, {spread}"
+                f"ReblurPairs: expected lr, lr_half, rescale > 0 and noise, spread >= 0, got"
+                f"{lr}, {lr_half}, {rescale}, {noise}, {spread}"
             )
         if sharp is not None and (sharp.ndim != 4 or sharp.shape[1] != 3 or min(sharp.shape[-2:]) < patch + _MARGIN):
             raise ValueError(
@@ -109,7 +112,8 @@ class ReblurPairs(Adapter, method="reblur_pairs"):
         self.estimator.requires_grad_(False)
         self._sharp = sharp
         self.burst, self.batch, self.patch = burst, batch, patch
-        self.lr, self.lr_half, self.ema, self.restore_probability = lr, lr_half, ema, restore
+        self.lr, self.lr_half = lr, lr_half
+        self.ema, self.restore_probability, self.rescale = ema, restore, rescale
         self.spread, self.memory, self.switch, self.remember, self.noise = spread, memory, switch, remember, noise
 
     def initial_extra(self) -> dict[str, Any]:
@@ -136,15 +140,16 @@ class ReblurPairs(Adapter, method="reblur_pairs"):
         readings = self.extra["readings"]
         own = self.estimator.aperture(reading["statistics"])[0].cpu()
         distance = aperture_distance(own, self.aperture()) if readings else 0.0
-        changed = bool(readings) and self.switch is not None and distance > self.switch
+        growth = abs(_mean_log_radius([reading]) - _mean_log_radius(readings)) if readings else 0.0
+        changed = self.switch is not None and (distance > self.switch or growth > self.rescale)
         if changed:
-            self._change_lens(own)
+            self._change_lens(own, _mean_log_radius([reading]))
             readings = []
         if changed or not readings:
             frame.steps *= self.burst
         self.extra["readings"] = [*readings, reading][-self.memory :]
         frame.notes["aperture"], frame.notes["radii"] = self.aperture(), self._radii()
-        frame.extra.update(aperture_distance=distance, lens_changed=float(changed))
+        frame.extra.update(aperture_distance=distance, radius_change=growth, lens_changed=float(changed))
 
     def objective(self, frame: Frame) -> Tensor:
         """Charbonnier distance between the student's restoration of a reblurred patch and the sharp patch."""
@@ -193,7 +198,20 @@ class ReblurPairs(Adapter, method="reblur_pairs"):
 
     def config(self) -> dict[str, Any]:
         """Settings that a saved state depends on."""
-        own = ("burst", "batch", "patch", "lr", "lr_half", "ema", "spread", "memory", "switch", "remember", "noise")
+        own = (
+            "burst",
+            "batch",
+            "patch",
+            "lr",
+            "lr_half",
+            "ema",
+            "rescale",
+            "spread",
+            "memory",
+            "switch",
+            "remember",
+            "noise",
+        )
         return super().config() | {name: getattr(self, name) for name in own} | {"restore": self.restore_probability}
 
     def cost(self) -> str:
@@ -253,10 +271,16 @@ class ReblurPairs(Adapter, method="reblur_pairs"):
         blurry = lenses.photograph(sharp, kernels, weights, generator, noise=self.noise)
         return blurry, sharp[..., _MARGIN // 2 : -(_MARGIN // 2), _MARGIN // 2 : -(_MARGIN // 2)]
 
-    def _change_lens(self, own: Tensor) -> None:
-        """Remember the lens that goes, and continue from the one that `own` is nearest to, or from the source."""
-        known: list[dict[str, Any]] = [*self.extra["lenses"], {"aperture": self.aperture(), **self.snapshot()}]
-        distances = [aperture_distance(own, lens["aperture"]) for lens in known]
+    def _change_lens(self, own: Tensor, log_radius: float) -> None:
+        """Remember the lens that goes, and continue from the one that fits best, or from the source."""
+        left = {"aperture": self.aperture(), "log_radius": _mean_log_radius(self.extra["readings"])}
+        known: list[dict[str, Any]] = [*self.extra["lenses"], left | self.snapshot()]
+        distances = [
+            aperture_distance(own, lens["aperture"])
+            if abs(lens["log_radius"] - log_radius) <= self.rescale
+            else math.inf
+            for lens in known
+        ]
         near = distances.index(min(distances))
         if self.switch is not None and distances[near] <= self.switch:
             back = known.pop(near)
@@ -270,6 +294,12 @@ class ReblurPairs(Adapter, method="reblur_pairs"):
 def aperture_distance(first: Tensor, second: Tensor) -> float:
     """Squared distance of two aperture pictures, (A, A), over the mean of their squares: 0 equal, 2 disjoint."""
     return float((first - second).square().sum() / (first.square().sum() + second.square().sum()) * 2)
+
+
+def _mean_log_radius(readings: list[dict[str, Tensor]]) -> float:
+    weights = torch.cat([reading["weights"] for reading in readings])
+    logs = torch.cat([reading["radii"] for reading in readings]).log().mean(1)
+    return float((logs * weights).sum() / weights.sum())
 
 
 def _looks(image: Tensor) -> Tensor:
