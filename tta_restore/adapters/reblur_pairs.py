@@ -97,7 +97,7 @@ class ReblurPairs(Adapter, method="reblur_pairs"):
                 raise ValueError(f"ReblurPairs: expected {name} in [0, 1], got {value}")
         if not (lr > 0 and lr_half > 0 and noise >= 0 and spread >= 0 and rescale > 0):
             raise ValueError(
-                f"ReblurPairs: expected lr, lr_half, rescale > 0 and noise, spread >= 0, got"
+                f"ReblurPairs: expected lr, lr_half, rescale > 0 and noise, spread >= 0, got "
                 f"{lr}, {lr_half}, {rescale}, {noise}, {spread}"
             )
         if sharp is not None and (sharp.ndim != 4 or sharp.shape[1] != 3 or min(sharp.shape[-2:]) < patch + _MARGIN):
