@@ -42,10 +42,24 @@ def folder(tmp_path, monkeypatch) -> Path:
 
 
 def restore(*arguments: str) -> int:
-    return main(["restore", "in", "-o", "out", "--model", "brightening:Brighten", "--device", "cpu", *arguments])
+    chosen = [] if "--method" in arguments else ["--method", "self-ensemble"]
+    return main(
+        ["restore", "in", "-o", "out", "--model", "brightening:Brighten", "--device", "cpu", *chosen, *arguments]
+    )
 
 
-@pytest.mark.parametrize("method", ["recommended", "self-ensemble", "siam-ctta", "source"])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["recommended", "reblur-pairs"])
+def test_restore_and_learn(method, folder, capsys):
+    assert restore("--method", method, "--state", "camera.safetensors") == 0
+    assert capsys.readouterr().err == "3 restored; written to out\n"
+    before, after = read_image(folder / "in" / "a.png").pixels, read_image(folder / "out" / "a.png").pixels
+    assert (after - (0.9 * before + 0.01)).abs().max() > 0.02 + 1 / 255  # it moved
+    with safe_open(folder / "camera.safetensors", framework="pt") as file:
+        assert "ReblurPairs" in str(file.metadata()) or "reblur_pairs" in str(file.metadata())
+
+
+@pytest.mark.parametrize("method", ["self-ensemble", "siam-ctta", "source"])
 def test_restore_with_each_method(method, folder, capsys):
     assert restore("--method", method) == 0
     assert capsys.readouterr().err == "3 restored; written to out\n"
@@ -143,7 +157,7 @@ def test_commands_pass_their_arguments_on(monkeypatch, tmp_path):
     assert main(["evaluate", "--seeds", "5", "6", "--split", "dev", "--methods", "generalist"]) == 0
     assert calls.pop()[1] == {"seeds": [5, 6], "frames_per_lens": 6, "split": "dev", "methods": ["generalist"]}
     assert main(["train-demo", "specialist", "--steps", "7", "--out", str(tmp_path)]) == 0
-    assert calls.pop() == (("specialist",), {"steps": 7, "seed": 0, "device": "cpu", "out": tmp_path})
+    assert calls.pop() == (("specialist",), {"steps": 7, "seed": 0, "device": "cpu", "start": None, "out": tmp_path})
     assert main(["train-demo"]) == 0
     assert [a for a, _ in calls] == [(name,) for name in train_demo.STEPS]
 
