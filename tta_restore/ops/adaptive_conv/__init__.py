@@ -1,5 +1,5 @@
 """Separable adaptive convolution (SAC) and its iteration (IAC): every pixel and channel with its own filters."""
 
-from .functional import iac, iac_from_features, sac
+from .functional import Horizontal, iac, iac_from_features, sac
 
-__all__ = ["iac", "iac_from_features", "sac"]
+__all__ = ["Horizontal", "iac", "iac_from_features", "sac"]
