@@ -30,7 +30,7 @@ LIMITS = (
     "The lens estimator behind ReblurPairs and the conditioned restorer was trained on random lenses: it knows what "
     "the specialist does not, lenses in general. The generalist and the conditioned restorer were trained on the same "
     "random lenses and are the fair rivals.",
-    "No model was trained on the lenses or the photographs of this page. One rule of ReblurPairs, to start over when the "
+    "No model was trained on the lenses or photographs of this page. One rule of ReblurPairs, to start over when the "
     "size of the blur jumps, was added after a look at results on these lenses, so they are not untouched by choices.",
 )
 
