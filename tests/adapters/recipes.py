@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tta_restore.adapters import Adapter, SelfEnsemble, SiamCTTA
+from tta_restore.adapters import Adapter, ReblurPairs, SelfEnsemble, SiamCTTA
 from tta_restore.losses import charbonnier
 
 
@@ -76,9 +76,16 @@ def make_siam_ctta(model: Any, **options: Any) -> SiamCTTA:
     return SiamCTTA(model, **{"select": "all", "lr": 1e-2, "restore": 0.3, "steps": 2} | options)
 
 
+def make_reblur_pairs(model: Any, **options: Any) -> ReblurPairs:
+    sharp = torch.rand(2, 3, 40, 40, generator=torch.Generator().manual_seed(3))
+    small: dict[str, Any] = {"steps": 2, "burst": 1, "batch": 1, "patch": 16, "restore": 0.1, "lr": 1e-2}
+    return ReblurPairs(model, sharp=sharp, **small | options)
+
+
 RECIPES = {
     "source": Recipe(Adapter, learns=False),
     "self_ensemble": Recipe(SelfEnsemble, learns=False),
     "siam_ctta": Recipe(make_siam_ctta),
     "pairs": Recipe(make_pairs),
+    "reblur_pairs": Recipe(make_reblur_pairs, suits=lambda network: network != "super_resolution"),
 }
