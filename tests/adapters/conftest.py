@@ -1,4 +1,4 @@
-"""One thread: tensors of a few thousand numbers gain nothing from two, and on a busy machine two wait for each other."""
+"""One thread: tiny tensors gain nothing from two, and on a busy machine two wait for each other."""
 
 import pytest
 import torch

@@ -38,9 +38,37 @@ def test_pairs_are_photographs_through_the_estimated_lens():
     picture = torch.zeros(23, 23)
     picture[11, 11] = 1
     with adapter._working_on(adapter.state.view()):
-        blurry, sharp = adapter._pair(picture, torch.full((8, 2), 0.05))
+        blurry, sharp = adapter._pair(picture[None], torch.full((8, 2), 0.05))
     assert blurry.shape == sharp.shape == (2, 3, 32, 32)
     assert (blurry - sharp).abs().max() <= 0.5 / 255 + 1e-5
+
+
+def test_caution_counts_what_is_worse_than_the_source():
+    frame = _frames(lenses.SOURCE, 1)[0].blurry[None]
+    for start, growth in ((0.0, 1.0), (0.02, 4.0)):
+        losses = []
+        for caution in (0.0, 3.0):
+            adapter = ReblurPairs(_specialist(), steps=1, caution=caution, switch=None)
+            with adapter._session(frame) as looked_at, adapter._working_on(adapter.state):
+                adapter.begin_frame(looked_at)
+                for tensor in adapter.student.values():  # all of a network a little larger is a worse network
+                    tensor.data.mul_(1 + start)
+                losses.append(float(adapter.objective(looked_at).detach()))
+        assert losses[0] <= losses[1] <= growth * losses[0]
+        assert (losses[0] == losses[1]) == (start == 0)
+
+
+def test_the_teacher_goes_part_of_the_way():
+    model, frame = _specialist(), _frames(lenses.SOURCE, 1)[0].blurry[None]
+    adapter = ReblurPairs(model, steps=1, burst=1, ema=0.0, trust=0.5)
+    adapter.adapt(frame)
+    weights = dict(model.named_parameters())
+    moved = 0.0
+    for name, teacher in adapter.state.sets["teacher"].items():
+        middle = (weights[name] + adapter.state.sets["student"][name]) / 2
+        torch.testing.assert_close(teacher, middle.detach(), atol=1e-6, rtol=1e-5)
+        moved += float((teacher - weights[name].detach()).abs().sum())
+    assert moved > 0
 
 
 def test_a_change_of_lens_starts_over_and_a_known_lens_is_remembered():
@@ -111,7 +139,8 @@ def test_looking_at_kernels_changes_nothing():
         ({"ema": 1.5}, r"expected ema in \[0, 1\], got 1.5"),
         ({"restore": -0.1}, "expected restore"),
         ({"batch": 0}, "batch"),
-        ({"lr": 0.0}, "expected lr, lr_half, rescale > 0"),
+        ({"lr": 0.0}, "expected lr > 0, got 0.0"),
+        ({"caution": -1.0}, "expected caution >= 0"),
         ({"sharp": torch.rand(2, 3, 50, 50)}, "S >= patch"),
         ({"select": "no_such_layer*"}, "no_such_layer"),
     ],

@@ -157,7 +157,7 @@ def test_commands_pass_their_arguments_on(monkeypatch, tmp_path):
     assert main(["evaluate", "--seeds", "5", "6", "--split", "dev", "--methods", "generalist"]) == 0
     assert calls.pop()[1] == {"seeds": [5, 6], "frames_per_lens": 6, "split": "dev", "methods": ["generalist"]}
     assert main(["train-demo", "specialist", "--steps", "7", "--out", str(tmp_path)]) == 0
-    assert calls.pop() == (("specialist",), {"steps": 7, "seed": 0, "device": "cpu", "start": None, "out": tmp_path})
+    assert calls.pop() == (("specialist",), {"steps": 7, "seed": 0, "device": "cpu", "out": tmp_path})
     assert main(["train-demo"]) == 0
     assert [a for a, _ in calls] == [(name,) for name in train_demo.STEPS]
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from tta_restore.data import lenses
+from tta_restore.models.apertures import rasterize_picture
 from tta_restore.models.checkpoint import WEIGHTS
-from tta_restore.models.lens_estimator import LensEstimate, rasterize_picture
+from tta_restore.models.lens_estimator import LensEstimate
 from tta_restore.models.registry import create_model, list_models
 
 
@@ -44,7 +45,7 @@ def test_about_half_a_million_parameters():
 def test_conditioning_reaches_the_output():
     model = _randomised(create_model("conditioned_lens_unet"))
     x = torch.rand(1, 3, 32, 32)
-    statistics = torch.rand(2, 641)
+    statistics = torch.rand(2, model.estimator.width * 16 + 1)
     one = LensEstimate(torch.full((1, 4, 4), 1.0), torch.ones(1, 4, 4), statistics[:1])
     larger = LensEstimate(torch.full((1, 4, 4), 3.0), torch.ones(1, 4, 4), statistics[:1])
     other = LensEstimate(torch.full((1, 4, 4), 1.0), torch.ones(1, 4, 4), statistics[1:])
@@ -90,11 +91,9 @@ def test_estimator_shapes_and_refusals():
 
 @pytest.mark.parametrize("radius", [1.0, 2.0, 3.5])
 def test_rasterised_pictures_are_the_kernels_of_their_lens(radius):
-    from tta_restore.engine.train_demo import aperture_pictures
-
     for lens in (lenses.SOURCE, *lenses.DEV, *lenses.TEST):
         unit = lenses.rms_radius(lens.aperture)
-        picture = aperture_pictures([lens], torch.tensor([unit]), 23, 2.3)[0]
+        picture = lenses.aperture_pictures([lens])[0]
         drawn = rasterize_picture(picture, torch.tensor([radius]), size=17, reach=2.3)[0]
         true = lenses.rasterize(lens.aperture, torch.tensor([radius / unit]))[0]
         # a 23 x 23 picture rounds the corners of an aperture; it must not move, turn, mirror or scale it

@@ -33,6 +33,12 @@ def average(target: ParameterSet, newest: ParameterSet, keep: float) -> None:
 
 
 @torch.no_grad()
+def between(source: ParameterSet, target: ParameterSet, share: float) -> ParameterSet:
+    """New tensors ``share`` of the way from ``source`` to ``target``."""
+    return {name: source[name].to(tensor).lerp(tensor, share) for name, tensor in target.items()}
+
+
+@torch.no_grad()
 def restore(target: ParameterSet, source: ParameterSet, probability: float, generator: torch.Generator) -> None:
     """Put the source's value back into each scalar of ``target`` with the given probability, independently.
 

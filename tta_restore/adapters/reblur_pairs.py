@@ -19,7 +19,8 @@ from tta_restore.data import dead_leaves, lenses
 from tta_restore.data.patches import random_patches
 from tta_restore.losses import charbonnier
 from tta_restore.models import create_model
-from tta_restore.models.lens_estimator import LensEstimate, rasterize_picture
+from tta_restore.models.apertures import rasterize_picture
+from tta_restore.models.lens_estimator import LensEstimate
 
 _LOOK, _LOOKS = 256, 3  # large frames are read at 3 x 3 places of this many pixels
 _NEIGHBOUR = 4  # cells of 8 pixels between two radii that one patch runs through
@@ -50,7 +51,11 @@ class ReblurPairs(Adapter, method="reblur_pairs"):
         lr: learning rate of the first steps with a lens.
         lr_half: steps with a lens after which the learning rate has halved; it falls as 1 / (1 + t / lr_half).
         ema: share of itself that the teacher keeps at each step.
+        trust: share of the way from the source to the student that the teacher goes.
         restore: probability with which a scalar of the student returns to the source, per step.
+        hypotheses: apertures that the pairs are made with, all of which fit the frames.
+        caution: weight of the error of a pair beyond that of the source, so that nothing is gained for one aperture by
+            losing for another one that fits as well.
         spread: standard deviation of the logarithm of a factor on the radii, for what the estimator may be off by.
         memory: frames whose readings are pooled.
         switch: distance between apertures, 0 to 2, beyond which the lens counts as changed; None to never ask.
@@ -78,7 +83,10 @@ class ReblurPairs(Adapter, method="reblur_pairs"):
         lr: float = 1e-3,
         lr_half: float = 64.0,
         ema: float = 0.9,
+        trust: float = 0.75,
         restore: float = 0.0,
+        hypotheses: int = 16,
+        caution: float = 2.0,
         spread: float = 0.1,
         memory: int = 4,
         switch: float | None = 0.15,
@@ -89,17 +97,19 @@ class ReblurPairs(Adapter, method="reblur_pairs"):
         seed: int = 0,
         **options: Any,
     ) -> None:
-        for name, value in (("burst", burst), ("batch", batch), ("patch", patch), ("memory", memory)):
+        counts = {"burst": burst, "batch": batch, "patch": patch, "memory": memory, "hypotheses": hypotheses}
+        for name, value in counts.items():
             _checks.expect_int("ReblurPairs", name, value, minimum=1)
         _checks.expect_int("ReblurPairs", "remember", remember, minimum=0)
-        for name, value in (("ema", ema), ("restore", restore)):
+        for name, value in (("ema", ema), ("trust", trust), ("restore", restore)):
             if not 0 <= value <= 1:
                 raise ValueError(f"ReblurPairs: expected {name} in [0, 1], got {value}")
-        if not (lr > 0 and lr_half > 0 and noise >= 0 and spread >= 0 and rescale > 0):
-            raise ValueError(
-                f"ReblurPairs: expected lr, lr_half, rescale > 0 and noise, spread >= 0, got "
-                f"{lr}, {lr_half}, {rescale}, {noise}, {spread}"
-            )
+        for name, value in (("lr", lr), ("lr_half", lr_half), ("rescale", rescale)):
+            if not value > 0:
+                raise ValueError(f"ReblurPairs: expected {name} > 0, got {value}")
+        for name, value in (("noise", noise), ("spread", spread), ("caution", caution)):
+            if not value >= 0:
+                raise ValueError(f"ReblurPairs: expected {name} >= 0, got {value}")
         if sharp is not None and (sharp.ndim != 4 or sharp.shape[1] != 3 or min(sharp.shape[-2:]) < patch + _MARGIN):
             raise ValueError(
                 f"ReblurPairs: expected sharp (N, 3, S, S) with S >= patch + {_MARGIN} = {patch + _MARGIN}, "
@@ -113,7 +123,8 @@ class ReblurPairs(Adapter, method="reblur_pairs"):
         self._sharp = sharp
         self.burst, self.batch, self.patch = burst, batch, patch
         self.lr, self.lr_half = lr, lr_half
-        self.ema, self.restore_probability, self.rescale = ema, restore, rescale
+        self.ema, self.trust, self.restore_probability, self.rescale = ema, trust, restore, rescale
+        self.hypotheses, self.caution = hypotheses, caution
         self.spread, self.memory, self.switch, self.remember, self.noise = spread, memory, switch, remember, noise
 
     def initial_extra(self) -> dict[str, Any]:
@@ -148,20 +159,25 @@ class ReblurPairs(Adapter, method="reblur_pairs"):
         if changed or not readings:
             frame.steps *= self.burst
         self.extra["readings"] = [*readings, reading][-self.memory :]
-        frame.notes["aperture"], frame.notes["radii"] = self.aperture(), self._radii()
+        frame.notes["apertures"], frame.notes["radii"] = self._plausible(), self._radii()
         frame.extra.update(aperture_distance=distance, radius_change=growth, lens_changed=float(changed))
 
     def objective(self, frame: Frame) -> Tensor:
-        """Charbonnier distance between the student's restoration of a reblurred patch and the sharp patch."""
-        blurry, sharp = self._pair(frame.notes["aperture"], frame.notes["radii"])
+        """Charbonnier distance of the student's restoration of a reblurred patch from the sharp patch, plus caution."""
+        blurry, sharp = self._pair(frame.notes["apertures"], frame.notes["radii"])
         if frame.image.shape[1] == 1:
             blurry, sharp = blurry.mean(1, keepdim=True), sharp.mean(1, keepdim=True)
-        restored = self.run("student", blurry.to(frame.image)).image
-        return charbonnier(restored.float(), sharp.to(restored.device))
+        blurry, sharp = blurry.to(frame.image), sharp.to(frame.image.device)
+        error = _errors(self.run("student", blurry).image, sharp)
+        if not self.caution:
+            return error.mean()
+        with torch.no_grad():
+            before = _errors(self.run("source", blurry).image, sharp)
+        return (error + self.caution * (error - before).clamp(min=0)).mean()
 
     def after_step(self, frame: Frame) -> None:
         """The teacher follows; single scalars of the student return to the source."""
-        self.average_teacher(self.ema)
+        self.average_teacher(self.ema, share=self.trust)
         if self.restore_probability:
             self.restore_student(self.restore_probability)
 
@@ -174,9 +190,8 @@ class ReblurPairs(Adapter, method="reblur_pairs"):
         readings = self.extra["readings"]
         if not readings:
             raise ValueError("ReblurPairs.aperture: no frame was seen yet")
-        statistics = torch.stack([reading["statistics"] for reading in readings]).sum(0)
         with torch.no_grad():
-            return self.estimator.aperture(statistics.to(self._estimator_device()))[0].cpu()
+            return self.estimator.aperture(self._statistics())[0].cpu()
 
     def kernels(self, x: Tensor, *, grid: int = 4) -> Tensor:
         """Estimated point spread functions of a frame on a grid of tiles, for looking at; nothing changes.
@@ -205,7 +220,10 @@ class ReblurPairs(Adapter, method="reblur_pairs"):
             "lr",
             "lr_half",
             "ema",
+            "trust",
             "rescale",
+            "hypotheses",
+            "caution",
             "spread",
             "memory",
             "switch",
@@ -249,20 +267,30 @@ class ReblurPairs(Adapter, method="reblur_pairs"):
             "weights": torch.cat(weights).amin(1),
         }
 
+    def _statistics(self) -> Tensor:
+        readings = self.extra["readings"]
+        return torch.stack([reading["statistics"] for reading in readings]).sum(0).to(self._estimator_device())
+
     def _radii(self) -> Tensor:
         readings = self.extra["readings"]
         weights = torch.cat([reading["weights"] for reading in readings])
         chosen = torch.multinomial(weights, 256, replacement=True, generator=self.generator)
         return torch.cat([reading["radii"] for reading in readings])[chosen]
 
-    def _pair(self, aperture: Tensor, radii: Tensor) -> tuple[Tensor, Tensor]:
-        """Patches photographed through the aperture, blur growing across each from one radius to another."""
+    def _plausible(self) -> Tensor:
+        """Apertures that the frames may have been taken through: (N, A, A)."""
+        with torch.no_grad():
+            return self.estimator.plausible(self._statistics()[0], self.hypotheses).cpu()
+
+    def _pair(self, apertures: Tensor, radii: Tensor) -> tuple[Tensor, Tensor]:
+        """Patches photographed through one aperture each, blur growing across each from one radius to another."""
         generator, count, side = self.generator, self.batch, self.patch
         material = _leaves() if self._sharp is None else self._sharp
         sharp = random_patches(material, count, side + _MARGIN, generator)
         ends = radii[torch.randint(0, len(radii), (count,), generator=generator)]
         ends = ends * torch.exp(self.spread * torch.randn(count, 1, generator=generator))
-        kernels = rasterize_picture(aperture, ends.flatten(), size=lenses.KERNEL_SIZE, reach=self.estimator.reach)
+        pictures = apertures[torch.randint(0, len(apertures), (count,), generator=generator)].repeat_interleave(2, 0)
+        kernels = rasterize_picture(pictures, ends.flatten(), size=lenses.KERNEL_SIZE, reach=self.estimator.reach)
         angle = 2 * math.pi * torch.rand(count, 1, 1, generator=generator)
         axis = torch.linspace(-0.7, 0.7, side)
         ramp = (angle.cos() * axis + angle.sin() * axis[:, None] + 0.5).clamp(0, 1)
@@ -294,6 +322,10 @@ class ReblurPairs(Adapter, method="reblur_pairs"):
 def aperture_distance(first: Tensor, second: Tensor) -> float:
     """Squared distance of two aperture pictures, (A, A), over the mean of their squares: 0 equal, 2 disjoint."""
     return float((first - second).square().sum() / (first.square().sum() + second.square().sum()) * 2)
+
+
+def _errors(restored: Tensor, sharp: Tensor) -> Tensor:
+    return torch.stack([charbonnier(one.float(), other) for one, other in zip(restored, sharp, strict=True)])
 
 
 def _mean_log_radius(readings: list[dict[str, Tensor]]) -> float:

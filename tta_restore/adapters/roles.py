@@ -114,9 +114,13 @@ class Roles(nn.Module):
         with torch.no_grad():
             return self._tiled(over_views, image)
 
-    def average_teacher(self, keep: float) -> None:
-        """Move the teacher towards the student: ``teacher = keep * teacher + (1 - keep) * student``."""
-        parameter_sets.average(self.teacher, self.student, keep)
+    def average_teacher(self, keep: float, *, share: float = 1.0) -> None:
+        """Move the teacher towards the student: ``teacher = keep * teacher + (1 - keep) * student``.
+
+        With a ``share`` below 1, towards the point that far on the way from the source to the student.
+        """
+        newest = self.student if share == 1 else parameter_sets.between(self.source, self.student, share)
+        parameter_sets.average(self.teacher, newest, keep)
 
     def restore_student(self, probability: float) -> None:
         """Put source values back into random scalars of the student."""

@@ -69,7 +69,6 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("models", nargs="*", metavar="MODEL", help="which of them (default: all)")
     train.add_argument("--steps", type=_positive, help="fewer or more steps than the shipped weights had")
     train.add_argument("--seed", type=int, default=0, help="of weights, crops and lenses (default: %(default)s)")
-    train.add_argument("--start", help="weights to continue from, a shipped name or a file")
     train.add_argument("--device", default="cpu", help="such as cpu or cuda (default: %(default)s)")
     train.add_argument("--out", type=Path, default=Path("runs/train-demo"), help="folder (default: %(default)s)")
     train.set_defaults(run=_train)
@@ -128,7 +127,7 @@ def _train(options: argparse.Namespace) -> int:
     if unknown := set(options.models) - set(STEPS):
         raise UsageError(f"no model {min(unknown)!r}; there are: {', '.join(STEPS)}")
     for name in options.models or STEPS:
-        train(name, steps=options.steps, seed=options.seed, device=options.device, out=options.out, start=options.start)
+        train(name, steps=options.steps, seed=options.seed, device=options.device, out=options.out)
     return OK
 
 

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tta_restore._srgb import linear_to_srgb, srgb_to_linear
 from tta_restore.data import photos as _photos
 
 Aperture = Callable[[Tensor, Tensor], Tensor]
@@ -124,12 +125,13 @@ TEST = (
 )
 
 
-def random_lens(generator: torch.Generator, *, radius: tuple[float, float] = (0.3, 6.5)) -> Lens:
+def random_lens(generator: torch.Generator, *, radius: tuple[float, float] = (0.3, 6.5), tails: float = 0.0) -> Lens:
     """Draw a lens from a broad prior: a smooth closed outline, a smooth radial profile, sometimes an obstruction.
 
     The outline is a circle with random harmonics 2 to 6, squeezed along a random direction; the profile the
     exponential of a random cosine series (flat in a quarter of the draws), often falling like a bell; a quarter of the
-    draws have a hole of random size.
+    draws have a hole of random size. With probability `tails`, instead, there is no outline: light falls off with the
+    distance from the centre as a stretched exponential without end.
 
     Raises:
         TypeError: `generator` is not a CPU generator.
@@ -141,6 +143,8 @@ def random_lens(generator: torch.Generator, *, radius: tuple[float, float] = (0.
     def coin(probability: float) -> bool:
         return uniform(0, 1) < probability
 
+    if tails and coin(tails):
+        return _tailed_lens(uniform, radius)
     round_outline = coin(0.4)
     waves = [(k, 0.0 if round_outline else uniform(0, 0.35 / (k - 1)), uniform(0, 2 * math.pi)) for k in range(2, 7)]
     squeeze, turn = (1.0 if coin(0.5) else uniform(0.45, 1.0)), uniform(0, math.pi)
@@ -164,6 +168,20 @@ def random_lens(generator: torch.Generator, *, radius: tuple[float, float] = (0.
     first = low + (high - low) * uniform(0, 1)
     second = low + (high - low) * uniform(0, 1)
     return Lens("random", centred(aperture), (min(first, second), max(first, second)))
+
+
+def _tailed_lens(uniform: Callable[[float, float], float], radius: tuple[float, float]) -> Lens:
+    power, scale = uniform(0.8, 2.5), uniform(0.25, 0.8)
+    squeeze = 1.0 if uniform(0, 1) < 0.6 else uniform(0.5, 1)
+    turn = uniform(0, math.pi)
+    cos, sin = math.cos(turn), math.sin(turn)
+
+    def aperture(u: Tensor, v: Tensor) -> Tensor:
+        a, b = (cos * u + sin * v) / squeeze, cos * v - sin * u
+        return torch.exp(-(((a * a + b * b).sqrt() / scale) ** power))
+
+    ends = sorted((uniform(*radius), uniform(*radius)))
+    return Lens("random", aperture, (ends[0], ends[1]))
 
 
 def centred(aperture: Aperture, *, reach: float = 2.0, samples: int = 81) -> Aperture:
@@ -207,17 +225,18 @@ def rasterize(aperture: Aperture, radius: Tensor, *, size: int = KERNEL_SIZE, su
     return torch.where(total > 0, kernels / total.clamp(min=1e-12), delta)
 
 
+def aperture_pictures(chosen: Sequence[Lens], *, size: int = 23, reach: float = 2.3) -> Tensor:
+    """Pictures of apertures at unit root mean square radius: (L, A, A) over [-reach, reach], each summing to 1."""
+    unit = [rms_radius(lens.aperture) for lens in chosen]
+    fine = size * 3
+    axis = ((torch.arange(fine, dtype=torch.float32) - (fine - 1) / 2) / (fine / 2)) * reach
+    u, v = torch.broadcast_tensors(axis[None, :], axis[:, None])
+    pictures = torch.stack([lens.aperture(u * s, v * s) for lens, s in zip(chosen, unit, strict=True)])
+    pictures = F.avg_pool2d(pictures[:, None], 3)[:, 0]
+    return pictures / pictures.sum((-2, -1), keepdim=True)
+
+
 # ---- light -----------------------------------------------------------------------------------------------------------
-
-
-def srgb_to_linear(x: Tensor) -> Tensor:
-    """Stored values in [0, 1] to linear light (IEC 61966-2-1)."""
-    return torch.where(x <= 0.04045, x / 12.92, ((x.clamp(min=0.04045) + 0.055) / 1.055) ** 2.4)
-
-
-def linear_to_srgb(x: Tensor) -> Tensor:
-    """Linear light in [0, 1] to stored values (IEC 61966-2-1)."""
-    return torch.where(x <= 0.0031308, 12.92 * x, 1.055 * x.clamp(min=0.0031308) ** (1 / 2.4) - 0.055)
 
 
 def mix_blur(linear: Tensor, kernels: Tensor, weights: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ Four models, each from one command (``python -m tta_restore train-demo MODEL``):
 
 - ``specialist``: a restorer that knows one lens, the ideal one (``lenses.SOURCE``)
 - ``generalist``: the same network on random lenses (``lenses.random_lens``)
-- ``lens_estimator``: reads aperture and radius from a blurred picture, trained on the same random lenses
+- ``lens_estimator``: reads aperture and radius from blurred pictures, trained on random lenses and some without an edge
 - ``conditioned``: the same restorer told the estimated lens
 """
 
@@ -14,7 +14,6 @@ import json
 import math
 import platform
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -26,14 +25,15 @@ from tqdm import tqdm
 from tta_restore import __version__
 from tta_restore.data import dead_leaves, lenses, photos
 from tta_restore.data.patches import random_patches
+from tta_restore.engine.train_lens_estimator import fit_estimator
 from tta_restore.losses import charbonnier
 from tta_restore.metrics import psnr
-from tta_restore.models.checkpoint import load_checkpoint
-from tta_restore.models.lens_estimator import LensEstimate, LensEstimator
+from tta_restore.models import create_model
+from tta_restore.models.lens_estimator import LensEstimator
 from tta_restore.models.lens_unet import ConditionedLensUNet, LensUNet
 
 MARGIN = lenses.KERNEL_SIZE - 1
-STEPS = {"specialist": 3000, "generalist": 4000, "lens_estimator": 3500, "conditioned": 3000}
+STEPS = {"specialist": 3000, "generalist": 4000, "lens_estimator": 4500, "conditioned": 2500}
 
 
 def sharp_bank(generator: torch.Generator, *, size: int = 176, count: int = 512) -> Tensor:
@@ -68,12 +68,10 @@ def train(
     out: Path | None = None,
     progress: bool = True,
     estimator: Path | str = "lens_estimator",
-    start: Path | str | None = None,
 ) -> dict:
     """Train one model of the demo, write its weights and its log, and return the log.
 
-    `start` names weights to continue from, with half the learning rate, instead of new ones; the conditioned restorer
-    learns with the weights of `estimator`.
+    The conditioned restorer learns with the weights of `estimator`.
 
     Raises:
         ValueError: `name` is none of ``STEPS``.
@@ -81,40 +79,22 @@ def train(
     if name not in STEPS:
         raise ValueError(f"train: expected one of {sorted(STEPS)}, got {name!r}")
     steps = STEPS[name] if steps is None else steps
-    generator = torch.Generator().manual_seed(seed)
+    bank = sharp_bank(torch.Generator().manual_seed(seed))
+    started = time.perf_counter()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # initial weights
-        model, step_loss = _task(name, generator, device, str(estimator))
-    if start is not None:
-        load_checkpoint(model, start)
-    model.to(memory_format=torch.channels_last)  # the faster layout for convolutions on CPUs
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    rate = 1.2e-3 if start is None else 6e-4
-    optimiser = torch.optim.AdamW(trainable, lr=rate, betas=(0.9, 0.99), weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimiser, lambda t: min((t + 1) / 100, 0.5 * (1 + math.cos(math.pi * t / steps)) + 1e-3)
-    )
-    bank = sharp_bank(torch.Generator().manual_seed(seed))
-    started, losses, curve = time.perf_counter(), [], []
-    with tqdm(total=steps, desc=name, disable=None if progress else True) as bar:
-        for step in range(steps):
-            loss = step_loss(bank)
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            nn.utils.clip_grad_norm_(trainable, 0.5 if name != "lens_estimator" else 1.0)
-            optimiser.step()
-            schedule.step()
-            losses.append(loss.item())
-            if step % 250 == 249:
-                curve.append([step + 1, sum(losses[-250:]) / 250])
-                bar.set_postfix(loss=f"{curve[-1][1]:.4f}")
-            bar.update()
+        model: nn.Module
+        if name == "lens_estimator":
+            model = LensEstimator().to(device)
+            losses = fit_estimator(model, bank, steps=steps, seed=seed, device=device, progress=progress)
+        else:
+            model = LensUNet() if name != "conditioned" else _conditioned(str(estimator))
+            losses = _fit(name, model.to(device), bank, steps=steps, seed=seed, device=device, progress=progress)
     seconds = time.perf_counter() - started
     model = model.cpu().eval()
     log = {
         "model": name,
-        "command": f"python -m tta_restore train-demo {name} --seed {seed} --steps {steps}"
-        + (f" --start {Path(start).stem}" if start is not None else ""),
+        "command": f"python -m tta_restore train-demo {name} --seed {seed} --steps {steps}",
         "seed": seed,
         "steps": steps,
         "seconds": round(seconds, 1),
@@ -124,7 +104,7 @@ def train(
         "torch": torch.__version__,
         "tta_restore": __version__,
         "parameters": sum(p.numel() for p in model.parameters()),
-        "loss": curve,
+        "loss": [[t + 250, sum(losses[t : t + 250]) / 250] for t in range(0, len(losses) - 249, 250)],
         "held_out": held_out(model),
     }
     if out is not None:
@@ -135,63 +115,47 @@ def train(
     return log
 
 
-def _task(name: str, generator: torch.Generator, device: str, estimator: str) -> tuple[nn.Module, Callable]:
-    if name == "lens_estimator":
-        reader = LensEstimator().to(device)
-        return reader, lambda bank: _estimator_loss(reader, bank, generator, device)
-    model: nn.Module
-    if name == "conditioned":
-        model = ConditionedLensUNet()
-        load_checkpoint(model.estimator, estimator)
-        model.to(device)
-    else:
-        model = LensUNet().to(device)
-
-    def lens() -> lenses.Lens:
-        if name != "specialist":
-            return lenses.random_lens(generator)
-        low, high = lenses.SOURCE.radius
-        ends = sorted((low + (high - low) * torch.rand(2, generator=generator)).tolist())
-        return lenses.Lens(lenses.SOURCE.family, lenses.SOURCE.aperture, (ends[0], ends[1]))
-
-    def step_loss(bank: Tensor) -> Tensor:
-        # the conditioned restorer reads its lens from the picture and needs one large enough to read from
-        count, size = (8, 80) if name != "conditioned" else (4, 112)
+def _fit(
+    name: str, model: nn.Module, bank: Tensor, *, steps: int, seed: int, device: str, progress: bool
+) -> list[float]:
+    """Train a restorer on sharp tiles photographed through the source lens or through random ones."""
+    generator = torch.Generator().manual_seed(seed)
+    # the conditioned restorer reads its lens from the picture and needs one large enough to read from
+    count, size = (8, 80) if name != "conditioned" else (4, 112)
+    model.to(memory_format=torch.channels_last)  # the faster layout for convolutions on CPUs
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    optimiser = torch.optim.AdamW(trainable, lr=1.2e-3, betas=(0.9, 0.99), weight_decay=1e-4)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimiser, lambda t: min((t + 1) / 100, 0.5 * (1 + math.cos(math.pi * t / steps)) + 1e-3)
+    )
+    losses = []
+    for _ in tqdm(range(steps), desc=name, disable=None if progress else True):
         sharp = random_patches(bank, count, size + MARGIN, generator)
-        blurry, _, target = lenses.render(sharp, [lens() for _ in range(count)], generator, levels=4, knots=3)
-        return charbonnier(model(blurry.to(device)), target.to(device))
-
-    return model, step_loss
-
-
-def _estimator_loss(model: LensEstimator, bank: Tensor, generator: torch.Generator, device: str) -> Tensor:
-    pairs, size = 4, 128
-    chosen = [lenses.random_lens(generator) for _ in range(pairs)]
-    sharp = random_patches(bank, 2 * pairs, size + MARGIN, generator)
-    blurry, radius, _ = lenses.render(sharp, chosen * 2, generator, levels=4, knots=3)
-    unit = torch.tensor([lenses.rms_radius(lens.aperture) for lens in chosen])
-    estimate = model(blurry.to(device))
-    truth = F.interpolate(radius[:, None], size=estimate.radius.shape[-2:], mode="area")[:, 0]
-    truth = (truth * unit.repeat(2)[:, None, None]).to(device).clamp(min=0.15)
-    # Laplace likelihood: where nothing can be known the network says so instead of guessing the mean with conviction
-    error = (estimate.radius.log() - truth.log()).abs()
-    size_loss = (error * estimate.confidence - estimate.confidence.log()).mean()
-    shapes = aperture_pictures(chosen, unit, model.aperture_size, model.reach).to(device)
-    statistics = torch.cat([estimate.statistics, LensEstimate.pool([estimate[:pairs], estimate[pairs:]])])
-    drawn, true = model.aperture(statistics).flatten(1), shapes.repeat(3, 1, 1).flatten(1)
-    shape_loss = ((drawn - true).square().sum(1) / true.square().sum(1)).mean()
-    divergence = (true * (true.clamp(min=1e-7).log() - drawn.clamp(min=1e-7).log())).sum(1).mean()
-    return size_loss + 2 * shape_loss + 0.5 * divergence
+        chosen = [_source_lens(generator) if name == "specialist" else lenses.random_lens(generator) for _ in sharp]
+        blurry, _, target = lenses.render(sharp, chosen, generator, levels=4, knots=3)
+        loss = charbonnier(model(blurry.to(device)), target.to(device))
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(trainable, 0.5)
+        optimiser.step()
+        schedule.step()
+        losses.append(loss.item())
+    return losses
 
 
-def aperture_pictures(chosen: list[lenses.Lens], unit: Tensor, size: int, reach: float) -> Tensor:
-    """True apertures as the estimator draws them: (L, A, A) at unit root mean square radius, each summing to 1."""
-    fine = size * 3
-    axis = ((torch.arange(fine, dtype=torch.float32) - (fine - 1) / 2) / (fine / 2)) * reach
-    u, v = torch.broadcast_tensors(axis[None, :], axis[:, None])
-    pictures = torch.stack([lens.aperture(u * s, v * s) for lens, s in zip(chosen, unit, strict=True)])
-    pictures = F.avg_pool2d(pictures[:, None], 3)[:, 0]
-    return pictures / pictures.sum((-2, -1), keepdim=True)
+def _conditioned(estimator: str) -> ConditionedLensUNet:
+    model = ConditionedLensUNet()
+    reader = create_model("lens_estimator", checkpoint=estimator)
+    with torch.no_grad():  # not what it remembers, which only the adapter asks for
+        for name, parameter in reader.named_parameters():
+            model.estimator.get_parameter(name).copy_(parameter)
+    return model
+
+
+def _source_lens(generator: torch.Generator) -> lenses.Lens:
+    low, high = lenses.SOURCE.radius
+    ends = sorted((low + (high - low) * torch.rand(2, generator=generator)).tolist())
+    return lenses.Lens(lenses.SOURCE.family, lenses.SOURCE.aperture, (ends[0], ends[1]))
 
 
 @torch.no_grad()
@@ -207,7 +171,7 @@ def held_out(model: nn.Module, *, seed: int = 1234, frames_per_lens: int = 8) ->
             radius = torch.stack([frame.radius for frame in frames])[:, None]
             truth = F.interpolate(radius, size=estimate.radius.shape[-2:], mode="area")[:, 0] * unit
             error = (estimate.radius.log() - truth.clamp(min=0.15).log()).abs()
-            true = aperture_pictures([lens], unit, model.aperture_size, model.reach)
+            true = lenses.aperture_pictures([lens], size=model.aperture_size, reach=model.reach)
             drawn = model.aperture(estimate.statistics)
             report[lens.family] = {
                 "log_radius_error": float((error * estimate.confidence).sum() / estimate.confidence.sum()),

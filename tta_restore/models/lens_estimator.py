@@ -3,14 +3,16 @@
 Shape and size are estimated apart, because they are apart in the world: one lens has one aperture, and depth scales it
 from pixel to pixel. Blur multiplies the spectrum of the scene with that of the aperture, so each small window is looked
 at as its log power spectrum over log frequency and direction. There, a larger blur is a shift along the frequency axis:
-a window first tells its radius, is shifted to unit radius, and then all windows, of one picture or of many taken
-through the same lens, are averaged until the scene fades and the aperture stays. A lens that is turned turns its
-spectrum: the networks see directions as a circle and treat all of them alike.
+a window first tells its radius, is shifted to unit radius, and then tells what it knows of the aperture. What all
+windows know, of one picture or of many taken through the same lens, is averaged until the scene fades and the aperture
+stays. A lens that is turned turns its spectrum: the networks see directions as a circle and treat all of them alike.
+
+An average is not sure: many apertures would have looked much the same. The estimator therefore also remembers what it
+said of lenses that were known, and answers with those of which it said nearly what it says now.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -19,13 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tta_restore.models.apertures import alignments, cartesian_matrix, polar_samples, rasterize_picture, turned
+from tta_restore.models.lens_spectra import DIRECTIONS, SCALES, STRIDE, WINDOW, WindowSpectra, at_unit_radius
 from tta_restore.models.registry import register_model
-
-WINDOW, _STRIDE = 32, 8
-_SCALES, _DIRECTIONS = 20, 16
-_LOWEST, _HIGHEST = 1.5 / WINDOW, 0.5  # cycles per pixel
-_CANONICAL_LOWEST, _CANONICAL_HIGHEST = 0.06, 1.0  # cycles per root mean square radius
-_NOISE = (1.0 / 255) ** 2 * 1.1  # power of read noise and rounding that the estimator was trained for
 
 
 @dataclass(frozen=True)
@@ -52,6 +50,16 @@ class LensEstimate:
         return torch.stack([estimate.statistics for estimate in estimates]).sum(0)
 
 
+@dataclass(frozen=True)
+class WindowReading:
+    """What every window says: log radius and log confidence (...), evidence (..., E, D), its weight (...)."""
+
+    log_radius: Tensor
+    log_confidence: Tensor
+    evidence: Tensor
+    weight: Tensor
+
+
 class LensEstimator(nn.Module):
     """Estimates the lens that took a picture.
 
@@ -63,72 +71,107 @@ class LensEstimator(nn.Module):
         ValueError: the picture is not (B, 3, H, W) or smaller than 32 x 32.
     """
 
-    def __init__(self, *, width: int = 96, rings: int = 14, aperture_size: int = 23, reach: float = 2.3) -> None:
+    def __init__(
+        self,
+        *,
+        width: int = 64,
+        aperture_width: int = 192,
+        rings: int = 14,
+        aperture_size: int = 23,
+        reach: float = 2.3,
+        known: int = 1536,
+    ) -> None:
         super().__init__()
-        self.aperture_size, self.reach, self.rings = aperture_size, reach, rings
-        self.code_dim = rings * _DIRECTIONS
+        self.width, self.rings, self.aperture_size, self.reach = width, rings, aperture_size, reach
+        self.code_dim = rings * DIRECTIONS
+        self.spectra = WindowSpectra()
         self.window_net = nn.Sequential(
-            _around(_SCALES, 64), nn.GELU(), _around(64, 64), nn.GELU(), _Mean(), nn.Linear(64, 128), nn.GELU(),
+            _around(SCALES, 64), nn.GELU(), _around(64, 64), nn.GELU(), _Mean(), nn.Linear(64, 128), nn.GELU(),
             nn.Linear(128, 3),
         )  # fmt: skip
-        self.aperture_net = nn.Sequential(
-            _around(2 * _SCALES, 2 * width), nn.GELU(), _around(2 * width, 2 * width), _Share(2 * width), nn.GELU(),
-            _around(2 * width, 2 * width), nn.GELU(), _around(2 * width, rings, 1),
+        self.evidence_net = nn.Sequential(
+            _around(2 * SCALES, width), nn.GELU(), _around(width, width, 3), _Share(width), nn.GELU(),
+            _around(width, width, 1),
         )  # fmt: skip
-        self.register_buffer("hann", torch.hann_window(WINDOW, periodic=False), persistent=False)
-        self.register_buffer("polar", _log_polar_matrix(), persistent=False)
-        self.register_buffer("cartesian", _cartesian_matrix(rings, aperture_size, reach), persistent=False)
+        wide = aperture_width
+        self.aperture_net = nn.Sequential(
+            _around(width + 1, wide), nn.GELU(), _around(wide, wide), _Share(wide), nn.GELU(), _around(wide, wide),
+            nn.GELU(), _around(wide, rings, 1),
+        )  # fmt: skip
+        self.register_buffer("cartesian", cartesian_matrix(rings, DIRECTIONS, aperture_size, reach), persistent=False)
+        # known apertures, and what was said of them; empty until :meth:`remember`
+        self.register_buffer("known", torch.zeros(known, aperture_size, aperture_size, dtype=torch.uint8))
+        self.register_buffer("said", torch.zeros(known, rings, DIRECTIONS, dtype=torch.float16))
 
     def forward(self, x: Tensor) -> LensEstimate:
         """Read the lens from (B, 3, H, W)."""
         if x.ndim != 4 or x.shape[1] != 3 or min(x.shape[-2:]) < WINDOW:
             raise ValueError(f"LensEstimator: expected (B, 3, H, W) with H, W >= {WINDOW}, got {tuple(x.shape)}")
-        spectra, rows, columns = self._spectra(x)
-        answer = self.window_net(spectra.flatten(0, 1) / 4 - 0.5).unflatten(0, spectra.shape[:2])
-        log_radius, log_confidence, log_weight = answer.unbind(2)
-        log_radius, log_weight = log_radius.clamp(-3, 2.2), log_weight.clamp(-8, 8)
+        reading = self.read(self.spectra(x).flatten(1, 2))
+        cells, windows = ([(n - cut) // STRIDE + more for n in x.shape[-2:]] for cut, more in ((0, 0), (WINDOW, 1)))
 
         def on_grid(values: Tensor) -> Tensor:
             # windows reach over the grid of cells, the outermost cells take the nearest window's answer
-            shape = (x.shape[-2] // _STRIDE, x.shape[-1] // _STRIDE)
-            grid = values.view(len(x), 1, rows, columns)
-            side = [(n - m) for n, m in zip(shape, (rows, columns), strict=True)]
+            grid = values.view(len(x), 1, *windows)
+            side = [n - m for n, m in zip(cells, windows, strict=True)]
             pad = (side[1] // 2, side[1] - side[1] // 2, side[0] // 2, side[0] - side[0] // 2)
             return F.pad(grid, pad, mode="replicate")[:, 0]
 
         return LensEstimate(
-            radius=on_grid(log_radius.exp()),
-            confidence=on_grid(log_confidence.clamp(-2, 4).exp()),
-            statistics=_canonical_statistics(spectra, log_radius, log_weight.exp()),
+            radius=on_grid(reading.log_radius.exp()),
+            confidence=on_grid(reading.log_confidence.exp()),
+            statistics=self.statistics(reading),
         )
+
+    def read(self, spectra: Tensor) -> WindowReading:
+        """What every window says: (..., F, D) of :class:`WindowSpectra` -> (...)."""
+        shape = spectra.shape[:-2]
+        answer = self.window_net(spectra.reshape(-1, SCALES, DIRECTIONS) / 4 - 0.5).view(*shape, 3)
+        log_radius, log_confidence, log_weight = answer.unbind(-1)
+        log_radius = log_radius.clamp(-3, 2.2)
+        seen = torch.cat(at_unit_radius(spectra, log_radius), dim=-2)
+        evidence = self.evidence_net(seen.reshape(-1, 2 * SCALES, DIRECTIONS)).view(*shape, self.width, DIRECTIONS)
+        return WindowReading(log_radius, log_confidence.clamp(-2, 4), evidence, log_weight.clamp(-8, 4).exp())
+
+    def statistics(self, reading: WindowReading) -> Tensor:
+        """Evidence summed over windows: (..., windows) -> (..., P)."""
+        sums = (reading.evidence * reading.weight[..., None, None]).sum(-3).flatten(-2)
+        return torch.cat([sums, reading.weight.sum(-1, keepdim=True)], dim=-1)
 
     def code(self, statistics: Tensor) -> Tensor:
         """The aperture in polar coordinates, as log transmission: (B, P) -> (B, D), D = rings * directions."""
-        sums, weights, total = statistics.split([_SCALES * _DIRECTIONS, _SCALES * _DIRECTIONS, 1], dim=1)
-        mean = sums / (weights + 1e-3 * total + 1e-6)
-        seen = torch.stack([mean, weights / (total + 1e-6)], dim=1).unflatten(2, (_SCALES, _DIRECTIONS)).flatten(1, 2)
-        return self.aperture_net(seen).flatten(1)
+        sums, total = statistics[:, :-1], statistics[:, -1:]
+        mean = (sums / (total + 1e-3)).view(-1, self.width, DIRECTIONS)
+        amount = (total / 20).log1p()[..., None].expand(-1, -1, DIRECTIONS)
+        return self.aperture_net(torch.cat([mean, amount], dim=1)).flatten(1)
 
     def aperture(self, statistics: Tensor) -> Tensor:
-        """Picture of the aperture at unit root mean square radius: (B, P) -> (B, A, A), summing to 1."""
+        """Mean of the apertures that fit, at unit root mean square radius: (B, P) -> (B, A, A), summing to 1."""
         logits = self.code(statistics) @ self.cartesian.T
         return torch.softmax(logits, dim=-1).unflatten(1, (self.aperture_size, self.aperture_size))
+
+    def plausible(self, statistics: Tensor, count: int) -> Tensor:
+        """Apertures that fit, the most likely first: (P,) -> (N, A, A), N = `count`, each summing to 1.
+
+        They are known apertures of which the estimator said nearly what it says now, turned and mirrored to fit; one
+        that has not been told any (:meth:`remember`) can only repeat the mean.
+        """
+        mean = self.aperture(statistics[None])
+        if not bool(self.said.any()):
+            return mean.expand(count, -1, -1)
+        said = polar_samples(mean, self.rings, DIRECTIONS)[0]
+        distance, angle, mirrored = alignments(said, self.said.float())
+        near = distance.topk(min(count, len(distance)), largest=False).indices
+        return turned(self.known[near].float(), angle[near], mirrored[near])
+
+    def remember(self, statistics: Tensor, apertures: Tensor) -> None:
+        """Be told the truth about lenses: (L, P) and (L, A, A), L as many as the estimator was made for."""
+        self.said.copy_(polar_samples(self.aperture(statistics), self.rings, DIRECTIONS))
+        self.known.copy_((apertures / apertures.amax((1, 2), keepdim=True) * 255).round())
 
     def kernels(self, statistics: Tensor, radius: Tensor, *, size: int = 17) -> Tensor:
         """Point spread functions of the estimated aperture: (P,), (L,) root mean square radii -> (L, K, K)."""
         return rasterize_picture(self.aperture(statistics[None])[0], radius, size=size, reach=self.reach)
-
-    def _spectra(self, x: Tensor) -> tuple[Tensor, int, int]:
-        """Log signal to noise of every window over log frequency and direction: (B, windows, scales, directions)."""
-        grey = x.float().mean(1)
-        windows = grey.unfold(1, WINDOW, _STRIDE).unfold(2, WINDOW, _STRIDE)
-        rows, columns = windows.shape[1:3]
-        windows = windows.reshape(len(x), rows * columns, WINDOW, WINDOW)
-        taper = self.hann[:, None] * self.hann[None, :]
-        windows = (windows - (windows * taper).sum((-2, -1), keepdim=True) / taper.sum()) * taper
-        power = torch.fft.fft2(windows).abs().square().flatten(2) / taper.square().sum()
-        # the mean of three channels carries a third of the noise of one
-        return torch.log1p(power @ self.polar.T / (_NOISE / 3)).unflatten(2, (_SCALES, _DIRECTIONS)), rows, columns
 
 
 class _Mean(nn.Module):
@@ -149,78 +192,6 @@ class _Share(nn.Module):
 
 def _around(inputs: int, outputs: int, size: int = 5) -> nn.Conv1d:
     return nn.Conv1d(inputs, outputs, size, padding=size // 2, padding_mode="circular")
-
-
-def rasterize_picture(picture: Tensor, radius: Tensor, *, size: int, reach: float, supersample: int = 3) -> Tensor:
-    """Scale an aperture picture to root mean square radii in pixels.
-
-    Shape:
-        - picture: (A, A) over [-reach, reach] in units of its root mean square radius
-        - radius: (L,), pixels
-        - output: (L, K, K) with K = `size`, each summing to 1
-    """
-    fine = size * supersample
-    axis = (torch.arange(fine, dtype=picture.dtype, device=picture.device) - (fine - 1) / 2) / supersample
-    scaled = axis / (radius.clamp(min=0.05)[:, None] * reach)  # (L, fine), the picture spans [-1, 1]
-    grid = torch.stack(torch.broadcast_tensors(scaled[:, None, :], scaled[:, :, None]), dim=-1)
-    sampled = F.grid_sample(picture.expand(len(radius), 1, -1, -1), grid, align_corners=False)
-    kernels = F.avg_pool2d(sampled, supersample)[:, 0]
-    total = kernels.sum((-2, -1), keepdim=True)
-    delta = torch.zeros_like(kernels)
-    delta[:, size // 2, size // 2] = 1
-    return torch.where(total > 0, kernels / total.clamp(min=1e-12), delta)
-
-
-def _log_polar_matrix() -> Tensor:
-    """Bilinear samples of a window's power spectrum at log spaced frequencies and even directions: (cells, 32 * 32)."""
-    steps = torch.linspace(0, 1, _SCALES)
-    frequency = _LOWEST * (_HIGHEST / _LOWEST) ** steps
-    direction = torch.arange(_DIRECTIONS) * (math.pi / _DIRECTIONS)
-    fx = (frequency[:, None] * torch.cos(direction)).flatten() * WINDOW
-    fy = (frequency[:, None] * torch.sin(direction)).flatten() * WINDOW
-    matrix = torch.zeros(len(fx), WINDOW, WINDOW)
-    cells = torch.arange(len(fx))
-    for dy in (0, 1):
-        for dx in (0, 1):
-            ix, iy = fx.floor() + dx, fy.floor() + dy
-            weight = (1 - (fx - ix).abs()) * (1 - (fy - iy).abs())
-            matrix.index_put_((cells, iy.long() % WINDOW, ix.long() % WINDOW), weight, accumulate=True)
-    return matrix.flatten(1)
-
-
-def _cartesian_matrix(rings: int, size: int, reach: float) -> Tensor:
-    """Bilinear samples of polar values (rings, directions over half a turn, the other half alike): (size^2, cells)."""
-    axis = ((torch.arange(size) + 0.5) / size * 2 - 1) * reach
-    y, x = torch.meshgrid(axis, axis, indexing="ij")
-    ring = ((x * x + y * y).sqrt() / reach * rings - 0.5).clamp(0, rings - 1).flatten()
-    direction = (torch.remainder(torch.atan2(y, x), math.pi) / math.pi * _DIRECTIONS).flatten()
-    matrix = torch.zeros(size * size, rings, _DIRECTIONS)
-    points = torch.arange(size * size)
-    for dr in (0, 1):
-        for dd in (0, 1):
-            r, d = ring.floor() + dr, direction.floor() + dd
-            weight = (1 - (ring - r).abs()) * (1 - (direction - d).abs())
-            place = (points, r.long().clamp(max=rings - 1), d.long() % _DIRECTIONS)
-            matrix.index_put_(place, weight, accumulate=True)
-    return matrix.flatten(1)
-
-
-def _canonical_statistics(spectra: Tensor, log_radius: Tensor, weight: Tensor) -> Tensor:
-    """Windows shifted to unit radius, without their level, and summed: (B, 2 * cells + 1)."""
-    span = math.log(_HIGHEST / _LOWEST)
-    canonical = torch.linspace(
-        math.log(_CANONICAL_LOWEST), math.log(_CANONICAL_HIGHEST), _SCALES, device=spectra.device
-    )
-    place = (canonical - log_radius[..., None] - math.log(_LOWEST)) / span * (_SCALES - 1)  # (B, windows, scales)
-    cell = torch.arange(_SCALES, device=spectra.device)
-    hat = (1 - (place[..., None] - cell).abs()).clamp(min=0)  # (B, windows, canonical, measured)
-    shifted = hat @ spectra
-    # a bin counts where it lies in what the window shows and stands out of the noise
-    valid = hat.sum(-1)[..., None] * torch.sigmoid(2 * (shifted - 1.5))
-    level = (valid * shifted).sum((2, 3), keepdim=True) / (valid.sum((2, 3), keepdim=True) + 1e-3)
-    weighted = valid * weight[..., None, None]
-    sums = (weighted * (shifted - level)).sum(1).flatten(1)
-    return torch.cat([sums, weighted.sum(1).flatten(1), weight.sum(1, keepdim=True)], dim=1)
 
 
 @register_model("lens_estimator", kind="estimator")

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tta_restore.models.lens_estimator import WINDOW, LensEstimate, LensEstimator
+from tta_restore.models.lens_estimator import LensEstimate, LensEstimator
+from tta_restore.models.lens_spectra import WINDOW
 from tta_restore.models.registry import register_model
 
 
@@ -102,7 +103,7 @@ class ConditionedLensUNet(nn.Module):
         self, *, widths: tuple[int, int, int] = (32, 48, 72), blocks: int = 2, **estimator_config: Any
     ) -> None:
         super().__init__()
-        self.estimator = LensEstimator(**estimator_config).requires_grad_(False)
+        self.estimator = LensEstimator(known=0, **estimator_config).requires_grad_(False)
         self.restorer = LensUNet(widths=widths, blocks=blocks, planes=2, code_dim=32)
         self.project = nn.Linear(self.estimator.code_dim, 32)
 
