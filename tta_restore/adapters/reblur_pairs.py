@@ -24,6 +24,7 @@ from tta_restore.models.lens_estimator import LensEstimate
 
 _LOOK, _LOOKS = 256, 3  # large frames are read at 3 x 3 places of this many pixels
 _NEIGHBOUR = 4  # cells of 8 pixels between two radii that one patch runs through
+_TRUSTED_LEAD = 2.0  # dB that the student is ahead of the source on pairs when all of it is trusted
 _MARGIN = lenses.KERNEL_SIZE - 1
 
 
@@ -51,7 +52,9 @@ class ReblurPairs(Adapter, method="reblur_pairs"):
         lr: learning rate of the first steps with a lens.
         lr_half: steps with a lens after which the learning rate has halved; it falls as 1 / (1 + t / lr_half).
         ema: share of itself that the teacher keeps at each step.
-        trust: share of the way from the source to the student that the teacher goes.
+        trust: share of the way from the source to the student that the teacher goes at least; the further the student
+            is ahead of the source on pairs, up to 2 dB, the nearer that comes to 1. An estimate that is wrong gains
+            little on its own pairs, too, when the source already restores the lens well.
         restore: probability with which a scalar of the student returns to the source, per step.
         hypotheses: apertures that the pairs are made with, all of which fit the frames.
         caution: weight of the error of a pair beyond that of the source, so that nothing is gained for one aperture by
@@ -76,14 +79,14 @@ class ReblurPairs(Adapter, method="reblur_pairs"):
         *,
         sharp: Tensor | None = None,
         select: Select = "all",
-        steps: int = 16,
+        steps: int = 20,
         burst: int = 3,
         batch: int = 4,
         patch: int = 48,
         lr: float = 1e-3,
         lr_half: float = 64.0,
         ema: float = 0.9,
-        trust: float = 0.75,
+        trust: float = 0.5,
         restore: float = 0.0,
         hypotheses: int = 16,
         caution: float = 2.0,
@@ -129,7 +132,7 @@ class ReblurPairs(Adapter, method="reblur_pairs"):
 
     def initial_extra(self) -> dict[str, Any]:
         """Readings of the latest frames, and lenses seen before with what was learnt for them."""
-        return {"readings": [], "lenses": [], "switches": 0}
+        return {"readings": [], "lenses": [], "switches": 0, "lead": 0.0}
 
     def make_optimiser(self, parameters: list[Tensor]) -> torch.optim.Optimizer:
         """Adam."""
@@ -169,15 +172,18 @@ class ReblurPairs(Adapter, method="reblur_pairs"):
             blurry, sharp = blurry.mean(1, keepdim=True), sharp.mean(1, keepdim=True)
         blurry, sharp = blurry.to(frame.image), sharp.to(frame.image.device)
         error = _errors(self.run("student", blurry).image, sharp)
-        if not self.caution:
-            return error.mean()
         with torch.no_grad():
             before = _errors(self.run("source", blurry).image, sharp)
+        frame.notes["lead"] = 20 * math.log10(float(before.mean() / error.detach().mean().clamp(min=1e-12)))
         return (error + self.caution * (error - before).clamp(min=0)).mean()
 
     def after_step(self, frame: Frame) -> None:
-        """The teacher follows; single scalars of the student return to the source."""
-        self.average_teacher(self.ema, share=self.trust)
+        """The teacher follows as far as the student is trusted; single scalars of the student return to the source."""
+        lead = self.ema * self.extra["lead"] + (1 - self.ema) * frame.notes["lead"]
+        self.extra["lead"] = lead
+        share = self.trust + (1 - self.trust) * min(max(lead / _TRUSTED_LEAD, 0.0), 1.0)
+        self.average_teacher(self.ema, share=share)
+        frame.extra.update(lead=lead, share=share)
         if self.restore_probability:
             self.restore_student(self.restore_probability)
 
@@ -301,7 +307,11 @@ class ReblurPairs(Adapter, method="reblur_pairs"):
 
     def _change_lens(self, own: Tensor, log_radius: float) -> None:
         """Remember the lens that goes, and continue from the one that fits best, or from the source."""
-        left = {"aperture": self.aperture(), "log_radius": _mean_log_radius(self.extra["readings"])}
+        left = {
+            "aperture": self.aperture(),
+            "log_radius": _mean_log_radius(self.extra["readings"]),
+            "lead": self.extra["lead"],
+        }
         known: list[dict[str, Any]] = [*self.extra["lenses"], left | self.snapshot()]
         distances = [
             aperture_distance(own, lens["aperture"])
@@ -313,8 +323,10 @@ class ReblurPairs(Adapter, method="reblur_pairs"):
         if self.switch is not None and distances[near] <= self.switch:
             back = known.pop(near)
             self.restart(back["student"], back["teacher"])
+            self.extra["lead"] = back["lead"]
         else:
             self.restart()
+            self.extra["lead"] = 0.0
         self.extra["lenses"] = known[max(len(known) - self.remember, 0) :]
         self.extra["switches"] += 1
 
