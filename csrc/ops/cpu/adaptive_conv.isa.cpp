@@ -65,8 +65,7 @@ void backward_channels(const AdaptiveConvBackward<S>& args, int64_t begin, int64
       each_block(conv, rows, [&](const Block& block, int64_t first, int64_t pixels) {
         const BlockTaps<T> room = writer.room();
         backward_block<KS, T>(block, reader.read(taps, first, pixels), slope, u, output ? output + first : nullptr,
-                              source + first, wanted ? &room : nullptr, rooms, rooms + capacity, rooms + 2 * capacity,
-                              g_next);
+                              source + first, wanted ? &room : nullptr, rooms, g_next);
         if (wanted) writer.write(grad_taps, first, pixels);
       });
       source = g_next;

@@ -26,9 +26,10 @@ Taps<S> locate(const Taps<S>& taps, int64_t b, int64_t n, int64_t c) {
           locate(taps.bias, taps.bias_layout, b, n, c), taps.layout, taps.bias_layout};
 }
 
-// Blocks of about this many pixels: all arrays of a block fit the first cache level together.
+// Blocks of about a thousand pixels, whose arrays fit the first cache level together, but not of few rows, which would
+// make most of them border rows.
 inline int64_t block_rows(int64_t H, int64_t W) {
-  const int64_t rows = 1024 / W > 1 ? 1024 / W : 1;
+  const int64_t rows = 1024 / W > 4 ? 1024 / W : 4;
   return rows < H ? rows : H;
 }
 
@@ -127,12 +128,14 @@ void forward_block(const Block& block, const BlockTaps<const T>& taps, T slope, 
 }
 
 // Adds the gradient in u to the plane grad_u, and writes those in the taps unless grad_taps is null. `g` is the
-// gradient in the step's output and `output` that output; null, and it is computed. Rooms hold a block.
+// gradient in the step's output and `output` that output; null, and it is computed. `rooms` holds three blocks.
 template <int KS, typename T>
 void backward_block(const Block& block, const BlockTaps<const T>& taps, T slope, const T* u, const T* output,
-                    const T* g, const BlockTaps<T>* grad_taps, T* middle, T* gz, T* g_middle, T* grad_u) {
+                    const T* g, const BlockTaps<T>* grad_taps, T* rooms, T* grad_u) {
   const T *k1 = taps.vertical, *k2 = taps.horizontal;
   const int64_t stride = taps.stride, n = (block.y1 - block.y0) * block.W;
+  T *middle = rooms, *g_middle = rooms + n;
+  T* gz = grad_taps ? grad_taps->bias : rooms + 2 * n;  // the gradient in z is that in the bias
   if (output == nullptr) {
     forward_block<KS, T>(block, taps, slope, u, middle, gz);
     output = gz;
@@ -146,24 +149,16 @@ void backward_block(const Block& block, const BlockTaps<const T>& taps, T slope,
   filter_rows_adjoint<KS, T>(
       block, [=](int64_t t, int64_t i) { return k2[t * stride + i] * gz[i]; },
       [=](int64_t j, T sum) { g_middle[j] = sum; });
-  if (grad_taps == nullptr) {
-    each_column_tap(block, [=](int64_t t, int64_t i, int64_t j) { grad_u[j] += k1[t * stride + i] * g_middle[i]; });
-    return;
-  }
-  T *d1 = grad_taps->vertical, *d2 = grad_taps->horizontal, *d_bias = grad_taps->bias;
+  filter_columns_adjoint<KS, T>(
+      block, [=](int64_t t, int64_t i) { return k1[t * stride + i] * g_middle[i]; }, grad_u);
+  if (grad_taps == nullptr) return;
+  T *d1 = grad_taps->vertical, *d2 = grad_taps->horizontal;
   const int64_t room = grad_taps->stride;
-  each_row_tap(block, [=](int64_t t, int64_t i, int64_t j) { d2[t * room + i] = gz[i] * middle[j]; });
-  for (int64_t i = 0; i < n; ++i) d_bias[i] = gz[i];
+  each_row_tap<KS>(block, [=](int64_t t, int64_t i, int64_t j) { d2[t * room + i] = gz[i] * middle[j]; });
   if (d1 == d2)
-    each_column_tap(block, [=](int64_t t, int64_t i, int64_t j) {
-      d1[t * room + i] += g_middle[i] * u[j];
-      grad_u[j] += k1[t * stride + i] * g_middle[i];
-    });
+    each_column_tap<KS>(block, [=](int64_t t, int64_t i, int64_t j) { d1[t * room + i] += g_middle[i] * u[j]; });
   else
-    each_column_tap(block, [=](int64_t t, int64_t i, int64_t j) {
-      d1[t * room + i] = g_middle[i] * u[j];
-      grad_u[j] += k1[t * stride + i] * g_middle[i];
-    });
+    each_column_tap<KS>(block, [=](int64_t t, int64_t i, int64_t j) { d1[t * room + i] = g_middle[i] * u[j]; });
 }
 
 // 1 where step n has no activation

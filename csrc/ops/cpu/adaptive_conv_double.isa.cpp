@@ -46,19 +46,21 @@ void dual_backward_block(const Block& block, const BlockTaps<const T>& taps, con
     qz[i] = z[i] > 0 ? q[i] : q[i] * slope;
     g_bias[i] = qz[i];
   }
-  each_row_tap(block, [=](int64_t t, int64_t i, int64_t j) { g2[t * gs + i] = pz[i] * dmiddle[j] + qz[i] * middle[j]; });
+  each_row_tap<KS>(block, [=](int64_t t, int64_t i, int64_t j) { g2[t * gs + i] = pz[i] * dmiddle[j] + qz[i] * middle[j]; });
   filter_rows_adjoint<KS, T>(
       block, [=](int64_t t, int64_t i) { return k2[t * s + i] * pz[i]; }, [=](int64_t j, T sum) { pm[j] = sum; });
   filter_rows_adjoint<KS, T>(
       block, [=](int64_t t, int64_t i) { return k2[t * s + i] * qz[i] + d2[t * ds + i] * pz[i]; },
       [=](int64_t j, T sum) { qm[j] = sum; });
   const bool shared = g1 == g2;
-  each_column_tap(block, [=](int64_t t, int64_t i, int64_t j) {
+  each_column_tap<KS>(block, [=](int64_t t, int64_t i, int64_t j) {
     const T gradient = pm[i] * du[j] + qm[i] * u[j];
     g1[t * gs + i] = shared ? g1[t * gs + i] + gradient : gradient;
-    p_next[j] += k1[t * s + i] * pm[i];
-    q_next[j] += k1[t * s + i] * qm[i] + d1[t * ds + i] * pm[i];
   });
+  filter_columns_adjoint<KS, T>(
+      block, [=](int64_t t, int64_t i) { return k1[t * s + i] * pm[i]; }, p_next);
+  filter_columns_adjoint<KS, T>(
+      block, [=](int64_t t, int64_t i) { return k1[t * s + i] * qm[i] + d1[t * ds + i] * pm[i]; }, q_next);
 }
 
 // Taps that are all zero, where the caller has none.
