@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 import torch
+from torch._ops import OpOverload
 
 from ._backend import HALF_TYPES, OPERATORS, Operator
 
@@ -26,7 +27,7 @@ def define(
     triton: str | None = None,
     triton_dtypes: tuple[torch.dtype, ...] = (torch.float32, *HALF_TYPES),
     refuse: Callable[..., str | None] | None = None,
-) -> Callable[..., Any]:
+) -> OpOverload:
     """Register ``torch.ops.tta_restore.<name>`` and return it.
 
     Args:

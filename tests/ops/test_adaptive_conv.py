@@ -123,20 +123,28 @@ class TestIac(OpTests):
 class TestIacFromFeatures(OpTests):
     op = staticmethod(ops.iac_from_features)
 
+    def sample(self, generator, shape, n, k, d, options):
+        b, c, h, w = shape
+        rows = n * c * (2 * k + 1)
+        tensors = (
+            random(b, c, h, w, generator=generator, low=-1),
+            random(b, d, h, w, generator=generator, low=-1),
+            taps(rows, d, generator=generator) / d**0.5,
+            taps(rows, generator=generator) / 2,
+        )
+        return Sample(tensors, {"num_steps": n, "kernel_size": k, **options}, unbatched=(2, 3))
+
     def samples(self, generator):
-        samples = []
         # 17 channels: a full group and a rest; 33 features: more than a vector, and a rest
-        shapes = [*IAC_SAMPLES, ((2, 17, 5, 67), 2, 3, {}), ((1, 5, 3, 400), 2, 3, {"horizontal": "vertical"})]
-        for i, ((b, c, h, w), n, k, options) in enumerate(shapes):
-            d, rows = (2, 33, 5)[i % 3], n * c * (2 * k + 1)
-            tensors = (
-                random(b, c, h, w, generator=generator, low=-1),
-                random(b, d, h, w, generator=generator, low=-1),
-                taps(rows, d, generator=generator) / d**0.5,
-                taps(rows, generator=generator) / 2,
-            )
-            samples.append(Sample(tensors, {"num_steps": n, "kernel_size": k, **options}, unbatched=(2, 3)))
-        return samples
+        cases = [*IAC_SAMPLES, ((2, 17, 5, 67), 2, 3, {}), ((1, 5, 3, 400), 2, 3, {"horizontal": "vertical"})]
+        return [
+            self.sample(generator, shape, n, k, (2, 33, 5)[i % 3], options)
+            for i, (shape, n, k, options) in enumerate(cases)
+        ]
+
+    def test_gradgradcheck(self, device, generator):
+        sample = self.sample(generator, (2, 1, 2, 3), 2, 3, 2, {}).map(lambda tensor: tensor.to(device))
+        assert torch.autograd.gradgradcheck(lambda *t: self.call(*t, **sample.options), sample.leaves())
 
     def bad(self):
         x, features, weight, bias = torch.rand(2, 3, 4, 5), torch.rand(2, 6, 4, 5), torch.rand(42, 6), torch.rand(42)
@@ -233,8 +241,9 @@ def test_half_precision_sums_in_float32(generator):
 
 @pytest.mark.parametrize("horizontal", ["own", "vertical"])
 def test_equals_convolution_and_iac(generator, horizontal):
-    x, features = random(2, 3, 6, 7, generator=generator), random(2, 5, 6, 7, generator=generator)
-    weight, bias = taps(63, 5, generator=generator) / 2, taps(63, generator=generator) / 2
+    channels, rows = 17, 3 * 17 * 7  # the second derivative takes 17 channels in pairs
+    x, features = random(2, channels, 6, 7, generator=generator), random(2, 5, 6, 7, generator=generator)
+    weight, bias = taps(rows, 5, generator=generator) / 2, taps(rows, generator=generator) / 2
     options = {"num_steps": 3, "horizontal": horizontal}
 
     def composed(x, features, weight, bias, **options):
@@ -247,6 +256,14 @@ def test_equals_convolution_and_iac(generator, horizontal):
     assert_agrees(out, expected)
     for got, want in zip(found, wanted, strict=True):
         assert_agrees(got, want, what="gradient")
+
+    def second(function):
+        leaves = sample.leaves()
+        first = torch.autograd.grad(function(*leaves, **options).square().sum(), leaves, create_graph=True)
+        return torch.autograd.grad(sum(g.square().sum() for g in first), leaves)
+
+    for got, want in zip(second(ops.iac_from_features), second(composed), strict=True):
+        assert_agrees(got, want, what="second derivative")
 
 
 @pytest.mark.parametrize("wanted", [(0,), (1,), (2,), (3,), (1, 2), (0, 3)])

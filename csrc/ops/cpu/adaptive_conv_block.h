@@ -1,4 +1,4 @@
-// A step and its backward on one block of rows. For *.isa.cpp only.
+// A step and its backward on one block of rows, and the way of its taps between there and memory. For *.isa.cpp only.
 #pragma once
 
 #include "adaptive_conv.h"
@@ -6,7 +6,6 @@
 #include "adaptive_conv_step.h"
 
 namespace tta::TTA_ISA {
-namespace {
 
 // Taps of a block in the type that is computed in, `stride` apart.
 template <typename T>
@@ -14,6 +13,18 @@ struct BlockTaps {
   T *vertical, *horizontal, *bias;
   int64_t stride;
 };
+
+// z = leaky_relu(H V u + b); slope 1 is no activation. `middle` is room for the block.
+template <typename T>
+void forward_block(const Block& block, const BlockTaps<const T>& taps, T slope, const T* u, T* middle, T* z);
+
+// Adds the gradient in u to the plane grad_u, and writes those in the taps unless grad_taps is null. `g` is the
+// gradient in the step's output and `output` that output; null, and it is computed. `rooms` holds three blocks.
+template <typename T>
+void backward_block(const Block& block, const BlockTaps<const T>& taps, T slope, const T* u, const T* output,
+                    const T* g, const BlockTaps<T>* grad_taps, T* rooms, T* grad_u);
+
+namespace {
 
 template <typename S>
 S* locate(S* base, const TapLayout& layout, int64_t b, int64_t n, int64_t c) {
@@ -111,56 +122,6 @@ class TapWriter {
   Scratch<T> room_;
 };
 
-// z = leaky_relu(H V u + b); slope 1 is no activation
-template <int KS, typename T>
-void forward_block(const Block& block, const BlockTaps<const T>& taps, T slope, const T* u, T* middle, T* z) {
-  const T *k1 = taps.vertical, *k2 = taps.horizontal, *bias = taps.bias;
-  const int64_t stride = taps.stride;
-  filter_columns<KS, T>(
-      block, [=](int64_t t, int64_t i, int64_t j) { return k1[t * stride + i] * u[j]; },
-      [=](int64_t i, T sum) { middle[i] = sum; });
-  filter_rows<KS, T>(
-      block, [=](int64_t t, int64_t i, int64_t j) { return k2[t * stride + i] * middle[j]; },
-      [=](int64_t i, T sum) {
-        const T value = sum + bias[i];
-        z[i] = value > 0 ? value : value * slope;
-      });
-}
-
-// Adds the gradient in u to the plane grad_u, and writes those in the taps unless grad_taps is null. `g` is the
-// gradient in the step's output and `output` that output; null, and it is computed. `rooms` holds three blocks.
-template <int KS, typename T>
-void backward_block(const Block& block, const BlockTaps<const T>& taps, T slope, const T* u, const T* output,
-                    const T* g, const BlockTaps<T>* grad_taps, T* rooms, T* grad_u) {
-  const T *k1 = taps.vertical, *k2 = taps.horizontal;
-  const int64_t stride = taps.stride, n = (block.y1 - block.y0) * block.W;
-  T *middle = rooms, *g_middle = rooms + n;
-  T* gz = grad_taps ? grad_taps->bias : rooms + 2 * n;  // the gradient in z is that in the bias
-  if (output == nullptr) {
-    forward_block<KS, T>(block, taps, slope, u, middle, gz);
-    output = gz;
-  } else if (grad_taps) {
-    filter_columns<KS, T>(
-        block, [=](int64_t t, int64_t i, int64_t j) { return k1[t * stride + i] * u[j]; },
-        [=](int64_t i, T sum) { middle[i] = sum; });
-  }
-#pragma GCC ivdep
-  for (int64_t i = 0; i < n; ++i) gz[i] = output[i] > 0 ? g[i] : g[i] * slope;
-  filter_rows_adjoint<KS, T>(
-      block, [=](int64_t t, int64_t i) { return k2[t * stride + i] * gz[i]; },
-      [=](int64_t j, T sum) { g_middle[j] = sum; });
-  filter_columns_adjoint<KS, T>(
-      block, [=](int64_t t, int64_t i) { return k1[t * stride + i] * g_middle[i]; }, grad_u);
-  if (grad_taps == nullptr) return;
-  T *d1 = grad_taps->vertical, *d2 = grad_taps->horizontal;
-  const int64_t room = grad_taps->stride;
-  each_row_tap<KS>(block, [=](int64_t t, int64_t i, int64_t j) { d2[t * room + i] = gz[i] * middle[j]; });
-  if (d1 == d2)
-    each_column_tap<KS>(block, [=](int64_t t, int64_t i, int64_t j) { d1[t * room + i] += g_middle[i] * u[j]; });
-  else
-    each_column_tap<KS>(block, [=](int64_t t, int64_t i, int64_t j) { d1[t * room + i] = g_middle[i] * u[j]; });
-}
-
 // 1 where step n has no activation
 template <typename T>
 T slope_of(const AdaptiveConv& conv, int64_t n) {
@@ -173,21 +134,6 @@ void each_block(const AdaptiveConv& conv, int64_t rows, Call call) {
   for (int64_t y = 0; y < conv.H; y += rows) {
     const int64_t end = y + rows < conv.H ? y + rows : conv.H;
     call(Block{conv.H, conv.W, y, end, conv.K}, y * conv.W, (end - y) * conv.W);
-  }
-}
-
-// call.operator()<KS>() with the number of taps as a constant where the loops were unrolled for it
-template <typename Call>
-void with_taps(int64_t K, Call call) {
-  switch (K) {
-    case 3:
-      return call.template operator()<3>();
-    case 5:
-      return call.template operator()<5>();
-    case 7:
-      return call.template operator()<7>();
-    default:
-      return call.template operator()<0>();
   }
 }
 

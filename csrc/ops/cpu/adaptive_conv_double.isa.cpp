@@ -11,7 +11,7 @@ void dual_forward_block(const Block& block, const BlockTaps<const T>& taps, cons
                         const T* u, const T* du, T* middle, T* dmiddle, T* z, T* dz) {
   const T *k1 = taps.vertical, *k2 = taps.horizontal, *d1 = dtaps.vertical, *d2 = dtaps.horizontal, *dbias = dtaps.bias;
   const int64_t s = taps.stride, ds = dtaps.stride;
-  forward_block<KS, T>(block, taps, slope, u, middle, z);
+  forward_block<T>(block, taps, slope, u, middle, z);
   filter_columns<KS, T>(
       block, [=](int64_t t, int64_t i, int64_t j) { return k1[t * s + i] * du[j] + d1[t * ds + i] * u[j]; },
       [=](int64_t i, T sum) { dmiddle[i] = sum; });
@@ -135,7 +135,8 @@ void double_backward_channels(const AdaptiveConvDoubleBackward<S>& args, int64_t
 
 template <typename S>
 void adaptive_conv_double_backward(const AdaptiveConvDoubleBackward<S>& args, int64_t begin, int64_t end) {
-  if (args.conv.K == 3) return double_backward_channels<S, 3>(args, begin, end);
+  if constexpr (sizeof(S) == sizeof(float))
+    if (args.conv.K == 3) return double_backward_channels<S, 3>(args, begin, end);
   double_backward_channels<S, 0>(args, begin, end);
 }
 

@@ -46,9 +46,9 @@ class Predictor {
   Predictor(const Predicted<S>& args, const PredictedLayout& layout)
       : args_(args),
         layout_(layout),
-        most_rows_(args.group * (2 * args.conv.K + 1)),
+        most_rows_(padded_rows(args.group * (2 * args.conv.K + 1))),
         panels_(most_rows_ * args.D),
-        start_(most_rows_ + PANEL_ROWS),
+        start_(most_rows_),
         tile_(most_rows_ * layout.columns) {}
 
   const Rows& rows() const { return rows_; }
@@ -56,21 +56,26 @@ class Predictor {
   void take_step(int64_t n, int64_t c, int64_t count) {
     rows_ = predictor_rows(args_.conv, n, c, count);
     count_ = count;
+    const auto panel_row = [&](int64_t i) {
+      return panels_ + i / PANEL_ROWS * PANEL_ROWS * args_.D + i % PANEL_ROWS;
+    };
     each_row(rows_, [&](int64_t i, int64_t row) {
-      const int64_t panel = i / PANEL_ROWS * PANEL_ROWS;
-      const int64_t height = rows_.total - panel < PANEL_ROWS ? rows_.total - panel : PANEL_ROWS;
-      T* to = panels_ + panel * args_.D + (i - panel);
+      T* to = panel_row(i);
       const S* from = args_.weight + row * args_.D;
-      for (int64_t d = 0; d < args_.D; ++d) to[d * height] = load(from[d]);
+      for (int64_t d = 0; d < args_.D; ++d) to[d * PANEL_ROWS] = load(from[d]);
       start_[i] = load(args_.bias[row]);
     });
+    for (int64_t i = rows_.total; i % PANEL_ROWS; ++i) {
+      for (int64_t d = 0; d < args_.D; ++d) panel_row(i)[d * PANEL_ROWS] = 0;
+      start_[i] = 0;
+    }
   }
 
   // Makes the filters of a chunk of rows of frame b.
   void predict(int64_t b, int64_t chunk) {
     const T* features = args_.packed + b * layout_.features + chunk * layout_.columns * args_.D;
-    multiply<T>({panels_, rows_.total, args_.D}, features, args_.D * PANEL_COLUMNS<T>, PANEL_COLUMNS<T>,
-                layout_.columns, start_, tile_, layout_.columns);
+    multiply<T>(panels_, rows_.total, args_.D, features, args_.D * PANEL_COLUMNS<T>, PANEL_COLUMNS<T>, layout_.columns,
+                start_, tile_, layout_.columns);
   }
 
   BlockTaps<const T> taps(int64_t c) const {
@@ -94,121 +99,6 @@ void each_chunk(const AdaptiveConv& conv, const PredictedLayout& layout, Call ca
   }
 }
 
-template <typename S, int KS>
-void forward_groups(const Predicted<S>& args, S* out, int64_t begin, int64_t end) {
-  using T = accumulate_t<S>;
-  const AdaptiveConv& conv = args.conv;
-  const PredictedLayout layout = predicted_layout<T>(conv, args.D);
-  const int64_t plane = conv.H * conv.W, groups = (conv.C + args.group - 1) / args.group;
-  // Every step writes its rows K/2 rows higher than it read them: a chunk then overwrites only rows that the chunks
-  // below do not read, and one plane per channel is enough.
-  const int64_t rise = conv.K / 2 * conv.W, room = plane + conv.N * rise;
-  Predictor<S> predictor(args, layout);
-  Scratch<T> planes(args.group * room), middle(layout.columns);
-  for (int64_t i = begin; i < end; ++i) {
-    const int64_t b = i / groups, c = i % groups * args.group;
-    const int64_t count = conv.C - c < args.group ? conv.C - c : args.group;
-    const int64_t first_plane = (b * conv.C + c) * plane;
-    for (int64_t k = 0; k < count; ++k)
-      for (int64_t j = 0; j < plane; ++j)
-        planes[k * room + conv.N * rise + j] = load(args.x[first_plane + k * plane + j]);
-    for (int64_t n = 0; n < conv.N; ++n) {
-      predictor.take_step(n, c, count);
-      each_chunk(conv, layout, [&](int64_t chunk, const Block& block, int64_t first) {
-        predictor.predict(b, chunk);
-        for (int64_t k = 0; k < count; ++k) {
-          T* u = planes + k * room + (conv.N - n) * rise;
-          forward_block<KS, T>(block, predictor.taps(k), slope_of<T>(conv, n), u, middle, u - rise + first);
-        }
-      });
-    }
-    for (int64_t k = 0; k < count; ++k) put(out + first_plane + k * plane, planes + k * room, plane, false);
-  }
-}
-
-template <typename S, int KS>
-void backward_groups(const PredictedBackward<S>& args, accumulate_t<S>* grad_features, int64_t first_group,
-                     int64_t group_stride) {
-  using T = accumulate_t<S>;
-  const Predicted<S>& forward = args.forward;
-  const AdaptiveConv& conv = forward.conv;
-  const PredictedLayout layout = predicted_layout<T>(conv, forward.D);
-  const int64_t plane = conv.H * conv.W, D = forward.D, b = args.frame, group = forward.group;
-  const int64_t groups = (conv.C + group - 1) / group, most_rows = group * (2 * conv.K + 1);
-  const bool wanted = args.grad_weight || grad_features;
-  Predictor<S> predictor(forward, layout);
-  // u_n of channel k, and the gradients in the outputs and inputs of a step
-  Scratch<T> states(conv.N * group * plane), grads(2 * group * plane), rooms(3 * layout.columns);
-  Scratch<T> grad_tile(wanted ? most_rows * layout.columns : 0);
-  Scratch<T> grad_rows(args.grad_weight ? most_rows * layout.depth : 0);  // of weight, in this step
-  Scratch<T> columns(grad_features ? most_rows * D : 0);                  // of weight: its transpose in panels
-  const auto state = [&](int64_t n, int64_t k) { return states + (n * group + k) * plane; };
-  for (int64_t i = first_group; i < groups; i += group_stride) {
-    const int64_t c = i * group, count = conv.C - c < group ? conv.C - c : group;
-    T *grad = grads, *grad_next = grads + group * plane;
-    for (int64_t k = 0; k < count; ++k)
-      for (int64_t j = 0; j < plane; ++j) {
-        state(0, k)[j] = load(forward.x[(b * conv.C + c + k) * plane + j]);
-        grad[k * plane + j] = load(args.grad[(b * conv.C + c + k) * plane + j]);
-      }
-    for (int64_t n = 0; n < conv.N - 1; ++n) {
-      predictor.take_step(n, c, count);
-      each_chunk(conv, layout, [&](int64_t chunk, const Block& block, int64_t first) {
-        predictor.predict(b, chunk);
-        for (int64_t k = 0; k < count; ++k)
-          forward_block<KS, T>(block, predictor.taps(k), slope_of<T>(conv, n), state(n, k), rooms,
-                               state(n + 1, k) + first);
-      });
-    }
-    for (int64_t n = conv.N - 1; n >= 0; --n) {
-      const T slope = slope_of<T>(conv, n);
-      predictor.take_step(n, c, count);
-      const Rows& rows = predictor.rows();
-      if (grad_features)
-        for (int64_t d = 0; d < D; d += PANEL_ROWS) {
-          const int64_t height = D - d < PANEL_ROWS ? D - d : PANEL_ROWS;
-          each_row(rows, [&](int64_t r, int64_t row) {
-            for (int64_t e = 0; e < height; ++e)
-              columns[d * rows.total + r * height + e] = load(forward.weight[row * D + d + e]);
-          });
-        }
-      if (args.grad_weight) std::memset(grad_rows, 0, size_t(rows.total * layout.depth) * sizeof(T));
-      std::memset(grad_next, 0, size_t(count * plane) * sizeof(T));
-      each_chunk(conv, layout, [&](int64_t chunk, const Block& block, int64_t first) {
-        const int64_t pixels = (block.y1 - block.y0) * conv.W;
-        predictor.predict(b, chunk);
-        for (int64_t k = 0; k < count; ++k) {
-          const BlockTaps<T> grad_taps = tile_taps<T>(conv, grad_tile, k, count, layout.columns);
-          const T* g = grad + k * plane;
-          const T* output = n < conv.N - 1 ? state(n + 1, k) : slope == T(1) ? g : nullptr;
-          backward_block<KS, T>(block, predictor.taps(k), slope, state(n, k), output ? output + first : nullptr,
-                                g + first, wanted ? &grad_taps : nullptr, rooms, grad_next + k * plane);
-        }
-        if (args.grad_weight) {
-          multiply_rows<T>(grad_tile, rows.total, pixels, layout.columns, args.transposed + first * layout.depth,
-                           layout.depth, layout.depth, grad_rows, layout.depth);
-          each_row(rows, [&](int64_t r, int64_t row) {
-            T sum = 0;
-            for (int64_t j = 0; j < pixels; ++j) sum += grad_tile[r * layout.columns + j];
-            args.grad_bias[row] += sum;
-          });
-        }
-        if (grad_features)
-          multiply<T>({columns, D, rows.total}, grad_tile, PANEL_COLUMNS<T>, layout.columns, layout.columns, nullptr,
-                      grad_features + chunk * layout.columns * D, layout.columns);
-      });
-      if (args.grad_weight)
-        each_row(rows, [&](int64_t r, int64_t row) {
-          for (int64_t d = 0; d < D; ++d) args.grad_weight[row * D + d] += grad_rows[r * layout.depth + d];
-        });
-      T* const done = grad;
-      grad = grad_next;
-      grad_next = done;
-    }
-    put(args.grad_x + (b * conv.C + c) * plane, grad, count * plane, false);
-  }
-}
-
 }  // namespace
 
 template <typename T>
@@ -219,7 +109,7 @@ PredictedLayout predicted_layout(const AdaptiveConv& conv, int64_t D) {
   for (int64_t rows = 1; rows <= conv.H && rows * conv.W <= 1024; ++rows)
     if (rows * conv.W <= 256 || waste(rows) <= waste(best)) best = rows;
   const int64_t chunks = (conv.H + best - 1) / best, columns = padded<T>(best * conv.W);
-  return {best, chunks, columns, padded<T>(D), chunks * columns * D};
+  return {best, chunks, columns, padded<T>(D), chunks * columns * padded_rows(D)};
 }
 
 template <typename S>
@@ -254,7 +144,7 @@ void unpack_features(const AdaptiveConv& conv, int64_t D, const accumulate_t<S>*
     for (int64_t d = 0; d < D; ++d)
       for (int64_t j = 0; j < (block.y1 - block.y0) * conv.W; ++j) {
         T sum = 0;
-        for (int64_t k = 0; k < count; ++k) sum += packed[k * apart + (chunk * D + d) * layout.columns + j];
+        for (int64_t k = 0; k < count; ++k) sum += packed[k * apart + (chunk * padded_rows(D) + d) * layout.columns + j];
         store(sum, out[d * plane + first + j]);
       }
   });
@@ -262,13 +152,116 @@ void unpack_features(const AdaptiveConv& conv, int64_t D, const accumulate_t<S>*
 
 template <typename S>
 void predicted_forward(const Predicted<S>& args, S* out, int64_t begin, int64_t end) {
-  with_taps(args.conv.K, [&]<int KS>() { forward_groups<S, KS>(args, out, begin, end); });
+  using T = accumulate_t<S>;
+  const AdaptiveConv& conv = args.conv;
+  const PredictedLayout layout = predicted_layout<T>(conv, args.D);
+  const int64_t plane = conv.H * conv.W, groups = (conv.C + args.group - 1) / args.group;
+  // Every step writes its rows K/2 rows higher than it read them: a chunk then overwrites only rows that the chunks
+  // below do not read, and one plane per channel is enough.
+  const int64_t rise = conv.K / 2 * conv.W, room = plane + conv.N * rise;
+  Predictor<S> predictor(args, layout);
+  Scratch<T> planes(args.group * room), middle(layout.columns);
+  for (int64_t i = begin; i < end; ++i) {
+    const int64_t b = i / groups, c = i % groups * args.group;
+    const int64_t count = conv.C - c < args.group ? conv.C - c : args.group;
+    const int64_t first_plane = (b * conv.C + c) * plane;
+    for (int64_t k = 0; k < count; ++k)
+      for (int64_t j = 0; j < plane; ++j)
+        planes[k * room + conv.N * rise + j] = load(args.x[first_plane + k * plane + j]);
+    for (int64_t n = 0; n < conv.N; ++n) {
+      predictor.take_step(n, c, count);
+      each_chunk(conv, layout, [&](int64_t chunk, const Block& block, int64_t first) {
+        predictor.predict(b, chunk);
+        for (int64_t k = 0; k < count; ++k) {
+          T* u = planes + k * room + (conv.N - n) * rise;
+          forward_block<T>(block, predictor.taps(k), slope_of<T>(conv, n), u, middle, u - rise + first);
+        }
+      });
+    }
+    for (int64_t k = 0; k < count; ++k) put(out + first_plane + k * plane, planes + k * room, plane, false);
+  }
 }
 
 template <typename S>
-void predicted_backward(const PredictedBackward<S>& args, accumulate_t<S>* grad_features, int64_t first,
-                        int64_t stride) {
-  with_taps(args.forward.conv.K, [&]<int KS>() { backward_groups<S, KS>(args, grad_features, first, stride); });
+void predicted_backward(const PredictedBackward<S>& args, accumulate_t<S>* grad_features, int64_t first_group,
+                        int64_t group_stride) {
+  using T = accumulate_t<S>;
+  const Predicted<S>& forward = args.forward;
+  const AdaptiveConv& conv = forward.conv;
+  const PredictedLayout layout = predicted_layout<T>(conv, forward.D);
+  const int64_t plane = conv.H * conv.W, D = forward.D, b = args.frame, group = forward.group;
+  const int64_t groups = (conv.C + group - 1) / group, most_rows = padded_rows(group * (2 * conv.K + 1));
+  const bool wanted = args.grad_weight || grad_features;
+  Predictor<S> predictor(forward, layout);
+  // u_n of channel k, and the gradients in the outputs and inputs of a step
+  Scratch<T> states(conv.N * group * plane), grads(2 * group * plane), rooms(3 * layout.columns);
+  Scratch<T> grad_tile(wanted ? most_rows * layout.columns : 0);
+  Scratch<T> grad_rows(args.grad_weight ? most_rows * layout.depth : 0);  // of weight, in this step
+  Scratch<T> columns(grad_features ? most_rows * padded_rows(D) : 0);     // of weight: its transpose in panels
+  for (int64_t j = 0; wanted && j < most_rows * layout.columns; ++j) grad_tile[j] = 0;
+  const auto state = [&](int64_t n, int64_t k) { return states + (n * group + k) * plane; };
+  for (int64_t i = first_group; i < groups; i += group_stride) {
+    const int64_t c = i * group, count = conv.C - c < group ? conv.C - c : group;
+    T *grad = grads, *grad_next = grads + group * plane;
+    for (int64_t k = 0; k < count; ++k)
+      for (int64_t j = 0; j < plane; ++j) {
+        state(0, k)[j] = load(forward.x[(b * conv.C + c + k) * plane + j]);
+        grad[k * plane + j] = load(args.grad[(b * conv.C + c + k) * plane + j]);
+      }
+    for (int64_t n = 0; n < conv.N - 1; ++n) {
+      predictor.take_step(n, c, count);
+      each_chunk(conv, layout, [&](int64_t chunk, const Block& block, int64_t first) {
+        predictor.predict(b, chunk);
+        for (int64_t k = 0; k < count; ++k)
+          forward_block<T>(block, predictor.taps(k), slope_of<T>(conv, n), state(n, k), rooms,
+                               state(n + 1, k) + first);
+      });
+    }
+    for (int64_t n = conv.N - 1; n >= 0; --n) {
+      const T slope = slope_of<T>(conv, n);
+      predictor.take_step(n, c, count);
+      const Rows& rows = predictor.rows();
+      if (grad_features)
+        for (int64_t d = 0; d < D; d += PANEL_ROWS)
+          each_row(rows, [&](int64_t r, int64_t row) {
+            for (int64_t e = 0; e < PANEL_ROWS; ++e)
+              columns[d * rows.total + r * PANEL_ROWS + e] = d + e < D ? load(forward.weight[row * D + d + e]) : T(0);
+          });
+      if (args.grad_weight) std::memset(grad_rows, 0, size_t(padded_rows(rows.total) * layout.depth) * sizeof(T));
+      std::memset(grad_next, 0, size_t(count * plane) * sizeof(T));
+      each_chunk(conv, layout, [&](int64_t chunk, const Block& block, int64_t first) {
+        const int64_t pixels = (block.y1 - block.y0) * conv.W;
+        predictor.predict(b, chunk);
+        for (int64_t k = 0; k < count; ++k) {
+          const BlockTaps<T> grad_taps = tile_taps<T>(conv, grad_tile, k, count, layout.columns);
+          const T* g = grad + k * plane;
+          const T* output = n < conv.N - 1 ? state(n + 1, k) : slope == T(1) ? g : nullptr;
+          backward_block<T>(block, predictor.taps(k), slope, state(n, k), output ? output + first : nullptr,
+                                g + first, wanted ? &grad_taps : nullptr, rooms, grad_next + k * plane);
+        }
+        if (args.grad_weight) {
+          multiply_rows<T>(grad_tile, rows.total, pixels, layout.columns, args.transposed + first * layout.depth,
+                           layout.depth, layout.depth, grad_rows, layout.depth);
+          each_row(rows, [&](int64_t r, int64_t row) {
+            T sum = 0;
+            for (int64_t j = 0; j < pixels; ++j) sum += grad_tile[r * layout.columns + j];
+            args.grad_bias[row] += sum;
+          });
+        }
+        if (grad_features)
+          multiply<T>(columns, D, rows.total, grad_tile, PANEL_COLUMNS<T>, layout.columns, layout.columns, nullptr,
+                      grad_features + chunk * layout.columns * padded_rows(D), layout.columns);
+      });
+      if (args.grad_weight)
+        each_row(rows, [&](int64_t r, int64_t row) {
+          for (int64_t d = 0; d < D; ++d) args.grad_weight[row * D + d] += grad_rows[r * layout.depth + d];
+        });
+      T* const done = grad;
+      grad = grad_next;
+      grad_next = done;
+    }
+    put(args.grad_x + (b * conv.C + c) * plane, grad, count * plane, false);
+  }
 }
 
 template PredictedLayout predicted_layout<float>(const AdaptiveConv&, int64_t);

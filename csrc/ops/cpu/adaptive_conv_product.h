@@ -9,14 +9,15 @@
 namespace tta::TTA_ISA {
 namespace {
 
+// A block of PANEL_ROWS x VECTORS sums, with VECTORS vectors and a factor, fills the registers: 16, or 32 with AVX-512.
+// Powers of two, because the numbers of channels are: rows are padded to PANEL_ROWS.
 #if defined(__AVX512F__)
-constexpr int VECTOR_BYTES = 64, PANEL_ROWS = 14;  // 28 sums, 2 vectors and a factor in 32 registers
+constexpr int VECTOR_BYTES = 64, PANEL_ROWS = 8, VECTORS = 3;
 #elif defined(__AVX2__)
-constexpr int VECTOR_BYTES = 32, PANEL_ROWS = 6;  // 12 sums, 2 vectors and a factor in 16
+constexpr int VECTOR_BYTES = 32, PANEL_ROWS = 4, VECTORS = 3;
 #else
-constexpr int VECTOR_BYTES = 16, PANEL_ROWS = 4;
+constexpr int VECTOR_BYTES = 16, PANEL_ROWS = 4, VECTORS = 2;
 #endif
-constexpr int VECTORS = 2;
 
 template <typename T>
 struct Vector {
@@ -33,74 +34,61 @@ constexpr int64_t padded(int64_t columns) {
   return (columns + PANEL_COLUMNS<T> - 1) / PANEL_COLUMNS<T> * PANEL_COLUMNS<T>;
 }
 
-// A matrix whose rows come in panels of PANEL_ROWS, the last one lower; within a panel the common axis is outermost.
-template <typename T>
-struct Panels {
-  const T* data;
-  int64_t rows, depth;
-};
+inline int64_t padded_rows(int64_t rows) { return (rows + PANEL_ROWS - 1) / PANEL_ROWS * PANEL_ROWS; }
 
-// c[i, j] (+)= sum over k of a(i, k) * b[k, j] for i < ROWS, j < PANEL_COLUMNS. a(i, k) is a[k * ROWS + i] in a panel and
-// a[i * a_row + k] else. `start` has the value of each row to begin with; null: what c holds.
-template <typename T, int ROWS, bool IN_PANEL>
-void product_block(int64_t depth, const T* a, int64_t a_row, const T* b, int64_t b_row, const T* start, T* c,
-                   int64_t c_row) {
+// c[i, j] = start[i], or else c[i, j], + sum over k of a(i, k) * b[k, j] for i < PANEL_ROWS, j < PANEL_COLUMNS.
+template <typename T, typename Factor>
+inline void product_block(int64_t depth, Factor a, const T* b, int64_t b_row, const T* start, T* c, int64_t c_row) {
   using V = typename Vector<T>::type;
   using Anywhere = typename Vector<T>::anywhere;
   constexpr int LANES = VECTOR_BYTES / sizeof(T);
-  V sum[ROWS][VECTORS];
-  unroll<ROWS>([&]<int i>() __attribute__((always_inline)) {
+  V sum[PANEL_ROWS][VECTORS];
+  unroll<PANEL_ROWS>([&]<int i>() __attribute__((always_inline)) {
     unroll<VECTORS>([&]<int v>() __attribute__((always_inline)) {
       sum[i][v] = start ? start[i] - V{} : V(*(const Anywhere*)(c + i * c_row + v * LANES));
     });
   });
-  // Rows 0, 5, 10: the others are a scaled index away, which an address can hold.
-  const T *a0 = a, *a5 = a + 5 * a_row, *a10 = a + 10 * a_row;
-  for (int64_t k = 0; k < depth; ++k) {
+  for (int64_t k = 0; k < depth; ++k, b += b_row) {
     V right[VECTORS];
     unroll<VECTORS>([&]<int v>() __attribute__((always_inline)) { right[v] = *(const Anywhere*)(b + v * LANES); });
-    unroll<ROWS>([&]<int i>() __attribute__((always_inline)) {
-      const T left = IN_PANEL ? a[i] : (i < 5 ? a0 : i < 10 ? a5 : a10)[(i % 5) * a_row];
+    unroll<PANEL_ROWS>([&]<int i>() __attribute__((always_inline)) {
+      const T left = a(i, k);
       unroll<VECTORS>([&]<int v>() __attribute__((always_inline)) { sum[i][v] += left * right[v]; });
     });
-    b += b_row;
-    if constexpr (IN_PANEL) a += ROWS;
-    else ++a0, ++a5, ++a10;
   }
-  unroll<ROWS>([&]<int i>() __attribute__((always_inline)) {
+  unroll<PANEL_ROWS>([&]<int i>() __attribute__((always_inline)) {
     unroll<VECTORS>([&]<int v>() __attribute__((always_inline)) {
       *(Anywhere*)(c + i * c_row + v * LANES) = sum[i][v];
     });
   });
 }
 
-template <typename T, bool IN_PANEL, int ROWS = PANEL_ROWS>
-void product_rows(int64_t rows, int64_t depth, const T* a, int64_t a_row, const T* b, int64_t b_row, const T* start,
-                  T* c, int64_t c_row) {
-  if constexpr (ROWS > 1) {
-    if (rows < ROWS) return product_rows<T, IN_PANEL, ROWS - 1>(rows, depth, a, a_row, b, b_row, start, c, c_row);
-  }
-  product_block<T, ROWS, IN_PANEL>(depth, a, a_row, b, b_row, start, c, c_row);
-}
-
-// c[rows, columns] (+)= a * b, a in panels. Columns are padded to a multiple of PANEL_COLUMNS; panel p of b's columns
-// begins at b + p * b_panel, its rows b_row apart.
+// c[rows, columns] = start or c + a * b. Rows and columns are padded to whole blocks in all arrays. `a` is in panels of
+// PANEL_ROWS rows, within which the depth is outermost; panel p of b's columns begins at b + p * b_panel, its rows are
+// b_row apart.
 template <typename T>
-void multiply(const Panels<T>& a, const T* b, int64_t b_panel, int64_t b_row, int64_t columns, const T* start, T* c,
-              int64_t c_row) {
+__attribute__((noinline)) void multiply(const T* a, int64_t rows, int64_t depth, const T* b, int64_t b_panel,
+                                        int64_t b_row, int64_t columns, const T* start, T* c, int64_t c_row) {
   for (int64_t j = 0; j < columns; j += PANEL_COLUMNS<T>, b += b_panel)
-    for (int64_t i = 0; i < a.rows; i += PANEL_ROWS)
-      product_rows<T, true>(a.rows - i, a.depth, a.data + i * a.depth, 0, b, b_row, start ? start + i : nullptr,
-                            c + i * c_row + j, c_row);
+    for (int64_t i = 0; i < rows; i += PANEL_ROWS) {
+      const T* panel = a + i * depth;
+      product_block<T>(
+          depth, [=](int r, int64_t k) __attribute__((always_inline)) { return panel[k * PANEL_ROWS + r]; }, b, b_row,
+          start ? start + i : nullptr, c + i * c_row + j, c_row);
+    }
 }
 
-// c[rows, columns] += a * b, with rows of a in memory as they are.
+// c[rows, columns] += a * b, with rows of `a` in memory as they are, a_row apart.
 template <typename T>
-void multiply_rows(const T* a, int64_t rows, int64_t depth, int64_t a_row, const T* b, int64_t b_row, int64_t columns,
-                   T* c, int64_t c_row) {
+__attribute__((noinline)) void multiply_rows(const T* a, int64_t rows, int64_t depth, int64_t a_row, const T* b,
+                                             int64_t b_row, int64_t columns, T* c, int64_t c_row) {
   for (int64_t i = 0; i < rows; i += PANEL_ROWS)
-    for (int64_t j = 0; j < columns; j += PANEL_COLUMNS<T>)
-      product_rows<T, false>(rows - i, depth, a + i * a_row, a_row, b + j, b_row, nullptr, c + i * c_row + j, c_row);
+    for (int64_t j = 0; j < columns; j += PANEL_COLUMNS<T>) {
+      const T* first = a + i * a_row;
+      product_block<T>(
+          depth, [=](int r, int64_t k) __attribute__((always_inline)) { return first[r * a_row + k]; }, b + j, b_row,
+          nullptr, c + i * c_row + j, c_row);
+    }
 }
 
 }  // namespace

@@ -11,11 +11,12 @@
 #include <cstdint>
 
 namespace tta::TTA_ISA {
-namespace {
 
 struct Block {
   int64_t H, W, y0, y1, K;
 };
+
+namespace {
 
 inline int64_t clamp(int64_t value, int64_t last) { return value < 0 ? 0 : value > last ? last : value; }
 

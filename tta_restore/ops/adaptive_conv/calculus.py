@@ -171,7 +171,7 @@ class IacFromFeaturesDoubleBackward(torch.autograd.Function):
 
     @staticmethod
     def forward(*inputs: Any) -> tuple[Tensor, ...]:
-        return features_double_backward(inputs[:4], inputs[4:9], inputs[9:])
+        return features_double_backward(inputs[0], inputs[1:4], inputs[4:9], inputs[9:])
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -183,17 +183,18 @@ class IacFromFeaturesDoubleBackward(torch.autograd.Function):
 
 
 def features_double_backward(
-    direction: tuple[Tensor | None, ...], tensors: tuple[Tensor, ...], options: tuple[Any, ...]
+    dx: Tensor, dpredictor: tuple[Tensor | None, ...], tensors: tuple[Tensor, ...], options: tuple[Any, ...]
 ) -> tuple[Tensor, ...]:
     """Gradients of <gradients of iac_from_features, direction> in its grad, x, features, weight and bias.
 
-    ``direction`` is (dx, dfeatures, dweight, dbias); all but the first may be None. The filters, which are
-    F = weight features + bias, move along dF = weight dfeatures + dweight features + dbias; the derivatives in (x, F)
-    are those of iac, and the product rule does the rest. Filters exist for a sixteenth of the channels at a time.
+    The direction is ``dx`` and ``dpredictor``, (dfeatures, dweight, dbias), of which the first and the last two may be
+    None. The filters, which are F = weight features + bias, move along dF = weight dfeatures + dweight features +
+    dbias; the derivatives in (x, F) are those of iac, and the product rule does the rest. Filters exist for a sixteenth
+    of the channels at a time.
     """
     predict = reference.predict_filters
-    dx, dh, dweight, dbias = (None if t is None else reference.widen(t)[0] for t in direction)
-    grad, x, h, weight, bias = reference.widen(*tensors)
+    dh, dweight, dbias = (None if t is None else reference.widen(t)[0] for t in dpredictor)
+    dx, grad, x, h, weight, bias = reference.widen(dx, *tensors)
     channels, num_steps, kernel_size = x.shape[1], options[0], options[1]
     numbers = torch.arange(len(bias), device=x.device)
     taps, biases = numbers.split([num_steps * 2 * channels * kernel_size, num_steps * channels])
@@ -204,7 +205,7 @@ def features_double_backward(
         rows = torch.cat([taps[:, :, part].flatten(), biases[:, part].flatten()])
         w, g, u = weight[rows], grad[:, part], x[:, part]
         filters, dfilters = predict(h, w, bias[rows]), None
-        if dweight is not None:
+        if dweight is not None and dbias is not None:
             dfilters = predict(h, dweight[rows], dbias[rows])
         if dh is not None:
             dfilters = predict(dh, w, None) + (0 if dfilters is None else dfilters)
