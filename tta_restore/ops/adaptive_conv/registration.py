@@ -12,6 +12,7 @@ from ... import _library
 from . import reference
 
 _WIDE = {torch.float16: torch.float32, torch.bfloat16: torch.float32}
+_TRITON = "tta_restore.ops.adaptive_conv.triton"
 _OPTIONS = "int num_steps, int kernel_size, float negative_slope, bool activate_last, bool own"
 
 
@@ -28,23 +29,27 @@ def _iac_fake(x: Tensor, filters: Tensor, num_steps: int, *options: Any) -> tupl
 sac = _library.define(
     "sac(Tensor x, Tensor vertical, Tensor horizontal) -> Tensor",
     reference=reference.sac,
+    triton=_TRITON,
     fake=lambda x, vertical, horizontal: _dense(x),
 )
 sac_backward = _library.define(
     "sac_backward(Tensor grad, Tensor x, Tensor vertical, Tensor horizontal, bool need_taps)"
     " -> (Tensor, Tensor, Tensor)",
     reference=reference.sac_backward,
+    triton=_TRITON,
     fake=lambda grad, x, vertical, horizontal, need: (_dense(x), _dense(vertical, need), _dense(horizontal, need)),
 )
 iac = _library.define(
     f"iac(Tensor x, Tensor filters, {_OPTIONS}, bool save_states) -> (Tensor, Tensor)",
     reference=reference.iac,
+    triton=_TRITON,
     fake=_iac_fake,
 )
 iac_backward = _library.define(
     f"iac_backward(Tensor grad, Tensor x, Tensor filters, Tensor states, {_OPTIONS}, bool need_filters)"
     " -> (Tensor, Tensor)",
     reference=reference.iac_backward,
+    triton=_TRITON,
     fake=lambda grad, x, filters, states, *options: (_dense(x), _dense(filters, options[-1])),
 )
 iac_double_backward = _library.define(
@@ -56,12 +61,14 @@ iac_double_backward = _library.define(
 iac_from_features = _library.define(
     f"iac_from_features(Tensor x, Tensor features, Tensor weight, Tensor bias, {_OPTIONS}) -> Tensor",
     reference=reference.iac_from_features,
+    triton=_TRITON,
     fake=lambda x, *rest: _dense(x),
 )
 iac_from_features_backward = _library.define(
     f"iac_from_features_backward(Tensor grad, Tensor x, Tensor features, Tensor weight, Tensor bias, {_OPTIONS},"
     " bool need_features, bool need_weight) -> (Tensor, Tensor, Tensor, Tensor)",
     reference=reference.iac_from_features_backward,
+    triton=_TRITON,
     fake=lambda grad, x, features, weight, bias, *options: (
         _dense(x),
         _dense(features, options[-2]),
