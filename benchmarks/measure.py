@@ -77,11 +77,15 @@ def stream(device: str, size: int = 448 << 20) -> dict[str, Callable[[], Any]]:
     return {"read": source.sum, "copy": lambda: target.copy_(source)}
 
 
-def compare(case: cases.Case, direction: str, device: str, rounds: int, seconds: float) -> dict[str, Any]:
-    """Time all contenders of a case, and the stream beside them."""
+def compare(
+    case: cases.Case, direction: str, device: str, rounds: int, seconds: float, only: list[str]
+) -> dict[str, Any]:
+    """Time the contenders of a case, all or those named, and the stream beside them."""
     tensors = case.tensors(device)
     calls = {
-        name: cases.runner(function, tensors, direction) for name, function in cases.contenders(case, device).items()
+        name: cases.runner(function, tensors, direction)
+        for name, function in cases.contenders(case, device).items()
+        if not only or name in only
     }
     size = 448 << 20
     return in_turn({**calls, **{f"stream {k}": v for k, v in stream(device, size).items()}}, device, rounds, seconds)

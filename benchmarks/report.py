@@ -56,10 +56,16 @@ def answer(request: dict[str, Any]) -> Any:
     case, direction = cases.cases(device)[request["case"]], request["direction"]
     if kind == "memory":
         return measure.peak_memory(case, direction, device, request["contender"])
-    return measure.compare(case, direction, device, request["rounds"], request["seconds"])
+    return measure.compare(case, direction, device, request["rounds"], request["seconds"], request["contenders"])
 
 
-def collect(options: argparse.Namespace) -> dict[str, Any]:
+def save(result: dict[str, Any], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
+
+
+def collect(options: argparse.Namespace, path: Path | None) -> tuple[dict[str, Any], Path]:
+    """Measure what the options ask for; the file is written again after every comparison, which may take long."""
     device = options.device
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
     allocators = ["default"] if device == "cuda" else options.allocators
@@ -73,6 +79,8 @@ def collect(options: argparse.Namespace) -> dict[str, Any]:
         "overhead_microseconds": _child({**base, "kind": "overhead"}, {}, 1),
         "measurements": [],
     }
+    name = "".join(c if c.isalnum() else "-" for c in result["machine"]["device"].lower()).strip("-")
+    path = path or RESULTS / f"{result['date'][:10]}-{name}.json"
     for index, case in enumerate(cases.cases(device)):
         if options.only and options.only not in case.name:
             continue
@@ -86,6 +94,7 @@ def collect(options: argparse.Namespace) -> dict[str, Any]:
                         "direction": direction,
                         "rounds": options.rounds,
                         "seconds": options.seconds,
+                        "contenders": options.contenders,
                     }
                     print(f"{case.name}, {direction}, {allocator}, {threads} threads ...", file=sys.stderr, flush=True)
                     times = _child(request, ALLOCATORS[allocator], threads)
@@ -102,14 +111,18 @@ def collect(options: argparse.Namespace) -> dict[str, Any]:
                             "times": times,
                         }
                     )
+                    save({**result, "load_after": os.getloadavg()}, path)
             if options.memory:
                 memory = {}
                 for contender in cases.contenders(case, device):
+                    if options.contenders and contender not in options.contenders:
+                        continue
                     request = {**base, "kind": "memory", "case": index, "direction": direction, "contender": contender}
                     memory[contender] = _child(request, {}, 1)
                 result["measurements"][-1]["peak_bytes"] = memory
     result["load_after"] = os.getloadavg()
-    return result
+    save(result, path)
+    return result, path
 
 
 def table(result: dict[str, Any]) -> str:
@@ -204,6 +217,7 @@ def main(arguments: list[str]) -> int:
     report.add_argument("--threads", type=int, nargs="+", default=[1, os.cpu_count() or 1])
     report.add_argument("--allocators", nargs="+", default=["default", "huge pages"], choices=list(ALLOCATORS))
     report.add_argument("--directions", nargs="+", default=["forward", "forward+backward"])
+    report.add_argument("--contenders", nargs="+", default=[], help="default: all")
     report.add_argument("--rounds", type=int, default=15)
     report.add_argument(
         "--seconds", type=float, default=60, help="stop a comparison after this many, but not before 3 rounds"
@@ -224,11 +238,7 @@ def main(arguments: list[str]) -> int:
         return 0
     if options.device == "cuda":
         options.threads = [1]
-    result = collect(options)
-    device = "".join(c if c.isalnum() else "-" for c in result["machine"]["device"].lower()).strip("-")
-    path = options.output or RESULTS / f"{result['date'][:10]}-{device}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
+    result, path = collect(options, options.output)
     plot(result, path.with_suffix(".svg"))
     print(table(result))
     print(f"\nwritten: {path} and {path.with_suffix('.svg').name}")

@@ -238,6 +238,12 @@ def test_no_spills(kernel):
     assert all(0 < resources.registers <= 255 for resources in found.values())
 
 
+@pytest.mark.parametrize("kernel", list(KERNELS))
+def test_sizes_of_one_compile(kernel):
+    """Triton makes constants of arguments that are 1."""
+    compile_everywhere(kernel, "fp32", 1, C=1, H=1, W=1, D=1, N=1)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("taps", [3, 5, 7])
 @pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])

@@ -119,8 +119,8 @@ def iac_from_features(
     r"""Compute ``iac(x, conv1x1(features, weight, bias), ...)`` without ever holding the filters.
 
     A few channels' filters are made where they are used, and made again for the gradient: nothing of size N*C*(2K+1)
-    planes exists, forward or backward. (The second derivative holds them for a sixteenth of the channels at a time.)
-    The options are those of :func:`iac`.
+    planes exists, forward or backward. (On CUDA the backward pass holds those of one step at a time, the second
+    derivative anywhere those of a sixteenth of the channels.) The options are those of :func:`iac`.
 
     Shape:
         - x: (B, C, H, W)
