@@ -40,6 +40,8 @@ SMALL = [
     Case("iac", (1, 2, 4, 9), 2, 3, dtype=torch.bfloat16),
     Case("iac_from_features", (2, 3, 5, 7), 2, 3, 5),
     Case("iac_from_features", (1, 2, 6, 3), 2, 5, 3, {"horizontal": "vertical", "activate_last": False}),
+    # Not bfloat16, of which the interpreter multiplies the bits as integers.
+    Case("iac_from_features", (1, 2, 9, 12), 2, 3, 20, dtype=torch.float16),
     Case("iac_from_features", (1, 3, 1, 1), 1, 1, 2, dtype=torch.float16),
 ]
 GROUPS = Case("iac_from_features", (1, 34, 9, 9), 1, 3, 40)  # more channels, features and pixels than a tile takes
@@ -147,7 +149,7 @@ def test_kernels_equal_the_reference(case):
 
 @pytest.mark.gpu
 def test_predicted_filters_never_exist_on_the_device():
-    """Forward needs a few planes; backward the states of every step and one step's filters with their gradient."""
+    """Forward needs a few planes; backward the states of all steps and one step's filters with their gradient."""
     case = Case("iac_from_features", (1, 128, 140, 210), 17, 3, 128, dtype=torch.bfloat16)
     x, *predictor = (t.requires_grad_() for t in tensors(case, "cuda"))
     filters = 17 * 128 * 7 * 140 * 210 * 2
@@ -163,7 +165,7 @@ def test_predicted_filters_never_exist_on_the_device():
     forward, out = peak(lambda: ops.iac_from_features(x, *predictor, num_steps=17))
     assert forward < filters / 10
     backward, _ = peak(lambda: out.sum().backward())
-    assert backward < filters / 2
+    assert backward < 0.7 * filters
 
 
 @pytest.mark.gpu
@@ -205,6 +207,7 @@ KERNELS = {
     "rows_backward": kernels.rows_backward_kernel,
     "columns_backward": kernels.columns_backward_kernel,
     "predicted_pass": kernels.predicted_pass_kernel,
+    "predict": kernels.predict_kernel,
 }
 NAMES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 STORED = {"p_vertical", "p_horizontal", "p_bias", "p_features", "p_weight"}
@@ -223,7 +226,7 @@ def compile_everywhere(kernel, dtype, taps, **changes):
         elif not name.isupper() or name in "CDHWN":
             signature[name] = "i64" if name.endswith("_frame") else "i32"
     settings = dict(launchers.STEP)
-    if kernel is kernels.predicted_pass_kernel:
+    if "BLOCK_C" in kernel.arg_names:
         settings = launchers.predicted_tile(NAMES[dtype], 128, 128, 140 * 210)
     options = {"num_warps": settings.pop("num_warps")}
     flags = {"TAPS": True, "OWN": True, "BIAS": True, "ROWS": True, **settings, **constants}
@@ -260,6 +263,7 @@ def test_sizes_of_one_compile(kernel):
         ("predicted_pass", {"ROWS": False}),
         ("predicted_pass", {"BLOCK_C": 16, "BLOCK_D": 16}),
         ("predicted_pass", {"PRECISION": "tf32"}),
+        ("predict", {}),
     ],
     ids=str,
 )

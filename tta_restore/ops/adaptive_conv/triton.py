@@ -210,6 +210,23 @@ def _predict_and_apply(
             )  # fmt: skip
 
 
+def _predict(
+    x: Tensor, predictor: tuple[Tensor, Tensor, Tensor], first: int, biases: int, taps: int
+) -> Tensor:  # fmt: skip
+    """Make one step's filters (B, taps + C, H*W), in float32."""
+    features, weight, bias = predictor
+    (frames, channels, height, width), d = x.shape, features.shape[1]
+    rows = taps + channels
+    filters = x.new_empty(frames, rows, height * width, dtype=torch.float32)
+    tile = predicted_tile(x.dtype, channels, d, height * width)
+    grid = (frames * triton.cdiv(rows, tile["BLOCK_C"]) * _blocks(x, tile["BLOCK"]),)
+    _launch(
+        kernels.predict_kernel, grid, features, weight, bias, filters, d, height, width, first, biases, taps, rows,
+        **tile,
+    )  # fmt: skip
+    return filters
+
+
 def iac_from_features(
     x: Tensor, features: Tensor, weight: Tensor, bias: Tensor, num_steps: int, kernel_size: int,
     negative_slope: float, activate_last: bool, own: bool,
@@ -250,10 +267,9 @@ def iac_from_features_backward(
             for n in reversed(range(num_steps)):
                 first, biases = n * 2 * taps, num_steps * 2 * taps + n * channels
                 rows = (slice(first, first + (2 if own else 1) * taps), slice(biases, biases + channels))
-                part = torch.cat([weight[r] for r in rows])
-                start = torch.cat([bias[r] for r in rows])[:, None]
-                filters = torch.baddbmm(start, part.expand(frames, -1, -1), flat)
-                grad_filters = torch.empty_like(filters) if need_features or need_weight else None
+                filters = _predict(x, (features, weight, bias), first, biases, rows[0].stop - first)
+                wanted = need_features or need_weight
+                grad_filters = torch.empty_like(filters, dtype=x.dtype) if wanted else None
                 steps = _Steps(x, _step_taps(filters, taps, channels), kernel_size, own, slopes[n : n + 1])
                 if n == num_steps - 1 and last is not None:
                     steps.forward(0, planes[n], last)
@@ -262,9 +278,9 @@ def iac_from_features_backward(
                     None if grad_filters is None else _step_taps(grad_filters, taps, channels),
                 )  # fmt: skip
                 if grad_filters is not None and need_features:
-                    flat_grad += torch.matmul(part.t(), grad_filters)
+                    flat_grad += torch.matmul(torch.cat([weight[r] for r in rows]).t(), grad_filters)
                 if grad_filters is not None and need_weight:
-                    sizes = [len(part) - channels, channels]
+                    sizes = [filters.shape[1] - channels, channels]
                     of_weight = torch.matmul(grad_filters, flat.transpose(1, 2)).sum(0).split(sizes)
                     of_bias = grad_filters.sum((0, 2)).split(sizes)
                     for r, w, b in zip(rows, of_weight, of_bias, strict=True):

@@ -216,3 +216,30 @@ def predicted_pass_kernel(
         b_sum = tl.where(b_sum > 0, b_sum, b_sum * slope)
     p_out += i_b * out_frame + i_c * plane
     tl.store(p_out + o_channel + o[None, :], b_sum.to(p_out.dtype.element_ty), mask=m_tile)
+
+
+@triton.jit(do_not_specialize=["first", "first_bias"])
+def predict_kernel(
+    p_features, p_weight, p_bias, p_out, D, H, W, first, first_bias, taps, rows,
+    BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK: tl.constexpr, PRECISION: tl.constexpr, INDEX: tl.constexpr,
+):  # fmt: skip
+    """One step's filters (B, rows, H, W): ``taps`` rows of weight from ``first``, the others from ``first_bias``.
+
+    The same products in the same order as in ``predicted_pass_kernel``, and no rounding between: gradients belong to
+    the output that was returned.
+    """
+    groups, blocks = tl.cdiv(rows, BLOCK_C), tl.cdiv(H * W, BLOCK)
+    i = tl.program_id(0)
+    i_row = (i % groups) * BLOCK_C
+    o_local = i_row + tl.arange(0, BLOCK_C)
+    o_row = tl.where(o_local < taps, first + o_local, first_bias + o_local - taps)
+    o = (i // groups % blocks) * BLOCK + tl.arange(0, BLOCK)
+    i_b = (i // groups // blocks).to(tl.int64)
+    plane = tl.full((), 1, tl.int64) * H * W
+    m_row, m = o_local < rows, o < H * W
+    b_filters = _predicted(
+        p_features + i_b * D * plane, p_weight, p_bias, o_row, o, m_row, m, H * W, D,
+        BLOCK_C, BLOCK_D, BLOCK, PRECISION, INDEX,
+    )  # fmt: skip
+    o_tile = tl.arange(0, BLOCK_C).to(INDEX)[:, None] * (H * W) + o[None, :]
+    tl.store(p_out + (i_b * rows + i_row) * plane + o_tile, b_filters, mask=m_row[:, None] & m[None, :])
