@@ -1,4 +1,4 @@
-"""The one ``torch.library`` object, and ``define``: schema, reference, fake and kernels of an op in a single call."""
+"""The one ``torch.library`` object; ``define`` an op in a single call, and ``apply`` it with or without autograd."""
 
 from __future__ import annotations
 
