@@ -76,10 +76,13 @@ class Iac(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         x, filters, *ctx.options, _ = inputs
         ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)  # zeros as large as all states, for nothing
         ctx.save_for_backward(x, filters, output[1])
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
+        if grad is None:
+            return (None,) * 8
         need_filters = ctx.needs_input_grad[1]
         grad_x, grad_filters = IacBackward.apply(grad, *ctx.saved_tensors, *ctx.options, need_filters)
         return grad_x, grad_filters if need_filters else None, *[None] * 6
@@ -95,11 +98,14 @@ class IacBackward(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         grad, x, filters, _, *ctx.options, ctx.need_filters = inputs
+        ctx.set_materialize_grads(False)  # a direction that is None costs nothing
         ctx.save_for_backward(grad, x, filters)
 
     @staticmethod
-    def backward(ctx: Any, dx: Tensor, dfilters: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, dx: Tensor | None, dfilters: Tensor | None) -> tuple[Tensor | None, ...]:
         direction = dx, dfilters if ctx.need_filters else None
+        if all(part is None for part in direction):
+            return (None,) * 10
         grads = IacDoubleBackward.apply(*direction, *ctx.saved_tensors, *ctx.options)
         return *grads, *[None] * 7
 
