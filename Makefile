@@ -10,7 +10,7 @@ ifeq ($(COMPILER),yes)
 export TTA_RESTORE_REQUIRE_EXTENSION ?= 1
 endif
 
-.PHONY: demo test lint bench docs build install clean
+.PHONY: demo test lint bench bench-gpu docs build install clean
 
 demo: install
 	$(BIN)/tta-restore demo
@@ -26,6 +26,11 @@ lint: install
 
 bench: install
 	$(BIN)/pytest benchmarks -q
+
+# Everything that only a machine with a GPU can tell: results, then times. Commit benchmarks/results.
+bench-gpu: install
+	$(BIN)/pytest -q -m gpu --device cuda tests
+	$(BIN)/python -m benchmarks report --device cuda
 
 docs: install
 	$(PIP) install -c constraints.txt sphinx myst-parser furo

@@ -18,6 +18,7 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     # Two workers of xdist share two cores.
     torch.set_num_threads(1 if os.environ.get("PYTEST_XDIST_WORKER") else min(2, os.cpu_count() or 1))
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic products on a GPU
     # Memory that nobody wrote reads as NaN: torch.empty and its relatives, also when C++ kernels call them.
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = True

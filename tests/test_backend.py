@@ -9,9 +9,12 @@ import threading
 
 import pytest
 import torch
+from torch.autograd import forward_ad
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import tta_restore
 from tta_restore import BackendUnavailable, _backend, _extension, _library, ops
+from tta_restore.ops.adaptive_conv import calculus
 
 needs_extension = pytest.mark.skipif(not _extension.AVAILABLE, reason="the C++ extension is not built")
 
@@ -201,3 +204,30 @@ def test_required_extension_makes_import_fail():
 def test_binary_from_older_sources_is_named(monkeypatch, probe):
     monkeypatch.setattr(_extension, "implements", lambda name: False)
     assert "rebuild it with `make build`" in probe.missing("cpu")
+
+
+def test_a_call_that_nobody_watches_goes_straight_to_the_kernel(monkeypatch):
+    """Modes, transforms and gradients still find the whole op; without any of them autograd is not even asked."""
+    x, taps = torch.rand(1, 2, 4, 5), torch.rand(1, 6, 4, 5)
+    expected = ops.sac(x.clone().requires_grad_(), taps, taps).detach()
+
+    seen = []
+
+    class Recorder(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            seen.append(func)
+            return func(*args, **(kwargs or {}))
+
+    with torch.no_grad(), Recorder():
+        ops.sac(x, taps, taps)
+    assert torch.ops.tta_restore.sac.default in seen
+    with forward_ad.dual_level(), pytest.raises((RuntimeError, NotImplementedError)):
+        ops.sac(forward_ad.make_dual(x, torch.ones_like(x)), taps, taps)
+
+    def refuse(*args):
+        raise AssertionError("autograd was asked")
+
+    monkeypatch.setattr(calculus.Sac, "apply", refuse)
+    assert torch.equal(ops.sac(x, taps, taps), expected)
+    with torch.no_grad():
+        assert torch.equal(ops.sac(x.requires_grad_(), taps, taps), expected)

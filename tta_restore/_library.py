@@ -1,4 +1,4 @@
-"""The one ``torch.library`` object, and ``define``: schema, reference, fake and kernels of an op in a single call."""
+"""The one ``torch.library`` object; ``define`` an op in a single call, and ``apply`` it with or without autograd."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 import torch
+from torch import Tensor
+from torch._C import _functorch
+from torch._ops import OpOverload
+from torch.autograd import forward_ad
 
 from ._backend import HALF_TYPES, OPERATORS, Operator
 
@@ -26,7 +30,7 @@ def define(
     triton: str | None = None,
     triton_dtypes: tuple[torch.dtype, ...] = (torch.float32, *HALF_TYPES),
     refuse: Callable[..., str | None] | None = None,
-) -> Callable[..., Any]:
+) -> OpOverload:
     """Register ``torch.ops.tta_restore.<name>`` and return it.
 
     Args:
@@ -60,3 +64,29 @@ def define(
     torch.library.register_autograd(f"tta_restore::{name}", bare_call, lib=LIBRARY)
     OPERATORS[name] = operator
     return getattr(torch.ops.tta_restore, name).default
+
+
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
+def apply(function: type[torch.autograd.Function], name: str, *args: Any) -> Any:
+    """Call ``function.apply``, whose forward is the op ``name`` of the same arguments.
+
+    Autograd and the dispatcher take several times as long as the op itself takes on tiny tensors. Where nothing
+    differentiates, transforms or records the call, the op is called without them.
+    """
+    if torch.compiler.is_compiling() or _is_watched(args):
+        return function.apply(*args)
+    return OPERATORS[name](*args)
+
+
+def _is_watched(args: tuple[Any, ...]) -> bool:
+    tensors = [value for value in args if isinstance(value, Tensor)]
+    return (
+        (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors))
+        or not all(type(tensor) in _PLAIN for tensor in tensors)  # fake tensors and other subclasses
+        or _functorch.peek_interpreter_stack() is not None  # grad, vmap, jvp
+        or forward_ad._current_level >= 0
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._len_torch_function_stack() > 0
+    )

@@ -2,10 +2,9 @@
 #include "adaptive_conv_block.h"
 
 namespace tta::TTA_ISA {
-namespace {
 
-template <typename S, int KS>
-void forward_channels(const AdaptiveConvForward<S>& args, int64_t begin, int64_t end) {
+template <typename S>
+void adaptive_conv_forward(const AdaptiveConvForward<S>& args, int64_t begin, int64_t end) {
   using T = accumulate_t<S>;
   constexpr bool in_place = sizeof(S) == sizeof(T);
   const AdaptiveConv& conv = args.conv;
@@ -23,7 +22,7 @@ void forward_channels(const AdaptiveConvForward<S>& args, int64_t begin, int64_t
       if constexpr (in_place)
         if (n == conv.N - 1) z = args.out + i * plane;
       each_block(conv, rows, [&](const Block& block, int64_t first, int64_t pixels) {
-        forward_block<KS, T>(block, reader.read(taps, first, pixels), slope_of<T>(conv, n), u, middle, z + first);
+        forward_block<T>(block, reader.read(taps, first, pixels), slope_of<T>(conv, n), u, middle, z + first);
       });
       u = z;
     }
@@ -31,8 +30,8 @@ void forward_channels(const AdaptiveConvForward<S>& args, int64_t begin, int64_t
   }
 }
 
-template <typename S, int KS>
-void backward_channels(const AdaptiveConvBackward<S>& args, int64_t begin, int64_t end) {
+template <typename S>
+void adaptive_conv_backward(const AdaptiveConvBackward<S>& args, int64_t begin, int64_t end) {
   using T = accumulate_t<S>;
   const AdaptiveConv& conv = args.conv;
   const int64_t plane = conv.H * conv.W, rows = block_rows(conv.H, conv.W), capacity = rows * conv.W;
@@ -49,7 +48,7 @@ void backward_channels(const AdaptiveConvBackward<S>& args, int64_t begin, int64
     };
     for (int64_t n = 0; !args.states && n < conv.N - 1; ++n)
       each_block(conv, rows, [&](const Block& block, int64_t first, int64_t pixels) {
-        forward_block<KS, T>(block, reader.read(locate(args.taps, b, n, c), first, pixels), T(conv.slope), state(n),
+        forward_block<T>(block, reader.read(locate(args.taps, b, n, c), first, pixels), T(conv.slope), state(n),
                              rooms, again + n * plane + first);
       });
     T *g = planes + plane, *g_next = planes + 2 * plane;
@@ -64,9 +63,8 @@ void backward_channels(const AdaptiveConvBackward<S>& args, int64_t begin, int64
       std::memset(g_next, 0, size_t(plane) * sizeof(T));
       each_block(conv, rows, [&](const Block& block, int64_t first, int64_t pixels) {
         const BlockTaps<T> room = writer.room();
-        backward_block<KS, T>(block, reader.read(taps, first, pixels), slope, u, output ? output + first : nullptr,
-                              source + first, wanted ? &room : nullptr, rooms, rooms + capacity, rooms + 2 * capacity,
-                              g_next);
+        backward_block<T>(block, reader.read(taps, first, pixels), slope, u, output ? output + first : nullptr,
+                              source + first, wanted ? &room : nullptr, rooms, g_next);
         if (wanted) writer.write(grad_taps, first, pixels);
       });
       source = g_next;
@@ -75,18 +73,6 @@ void backward_channels(const AdaptiveConvBackward<S>& args, int64_t begin, int64
     put(args.grad_x + i * plane, source, plane, false);
   }
   if (args.stream) stream_fence();
-}
-
-}  // namespace
-
-template <typename S>
-void adaptive_conv_forward(const AdaptiveConvForward<S>& args, int64_t begin, int64_t end) {
-  with_taps(args.conv.K, [&]<int KS>() { forward_channels<S, KS>(args, begin, end); });
-}
-
-template <typename S>
-void adaptive_conv_backward(const AdaptiveConvBackward<S>& args, int64_t begin, int64_t end) {
-  with_taps(args.conv.K, [&]<int KS>() { backward_channels<S, KS>(args, begin, end); });
 }
 
 #define INSTANTIATE(S)                                                                              \

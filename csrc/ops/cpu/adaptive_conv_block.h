@@ -1,4 +1,4 @@
-// A step and its backward on one block of rows. For *.isa.cpp only.
+// A step and its backward on one block of rows, and the way of its taps between there and memory. For *.isa.cpp only.
 #pragma once
 
 #include "adaptive_conv.h"
@@ -6,7 +6,6 @@
 #include "adaptive_conv_step.h"
 
 namespace tta::TTA_ISA {
-namespace {
 
 // Taps of a block in the type that is computed in, `stride` apart.
 template <typename T>
@@ -14,6 +13,18 @@ struct BlockTaps {
   T *vertical, *horizontal, *bias;
   int64_t stride;
 };
+
+// z = leaky_relu(H V u + b); slope 1 is no activation. `middle` is room for the block.
+template <typename T>
+void forward_block(const Block& block, const BlockTaps<const T>& taps, T slope, const T* u, T* middle, T* z);
+
+// Adds the gradient in u to the plane grad_u, and writes those in the taps unless grad_taps is null. `g` is the
+// gradient in the step's output and `output` that output; null, and it is computed. `rooms` holds three blocks.
+template <typename T>
+void backward_block(const Block& block, const BlockTaps<const T>& taps, T slope, const T* u, const T* output,
+                    const T* g, const BlockTaps<T>* grad_taps, T* rooms, T* grad_u);
+
+namespace {
 
 template <typename S>
 S* locate(S* base, const TapLayout& layout, int64_t b, int64_t n, int64_t c) {
@@ -26,9 +37,10 @@ Taps<S> locate(const Taps<S>& taps, int64_t b, int64_t n, int64_t c) {
           locate(taps.bias, taps.bias_layout, b, n, c), taps.layout, taps.bias_layout};
 }
 
-// Blocks of about this many pixels: all arrays of a block fit the first cache level together.
+// Blocks of about a thousand pixels, whose arrays fit the first cache level together, but not of few rows, which would
+// make most of them border rows.
 inline int64_t block_rows(int64_t H, int64_t W) {
-  const int64_t rows = 1024 / W > 1 ? 1024 / W : 1;
+  const int64_t rows = 1024 / W > 4 ? 1024 / W : 4;
   return rows < H ? rows : H;
 }
 
@@ -110,62 +122,6 @@ class TapWriter {
   Scratch<T> room_;
 };
 
-// z = leaky_relu(H V u + b); slope 1 is no activation
-template <int KS, typename T>
-void forward_block(const Block& block, const BlockTaps<const T>& taps, T slope, const T* u, T* middle, T* z) {
-  const T *k1 = taps.vertical, *k2 = taps.horizontal, *bias = taps.bias;
-  const int64_t stride = taps.stride;
-  filter_columns<KS, T>(
-      block, [=](int64_t t, int64_t i, int64_t j) { return k1[t * stride + i] * u[j]; },
-      [=](int64_t i, T sum) { middle[i] = sum; });
-  filter_rows<KS, T>(
-      block, [=](int64_t t, int64_t i, int64_t j) { return k2[t * stride + i] * middle[j]; },
-      [=](int64_t i, T sum) {
-        const T value = sum + bias[i];
-        z[i] = value > 0 ? value : value * slope;
-      });
-}
-
-// Adds the gradient in u to the plane grad_u, and writes those in the taps unless grad_taps is null. `g` is the
-// gradient in the step's output and `output` that output; null, and it is computed. Rooms hold a block.
-template <int KS, typename T>
-void backward_block(const Block& block, const BlockTaps<const T>& taps, T slope, const T* u, const T* output,
-                    const T* g, const BlockTaps<T>* grad_taps, T* middle, T* gz, T* g_middle, T* grad_u) {
-  const T *k1 = taps.vertical, *k2 = taps.horizontal;
-  const int64_t stride = taps.stride, n = (block.y1 - block.y0) * block.W;
-  if (output == nullptr) {
-    forward_block<KS, T>(block, taps, slope, u, middle, gz);
-    output = gz;
-  } else if (grad_taps) {
-    filter_columns<KS, T>(
-        block, [=](int64_t t, int64_t i, int64_t j) { return k1[t * stride + i] * u[j]; },
-        [=](int64_t i, T sum) { middle[i] = sum; });
-  }
-#pragma GCC ivdep
-  for (int64_t i = 0; i < n; ++i) gz[i] = output[i] > 0 ? g[i] : g[i] * slope;
-  filter_rows_adjoint<KS, T>(
-      block, [=](int64_t t, int64_t i) { return k2[t * stride + i] * gz[i]; },
-      [=](int64_t j, T sum) { g_middle[j] = sum; });
-  if (grad_taps == nullptr) {
-    each_column_tap(block, [=](int64_t t, int64_t i, int64_t j) { grad_u[j] += k1[t * stride + i] * g_middle[i]; });
-    return;
-  }
-  T *d1 = grad_taps->vertical, *d2 = grad_taps->horizontal, *d_bias = grad_taps->bias;
-  const int64_t room = grad_taps->stride;
-  each_row_tap(block, [=](int64_t t, int64_t i, int64_t j) { d2[t * room + i] = gz[i] * middle[j]; });
-  for (int64_t i = 0; i < n; ++i) d_bias[i] = gz[i];
-  if (d1 == d2)
-    each_column_tap(block, [=](int64_t t, int64_t i, int64_t j) {
-      d1[t * room + i] += g_middle[i] * u[j];
-      grad_u[j] += k1[t * stride + i] * g_middle[i];
-    });
-  else
-    each_column_tap(block, [=](int64_t t, int64_t i, int64_t j) {
-      d1[t * room + i] = g_middle[i] * u[j];
-      grad_u[j] += k1[t * stride + i] * g_middle[i];
-    });
-}
-
 // 1 where step n has no activation
 template <typename T>
 T slope_of(const AdaptiveConv& conv, int64_t n) {
@@ -178,21 +134,6 @@ void each_block(const AdaptiveConv& conv, int64_t rows, Call call) {
   for (int64_t y = 0; y < conv.H; y += rows) {
     const int64_t end = y + rows < conv.H ? y + rows : conv.H;
     call(Block{conv.H, conv.W, y, end, conv.K}, y * conv.W, (end - y) * conv.W);
-  }
-}
-
-// call.operator()<KS>() with the number of taps as a constant where the loops were unrolled for it
-template <typename Call>
-void with_taps(int64_t K, Call call) {
-  switch (K) {
-    case 3:
-      return call.template operator()<3>();
-    case 5:
-      return call.template operator()<5>();
-    case 7:
-      return call.template operator()<7>();
-    default:
-      return call.template operator()<0>();
   }
 }
 

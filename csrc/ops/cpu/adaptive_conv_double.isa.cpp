@@ -11,7 +11,7 @@ void dual_forward_block(const Block& block, const BlockTaps<const T>& taps, cons
                         const T* u, const T* du, T* middle, T* dmiddle, T* z, T* dz) {
   const T *k1 = taps.vertical, *k2 = taps.horizontal, *d1 = dtaps.vertical, *d2 = dtaps.horizontal, *dbias = dtaps.bias;
   const int64_t s = taps.stride, ds = dtaps.stride;
-  forward_block<KS, T>(block, taps, slope, u, middle, z);
+  forward_block<T>(block, taps, slope, u, middle, z);
   filter_columns<KS, T>(
       block, [=](int64_t t, int64_t i, int64_t j) { return k1[t * s + i] * du[j] + d1[t * ds + i] * u[j]; },
       [=](int64_t i, T sum) { dmiddle[i] = sum; });
@@ -46,19 +46,21 @@ void dual_backward_block(const Block& block, const BlockTaps<const T>& taps, con
     qz[i] = z[i] > 0 ? q[i] : q[i] * slope;
     g_bias[i] = qz[i];
   }
-  each_row_tap(block, [=](int64_t t, int64_t i, int64_t j) { g2[t * gs + i] = pz[i] * dmiddle[j] + qz[i] * middle[j]; });
+  each_row_tap<KS>(block, [=](int64_t t, int64_t i, int64_t j) { g2[t * gs + i] = pz[i] * dmiddle[j] + qz[i] * middle[j]; });
   filter_rows_adjoint<KS, T>(
       block, [=](int64_t t, int64_t i) { return k2[t * s + i] * pz[i]; }, [=](int64_t j, T sum) { pm[j] = sum; });
   filter_rows_adjoint<KS, T>(
       block, [=](int64_t t, int64_t i) { return k2[t * s + i] * qz[i] + d2[t * ds + i] * pz[i]; },
       [=](int64_t j, T sum) { qm[j] = sum; });
   const bool shared = g1 == g2;
-  each_column_tap(block, [=](int64_t t, int64_t i, int64_t j) {
+  each_column_tap<KS>(block, [=](int64_t t, int64_t i, int64_t j) {
     const T gradient = pm[i] * du[j] + qm[i] * u[j];
     g1[t * gs + i] = shared ? g1[t * gs + i] + gradient : gradient;
-    p_next[j] += k1[t * s + i] * pm[i];
-    q_next[j] += k1[t * s + i] * qm[i] + d1[t * ds + i] * pm[i];
   });
+  filter_columns_adjoint<KS, T>(
+      block, [=](int64_t t, int64_t i) { return k1[t * s + i] * pm[i]; }, p_next);
+  filter_columns_adjoint<KS, T>(
+      block, [=](int64_t t, int64_t i) { return k1[t * s + i] * qm[i] + d1[t * ds + i] * pm[i]; }, q_next);
 }
 
 // Taps that are all zero, where the caller has none.
@@ -133,7 +135,8 @@ void double_backward_channels(const AdaptiveConvDoubleBackward<S>& args, int64_t
 
 template <typename S>
 void adaptive_conv_double_backward(const AdaptiveConvDoubleBackward<S>& args, int64_t begin, int64_t end) {
-  if (args.conv.K == 3) return double_backward_channels<S, 3>(args, begin, end);
+  if constexpr (sizeof(S) == sizeof(float))
+    if (args.conv.K == 3) return double_backward_channels<S, 3>(args, begin, end);
   double_backward_channels<S, 0>(args, begin, end);
 }
 

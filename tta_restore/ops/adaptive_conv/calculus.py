@@ -1,4 +1,4 @@
-"""Registered ops of the adaptive convolutions and how they are differentiated, twice.
+"""How the adaptive convolutions are differentiated, twice.
 
 The backward of every function is a function again: (grad, x, filters) -> gradients. What it saves besides its inputs is
 a cache and takes no gradient.
@@ -11,67 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ... import _library
 from . import reference
-
-_WIDE = {torch.float16: torch.float32, torch.bfloat16: torch.float32}
-_OPTIONS = "int num_steps, int kernel_size, float negative_slope, bool activate_last, bool own"
-
-
-def _dense(like: Tensor, needed: bool = True) -> Tensor:
-    return torch.empty_like(like, memory_format=torch.contiguous_format) if needed else like.new_empty(0)
-
-
-def _iac_fake(x: Tensor, filters: Tensor, num_steps: int, *options: Any) -> tuple[Tensor, Tensor]:
-    steps = num_steps - 1 if options[-1] else 0
-    states = x.new_empty(x.shape[0], steps, *x.shape[1:], dtype=_WIDE.get(x.dtype, x.dtype))
-    return _dense(x), states
-
-
-sac = _library.define(
-    "sac(Tensor x, Tensor vertical, Tensor horizontal) -> Tensor",
-    reference=reference.sac,
-    fake=lambda x, vertical, horizontal: _dense(x),
-)
-sac_backward = _library.define(
-    "sac_backward(Tensor grad, Tensor x, Tensor vertical, Tensor horizontal, bool need_taps)"
-    " -> (Tensor, Tensor, Tensor)",
-    reference=reference.sac_backward,
-    fake=lambda grad, x, vertical, horizontal, need: (_dense(x), _dense(vertical, need), _dense(horizontal, need)),
-)
-iac = _library.define(
-    f"iac(Tensor x, Tensor filters, {_OPTIONS}, bool save_states) -> (Tensor, Tensor)",
-    reference=reference.iac,
-    fake=_iac_fake,
-)
-iac_backward = _library.define(
-    f"iac_backward(Tensor grad, Tensor x, Tensor filters, Tensor states, {_OPTIONS}, bool need_filters)"
-    " -> (Tensor, Tensor)",
-    reference=reference.iac_backward,
-    fake=lambda grad, x, filters, states, *options: (_dense(x), _dense(filters, options[-1])),
-)
-iac_double_backward = _library.define(
-    f"iac_double_backward(Tensor? dx, Tensor? dfilters, Tensor grad, Tensor x, Tensor filters, {_OPTIONS})"
-    " -> (Tensor, Tensor, Tensor)",
-    reference=reference.iac_double_backward,
-    fake=lambda dx, dfilters, grad, x, filters, *options: (_dense(grad), _dense(x), _dense(filters)),
-)
-iac_from_features = _library.define(
-    f"iac_from_features(Tensor x, Tensor features, Tensor weight, Tensor bias, {_OPTIONS}) -> Tensor",
-    reference=reference.iac_from_features,
-    fake=lambda x, *rest: _dense(x),
-)
-iac_from_features_backward = _library.define(
-    f"iac_from_features_backward(Tensor grad, Tensor x, Tensor features, Tensor weight, Tensor bias, {_OPTIONS},"
-    " bool need_features, bool need_weight) -> (Tensor, Tensor, Tensor, Tensor)",
-    reference=reference.iac_from_features_backward,
-    fake=lambda grad, x, features, weight, bias, *options: (
-        _dense(x),
-        _dense(features, options[-2]),
-        _dense(weight, options[-1]),
-        _dense(bias, options[-1]),
-    ),
-)
+from . import registration as ops
 
 
 class Sac(torch.autograd.Function):
@@ -81,7 +22,7 @@ class Sac(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, vertical: Tensor, horizontal: Tensor) -> Tensor:
-        return sac(x, vertical, horizontal)
+        return ops.sac(x, vertical, horizontal)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -101,7 +42,7 @@ class SacBackward(torch.autograd.Function):
     def forward(
         grad: Tensor, x: Tensor, vertical: Tensor, horizontal: Tensor, need_taps: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
-        return sac_backward(grad, x, vertical, horizontal, need_taps)
+        return ops.sac_backward(grad, x, vertical, horizontal, need_taps)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -129,16 +70,19 @@ class Iac(torch.autograd.Function):
 
     @staticmethod
     def forward(*inputs: Any) -> tuple[Tensor, Tensor]:
-        return iac(*inputs)
+        return ops.iac(*inputs)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         x, filters, *ctx.options, _ = inputs
         ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)  # zeros as large as all states, for nothing
         ctx.save_for_backward(x, filters, output[1])
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
+        if grad is None:
+            return (None,) * 8
         need_filters = ctx.needs_input_grad[1]
         grad_x, grad_filters = IacBackward.apply(grad, *ctx.saved_tensors, *ctx.options, need_filters)
         return grad_x, grad_filters if need_filters else None, *[None] * 6
@@ -149,16 +93,19 @@ class IacBackward(torch.autograd.Function):
 
     @staticmethod
     def forward(*inputs: Any) -> tuple[Tensor, Tensor]:
-        return iac_backward(*inputs)
+        return ops.iac_backward(*inputs)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         grad, x, filters, _, *ctx.options, ctx.need_filters = inputs
+        ctx.set_materialize_grads(False)  # a direction that is None costs nothing
         ctx.save_for_backward(grad, x, filters)
 
     @staticmethod
-    def backward(ctx: Any, dx: Tensor, dfilters: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, dx: Tensor | None, dfilters: Tensor | None) -> tuple[Tensor | None, ...]:
         direction = dx, dfilters if ctx.need_filters else None
+        if all(part is None for part in direction):
+            return (None,) * 10
         grads = IacDoubleBackward.apply(*direction, *ctx.saved_tensors, *ctx.options)
         return *grads, *[None] * 7
 
@@ -168,7 +115,7 @@ class IacDoubleBackward(torch.autograd.Function):
 
     @staticmethod
     def forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-        return iac_double_backward(*inputs)
+        return ops.iac_double_backward(*inputs)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -184,7 +131,7 @@ class IacFromFeatures(torch.autograd.Function):
 
     @staticmethod
     def forward(*inputs: Any) -> Tensor:
-        return iac_from_features(*inputs)
+        return ops.iac_from_features(*inputs)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -205,7 +152,7 @@ class IacFromFeaturesBackward(torch.autograd.Function):
 
     @staticmethod
     def forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return iac_from_features_backward(*inputs)
+        return ops.iac_from_features_backward(*inputs)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -226,54 +173,11 @@ class IacFromFeaturesBackward(torch.autograd.Function):
 
 
 class IacFromFeaturesDoubleBackward(torch.autograd.Function):
-    """Gradients of <gradients, direction> in grad, x, features, weight and bias, a sixteenth of the channels at a time.
-
-    The filters F = weight * features + bias move along dF = weight * dfeatures + dweight * features + dbias; the
-    derivative in (x, F) and the gradient in F are those of iac, and the rest is the product rule.
-    """
-
     generate_vmap_rule = True
 
     @staticmethod
     def forward(*inputs: Any) -> tuple[Tensor, ...]:
-        dx, dfeatures, dweight, dbias, grad, x, features, weight, bias, *options = inputs
-        c, num_steps, kernel_size = x.shape[1], options[0], options[1]
-        wide = reference.widen
-        h, grad_features, grad_weight, grad_bias = wide(features, features, weight, bias)
-        grad_grad, grad_x = torch.empty_like(grad), torch.empty_like(x)
-        grad_features, grad_weight, grad_bias = map(torch.zeros_like, (grad_features, grad_weight, grad_bias))
-        # rows[c] are the rows of weight that make the filters of channel c, in the order of a single channel's filters
-        steps = num_steps * 2 * c * kernel_size
-        taps = torch.arange(steps, device=x.device).view(num_steps, 2, c, kernel_size)
-        biases = torch.arange(steps, bias.numel(), device=x.device).view(num_steps, c)
-        size = -(-c // 16)
-        for first in range(0, c, size):
-            part = slice(first, first + size)
-            rows = torch.cat([taps[:, :, part].flatten(), biases[:, part].flatten()])
-            w, b = wide(weight[rows], bias[rows])
-            filters, dfilters = reference.predict_filters(h, w, b), None
-            terms = []
-            if dfeatures is not None:
-                (dh,) = wide(dfeatures)
-                terms.append(reference.predict_filters(dh, w, None))
-            if dweight is not None:
-                dw, db = wide(dweight[rows], dbias[rows])
-                terms.append(reference.predict_filters(h, dw, db))
-            dfilters = sum(terms) if terms else None
-            g, u, du = wide(grad[:, part], x[:, part], dx[:, part])
-            part_grad_grad, part_grad_x, second = iac_double_backward(du, dfilters, g, u, filters, *options)
-            grad_grad[:, part], grad_x[:, part] = part_grad_grad, part_grad_x
-            grad_features += torch.einsum("od,bohw->bdhw", w, second)
-            grad_weight[rows] = torch.einsum("bohw,bdhw->od", second, h)
-            grad_bias[rows] = second.sum((0, 2, 3))
-            if terms:
-                _, gradient = iac_backward(g, u, filters, u.new_empty(0), *options, True)
-                if dweight is not None:
-                    grad_features += torch.einsum("od,bohw->bdhw", *wide(dweight[rows]), gradient)
-                if dfeatures is not None:
-                    grad_weight[rows] += torch.einsum("bohw,bdhw->od", gradient, *wide(dfeatures))
-        results = (grad_grad, grad_x, grad_features, grad_weight, grad_bias)
-        return tuple(r.to(x.dtype) for r in results)
+        return features_double_backward(inputs[0], inputs[1:4], inputs[4:9], inputs[9:])
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -282,3 +186,48 @@ class IacFromFeaturesDoubleBackward(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> None:
         raise RuntimeError("iac_from_features: the third derivative is not implemented")
+
+
+def features_double_backward(
+    dx: Tensor, dpredictor: tuple[Tensor | None, ...], tensors: tuple[Tensor, ...], options: tuple[Any, ...]
+) -> tuple[Tensor, ...]:
+    """Gradients of <gradients of iac_from_features, direction> in its grad, x, features, weight and bias.
+
+    The direction is ``dx`` and ``dpredictor``, (dfeatures, dweight, dbias), of which the first and the last two may be
+    None. The filters, which are F = weight features + bias, move along dF = weight dfeatures + dweight features +
+    dbias; the derivatives in (x, F) are those of iac, and the product rule does the rest. Filters exist for a sixteenth
+    of the channels at a time.
+    """
+    predict = reference.predict_filters
+    dh, dweight, dbias = (None if t is None else reference.widen(t)[0] for t in dpredictor)
+    dx, grad, x, h, weight, bias = reference.widen(dx, *tensors)
+    channels, num_steps, kernel_size = x.shape[1], options[0], options[1]
+    numbers = torch.arange(len(bias), device=x.device)
+    taps, biases = numbers.split([num_steps * 2 * channels * kernel_size, num_steps * channels])
+    taps, biases = taps.view(num_steps, 2, channels, kernel_size), biases.view(num_steps, channels)
+    order, parts, grad_h = [], [], torch.zeros_like(h)
+    for part in numbers[:channels].split(-(-channels // 16)):
+        # The rows of weight that make the filters of these channels, in the order of filters of that many channels
+        rows = torch.cat([taps[:, :, part].flatten(), biases[:, part].flatten()])
+        w, g, u = weight[rows], grad[:, part], x[:, part]
+        filters, dfilters = predict(h, w, bias[rows]), None
+        if dweight is not None and dbias is not None:
+            dfilters = predict(h, dweight[rows], dbias[rows])
+        if dh is not None:
+            dfilters = predict(dh, w, None) + (0 if dfilters is None else dfilters)
+        grad_grad, grad_x, grad_filters = ops.iac_double_backward(dx[:, part], dfilters, g, u, filters, *options)
+        grad_weight = torch.einsum("bohw,bdhw->od", grad_filters, h)
+        grad_h = grad_h + torch.einsum("od,bohw->bdhw", w, grad_filters)
+        if dfilters is not None:  # grad_dfilters, the gradient in dF, is the first-order gradient in F
+            _, grad_dfilters = ops.iac_backward(g, u, filters, u.new_empty(0), *options, True)
+            if dweight is not None:
+                grad_h = grad_h + torch.einsum("od,bohw->bdhw", dweight[rows], grad_dfilters)
+            if dh is not None:
+                grad_weight = grad_weight + torch.einsum("bohw,bdhw->od", grad_dfilters, dh)
+        order.append(rows)
+        parts.append((grad_grad, grad_x, grad_weight, grad_filters.sum((0, 2, 3))))
+    by_channel, by_row = zip(*(p[:2] for p in parts), strict=True), zip(*(p[2:] for p in parts), strict=True)
+    back = torch.cat(order).argsort()
+    grad_grad, grad_x = (torch.cat(column, 1) for column in by_channel)
+    grad_weight, grad_bias = (torch.cat(column)[back] for column in by_row)
+    return tuple(t.to(tensors[0].dtype) for t in (grad_grad, grad_x, grad_h, grad_weight, grad_bias))

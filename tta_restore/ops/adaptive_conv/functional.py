@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ... import _checks
+from ... import _checks, _library
 from .calculus import Iac, IacFromFeatures, Sac
 
 Horizontal = Literal["own", "vertical"]
@@ -47,7 +47,7 @@ def sac(x: Tensor, vertical: Tensor, horizontal: Tensor) -> Tensor:
         )
     _checks.expect_shape("sac", "horizontal", horizontal, "(B, C*K, H, W)", (b, c * taps, h, w))
     x, vertical, horizontal = _one_dtype("sac", x, vertical, horizontal=horizontal)
-    return Sac.apply(x, vertical, horizontal)
+    return _library.apply(Sac, "sac", x, vertical, horizontal)
 
 
 def iac(
@@ -100,7 +100,8 @@ def iac(
     x, filters = _one_dtype("iac", x, filters)
     save = torch.is_grad_enabled() and (x.requires_grad or filters.requires_grad)
     own = horizontal == "own"
-    return Iac.apply(x, filters, num_steps, kernel_size, float(negative_slope), bool(activate_last), own, save)[0]
+    options = num_steps, kernel_size, float(negative_slope), bool(activate_last), own
+    return _library.apply(Iac, "iac", x, filters, *options, save)[0]
 
 
 def iac_from_features(
@@ -118,8 +119,8 @@ def iac_from_features(
     r"""Compute ``iac(x, conv1x1(features, weight, bias), ...)`` without ever holding the filters.
 
     A few channels' filters are made where they are used, and made again for the gradient: nothing of size N*C*(2K+1)
-    planes exists, forward or backward. (The second derivative holds them for a sixteenth of the channels at a time.)
-    The options are those of :func:`iac`.
+    planes exists, forward or backward. (On CUDA the backward pass holds those of one step at a time, the second
+    derivative anywhere those of a sixteenth of the channels.) The options are those of :func:`iac`.
 
     Shape:
         - x: (B, C, H, W)
@@ -155,7 +156,8 @@ def iac_from_features(
         tensors = tuple(t.to(torch.get_autocast_dtype(x.device.type)) for t in tensors)
     _checks.expect_same_dtype(name, **dict(zip(("x", "features", "weight", "bias"), tensors, strict=True)))
     own = horizontal == "own"
-    return IacFromFeatures.apply(*tensors, num_steps, kernel_size, float(negative_slope), bool(activate_last), own)
+    options = num_steps, kernel_size, float(negative_slope), bool(activate_last), own
+    return _library.apply(IacFromFeatures, name, *tensors, *options)
 
 
 def _frames(name: str, x: Tensor) -> tuple[int, ...]:

@@ -58,8 +58,7 @@ def split_filters(filters: Tensor, num_steps: int, kernel_size: int, own: bool) 
 def _join_filters(vertical: Tensor, horizontal: Tensor, bias: Tensor, own: bool) -> Tensor:
     if not own:  # both passes read the vertical taps, the horizontal ones are never read
         vertical, horizontal = vertical + horizontal, torch.zeros_like(horizontal)
-    b, _, _, _, h, w = vertical.shape
-    return torch.cat([torch.stack([vertical, horizontal], 2).reshape(b, -1, h, w), bias.reshape(b, -1, h, w)], 1)
+    return torch.cat([torch.stack([vertical, horizontal], 2).flatten(1, 4), bias.flatten(1, 2)], 1)
 
 
 def widen(*tensors: Tensor) -> list[Tensor]:
@@ -67,21 +66,21 @@ def widen(*tensors: Tensor) -> list[Tensor]:
     return [t.float() if t.dtype in (torch.float16, torch.bfloat16) else t for t in tensors]
 
 
+def _per_channel(x: Tensor, *taps: Tensor) -> list[Tensor]:
+    return [t.unflatten(1, (x.shape[1], t.shape[1] // x.shape[1])) for t in taps]
+
+
 def sac(x: Tensor, vertical: Tensor, horizontal: Tensor) -> Tensor:
     """Filter columns, then rows: x (B, C, H, W), taps (B, C*K, H, W)."""
-    b, c, h, w = x.shape
-    plane, k1, k2 = widen(x, vertical, horizontal)
-    middle = filter_axis(plane, k1.reshape(b, c, -1, h, w), COLUMN)
-    return filter_axis(middle, k2.reshape(b, c, -1, h, w), ROW).to(x.dtype)
+    plane, k1, k2 = widen(x, *_per_channel(x, vertical, horizontal))
+    return filter_axis(filter_axis(plane, k1, COLUMN), k2, ROW).to(x.dtype)
 
 
 def sac_backward(
     grad: Tensor, x: Tensor, vertical: Tensor, horizontal: Tensor, need_taps: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients in x, vertical and horizontal; the last two are empty unless needed."""
-    b, c, h, w = x.shape
-    g, plane, k1, k2 = widen(grad, x, vertical, horizontal)
-    k1, k2 = (k.reshape(b, c, -1, h, w) for k in (k1, k2))
+    g, plane, k1, k2 = widen(grad, x, *_per_channel(x, vertical, horizontal))
     g_middle = filter_axis_adjoint(g, k2, ROW)
     grad_x = filter_axis_adjoint(g_middle, k1, COLUMN).to(x.dtype)
     if not need_taps:

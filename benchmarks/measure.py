@@ -1,0 +1,168 @@
+"""Timing, peak memory and the bandwidth of this machine. Every function here runs in a fresh process (see report.py).
+
+Contenders are timed in turn, round after round, in one process: whatever else the machine does meets all of them alike,
+and ratios of medians hold where absolute times do not. Beside the wall clock stands the processor time of the process,
+which others cannot take; on a busy machine the two differ, and the load is recorded.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from tta_restore import ops
+
+from . import cases
+
+
+def _wait(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def _timed(call: Callable[[], Any], device: str) -> tuple[float, float]:
+    """Seconds of processor time (on a GPU: between two events) and of the wall clock."""
+    if device == "cuda":
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        _wait(device)
+        wall = time.perf_counter()
+        start.record()
+        call()
+        end.record()
+        _wait(device)
+        return start.elapsed_time(end) / 1e3, time.perf_counter() - wall
+    processor, wall = time.process_time(), time.perf_counter()
+    call()
+    return time.process_time() - processor, time.perf_counter() - wall
+
+
+def _summary(samples: list[float]) -> dict[str, float]:
+    quarters = statistics.quantiles(samples, n=4) if len(samples) > 1 else [samples[0]] * 3
+    return {"median": statistics.median(samples), "low": min(samples), "iqr": quarters[2] - quarters[0]}
+
+
+def in_turn(calls: dict[str, Callable[[], Any]], device: str, rounds: int, seconds: float) -> dict[str, dict[str, Any]]:
+    """Time the calls in turn for ``rounds`` rounds, or fewer once ``seconds`` have passed; one warm-up each."""
+    results: dict[str, dict[str, Any]] = {}
+    samples: dict[str, list[tuple[float, float]]] = {}
+    for name, call in calls.items():
+        try:
+            call()
+            _wait(device)
+            samples[name] = []
+        except Exception as error:  # a contender that cannot run is a result too
+            results[name] = {"error": f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"}
+    end = time.perf_counter() + seconds
+    for done in range(rounds):
+        if done >= 3 and time.perf_counter() > end:
+            break
+        for name, taken in samples.items():
+            taken.append(_timed(calls[name], device))
+    for name, taken in samples.items():
+        processor, wall = zip(*taken, strict=True)
+        results[name] = {"processor": _summary(list(processor)), "wall": _summary(list(wall)), "rounds": len(taken)}
+    return results
+
+
+def stream(device: str, size: int = 448 << 20) -> dict[str, Callable[[], Any]]:
+    """Reading and copying as many bytes as the filters of a frame: what memory gives to code that only moves."""
+    source, target = torch.ones(size // 4, device=device), torch.empty(size // 4, device=device)
+    target.fill_(0)
+    return {"read": source.sum, "copy": lambda: target.copy_(source)}
+
+
+def compare(
+    case: cases.Case, direction: str, device: str, rounds: int, seconds: float, only: list[str]
+) -> dict[str, Any]:
+    """Time the contenders of a case, all or those named, and the stream beside them."""
+    tensors = case.tensors(device)
+    calls = {
+        name: cases.runner(function, tensors, direction)
+        for name, function in cases.contenders(case, device).items()
+        if not only or name in only
+    }
+    size = 448 << 20
+    return in_turn({**calls, **{f"stream {k}": v for k, v in stream(device, size).items()}}, device, rounds, seconds)
+
+
+def peak_memory(case: cases.Case, direction: str, device: str, contender: str) -> int:
+    """Bytes that one call needs at its peak above its inputs, results included."""
+    tensors = case.tensors(device)
+    small = tuple(t[..., :4, :4].contiguous() if t.ndim == 4 else t for t in tensors)
+    function = cases.contenders(case, device)[contender]
+    warm_up = cases.runner(function, small, direction)
+    if contender != "compiled":
+        warm_up()  # libraries load on first use
+    call = cases.runner(function, tensors, direction)
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call()
+        return torch.cuda.max_memory_allocated() - before
+    if contender == "compiled":
+        call()
+
+    def status(field: str) -> int:
+        with open("/proc/self/status") as lines:
+            return int(next(line for line in lines if line.startswith(field)).split()[1]) * 1024
+
+    before = status("VmRSS")
+    with open("/proc/self/clear_refs", "w") as control:
+        control.write("5")  # the high-water mark starts again from here
+    call()
+    return max(status("VmHWM") - before, 0)
+
+
+def call_overhead(device: str, calls: int = 2000) -> dict[str, float]:
+    """Microseconds of a call whose arithmetic is nothing, without gradients: the best of seven runs."""
+    tiny = {
+        op: cases.Case(op, cases.TINY, 2, 3, features=2 * (op == "iac_from_features"))
+        for op in ("iac", "iac_from_features")
+    }
+    options = {"num_steps": 2}
+    made = {op: case.tensors(device) for op, case in tiny.items()}
+    sac = cases.Case("sac", cases.TINY, 1, 3).tensors(device)
+    timed: dict[str, Callable[[], Any]] = {
+        "torch.mul": lambda: torch.mul(sac[0], sac[0]),
+        "sac": lambda: ops.sac(*sac),
+        "iac": lambda: ops.iac(*made["iac"], **options),
+        "iac_from_features": lambda: ops.iac_from_features(*made["iac_from_features"], **options),
+    }
+    result = {}
+    with torch.no_grad():
+        for name, call in timed.items():
+            best = float("inf")
+            for _ in range(7):
+                start = time.process_time()
+                for _ in range(calls):
+                    call()
+                _wait(device)
+                best = min(best, (time.process_time() - start) / calls)
+            result[name] = best * 1e6
+    return result
+
+
+def machine(device: str) -> dict[str, Any]:
+    """What the numbers belong to."""
+    model = "unknown"
+    if os.path.exists("/proc/cpuinfo"):
+        with open("/proc/cpuinfo") as lines:
+            model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model)
+    from tta_restore import _extension
+
+    return {
+        "device": torch.cuda.get_device_name() if device == "cuda" else model,
+        "processor": model,
+        "cores": os.cpu_count(),
+        "instruction_set": _extension.instruction_set() if _extension.AVAILABLE else None,
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda if device == "cuda" else None,
+    }

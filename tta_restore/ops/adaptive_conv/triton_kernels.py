@@ -1,0 +1,245 @@
+"""Triton kernels of the adaptive convolutions: one step of all channels, and the two halves of its backward.
+
+Pixels of one channel lie on the lanes. What a step needs of its neighbours it computes again from lines that are in the
+first cache level already, so a step is one pass over its filters. No atomics: results do not depend on the order of
+blocks.
+
+Names: ``p_`` pointers, ``o_`` offsets, ``m_`` masks, ``b_`` blocks of values. A channel's planes are H * W apart;
+offsets between channels, steps and frames are 64-bit, within a plane 32-bit.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _place(C, H, W, BLOCK: tl.constexpr):
+    """Frame, channel and H * W, all 64-bit, then this block's pixels with their coordinates and mask."""
+    blocks = tl.cdiv(H * W, BLOCK)
+    i = tl.program_id(0)
+    o = (i % blocks) * BLOCK + tl.arange(0, BLOCK)
+    i_channel = (i // blocks).to(tl.int64)
+    plane = tl.full((), 1, tl.int64) * H * W
+    return i_channel // C, i_channel % C, plane, o, o // W, o % W, o < H * W
+
+
+@triton.jit
+def _clamped(o, size):
+    return tl.minimum(tl.maximum(o, 0), size - 1)
+
+
+@triton.jit
+def _columns_filtered(p_u, p_taps, plane, o_y, o_x, m, H, W, KS: tl.constexpr):
+    """The vertical pass at pixels (o_y, o_x)."""
+    b_v = tl.zeros(o_x.shape, tl.float32)
+    for t in tl.static_range(KS):
+        b_u = tl.load(p_u + _clamped(o_y + t - KS // 2, H) * W + o_x, mask=m, other=0.0).to(tl.float32)
+        b_v += tl.load(p_taps + t * plane + o_y * W + o_x, mask=m, other=0.0).to(tl.float32) * b_u
+    return b_v
+
+
+@triton.jit
+def _before_activation(p_grad, p_out, o, m, slope):
+    """The gradient in z where that in leaky_relu(z) is given, the sign of z being that of the output."""
+    b_g = tl.load(p_grad + o, mask=m, other=0.0).to(tl.float32)
+    return tl.where(tl.load(p_out + o, mask=m, other=0.0).to(tl.float32) > 0, b_g, b_g * slope)
+
+
+@triton.jit(do_not_specialize=["n"])
+def step_kernel(
+    p_u, p_vertical, p_horizontal, p_bias, p_out, C, H, W, u_frame, taps_frame, bias_frame, out_frame, n, slope,
+    KS: tl.constexpr, BIAS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Step n: out = leaky_relu(H V u + bias); ``slope`` 1 is no activation.
+
+    ``*_frame`` are distances between frames; steps of taps are 2 * C * KS planes apart, those of the bias C planes.
+    """
+    i_b, i_c, plane, o, o_y, o_x, m = _place(C, H, W, BLOCK)
+    p_u += i_b * u_frame + i_c * plane
+    o_taps = i_b * taps_frame + (2 * n * C + i_c) * KS * plane
+    p_vertical += o_taps
+    p_horizontal += o_taps
+    b_z = tl.zeros((BLOCK,), tl.float32)
+    if BIAS:
+        b_z += tl.load(p_bias + i_b * bias_frame + (n * C + i_c) * plane + o, mask=m, other=0.0).to(tl.float32)
+    for t in range(KS):
+        o_source = _clamped(o_x + t - KS // 2, W)
+        b_v = _columns_filtered(p_u, p_vertical, plane, o_y, o_source, m, H, W, KS)
+        b_z += tl.load(p_horizontal + t * plane + o, mask=m, other=0.0).to(tl.float32) * b_v
+    b_z = tl.where(b_z > 0, b_z, b_z * slope)
+    p_out += i_b * out_frame + i_c * plane
+    tl.store(p_out + o, b_z.to(p_out.dtype.element_ty), mask=m)
+
+
+@triton.jit(do_not_specialize=["n"])
+def rows_backward_kernel(
+    p_grad, p_out, p_horizontal, p_middle, C, H, W, out_frame, taps_frame, n, slope,
+    KS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """The gradient between the passes: what the horizontal pass of step n read from each pixel, gathered.
+
+    ``grad`` is the gradient in the step's output ``out``; it and the result, ``middle``, are (B, C, H, W).
+    """
+    i_b, i_c, plane, o, _, o_x, m = _place(C, H, W, BLOCK)
+    o_plane = (i_b * C + i_c) * plane
+    p_grad += o_plane
+    p_out += i_b * out_frame + i_c * plane
+    p_horizontal += i_b * taps_frame + (2 * n * C + i_c) * KS * plane
+    b_sum = tl.zeros((BLOCK,), tl.float32)
+    for t in range(KS):
+        m_t = m & (o_x - (t - KS // 2) >= 0) & (o_x - (t - KS // 2) < W)
+        b_g = _before_activation(p_grad, p_out, o - (t - KS // 2), m_t, slope)
+        b_sum += b_g * tl.load(p_horizontal + t * plane + o - (t - KS // 2), mask=m_t, other=0.0).to(tl.float32)
+    # What was read from beyond a border belongs to the pixel there: from column j by the taps that reach past it.
+    for j in tl.static_range(KS // 2):
+        m_left, o_left = m & (o_x == 0) & (o_x + j < W), o + j
+        m_right, o_right = m & (o_x == W - 1) & (o_x - j >= 0), o - j
+        b_left = _before_activation(p_grad, p_out, o_left, m_left, slope)
+        b_right = _before_activation(p_grad, p_out, o_right, m_right, slope)
+        for t in tl.static_range(KS // 2 - j):
+            b_sum += b_left * tl.load(p_horizontal + t * plane + o_left, mask=m_left, other=0.0).to(tl.float32)
+            p_mirrored = p_horizontal + (KS - 1 - t) * plane
+            b_sum += b_right * tl.load(p_mirrored + o_right, mask=m_right, other=0.0).to(tl.float32)
+    tl.store(p_middle + o_plane + o, b_sum, mask=m)
+
+
+@triton.jit(do_not_specialize=["n"])
+def columns_backward_kernel(
+    p_grad, p_out, p_u, p_middle, p_vertical, p_grad_u, p_grad_vertical, p_grad_horizontal, p_grad_bias,
+    C, H, W, out_frame, u_frame, taps_frame, bias_frame, n, slope,
+    KS: tl.constexpr, TAPS: tl.constexpr, OWN: tl.constexpr, BIAS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Gradients in the step's input and, with TAPS, in its filters. ``grad_u`` is (B, C, H, W).
+
+    Without OWN both passes read the vertical taps, and nothing is written for the horizontal ones.
+    """
+    i_b, i_c, plane, o, o_y, o_x, m = _place(C, H, W, BLOCK)
+    o_plane = (i_b * C + i_c) * plane
+    o_taps = i_b * taps_frame + (2 * n * C + i_c) * KS * plane
+    p_middle += o_plane
+    p_vertical += o_taps
+    b_sum = tl.zeros((BLOCK,), tl.float32)
+    for t in range(KS):
+        o_row = o_y - (t - KS // 2)
+        m_t = m & (o_row >= 0) & (o_row < H)
+        o_t = o_row * W + o_x
+        b_middle = tl.load(p_middle + o_t, mask=m_t, other=0.0)
+        b_sum += b_middle * tl.load(p_vertical + t * plane + o_t, mask=m_t, other=0.0).to(tl.float32)
+    for j in tl.static_range(KS // 2):
+        m_top, o_top = m & (o_y == 0) & (o_y + j < H), o + j * W
+        m_bottom, o_bottom = m & (o_y == H - 1) & (o_y - j >= 0), o - j * W
+        b_top = tl.load(p_middle + o_top, mask=m_top, other=0.0)
+        b_bottom = tl.load(p_middle + o_bottom, mask=m_bottom, other=0.0)
+        for t in tl.static_range(KS // 2 - j):
+            b_sum += b_top * tl.load(p_vertical + t * plane + o_top, mask=m_top, other=0.0).to(tl.float32)
+            p_mirrored = p_vertical + (KS - 1 - t) * plane
+            b_sum += b_bottom * tl.load(p_mirrored + o_bottom, mask=m_bottom, other=0.0).to(tl.float32)
+    tl.store(p_grad_u + o_plane + o, b_sum.to(p_grad_u.dtype.element_ty), mask=m)
+    if TAPS:
+        p_u += i_b * u_frame + i_c * plane
+        b_g = _before_activation(p_grad + o_plane, p_out + i_b * out_frame + i_c * plane, o, m, slope)
+        if BIAS:
+            p_grad_bias += i_b * bias_frame + (n * C + i_c) * plane
+            tl.store(p_grad_bias + o, b_g.to(p_grad_bias.dtype.element_ty), mask=m)
+        b_middle = tl.load(p_middle + o, mask=m, other=0.0)
+        for t in range(KS):
+            b_u = tl.load(p_u + _clamped(o_y + t - KS // 2, H) * W + o_x, mask=m, other=0.0).to(tl.float32)
+            o_source = _clamped(o_x + t - KS // 2, W)
+            b_vertical = b_middle * b_u
+            b_horizontal = b_g * _columns_filtered(p_u, p_vertical, plane, o_y, o_source, m, H, W, KS)
+            o_tap = o_taps + t * plane + o
+            if OWN:
+                tl.store(p_grad_horizontal + o_tap, b_horizontal.to(p_grad_horizontal.dtype.element_ty), mask=m)
+            else:
+                b_vertical += b_horizontal
+            tl.store(p_grad_vertical + o_tap, b_vertical.to(p_grad_vertical.dtype.element_ty), mask=m)
+
+
+@triton.jit
+def _predicted(
+    p_features, p_weight, p_bias, o_row, o, m_row, m, width, D,
+    BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK: tl.constexpr, PRECISION: tl.constexpr, INDEX: tl.constexpr,
+):  # fmt: skip
+    """weight[o_row] features[:, o] + bias[o_row]: one tap of BLOCK_C channels at BLOCK pixels."""
+    plane = tl.full((), 1, tl.int64) * width
+    o_depth = tl.arange(0, BLOCK_D).to(INDEX)[:, None] * width
+    b_sum = tl.zeros((BLOCK_C, BLOCK), tl.float32)
+    for d in range(0, D, BLOCK_D):
+        o_d = d + tl.arange(0, BLOCK_D)
+        m_w, m_h = m_row[:, None] & (o_d < D)[None, :], (o_d < D)[:, None] & m[None, :]
+        b_w = tl.load(p_weight + (o_row[:, None] * D + o_d[None, :]), mask=m_w, other=0.0)
+        p_depth = p_features + d * plane
+        b_h = tl.load(p_depth + (o_depth + o[None, :]), mask=m_h, other=0.0)
+        b_sum = tl.dot(b_w, b_h, b_sum, input_precision=PRECISION)
+    return b_sum + tl.load(p_bias + o_row, mask=m_row, other=0.0).to(tl.float32)[:, None]
+
+
+@triton.jit(do_not_specialize=["n"])
+def predicted_pass_kernel(
+    p_source, p_features, p_weight, p_bias, p_out, C, D, H, W, N, source_frame, out_frame, n, slope,
+    KS: tl.constexpr, ROWS: tl.constexpr, OWN: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK: tl.constexpr, PRECISION: tl.constexpr, INDEX: tl.constexpr,
+):  # fmt: skip
+    """One pass of step n with taps that are made here and never stored.
+
+    The vertical pass, or, with ROWS, the horizontal one, which then adds the bias and activates. INDEX is the type of
+    offsets within a tile: 64-bit ones spill registers, and only planes of more than 2^25 pixels need them.
+    """
+    groups, blocks = tl.cdiv(C, BLOCK_C), tl.cdiv(H * W, BLOCK)
+    i = tl.program_id(0)
+    i_c = (i % groups) * BLOCK_C
+    o_c = i_c + tl.arange(0, BLOCK_C)
+    o = (i // groups % blocks) * BLOCK + tl.arange(0, BLOCK)
+    i_b = (i // groups // blocks).to(tl.int64)
+    plane = tl.full((), 1, tl.int64) * H * W
+    o_y, o_x, m, m_c = o // W, o % W, o < H * W, o_c < C
+    m_tile = m_c[:, None] & m[None, :]
+    p_features += i_b * D * plane
+    p_source += i_b * source_frame + i_c * plane
+    o_channel = tl.arange(0, BLOCK_C).to(INDEX)[:, None] * (H * W)
+    o_first = (2 * n + (1 if ROWS and OWN else 0)) * C * KS + o_c * KS
+    b_sum = tl.zeros((BLOCK_C, BLOCK), tl.float32)
+    for t in range(KS):
+        b_taps = _predicted(
+            p_features, p_weight, p_bias, o_first + t, o, m_c, m, H * W, D, BLOCK_C, BLOCK_D, BLOCK, PRECISION, INDEX
+        )
+        o_read = o_y * W + _clamped(o_x + t - KS // 2, W) if ROWS else _clamped(o_y + t - KS // 2, H) * W + o_x
+        b_source = tl.load(p_source + o_channel + o_read[None, :], mask=m_tile, other=0.0)
+        b_sum += b_taps * b_source.to(tl.float32)
+    if ROWS:
+        o_bias = 2 * N * C * KS + n * C + o_c
+        b_sum += _predicted(
+            p_features, p_weight, p_bias, o_bias, o, m_c, m, H * W, D, BLOCK_C, BLOCK_D, BLOCK, PRECISION, INDEX
+        )
+        b_sum = tl.where(b_sum > 0, b_sum, b_sum * slope)
+    p_out += i_b * out_frame + i_c * plane
+    tl.store(p_out + o_channel + o[None, :], b_sum.to(p_out.dtype.element_ty), mask=m_tile)
+
+
+@triton.jit(do_not_specialize=["first", "first_bias"])
+def predict_kernel(
+    p_features, p_weight, p_bias, p_out, D, H, W, first, first_bias, taps, rows,
+    BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK: tl.constexpr, PRECISION: tl.constexpr, INDEX: tl.constexpr,
+):  # fmt: skip
+    """One step's filters (B, rows, H, W): ``taps`` rows of weight from ``first``, the others from ``first_bias``.
+
+    The same products in the same order as in ``predicted_pass_kernel``, and no rounding between: gradients belong to
+    the output that was returned.
+    """
+    groups, blocks = tl.cdiv(rows, BLOCK_C), tl.cdiv(H * W, BLOCK)
+    i = tl.program_id(0)
+    i_row = (i % groups) * BLOCK_C
+    o_local = i_row + tl.arange(0, BLOCK_C)
+    o_row = tl.where(o_local < taps, first + o_local, first_bias + o_local - taps)
+    o = (i // groups % blocks) * BLOCK + tl.arange(0, BLOCK)
+    i_b = (i // groups // blocks).to(tl.int64)
+    plane = tl.full((), 1, tl.int64) * H * W
+    m_row, m = o_local < rows, o < H * W
+    b_filters = _predicted(
+        p_features + i_b * D * plane, p_weight, p_bias, o_row, o, m_row, m, H * W, D,
+        BLOCK_C, BLOCK_D, BLOCK, PRECISION, INDEX,
+    )  # fmt: skip
+    o_tile = tl.arange(0, BLOCK_C).to(INDEX)[:, None] * (H * W) + o[None, :]
+    tl.store(p_out + (i_b * rows + i_row) * plane + o_tile, b_filters, mask=m_row[:, None] & m[None, :])
