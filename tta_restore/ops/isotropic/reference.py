@@ -59,18 +59,18 @@ def isotropic_kernels(seeds: Tensor, kernel_size: int) -> Tensor:
     reach = range(-branch.radius, branch.radius + 1)
     places = [index[max(abs(i), abs(j)), min(abs(i), abs(j))] for i in reach for j in reach]
     rings = torch.tensor([branch.ring_of_class[place] for place in places], device=seeds.device)
-    return _tap_weights(*widen(seeds), branch).index_select(1, rings).to(seeds.dtype)
+    return _tap_weights(widen(seeds)[0], branch).index_select(1, rings).to(seeds.dtype)
 
 
 def _class_sums(image: Tensor, radius: int) -> Tensor:
     """Sum of the image over every class of offsets, zeros outside: (B, C, H, W) -> (B, C, classes, H, W)."""
     padded = F.pad(image, (radius,) * 4)
     h, w = image.shape[2:]
-    sums = [
-        sum(padded[:, :, radius + y : radius + y + h, radius + x : radius + x + w] for y, x in geometry.offsets(a, b))
-        for a, b in geometry.classes(radius)
-    ]
-    return torch.stack(sums, 2)
+    out = image.new_zeros(*image.shape[:2], len(geometry.classes(radius)), h, w)
+    for i, (a, b) in enumerate(geometry.classes(radius)):
+        for y, x in geometry.offsets(a, b):
+            out[:, :, i] += padded[:, :, radius + y : radius + y + h, radius + x : radius + x + w]
+    return out
 
 
 def _own_seeds(seeds: Tensor, branch: Branch) -> Tensor:
@@ -203,4 +203,5 @@ def isotropic_reblur_double_backward(
     grad_grad = _apply(dx, _coefficients(s, w, kernel_sizes), radius) + (sums * change[:, None]).sum(2)
     grad_image = _apply_adjoint(g, change, radius)
     results = (grad_grad, grad_image, grad_seeds, grad_weights)
-    return tuple(t.to(image.dtype).contiguous() for t in results)
+    first, *rest = (t.to(image.dtype).contiguous() for t in results)
+    return first, rest[0], rest[1], rest[2]
