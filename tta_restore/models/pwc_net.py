@@ -121,7 +121,7 @@ class PwcNet(nn.Module):
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
         """Flow from ``first`` to ``second``."""
         a, b = self.netExtractor(first), self.netExtractor(second)
-        estimate = self.netSix(a[5], b[5], None)
+        estimate = self.get_submodule("netSix")(a[5], b[5], None)
         for level in range(5, 1, -1):
             estimate = self.get_submodule(f"net{_LEVELS[level - 1]}")(a[level - 1], b[level - 1], estimate)
         flow, features = estimate
