@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tta_restore.adapters import Adapter, ReblurPairs, SelfEnsemble, SiamCTTA
+from tta_restore.adapters import Adapter, ReblurConsistency, ReblurPairs, SelfEnsemble, SiamCTTA
 from tta_restore.losses import charbonnier
 
 
@@ -82,10 +82,15 @@ def make_reblur_pairs(model: Any, **options: Any) -> ReblurPairs:
     return ReblurPairs(model, sharp=sharp, **small | options)
 
 
+def make_reblur_consistency(model: Any, **options: Any) -> ReblurConsistency:
+    return ReblurConsistency(model, **{"steps": 2, "lr": 1e-2} | options)
+
+
 RECIPES = {
     "source": Recipe(Adapter, learns=False),
     "self_ensemble": Recipe(SelfEnsemble, learns=False),
     "siam_ctta": Recipe(make_siam_ctta),
     "pairs": Recipe(make_pairs),
+    "reblur_consistency": Recipe(make_reblur_consistency, suits=lambda network: network != "super_resolution"),
     "reblur_pairs": Recipe(make_reblur_pairs, suits=lambda network: network != "super_resolution"),
 }
