@@ -89,7 +89,8 @@ def main():
             if options.output:
                 options.output.write_text(json.dumps({"steps": options.steps, "results": results}, indent=1) + "\n")
     print(
-        f"\ndB over the blurry input, mean of seeds {options.seeds}; {options.steps} steps, load {os.getloadavg()[0]:.1f}"
+        f"\ndB over the blurry input, mean of seeds {options.seeds}; {options.steps} steps, "
+        f"load {os.getloadavg()[0]:.1f}"
     )
     print(f"{'photograph':14}" + "".join(f"{variant:>13}" for variant in options.variants))
     for name in (*photos.TEST, "all"):

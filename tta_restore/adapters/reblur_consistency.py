@@ -29,9 +29,9 @@ class ReblurConsistency(Adapter, method="reblur_consistency"):
     """Adapts a restorer until its restoration, blurred again, meets the frame, and keeps it from making things up.
 
     On every frame the estimator reads the spatially varying blur, reduced to isotropic kernels, from the frame alone:
-    the adapting restorer has no say in it. Then, `steps` times, the student's restoration is blurred with them in linear
-    light and compared with the frame. What blurring removes, that comparison cannot see, and a restorer that follows it
-    alone fills the blind spot with patterns, faster at higher learning rates. Three things hold it:
+    the adapting restorer has no say in it. Then, `steps` times, the student's restoration is blurred with them in
+    linear light and compared with the frame. What blurring removes, that comparison cannot see, and a restorer that
+    follows it alone fills the blind spot with patterns, faster at higher learning rates. Three things hold it:
 
     - `anchor`: the part of the change from the source's restoration that the blur would remove is held back;
     - `trust`: the image that is given lies within a ball around the source's restoration, whose radius is this share of
