@@ -31,14 +31,15 @@ class ReblurConsistency(Adapter, method="reblur_consistency"):
     On every frame the estimator reads the spatially varying blur, reduced to isotropic kernels, from the frame alone:
     the adapting restorer has no say in it. Then, `steps` times, the student's restoration is blurred with them in
     linear light and compared with the frame. What blurring removes, that comparison cannot see, and a restorer that
-    follows it alone fills the blind spot with patterns, faster at higher learning rates. Three things hold it:
+    follows it alone fills the blind spot with patterns, faster at higher learning rates. Four things hold it:
 
     - `anchor`: the part of the change from the source's restoration that the blur would remove is held back;
     - `trust`: the image that is given lies within a ball around the source's restoration, whose radius is this share of
       what the source itself changed in the frame, whatever the weights have become;
-    - a student that starts a frame outside twice that ball is put back to the source.
+    - a student that starts a frame outside twice that ball is put back to the source;
+    - where the source's own restoration meets the frame better, by the same measure, that is given.
 
-    What is given is the teacher's self-ensemble, projected onto that ball.
+    What is given otherwise is the teacher's self-ensemble, projected onto that ball.
 
     Args:
         model: a restorer of single frames at scale 1; see :class:`Adapter`, as for ``options``.
@@ -48,7 +49,8 @@ class ReblurConsistency(Adapter, method="reblur_consistency"):
         lr: learning rate.
         ema: share of itself that the teacher keeps at each step.
         anchor: weight of the change that the comparison cannot see.
-        trust: radius of the ball, relative to the root mean square change that the source makes; None for no ball.
+        trust: radius of the ball, relative to the root mean square change that the source makes; None for no ball, no
+            way back and no comparison with the source.
         border: pixels at each side that are not compared: blurring sees zeros beyond the frame.
         views: views that the output is averaged over, see :func:`resolve_views`.
         seed: of the adapter.
@@ -129,7 +131,7 @@ class ReblurConsistency(Adapter, method="reblur_consistency"):
         self.average_teacher(self.ema)
 
     def emit(self, frame: Frame) -> Restoration:
-        """The teacher's self-ensemble, no farther from the source's than `trust` allows."""
+        """The teacher's self-ensemble, no farther from the source's than `trust` allows, or the source's if better."""
         restored = self.ensemble("teacher", frame.image)
         if self.trust is None:
             return restored
@@ -139,7 +141,10 @@ class ReblurConsistency(Adapter, method="reblur_consistency"):
         share = (reach / length.clamp(min=1e-12)).clamp(max=1)
         # a change that is no number is none
         near = torch.where((share < 1) | ~length.isfinite(), source + (share * change).nan_to_num(0), restored.image)
-        frame.extra["share_given"] = float(share.nan_to_num(0).mean())
+        seeds = self.blur_map(frame.image) if frame.cropped or not frame.notes else frame.notes["seeds"]
+        better = self._misses(near, source, seeds, frame.image) < self._misses(source, source, seeds, frame.image)
+        near = torch.where(better, near, source)
+        frame.extra["share_given"] = float((share.nan_to_num(0) * better).mean())
         return restored.with_image(near.to(restored.image.dtype))
 
     def blur_map(self, x: Tensor) -> Tensor:
@@ -165,6 +170,16 @@ class ReblurConsistency(Adapter, method="reblur_consistency"):
             rows = [torch.stack([t[index], t[index + 1]]).movedim(-1, 1) for t, index in zip(tables, low, strict=True)]
             ends = torch.stack(rows)
             return torch.lerp(ends[:, 0], ends[:, 1], part).to(x.device)
+
+    def _misses(self, image: Tensor, source: Tensor, seeds: Tensor, x: Tensor) -> Tensor:
+        """The objective of every sample by itself: (B, 1, 1, 1)."""
+        border = min(self.border, (min(x.shape[-2:]) - 1) // 2)
+        inner = slice(border, -border or None)
+        error = (reblur(image, seeds) - x)[..., inner, inner]
+        change = image - source
+        unseen = change - _blurred(change, seeds)
+        means = [(e.float().square() + 1e-6).sqrt().mean((1, 2, 3), keepdim=True) for e in (error, unseen)]
+        return means[0] + self.anchor * means[1]
 
     def config(self) -> dict[str, Any]:
         """Settings that a saved state depends on."""
