@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,29 @@ def test_a_run_writes_what_it_should(tmp_path):
     assert [path.stem for path in pictures] == ["000000", "000006", "000007"]
     assert read_image(pictures[-1]).pixels.shape == (3, 2 * 24 + 4, 5 * 24 + 16)
     torch.testing.assert_close(objective.restorer.state_dict(), load_file(tmp_path / "run/restorer.safetensors"))
+
+
+def test_tensorboard_gets_what_the_log_gets(tmp_path, monkeypatch):
+    written = []
+
+    class SummaryWriter:
+        def __init__(self, folder):
+            written.append(folder)
+
+        def add_scalar(self, *arguments):
+            written.append(arguments)
+
+        def close(self):
+            written.append("closed")
+
+    module = types.ModuleType("torch.utils.tensorboard")
+    module.SummaryWriter = SummaryWriter
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
+    run_small(tmp_path / "run", 1)
+    loss = json.loads((tmp_path / "run/log.jsonl").read_text())["loss"]
+    assert written[0] == str(tmp_path / "run/tensorboard")
+    assert ("loss/loss", loss, 0) in written
+    assert written[-1] == "closed"
 
 
 def test_it_learns(tmp_path):
