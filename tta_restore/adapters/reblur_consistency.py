@@ -68,7 +68,7 @@ class ReblurConsistency(Adapter, method="reblur_consistency"):
         estimator: nn.Module | None = None,
         *,
         select: Select = "all",
-        steps: int = 4,
+        steps: int = 8,
         lr: float = 2e-4,
         ema: float = 0.9,
         anchor: float = 0.5,
@@ -164,7 +164,7 @@ class ReblurConsistency(Adapter, method="reblur_consistency"):
             logs = F.interpolate(logs, size=padded.shape[-2:], mode="bilinear")[..., : x.shape[-2], : x.shape[-1]]
             tables = torch.stack([_seed_table(picture, self.estimator.reach) for picture in pictures])
             place = (logs[:, 0] - math.log(_LEAST)) / (math.log(_MOST) - math.log(_LEAST)) * (_RADII - 1)
-            place = place.clamp(0, _RADII - 1 - 1e-4)
+            place = place.nan_to_num(0).clamp(0, _RADII - 1 - 1e-4)  # a bad frame that is passed through
             low = place.long()
             part = (place - low)[:, None]
             rows = [torch.stack([t[index], t[index + 1]]).movedim(-1, 1) for t, index in zip(tables, low, strict=True)]
