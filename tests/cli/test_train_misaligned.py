@@ -3,9 +3,12 @@
 import json
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from tta_restore.cli import main
+from tta_restore.data.image import Image
+from tta_restore.data.image_io import write_image
 from tta_restore.models import create_model
 
 CONFIG = """
@@ -15,7 +18,7 @@ width = 2
 blur_map = {blur_map}
 
 [data]
-pictures = "bundled"
+pictures = "{pictures}"
 size = 48
 shift = 1.0
 zoom = 0.005
@@ -45,7 +48,9 @@ progress = false
 
 @pytest.mark.parametrize("blur_map", ["true", "false"])
 def test_from_end_to_end(tmp_path, blur_map):
-    (tmp_path / "config.toml").write_text(CONFIG.format(blur_map=blur_map))
+    generator = torch.Generator().manual_seed(0)
+    write_image(tmp_path / "pictures/one.png", Image(torch.rand(3, 150, 300, generator=generator)))
+    (tmp_path / "config.toml").write_text(CONFIG.format(blur_map=blur_map, pictures=tmp_path / "pictures"))
     out = tmp_path / "out"
     assert main(["train", "misaligned", "--config", str(tmp_path / "config.toml"), "--out", str(out)]) == 0
     lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
@@ -82,6 +87,13 @@ def test_wrong_files(tmp_path, capsys, text, message):
     (tmp_path / "config.toml").write_text(text)
     assert main(["train", "misaligned", "--config", str(tmp_path / "config.toml"), "--out", str(tmp_path / "out")]) == 2
     assert re.search(message, capsys.readouterr().err)
+
+
+def test_bundled_photographs_need_no_folder():
+    from tta_restore.engine.misaligned_config import _source
+
+    pair = _source({"size": 32, "shift": 1.0})(2, torch.Generator().manual_seed(0))
+    assert pair.blurry.shape == (2, 3, 32, 32)
 
 
 def test_missing_file(tmp_path, capsys):

@@ -119,14 +119,14 @@ def test_tensorboard_gets_what_the_log_gets(tmp_path, monkeypatch):
 
 def test_it_learns(tmp_path):
     losses = {}
-    for steps in (1, 25):
+    for steps in (1, 15):
         objective = run_small(tmp_path / str(steps), steps, lr=5e-3)
         source = GeneratedPairs(torch.rand(4, 3, 80, 80, generator=torch.Generator().manual_seed(1)), size=24,
                                 misalignment=Misalignment(1.5, 0.01, 0.01, 0.5))  # fmt: skip
         pair = source(4, torch.Generator().manual_seed(9))
         with torch.no_grad():
             losses[steps] = objective(pair, 1000).parts["reblur"].item()
-    assert losses[25] < 0.9 * losses[1]
+    assert losses[15] < 0.95 * losses[1]
 
 
 def test_kill_minus_nine_and_resume_ends_with_the_same_bits(tmp_path):

@@ -1,6 +1,7 @@
 """Isotropic kernels and reblurring: the recorded tensors, the literal sum over all taps, and what every op keeps."""
 
 import math
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -93,7 +94,7 @@ class TestIsotropicReblur(OpTests):
     def samples(self, generator):
         small, odd, one = (3, 5), (7, 3, 3, 1), (9,)
         return [
-            Sample(draw(1, 2, 3, 4, small, generator=generator), {"kernel_sizes": small}),
+            Sample(draw(1, 2, 2, 3, small, generator=generator), {"kernel_sizes": small}),
             Sample(draw(1, 3, 9, 70, SIZES, generator=generator)),
             Sample(draw(1, 1, 5, 3, odd, generator=generator), {"kernel_sizes": odd}),
             Sample(draw(2, 4, 40, 3, one, generator=generator), {"kernel_sizes": one}),
@@ -123,9 +124,13 @@ def test_recorded_kernels(size):
     torch.testing.assert_close(found[0, :, 0, 0], torch.full((size * size,), 1 / size**2))  # zero seeds make a box
 
 
-@pytest.mark.parametrize("case", ["b1_17x23", "b1_5x4", "b2_16x16"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize(
+    ("case", "dtype", "backend"),
+    [
+        *product(("b1_17x23", "b1_5x4", "b2_16x16"), (torch.float32, torch.float64), ("cpu",)),
+        ("b1_5x4", torch.float64, "reference"),  # slower; the other tests compare with it
+    ],
+)
 def test_recorded_branches_and_gradients(case, dtype, backend):
     """Every branch alone, and the gradients of the recorded loss over all branches."""
     recorded = load_file(GOLDEN / f"b_kernelconv_{case}.safetensors")
@@ -180,7 +185,7 @@ def test_the_sum_of_the_kernel_is_the_sum_of_the_weights(generator):
     assert (out[..., 0, 0] < 0.9).all()  # zeros outside: borders darken
 
 
-@settings(max_examples=60)
+@settings(max_examples=20)
 @given(
     shape=st.tuples(st.integers(0, 2), st.integers(1, 4), st.integers(1, 70), st.integers(1, 70)),
     sizes=st.lists(st.sampled_from([1, 3, 5, 7, 9, 15, 17]), min_size=1, max_size=4),

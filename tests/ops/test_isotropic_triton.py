@@ -13,7 +13,7 @@ from tta_restore import ops
 from tta_restore.ops.isotropic import triton as launchers
 launchers._BAND_BYTES = 1  # bands of 16 rows: the frame has two, whose kernels reach into each other
 generator = torch.Generator().manual_seed(0)
-for sizes, shape, dtype in (((3, 5), (2, 2, 20, 7), torch.float32), ((5, 1), (1, 1, 3, 9), torch.float16)):
+for sizes, shape, dtype in (((3, 5), (1, 2, 18, 7), torch.float32), ((3, 1), (2, 1, 3, 5), torch.float16)):
     channels = sum((k + 1) // 2 for k in sizes)
     b, c, h, w = shape
     tensors = [
@@ -44,7 +44,7 @@ def test_results_under_the_interpreter():
 # The default sizes take a minute or more of compilation for each type.
 @pytest.mark.parametrize(
     ("sizes", "dtype"),
-    [((3, 5), "bf16"), *(pytest.param((3, 5, 7, 9, 11, 13, 15), t, marks=pytest.mark.slow) for t in ("fp32", "bf16"))],
+    [((3,), "bf16"), *(pytest.param((3, 5, 7, 9, 11, 13, 15), t, marks=pytest.mark.slow) for t in ("fp32", "bf16"))],
 )
 def test_compiles_without_spills(sizes, dtype):
     from tta_restore.ops.isotropic import triton as launchers

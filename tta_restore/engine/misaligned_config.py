@@ -72,8 +72,8 @@ def train_from_config(
             torch.manual_seed(run.seed)
             restorer = _restorer(config.get("model", {}))
             reblur = JdrlReblur(**config.get("reblur", {}))
-        source = _source(config.get("data", {}))
         flow = create_flow(**({"name": "auto"} | config.get("flow", {})))
+        source = _source(config.get("data", {}))
     except (TypeError, ValueError, ImageError) as error:
         raise UsageError(f"{path}: {error}") from error
     return train_misaligned(restorer, source, run, reblur=reblur, flow=flow, settings=settings)
