@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tta_restore.adapters import Adapter, ReblurPairs, SelfEnsemble, SiamCTTA
+from tta_restore.adapters import Adapter, ReblurConsistency, ReblurPairs, SelfEnsemble, SiamCTTA
 from tta_restore.losses import charbonnier
+from tta_restore.models import create_model
 
 
 @dataclass(frozen=True)
@@ -82,10 +84,21 @@ def make_reblur_pairs(model: Any, **options: Any) -> ReblurPairs:
     return ReblurPairs(model, sharp=sharp, **small | options)
 
 
+@cache
+def lens_estimator() -> nn.Module:
+    return create_model("lens_estimator", checkpoint="lens_estimator")
+
+
+def make_reblur_consistency(model: Any, **options: Any) -> ReblurConsistency:
+    # Gentle enough for what was learnt to be given: steps that do not help are made and not shown.
+    return ReblurConsistency(model, lens_estimator(), **{"steps": 2, "lr": 1e-3, "anchor": 0.0} | options)
+
+
 RECIPES = {
     "source": Recipe(Adapter, learns=False),
     "self_ensemble": Recipe(SelfEnsemble, learns=False),
     "siam_ctta": Recipe(make_siam_ctta),
     "pairs": Recipe(make_pairs),
+    "reblur_consistency": Recipe(make_reblur_consistency, suits=lambda network: network != "super_resolution"),
     "reblur_pairs": Recipe(make_reblur_pairs, suits=lambda network: network != "super_resolution"),
 }

@@ -3,6 +3,7 @@
 from tta_restore.adapters.base import Adapter
 from tta_restore.adapters.frame import Frame
 from tta_restore.adapters.guards import Guards
+from tta_restore.adapters.reblur_consistency import ReblurConsistency
 from tta_restore.adapters.reblur_pairs import ReblurPairs
 from tta_restore.adapters.recommended import recommended
 from tta_restore.adapters.region import CentreCrop
@@ -21,6 +22,7 @@ __all__ = [
     "Frame",
     "Guards",
     "Plan",
+    "ReblurConsistency",
     "ReblurPairs",
     "SelfEnsemble",
     "Semantic",

@@ -72,6 +72,25 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("--device", default="cpu", help="such as cpu or cuda (default: %(default)s)")
     train.add_argument("--out", type=Path, default=Path("runs/train-demo"), help="folder (default: %(default)s)")
     train.set_defaults(run=_train)
+
+    pairs = commands.add_parser("evaluate-pairs", help="measure a restorer on a data set of pairs, aligned or not")
+    pairs.add_argument("root", type=Path, help="folder of the data set")
+    pairs.add_argument("--layout", required=True, help="sdd, dpdd, realdof, ded, or folders for blurry/ and sharp/")
+    pairs.add_argument("--split", default="test", help="train, val or test (default: %(default)s)")
+    pairs.add_argument("--model", required=True, help="shipped weights, a checkpoint file, or module.path:callable")
+    pairs.add_argument("--flow", default="auto", help="raft, lucas_kanade or auto (default: %(default)s)")
+    pairs.add_argument("--device", default="cpu", help="such as cpu or cuda (default: %(default)s)")
+    pairs.add_argument("--out", type=Path, help="CSV file, a row per pair")
+    pairs.set_defaults(run=_evaluate_pairs)
+
+    learn = commands.add_parser("train", help="train your own restorer")
+    kinds = learn.add_subparsers(dest="kind", required=True, metavar="KIND")
+    misaligned = kinds.add_parser("misaligned", help="on pairs that are not aligned, guided by reblurring")
+    misaligned.add_argument("--config", type=Path, required=True, help="TOML or JSON file")
+    misaligned.add_argument("--out", type=Path, help="folder, instead of the file's; a run in it is continued")
+    misaligned.add_argument("--steps", type=_positive, help="in all, instead of the file's")
+    misaligned.add_argument("--device", help="such as cpu or cuda, instead of the file's")
+    misaligned.set_defaults(run=_train_misaligned)
     return parser
 
 
@@ -128,6 +147,30 @@ def _train(options: argparse.Namespace) -> int:
         raise UsageError(f"no model {min(unknown)!r}; there are: {', '.join(STEPS)}")
     for name in options.models or STEPS:
         train(name, steps=options.steps, seed=options.seed, device=options.device, out=options.out)
+    return OK
+
+
+def _evaluate_pairs(options: argparse.Namespace) -> int:
+    from tta_restore.engine import evaluate_pairs as engine
+
+    print(
+        engine.run(
+            options.root,
+            options.layout,
+            options.split,
+            model=options.model,
+            flow=options.flow,
+            device=options.device,
+            out=options.out,
+        )
+    )
+    return OK
+
+
+def _train_misaligned(options: argparse.Namespace) -> int:
+    from tta_restore.engine.misaligned_config import train_from_config
+
+    train_from_config(options.config, out=options.out, steps=options.steps, device=options.device)
     return OK
 
 

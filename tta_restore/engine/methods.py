@@ -50,10 +50,15 @@ class ImageMethod:
         self.adapter.load(path)
 
 
-def _reblur_pairs(restorer: Restorer, **options: Any) -> Adapter:
-    device = next((p.device for p in restorer.parameters()), torch.device("cpu"))
-    estimator = create_model("lens_estimator", checkpoint="lens_estimator").to(device)
-    return adapters.create_adapter("reblur_pairs", restorer, estimator, **options)
+def _with_estimator(name: str) -> Callable[..., Adapter]:
+    """A method that reads the lens, with the shipped estimator where the restorer is."""
+
+    def make(restorer: Restorer, **options: Any) -> Adapter:
+        device = next((p.device for p in restorer.parameters()), torch.device("cpu"))
+        estimator = create_model("lens_estimator", checkpoint="lens_estimator").to(device)
+        return adapters.create_adapter(name, restorer, estimator, **options)
+
+    return make
 
 
 def _siam_ctta(restorer: Restorer, **options: Any) -> Adapter:
@@ -64,7 +69,8 @@ def _siam_ctta(restorer: Restorer, **options: Any) -> Adapter:
 METHODS: MappingProxyType[str, Callable[..., Adapter]] = MappingProxyType(
     {
         "recommended": adapters.recommended,
-        "reblur-pairs": _reblur_pairs,
+        "reblur-pairs": _with_estimator("reblur_pairs"),
+        "reblur-consistency": _with_estimator("reblur_consistency"),
         "siam-ctta": _siam_ctta,
         "self-ensemble": adapters.SelfEnsemble,
         "source": Adapter,

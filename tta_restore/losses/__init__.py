@@ -1,6 +1,22 @@
 """Losses: a function and a module of the same name each."""
 
 from tta_restore.losses.charbonnier import Charbonnier, charbonnier
+from tta_restore.losses.deformed_pair import DeformedPair, calibration_mask, deformed_pair, flow_grey
+from tta_restore.losses.reblur_consistency import BlurMap, ReblurConsistency, blur_map, reblur_consistency, weigh_seeds
 from tta_restore.losses.siamese_consistency import SiameseConsistency, siamese_consistency
 
-__all__ = ["Charbonnier", "SiameseConsistency", "charbonnier", "siamese_consistency"]
+__all__ = [
+    "BlurMap",
+    "Charbonnier",
+    "DeformedPair",
+    "ReblurConsistency",
+    "SiameseConsistency",
+    "blur_map",
+    "calibration_mask",
+    "charbonnier",
+    "deformed_pair",
+    "flow_grey",
+    "reblur_consistency",
+    "siamese_consistency",
+    "weigh_seeds",
+]

@@ -26,9 +26,10 @@ def load_checkpoint(module: M, path_or_state_dict: str | Path | Mapping[str, Any
 
     Takes a path (safetensors, or a torch file read with ``weights_only=True``), a bare word that names a file shipped
     in ``tta_restore/models/weights``, or a state dict. The wrappers of training code (``params_ema``, ``params``,
-    ``state_dict``, ...) and the prefixes of DistributedDataParallel and torch.compile are taken off. A module that
-    knows checkpoints with other keys has a method ``convert_state_dict(state_dict) -> state_dict``, which is called
-    next. Everything is checked before the first weight is written.
+    ``state_dict``, ...) and the prefixes of DistributedDataParallel and torch.compile are taken off. A module whose
+    weights lie beside others' in one file names its own wrappers in ``checkpoint_wrappers``. A module that knows
+    checkpoints with other keys has a method ``convert_state_dict(state_dict) -> state_dict``, which is called next.
+    Everything is checked before the first weight is written.
 
     Raises:
         ValueError: if the file is missing, unreadable, holds anything but tensors, or does not fit ``module``.
@@ -38,8 +39,8 @@ def load_checkpoint(module: M, path_or_state_dict: str | Path | Mapping[str, Any
     else:
         path = resolve(path_or_state_dict)
         source, content = str(path), _read(path)
-    weights = _unwrap(content, source)
     target = getattr(module, "_orig_mod", module)
+    weights = _unwrap(content, source, getattr(target, "checkpoint_wrappers", ()))
     expected = target.state_dict()
     weights = {_strip(name, expected): value for name, value in weights.items()}
     convert = getattr(target, "convert_state_dict", None)
@@ -98,10 +99,10 @@ def _read(path: Path) -> Any:
         raise ValueError(f"load_checkpoint: {path} is damaged or no checkpoint: {error}") from error
 
 
-def _unwrap(content: Any, source: str) -> dict[str, Tensor]:
+def _unwrap(content: Any, source: str, own: tuple[str, ...] = ()) -> dict[str, Tensor]:
     if not isinstance(content, Mapping):
         raise ValueError(f"load_checkpoint: expected a mapping of names to tensors in {source}, got {type(content)}")
-    while (key := next((k for k in _WRAPPERS if isinstance(content.get(k), Mapping)), None)) is not None:
+    while (key := next((k for k in (*own, *_WRAPPERS) if isinstance(content.get(k), Mapping)), None)) is not None:
         content = content[key]
     strangers = [name for name, value in content.items() if not (isinstance(name, str) and isinstance(value, Tensor))]
     if strangers:

@@ -1,0 +1,192 @@
+"""The objective of reblurring-guided learning: recorded training steps, stages, gradients."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tta_restore import losses, models, nn, ops
+from tta_restore.data.misaligned import MisalignedPair
+from tta_restore.engine.misaligned import MisalignedObjective, MisalignedSettings
+from tta_restore.models.jdrl import BlurConditioned, JdrlReblur
+from tta_restore.models.optical_flow import NetworkFlow
+
+GOLDEN = Path(__file__).parents[1] / "golden/jdrl"
+
+
+class Stub(torch.nn.Module):
+    """The flow network of the recorded training steps."""
+
+    def forward(self, first, second):
+        return 0.5 * torch.nn.functional.avg_pool2d(first - second, 4)[:, :2]
+
+
+def prefixed(recorded, prefix):
+    return {name.removeprefix(prefix): t for name, t in recorded.items() if name.startswith(prefix)}
+
+
+def recorded_objective(recorded, restorer, **settings):
+    reblur = models.load_checkpoint(JdrlReblur(width=8), prefixed(recorded, "reblur."))
+    released = MisalignedSettings.released(steps_per_epoch=1, **settings)
+    return MisalignedObjective(restorer, reblur, flow=NetworkFlow(Stub()), settings=released)
+
+
+def check_gradients(recorded, gradients, prefix):
+    expected = prefixed(recorded, prefix)
+    assert expected
+    for name, want in expected.items():
+        torch.testing.assert_close(gradients[name], want, atol=2e-4 * want.abs().max().item() + 1e-9, rtol=2e-3)
+
+
+def deblurrer(recorded):
+    restorer = torch.nn.Sequential(torch.nn.Conv2d(3, 3, 3, padding=1), torch.nn.Sigmoid())
+    restorer.load_state_dict(prefixed(recorded, "deblur."))
+    return restorer
+
+
+def test_recorded_first_epoch():
+    recorded = load_file(GOLDEN / "g_trainstep_epoch00.safetensors")
+    restorer = deblurrer(recorded)
+    objective = recorded_objective(recorded, restorer)
+    step = objective(MisalignedPair(recorded["im_b"], recorded["im_gt"]), 0)
+    torch.testing.assert_close(step.tensors["restored"], recorded["deblurred"], atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(step.tensors["flow"], recorded["flow_blur_to_gt"], atol=5e-6, rtol=1e-5)
+    torch.testing.assert_close(step.tensors["warped"], recorded["warped_gt"], atol=2e-6, rtol=1e-5)
+    torch.testing.assert_close(step.loss.double(), recorded["loss"], atol=1e-7, rtol=1e-6)
+    step.loss.backward()
+    check_gradients(recorded, {n: p.grad for n, p in restorer.named_parameters()}, "grad.deblur.")
+    assert all(p.grad is None for p in objective.reblur.parameters())
+
+
+def test_recorded_epoch_with_a_blur_map():
+    recorded = load_file(GOLDEN / "j_trainstep_epoch07.safetensors")
+    fusion, estimator = nn.BlurMapFusion(), nn.BlurMapEstimator()
+    names = {"gate.fc.0.weight": "se.fc.0.weight", "gate.fc.2.weight": "se.fc.2.weight"}
+    names |= {"adjust.weight": "adj.weight", "adjust.bias": "adj.bias"}
+    fusion.load_state_dict({own: recorded[f"deblur.{name}"] for own, name in names.items()})
+    models.load_checkpoint(estimator, prefixed(recorded, "pred."))
+    model = BlurConditioned(torch.nn.Sigmoid(), estimator=estimator, fusion=fusion)
+    objective = recorded_objective(recorded, model, journal=True)
+    step = objective(MisalignedPair(recorded["im_b"], recorded["im_gt"]), 7)
+    torch.testing.assert_close(step.tensors["blur_map"], recorded["pred_core"], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(step.tensors["restored"], recorded["deblurred"], atol=2e-6, rtol=1e-5)
+    torch.testing.assert_close(step.loss.double(), recorded["loss"], atol=1e-7, rtol=1e-6)
+    step.loss.backward()
+    found = {names[n]: p.grad for n, p in fusion.named_parameters()}
+    check_gradients(recorded, found, "grad.deblur.")
+    check_gradients(recorded, {n: p.grad for n, p in estimator.named_parameters()}, "grad.pred.")
+    assert all(p.grad is None for p in objective.reblur.parameters())
+
+
+def test_recorded_ramp():
+    recorded = load_file(GOLDEN / "j_decay.safetensors")
+    settings = MisalignedSettings.released(steps_per_epoch=1, journal=True)
+    found = torch.tensor([settings.ramp(epoch) for epoch in recorded["epoch"].tolist()], dtype=torch.float64)
+    torch.testing.assert_close(found, recorded["factor"])
+    assert settings.ramp(15) == 1
+
+
+def test_joint_stage_is_the_published_sum():
+    """No tensors of this stage were recorded where this was written: the sum is written out beside it."""
+    recorded = load_file(GOLDEN / "g_trainstep_epoch00.safetensors")
+    objective = recorded_objective(recorded, deblurrer(recorded))
+    blurry, sharp = recorded["im_b"], recorded["im_gt"]
+    step = objective(MisalignedPair(blurry, sharp), 15)
+    step.loss.backward()
+    found = [p.grad.clone() for p in objective.parameters()]
+    objective.zero_grad()
+    restored = objective.restorer(blurry)
+
+    def warp(x, flow):
+        return ops.flow_warp(x, flow, padding_mode="border", align_corners=False)
+
+    there, back = objective.flow(restored, sharp), objective.flow(sharp, restored)
+    mask, mask_back = losses.calibration_mask(there), losses.calibration_mask(back)
+    reblurred = objective.reblur(restored, blurry)
+    loss = (
+        losses.charbonnier(mask * restored, mask * warp(sharp, there))
+        + losses.charbonnier(mask_back * sharp, mask_back * warp(restored, back))
+        + 0.5 * losses.charbonnier(reblurred, blurry)
+    )
+    torch.testing.assert_close(step.loss, loss)
+    loss.backward()
+    for got, want in zip(found, [p.grad for p in objective.parameters()], strict=True):
+        torch.testing.assert_close(got, want, atol=1e-6, rtol=1e-4)
+        assert got.abs().sum() > 0
+
+
+def make(**settings):
+    torch.manual_seed(0)
+    restorer = torch.nn.Conv2d(3, 3, 3, padding=1)
+    options = {"warm_up": 2, **settings}
+    flow = NetworkFlow(Stub())
+    return MisalignedObjective(restorer, JdrlReblur(width=4), flow=flow, settings=MisalignedSettings(**options))
+
+
+def pair(**more):
+    generator = torch.Generator().manual_seed(0)
+    blurry, sharp = torch.rand(2, 2, 3, 32, 32, generator=generator)
+    return MisalignedPair(blurry, sharp, **more)
+
+
+def silent(module):
+    return all(p.grad is None or not p.grad.any() for p in module.parameters())
+
+
+def test_stages():
+    objective = make(reblur_first=1)
+    objective(pair(), 0).loss.backward()
+    assert silent(objective.restorer)
+    assert not silent(objective.reblur)
+    objective.zero_grad()
+    step = objective(pair(), 1)
+    assert set(step.parts) == {"pair"}
+    step.loss.backward()
+    assert not silent(objective.restorer)
+    assert silent(objective.reblur)
+    step = objective(pair(), 3)
+    assert set(step.parts) == {"pair", "reblur"}
+    assert {"flow", "mask", "seeds", "weights", "reblurred", "warped"} <= set(step.tensors)
+    torch.testing.assert_close(step.loss.detach(), step.parts["pair"] + step.parts["reblur"])
+    plain = make(flow="pixel")
+    assert set(plain(pair(), 100).parts) == {"pixel"}
+
+
+def test_given_flow_is_used_and_must_be_there():
+    objective = make(flow="given", sigma=None)
+    with pytest.raises(ValueError, match="the pair brings none"):
+        objective(pair(), 0)
+    step = objective(pair(flow=torch.zeros(2, 2, 32, 32)), 5)
+    torch.testing.assert_close(step.tensors["warped"], step.tensors["sharp"], atol=1e-6, rtol=1e-6)
+
+
+def test_a_conditioned_restorer_learns_its_map():
+    torch.manual_seed(0)
+    restorer = BlurConditioned(models.create_model("jdrl_unet", width=2, prior=True), argument="blur_map")
+    settings = MisalignedSettings(warm_up=0, map_detach=True)
+    objective = MisalignedObjective(restorer, JdrlReblur(width=4), flow=NetworkFlow(Stub()), settings=settings)
+    generator = torch.Generator().manual_seed(0)
+    blurry, sharp = torch.rand(2, 1, 3, 24, 40, generator=generator)  # 24 is no multiple of 16: padded inside
+    step = objective(MisalignedPair(blurry, sharp), 0)
+    assert set(step.parts) == {"pair", "reblur", "blur_map"}
+    assert step.tensors["restored"].shape == blurry.shape
+    step.loss.backward()
+    assert not silent(restorer.estimator)
+
+
+def test_bfloat16_stays_near():
+    exact, half = make(warm_up=0), make(warm_up=0, precision="bf16")
+    one, other = exact(pair(), 0), half(pair(), 0)
+    torch.testing.assert_close(one.loss, other.loss, rtol=0.02, atol=0)
+    other.loss.backward()
+    assert all(p.grad.isfinite().all() and p.dtype == torch.float32 for p in half.parameters())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"warm_up": -1}, "warm_up >= 0"), ({"flow": "raft"}, "flow to be one of"), ({"lr": 0}, "lr > 0")],
+)
+def test_settings_refuse(settings, message):
+    with pytest.raises(ValueError, match=message):
+        MisalignedSettings(**settings)

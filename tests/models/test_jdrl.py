@@ -1,0 +1,212 @@
+"""The networks of reblurring-guided learning against recorded tensors, and with official names of weights."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from _base import ModuleTests, random
+from safetensors.torch import load_file
+
+from tta_restore import models, nn
+from tta_restore.models.jdrl import BlurConditioned, JdrlReblur, JdrlUNet
+from tta_restore.models.optical_flow import LucasKanade, create_flow, resized_flow
+from tta_restore.models.pwc_net import PwcNet, cost_volume
+
+GOLDEN = Path(__file__).parents[1] / "golden/jdrl"
+
+
+def stub(first, second):
+    """The flow network of the recorded wrapper and training steps."""
+    return 0.5 * torch.nn.functional.avg_pool2d(first - second, 4)[:, :2]
+
+
+def formula(place, shape):
+    """Weights in closed form: file README of the recorded tensors."""
+    h = np.arange(np.prod(shape), dtype=np.uint64) + place * 1000003 + 1
+    h &= 0xFFFFFFFF
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+        h ^= h >> np.uint64(shift)
+        h = h * np.uint64(factor) & 0xFFFFFFFF
+    u = (h ^ (h >> np.uint64(16))) / 2**32 - 0.5
+    scale = (12 * 2 / np.prod(shape[1:])) ** 0.5 if len(shape) >= 2 else 0.1
+    return torch.from_numpy((u * scale).astype(np.float32)).view(shape)
+
+
+def with_formula_weights(module):
+    weights = {name: formula(i, tuple(t.shape)) for i, (name, t) in enumerate(module.state_dict().items())}
+    module.load_state_dict(weights)
+    return module.eval()
+
+
+def prefixed(recorded, prefix):
+    return {name.removeprefix(prefix): t for name, t in recorded.items() if name.startswith(prefix)}
+
+
+@pytest.mark.parametrize("prior", [False, True])
+def test_unet_is_the_released_one(prior):
+    model = with_formula_weights(JdrlUNet(prior=prior))
+    recorded = load_file(GOLDEN / ("j_vgg38_formula.safetensors" if prior else "h_vgg_deblur_formula.safetensors"))
+    assert sum(p.numel() for p in model.parameters()) == (31_053_723 if prior else 31_033_411)
+    with torch.no_grad():
+        if prior:
+            out = model(recorded["im_b"], recorded["pred_core"])
+        else:
+            assert torch.equal(model.encoder.block1[0].weight[:2], recorded["first_weights"])
+            assert torch.equal(model.up6[1].weight[:2, :4], recorded["up6_weights"])
+            out = model(recorded["x"])
+    torch.testing.assert_close(out, recorded["out"], atol=2e-6, rtol=2e-5)
+
+
+def test_unet_official_file(tmp_path):
+    model = models.create_model("jdrl_unet", width=4)
+    official = {f"module.{name}": t for name, t in model.state_dict().items()}
+    assert "module.encoder.block1.0.weight" in official
+    assert "module.up6.1.bias" in official
+    others = {f"module.{name}": t for name, t in models.create_model("jdrl_reblur", width=4).state_dict().items()}
+    file = tmp_path / "epoch_99.pth"
+    torch.save({"epoch": 100, "global_step": 100, "Reblur_state_dict": others, "G_state_dict": official}, file)
+    again = models.create_model("jdrl_unet", width=4, checkpoint=file)
+    assert all(torch.equal(a, b) for a, b in zip(again.state_dict().values(), official.values(), strict=True))
+    models.create_model("jdrl_reblur", width=4, checkpoint=file)
+
+
+def test_unet_refuses():
+    model = JdrlUNet(width=2)
+    with pytest.raises(ValueError, match="multiples of 16"):
+        model(torch.rand(1, 3, 20, 32))
+    with pytest.raises(ValueError, match="no blur map"):
+        model(torch.rand(1, 3, 16, 16), torch.rand(1, 35, 16, 16))
+    assert models.as_restorer(model)(torch.rand(1, 3, 20, 33)).shape == (1, 3, 20, 33)
+
+
+def test_reblur_is_the_released_one_and_takes_official_names():
+    recorded = load_file(GOLDEN / "c_reblur_nf8.safetensors")
+    model = models.load_checkpoint(JdrlReblur(width=8), prefixed(recorded, "param."))
+    restored, blurry = (recorded[name].requires_grad_() for name in ("im_s", "im_b"))
+    seeds, weights = model.predictor(restored, blurry)
+    torch.testing.assert_close(seeds, recorded["core"], atol=2e-5, rtol=1e-5)
+    torch.testing.assert_close(weights, recorded["maps"], atol=2e-6, rtol=1e-5)
+    out = model(restored, blurry)
+    torch.testing.assert_close(out, recorded["output"], atol=3e-6, rtol=1e-5)
+    names = dict(model.named_parameters())
+    gradients = torch.autograd.grad(out, [restored, blurry, *names.values()], recorded["upstream"])
+    official = model.convert_state_dict(prefixed(recorded, "grad."))
+    expected = [recorded["grad_im_s"], recorded["grad_im_b"], *(official[name] for name in names)]
+    for got, want in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(got, want, atol=2e-4 * want.abs().max().item(), rtol=1e-3)
+    assert sum(p.numel() for p in JdrlReblur().parameters()) == 474_987
+
+
+def test_blur_estimator_is_the_released_one():
+    recorded = load_file(GOLDEN / "j_blur_estimator.safetensors")
+    model = nn.BlurMapEstimator()
+    assert sum(p.numel() for p in model.parameters()) == 66_499
+    models.load_checkpoint(model, {"Pred_state_dict": prefixed(recorded, "param.")})
+    torch.testing.assert_close(model(recorded["im_b"]), recorded["core"], atol=1e-5, rtol=1e-5)
+
+
+def test_fusion_is_the_released_one():
+    recorded = load_file(GOLDEN / "j_fusion_block.safetensors")
+    fusion = nn.BlurMapFusion()
+    names = {"gate.fc.0.weight": "se.fc.0.weight", "gate.fc.2.weight": "se.fc.2.weight"}
+    names |= {"adjust.weight": "adjust.weight", "adjust.bias": "adjust.bias"}
+    fusion.load_state_dict({own: recorded[name] for own, name in names.items()})
+    x = recorded["x"].requires_grad_()
+    torch.testing.assert_close(fusion.gate(x), recorded["se_out"], atol=2e-6, rtol=1e-5)
+    out = fusion(x[:, :3], x[:, 3:])
+    torch.testing.assert_close(out, recorded["adjusted"], atol=2e-6, rtol=1e-5)
+    torch.testing.assert_close(
+        torch.autograd.grad(out, x, recorded["upstream"])[0], recorded["grad_x"], atol=1e-5, rtol=1e-4
+    )
+
+
+class TestUNet(ModuleTests):
+    def module(self, **factory):
+        return models.create_model("jdrl_unet", width=2, prior=True, **factory)
+
+    def inputs(self, generator):
+        return (random(1, 3, 16, 32, generator=generator), random(1, 35, 16, 32, generator=generator)), {}
+
+
+class TestReblur(ModuleTests):
+    def module(self, **factory):
+        return models.create_model("jdrl_reblur", width=4, kernel_sizes=(3, 5), **factory)
+
+    def inputs(self, generator):
+        return tuple(random(2, 3, 9, 11, generator=generator) for _ in range(2)), {}
+
+
+class TestConditioned:
+    @pytest.mark.parametrize(("at", "channels"), [(None, 3), ("1", 4)])
+    def test_starts_as_the_restorer_and_leaves_it_alone(self, at, channels):
+        conv = torch.nn.Conv2d
+        restorer = torch.nn.Sequential(conv(3, 4, 3, 2, 1), conv(4, 4, 3, 1, 1), torch.nn.ConvTranspose2d(4, 3, 2, 2))
+        x = torch.rand(1, 3, 12, 16)
+        plain = restorer(x)
+        model = BlurConditioned(restorer, at=at, channels=channels)
+        torch.testing.assert_close(model(x), plain, atol=1e-6, rtol=1e-5)
+        with torch.no_grad():
+            model.fusion.adjust.weight.add_(0.1)
+        assert (model(x) - plain).abs().max() > 1e-3
+        (model(x).sum()).backward()
+        assert model.estimator.conv_first.weight.grad.abs().sum() > 0
+        assert torch.equal(restorer(x), plain)
+        assert models.as_restorer(model)(x).shape == x.shape
+
+    def test_refuses_a_module_that_is_not_there(self):
+        with pytest.raises(ValueError, match="no module 'decoder'"):
+            BlurConditioned(torch.nn.Identity(), at="decoder")
+
+
+@pytest.mark.parametrize("size", ["64x128", "50x70", "37x65"])
+def test_recorded_flow_wrapper(size):
+    recorded = load_file(GOLDEN / "d_estimate_wrapper.safetensors")
+    flow = resized_flow(stub, recorded[f"s{size}.first"], recorded[f"s{size}.second"])
+    torch.testing.assert_close(flow, recorded[f"s{size}.flow"], atol=2e-6, rtol=1e-5)
+
+
+def test_pwc_net_is_the_one_whose_weights_circulate():
+    recorded = load_file(GOLDEN / "k_pwcnet_formula.safetensors")
+    volume = cost_volume(recorded["corr.first"], recorded["corr.second"])
+    torch.testing.assert_close(volume, recorded["corr.out"], atol=1e-6, rtol=1e-5)
+    network = with_formula_weights(PwcNet())
+    assert sum(p.numel() for p in network.parameters()) == 9_374_274
+    assert len(network.state_dict()) == 126
+    with torch.no_grad():
+        raw = network(recorded["s64x128.first"], recorded["s64x128.second"])
+    assert (raw - recorded["s64x128.raw"]).abs().quantile(0.99) < 1e-4
+    with torch.no_grad():
+        flow = resized_flow(network, recorded["s70x90.first"], recorded["s70x90.second"])
+    assert (flow - recorded["s70x90.flow"]).abs().quantile(0.99) < 2e-3
+
+
+def test_pwc_net_file_with_old_names(tmp_path):
+    weights = {name.replace("net", "module"): t for name, t in PwcNet().state_dict().items()}
+    torch.save(weights, tmp_path / "pwc.pth")
+    flow = create_flow("pwc", checkpoint=tmp_path / "pwc.pth")
+    assert flow(torch.rand(1, 3, 70, 65), torch.rand(1, 3, 70, 65)).shape == (1, 2, 70, 65)
+    with pytest.raises(ValueError, match="pass checkpoint"):
+        create_flow("pwc")
+    with pytest.raises(ValueError, match="one of"):
+        create_flow("spynet")
+
+
+@pytest.mark.parametrize("motion", ["shift", "zoom", "rotation"])
+def test_lucas_kanade_finds_known_motion_between_a_blurry_and_a_sharp_photograph(motion):
+    from tta_restore import ops
+    from tta_restore.data import photos
+    from tta_restore.models.optical_flow import _blur
+
+    sharp = photos.load("motorcycle_left")[None, :, 150:342, 200:392]
+    y, x = torch.meshgrid(torch.arange(192.0) - 96, torch.arange(192.0) - 96, indexing="ij")
+    flow = {
+        "shift": torch.stack([torch.full_like(x, 6.3), torch.full_like(x, -4.2)]),
+        "zoom": torch.stack([x, y]) * 0.04,
+        "rotation": torch.stack([-y, x]) * 0.04,
+    }[motion][None]
+    # `first` shows at p what `sharp` shows at p + flow
+    first = _blur(ops.flow_warp(sharp, flow, padding_mode="border"), 1.5)
+    error = (LucasKanade()(first, sharp) - flow).square().sum(1).sqrt()[:, 24:-24, 24:-24]
+    assert error.median() < 0.15
+    assert error.mean() < 0.2

@@ -1,0 +1,210 @@
+"""The objective of reblurring-guided learning: any restorer, a batch of misaligned pairs, a loss with all its parts.
+
+Source: JDRL (Li et al., AAAI 2023); Reblurring-guided defocus deblurring (Ren et al., IJCV 2025).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from tta_restore import _checks, losses, ops
+from tta_restore.data.misaligned import MisalignedPair, inverse_motion
+from tta_restore.models import as_restorer
+from tta_restore.models.jdrl import BlurConditioned, JdrlReblur
+
+
+@dataclass(frozen=True)
+class MisalignedSettings:
+    """Stages, weights and schedules. The defaults are ours where the comment says so; :meth:`released` has theirs.
+
+    Attributes:
+        reblur_first: steps in which the reblurring module alone learns, for a restorer that is trained already.
+        warm_up: steps in which the restorer meets the sharp image warped by the flow from the blurry one, unmasked.
+        reblur_weight: of the reblurring loss.
+        map_weight: of the blur map's loss, for a :class:`BlurConditioned` restorer.
+        sigma: of the calibration masks; None for no masks.
+        exact: warp exactly; the release is half a pixel off at the borders.
+        border: pixels that the reblurring loss leaves out at each side; the release leaves out none.
+        map_compare: how maps are compared, see :func:`tta_restore.losses.blur_map`.
+        map_detach: whether the reblurring module is kept from moving towards the map.
+        flow: where flow comes from: ``"estimate"``; ``"given"``, that of the pair, in all stages; or ``"pixel"``: no
+            flow, no mask, no reblurring, the plain loss that this is to be compared with.
+        lr: Adam's learning rate of the restorer.
+        reblur_lr: of the reblurring module; None for the same.
+        halve_every: steps after which the learning rates halve; 0 for never.
+        precision: ``"bf16"`` runs the networks in bfloat16 autocast.
+    """
+
+    reblur_first: int = 0
+    warm_up: int = 300
+    reblur_weight: float = 0.5
+    map_weight: float = 0.5
+    sigma: float | None = 0.35
+    exact: bool = True
+    border: int = 7
+    map_compare: Literal["signed", "absolute"] = "absolute"
+    map_detach: bool = True
+    flow: Literal["estimate", "given", "pixel"] = "estimate"
+    lr: float = 5e-4
+    reblur_lr: float | None = None
+    halve_every: int = 0
+    precision: Literal["fp32", "bf16"] = "fp32"
+
+    def __post_init__(self) -> None:
+        for name in ("reblur_first", "warm_up", "reblur_weight", "map_weight", "border", "halve_every"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"MisalignedSettings: expected {name} >= 0, got {getattr(self, name)}")
+        for name, choices in (("flow", ("estimate", "given", "pixel")), ("precision", ("fp32", "bf16"))):
+            _checks.expect_choice("MisalignedSettings", name, getattr(self, name), choices)
+        if not self.lr > 0:
+            raise ValueError(f"MisalignedSettings: expected lr > 0, got {self.lr}")
+
+    @staticmethod
+    def released(*, steps_per_epoch: int, journal: bool = False) -> MisalignedSettings:
+        """Stages, weights and schedules of the released trainers, with their warp and without our corrections."""
+        own: dict[str, Any] = {"lr": 1e-5, "halve_every": 70} if journal else {"lr": 2e-5, "halve_every": 60}
+        own["halve_every"] *= steps_per_epoch
+        kept: dict[str, Any] = {"exact": False, "border": 0, "map_compare": "signed", "map_detach": False}
+        return MisalignedSettings(warm_up=15 * steps_per_epoch, **own, **kept)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+    def stage(self, step: int) -> Literal["reblur", "warm_up", "joint"]:
+        """What is learnt at a step."""
+        if step < self.reblur_first:
+            return "reblur"
+        return "warm_up" if step < self.reblur_first + self.warm_up else "joint"
+
+    def ramp(self, step: int) -> float:
+        """Strength of the blur map: from almost none to all of it during the warm-up, in 15 stages as published."""
+        done = step - self.reblur_first
+        if not 0 <= done < self.warm_up:
+            return 1.0
+        return 0.001 + 0.999 * (done * 15 // self.warm_up + 1) / 15
+
+    def rate(self, step: int) -> float:
+        """Factor on the learning rates."""
+        return 0.5 ** (step // self.halve_every) if self.halve_every else 1.0
+
+
+@dataclass
+class MisalignedStep:
+    """What one step computed: the loss, its named parts as they enter it, and what can be drawn of it."""
+
+    loss: Tensor
+    parts: dict[str, Tensor]
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+
+
+class MisalignedObjective(nn.Module):
+    """Loss of a restorer, and of the reblurring module that guides it, on misaligned pairs.
+
+    Args:
+        restorer: any module from (B, 3, H, W) to the same; a :class:`BlurConditioned` one also learns its blur map.
+        reblur: the reblurring module; None for a new one.
+        flow: estimator, see :mod:`tta_restore.models.optical_flow`.
+        settings: stages and weights.
+    """
+
+    def __init__(
+        self,
+        restorer: nn.Module,
+        reblur: JdrlReblur | None = None,
+        *,
+        flow: Callable[[Tensor, Tensor], Tensor],
+        settings: MisalignedSettings = MisalignedSettings(),
+    ) -> None:
+        super().__init__()
+        self.restorer = restorer
+        self.reblur = JdrlReblur() if reblur is None else reblur
+        self.flow = flow
+        self.settings = settings
+        self._run = as_restorer(restorer.restorer if isinstance(restorer, BlurConditioned) else restorer)
+
+    def forward(self, pair: MisalignedPair, step: int) -> MisalignedStep:
+        """Loss of a batch at a step of the schedule."""
+        settings, blurry, sharp = self.settings, pair.blurry, pair.sharp
+        stage = "warm_up" if settings.flow == "pixel" else settings.stage(step)
+        found: dict[str, Tensor] = {"blurry": blurry, "sharp": sharp}
+        restored, blur_map = self._restore(blurry, settings.ramp(step))
+        found["restored"] = restored
+        if blur_map is not None:
+            found["blur_map"] = blur_map
+        if stage == "reblur":
+            found["restored"] = restored.detach()
+            return self._finish(self._reblur_parts(found["restored"], found, None), found)
+        if settings.flow == "pixel":
+            return self._finish({"pixel": losses.charbonnier(restored, sharp)}, found)
+        first = blurry if stage == "warm_up" else restored
+        found["flow"] = self._flow(first, sharp, pair.flow)
+        found["warped"] = ops.flow_warp(sharp, found["flow"], padding_mode="border", align_corners=settings.exact)
+        if stage == "warm_up":
+            return self._finish({"pair": losses.charbonnier(restored, found["warped"])}, found)
+        options: dict[str, Any] = {"sigma": settings.sigma, "exact": settings.exact}
+        back = self._flow(sharp, restored, None if pair.flow is None else inverse_motion(pair.flow))
+        if settings.sigma is not None:
+            found["mask"] = losses.calibration_mask(found["flow"], sigma=settings.sigma)
+        parts = {"pair": losses.deformed_pair(restored, sharp, found["flow"], back, **options)}
+        return self._finish(parts | self._reblur_parts(restored, found, blur_map), found)
+
+    def groups(self) -> list[dict[str, Any]]:
+        """Parameter groups of the optimiser."""
+        rate = self.settings.lr if self.settings.reblur_lr is None else self.settings.reblur_lr
+        return [
+            {"params": [p for p in self.restorer.parameters() if p.requires_grad], "lr": self.settings.lr},
+            {"params": list(self.reblur.parameters()), "lr": rate},
+        ]
+
+    def _restore(self, blurry: Tensor, ramp: float) -> tuple[Tensor, Tensor | None]:
+        model = self.restorer
+        with self._precision(blurry):
+            if not isinstance(model, BlurConditioned):
+                return self._run(blurry).float(), None
+            blur_map = model.estimator(blurry) * ramp
+
+            def call(padded: Tensor) -> Any:
+                pads = (0, padded.shape[3] - blurry.shape[3], 0, padded.shape[2] - blurry.shape[2])
+                own = blur_map
+                if any(pads):
+                    own = nn.functional.pad(blur_map, pads, mode="replicate")
+                return model.restore_with(padded, own)
+
+            return self._run.restore(blurry, call=call).image.float(), blur_map.float()
+
+    def _reblur_parts(self, restored: Tensor, found: dict[str, Tensor], blur_map: Tensor | None) -> dict[str, Tensor]:
+        settings, blurry = self.settings, found["blurry"]
+        with self._precision(blurry):
+            seeds, weights = self.reblur.predictor(restored, blurry)
+        seeds, weights = seeds.float(), weights.float()
+        found["seeds"], found["weights"] = seeds, weights
+        found["reblurred"] = self.reblur.reblur(restored, seeds, weights)
+        loss = losses.reblur_consistency(found["reblurred"], blurry, border=settings.border)
+        parts = {"reblur": settings.reblur_weight * loss}
+        if blur_map is not None:
+            difference = losses.blur_map(blur_map, seeds, compare=settings.map_compare, detach=settings.map_detach)
+            parts["blur_map"] = settings.map_weight * difference
+        return parts
+
+    def _flow(self, first: Tensor, second: Tensor, given: Tensor | None) -> Tensor:
+        if self.settings.flow == "given":
+            if given is None:
+                raise ValueError("MisalignedObjective: flow='given', but the pair brings none")
+            return given
+        with torch.no_grad():
+            return self.flow(first.detach(), second.detach())
+
+    def _precision(self, like: Tensor) -> torch.autocast:
+        return torch.autocast(like.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16")
+
+    @staticmethod
+    def _finish(parts: dict[str, Tensor], found: dict[str, Tensor]) -> MisalignedStep:
+        total = torch.stack(list(parts.values())).sum()
+        values = {name: part.detach() for name, part in parts.items()}
+        return MisalignedStep(total, values, {name: tensor.detach() for name, tensor in found.items()})

@@ -1,0 +1,95 @@
+"""Isotropic kernels and the blur they make: checks and docstrings; reference.py has the definition."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ... import _checks
+from . import geometry, reference
+from .calculus import Reblur
+
+
+def isotropic_kernels(seeds: Tensor, kernel_size: int) -> Tensor:
+    r"""Turn seeds into kernels: ``exp`` of the magnitude interpolated at each tap's distance, normalised over all taps.
+
+    Seed k is the logit at distance k from the centre, its sign counts for nothing. A tap at distance r between two
+    integers interpolates linearly; a corner tap, farther than ``m = (K-1)/2``, has logit 0: weight, but the least of
+    all. Seeds of zero make a box of K x K. Half types are computed in float32.
+
+    Shape:
+        - seeds: (B, m+1, H, W)
+        - output: (B, K*K, H, W), tap ``(i, j)``, row and column of the kernel, in channel ``i*K + j``; they sum to 1
+
+    Raises:
+        TypeError: ``seeds`` is no floating-point tensor, ``kernel_size`` no integer.
+        ValueError: shapes do not match, or ``kernel_size`` is even.
+
+    Source: JDRL (Li et al., AAAI 2023), its isotropic blur kernels.
+
+    >>> isotropic_kernels(torch.zeros(1, 2, 1, 1), 3).flatten().mul(9).tolist()
+    [1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]
+    """
+    _checks.expect_int("isotropic_kernels", "kernel_size", kernel_size, minimum=1, odd=True)
+    _checks.expect_floating("isotropic_kernels", seeds=seeds)
+    channels = (kernel_size + 1) // 2
+    _checks.expect_shape("isotropic_kernels", "seeds", seeds, "(B, (K+1)/2, H, W)", (None, channels, None, None))
+    return reference.isotropic_kernels(seeds, kernel_size)
+
+
+def isotropic_reblur(
+    image: Tensor, seeds: Tensor, weights: Tensor, *, kernel_sizes: Sequence[int] = (3, 5, 7, 9, 11, 13, 15)
+) -> Tensor:
+    r"""Blur every pixel with its own mixture of isotropic kernels; no kernel is ever held.
+
+    ``out[p] = w_0[p] x[p] + sum_n w_n[p] sum_t kernel_n[t; p] x[p + t]`` with the kernels of :func:`isotropic_kernels`,
+    zeros outside the frame (so borders darken), and the kernel of the output pixel for all channels alike. The weights
+    are used as they are: pass them through a softmax for a mean.
+
+    Args:
+        image: what is blurred, any range.
+        seeds: of all kernel sizes, one block of ``(K+1)/2`` channels after the other.
+        weights: channel 0 belongs to the image itself, channel n to the n-th kernel size.
+        kernel_sizes: odd numbers of taps.
+
+    Shape:
+        - image: (B, C, H, W)
+        - seeds: (B, sum((K+1)/2), H, W), 35 channels for the default sizes
+        - weights: (B, 1+N, H, W), N the number of kernel sizes
+        - output: (B, C, H, W), contiguous
+
+    Half types are computed in float32. Under autocast tensors of several dtypes meet in the widest.
+
+    Raises:
+        TypeError: an argument is no floating-point tensor, dtypes differ outside autocast, a size is no integer.
+        ValueError: shapes or devices do not match, or a kernel size is even.
+
+    Source: JDRL (Li et al., AAAI 2023), its reblurring module.
+
+    >>> impulse = torch.zeros(1, 1, 3, 3)
+    >>> impulse[..., 1, 1] = 9
+    >>> weights = torch.tensor([0.0, 1.0]).view(1, 2, 1, 1).expand(1, 2, 3, 3)
+    >>> isotropic_reblur(impulse, torch.zeros(1, 2, 3, 3), weights, kernel_sizes=(3,)).round().flatten().tolist()
+    [1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]
+    """
+    name = "isotropic_reblur"
+    _checks.expect_floating(name, image=image, seeds=seeds, weights=weights)
+    shape = _checks.expect_shape(name, "image", image, "(B, C, H, W)")
+    if min(shape[1:]) < 1:
+        raise ValueError(f"{name}: expected image of shape (B, C, H, W) with C, H and W at least 1, got {shape}")
+    if not isinstance(kernel_sizes, Sequence) or isinstance(kernel_sizes, str) or not kernel_sizes:
+        raise TypeError(f"{name}: expected kernel_sizes to be a sequence of odd integers, got {kernel_sizes!r}")
+    for size in kernel_sizes:
+        _checks.expect_int(name, "every kernel size", size, minimum=1, odd=True)
+    b, _, h, w = shape
+    channels = geometry.seed_channels(tuple(kernel_sizes))
+    _checks.expect_shape(name, "seeds", seeds, "(B, sum((K+1)/2), H, W)", (b, channels, h, w))
+    _checks.expect_shape(name, "weights", weights, "(B, 1+N, H, W)", (b, 1 + len(kernel_sizes), h, w))
+    _checks.expect_same_device(name, image=image, seeds=seeds, weights=weights)
+    if torch.is_autocast_enabled(image.device.type):
+        widest = torch.promote_types(torch.promote_types(image.dtype, seeds.dtype), weights.dtype)
+        image, seeds, weights = (t.to(widest) for t in (image, seeds, weights))
+    _checks.expect_same_dtype(name, image=image, seeds=seeds, weights=weights)
+    return Reblur.apply(image, seeds, weights, list(kernel_sizes))
