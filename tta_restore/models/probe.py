@@ -92,17 +92,23 @@ def probe(model: Any, example: Tensor | None = None) -> ProbeReport:
     devices = [device for device in {p.device for p in module.parameters()} if device.type == "cuda"]
     with torch.random.fork_rng(devices), left_unchanged(module):
         torch.manual_seed(0)
-        frame = example[:1] if example is not None else _frame_for(restorer, module)
+        frame = example[:1] if example is not None else example_frame(restorer)
         return _report(restorer, module, frame)
 
 
-def _frame_for(restorer: Restorer, module: nn.Module) -> Tensor:
+def example_frame(restorer: Restorer) -> Tensor:
+    """Noise of 64x64 pixels that a restorer takes: an image (1, C, 64, 64) with C 3, 1, 4 or 6, or a clip.
+
+    Raises:
+        ValueError: it takes none of them.
+    """
+    module: Any = restorer.module
     weight = next(module.parameters(), torch.zeros(()))
     declared = restorer.spec.in_channels if restorer.spec else None
     clip = (restorer.spec.frames or 5,) if restorer.spec and restorer.spec.frames != 1 else ()
     problem: Exception | None = None
     for channels in (declared,) if declared else _CHANNELS:
-        frame = torch.rand(1, *clip, channels, 64, 64).to(weight.device)
+        frame = torch.rand(1, *clip, channels, 64, 64, generator=torch.Generator().manual_seed(0)).to(weight.device)
         trial = Restorer(module, restorer.spec)
         try:
             with torch.no_grad(), left_unchanged(module, training=False):
