@@ -60,12 +60,26 @@ def _siam_ctta(restorer: Restorer, **options: Any) -> Adapter:
     return adapters.SiamCTTA(restorer, select="all", **options)
 
 
+def _literal(name: str) -> Callable[..., Adapter]:
+    return lambda restorer, **options: adapters.create_adapter(name, restorer, form="literal", **options)
+
+
 #: Methods that are not simply `create_adapter(name, restorer)`. "source" runs the restorer by the same core, unadapted.
 METHODS: MappingProxyType[str, Callable[..., Adapter]] = MappingProxyType(
     {
         "recommended": adapters.recommended,
         "reblur-pairs": _reblur_pairs,
         "siam-ctta": _siam_ctta,
+        "causiam": adapters.CauSiam,
+        "tent": adapters.Tent,
+        "tent-literal": _literal("tent"),
+        "cotta": adapters.CoTTA,
+        "cotta-literal": _literal("cotta"),
+        "sar": adapters.SAR,
+        "sar-literal": _literal("sar"),
+        "eata": adapters.EATA,
+        "eata-literal": _literal("eata"),
+        "roid": adapters.ROID,
         "self-ensemble": adapters.SelfEnsemble,
         "source": Adapter,
     }
