@@ -117,6 +117,7 @@ def configured(method: type[Adapter], **settings: Any) -> Callable[..., Adapter]
 
 
 SOME = ("tuple", "batch_norm", "tokens", "super_resolution", "bfloat16", "compiled").__contains__
+INJECTED = ("tuple", "tokens", "bfloat16", "old_weight_norm", "one_at_a_time", "caching", "nafnet").__contains__
 FEW = ("dataclass", "batch_norm").__contains__
 SHIFTED = [(lambda x, k=k: torch.roll(x, k, -1), lambda x: x) for k in range(3)]  # not undone, as published
 
@@ -124,7 +125,7 @@ RECIPES = {
     "source": Recipe(Adapter, learns=False),
     "self_ensemble": Recipe(SelfEnsemble, learns=False),
     "siam_ctta": Recipe(make_siam_ctta),
-    "causiam": Recipe(make_causiam, suits=lambda network: network != "compiled"),
+    "causiam": Recipe(make_causiam, suits=lambda network: network != "compiled", quick=INJECTED),
     "pairs": Recipe(make_pairs),
     "reblur_pairs": Recipe(make_reblur_pairs, suits=lambda network: network != "super_resolution"),
     "tent": Recipe(configured(Tent, lr=3e-2), quick=SOME),
