@@ -16,7 +16,7 @@ from tta_restore.adapters import Adapter
 from tta_restore.models import as_restorer, structure
 
 CASES = [
-    pytest.param(recipe, network, id=f"{recipe}-{network}")
+    pytest.param(recipe, network, id=f"{recipe}-{network}", marks=() if kind.quick(network) else pytest.mark.slow)
     for recipe, kind in RECIPES.items()
     for network in ZOO
     if kind.suits(network)

@@ -9,9 +9,23 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
-from tta_restore.adapters import Adapter, ReblurConsistency, ReblurPairs, SelfEnsemble, SiamCTTA
+from tta_restore.adapters import (
+    EATA,
+    ROID,
+    SAR,
+    Adapter,
+    CauSiam,
+    CoTTA,
+    Guards,
+    ReblurConsistency,
+    ReblurPairs,
+    SelfEnsemble,
+    Semantic,
+    SiamCTTA,
+    Tent,
+)
 from tta_restore.losses import charbonnier
 from tta_restore.models import create_model
 
@@ -24,6 +38,8 @@ class Recipe:
     learns: bool = True
     suits: Callable[[str], bool] = lambda network: True
     """Which networks of the zoo it takes."""
+    quick: Callable[[str], bool] = lambda network: True
+    """Which of them the default tests run; the others are slow."""
 
 
 class Pairs(Adapter):
@@ -94,11 +110,45 @@ def make_reblur_consistency(model: Any, **options: Any) -> ReblurConsistency:
     return ReblurConsistency(model, lens_estimator(), **{"steps": 2, "lr": 1e-3, "anchor": 0.0} | options)
 
 
+def look(restored: Tensor) -> Tensor:
+    """Two tokens per picture: the colours of its halves."""
+    return F.adaptive_avg_pool2d(restored, (1, 2)).flatten(2).transpose(1, 2)
+
+
+def make_causiam(model: Any, **options: Any) -> CauSiam:
+    semantic = Semantic(look, at="auto", num_heads=2, scale=2.0)
+    return CauSiam(model, **{"semantic": semantic, "lr": 3e-2, "restore": 0.3} | options)
+
+
+def certain(network: str) -> bool:
+    """Whether train mode gives the same from frame to frame."""
+    return network != "dropout"
+
+
+def configured(method: type[Adapter], **settings: Any) -> Callable[..., Adapter]:
+    return lambda model, **options: method(model, **{"select": "all"} | settings | options)
+
+
+SOME = ("tuple", "batch_norm", "tokens", "super_resolution", "bfloat16", "compiled").__contains__
+INJECTED = ("tuple", "tokens", "bfloat16", "old_weight_norm", "one_at_a_time", "caching", "nafnet").__contains__
+FEW = ("dataclass", "batch_norm").__contains__
+SHIFTED = [(lambda x, k=k: torch.roll(x, k, -1), lambda x: x) for k in range(3)]  # not undone, as published
+
 RECIPES = {
     "source": Recipe(Adapter, learns=False),
     "self_ensemble": Recipe(SelfEnsemble, learns=False),
     "siam_ctta": Recipe(make_siam_ctta),
+    "causiam": Recipe(make_causiam, suits=lambda network: network != "compiled", quick=INJECTED),
     "pairs": Recipe(make_pairs),
     "reblur_consistency": Recipe(make_reblur_consistency, suits=lambda network: network != "super_resolution"),
     "reblur_pairs": Recipe(make_reblur_pairs, suits=lambda network: network != "super_resolution"),
+    "tent": Recipe(configured(Tent, lr=3e-2), quick=SOME),
+    "tent_literal": Recipe(configured(Tent, form="literal", lr=3e-2), quick=FEW),
+    "cotta": Recipe(configured(CoTTA, lr=1e-2, ema=0.9), quick=FEW),
+    "cotta_literal": Recipe(configured(CoTTA, form="literal", lr=1e-2, ema=0.5, views=SHIFTED), quick=SOME),
+    "sar": Recipe(configured(SAR, lr=1.0, guards=Guards()), quick=SOME),
+    "sar_literal": Recipe(configured(SAR, form="literal"), learns=False, suits=certain, quick=FEW),
+    "eata": Recipe(configured(EATA, lr=1.0, redundant=2.0), quick=SOME),
+    "eata_literal": Recipe(configured(EATA, form="literal"), learns=False, suits=certain, quick=FEW),
+    "roid": Recipe(configured(ROID, lr=3e-2), quick=FEW),
 }

@@ -16,6 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from tta_restore.adapters import Adapter, SelfEnsemble, SiamCTTA, storage
+from tta_restore.adapters.storage import FORMAT_VERSION
 
 
 @pytest.fixture
@@ -33,7 +34,7 @@ def test_the_file_is_small_holds_no_pickle_and_reads_back(learnt, tmp_path):
     with safe_open(path, framework="pt") as file:
         header = json.loads(file.metadata()["tta_restore.adapter"])
         kept = sum(file.get_tensor(key).numel() for key in file.keys() if key.startswith(("sets", "optimiser")))  # noqa: SIM118
-    assert header["format_version"] == 1
+    assert header["format_version"] == FORMAT_VERSION
     assert header["method"] == "Pairs"
     assert list(header["adapted"]) == list(learnt.adapted)
     assert kept < 4.1 * weights  # student, teacher, two moments, step counters
@@ -77,7 +78,7 @@ def damages():
 
         return damage
 
-    yield "newer format", header(lambda content, tensors: content.update(format_version=2))
+    yield "newer format", header(lambda content, tensors: content.update(format_version=FORMAT_VERSION + 1))
     yield "no structure", header(lambda content, tensors: content.pop("structure"))
     yield "role missing", header(lambda content, tensors: content["structure"]["dict"]["sets"]["dict"].pop("teacher"))
     yield "tensor missing", header(lambda content, tensors: tensors.pop("sets/student/body.0.bias"))

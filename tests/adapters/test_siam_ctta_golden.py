@@ -110,7 +110,7 @@ def test_views_turn_as_released():
         assert torch.equal(back(there(tensors["x"])), tensors["x"])
 
 
-def published(net, frames, *, lr, restore, steps, masks, crop=None, above=None):
+def published(net, frames, *, lr, restore, steps, masks, crop=None, above=None, encoder=None):
     """The published rule written out on whole copies of the network: what the recipe must equal."""
     import copy
 
@@ -132,14 +132,16 @@ def published(net, frames, *, lr, restore, steps, masks, crop=None, above=None):
         seen = x[:, :, top : top + crop, left : left + crop] if big else x
         for _ in range(steps):
             with torch.no_grad():
-                context = F.adaptive_avg_pool2d(source(seen), 2).flatten(1)
+                restored = source(seen)
+                context = encoder(restored) if encoder else F.adaptive_avg_pool2d(restored, 2).flatten(1)
                 target = ensemble(seen, context)
             adam.zero_grad()
             (target - student(seen, context)).abs().mean().backward()
             adam.step()
             schedule.step()
             with torch.no_grad():
-                for old, new in zip(teacher.parameters(), student.parameters(), strict=True):
+                for name, new in zip(names, trained, strict=True):  # of the others the release lets roundings wander
+                    old = teacher.get_parameter(name)
                     old.copy_(0.9 * old + 0.1 * new)
                 for name, tensor in zip(names, trained, strict=True):
                     mask = masks(tensor) < restore

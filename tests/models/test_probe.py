@@ -107,11 +107,32 @@ def test_a_descriptor_is_unwrapped_and_its_requirements_kept(name):
     torch.testing.assert_close(image.detach().clamp(0, 1), descriptor(x.detach()).clone(), atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("name", "mode", "trap"),
+    [
+        ("PLKSR", "train", "no backward in eval mode"),
+        ("SPAN", "train", "160 tensors without gradient in eval mode"),
+        ("RCAN", "eval", "writes into its input"),
+        ("DRUNet", "eval", "takes 4 channels"),
+        ("NAFNet", "eval", "own autograd functions (LayerNormFunction)"),
+    ],
+)
+def test_traps_are_named_and_the_advice_avoids_them(name, mode, trap):
+    report = probe(build(name))
+    assert trap in report.traps
+    assert report.advice["mode"] == mode
+    assert report.advice["spec"] == report.spec
+    unreached = report.without_gradient if mode == "eval" else report.without_gradient_in_train
+    expected = ["all", *(f"!{weight}" for weight in unreached)] if unreached else "all"
+    assert report.advice["select"] == expected
+    assert len(unreached) < 160
+
+
 def test_the_report_reads_as_a_table():
-    text = str(probe(build("NAFNet")))
-    assert "size                multiple of 1, at least 1" in text
+    text = " ".join(str(probe(build("NAFNet"))).split())
+    assert "size multiple of 1, at least 1" in text
     assert "LayerNorm2d x10" in text
-    assert "backward in eval    works" in text
+    assert "backward in eval works" in text
 
 
 def test_randomness_and_refusals_are_seen():

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from tta_restore.adapters.injection import CONTEXT, Injection, is_injected
+from tta_restore.adapters.shared_prefix import SharedPrefix
 from tta_restore.models import Restoration, Restorer
 from tta_restore.models.unchanged import left_unchanged
 
@@ -35,10 +37,20 @@ class Backbone:
     corrupt it, so every session holds the lock that belongs to the module.
     """
 
-    def __init__(self, restorer: Restorer, *, training: bool = False) -> None:
+    def __init__(
+        self, restorer: Restorer, injection: Injection | None = None, *, training: bool = False, share: bool = True
+    ) -> None:
         self.restorer = restorer
+        self.injection = injection
         self.training = training
+        self.prefix: SharedPrefix | None = None
+        if isinstance(restorer.module, nn.Module) and not hasattr(restorer.module, "_orig_mod"):
+            self.prefix = SharedPrefix(restorer.module) if share and not training else None
         self._frozen: dict[str, Tensor] | None = None
+
+    def twin(self) -> Backbone:
+        """Another one for the same module, for another adapter."""
+        return Backbone(self.restorer, self.injection, training=self.training, share=self.prefix is not None)
 
     @property
     def root(self) -> Any:
@@ -51,8 +63,14 @@ class Backbone:
         return lock_of(self.root)
 
     def parameters(self) -> dict[str, Tensor]:
-        """The module's own weights by name; weights that share a tensor once."""
-        return dict(self.root.named_parameters()) if isinstance(self.root, nn.Module) else {}
+        """The module's own weights by name, then those injected; weights that share a tensor once."""
+        own: dict[str, Tensor] = dict(self.root.named_parameters()) if isinstance(self.root, nn.Module) else {}
+        return own if self.injection is None else own | self.injection.weights()
+
+    def look_at(self, frame: Tensor) -> None:
+        """What the passes to come have in common, until the session ends."""
+        if self.prefix is not None:
+            self.prefix.look_at(frame)
 
     @contextlib.contextmanager
     def session(self, frame: Tensor, companions: list[nn.Module]) -> Iterator[None]:
@@ -76,10 +94,28 @@ class Backbone:
             for module in companions:
                 stack.enter_context(left_unchanged(module, training=False))
             stack.callback(setattr, self, "_frozen", None)
+            if self.prefix is not None:
+                stack.callback(self.prefix.look_at, None)
             yield
 
     def restore(self, tensors: Mapping[str, Tensor] | None, frame: Tensor, **arguments: Any) -> Restoration:
-        """Restoration of a frame with ``tensors`` in place of the module's own, or with its own. Needs a session."""
+        """Restoration of a frame with ``tensors`` in place of the module's own, or with its own. Needs a session.
+
+        Without ``tensors`` it is the plain module's, nothing injected.
+        """
+        prefix = self.prefix if self.prefix is not None and frame is self.prefix.frame else None
+        if prefix is not None and prefix.names is None and tensors is not None and torch.is_grad_enabled():
+            disturbed = {name: tensor.detach() * 1.1 + 0.01 for name, tensor in tensors.items()}
+            return prefix.discover(
+                lambda: self._restore(tensors, frame, arguments), lambda: self._restore(disturbed, frame, arguments)
+            )
+        if prefix is None:
+            return self._restore(tensors, frame, arguments)
+        return prefix.run(lambda: self._restore(tensors, frame, arguments))
+
+    def _restore(
+        self, tensors: Mapping[str, Tensor] | None, frame: Tensor, arguments: Mapping[str, Any]
+    ) -> Restoration:
         if tensors is None:
             return self.restorer.restore(frame, **arguments)
         own = self.parameters()
@@ -87,11 +123,15 @@ class Backbone:
         if torch.is_grad_enabled():
             used = self._detached(own, tensors) | used
         prefix = "_orig_mod." if self.root is not self.restorer.module else ""
-        used = {prefix + name: tensor for name, tensor in used.items()}
+        inside = {prefix + name: tensor for name, tensor in used.items() if not is_injected(name)}
         module: Any = self.restorer.module
 
         def call(inputs: Tensor, **keywords: Any) -> Any:
-            return functional_call(module, used, (inputs,), keywords)
+            context = keywords.pop(CONTEXT, None)
+            if context is None or self.injection is None:
+                return functional_call(module, inside, (inputs,), keywords)
+            with self.injection.active(self.root, used, context):
+                return functional_call(module, inside, (inputs,), keywords)
 
         return self.restorer.restore(frame, call=call, **arguments)
 

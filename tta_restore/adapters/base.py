@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from tta_restore import _checks
 from tta_restore.adapters import registry, saving, storage
-from tta_restore.adapters.backbone import Backbone
 from tta_restore.adapters.frame import Frame
 from tta_restore.adapters.guards import Guards
 from tta_restore.adapters.method import Method
 from tta_restore.adapters.region import CentreCrop
 from tta_restore.adapters.report import Plan, StepReport
 from tta_restore.adapters.selection import Select
+from tta_restore.adapters.semantic import Semantic
 from tta_restore.adapters.state import State, map_tensors
 from tta_restore.adapters.tiles import Tiles
 from tta_restore.adapters.views import Views
@@ -35,8 +35,9 @@ class Adapter(Method):
     ``adapter(x)`` adapts on a frame and restores it, ``predict`` only restores, ``adapt`` only adapts. This class alone
     adapts nothing: it is the source with the same handles. The model's weights are the *source*; the *student*, which
     the optimiser steps, and the *teacher* are sets of the selected tensors in at least float32, and all of them run on
-    the one model. ``parameters()`` are the model's own. A frame is a transaction: after an error or an interrupt in the
-    middle of it, the state is that of before. Adapters around one model take turns; a second thread waits.
+    the one model. ``parameters()`` are the model's own and those of injected layers. A frame
+    is a transaction: after an error or an interrupt in the middle of it, the state is that of before. Adapters around
+    one model take turns; a second thread waits.
 
     **To write a method**, subclass, name it (``class Mine(Adapter, method="mine")``), and override some of
 
@@ -47,7 +48,7 @@ class Adapter(Method):
     ``accept(frame, loss)``     None, or why this step is not to be taken
     ``make_optimiser(tensors)`` a ``torch.optim`` optimiser of the student's tensors
     ``learning_rate(update)``   rate of the update with that number, or None to leave the optimiser's
-    ``optimise(frame, loss)``   gradients and one optimiser step; override for methods with two phases
+    ``optimise(frame, loss)``   one optimiser step, by default ``step(frame, gradients(loss))``; for two-phase methods
     ``after_step(frame)``       averaging and restoring: ``self.average_teacher``, ``self.restore_student``
     ``emit(frame)``             the restoration to give, called after the steps, and alone by ``predict``
     ``config()``, ``cost()``    settings that a saved state depends on; passes per frame in words
@@ -67,7 +68,10 @@ class Adapter(Method):
         steps: optimiser steps per frame.
         region: what adaptation looks at in large frames; None for all of it.
         tiles: passes without gradient over images larger than a tile are made tile by tile.
+        semantic: a context for every role but the source, by injected layers or by keyword, see :class:`Semantic`.
         guards: limits on losses, drift and divergence.
+        share_prefix: run what the adapted tensors do not reach once per frame for all roles, bit by bit the same, for
+            the memory of its outputs.
         mode: the mode the model runs in.
         bad_frames: what to do with a frame that holds NaN or infinity: "raise", or "pass" it through unadapted.
         seed: source of all random numbers.
@@ -92,7 +96,9 @@ class Adapter(Method):
         steps: int = 1,
         region: CentreCrop | None = None,
         tiles: Tiles | None = None,
+        semantic: Semantic | None = None,
         guards: Guards | None = None,
+        share_prefix: bool = True,
         mode: Literal["eval", "train"] = "eval",
         bad_frames: Literal["raise", "pass"] = "raise",
         seed: int = 0,
@@ -104,7 +110,16 @@ class Adapter(Method):
         _checks.expect_choice(name, "mode", mode, ("eval", "train"))
         _checks.expect_choice(name, "bad_frames", bad_frames, ("raise", "pass"))
         restorer = as_restorer(model, spec)
-        super().__init__(restorer, select=select, views=views, tiles=tiles, training=mode == "train", seed=seed)
+        super().__init__(
+            restorer,
+            select=select,
+            views=views,
+            tiles=tiles,
+            semantic=semantic,
+            training=mode == "train",
+            share_prefix=share_prefix,
+            seed=seed,
+        )
         self.steps, self.region, self.bad_frames = steps, region, bad_frames
         self.guards = guards or Guards()
         self.report: StepReport | None = None
@@ -178,7 +193,7 @@ class Adapter(Method):
             twin = type(self).__new__(type(self))
             for name, value in vars(self).items():
                 twin.__dict__[name] = copy.copy(value) if isinstance(value, (dict, list, set)) else value
-            twin._backbone = Backbone(self.restorer, training=self._backbone.training)
+            twin._backbone = self._backbone.twin()
             twin._state = self.state.copy(self.make_optimiser)
             if seed is not None:
                 _checks.expect_int("fork", "seed", seed, minimum=0)
@@ -270,7 +285,10 @@ class Adapter(Method):
                 stack.enter_context(torch.random.fork_rng([image.device] if image.is_cuda else []))
                 torch.manual_seed(self.state.generator().initial_seed())
             region = image if self.region is None else self.region(image, self.restorer.known_spec(image).size)
-            yield Frame(image=image, region=region, steps=self.steps)
+            self._backbone.look_at(region)
+            self._frame = Frame(image=image, region=region, steps=self.steps)
+            stack.callback(setattr, self, "_frame", None)
+            yield self._frame
 
     @contextlib.contextmanager
     def _working_on(self, state: State) -> Iterator[None]:

@@ -43,14 +43,27 @@ class Method(Roles):
 
     def optimise(self, frame: Frame, loss: Tensor) -> str | None:
         """One optimiser step on the student; why it was not taken, or None."""
+        return self.step(frame, self.gradients(loss))
+
+    def gradients(self, loss: Tensor) -> list[Tensor | None]:
+        """Gradient of a loss for each of the student's tensors, None for those it does not depend on.
+
+        Raises:
+            RuntimeError: it depends on none.
+        """
         student = list(self.student.values())
         gradients = torch.autograd.grad(loss, student, allow_unused=True) if loss.requires_grad else ()
-        reached = [gradient for gradient in gradients if gradient is not None]
-        if not reached:
+        if all(gradient is None for gradient in gradients):
             raise RuntimeError(
                 f"{type(self).__name__}: the loss depends on none of the {len(student)} adapted tensors "
                 f"({', '.join(self.adapted[:3])}, ...); models.probe shows which weights a gradient reaches"
             )
+        return list(gradients)
+
+    def step(self, frame: Frame, gradients: list[Tensor | None]) -> str | None:
+        """One optimiser step on the student with these gradients; why it was not taken, or None."""
+        student = list(self.student.values())
+        reached = [gradient for gradient in gradients if gradient is not None]
         if not_finite(reached):
             return "gradient holds NaN or infinity"
         optimiser = self.state.optimiser
@@ -87,6 +100,7 @@ class Method(Roles):
             "region": None if self.region is None else str(self.region),
             "guards": str(self.guards),
             "training": self._backbone.training,
+            "semantic": None if self.semantic is None else repr(self.semantic),
         }
 
     def cost(self) -> str:

@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 from tta_restore.adapters import parameter_sets
 from tta_restore.adapters.backbone import Backbone
+from tta_restore.adapters.frame import Frame
 from tta_restore.adapters.parameter_sets import ParameterSet
 from tta_restore.adapters.selection import Select, select_parameters
+from tta_restore.adapters.semantic import Semantic
 from tta_restore.adapters.state import State
 from tta_restore.adapters.tiles import Tiles
 from tta_restore.adapters.views import Views, resolve_views
@@ -31,15 +33,20 @@ class Roles(nn.Module):
         select: Select | None,
         views: Views,
         tiles: Tiles | None,
+        semantic: Semantic | None,
         training: bool,
+        share_prefix: bool,
         seed: int,
     ) -> None:
         super().__init__()
         self.restorer = restorer
-        self._backbone = Backbone(restorer, training=training)
+        self.semantic = semantic
+        self.injection = None if semantic is None else semantic.injection(restorer)
+        self._backbone = Backbone(restorer, self.injection, training=training, share=share_prefix)
         if select is not None and not isinstance(self._backbone.root, nn.Module):
             raise TypeError(f"{type(self).__name__}: a function has no weights to select; expected a module")
-        self.adapted = () if select is None else select_parameters(self._backbone.root, select)
+        injected = None if self.injection is None else self.injection.weights()
+        self.adapted = () if select is None else select_parameters(self._backbone.root, select, injected=injected)
         self.views = resolve_views(views)
         self.views_name = views if isinstance(views, str) else f"{len(self.views)} own views"
         self.tiles = tiles
@@ -47,6 +54,7 @@ class Roles(nn.Module):
         self._state: State | None = None  # the last good one; made on first use, when a subclass is complete
         self._live: State | None = None  # the one that a frame is working on
         self._generator: torch.Generator | None = None
+        self._frame: Frame | None = None  # the one in work
         self._detached = False
 
     @property
@@ -90,8 +98,11 @@ class Roles(nn.Module):
         return self._generator
 
     def run(self, role: str, image: Tensor, **arguments: Any) -> Restoration:
-        """Restoration with the weights of a role; gradients reach the student only, where they are switched on."""
-        tensors = self._tensors(role)
+        """Restoration with the weights of a role; gradients reach the student only, where they are switched on.
+
+        Every role but the source is told the context of the frame in work, if there is a ``semantic``.
+        """
+        tensors, arguments = self._tensors(role), self._context(role) | arguments
         if role == "student" and torch.is_grad_enabled():
             return self._backbone.restore(tensors, image, **arguments)
         with torch.no_grad():
@@ -99,7 +110,7 @@ class Roles(nn.Module):
 
     def ensemble(self, role: str, image: Tensor, **arguments: Any) -> Restoration:
         """Mean over the views, each turned back, without gradient; what is not the image is the first view's."""
-        tensors = self._tensors(role)
+        tensors, arguments = self._tensors(role), self._context(role) | arguments
 
         def over_views(part: Tensor) -> Restoration:
             turned = [self._backbone.restore(tensors, self.views[0][0](part), **arguments)]
@@ -152,6 +163,19 @@ class Roles(nn.Module):
             known = ", ".join(["source", *self.state.sets])
             raise ValueError(f"{type(self).__name__}: expected one of the roles {known}, got {role!r}")
         return None if role == "source" else self.state.sets[role]
+
+    def _context(self, role: str) -> dict[str, Any]:
+        frame, state = self._frame, self.state
+        if role == "source" or self.semantic is None or frame is None:
+            return {}
+        if "context" not in frame.notes:
+            kept, every = state.context, self.semantic.every
+            if kept is None or state.frames % every == 0 or kept.shape[0] != frame.region.shape[0]:
+                with torch.no_grad():
+                    kept = self.semantic(self.run("source", frame.region).image)
+                state.context = kept if every > 1 else None
+            frame.notes["context"] = self.semantic.keywords(kept.to(frame.region.device))
+        return frame.notes["context"]
 
     def _tiled(self, restore: Callable[[Tensor], Restoration], image: Tensor) -> Restoration:
         if self.tiles is None or not self.tiles.needed(image):

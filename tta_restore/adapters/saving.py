@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tta_restore.adapters import storage
+from tta_restore.adapters.injection import WithInjection, is_injected
 from tta_restore.adapters.report import Plan
 from tta_restore.adapters.state import State
 from tta_restore.models.unchanged import left_unchanged
@@ -106,7 +107,7 @@ def _as_saved(value: Any) -> Any:
 
 
 def export(adapter: Adapter, role: str | None) -> nn.Module:
-    """A copy of the adapter's model with the weights of a role.
+    """A copy of the adapter's model with the weights of a role; with what was injected, where anything was.
 
     Raises:
         TypeError: the model is a function.
@@ -125,10 +126,12 @@ def export(adapter: Adapter, role: str | None) -> nn.Module:
                 if isinstance(value, Tensor) and not value.is_leaf:
                     part.__dict__[name] = value.detach()
         exported = copy.deepcopy(root)
+    injection = None if role == "source" else copy.deepcopy(adapter.injection)
+    injected = {} if injection is None else injection.weights()
     with torch.no_grad():
         for name, tensor in sets.get(role, {}).items():
-            exported.get_parameter(name).copy_(tensor)
-    return exported
+            (injected[name] if is_injected(name) else exported.get_parameter(name)).copy_(tensor)
+    return exported if injection is None else WithInjection(exported, injection)
 
 
 def plan(adapter: Adapter) -> Plan:
@@ -142,7 +145,7 @@ def plan(adapter: Adapter) -> Plan:
         total=sum(parameter.numel() for parameter in own.values()),
         roles=roles,
         bytes=size * (len(roles) + (_moments(adapter) if "student" in roles else 0)),
-        sites=(),
+        sites=() if adapter.injection is None else tuple(site.path for site in adapter.injection.sites),
         cost=adapter.cost(),
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from itertools import chain
@@ -19,25 +19,30 @@ _LAST_STAGE_SHARE = 0.05  # of the weights, at least
 _LAST_STAGE_LIMIT = 0.25  # of the weights, where that can be had
 
 
-def select_parameters(module: nn.Module, select: Select) -> tuple[str, ...]:
+def select_parameters(
+    module: nn.Module, select: Select, *, injected: Mapping[str, nn.Parameter] | None = None
+) -> tuple[str, ...]:
     """Names of the selected weights in the order of the module; weights that share a tensor count once.
 
     An entry is a glob over dotted names (``"decoder.*"``; a module's name means everything in it), ``"re:..."`` for a
     full match, a module class, or a preset: ``"all"``, ``"norm"`` (scale and shift of every normalisation layer),
-    ``"bias"``, ``"last_stage"`` (the last modules, as defined, that make up 5 % of the weights), ``"injected"``. An
-    entry ``"!..."`` takes away again. Prefixes of torch.compile and DataParallel may be written or left out.
+    ``"bias"``, ``"last_stage"`` (the last modules, as defined, that make up 5 % of the weights), ``"injected"`` (what
+    an adapter adds; given in ``injected``). An entry ``"!..."`` takes away again. Prefixes of torch.compile and
+    DataParallel may be written or left out.
 
     Raises:
         ValueError: an entry matches nothing (near names are listed), or nothing is left.
         TypeError: an entry is neither text nor a module class.
     """
     entries = [select] if isinstance(select, (str, type)) else list(select)
+    injected = injected or {}
     canonical = {id(parameter): name for name, parameter in module.named_parameters()}
+    canonical |= {id(parameter): name for name, parameter in injected.items()}
     aliases = {
         name: canonical[id(parameter)]
         for name, parameter in module.named_parameters(remove_duplicate=False)
         if parameter.is_floating_point()
-    }
+    } | {name: name for name in injected}
     if not aliases:
         raise ValueError(f"select: {type(module).__name__} has no floating-point weights")
     taken: set[str] = set()

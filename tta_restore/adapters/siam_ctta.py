@@ -12,7 +12,6 @@ from tta_restore.adapters.base import Adapter
 from tta_restore.adapters.frame import Frame
 from tta_restore.adapters.region import RELEASED_REGION, CentreCrop
 from tta_restore.adapters.selection import Select
-from tta_restore.adapters.semantic import Semantic
 from tta_restore.adapters.views import Views
 from tta_restore.losses import siamese_consistency
 from tta_restore.models import Restoration
@@ -29,9 +28,9 @@ class SiamCTTA(Adapter, method="siam_ctta"):
     Args:
         model: see :class:`Adapter`, as for ``options``.
         select: which weights to adapt.
-        semantic: context for a model that takes one; the student and the teacher get it, the source does not.
         lr: learning rate of the first update.
         lr_decay: factor of the learning rate from update to update.
+        lr_floor: share of ``lr`` below which the learning rate never falls.
         betas: Adam's.
         ema: share of itself that the teacher keeps at each update.
         restore: probability with which a scalar of the student returns to the source after an update.
@@ -50,9 +49,9 @@ class SiamCTTA(Adapter, method="siam_ctta"):
         model: Any,
         *,
         select: Select,
-        semantic: Semantic | None = None,
         lr: float = 1e-4,
         lr_decay: float = 0.95,
+        lr_floor: float = 0.0,
         betas: tuple[float, float] = (0.9, 0.999),
         ema: float = 0.9,
         restore: float = 0.01,
@@ -63,29 +62,27 @@ class SiamCTTA(Adapter, method="siam_ctta"):
         seed: int = 0,
         **options: Any,
     ) -> None:
-        for name, value in (("lr_decay", lr_decay), ("ema", ema), ("restore", restore)):
+        for name, value in (("lr_decay", lr_decay), ("lr_floor", lr_floor), ("ema", ema), ("restore", restore)):
             if not 0 <= value <= 1:
                 raise ValueError(f"SiamCTTA: expected {name} in [0, 1], got {value}")
         _checks.expect_choice("SiamCTTA", "emit", emit, ("teacher_mean", "teacher", "student", "source"))
         seen = RELEASED_REGION if region is None else None if region == "full" else region
         super().__init__(model, select=select, views=views, steps=steps, region=seen, seed=seed, **options)
-        self.lr, self.lr_decay, self.betas = lr, lr_decay, tuple(betas)
+        self.lr, self.lr_decay, self.lr_floor, self.betas = lr, lr_decay, lr_floor, tuple(betas)
         self.ema, self.restore_probability, self.emitted = ema, restore, emit
-        self.semantic = semantic
 
     def make_optimiser(self, parameters: list[Tensor]) -> torch.optim.Optimizer:
         """Adam."""
         return torch.optim.Adam(parameters, lr=self.lr, betas=self.betas)
 
     def learning_rate(self, update: int) -> float:
-        """Decays with every update and is never raised again."""
-        return self.lr * self.lr_decay**update
+        """Decays with every update, down to its floor, and is never raised again."""
+        return self.lr * max(self.lr_decay**update, self.lr_floor)
 
     def objective(self, frame: Frame) -> Tensor:
         """L1 between the student and the teacher's mean."""
-        context = self._context(frame)
-        target = frame.notes["target"] = self.ensemble("teacher", frame.region, **context)
-        return siamese_consistency(self.run("student", frame.region, **context).image, target.image)
+        target = frame.notes["target"] = self.ensemble("teacher", frame.region)
+        return siamese_consistency(self.run("student", frame.region).image, target.image)
 
     def after_step(self, frame: Frame) -> None:
         """The teacher sees the student before anything of it is restored."""
@@ -96,23 +93,22 @@ class SiamCTTA(Adapter, method="siam_ctta"):
         """The target of the last step where it covers the frame, else a new pass over all of it."""
         if self.emitted == "source":
             return self.run("source", frame.image)
-        context = self._context(frame)
         if self.emitted != "teacher_mean":
-            return self.run(self.emitted, frame.image, **context)
+            return self.run(self.emitted, frame.image)
         if "target" in frame.notes and not frame.cropped:
             return frame.notes["target"]
-        return self.ensemble("teacher", frame.image, **context)
+        return self.ensemble("teacher", frame.image)
 
     def config(self) -> dict[str, Any]:
         """Settings that a saved state depends on."""
         return super().config() | {
             "lr": self.lr,
             "lr_decay": self.lr_decay,
+            "lr_floor": self.lr_floor,
             "betas": list(self.betas),
             "ema": self.ema,
             "restore": self.restore_probability,
             "emit": self.emitted,
-            "semantic": None if self.semantic is None else self.semantic.argument,
         }
 
     def cost(self) -> str:
@@ -120,11 +116,3 @@ class SiamCTTA(Adapter, method="siam_ctta"):
         views, source = len(self.views), " + 1 (source, for the context)" if self.semantic is not None else ""
         large = f"; {views} more at full size for large frames" if self.region is not None else ""
         return f"per frame {self.steps} x ({views} forward + 1 forward and backward){source}{large}"
-
-    def _context(self, frame: Frame) -> dict[str, Any]:
-        if self.semantic is None:
-            return {}
-        if "context" not in frame.notes:
-            with torch.no_grad():
-                frame.notes["context"] = self.semantic(self.run("source", frame.region).image)
-        return frame.notes["context"]

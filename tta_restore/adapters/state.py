@@ -31,6 +31,7 @@ class State:
         losses: the latest losses, for the spike guard.
         diverged: frames in a row whose output strayed from the source's.
         still: optimiser steps in a row that changed nothing.
+        context: what was last read in a frame, where it serves for several.
         extra: what a method remembers beyond that, a tree of tensors and plain values.
     """
 
@@ -42,6 +43,7 @@ class State:
     losses: list[float] = field(default_factory=list)
     diverged: int = 0
     still: int = 0
+    context: Tensor | None = None
     extra: dict[str, Tree] = field(default_factory=dict)
 
     def generator(self) -> torch.Generator:
@@ -60,6 +62,7 @@ class State:
             "losses": list(self.losses),
             "diverged": self.diverged,
             "still": self.still,
+            "context": self.context,
             "extra": map_tensors(self.extra, lambda tensor: tensor),
         }
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from tta_restore.adapters.state import Tree
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _KEY = "tta_restore.adapter"
 _SAMPLES = 512
 

@@ -14,11 +14,12 @@ Views = str | Sequence[View]
 
 def _turned(x: Tensor, quarters: int, flip: bool) -> Tensor:
     """Flip left to right if asked, then turn counter-clockwise."""
-    return torch.rot90(x.flip(-1) if flip else x, quarters, (-2, -1))
+    x = x.flip(-1) if flip else x
+    return torch.rot90(x, quarters, (-2, -1)) if quarters else x
 
 
 def _turned_back(x: Tensor, quarters: int, flip: bool) -> Tensor:
-    x = torch.rot90(x, -quarters, (-2, -1))
+    x = torch.rot90(x, -quarters, (-2, -1)) if quarters else x
     return x.flip(-1) if flip else x
 
 

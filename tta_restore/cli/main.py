@@ -41,13 +41,19 @@ def build_parser() -> argparse.ArgumentParser:
     demo.add_argument("--frames", type=_positive, help="frames per lens")
     demo.set_defaults(run=_demo)
 
-    evaluate = commands.add_parser("evaluate", help="the demo's comparison on several seeds, merged into one table")
+    evaluate = commands.add_parser("evaluate", help="methods side by side: on simulated lenses, or on your data sets")
     evaluate.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="one stream each (default: 1 2 3)")
     evaluate.add_argument("--frames", type=_positive, default=6, help="frames per lens (default: %(default)s)")
     evaluate.add_argument(
         "--split", choices=("test", "dev"), default="test", help="lenses and photographs (default: %(default)s)"
     )
     evaluate.add_argument("--methods", nargs="+", metavar="NAME", help="only these rows")
+    evaluate.add_argument(
+        "--data", nargs="+", type=_named_folder, metavar="NAME=FOLDER", help="data sets in order, instead of simulation"
+    )
+    evaluate.add_argument("--model", default="generalist", help="with --data: as for restore (default: %(default)s)")
+    evaluate.add_argument("--rounds", type=_positive, default=1, help="with --data: passes (default: %(default)s)")
+    evaluate.add_argument("--limit", type=_positive, help="with --data: first pictures of each data set only")
     evaluate.add_argument("--out", type=Path, default=Path("runs/evaluate"), help="folder (default: %(default)s)")
     evaluate.set_defaults(run=_evaluate)
 
@@ -109,6 +115,18 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
+    if options.data:
+        from tta_restore.engine.continual import run_continual
+
+        run_continual(
+            dict(options.data),
+            options.out,
+            model=options.model,
+            methods=options.methods,
+            rounds=options.rounds,
+            limit=options.limit,
+        )
+        return OK
     from tta_restore.engine.demo import run_evaluation
 
     run_evaluation(
@@ -172,6 +190,13 @@ def _train_misaligned(options: argparse.Namespace) -> int:
 
     train_from_config(options.config, out=options.out, steps=options.steps, device=options.device)
     return OK
+
+
+def _named_folder(text: str) -> tuple[str, Path]:
+    name, found, folder = text.partition("=")
+    if not (name and found and folder):
+        raise argparse.ArgumentTypeError(f"expected NAME=FOLDER, got {text}")
+    return name, Path(folder)
 
 
 def _positive(text: str) -> int:

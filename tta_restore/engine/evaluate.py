@@ -126,6 +126,25 @@ class StreamResult:
             groups.setdefault(record.position, []).append(gain)
         return [(position, bootstrap_mean(groups[position])) for position in sorted(groups)]
 
+    def worst_window(self, method: str, baseline: str, length: int) -> tuple[int, float]:
+        """Where ``length`` frames in a row gain least (lose most) over the baseline in the mean, and that mean in dB.
+
+        Raises:
+            ValueError: no stream is that long.
+        """
+        worst: tuple[int, float] | None = None
+        streams: dict[int, list[float]] = {}
+        for record, gain in sorted(self.gains(method, baseline), key=lambda pair: pair[0].index):
+            streams.setdefault(record.stream, []).append(gain)
+        for gains in streams.values():
+            for start in range(len(gains) - length + 1):
+                mean = sum(gains[start : start + length]) / length
+                if worst is None or mean < worst[1]:
+                    worst = start, mean
+        if worst is None:
+            raise ValueError(f"StreamResult: expected a stream of at least {length} frames")
+        return worst
+
     def share_above(self, method: str, baseline: str) -> float:
         """Share of frames on which a method has the higher PSNR."""
         pairs = self.gains(method, baseline)

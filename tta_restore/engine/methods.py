@@ -65,6 +65,10 @@ def _siam_ctta(restorer: Restorer, **options: Any) -> Adapter:
     return adapters.SiamCTTA(restorer, select="all", **options)
 
 
+def _literal(name: str) -> Callable[..., Adapter]:
+    return lambda restorer, **options: adapters.create_adapter(name, restorer, form="literal", **options)
+
+
 #: Methods that are not simply `create_adapter(name, restorer)`. "source" runs the restorer by the same core, unadapted.
 METHODS: MappingProxyType[str, Callable[..., Adapter]] = MappingProxyType(
     {
@@ -72,6 +76,16 @@ METHODS: MappingProxyType[str, Callable[..., Adapter]] = MappingProxyType(
         "reblur-pairs": _with_estimator("reblur_pairs"),
         "reblur-consistency": _with_estimator("reblur_consistency"),
         "siam-ctta": _siam_ctta,
+        "causiam": adapters.CauSiam,
+        "tent": adapters.Tent,
+        "tent-literal": _literal("tent"),
+        "cotta": adapters.CoTTA,
+        "cotta-literal": _literal("cotta"),
+        "sar": adapters.SAR,
+        "sar-literal": _literal("sar"),
+        "eata": adapters.EATA,
+        "eata-literal": _literal("eata"),
+        "roid": adapters.ROID,
         "self-ensemble": adapters.SelfEnsemble,
         "source": Adapter,
     }

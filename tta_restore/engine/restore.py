@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from tta_restore.data.folders import images_below
 from tta_restore.data.image import Image, ImageError
 from tta_restore.data.image_io import SUFFIXES, read_image, write_image
 from tta_restore.engine.methods import create_method
@@ -107,7 +107,7 @@ def plan_jobs(inputs: Sequence[str | Path], out: str | Path) -> tuple[list[Job],
     problems: list[str] = []
     for entry in map(Path, inputs):
         if entry.is_dir():
-            found = [path for path in _images_below(entry) if not path.resolve().is_relative_to(out.resolve())]
+            found = [path for path in images_below(entry) if not path.resolve().is_relative_to(out.resolve())]
             if out.resolve() == entry.resolve():
                 raise UsageError(f"the output folder {out} is the input folder: the originals would be overwritten")
             if not found:
@@ -223,23 +223,6 @@ def _is_done(job: Job, keeper: RestoreState | None) -> bool:
         return job.destination.stat().st_mtime >= job.source.stat().st_mtime
     except OSError:
         return False
-
-
-def _images_below(folder: Path) -> list[Path]:
-    found = (
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in SUFFIXES
-        and path.is_file()
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
-    return sorted(found, key=_natural_order)
-
-
-def _natural_order(path: Path) -> list[tuple[int, str]]:
-    """frame2 before frame10: adaptation goes through frames in time."""
-    pieces: Iterable[str] = re.split(r"(\d+)", str(path))
-    return [(int(piece), "") if piece.isdigit() else (-1, piece) for piece in pieces]
 
 
 def _first_line(error: BaseException) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
@@ -98,7 +99,7 @@ def run_stream(
             bar.set_description(name)
             method = factory()
             for index, frame in enumerate(frames):
-                record, output = _measure(name, method, frame, stream, index, protocol)
+                record, output = measure(name, method, frame, stream, index, protocol)
                 records.append(record)
                 if on_frame is not None:
                     on_frame(record, output, method)
@@ -106,10 +107,18 @@ def run_stream(
     return records
 
 
-def _measure(
-    name: str, method: Method, frame: Frame, stream: int, index: int, protocol: metrics.Protocol
+def measure(
+    name: str,
+    method: Method,
+    frame: Frame,
+    stream: int,
+    index: int,
+    protocol: metrics.Protocol,
+    *,
+    device: torch.device | str = "cpu",
 ) -> tuple[FrameRecord, Tensor]:
-    blurry, sharp = frame.blurry[None], frame.sharp[None]
+    """Show one frame to a method; the record, and the output (1, C, H, W)."""
+    blurry, sharp = frame.blurry[None].to(device), frame.sharp[None]
     wall, cpu = time.perf_counter(), time.process_time()
     output = method(blurry)
     cpu, wall = time.process_time() - cpu, time.perf_counter() - wall

@@ -40,6 +40,7 @@ class ProbeReport:
         backward_in_eval: None, or why gradients of the weights cannot be had in eval mode.
         backward_in_train: the same in train mode.
         without_gradient: weights that an image's gradient does not reach in eval mode.
+        without_gradient_in_train: the same in train mode.
         normalization: how many normalisation layers there are of each class.
         autograd_functions: Python autograd Functions in the graph; their second derivative is often wrong.
     """
@@ -57,8 +58,40 @@ class ProbeReport:
     backward_in_eval: str | None
     backward_in_train: str | None
     without_gradient: tuple[str, ...]
+    without_gradient_in_train: tuple[str, ...]
     normalization: dict[str, int]
     autograd_functions: tuple[str, ...]
+
+    @property
+    def advice(self) -> dict[str, Any]:
+        """Options for an adapter: the spec, the mode in which more weights get a gradient, and those weights."""
+        train = self.backward_in_train is None and (
+            self.backward_in_eval is not None or len(self.without_gradient_in_train) < len(self.without_gradient)
+        )
+        unreached = self.without_gradient_in_train if train else self.without_gradient
+        return {
+            "spec": self.spec,
+            "mode": "train" if train else "eval",
+            "select": ["all", *(f"!{name}" for name in unreached)] if unreached else "all",
+        }
+
+    @property
+    def traps(self) -> tuple[str, ...]:
+        """What breaks naive wrappers, in words."""
+        found = {
+            f"returns {self.output}": self.output != "tensor",
+            f"takes {self.spec.in_channels} channels": self.spec.in_channels != _CHANNELS[0],
+            "writes into its input": self.writes_input,
+            "one image at a time": not self.batch,
+            "not repeatable": not self.repeatable,
+            "random in train mode": self.random_in_train,
+            "no backward in eval mode": self.backward_in_eval is not None,
+            "no backward in train mode": self.backward_in_train is not None,
+            f"{len(self.without_gradient)} tensors without gradient in eval mode": bool(self.without_gradient),
+            "sizes must be padded": self.spec.size.multiple_of > 1 or self.spec.size.square,
+            f"own autograd functions ({', '.join(self.autograd_functions)})": bool(self.autograd_functions),
+        }
+        return tuple(words for words, holds in found.items() if holds)
 
     def __str__(self) -> str:
         rows = {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name != "spec"}
@@ -92,17 +125,23 @@ def probe(model: Any, example: Tensor | None = None) -> ProbeReport:
     devices = [device for device in {p.device for p in module.parameters()} if device.type == "cuda"]
     with torch.random.fork_rng(devices), left_unchanged(module):
         torch.manual_seed(0)
-        frame = example[:1] if example is not None else _frame_for(restorer, module)
+        frame = example[:1] if example is not None else example_frame(restorer)
         return _report(restorer, module, frame)
 
 
-def _frame_for(restorer: Restorer, module: nn.Module) -> Tensor:
+def example_frame(restorer: Restorer) -> Tensor:
+    """Noise of 64x64 pixels that a restorer takes: an image (1, C, 64, 64) with C 3, 1, 4 or 6, or a clip.
+
+    Raises:
+        ValueError: it takes none of them.
+    """
+    module: Any = restorer.module
     weight = next(module.parameters(), torch.zeros(()))
     declared = restorer.spec.in_channels if restorer.spec else None
     clip = (restorer.spec.frames or 5,) if restorer.spec and restorer.spec.frames != 1 else ()
     problem: Exception | None = None
     for channels in (declared,) if declared else _CHANNELS:
-        frame = torch.rand(1, *clip, channels, 64, 64).to(weight.device)
+        frame = torch.rand(1, *clip, channels, 64, 64, generator=torch.Generator().manual_seed(0)).to(weight.device)
         trial = Restorer(module, restorer.spec)
         try:
             with torch.no_grad(), left_unchanged(module, training=False):
@@ -126,7 +165,7 @@ def _report(restorer: Restorer, module: nn.Module, frame: Tensor) -> ProbeReport
     with left_unchanged(module, training=False):
         backward_in_eval, unreached, functions = _backward(trial, module, frame)
     with left_unchanged(module, training=True):
-        backward_in_train, _, _ = _backward(trial, module, frame)
+        backward_in_train, unreached_in_train, _ = _backward(trial, module, frame)
     with left_unchanged(module, training=True), torch.no_grad():
         random_in_train = _holds(lambda: any(not torch.equal(trial(frame), trial(frame)) for _ in range(5)))
     return ProbeReport(
@@ -143,6 +182,7 @@ def _report(restorer: Restorer, module: nn.Module, frame: Tensor) -> ProbeReport
         backward_in_eval=backward_in_eval,
         backward_in_train=backward_in_train,
         without_gradient=unreached,
+        without_gradient_in_train=unreached_in_train,
         normalization=dict(Counter(type(layer).__name__ for _, layer in normalization_layers(module))),
         autograd_functions=functions,
     )

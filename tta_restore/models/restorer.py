@@ -76,7 +76,10 @@ class Restorer(nn.Module):
         spec = self.known_spec(x)
         self._check(x, spec)
         if not spec.batched and x.shape[0] > 1:
-            parts = [self._restore(image, spec, call, arguments) for image in x.split(1)]
+            parts = [
+                self._restore(image, spec, call, {name: _row(value, i, len(x)) for name, value in arguments.items()})
+                for i, image in enumerate(x.split(1))
+            ]
             image = torch.cat([part.image for part in parts])
             return Restoration(image, structure.concatenate([part.raw for part in parts]), parts[0].path)
         return self._restore(x, spec, call, arguments)
@@ -174,6 +177,12 @@ def pad(x: Tensor, size: SizeRequirements) -> Tensor:
     flat = F.pad(flat, (0, right, 0, 0), mode="reflect" if right < width else "replicate")
     flat = F.pad(flat, (0, 0, 0, down), mode="reflect" if down < height else "replicate")
     return flat.reshape(*x.shape[:-2], *legal)
+
+
+def _row(value: Any, index: int, batch: int) -> Any:
+    """What belongs to one image of a batch: a row of tensors that have one per image, anything else as it is."""
+    one_each = isinstance(value, Tensor) and value.ndim > 0 and value.shape[0] == batch
+    return value[index : index + 1] if one_each else value
 
 
 def _crop(leaf: Tensor, height: int, width: int) -> Tensor:

@@ -1,6 +1,7 @@
 """Layers that call the ops."""
 
 from tta_restore.nn.adaptive_conv import IterativeAdaptiveConv2d, IterativeFilterAdaptiveBlock
+from tta_restore.nn.encoders import OpenClipEncoder, TimmEncoder
 from tta_restore.nn.isotropic import (
     BlurMapEstimator,
     BlurMapFusion,
@@ -10,6 +11,7 @@ from tta_restore.nn.isotropic import (
     ResidualTrunk,
     seed_channels,
 )
+from tta_restore.nn.semantic_attention import SemanticCrossAttention
 
 __all__ = [
     "BlurMapEstimator",
@@ -19,6 +21,9 @@ __all__ = [
     "IsotropicReblur",
     "IterativeAdaptiveConv2d",
     "IterativeFilterAdaptiveBlock",
+    "OpenClipEncoder",
     "ResidualTrunk",
+    "SemanticCrossAttention",
+    "TimmEncoder",
     "seed_channels",
 ]

@@ -1,0 +1,204 @@
+"""One CauSiam step on DPDNet-S against the released update rule, written anew: equal outputs, time, memory.
+
+    python -m benchmarks.causiam_step            # prints a table and writes results/causiam_step.json
+
+Both sides run the same weights, frames and encoder (a fixed projection; CLIP costs both the same) in turn in one
+process, on one thread; the ratio is that of median processor times. Memory is measured in a fresh process per side.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from tta_restore import models
+from tta_restore.adapters import CauSiam, Semantic
+from tta_restore.nn import SemanticCrossAttention
+
+RESULTS = Path(__file__).parent / "results"
+WIDTH = 512
+
+
+class WithAttention(nn.Module):
+    """DPDNet-S with the cross-attention built in behind conv6, as the release has it."""
+
+    def __init__(self, net: nn.Module, attention: nn.Module) -> None:
+        super().__init__()
+        self.net, self.attention, self.context = net, attention, None
+        net.conv6.register_forward_hook(self.attend)
+
+    def attend(self, module, inputs, output):
+        return None if self.context is None else self.attention(output, self.context)
+
+    def forward(self, x, context=None):
+        self.context = context
+        try:
+            return self.net(x)
+        finally:
+            self.context = None
+
+
+class ReleasedRule:
+    """What the released script does to a frame, in its order, with the work that it throws away."""
+
+    def __init__(self, model: nn.Module, encoder, restore: float) -> None:
+        self.student, self.encoder, self.restore = model, encoder, restore
+        self.source, self.teacher, self.anchor = (copy.deepcopy(model) for _ in range(3))
+        self.saved = copy.deepcopy(model.state_dict())
+        for part in (self.source, self.teacher, self.anchor):
+            part.requires_grad_(False)
+        self.student.requires_grad_(True)
+        adapted = [parameter for name, parameter in self.student.named_parameters() if "attention" in name]
+        self.adam = torch.optim.Adam(adapted, lr=1e-4)
+        self.schedule = torch.optim.lr_scheduler.StepLR(self.adam, 1, 0.95)
+
+    def __call__(self, x):
+        with torch.no_grad():
+            context = self.encoder(self.source(x))
+            views = []
+            for k in range(4):
+                turned = torch.from_numpy(_rot90(x.numpy(), k))
+                views.append(torch.from_numpy(_rot90(self.teacher(turned, context).numpy(), -k)))
+            views = torch.stack(views)
+            target = views.mean(0)
+            torch.sigmoid((views - target).square().mean(0) / 0.001)  # a confidence that nothing uses
+        loss = (target - self.student(x, context)).abs().mean()
+        loss.backward()  # for all weights; those outside Adam are never cleared
+        self.adam.step()
+        self.adam.zero_grad()
+        self.schedule.step()
+        with torch.no_grad():
+            for old, new in zip(self.teacher.parameters(), self.student.parameters(), strict=True):
+                old.data = 0.9 * old + 0.1 * new
+            for name, parameter in self.student.named_parameters():
+                mask = (torch.rand(parameter.shape) < self.restore).float()
+                parameter.data = self.saved[name] * mask + parameter * (1 - mask)
+        return target
+
+
+def _rot90(array, k):
+    import numpy
+
+    return numpy.rot90(array, k, (2, 3)).copy()
+
+
+def encoder():
+    """A projection of what is seen to one vector."""
+    projection = torch.randn(48, WIDTH, generator=torch.Generator().manual_seed(1)) / 7
+    return lambda restored: nn.functional.adaptive_avg_pool2d(restored, 4).flatten(1) @ projection
+
+
+def network() -> nn.Module:
+    """DPDNet-S with the random weights that both sides start from."""
+    torch.manual_seed(0)
+    return models.create_model("dpdnet_s").eval()
+
+
+def released(restore: float) -> ReleasedRule:
+    """The released rule."""
+    adapter = ours(restore, zero_init=False)
+    layer: SemanticCrossAttention = copy.deepcopy(adapter.injection.layers[0])
+    return ReleasedRule(WithAttention(network(), layer), encoder(), restore)
+
+
+def ours(restore: float, **options) -> CauSiam:
+    """The same on the adapter core."""
+    semantic = Semantic(encoder(), at="conv6", **{"zero_init": False} | options)
+    return CauSiam(network(), semantic=semantic, form="released", restore=restore)
+
+
+SIDES = {"released": released, "ours": ours}
+
+
+def frames(side: int, count: int) -> list[torch.Tensor]:
+    """Noise pictures."""
+    generator = torch.Generator().manual_seed(2)
+    return [torch.rand(1, 3, side, side, generator=generator) for _ in range(count)]
+
+
+def difference(side: int, count: int = 3) -> float:
+    """Largest difference of outputs over a stream, without restore, whose masks are random on both sides."""
+    both = [make(0.0) for make in SIDES.values()]
+    return max(float((both[0](x) - both[1](x)).abs().max()) for x in frames(side, count))
+
+
+def times(side: int, rounds: int) -> dict[str, list[float]]:
+    """Processor seconds per step of each side, in turn; two frames to warm up."""
+    both = {name: make(0.01) for name, make in SIDES.items()}
+    taken: dict[str, list[float]] = {name: [] for name in both}
+    for number, x in enumerate(frames(side, rounds + 2)):
+        for name, step in both.items():
+            start = time.process_time()
+            step(x)
+            if number >= 2:
+                taken[name].append(time.process_time() - start)
+    return taken
+
+
+def peak(name: str, side: int) -> int:
+    """Resident bytes of this process at its peak, after three steps, above those with the network alone."""
+    net = network()
+    net(torch.rand(1, 3, 16, 16))
+    with open("/proc/self/status") as lines:
+        before = next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) * 1024
+    del net
+    step = SIDES[name](0.01)
+    for x in frames(side, 3):
+        step(x)
+    with open("/proc/self/status") as lines:
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024 - before
+
+
+def main(arguments: list[str]) -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sides", type=int, nargs="+", default=[128, 256])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--memory", choices=SIDES, help="print the peak of one side in bytes, and nothing else")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    if options.memory:
+        print(peak(options.memory, options.sides[0]))
+        return
+    rows = []
+    for side in options.sides:
+        taken = times(side, options.rounds)
+        medians = {name: statistics.median(values) for name, values in taken.items()}
+        memory = {}
+        for name in SIDES:
+            command = [sys.executable, "-m", "benchmarks.causiam_step", "--memory", name, "--sides", str(side)]
+            memory[name] = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        row = {
+            "side": side,
+            "seconds": medians,
+            "all_seconds": taken,
+            "ratio": medians["ours"] / medians["released"],
+            "largest_difference": difference(side),
+            "peak_bytes_above_network": memory,
+            "load": os.getloadavg()[0],
+        }
+        rows.append(row)
+        print(
+            f"{side}x{side}: released {medians['released']:.2f} s, ours {medians['ours']:.2f} s, "
+            f"ratio {row['ratio']:.3f}, outputs differ by {row['largest_difference']:.1e}, "
+            f"memory above the network {memory['released'] / 2**20:.0f} and {memory['ours'] / 2**20:.0f} MiB, "
+            f"load {row['load']:.1f}"
+        )
+    RESULTS.mkdir(exist_ok=True)
+    facts = {"torch": torch.__version__, "threads": 1, "processor": platform.processor(), "cores": os.cpu_count()}
+    (RESULTS / "causiam_step.json").write_text(json.dumps({"machine": facts, "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

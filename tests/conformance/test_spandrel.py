@@ -1,0 +1,39 @@
+"""A quick part of the conformance suite in the default tests, all of it with the slow ones; the table is complete."""
+
+from pathlib import Path
+
+import pytest
+from conformance.examine import TABLE, examine, installed, package
+
+QUICK = {
+    "DRUNet", "DnCNN/FDnCNN", "ESRGAN/shuffle4", "MMRealSR", "MoSR", "NAFNet", "PLKSR", "RCAN", "SAFMNBCIE", "SPAN",
+    "SeemoRe", "SwiftSRGAN",
+}  # fmt: skip
+DOCUMENT = Path(__file__).parents[2] / "docs" / "conformance.md"
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "key",
+    [
+        pytest.param(
+            key,
+            marks=[
+                *([] if key in QUICK else [pytest.mark.slow]),
+                pytest.mark.skipif(not installed(key), reason=f"{package(key)} is not installed"),
+            ],
+        )
+        for key in TABLE
+    ],
+)
+def test_it_is_wrapped_adapted_reset_saved_and_detached(key):
+    finding = examine(key)
+    row = next(line for line in DOCUMENT.read_text().splitlines() if line.startswith(f"| {key} |"))
+    known = row.split(" | ")[-1].removesuffix(" |")
+    assert (finding.problem or "passes") == known
+
+
+def test_the_document_has_a_row_for_every_architecture():
+    lines = DOCUMENT.read_text().splitlines()
+    keys = [line.split(" | ")[0].removeprefix("| ") for line in lines if line.startswith("| ")]
+    assert keys[1:] == list(TABLE)

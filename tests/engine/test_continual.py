@@ -1,0 +1,119 @@
+"""The continual protocol over folders: every method, nothing reset, killed and continued, and what is refused."""
+
+import csv
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from tta_restore import adapters
+from tta_restore.cli.main import main
+from tta_restore.data.folders import folder_frames
+from tta_restore.data.image import Image
+from tta_restore.data.image_io import write_image
+from tta_restore.engine import continual, methods
+from tta_restore.engine.continual import run_continual, run_resumable
+from tta_restore.engine.methods import ImageMethod
+from tta_restore.engine.usage import UsageError
+from tta_restore.models import RestorerSpec, as_restorer
+
+
+@pytest.fixture(scope="module")
+def domains(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sets")
+    generator = torch.Generator().manual_seed(0)
+    for name, kinds in (("first", ("source", "target")), ("second", ("input", "ground_truth")), ("blind", ("",))):
+        for i in range(3):
+            picture = torch.rand(3, 20, 24, generator=generator)
+            for kind in kinds:
+                (folder / name / kind).mkdir(parents=True, exist_ok=True)
+                write_image(folder / name / kind / f"{i}.png", Image(picture))
+    return {name: folder / name for name in ("first", "blind", "second")}
+
+
+class Net(nn.Module):
+    spec = RestorerSpec()
+
+    def __init__(self):
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.body = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.GELU(), nn.Conv2d(6, 3, 3, padding=1))
+
+    def forward(self, x):
+        return x + 0.1 * self.body(x)
+
+
+@pytest.fixture(autouse=True)
+def small_model(monkeypatch):
+    monkeypatch.setattr(continual, "load_restorer", lambda model, device: as_restorer(Net()))
+
+
+def test_every_method_runs_side_by_side_and_nothing_is_measured_without_an_original(domains, tmp_path, monkeypatch):
+    def no_clip(restorer, **options):
+        raise ValueError("no CLIP")  # its weights are not there: that row is left out, and said
+
+    table = {**methods.METHODS, "causiam": no_clip}
+    for module in (methods, continual):
+        monkeypatch.setattr(module, "METHODS", table)
+    said = []
+    names = ["source", "causiam", "siam-ctta", "tent", "tent-literal", "sar-literal"]
+    options = {"methods": names, "limit": 2, "progress": False}
+    result = run_continual(domains, tmp_path, say=said.append, seed=3, **options)
+    assert said[0] == "left out: method 'causiam': no CLIP"
+    assert result.methods == ["self-ensemble", *(n for n in names if n not in ("causiam", "self-ensemble"))]
+    assert result.families == ["first", "second"]
+    for name in result.methods:
+        assert [r.index for r in result.of(name)] == [0, 1, 4, 5]
+    learnt = {r.method for r in result.records if r.report.get("updated")}
+    assert learnt == {"siam-ctta", "tent", "tent-literal"}
+    # Two unmeasured frames were adapted on in between.
+    assert [r.report["frame"] for r in result.of("siam-ctta")] == [0, 1, 4, 5]
+    assert "siam-ctta" in (tmp_path / "report.html").read_text()
+    rows = list(csv.DictReader((tmp_path / "frames.csv").read_text().splitlines()))
+    assert len(rows) == 4 * len(result.methods)
+    assert json.loads((tmp_path / "results.json").read_text())["settings"]["domains"]["blind"]
+    again = run_continual(domains, tmp_path, say=said.append, seed=3, **options)
+    assert again.records == result.records  # all done: read back, not run
+    with pytest.raises(UsageError, match="holds a run of another model, seed or data"):
+        run_continual(domains, tmp_path, seed=4, **options)
+
+
+def test_a_killed_run_goes_on_where_its_last_state_was(domains, tmp_path):
+    frames = folder_frames(domains, rounds=2)
+
+    def method():
+        return ImageMethod(adapters.SiamCTTA(Net(), select="all", lr=1e-2))
+
+    def numbers(records):
+        return [(r.index, r.psnr, r.report["loss"]) for r in records]
+
+    whole = run_resumable(frames, "siam", method(), tmp_path / "whole", progress=False, save_every=4)
+    assert len(whole) == 12
+    assert [path.name for path in (tmp_path / "whole").glob("*.safetensors")] == ["siam.18.safetensors"]
+
+    class Killed(ImageMethod):
+        def __call__(self, x):
+            if self.adapter.state.frames == 10:
+                raise KeyboardInterrupt
+            return super().__call__(x)
+
+    with pytest.raises(KeyboardInterrupt):
+        run_resumable(frames, "siam", Killed(method().adapter), tmp_path / "cut", progress=False, save_every=4)
+    assert [path.name for path in (tmp_path / "cut").glob("*.safetensors")] == ["siam.8.safetensors"]
+    assert len((tmp_path / "cut" / "siam.jsonl").read_text().splitlines()) == 7  # one more than the state has seen
+    rest = run_resumable(frames, "siam", method(), tmp_path / "cut", progress=False, save_every=4)
+    assert numbers(rest) == numbers(whole)
+
+
+def test_the_command_line_reaches_it(domains, tmp_path, capsys):
+    data = [f"{name}={path}" for name, path in domains.items()]
+    arguments = ["evaluate", "--out", str(tmp_path / "out"), "--methods", "source", "--limit", "1", "--data", *data]
+    assert main(arguments) == 0
+    assert "PSNR gain over self-ensemble" in capsys.readouterr().out
+    assert main(["evaluate", "--out", str(tmp_path / "x"), "--methods", "nothing", "--data", *data]) == 2
+    assert "no method 'nothing'" in capsys.readouterr().err
+    assert main(["evaluate", "--out", str(tmp_path / "y"), "--data", f"a={tmp_path / 'nowhere'}"]) == 2
+    with pytest.raises(SystemExit):
+        main(["evaluate", "--data", "nameless"])
