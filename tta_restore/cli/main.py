@@ -90,7 +90,7 @@ def build_parser() -> argparse.ArgumentParser:
     pairs.set_defaults(run=_evaluate_pairs)
 
     learn = commands.add_parser("train", help="train your own restorer")
-    kinds = learn.add_subparsers(dest="kind", required=True, metavar="KIND")
+    kinds = learn.add_subparsers(help="what to learn from", dest="kind", required=True, metavar="KIND")
     misaligned = kinds.add_parser("misaligned", help="on pairs that are not aligned, guided by reblurring")
     misaligned.add_argument("--config", type=Path, required=True, help="TOML or JSON file")
     misaligned.add_argument("--out", type=Path, help="folder, instead of the file's; a run in it is continued")
