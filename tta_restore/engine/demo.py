@@ -31,8 +31,8 @@ LIMITS = (
     "the specialist does not, lenses in general. The generalist and the conditioned restorer were trained on random "
     "lenses, too, and are the fair rivals.",
     "No model was trained on the lenses or photographs of this page. Two rules of ReblurPairs, to start over when the "
-    "size of the blur jumps and to trust the student by its lead over the source, were added after a look at results on "
-    "these lenses, so they are not untouched by choices.",
+    "size of the blur jumps and to trust the student by its lead over the source, were added after a look at results "
+    "on these lenses, so they are not untouched by choices.",
 )
 
 
