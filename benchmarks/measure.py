@@ -110,6 +110,12 @@ def peak_memory(case: cases.Case, direction: str, device: str, contender: str) -
     if contender == "compiled":
         call()
 
+    return resident_growth(call)
+
+
+def resident_growth(call: Callable[[], object]) -> int:
+    """Bytes by which the resident memory of this process grows at the peak of a call."""
+
     def status(field: str) -> int:
         with open("/proc/self/status") as lines:
             return int(next(line for line in lines if line.startswith(field)).split()[1]) * 1024

@@ -22,6 +22,8 @@ from torch.nn import functional as F
 import tta_restore
 from tta_restore import ops
 
+from . import measure
+
 SIZES = (3, 5, 7, 9, 11, 13, 15)
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 FRAME = (1, 3, 1120, 1680) if DEVICE == "cuda" else (1, 3, 256, 256)
@@ -115,16 +117,7 @@ def peak_memory(name, direction):
         call()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
-
-    def status(field):
-        with open("/proc/self/status") as lines:
-            return int(next(line for line in lines if line.startswith(field)).split()[1]) * 1024
-
-    before = status("VmRSS")
-    with open("/proc/self/clear_refs", "w") as control:
-        control.write("5")  # the high-water mark starts again from here
-    call()
-    return max(status("VmHWM") - before, 0)
+    return measure.resident_growth(call)
 
 
 def test_contenders_agree():

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from tta_restore.adapters import ReblurConsistency
-from tta_restore.adapters.reblur_consistency import _SMALLEST, _seed_table, reblur
+from tta_restore.adapters.lens_adapter import SMALLEST
+from tta_restore.adapters.reblur_consistency import _seed_table, reblur
 from tta_restore.data import lenses, photos
 from tta_restore.models import RestorerSpec, as_restorer, create_model
 
@@ -86,4 +87,4 @@ def test_refusals():
     doubles = as_restorer(torch.nn.Upsample(scale_factor=2), RestorerSpec(scale=2))
     adapter = ReblurConsistency(doubles, select=None)
     with pytest.raises(ValueError, match="scale 1"):
-        adapter(torch.rand(1, 3, _SMALLEST, _SMALLEST))
+        adapter(torch.rand(1, 3, SMALLEST, SMALLEST))

@@ -152,3 +152,24 @@ def test_dead_leaves_take_colours_from_a_palette():
     red = torch.tensor([[0.8, 0.1, 0.1]])
     picture = dead_leaves.tile(48, torch.Generator().manual_seed(0), palette=red)
     assert picture[0].mean() > 3 * picture[1].mean()
+
+
+def test_lenses_with_tails_have_no_edge():
+    generator = torch.Generator().manual_seed(3)
+    drawn = [lenses.random_lens(generator, tails=1.0) for _ in range(8)]
+    distance = torch.linspace(0, 2, 41)
+    for lens in drawn:
+        transmission = lens.aperture(distance, torch.zeros(41))
+        assert (transmission > 0).all()
+        assert (transmission.diff() < 0).all()
+        assert 0.3 <= lens.radius[0] <= lens.radius[1] <= 6.5
+    edged = [lenses.random_lens(generator) for _ in range(8)]
+    assert all(float(lens.aperture(torch.tensor([2.9]), torch.zeros(1))) < 1e-6 for lens in edged)
+
+
+def test_the_slope_is_the_derivative_of_the_curve():
+    from tta_restore._srgb import srgb_slope
+
+    x = torch.tensor([0.0, 0.02, 0.1, 0.5, 1.0], dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(lenses.srgb_to_linear(x).sum(), x)
+    torch.testing.assert_close(srgb_slope(x.detach()), slope)

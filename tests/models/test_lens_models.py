@@ -118,3 +118,14 @@ def test_the_specialist_earns_a_decibel_on_photographs_it_never_saw():
 
     report = held_out(create_model("lens_unet", checkpoint="specialist").eval(), frames_per_lens=4)
     assert report["disk"]["gain"] >= 1.0
+
+
+@pytest.mark.parametrize("level", [0.2, 0.5, 0.8])
+def test_pure_noise_has_a_signal_to_noise_ratio_of_one(level):
+    from tta_restore.models.lens_spectra import WindowSpectra
+
+    generator = torch.Generator().manual_seed(0)
+    x = level + torch.randn(1, 3, 128, 128, generator=generator) / 255
+    # power is that of the noise alone, whatever the curve makes of it; rounding would add the remaining tenth
+    ratio = WindowSpectra()(x).expm1().mean()
+    assert float(ratio) == pytest.approx(1 / 1.1, rel=0.05)

@@ -10,22 +10,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tta_restore import _checks, ops
-from tta_restore.adapters.base import Adapter
 from tta_restore.adapters.frame import Frame
+from tta_restore.adapters.lens_adapter import SMALLEST, LensAdapter
 from tta_restore.adapters.selection import Select
 from tta_restore.adapters.views import Views
 from tta_restore.data.lenses import KERNEL_SIZE, linear_to_srgb, srgb_to_linear
 from tta_restore.losses import charbonnier, reblur_consistency
-from tta_restore.models import Restoration, create_model
-from tta_restore.models.lens_estimator import rasterize_picture
+from tta_restore.models import Restoration
+from tta_restore.models.apertures import rasterize_picture
 
 _RADII = 24  # root mean square radii between which seeds are interpolated
 _LEAST, _MOST = 0.15, 7.0
 _FLOOR = 1e-4  # weight, relative to the largest, below which a kernel is nothing
-_SMALLEST = 32  # side in pixels that the estimator can read
 
 
-class ReblurConsistency(Adapter, method="reblur_consistency"):
+class ReblurConsistency(LensAdapter, method="reblur_consistency"):
     """Adapts a restorer until its restoration, blurred again, meets the frame, and keeps it from making things up.
 
     On every frame the estimator reads the spatially varying blur, reduced to isotropic kernels, from the frame alone:
@@ -85,11 +84,7 @@ class ReblurConsistency(Adapter, method="reblur_consistency"):
             raise ValueError(
                 f"ReblurConsistency: expected lr > 0, anchor >= 0 and trust > 0 or None, got {lr}, {anchor}, {trust}"
             )
-        super().__init__(model, select=select, views=views, steps=steps, seed=seed, **options)
-        if estimator is None:
-            estimator = create_model("lens_estimator", checkpoint="lens_estimator")
-        self.estimator: Any = estimator
-        self.estimator.requires_grad_(False)
+        super().__init__(model, estimator, select=select, views=views, steps=steps, seed=seed, **options)
         self.lr, self.ema, self.anchor, self.trust, self.border = lr, ema, anchor, trust, border
 
     def make_optimiser(self, parameters: list[Tensor]) -> torch.optim.Optimizer:
@@ -98,12 +93,7 @@ class ReblurConsistency(Adapter, method="reblur_consistency"):
 
     def begin_frame(self, frame: Frame) -> None:
         """Read the blur; put a student that has left the source's neighbourhood back."""
-        spec = self.restorer.known_spec(frame.image)
-        if frame.image.ndim != 4 or frame.image.shape[1] not in (1, 3) or spec.scale != 1:
-            raise ValueError(
-                "ReblurConsistency: expected frames (B, C, H, W) with C of 1 or 3 and a model of scale 1, "
-                f"got {tuple(frame.image.shape)} and scale {spec.scale}"
-            )
+        super().begin_frame(frame)
         frame.notes["seeds"] = self.blur_map(frame.region)
         frame.notes["anchor"] = self.run("source", frame.region).image.float()
         if self.trust is not None:
@@ -154,14 +144,13 @@ class ReblurConsistency(Adapter, method="reblur_consistency"):
             - x: (B, C, H, W), RGB in [0, 1]
             - output: (B, (K+1)/2, H, W), for :func:`tta_restore.ops.isotropic_kernels` with K = 17
         """
-        device = next(self.estimator.parameters()).device
-        short = [max(_SMALLEST - side, 0) for side in x.shape[-2:]]
-        padded = F.pad(x.float().to(device), (0, short[1], 0, short[0]), mode="replicate").expand(-1, 3, -1, -1)
+        device = self._estimator_device()
+        estimate = self.read_lens(x)
         with torch.no_grad(), torch.autocast(device.type, enabled=False):
-            estimate = self.estimator(padded)
             pictures = self.estimator.aperture(estimate.statistics)
             logs = estimate.radius.log()[:, None]
-            logs = F.interpolate(logs, size=padded.shape[-2:], mode="bilinear")[..., : x.shape[-2], : x.shape[-1]]
+            covered = [max(side, SMALLEST) for side in x.shape[-2:]]
+            logs = F.interpolate(logs, size=covered, mode="bilinear")[..., : x.shape[-2], : x.shape[-1]]
             tables = torch.stack([_seed_table(picture, self.estimator.reach) for picture in pictures])
             place = (logs[:, 0] - math.log(_LEAST)) / (math.log(_MOST) - math.log(_LEAST)) * (_RADII - 1)
             place = place.nan_to_num(0).clamp(0, _RADII - 1 - 1e-4)  # a bad frame that is passed through

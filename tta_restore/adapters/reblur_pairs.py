@@ -11,24 +11,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tta_restore import _checks
-from tta_restore.adapters.base import Adapter
 from tta_restore.adapters.frame import Frame
+from tta_restore.adapters.lens_adapter import LensAdapter
 from tta_restore.adapters.selection import Select
 from tta_restore.adapters.views import Views
 from tta_restore.data import dead_leaves, lenses
 from tta_restore.data.patches import random_patches
 from tta_restore.losses import charbonnier
-from tta_restore.models import create_model
 from tta_restore.models.apertures import rasterize_picture
-from tta_restore.models.lens_estimator import LensEstimate
 
 _LOOK, _LOOKS = 256, 3  # large frames are read at 3 x 3 places of this many pixels
 _NEIGHBOUR = 4  # cells of 8 pixels between two radii that one patch runs through
-_TRUSTED_LEAD = 2.0  # dB that the student is ahead of the source on pairs when all of it is trusted
+_FULL_LEAD = 2.0  # dB that the student is ahead of the source on pairs when all of it is trusted
 _MARGIN = lenses.KERNEL_SIZE - 1
 
 
-class ReblurPairs(Adapter, method="reblur_pairs"):
+class ReblurPairs(LensAdapter, method="reblur_pairs"):
     """Fine-tunes a restorer on pairs blurred with the lens that took the frames.
 
     On every frame the estimator reads the aperture and the blur radii; the apertures of the latest frames are pooled.
@@ -52,9 +50,8 @@ class ReblurPairs(Adapter, method="reblur_pairs"):
         lr: learning rate of the first steps with a lens.
         lr_half: steps with a lens after which the learning rate has halved; it falls as 1 / (1 + t / lr_half).
         ema: share of itself that the teacher keeps at each step.
-        trust: share of the way from the source to the student that the teacher goes at least; the further the student
-            is ahead of the source on pairs, up to 2 dB, the nearer that comes to 1. An estimate that is wrong gains
-            little on its own pairs, too, when the source already restores the lens well.
+        least_share: share of the way from the source to the student that the teacher goes at least; it grows to 1 with
+            the student's lead over the source on pairs, complete at 2 dB.
         restore: probability with which a scalar of the student returns to the source, per step.
         hypotheses: apertures that the pairs are made with, all of which fit the frames.
         caution: weight of the error of a pair beyond that of the source, so that nothing is gained for one aperture by
@@ -86,7 +83,7 @@ class ReblurPairs(Adapter, method="reblur_pairs"):
         lr: float = 1e-3,
         lr_half: float = 64.0,
         ema: float = 0.9,
-        trust: float = 0.5,
+        least_share: float = 0.5,
         restore: float = 0.0,
         hypotheses: int = 16,
         caution: float = 2.0,
@@ -104,7 +101,7 @@ class ReblurPairs(Adapter, method="reblur_pairs"):
         for name, value in counts.items():
             _checks.expect_int("ReblurPairs", name, value, minimum=1)
         _checks.expect_int("ReblurPairs", "remember", remember, minimum=0)
-        for name, value in (("ema", ema), ("trust", trust), ("restore", restore)):
+        for name, value in (("ema", ema), ("least_share", least_share), ("restore", restore)):
             if not 0 <= value <= 1:
                 raise ValueError(f"ReblurPairs: expected {name} in [0, 1], got {value}")
         for name, value in (("lr", lr), ("lr_half", lr_half), ("rescale", rescale)):
@@ -118,15 +115,12 @@ class ReblurPairs(Adapter, method="reblur_pairs"):
                 f"ReblurPairs: expected sharp (N, 3, S, S) with S >= patch + {_MARGIN} = {patch + _MARGIN}, "
                 f"got {tuple(sharp.shape)}"
             )
-        super().__init__(model, select=select, views=views, steps=steps, seed=seed, **options)
-        if estimator is None:
-            estimator = create_model("lens_estimator", checkpoint="lens_estimator")
-        self.estimator: Any = estimator
-        self.estimator.requires_grad_(False)
+        super().__init__(model, estimator, select=select, views=views, steps=steps, seed=seed, **options)
         self._sharp = sharp
         self.burst, self.batch, self.patch = burst, batch, patch
         self.lr, self.lr_half = lr, lr_half
-        self.ema, self.trust, self.restore_probability, self.rescale = ema, trust, restore, rescale
+        self.ema, self.least_share = ema, least_share
+        self.restore_probability, self.rescale = restore, rescale
         self.hypotheses, self.caution = hypotheses, caution
         self.spread, self.memory, self.switch, self.remember, self.noise = spread, memory, switch, remember, noise
 
@@ -144,12 +138,7 @@ class ReblurPairs(Adapter, method="reblur_pairs"):
 
     def begin_frame(self, frame: Frame) -> None:
         """Read the lens; on a change of lens remember the old one and start from what fits the new one best."""
-        spec = self.restorer.known_spec(frame.image)
-        if frame.image.ndim != 4 or frame.image.shape[1] not in (1, 3) or spec.scale != 1:
-            raise ValueError(
-                "ReblurPairs: expected frames (B, C, H, W) with C of 1 or 3 and a model of scale 1, "
-                f"got {tuple(frame.image.shape)} and scale {spec.scale}"
-            )
+        super().begin_frame(frame)
         reading = self._read(frame.image)
         readings = self.extra["readings"]
         own = self.estimator.aperture(reading["statistics"])[0].cpu()
@@ -181,7 +170,7 @@ class ReblurPairs(Adapter, method="reblur_pairs"):
         """The teacher follows as far as the student is trusted; single scalars of the student return to the source."""
         lead = self.ema * self.extra["lead"] + (1 - self.ema) * frame.notes["lead"]
         self.extra["lead"] = lead
-        share = self.trust + (1 - self.trust) * min(max(lead / _TRUSTED_LEAD, 0.0), 1.0)
+        share = self.least_share + (1 - self.least_share) * min(max(lead / _FULL_LEAD, 0.0), 1.0)
         self.average_teacher(self.ema, share=share)
         frame.extra.update(lead=lead, share=share)
         if self.restore_probability:
@@ -207,7 +196,7 @@ class ReblurPairs(Adapter, method="reblur_pairs"):
             - output: (B, G, G, K, K) with G = `grid`, each summing to 1
         """
         with torch.no_grad():
-            estimate = self._estimate(x)
+            estimate = self.read_lens(x)
             picture = (
                 self.aperture() if self.extra["readings"] else self.estimator.aperture(estimate.statistics)[0].cpu()
             )
@@ -226,7 +215,7 @@ class ReblurPairs(Adapter, method="reblur_pairs"):
             "lr",
             "lr_half",
             "ema",
-            "trust",
+            "least_share",
             "rescale",
             "hypotheses",
             "caution",
@@ -246,19 +235,9 @@ class ReblurPairs(Adapter, method="reblur_pairs"):
             f"{len(self.views)} forward of the frame"
         )
 
-    def _estimator_device(self) -> torch.device:
-        return next(self.estimator.parameters()).device
-
-    def _estimate(self, image: Tensor) -> LensEstimate:
-        x = image.float().to(self._estimator_device())
-        short = [max(32 - side, 0) for side in x.shape[-2:]]
-        x = F.pad(x, (0, short[1], 0, short[0]), mode="replicate")
-        return self.estimator(x.expand(-1, 3, -1, -1))
-
     def _read(self, image: Tensor) -> dict[str, Tensor]:
         """What a frame says of its lens: statistics of the aperture, pairs of neighbouring radii and their weights."""
-        with torch.no_grad():
-            estimate = self._estimate(_looks(image))
+        estimate = self.read_lens(_looks(image))
         radius, confidence = estimate.radius.cpu(), estimate.confidence.clamp(max=10).cpu()
         pairs, weights = [], []
         for axis in (1, 2):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import warnings
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +20,7 @@ Preprocessing = Literal["standard", "release"]
 _loading = threading.Lock()
 
 
-class _Encoder(nn.Module):
+class _Encoder(nn.Module, ABC):
     """Loads its tower on first use, keeps it out of ``parameters()`` and ``state_dict()``, and never trains it."""
 
     def __init__(
@@ -88,18 +89,21 @@ class _Encoder(nn.Module):
         picture = picture[..., top : top + height, left : left + width]
         return (picture - picture.new_tensor(mean)[:, None, None]) / picture.new_tensor(std)[:, None, None]
 
+    @abstractmethod
     def _build(self) -> nn.Module:
-        raise NotImplementedError
+        """The tower, with its weights."""
 
+    @abstractmethod
     def _taken(self, tower: nn.Module) -> tuple[int, int, Any, Any, str]:
         """Height, width, mean, standard deviation and interpolation that the tower was trained with."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _pooled(self, tower: Any, picture: Tensor) -> Tensor:
-        raise NotImplementedError
+        """One token of the whole picture: (B, 1, D)."""
 
+    @abstractmethod
     def _patches(self, tower: Any, picture: Tensor) -> Tensor:
-        raise NotImplementedError
+        """One token per patch: (B, S, D)."""
 
 
 class OpenClipEncoder(_Encoder):
