@@ -29,7 +29,7 @@ def test_turning_by_quarters_is_exact(quarters, mirrored):
 @pytest.mark.parametrize(("steps", "mirrored"), [(0, False), (3, False), (11, True)])
 def test_a_turned_picture_is_recognised_and_turned_back(steps, mirrored):
     pictures = lenses.aperture_pictures([lenses.Lens("ellipse", lenses.ellipse(r, 0.4), (1, 2)) for r in (0.4, 0.9)])
-    skewed = turned(pictures[:1], torch.tensor([0.3]), torch.tensor([False])) + 0.3 * pictures[:1]
+    skewed = turned(pictures[:1], torch.tensor([0.8]), torch.tensor([False])).square() + 0.3 * pictures[:1].square()
     pictures = torch.cat([skewed / skewed.sum(), pictures])
     query = turned(pictures[:1], torch.tensor([steps * math.pi / 16]), torch.tensor([mirrored]))
     distance, angle, mirror = alignments(polar_samples(query, 14, 16)[0], polar_samples(pictures, 14, 16))
