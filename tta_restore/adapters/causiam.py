@@ -54,4 +54,6 @@ class CauSiam(SiamCTTA, method="causiam"):
             preprocessing = "release" if form == "released" else "standard"
             semantic = Semantic(OpenClipEncoder("ViT-B-32", "openai", preprocessing=preprocessing), at="auto")
         defaults = _RELEASED if form == "released" else _REPAIRED
+        if not isinstance(semantic, Semantic):
+            raise TypeError(f"CauSiam: expected semantic to be a Semantic or None, got {type(semantic).__name__}")
         super().__init__(model, select=select, semantic=semantic, **(defaults | options))

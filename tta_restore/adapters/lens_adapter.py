@@ -33,12 +33,12 @@ class LensAdapter(Adapter):
 
     def begin_frame(self, frame: Frame) -> None:
         """Refuse what has no lens to read or another size than its restoration."""
-        spec = self.restorer.known_spec(frame.image)
-        if frame.image.ndim != 4 or frame.image.shape[1] not in (1, 3) or spec.scale != 1:
+        if frame.image.ndim != 4 or frame.image.shape[1] not in (1, 3):
             raise ValueError(
-                f"{type(self).__name__}: expected frames (B, C, H, W) with C of 1 or 3 and a model of scale 1, "
-                f"got {tuple(frame.image.shape)} and scale {spec.scale}"
+                f"{type(self).__name__}: expected frames (B, C, H, W) with C of 1 or 3, got {tuple(frame.image.shape)}"
             )
+        if (scale := self.restorer.known_spec(frame.image).scale) != 1:
+            raise ValueError(f"{type(self).__name__}: expected a model of scale 1, got scale {scale}")
 
     def read_lens(self, x: Tensor) -> LensEstimate:
         """The estimate of (B, C, H, W) with C of 1 or 3, smaller frames continued at their border."""
