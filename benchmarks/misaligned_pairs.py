@@ -20,7 +20,8 @@ from tta_restore.data import lenses, photos
 from tta_restore.data.misaligned import GeneratedPairs
 from tta_restore.engine.misaligned import MisalignedSettings
 from tta_restore.engine.train_demo import sharp_bank
-from tta_restore.engine.train_misaligned import TrainingRun, train_misaligned
+from tta_restore.engine.train_misaligned import train_misaligned
+from tta_restore.engine.training import TrainingRun
 from tta_restore.metrics import psnr
 from tta_restore.models.jdrl import JdrlReblur
 from tta_restore.models.lens_unet import LensUNet

@@ -6,7 +6,7 @@ Source: JDRL (Li et al., AAAI 2023); Reblurring-guided defocus deblurring (Ren e
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import torch
@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from tta_restore import _checks, losses, ops
 from tta_restore.data.misaligned import MisalignedPair, inverse_motion
+from tta_restore.engine.misaligned_pictures import draw_step
+from tta_restore.engine.training import Objective, Step
 from tta_restore.models import as_restorer
 from tta_restore.models.jdrl import BlurConditioned, JdrlReblur
 
@@ -72,10 +74,6 @@ class MisalignedSettings:
         kept: dict[str, Any] = {"exact": False, "border": 0, "map_compare": "signed", "map_detach": False}
         return MisalignedSettings(warm_up=15 * steps_per_epoch, **own, **kept)
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self)
-
     def stage(self, step: int) -> Literal["reblur", "warm_up", "joint"]:
         """What is learnt at a step."""
         if step < self.reblur_first:
@@ -94,16 +92,7 @@ class MisalignedSettings:
         return 0.5 ** (step // self.halve_every) if self.halve_every else 1.0
 
 
-@dataclass
-class MisalignedStep:
-    """What one step computed: the loss, its named parts as they enter it, and what can be drawn of it."""
-
-    loss: Tensor
-    parts: dict[str, Tensor]
-    tensors: dict[str, Tensor] = field(default_factory=dict)
-
-
-class MisalignedObjective(nn.Module):
+class MisalignedObjective(Objective):
     """Loss of a restorer, and of the reblurring module that guides it, on misaligned pairs.
 
     Args:
@@ -128,9 +117,9 @@ class MisalignedObjective(nn.Module):
         self.settings = settings
         self._run = as_restorer(restorer.restorer if isinstance(restorer, BlurConditioned) else restorer)
 
-    def forward(self, pair: MisalignedPair, step: int) -> MisalignedStep:
+    def forward(self, batch: MisalignedPair, step: int) -> Step:
         """Loss of a batch at a step of the schedule."""
-        settings, blurry, sharp = self.settings, pair.blurry, pair.sharp
+        settings, blurry, sharp = self.settings, batch.blurry, batch.sharp
         stage = "warm_up" if settings.flow == "pixel" else settings.stage(step)
         found: dict[str, Tensor] = {"blurry": blurry, "sharp": sharp}
         restored, blur_map = self._restore(blurry, settings.ramp(step))
@@ -139,20 +128,20 @@ class MisalignedObjective(nn.Module):
             found["blur_map"] = blur_map
         if stage == "reblur":
             found["restored"] = restored.detach()
-            return self._finish(self._reblur_parts(found["restored"], found, None), found)
+            return Step.sum_of(self._reblur_parts(found["restored"], found, None), found)
         if settings.flow == "pixel":
-            return self._finish({"pixel": losses.charbonnier(restored, sharp)}, found)
+            return Step.sum_of({"pixel": losses.charbonnier(restored, sharp)}, found)
         first = blurry if stage == "warm_up" else restored
-        found["flow"] = self._flow(first, sharp, pair.flow)
+        found["flow"] = self._flow(first, sharp, batch.flow)
         found["warped"] = ops.flow_warp(sharp, found["flow"], padding_mode="border", align_corners=settings.exact)
         if stage == "warm_up":
-            return self._finish({"pair": losses.charbonnier(restored, found["warped"])}, found)
+            return Step.sum_of({"pair": losses.charbonnier(restored, found["warped"])}, found)
         options: dict[str, Any] = {"sigma": settings.sigma, "exact": settings.exact}
-        back = self._flow(sharp, restored, None if pair.flow is None else inverse_motion(pair.flow))
+        back = self._flow(sharp, restored, None if batch.flow is None else inverse_motion(batch.flow))
         if settings.sigma is not None:
             found["mask"] = losses.calibration_mask(found["flow"], sigma=settings.sigma)
         parts = {"pair": losses.deformed_pair(restored, sharp, found["flow"], back, **options)}
-        return self._finish(parts | self._reblur_parts(restored, found, blur_map), found)
+        return Step.sum_of(parts | self._reblur_parts(restored, found, blur_map), found)
 
     def groups(self) -> list[dict[str, Any]]:
         """Parameter groups of the optimiser."""
@@ -161,6 +150,26 @@ class MisalignedObjective(nn.Module):
             {"params": [p for p in self.restorer.parameters() if p.requires_grad], "lr": self.settings.lr},
             {"params": list(self.reblur.parameters()), "lr": rate},
         ]
+
+    def rate(self, step: int) -> float:
+        """Factor on the learning rates."""
+        return self.settings.rate(step)
+
+    def identity(self) -> dict[str, Any]:
+        """The settings."""
+        return asdict(self.settings)
+
+    def exports(self) -> dict[str, nn.Module]:
+        """Restorer and reblurring module."""
+        return {"restorer": self.restorer, "reblur": self.reblur}
+
+    def status(self, step: int) -> dict[str, str]:
+        """The stage."""
+        return {"stage": self.settings.stage(step)}
+
+    def picture(self, found: Step) -> Tensor:
+        """Images, flow, mask, blur radius and kernels of the first pair."""
+        return draw_step(found.tensors)
 
     def _restore(self, blurry: Tensor, ramp: float) -> tuple[Tensor, Tensor | None]:
         model = self.restorer
@@ -202,9 +211,3 @@ class MisalignedObjective(nn.Module):
 
     def _precision(self, like: Tensor) -> torch.autocast:
         return torch.autocast(like.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16")
-
-    @staticmethod
-    def _finish(parts: dict[str, Tensor], found: dict[str, Tensor]) -> MisalignedStep:
-        total = torch.stack(list(parts.values())).sum()
-        values = {name: part.detach() for name, part in parts.items()}
-        return MisalignedStep(total, values, {name: tensor.detach() for name, tensor in found.items()})

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from tta_restore import ops
-from tta_restore.data.image import Image
-from tta_restore.data.image_io import write_image
+from tta_restore.engine.contact_sheet import contact_sheet
 from tta_restore.nn.isotropic import KERNEL_SIZES
-
-_GAP = 4
 
 
 def blur_radius(seeds: Tensor, weights: Tensor) -> Tensor:
@@ -60,8 +56,8 @@ def draw_flow(flow: Tensor) -> Tensor:
     return 1 - length * (1 - torch.stack(channels))
 
 
-def draw_step(tensors: dict[str, Tensor], path: Path) -> None:
-    """Write the first pair of a step as one picture: images, flow and mask above, blur radius and kernels below."""
+def draw_step(tensors: dict[str, Tensor]) -> Tensor:
+    """The first pair of a step as one picture (3, H, W): images, flow and mask, then blur radius and kernels."""
     height, width = tensors["blurry"].shape[2:]
     tiles = [tensors[name][0].clamp(0, 1) for name in ("blurry", "sharp", "restored") if name in tensors]
     if "warped" in tensors:
@@ -79,11 +75,4 @@ def draw_step(tensors: dict[str, Tensor], path: Path) -> None:
         kernels = (kernels / kernels.amax((1, 2), keepdim=True)).view(2, 2, *kernels.shape[1:])
         sheet = F.pad(kernels, (1, 1, 1, 1), value=0.3).permute(0, 2, 1, 3).reshape(1, 1, 34, 34)
         tiles.append(F.interpolate(sheet, size=(height, width))[0].expand(3, -1, -1))
-    columns = min(len(tiles), 5)
-    rows = -(-len(tiles) // columns)
-    canvas = torch.ones(3, rows * (height + _GAP) - _GAP, columns * (width + _GAP) - _GAP)
-    for i, tile in enumerate(tiles):
-        top, left = i // columns * (height + _GAP), i % columns * (width + _GAP)
-        canvas[:, top : top + height, left : left + width] = tile.detach().float().cpu()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_image(path, Image(canvas))
+    return contact_sheet(tiles, columns=min(len(tiles), 5))

@@ -1,0 +1,284 @@
+"""The loop under every training: files, killed and continued, several processes, threads, validation, what diverges."""
+
+import json
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import time
+import types
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from tta_restore.data.image_io import read_image
+from tta_restore.engine.training import Objective, Step, TrainingRun, moved, step_seed, train
+from tta_restore.engine.usage import UsageError
+
+RUN = TrainingRun(Path(), batch=2, save_every=4, log_every=2, draw_every=6, seed=3, progress=False)
+forks = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork.*:DeprecationWarning")
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """As the forked processes need it; and tensors are tiny."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+class Fit(Objective):
+    """A layer behind dropout learns to double; its rate halves after five steps."""
+
+    clip = 0.5
+
+    def __init__(self, lr=0.05):
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.layer = nn.Sequential(nn.Dropout(0.2), nn.Linear(3, 3))
+        self.lr = lr
+
+    def forward(self, batch, step):
+        x = batch["x"]
+        out = self.layer(x)
+        return Step.sum_of({"fit": (out - 2 * x).square().mean()}, {"out": out})
+
+    def groups(self):
+        return [{"params": list(self.parameters()), "lr": self.lr}]
+
+    def rate(self, step):
+        return 1.0 if step < 5 else 0.5
+
+    def identity(self):
+        return {"lr": self.lr}
+
+    def exports(self):
+        return {"layer": self.layer}
+
+    def status(self, step):
+        return {"stage": "only"}
+
+    def picture(self, found):
+        return found.tensors["out"].sigmoid().expand(3, -1, -1)
+
+
+def source(count, generator):
+    return {"x": torch.randn(count, 3, generator=generator)}
+
+
+def run_small(out, steps, *, slow=0.0, lr=0.05, validate=None, **options):
+    run = replace(RUN, out=Path(out), steps=steps, **options)
+    return train(Fit(lr), source, run, validate=validate, on_step=lambda step, found: time.sleep(slow))
+
+
+def weights_of(out):
+    return load_file(Path(out) / "layer.safetensors")
+
+
+def same(a, b):
+    return all(torch.equal(a[name], b[name]) for name in a | b)
+
+
+def lines_of(out):
+    return [json.loads(line) for line in (Path(out) / "log.jsonl").read_text().splitlines()]
+
+
+def start(out, steps, *, slow=0.0, **environment):
+    """The run in a process of its own, forked: importing torch again takes longer than everything else here."""
+
+    def child():
+        os.environ.update({"OMP_NUM_THREADS": "1", **environment})
+        run_small(out, steps, slow=slow)
+
+    process = multiprocessing.get_context("fork").Process(target=child)
+    process.start()
+    return process
+
+
+def test_a_run_writes_what_it_should_and_touches_nothing_global(tmp_path):
+    before = torch.get_rng_state()
+    objective = run_small(tmp_path, 8)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not objective.training
+    assert [line["step"] for line in lines_of(tmp_path)] == [0, 2, 4, 6, 7]
+    assert set(lines_of(tmp_path)[0]) == {"step", "loss", "fit", "seconds"}
+    assert lines_of(tmp_path)[-1]["loss"] < 0.9 * lines_of(tmp_path)[0]["loss"]
+    pictures = sorted((tmp_path / "pictures").iterdir())
+    assert [path.stem for path in pictures] == ["000000", "000006", "000007"]
+    assert read_image(pictures[0]).pixels.shape == (3, 2, 3)
+    assert same(weights_of(tmp_path), objective.layer.state_dict())
+
+
+def test_a_step_is_clipped_and_at_its_rate(tmp_path):
+    """Eight steps by hand end with the same weights."""
+    run_small(tmp_path, 8)
+    found = weights_of(tmp_path)
+    objective = Fit()
+    optimiser = torch.optim.Adam(objective.groups())
+    norms = []
+    with torch.random.fork_rng(devices=[]):
+        for step in range(8):
+            optimiser.param_groups[0]["lr"] = 0.05 * (1.0 if step < 5 else 0.5)
+            seed = step_seed(3, step, 0)
+            batch = source(2, torch.Generator().manual_seed(seed))
+            torch.manual_seed(seed)
+            optimiser.zero_grad()
+            objective(batch, step).loss.backward()
+            norms.append(nn.utils.clip_grad_norm_(list(objective.parameters()), 0.5))
+            optimiser.step()
+    assert max(norms) > 0.5
+    torch.testing.assert_close(found, dict(objective.layer.state_dict()))
+
+
+def test_tensorboard_gets_what_the_log_gets(tmp_path, monkeypatch):
+    written = []
+
+    class SummaryWriter:
+        def __init__(self, folder, purge_step):
+            written.append((folder, purge_step))
+
+        def add_scalar(self, *arguments):
+            written.append(arguments)
+
+        def add_image(self, name, picture, step):
+            written.append((name, tuple(picture.shape), step))
+
+        def close(self):
+            written.append("closed")
+
+    module = types.ModuleType("torch.utils.tensorboard")
+    module.SummaryWriter = SummaryWriter
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
+    run_small(tmp_path, 1, validate=lambda objective: {"score": 1.5})
+    loss = lines_of(tmp_path)[0]["loss"]
+    assert written[0] == (str(tmp_path / "tensorboard"), 0)
+    assert {("loss/loss", loss, 0), ("step", (3, 2, 3), 0), ("validation/score", 1.5, 0)} <= set(written)
+    assert written[-1] == "closed"
+
+
+@forks
+def test_kill_minus_nine_and_resume_ends_with_the_same_bits(tmp_path):
+    run_small(tmp_path / "whole", 10)
+    process = start(tmp_path / "killed", 10, slow=0.3)
+    state = tmp_path / "killed/state.pt"
+    while not state.exists() and process.is_alive():
+        time.sleep(0.05)
+    time.sleep(0.4)  # into the next step
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert not (tmp_path / "killed/layer.safetensors").exists()
+    assert 4 <= torch.load(state, weights_only=True)["step"] < 10
+    with open(tmp_path / "killed/log.jsonl", "a") as file:
+        file.write('{"step": 9, "lo')  # as a process leaves it that dies while it writes
+    run_small(tmp_path / "killed", 10)
+    assert same(weights_of(tmp_path / "whole"), weights_of(tmp_path / "killed"))
+    whole, killed = ([(x["step"], x["loss"]) for x in lines_of(tmp_path / n)] for n in ("whole", "killed"))
+    assert whole == killed
+
+
+@forks
+def test_two_processes_are_one_with_both_batches(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    given = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}  # by torchrun
+    both = [start(tmp_path / "two", 4, RANK=rank, **given) for rank in ("0", "1")]
+    for process in both:
+        process.join(240)
+    assert [process.exitcode for process in both] == [0, 0]
+    with pytest.raises(UsageError, match="processes 2 there, 1 here"):
+        run_small(tmp_path / "two", 5)
+    objective = Fit()
+    optimiser = torch.optim.Adam(objective.groups())
+    with torch.random.fork_rng(devices=[]):
+        for step in range(4):
+            optimiser.zero_grad()
+            for rank in range(2):
+                seed = step_seed(3, step, rank)
+                batch = source(2, torch.Generator().manual_seed(seed))
+                torch.manual_seed(seed)
+                (objective(batch, step).loss / 2).backward()
+            nn.utils.clip_grad_norm_(list(objective.parameters()), 0.5)
+            optimiser.step()
+    torch.testing.assert_close(weights_of(tmp_path / "two"), dict(objective.layer.state_dict()))
+
+
+def test_threads_change_nothing(tmp_path):
+    run_small(tmp_path / "none", 6)
+    run_small(tmp_path / "some", 6, workers=3)
+    assert same(weights_of(tmp_path / "none"), weights_of(tmp_path / "some"))
+
+    def broken(count, generator):
+        raise ValueError("no such picture")
+
+    with pytest.raises(ValueError, match="no such picture"):
+        train(Fit(), broken, replace(RUN, out=tmp_path / "broken", workers=2))
+
+
+def test_the_best_weights_are_kept(tmp_path):
+    scores = iter([1.0, 3.0, 2.0])
+    seen = {}
+
+    def validate(objective):
+        assert not objective.training
+        assert not torch.is_grad_enabled()
+        score = next(scores)
+        seen[score] = {name: tensor.clone() for name, tensor in objective.layer.state_dict().items()}
+        return {"score": score, "other": 0.0}
+
+    run_small(tmp_path, 6, validate=validate, validate_every=2)
+    assert same(load_file(tmp_path / "best/layer.safetensors"), seen[3.0])
+    assert json.loads((tmp_path / "best/score.json").read_text()) == {"step": 3, "score": 3.0, "other": 0.0}
+    validations = [line["validation/score"] for line in lines_of(tmp_path) if "validation/score" in line]
+    assert validations == [1.0, 3.0, 2.0]
+
+
+def test_what_diverges_is_said_and_not_saved(tmp_path):
+    run_small(tmp_path, 4)
+
+    class Broken(Fit):
+        def forward(self, batch, step):
+            found = super().forward(batch, step)
+            return replace(found, loss=found.loss * float("nan")) if step == 5 else found
+
+    with pytest.raises(FloatingPointError, match=r"loss at step 5 is nan \(fit "):
+        train(Broken(), source, replace(RUN, out=tmp_path, steps=6))
+    assert torch.load(tmp_path / "state.pt", weights_only=True)["step"] == 4
+
+
+def test_other_settings_and_damage_are_told(tmp_path):
+    run_small(tmp_path, 4)
+    with pytest.raises(UsageError, match=r"another run .*lr 0.05 there, 0.1 here"):
+        run_small(tmp_path, 5, lr=0.1)
+    (tmp_path / "state.pt").write_bytes(b"nothing")
+    with pytest.raises(UsageError, match=r"state.pt is damaged"):
+        run_small(tmp_path, 5)
+    with pytest.raises(ValueError, match="steps >= 1"):
+        TrainingRun(tmp_path, steps=0)
+    with pytest.raises(ValueError, match="workers >= 0"):
+        TrainingRun(tmp_path, workers=-1)
+
+
+def test_seeds_differ():
+    seeds = {step_seed(a, b, c) for a in range(5) for b in range(50) for c in range(4)}
+    assert len(seeds) == 1000
+
+
+def test_batches_of_all_kinds_are_moved():
+    @dataclass(frozen=True)
+    class Pair:
+        x: Tensor
+        y: Tensor | None
+        name: str
+
+    batch = moved({"pair": Pair(torch.zeros(2), None, "a"), "list": [torch.ones(1)], "n": 3}, "meta")
+    assert (batch["pair"].x.device.type, batch["pair"].y, batch["pair"].name) == ("meta", None, "a")
+    assert (batch["list"][0].device.type, batch["n"]) == ("meta", 3)

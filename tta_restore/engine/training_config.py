@@ -1,0 +1,87 @@
+"""What configuration files of all kinds of training have in common."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from tta_restore.data import photos
+from tta_restore.data.patches import random_patches
+from tta_restore.engine.training import TrainingRun
+from tta_restore.engine.usage import UsageError
+from tta_restore.models import create_model, list_models
+
+T = TypeVar("T")
+
+
+def read_config(path: str | Path, sections: Sequence[str]) -> dict[str, Any]:
+    """The sections of a TOML or JSON file.
+
+    Raises:
+        UsageError: the file cannot be read, or has a section that means nothing.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+        config = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+    except OSError as error:
+        raise UsageError(f"{path}: {(error.strerror or str(error)).lower()}") from None
+    except ValueError as error:  # both parsers' errors are ValueErrors
+        raise UsageError(f"{path}: {error}") from None
+    strange = [name for name, section in config.items() if name not in sections or not isinstance(section, Mapping)]
+    if strange:
+        raise UsageError(f"{path}: expected the sections {', '.join(sections)}, got {', '.join(strange)}")
+    return config
+
+
+def from_section(name: str, kind: type[T], values: Mapping[str, Any]) -> T:
+    """A dataclass from the section of that name.
+
+    Raises:
+        UsageError: the section has an entry that the dataclass has not, or lacks one.
+        ValueError: an entry has a value that the dataclass refuses.
+    """
+    names = [field.name for field in fields(kind)]  # type: ignore[bad-argument-type]
+    if strange := [entry for entry in values if entry not in names]:
+        raise UsageError(f"[{name}] has no {', '.join(strange)}; there are: {', '.join(names)}")
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise UsageError(f"[{name}] {error}") from error
+
+
+def run_from(section: Mapping[str, Any], *, default_out: str, **overrides: Any) -> TrainingRun:
+    """The run that a section describes; overrides that are not None go before what it says."""
+    chosen = dict(section) | {name: value for name, value in overrides.items() if value is not None}
+    return from_section("run", TrainingRun, chosen | {"out": Path(chosen.get("out", default_out))})
+
+
+def model_from(section: Mapping[str, Any], *, default: str, kind: str = "restorer") -> nn.Module:
+    """A network: ``name`` (registered, or ``module.path:callable``), ``checkpoint``, and the builder's keywords.
+
+    Raises:
+        ValueError: there is no such network or checkpoint.
+        TypeError: it does not take one of the keywords.
+    """
+    options = dict(section)
+    name, checkpoint = options.pop("name", default), options.pop("checkpoint", None)
+    if ":" in name:
+        module, _, attribute = name.partition(":")
+        return getattr(importlib.import_module(module), attribute)(**options)
+    if name not in list_models(kind):
+        raise ValueError(f"no {kind} {name!r}; there are: {', '.join(list_models(kind))}")
+    return create_model(name, checkpoint=checkpoint, **options)
+
+
+def bundled_pictures(size: int) -> Tensor:
+    """Eight crops of each of the photographs for training, always the same: (N, 3, size, size)."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.cat([random_patches(photos.load(name)[None], 8, size, generator) for name in photos.TRAIN])
