@@ -2,6 +2,7 @@
 
 from tta_restore.losses.charbonnier import Charbonnier, charbonnier
 from tta_restore.losses.deformed_pair import DeformedPair, calibration_mask, deformed_pair, flow_grey
+from tta_restore.losses.dual_pixel import Disparity, Reblur, disparity, reblur
 from tta_restore.losses.reblur_consistency import BlurMap, ReblurConsistency, blur_map, reblur_consistency, weigh_seeds
 from tta_restore.losses.siamese_consistency import SiameseConsistency, siamese_consistency
 
@@ -9,13 +10,17 @@ __all__ = [
     "BlurMap",
     "Charbonnier",
     "DeformedPair",
+    "Disparity",
+    "Reblur",
     "ReblurConsistency",
     "SiameseConsistency",
     "blur_map",
     "calibration_mask",
     "charbonnier",
     "deformed_pair",
+    "disparity",
     "flow_grey",
+    "reblur",
     "reblur_consistency",
     "siamese_consistency",
     "weigh_seeds",

@@ -35,10 +35,13 @@ def load_checkpoint(module: M, path_or_state_dict: str | Path | Mapping[str, Any
         ValueError: if the file is missing, unreadable, holds anything but tensors, or does not fit ``module``.
     """
     if isinstance(path_or_state_dict, Mapping):
-        source, content = "the given state dict", path_or_state_dict
-    else:
-        path = resolve(path_or_state_dict)
-        source, content = str(path), _read(path)
+        return load(module, path_or_state_dict, "the given state dict")
+    path = resolve(path_or_state_dict)
+    return load(module, read(path), str(path))
+
+
+def load(module: M, content: Any, source: str) -> M:
+    """Copy weights into ``module``: what :func:`load_checkpoint` does with the content of ``source``."""
     target = getattr(module, "_orig_mod", module)
     weights = _unwrap(content, source, getattr(target, "checkpoint_wrappers", ()))
     expected = target.state_dict()
@@ -84,7 +87,21 @@ def read_metadata(path: Path) -> dict[str, Any]:
         raise ValueError(f"load_checkpoint: {path} is not a readable safetensors file: {error}") from error
 
 
-def _read(path: Path) -> Any:
+def told_config(kind: Any, content: Any, source: str) -> dict[str, Any]:
+    """Configuration that weights tell by their names and shapes, where the class ``kind`` can read it off them."""
+    tell = getattr(kind, "config_of_state_dict", None)
+    if not callable(tell):
+        return {}
+    weights = _unwrap(content, source, getattr(kind, "checkpoint_wrappers", ()))
+    return tell({_strip(name, {}): tensor for name, tensor in weights.items()})
+
+
+def read(path: Path) -> Any:
+    """Content of a safetensors or torch file, of which nothing but tensors and plain containers is ever unpickled.
+
+    Raises:
+        ValueError: it is unreadable, or holds anything else.
+    """
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from tta_restore.models.checkpoint import load_checkpoint, read_metadata, resolve
+from tta_restore.models import checkpoint as checkpoints
 
 KINDS = ("restorer", "reblurrer", "discriminator", "estimator")
 ENTRY_POINT_GROUP = "tta_restore.restorers"
@@ -75,7 +75,8 @@ def create_model(name: str, *, checkpoint: str | Path | None = None, **config: A
 
     ``checkpoint`` is a path, or a bare word that names a file shipped in ``tta_restore/models/weights``. A safetensors
     file whose metadata carries ``config`` (JSON) provides the defaults of ``config``; one whose metadata carries
-    ``model`` must have been written for this model.
+    ``model`` must have been written for this model. Without such metadata a builder with a method
+    ``config_of_state_dict(state_dict) -> config`` reads the defaults off the weights.
 
     Raises:
         ValueError: if no such model or checkpoint exists, or the checkpoint belongs to another model.
@@ -88,12 +89,13 @@ def create_model(name: str, *, checkpoint: str | Path | None = None, **config: A
         raise ValueError(f"create_model: no model is called {name!r}; {hint}")
     if checkpoint is None:
         return _entries[name].builder(**config)
-    path = resolve(checkpoint)
-    metadata = read_metadata(path)
+    path = checkpoints.resolve(checkpoint)
+    metadata = checkpoints.read_metadata(path)
     if metadata.get("model", name) != name:
         raise ValueError(f"create_model: {path} holds weights of {metadata['model']!r}, not of {name!r}")
-    model = _entries[name].builder(**(metadata.get("config", {}) | config))
-    return load_checkpoint(model, path)
+    builder, content = _entries[name].builder, checkpoints.read(path)
+    known = metadata["config"] if "config" in metadata else checkpoints.told_config(builder, content, str(path))
+    return checkpoints.load(builder(**(known | config)), content, str(path))
 
 
 def _discover() -> None:

@@ -11,17 +11,20 @@ from tta_restore.nn.isotropic import (
     ResidualTrunk,
     seed_channels,
 )
+from tta_restore.nn.residual import DisparityEstimator, ResidualChain
 from tta_restore.nn.semantic_attention import SemanticCrossAttention
 
 __all__ = [
     "BlurMapEstimator",
     "BlurMapFusion",
     "ChannelGate",
+    "DisparityEstimator",
     "IsotropicKernelPredictor",
     "IsotropicReblur",
     "IterativeAdaptiveConv2d",
     "IterativeFilterAdaptiveBlock",
     "OpenClipEncoder",
+    "ResidualChain",
     "ResidualTrunk",
     "SemanticCrossAttention",
     "TimmEncoder",

@@ -145,6 +145,14 @@ class IterativeFilterAdaptiveBlock(IterativeAdaptiveConv2d):
         """Filter ``x`` (B, C, H, W) as ``features`` (B, D, H, W) tell."""
         return ops.iac_from_features(x, features, self.weight, self.bias, **self.options)
 
+    def predict_filters(self, features: Tensor) -> Tensor:
+        """The filters themselves, (B, N*C*(2K+1), H, W), for what reads them besides this block: training only."""
+        return nn.functional.conv2d(features, self.weight[:, :, None, None], self.bias)
+
+    def apply_filters(self, x: Tensor, filters: Tensor) -> Tensor:
+        """Filter ``x`` with filters that :meth:`predict_filters` gave."""
+        return super().forward(x, filters)
+
     def extra_repr(self) -> str:
         """Show what the layer was built with."""
         channels, rest = super().extra_repr().split(", ", 1)
