@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
-import torch
 from torch import Tensor
 
 _REMEMBERED = 32
@@ -60,8 +59,3 @@ class Guards:
         if decibels >= self.divergence:
             return None
         return f"output is {decibels:.1f} dB from the source's, the limit is {self.divergence:g} dB"
-
-
-def not_finite(tensors: Sequence[Tensor]) -> bool:
-    """Whether any of the tensors holds NaN or infinity."""
-    return not torch.stack([tensor.isfinite().all().cpu() for tensor in tensors]).all() if tensors else False

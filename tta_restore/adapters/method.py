@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from typing import Any
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from tta_restore.adapters import parameter_sets
 from tta_restore.adapters.frame import Frame
-from tta_restore.adapters.guards import Guards, not_finite
+from tta_restore.adapters.guards import Guards
 from tta_restore.adapters.region import CentreCrop
 from tta_restore.adapters.report import StepReport
 from tta_restore.adapters.roles import Roles
@@ -64,8 +65,10 @@ class Method(Roles):
         """One optimiser step on the student with these gradients; why it was not taken, or None."""
         student = list(self.student.values())
         reached = [gradient for gradient in gradients if gradient is not None]
-        if not_finite(reached):
+        norm = parameter_sets.overall_norm(reached)
+        if not math.isfinite(norm):
             return "gradient holds NaN or infinity"
+        frame.grad_norm = norm
         optimiser = self.state.optimiser
         if optimiser is None:
             raise RuntimeError(f"{type(self).__name__}: there is nothing to optimise; pass select")
@@ -73,7 +76,6 @@ class Method(Roles):
         if rate is not None:
             for group in optimiser.param_groups:
                 group["lr"] = rate
-        frame.grad_norm = torch.stack([gradient.norm().cpu() for gradient in reached]).norm().item()
         frame.learning_rate = float(optimiser.param_groups[0]["lr"])
         before = None if self._moved else [tensor.detach().clone() for tensor in student]
         for tensor, gradient in zip(student, gradients, strict=True):

@@ -51,13 +51,19 @@ def restore(target: ParameterSet, source: ParameterSet, probability: float, gene
         tensor.copy_(torch.where(mask, source[name].to(tensor), tensor))
 
 
+def overall_norm(values: list[Tensor] | tuple[Tensor, ...]) -> float:
+    """Norm of all tensors taken as one vector; not finite where one of them is not."""
+    norms = torch._foreach_norm(values)
+    return torch.stack([norm.double().cpu() for norm in norms]).norm().item()
+
+
 @torch.no_grad()
 def drift(tensors: ParameterSet, source: ParameterSet) -> float:
     """Distance from the source relative to the source's own norm, all tensors taken as one vector."""
     if not tensors:
         return 0.0
     origin = [source[name].to(tensor) for name, tensor in tensors.items()]
-    distance, norm = (_norm(values) for values in (torch._foreach_sub(list(tensors.values()), origin), origin))
+    distance, norm = (overall_norm(values) for values in (torch._foreach_sub(list(tensors.values()), origin), origin))
     return distance / norm if norm > 0 else float(distance > 0) * float("inf")
 
 
@@ -70,11 +76,6 @@ def pull_back(tensors: ParameterSet, source: ParameterSet, radius: float) -> boo
     for name, tensor in tensors.items():
         tensor.copy_(source[name].to(tensor).lerp(tensor, radius / distance))
     return True
-
-
-def _norm(values: list[Tensor] | tuple[Tensor, ...]) -> float:
-    norms = torch._foreach_norm(values)
-    return torch.stack([norm.double().cpu() for norm in norms]).norm().item()
 
 
 def _on(device: torch.device, generator: torch.Generator) -> torch.Generator:
