@@ -144,6 +144,14 @@ def test_a_failed_write_leaves_the_old_file_and_no_rubbish(learnt, tmp_path, mon
     assert [file.name for file in tmp_path.iterdir()] == ["state.safetensors"]
 
 
+def test_what_a_killed_process_left_of_a_state_is_overwritten(learnt, tmp_path):
+    path = tmp_path / "state.safetensors"
+    (tmp_path / ".state.safetensors.partial").write_bytes(b"half a state" * 100_000)
+    learnt.save(path)
+    assert [file.name for file in tmp_path.iterdir()] == ["state.safetensors"]
+    assert storage.read(path)["method"] == "Pairs"
+
+
 def test_fingerprints_tell_models_apart_and_ignore_what_adapters_do():
     net = build("batch_norm")
     fingerprint = storage.fingerprint([net])

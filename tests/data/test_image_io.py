@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import imagecodecs
@@ -144,17 +146,44 @@ def test_colour_profile_is_carried(kind, tmp_path):
     assert read_image(tmp_path / ("b" + suffix)).icc == PROFILE
 
 
-def test_exif_of_a_16_bit_png_is_carried(tmp_path):
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+@pytest.mark.parametrize("depth", [8, 16])
+def test_exif_is_carried_with_its_nested_blocks(tmp_path, suffix, depth):
     exif = PilImage.Exif()
     exif[0x010F] = "Maker"
+    exif[0x0112] = 1
     exif.get_ifd(0x8769)[0x829A] = 0.01  # exposure time, in the nested block
-    write_image(tmp_path / "a.png", Image(torch.rand(3, 8, 9), bit_depth=16, exif=exif.tobytes()))
-    with PilImage.open(io.BytesIO((tmp_path / "a.png").read_bytes())) as picture:
+    exif.get_ifd(0x8825)[1] = "N"
+    samples = RNG.integers(0, 2**depth, (8, 9, 3))
+    pixels = torch.from_numpy(samples).permute(2, 0, 1) / (2**depth - 1)
+    write_image(tmp_path / ("a" + suffix), Image(pixels, bit_depth=depth, exif=exif.tobytes(), icc=PROFILE))
+    with PilImage.open(io.BytesIO(encoded(RGB8, "PNG", exif=read_image(tmp_path / ("a" + suffix)).exif))) as picture:
         assert picture.getexif()[0x010F] == "Maker"
-    again = read_image(tmp_path / "a.png")
+    for other in (".tif", ".png", ".tif"):  # from TIFF to TIFF, and through another format
+        write_image(tmp_path / ("b" + other), read_image(tmp_path / ("a" + suffix)))
+        again, suffix = read_image(tmp_path / ("b" + other)), other
+        (tmp_path / ("b" + other)).rename(tmp_path / ("a" + other))
     carried = PilImage.Exif()
     carried.load(again.exif)
+    assert carried[0x010F] == "Maker"
     assert carried.get_ifd(0x8769)[0x829A] == pytest.approx(0.01)
+    assert carried.get_ifd(0x8825)[1] == "N"
+    assert np.array_equal(integers(again), samples)
+    assert again.icc == PROFILE
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_exif_of_tiff_files_by_others(tmp_path, order):
+    save(tmp_path, "a.tif", tiff(RGB16, byteorder=order, extratags=[(0x0110, "s", 0, "Model", True)], software="maker"))
+    image = read_image(tmp_path / "a.tif")
+    write_image(tmp_path / "b.tif", image)
+    with tifffile.TiffFile(tmp_path / "b.tif") as file:
+        assert file.pages[0].tags["Model"].value == "Model"
+        assert file.pages[0].tags["Software"].value == "maker"
+        assert np.array_equal(file.pages[0].asarray(), RGB16)
+        assert len(file.pages) == 1
+    save(tmp_path, "plain.tif", tiff(RGB16, software=False, metadata=None))
+    assert read_image(tmp_path / "plain.tif").exif is None
 
 
 def test_damaged_exif_is_left_out_with_a_note(tmp_path):
@@ -337,6 +366,35 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path):
         die()
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_killed_writer_left_is_overwritten(tmp_path):
+    (tmp_path / ".a.txt.partial").write_text("half a file, longer than the next one")
+    with atomic_file(tmp_path / "a.txt") as partial:
+        partial.write_text("whole")
+    assert [file.name for file in tmp_path.iterdir()] == ["a.txt"]
+    assert (tmp_path / "a.txt").read_text() == "whole"
+
+
+def test_writers_of_one_file_take_turns(tmp_path):
+    inside, most = 0, 0
+
+    def write(number):
+        nonlocal inside, most
+        with atomic_file(tmp_path / "a.txt") as partial, open(partial, "w") as file:
+            inside += 1
+            most = max(most, inside)
+            for _ in range(20):
+                file.write(str(number))
+                file.flush()
+                time.sleep(0.0005)
+            inside -= 1
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write, range(8)))
+    assert most == 1
+    assert (tmp_path / "a.txt").read_text() in {str(number) * 20 for number in range(8)}
+    assert [file.name for file in tmp_path.iterdir()] == ["a.txt"]
 
 
 def test_a_path_below_a_file_cannot_be_written(tmp_path):

@@ -116,6 +116,48 @@ def test_joint_stage_is_the_published_sum():
         assert got.abs().sum() > 0
 
 
+class Stages(torch.nn.Module):
+    """A restorer of two stages, the last one first, in other units, and a small by-product."""
+
+    spec = models.RestorerSpec(value_range=(-1.0, 1.0))
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = (torch.nn.Conv2d(3, 3, 3, padding=1) for _ in range(2))
+
+    def forward(self, x):
+        early = self.first(x)
+        return [self.second(early), early, early[..., ::2, ::2]]
+
+
+def test_all_stages_are_compared_as_the_port_sums_them():
+    torch.manual_seed(0)
+    settings = MisalignedSettings.multi_stage(warm_up=1)
+    objective = MisalignedObjective(Stages(), JdrlReblur(width=4), flow=NetworkFlow(Stub()), settings=settings)
+    blurry, sharp = pair().blurry, pair().sharp
+    step = objective(pair(), 1)
+    assert set(step.parts) == {"pair", "edge", "reblur"}
+    y1, y2 = ((y + 1) / 2 for y in objective.restorer(2 * blurry - 1)[:2])
+
+    def warp(x, flow):
+        return ops.flow_warp(x, flow, padding_mode="border", align_corners=False)
+
+    there, back = objective.flow(y1.clamp(0, 1), sharp), objective.flow(sharp, y1.clamp(0, 1))
+    mask, mask_back = (losses.calibration_mask(flow, sigma=0.4) for flow in (there, back))
+    target = mask * warp(sharp, there)
+    loss = losses.charbonnier(mask_back * warp(y1, back), mask_back * sharp)
+    for y in (y1, y2):
+        loss = loss + losses.charbonnier(mask * y, target) + 0.05 * losses.edge(mask * y, target)
+        loss = loss + 0.5 * losses.charbonnier(objective.reblur(y, blurry), blurry)
+    torch.testing.assert_close(step.loss, loss)
+    step.loss.backward()
+    assert not silent(objective.restorer.second)
+    early = objective(pair(), 0)
+    assert set(early.parts) == {"pair", "edge"}
+    torch.testing.assert_close(early.loss.detach(), early.parts["pair"] + early.parts["edge"])
+    assert early.parts["pair"] > losses.charbonnier(early.tensors["restored"], early.tensors["warped"])
+
+
 def make(**settings):
     torch.manual_seed(0)
     restorer = torch.nn.Conv2d(3, 3, 3, padding=1)
@@ -185,7 +227,12 @@ def test_bfloat16_stays_near():
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"warm_up": -1}, "warm_up >= 0"), ({"flow": "raft"}, "flow to be one of"), ({"lr": 0}, "lr > 0")],
+    [
+        ({"warm_up": -1}, "warm_up >= 0"),
+        ({"outputs": 2}, "outputs to be one of"),
+        ({"flow": "raft"}, "flow to be one of"),
+        ({"lr": 0}, "lr > 0"),
+    ],
 )
 def test_settings_refuse(settings, message):
     with pytest.raises(ValueError, match=message):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from _base import ModuleTests, random
+from _restormer import Restormer
 from safetensors.torch import load_file
 
 from tta_restore import models, nn
@@ -153,6 +154,30 @@ class TestConditioned:
         assert model.estimator.conv_first.weight.grad.abs().sum() > 0
         assert torch.equal(restorer(x), plain)
         assert models.as_restorer(model)(x).shape == x.shape
+
+    def test_official_transformer_with_its_fusion(self, tmp_path):
+        recorded = load_file(GOLDEN / "j_restormer_tiny.safetensors")
+        model, again = (BlurConditioned(Restormer(8, (1, 1, 1, 1), 1), at="patch_embed") for _ in range(2))
+        estimator = {name: t.clone() for name, t in model.estimator.state_dict().items()}
+        weights = {f"module.{name}": t for name, t in prefixed(recorded, "param.").items()}
+        torch.save({"epoch": 1, "Pred_state_dict": estimator, "G_state_dict": weights}, tmp_path / "epoch_1.pth")
+        models.load_checkpoint(model, tmp_path / "epoch_1.pth")
+        assert all(torch.equal(t, estimator[name]) for name, t in model.estimator.state_dict().items())
+        with torch.no_grad():
+            out = model.restore_with(recorded["im_b"], recorded["pred_core"])
+        torch.testing.assert_close(out, recorded["out"], atol=3e-6, rtol=2e-5)
+        again = models.load_checkpoint(
+            BlurConditioned(Restormer(8, (1, 1, 1, 1), 1), at="patch_embed"), model.state_dict()
+        )
+        assert torch.equal(again.fusion.adjust.weight, model.fusion.adjust.weight)
+
+    def test_full_size_transformer_has_the_published_number_of_parameters(self):
+        with torch.device("meta"):
+            network = Restormer()
+            fusion = nn.BlurMapFusion()
+        count = [sum(p.numel() for p in module.parameters()) for module in (network, fusion)]
+        assert sum(count) == 26_126_913
+        assert count[1] == 269
 
     def test_refuses_a_module_that_is_not_there(self):
         with pytest.raises(ValueError, match="no module 'decoder'"):

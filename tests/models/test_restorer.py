@@ -217,3 +217,12 @@ def test_specs_are_checked(arguments):
         RestorerSpec(**arguments)
     with pytest.raises(ValueError, match="SizeRequirements: expected multiple_of"):
         SizeRequirements(multiple_of=0)
+
+
+def test_a_frame_that_an_undeclared_model_refuses_is_named():
+    with pytest.raises(
+        ValueError, match=r"expected x of a shape that the model takes.*= \(1, 4, 8, 8\); .* 4 channels"
+    ):
+        as_restorer(torch.nn.Conv2d(3, 3, 3, padding=1))(torch.rand(1, 4, 8, 8))
+    with pytest.raises(ValueError, match=r"restorer: expected x .*got of that rank = \(3, 8, 8\)"):
+        as_restorer(torch.nn.BatchNorm2d(3))(torch.rand(3, 8, 8))

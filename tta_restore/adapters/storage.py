@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
-import tempfile
 import zlib
 from pathlib import Path
 from typing import Any
@@ -17,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tta_restore.adapters.state import Tree
+from tta_restore.data.atomic_file import atomic_file
 
 FORMAT_VERSION = 2
 _KEY = "tta_restore.adapter"
@@ -56,20 +54,10 @@ def unpack(structure: Any, tensors: dict[str, Tensor]) -> Tree:
 
 def write(path: str | Path, content: dict[str, Any]) -> None:
     """Write the content of a ``state_dict`` so that the file is at all times the old one or the new one, whole."""
-    path = Path(path)
     tensors = content["tensors"]
     header = {key: value for key, value in content.items() if key != "tensors"} | {"checksum": _checksum(tensors)}
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    try:
-        os.close(handle)
-        save_file(tensors, temporary, metadata={_KEY: json.dumps(header)})
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
+    with atomic_file(path) as partial:
+        save_file(tensors, partial, metadata={_KEY: json.dumps(header)})
 
 
 def read(path: str | Path) -> dict[str, Any]:

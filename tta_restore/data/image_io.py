@@ -10,14 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
-from tta_restore.data import png16, tiff
+from tta_restore.data import exif, png16, tiff
 from tta_restore.data.atomic_file import atomic_file
 from tta_restore.data.image import Image, ImageError, array_from_tensors, tensor_from_array
 
 #: Suffixes that `write_image` takes; `read_image` goes by the content instead.
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 
-_ORIENTATION = 0x0112
 _GRAY_MODES = ("1", "L", "LA")
 
 
@@ -112,7 +111,7 @@ def _decode(content: bytes) -> Image:
         raise ImageError("CMYK image: convert it to RGB first, its colours depend on a printing profile")
 
     notes: list[str] = []
-    exif, orientation = _upright_exif(picture.info.get("exif"), notes)
+    block, orientation = exif.upright(picture.info.get("exif"), notes)
     depth = 16 if kind == "PNG" and png16.bit_depth(content) == 16 else 8
     transparent = picture.info.get("transparency")
     try:
@@ -147,30 +146,9 @@ def _decode(content: bytes) -> Image:
         alpha=values[colors:] if array.shape[2] > colors else None,
         bit_depth=depth,
         icc=picture.info.get("icc_profile"),
-        exif=exif,
+        exif=block,
         notes=tuple(notes),
     )
-
-
-def _upright_exif(block: bytes | None, notes: list[str]) -> tuple[bytes | None, int]:
-    from PIL import Image as PilImage
-
-    if not block:
-        return None, 1
-    try:
-        exif = PilImage.Exif()
-        exif.load(block)
-        if not exif:
-            raise ValueError("no entries")
-        orientation = exif.get(_ORIENTATION, 1)
-        if orientation not in range(1, 9):
-            orientation = 1
-        if _ORIENTATION in exif:
-            exif[_ORIENTATION] = 1
-        return exif.tobytes(), orientation
-    except Exception:  # no reason to refuse the picture
-        notes.append("unreadable EXIF block: left out")
-        return None, 1
 
 
 def _encode_png(image: Image, depth: int) -> bytes:

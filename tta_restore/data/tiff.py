@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from tta_restore.data import exif
 from tta_restore.data.image import Image, ImageError, array_from_tensors, tensor_from_array
 
 #: Little and big endian, classic and BigTIFF.
@@ -49,7 +50,7 @@ def decode(content: bytes) -> Image:
         # Planes after each other become interleaved samples.
         if page.axes.startswith("S"):
             array = np.moveaxis(array, 0, -1)
-        notes = []
+        notes: list[str] = []
         if photometric == "PALETTE":
             array = _from_palette(array, page.colormap)
             notes.append("palette image: read as RGB")
@@ -73,6 +74,7 @@ def decode(content: bytes) -> Image:
             alpha=values[colors:] if samples > colors else None,
             bit_depth=depth,
             icc=page.tags["InterColorProfile"].value if "InterColorProfile" in page.tags else None,
+            exif=exif.of_tiff(content, notes),
             resolution=(*dots, int(unit.value) if unit is not None else 2) if dots is not None else None,
             premultiplied=extra[:1] == ["ASSOCALPHA"],
             notes=tuple(notes),
@@ -80,7 +82,7 @@ def decode(content: bytes) -> Image:
 
 
 def encode(image: Image, depth: int) -> bytes:
-    """A TIFF file, deflate-compressed, with profile, resolution and alpha.
+    """A TIFF file, deflate-compressed, with profile, EXIF block, resolution and alpha.
 
     Raises:
         ImportError: tifffile is not installed.
@@ -103,10 +105,12 @@ def encode(image: Image, depth: int) -> bytes:
         predictor=depth < 32,
         iccprofile=image.icc,
         metadata=None,
+        bigtiff=None if image.exif is None else False,
         software=False,
         **options,
     )
-    return stream.getvalue()
+    content = stream.getvalue()
+    return content if image.exif is None else exif.into_tiff(content, image.exif)
 
 
 def _check(page: Any, photometric: str) -> None:

@@ -5,7 +5,7 @@ Source: JDRL (Li et al., AAAI 2023); Reblurring-guided defocus deblurring (Ren e
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -29,6 +29,9 @@ class MisalignedSettings:
         warm_up: steps in which the restorer meets the sharp image warped by the flow from the blurry one, unmasked.
         reblur_weight: of the reblurring loss.
         map_weight: of the blur map's loss, for a :class:`BlurConditioned` restorer.
+        edge_weight: of the edge loss against the warped sharp image, see :func:`tta_restore.losses.edge`.
+        outputs: ``"main"``, the restored image; ``"all"`` compares every image that a restorer of several stages
+            returns, and reblurs each. Flow is that of the restored image, which alone is warped.
         sigma: of the calibration masks; None for no masks.
         exact: warp exactly; the release is half a pixel off at the borders.
         border: pixels that the reblurring loss leaves out at each side; the release leaves out none.
@@ -46,6 +49,8 @@ class MisalignedSettings:
     warm_up: int = 300
     reblur_weight: float = 0.5
     map_weight: float = 0.5
+    edge_weight: float = 0.0
+    outputs: Literal["main", "all"] = "main"
     sigma: float | None = 0.35
     exact: bool = True
     border: int = 7
@@ -58,10 +63,11 @@ class MisalignedSettings:
     precision: Literal["fp32", "bf16"] = "fp32"
 
     def __post_init__(self) -> None:
-        for name in ("reblur_first", "warm_up", "reblur_weight", "map_weight", "border", "halve_every"):
+        for name in ("reblur_first", "warm_up", "reblur_weight", "map_weight", "edge_weight", "border", "halve_every"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"MisalignedSettings: expected {name} >= 0, got {getattr(self, name)}")
-        for name, choices in (("flow", ("estimate", "given", "pixel")), ("precision", ("fp32", "bf16"))):
+        choices_of = {"flow": ("estimate", "given", "pixel"), "precision": ("fp32", "bf16"), "outputs": ("main", "all")}
+        for name, choices in choices_of.items():
             _checks.expect_choice("MisalignedSettings", name, getattr(self, name), choices)
         if not self.lr > 0:
             raise ValueError(f"MisalignedSettings: expected lr > 0, got {self.lr}")
@@ -73,6 +79,15 @@ class MisalignedSettings:
         own["halve_every"] *= steps_per_epoch
         kept: dict[str, Any] = {"exact": False, "border": 0, "map_compare": "signed", "map_detach": False}
         return MisalignedSettings(warm_up=15 * steps_per_epoch, **own, **kept)
+
+    @staticmethod
+    def multi_stage(**changes: Any) -> MisalignedSettings:
+        """Terms of the recipe for MPRNet, a restorer of several stages, as ported; learning rates are not among them.
+
+        Source: the MindSpore port of JDRL's MPRNet recipe; the release holds no training code for it.
+        """
+        ported: dict[str, Any] = {"outputs": "all", "edge_weight": 0.05, "sigma": 0.4, "exact": False, "border": 0}
+        return MisalignedSettings(**ported | changes)
 
     def stage(self, step: int) -> Literal["reblur", "warm_up", "joint"]:
         """What is learnt at a step."""
@@ -122,26 +137,32 @@ class MisalignedObjective(Objective):
         settings, blurry, sharp = self.settings, batch.blurry, batch.sharp
         stage = "warm_up" if settings.flow == "pixel" else settings.stage(step)
         found: dict[str, Tensor] = {"blurry": blurry, "sharp": sharp}
-        restored, blur_map = self._restore(blurry, settings.ramp(step))
-        found["restored"] = restored
+        images, blur_map = self._restore(blurry, settings.ramp(step))
+        if stage == "reblur":
+            images = [image.detach() for image in images]
+        found["restored"] = images[0]
         if blur_map is not None:
             found["blur_map"] = blur_map
         if stage == "reblur":
-            found["restored"] = restored.detach()
-            return Step.sum_of(self._reblur_parts(found["restored"], found, None), found)
+            return Step.sum_of(self._reblur_parts(images, found, None), found)
         if settings.flow == "pixel":
-            return Step.sum_of({"pixel": losses.charbonnier(restored, sharp)}, found)
-        first = blurry if stage == "warm_up" else restored
-        found["flow"] = self._flow(first, sharp, batch.flow)
+            return Step.sum_of({"pixel": _sum(losses.charbonnier(image, sharp) for image in images)}, found)
+        found["flow"] = self._flow(blurry if stage == "warm_up" else images[0], sharp, batch.flow)
         found["warped"] = ops.flow_warp(sharp, found["flow"], padding_mode="border", align_corners=settings.exact)
         if stage == "warm_up":
-            return Step.sum_of({"pair": losses.charbonnier(restored, found["warped"])}, found)
+            parts = {"pair": _sum(losses.charbonnier(image, found["warped"]) for image in images)}
+            return Step.sum_of(parts | self._edge_parts(images, found), found)
         options: dict[str, Any] = {"sigma": settings.sigma, "exact": settings.exact}
-        back = self._flow(sharp, restored, None if batch.flow is None else inverse_motion(batch.flow))
+        back = self._flow(sharp, images[0], None if batch.flow is None else inverse_motion(batch.flow))
         if settings.sigma is not None:
             found["mask"] = losses.calibration_mask(found["flow"], sigma=settings.sigma)
-        parts = {"pair": losses.deformed_pair(restored, sharp, found["flow"], back, **options)}
-        return Step.sum_of(parts | self._reblur_parts(restored, found, blur_map), found)
+        backs = [back, *[None] * (len(images) - 1)]
+        pairs = (
+            losses.deformed_pair(image, sharp, found["flow"], there, **options)
+            for image, there in zip(images, backs, strict=True)
+        )
+        parts = {"pair": _sum(pairs)} | self._edge_parts(images, found)
+        return Step.sum_of(parts | self._reblur_parts(images, found, blur_map), found)
 
     def groups(self) -> list[dict[str, Any]]:
         """Parameter groups of the optimiser."""
@@ -171,33 +192,45 @@ class MisalignedObjective(Objective):
         """Images, flow, mask, blur radius and kernels of the first pair."""
         return draw_step(found.tensors)
 
-    def _restore(self, blurry: Tensor, ramp: float) -> tuple[Tensor, Tensor | None]:
-        model = self.restorer
+    def _restore(self, blurry: Tensor, ramp: float) -> tuple[list[Tensor], Tensor | None]:
+        """Images to compare, the restored one first, and the blur map of a conditioned restorer."""
+        model, blur_map, call = self.restorer, None, None
         with self._precision(blurry):
-            if not isinstance(model, BlurConditioned):
-                return self._run(blurry).float(), None
-            blur_map = model.estimator(blurry) * ramp
+            if isinstance(model, BlurConditioned):
+                blur_map = own = model.estimator(blurry) * ramp
 
-            def call(padded: Tensor) -> Any:
-                pads = (0, padded.shape[3] - blurry.shape[3], 0, padded.shape[2] - blurry.shape[2])
-                own = blur_map
-                if any(pads):
-                    own = nn.functional.pad(blur_map, pads, mode="replicate")
-                return model.restore_with(padded, own)
+                def call(padded: Tensor) -> Any:
+                    pads = (0, padded.shape[3] - blurry.shape[3], 0, padded.shape[2] - blurry.shape[2])
+                    return model.restore_with(padded, nn.functional.pad(own, pads, mode="replicate"))
 
-            return self._run.restore(blurry, call=call).image.float(), blur_map.float()
+            restoration = self._run.restore(blurry, call=call)
+        images = [restoration.image] if self.settings.outputs == "main" else self._run.images(restoration)
+        return [image.float() for image in images], None if blur_map is None else blur_map.float()
 
-    def _reblur_parts(self, restored: Tensor, found: dict[str, Tensor], blur_map: Tensor | None) -> dict[str, Tensor]:
-        settings, blurry = self.settings, found["blurry"]
-        with self._precision(blurry):
-            seeds, weights = self.reblur.predictor(restored, blurry)
-        seeds, weights = seeds.float(), weights.float()
-        found["seeds"], found["weights"] = seeds, weights
-        found["reblurred"] = self.reblur.reblur(restored, seeds, weights)
-        loss = losses.reblur_consistency(found["reblurred"], blurry, border=settings.border)
-        parts = {"reblur": settings.reblur_weight * loss}
+    def _edge_parts(self, images: list[Tensor], found: dict[str, Tensor]) -> dict[str, Tensor]:
+        if not self.settings.edge_weight:
+            return {}
+        mask = found.get("mask", 1)
+        total = _sum(losses.edge(mask * image, mask * found["warped"]) for image in images)
+        return {"edge": self.settings.edge_weight * total}
+
+    def _reblur_parts(
+        self, images: list[Tensor], found: dict[str, Tensor], blur_map: Tensor | None
+    ) -> dict[str, Tensor]:
+        settings, blurry, terms = self.settings, found["blurry"], []
+        for image in images:
+            with self._precision(blurry):
+                seeds, weights = self.reblur.predictor(image, blurry)
+            seeds, weights = seeds.float(), weights.float()
+            reblurred = self.reblur.reblur(image, seeds, weights)
+            terms.append(losses.reblur_consistency(reblurred, blurry, border=settings.border))
+            if image is images[0]:
+                found.update(seeds=seeds, weights=weights, reblurred=reblurred)
+        parts = {"reblur": settings.reblur_weight * _sum(terms)}
         if blur_map is not None:
-            difference = losses.blur_map(blur_map, seeds, compare=settings.map_compare, detach=settings.map_detach)
+            difference = losses.blur_map(
+                blur_map, found["seeds"], compare=settings.map_compare, detach=settings.map_detach
+            )
             parts["blur_map"] = settings.map_weight * difference
         return parts
 
@@ -207,7 +240,11 @@ class MisalignedObjective(Objective):
                 raise ValueError("MisalignedObjective: flow='given', but the pair brings none")
             return given
         with torch.no_grad():
-            return self.flow(first.detach(), second.detach())
+            return self.flow(first.detach().clamp(0, 1), second.detach().clamp(0, 1))
 
     def _precision(self, like: Tensor) -> torch.autocast:
         return torch.autocast(like.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16")
+
+
+def _sum(terms: Iterable[Tensor]) -> Tensor:
+    return torch.stack(list(terms)).sum()

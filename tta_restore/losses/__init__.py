@@ -3,6 +3,7 @@
 from tta_restore.losses.charbonnier import Charbonnier, charbonnier
 from tta_restore.losses.deformed_pair import DeformedPair, calibration_mask, deformed_pair, flow_grey
 from tta_restore.losses.dual_pixel import Disparity, Reblur, disparity, reblur
+from tta_restore.losses.edge import Edge, detail, edge
 from tta_restore.losses.reblur_consistency import BlurMap, ReblurConsistency, blur_map, reblur_consistency, weigh_seeds
 from tta_restore.losses.siamese_consistency import SiameseConsistency, siamese_consistency
 
@@ -11,6 +12,7 @@ __all__ = [
     "Charbonnier",
     "DeformedPair",
     "Disparity",
+    "Edge",
     "Reblur",
     "ReblurConsistency",
     "SiameseConsistency",
@@ -18,7 +20,9 @@ __all__ = [
     "calibration_mask",
     "charbonnier",
     "deformed_pair",
+    "detail",
     "disparity",
+    "edge",
     "flow_grey",
     "reblur",
     "reblur_consistency",

@@ -167,11 +167,14 @@ class JdrlReblur(nn.Module):
 class BlurConditioned(nn.Module):
     """A restorer that is told the blur: an estimated map enters its input, or a module inside it, through a fusion.
 
-    With a new fusion it starts as the restorer itself. The wrapped module is not changed.
+    With a new fusion it starts as the restorer itself. The wrapped module is not changed. An official checkpoint of a
+    transformer with a fusion in front of its first layer loads with ``at`` that layer; its estimator is loaded by
+    itself: ``load_checkpoint(model.estimator, file)``.
 
     Args:
         restorer: what restores.
-        at: path of the module whose first argument takes the map, such as ``"decoder.0"``; None for the input.
+        at: path of the module whose first argument takes the map, such as ``"decoder.0"``; None for the input. In front
+            of the first layer and of the input differ where the restorer adds its input to its output.
         argument: name of the argument by which the restorer takes a map itself; there is no fusion then.
         channels: of the features that the map enters; 3 for the input.
         estimator: of the map; None for a new one.
@@ -184,6 +187,8 @@ class BlurConditioned(nn.Module):
     Raises:
         ValueError: there is no module ``at``.
     """
+
+    checkpoint_wrappers = ("G_state_dict",)
 
     def __init__(
         self,
@@ -207,6 +212,17 @@ class BlurConditioned(nn.Module):
         own = getattr(restorer, "spec", None)
         if isinstance(own, RestorerSpec):
             self.spec = own
+
+    def convert_state_dict(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Official keys to ours, with the estimator's weights, which are not among them, as they are."""
+        if any(name.startswith("restorer.") for name in weights):
+            return weights
+        names = {"channel_attention_t.": "fusion.gate.", "adjust_channels.": "fusion.adjust."}
+        converted = {f"estimator.{name}": tensor for name, tensor in self.estimator.state_dict().items()}
+        for name, tensor in weights.items():
+            old = next((old for old in names if name.startswith(old)), "")
+            converted[names.get(old, "restorer.") + name[len(old) :]] = tensor
+        return converted
 
     def forward(self, x: Tensor, *, strength: float = 1.0) -> Any:
         """Restore ``x``; ``strength`` scales the map (it grows from 0 to 1 at the start of training)."""

@@ -27,7 +27,7 @@ def measure(module: nn.Module | Callable[..., Any], like: Tensor) -> RestorerSpe
     Shape: like (B, C, H, W) or (B, T, C, H, W), RGB in [0, 1].
 
     Raises:
-        ValueError: no small size gives an image and ``like`` itself gives none either.
+        ValueError: no small size gives an image, and ``like`` itself gives none either or is refused by the model.
     """
     generator = torch.Generator().manual_seed(0)
 
@@ -58,7 +58,18 @@ def measure(module: nn.Module | Callable[..., Any], like: Tensor) -> RestorerSpe
         found = requirement()
         if found is None:  # a model of one fixed size, perhaps this one
             size = (like.shape[-2], like.shape[-1])
-            scale = found_scale(module(like.clone()), size, clips=like.ndim == 5)
+            try:
+                raw = module(like.clone())
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:
+                letters = "(B, C, H, W)" if like.ndim == 4 else "(B, T, C, H, W)" if like.ndim == 5 else "of that rank"
+                problem = " ".join(str(error).split()) or "no reason given"
+                raise ValueError(
+                    f"restorer: expected x of a shape that the model takes, got {letters} = {tuple(like.shape)}; "
+                    f"the model raised {type(error).__name__}: {problem}"
+                ) from error
+            scale = found_scale(raw, size, clips=like.ndim == 5)
             if scale is None:
                 raise ValueError(
                     "restorer: found no image in the model's output for any small frame, nor for "

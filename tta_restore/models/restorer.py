@@ -84,6 +84,18 @@ class Restorer(nn.Module):
             return Restoration(image, structure.concatenate([part.raw for part in parts]), parts[0].path)
         return self._restore(x, spec, call, arguments)
 
+    def images(self, restoration: Restoration) -> list[Tensor]:
+        """Every image of the restored one's shape in what the model returned, the restored one first, about [0, 1].
+
+        Models of several stages return one per stage, which their training compares with the target, too.
+        """
+        low, high = (0.0, 1.0) if self.spec is None else self.spec.value_range
+        found = [restoration.image]
+        for path, leaf in structure.leaves(restoration.raw):
+            if path != restoration.path and leaf.shape == restoration.image.shape and leaf.is_floating_point():
+                found.append(((leaf - low) / (high - low)).to(restoration.image.dtype))
+        return found
+
     def known_spec(self, x: Tensor) -> RestorerSpec:
         """The spec; measured on small frames like ``x`` and kept where none was declared."""
         if self.spec is None:

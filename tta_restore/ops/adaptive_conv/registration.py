@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ... import _library
+from ... import _library, _vmap
 from . import reference
 
 _WIDE = {torch.float16: torch.float32, torch.bfloat16: torch.float32}
@@ -77,59 +76,7 @@ iac_from_features_backward = _library.define(
     ),
 )
 
-
-def _at(value: Any, dim: int | None, i: int) -> Any:
-    return value if dim is None else value.select(dim, i)
-
-
-def _loop(op: Callable[..., Any], size: int, in_dims: tuple[int | None, ...], args: tuple[Any, ...]) -> tuple[Any, Any]:
-    rows = [op(*(_at(value, dim, i) for value, dim in zip(args, in_dims, strict=True))) for i in range(size)]
-    if isinstance(rows[0], Tensor):
-        return torch.stack(rows), 0
-    return tuple(map(torch.stack, zip(*rows, strict=True))), (0,) * len(rows[0])
-
-
-def _fold(
-    op: Callable[..., Any], size: int, in_dims: tuple[int | None, ...], args: tuple[Any, ...], tensors: int
-) -> Any:
-    """Call the op once, with the vmapped axis and the batch axis of its first arguments as one batch axis."""
-
-    def folded(value: Tensor | None, dim: int | None) -> Tensor | None:
-        if value is None:
-            return None
-        stacked = value.expand(size, *value.shape) if dim is None else value.movedim(dim, 0)
-        return stacked.flatten(0, 1)
-
-    batched = [folded(value, dim) for value, dim in zip(args[:tensors], in_dims, strict=False)]
-    results = op(*batched, *args[tensors:])
-    count = next(value.shape[0] for value in batched if value is not None) // size
-
-    def unfolded(result: Tensor) -> tuple[Tensor, int | None]:
-        return (result.unflatten(0, (size, count)), 0) if result.ndim > 1 else (result, None)  # not asked for: empty
-
-    if isinstance(results, Tensor):
-        return unfolded(results)
-    return tuple(zip(*map(unfolded, results), strict=True))
-
-
-def _batches(op: Any, tensors: int, *, shared: bool = False) -> None:
-    """Register how ``op`` is vmapped. Its first ``tensors`` arguments have a batch axis; ``shared`` ones follow."""
-
-    def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> Any:
-        if shared and any(dim is not None for dim in in_dims[tensors:]):
-            return _loop(op, info.batch_size, in_dims, args)
-        return _fold(op, info.batch_size, in_dims, args, tensors)
-
-    torch.library.register_vmap(op, rule, lib=_library.LIBRARY)
-
-
 for _op, _tensors in ((sac, 3), (sac_backward, 4), (iac, 2), (iac_backward, 4), (iac_double_backward, 5)):
-    _batches(_op, _tensors)
-_batches(iac_from_features, 2, shared=True)
-
-
-def _each_has_its_own_weight_gradient(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> Any:
-    return _loop(iac_from_features_backward, info.batch_size, in_dims, args)
-
-
-torch.library.register_vmap(iac_from_features_backward, _each_has_its_own_weight_gradient, lib=_library.LIBRARY)
+    _vmap.fold_into_batch(_op, _tensors)
+_vmap.fold_into_batch(iac_from_features, 2, shared=True)
+_vmap.one_by_one(iac_from_features_backward)  # each entry has its own gradient of the weights

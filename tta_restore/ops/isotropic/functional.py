@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ... import _checks
+from ... import _checks, _library
 from . import geometry, reference
 from .calculus import Reblur
 
@@ -92,4 +92,4 @@ def isotropic_reblur(
         widest = torch.promote_types(torch.promote_types(image.dtype, seeds.dtype), weights.dtype)
         image, seeds, weights = (t.to(widest) for t in (image, seeds, weights))
     _checks.expect_same_dtype(name, image=image, seeds=seeds, weights=weights)
-    return Reblur.apply(image, seeds, weights, list(kernel_sizes))
+    return _library.apply(Reblur, name, image, seeds, weights, list(kernel_sizes))
