@@ -48,11 +48,15 @@ def ssim(restored: Tensor, target: Tensor, *, protocol: Protocol = _DEFAULT) -> 
         )
     if protocol.window == "uniform":
         return _uniform_ssim(a, b)
-    measure = _torchmetrics("ssim").structural_similarity_index_measure
-    _, map_of = measure(a, b, data_range=1.0, reduction="none", return_full_image=True)
     # torchmetrics averages its reflected border in; the literature counts only windows that lie inside the image.
     half = side // 2
-    return map_of[..., half:-half, half:-half].mean((1, 2, 3))
+    return ssim_map(a, b)[..., half:-half, half:-half].mean((1, 2, 3))
+
+
+def ssim_map(a: Tensor, b: Tensor) -> Tensor:
+    """Structural similarity at every pixel, Gaussian windows of 11 x 11. Shape: (B, C, H, W) twice -> the same."""
+    measure = _torchmetrics("ssim").structural_similarity_index_measure
+    return measure(a, b, data_range=1.0, reduction="none", return_full_image=True)[1]
 
 
 def _uniform_ssim(a: Tensor, b: Tensor) -> Tensor:

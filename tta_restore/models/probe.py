@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import BackwardCFunction
 from torch.func import functional_call
 
 from tta_restore.models import structure
 from tta_restore.models.normalization import normalization_layers
 from tta_restore.models.output import found_scale
 from tta_restore.models.restorer import Restoration, Restorer, as_restorer
+from tta_restore.models.second_order import own_functions
 from tta_restore.models.spec import RestorerSpec
 from tta_restore.models.unchanged import left_unchanged
 
@@ -212,23 +212,11 @@ def _backward(
     try:
         with torch.enable_grad():
             image = restorer.restore(frame, call=lambda x: functional_call(module, weights, (x,))).image
-            functions = tuple(sorted({type(node).__name__.removesuffix("Backward") for node in _functions(image)}))
+            functions = tuple(sorted({type(node).__name__.removesuffix("Backward") for node in own_functions(image)}))
             gradients = torch.autograd.grad(image.float().square().mean(), list(weights.values()), allow_unused=True)
     except Exception as error:  # whatever a stranger's model raises
         return f"{type(error).__name__}: {str(error).splitlines()[0]}", (), functions
     return None, tuple(n for n, g in zip(weights, gradients, strict=True) if g is None), functions
-
-
-def _functions(image: Tensor) -> Iterator[Any]:
-    waiting, seen = [image.grad_fn], set()
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if isinstance(node, BackwardCFunction):
-            yield node
-        waiting.extend(child for child, _ in node.next_functions)
 
 
 def _close(a: Tensor, b: Tensor) -> bool:

@@ -1,0 +1,95 @@
+"""Data sets of videos in folders: every published layout, and what is said when something is missing."""
+
+import pytest
+import torch
+
+from tta_restore.data.clip_folders import clip_of_folder, find_clips
+from tta_restore.data.clips import Clip, stack_frames, window
+from tta_restore.data.image import Image
+from tta_restore.data.image_io import write_image
+
+
+def write(path, value):
+    write_image(path, Image(torch.full((3, 4, 6), value / 255)))
+
+
+LAYOUTS = [
+    ("gopro", "train", "train/{}/blur/{:06d}.png", "train/{}/sharp/{:06d}.png"),
+    ("gopro", "test", "test/{}/blur_gamma/{:06d}.png", "test/{}/sharp/{:06d}.png"),
+    ("dvd", "test", "test/{}/input/{:05d}.jpg", "test/{}/GT/{:05d}.jpg"),
+    ("dvd", "test", "{}/input/{:05d}.jpg", "{}/GT/{:05d}.jpg"),
+    ("reds", "test", "test/{}/blur/{:08d}.png", "test/{}/sharp/{:08d}.png"),
+    ("reds", "val", "val/val_blur/{}/{:08d}.png", "val/val_sharp/{}/{:08d}.png"),
+    ("reds", "train", "train_blur/{}/{:08d}.png", "train_sharp/{}/{:08d}.png"),
+    ("realblur", "test", "test/{}/blur/blur_{}.png", "test/{}/gt/gt_{}.png"),
+    ("realblur", "test", "{}/blur/blur_{}.png", "{}/gt/gt_{}.png"),
+]
+
+
+@pytest.mark.parametrize(("layout", "split", "blurry", "sharp"), LAYOUTS)
+def test_layouts(tmp_path, layout, split, blurry, sharp):
+    """Two videos, frames 8 to 11: the 10th comes after the 9th although no zeros pad the names."""
+    for number, video in enumerate(("scene2", "scene10")):
+        for frame in range(8, 12):
+            write(tmp_path / blurry.format(video, frame), frame + 100 * number)
+            write(tmp_path / sharp.format(video, frame), frame + 50 + 100 * number)
+    clips = find_clips(tmp_path, layout, split)
+    assert [clip.name for clip in clips] == ["scene2", "scene10"]
+    for number, clip in enumerate(clips):
+        for frames, offset in ((clip.blurry, 0), (clip.originals(), 50)):
+            values = stack_frames(frames)[:, 0, 0, 0] * 255
+            assert values.round().tolist() == [n + offset + 100 * number for n in range(8, 12)]
+
+
+def test_what_is_missing_is_told_before_anything_is_read(tmp_path):
+    with pytest.raises(ValueError, match="nowhere: no such folder"):
+        find_clips(tmp_path / "nowhere", "gopro")
+    with pytest.raises(ValueError, match="layout to be one of"):
+        find_clips(tmp_path, "gopr0")
+    (tmp_path / "readme").mkdir()
+    with pytest.raises(ValueError, match="expected videos in test/<video>/input or <video>/input .* found: readme"):
+        find_clips(tmp_path, "dvd")
+    for video, names in (("a", "123"), ("b", "12"), ("c", "")):
+        (tmp_path / "test" / video / "blur").mkdir(parents=True)
+        for name in names:
+            (tmp_path / f"test/{video}/blur/{name}.png").write_bytes(b"not read")
+    (tmp_path / "test/a/sharp").mkdir()
+    (tmp_path / "test/c/sharp").mkdir()
+    for name in "12":
+        (tmp_path / f"test/a/sharp/{name}.png").write_bytes(b"not read")
+    with pytest.raises(ValueError, match="gopro .test. is not whole") as told:
+        find_clips(tmp_path, "gopro")
+    lines = str(told.value).splitlines()[1:]
+    assert lines[0].strip() == "a: 3 blurred and 2 sharp frames do not belong together; without a partner: 3"
+    assert "b: there is no folder" in lines[1]
+    assert "c: no pictures in" in lines[2]
+    (tmp_path / "test/a/sharp/4.png").write_bytes(b"not read")
+    with pytest.raises(ValueError, match="without a partner: 3, 4"):
+        find_clips(tmp_path, "gopro")
+
+
+def test_clips():
+    frames = torch.rand(3, 3, 4, 4)
+    with pytest.raises(ValueError, match="one has 3 blurred frames and 2 originals"):
+        Clip("one", frames, frames[:2])
+    with pytest.raises(ValueError, match="one has no frames"):
+        Clip("one", frames[:0])
+    with pytest.raises(ValueError, match="one has no sharp originals"):
+        Clip("one", frames).originals()
+    with pytest.raises(ValueError, match="frames of one size"):
+        stack_frames([frames[0], frames[1, :, 1:]])
+    assert torch.equal(stack_frames(frames, [2, 2, 0]), frames[[2, 2, 0]])
+    assert window(0, 10, 5) == [0, 0, 0, 1, 2]
+    assert window(9, 10, 5) == [7, 8, 9, 9, 9]
+    assert window(1, 2, 5) == [0, 0, 1, 1, 1]
+
+
+def test_a_folder_of_pictures_is_a_clip(tmp_path):
+    for n in (9, 10, 8):
+        write(tmp_path / f"holiday/p{n}.png", n)
+    clip = clip_of_folder(tmp_path / "holiday")
+    assert (clip.name, len(clip), clip.sharp) == ("holiday", 3, None)
+    assert (stack_frames(clip.blurry)[:, 0, 0, 0] * 255).round().tolist() == [8, 9, 10]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="empty has no frames"):
+        clip_of_folder(tmp_path / "empty")

@@ -1,0 +1,145 @@
+"""PSNR and SSIM after alignment, for photographs whose original was taken by another exposure (RealBlur)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tta_restore.metrics.image import ssim_map
+
+_LUMA = (0.299, 0.587, 0.114)
+_CUT = 5  # half the window of SSIM
+
+
+@dataclass(frozen=True)
+class AlignedScores:
+    """What a restored photograph is worth once brightness and geometry are those of its original.
+
+    Attributes:
+        psnr: in dB, over the pixels that both show.
+        ssim: likewise.
+        homography: (3, 3), from pixels (x, y, 1) of the original to those of the restored photograph.
+        converged: False where no alignment was found and the pictures were compared as they are.
+    """
+
+    psnr: float
+    ssim: float
+    homography: Tensor
+    converged: bool
+
+
+def aligned_scores(restored: Tensor, target: Tensor) -> AlignedScores:
+    """Score of one photograph by the protocol of RealBlur: one gain for brightness, one homography for geometry.
+
+    Shape: restored, target (1, 3, H, W), RGB in [0, 1], sides of at least 16.
+
+    Raises:
+        ValueError: the shapes differ or are not (1, 3, H, W).
+        ImportError: torchmetrics is not installed.
+
+    Source: Real-World Blur Dataset (Rim et al., ECCV 2020), and its use by Meta Transferring for Deblurring.
+    """
+    if restored.shape != target.shape or restored.ndim != 4 or restored.shape[:2] != (1, 3) or min(restored.shape) < 1:
+        raise ValueError(
+            f"aligned_scores: expected restored and target of one shape (1, 3, H, W), got {tuple(restored.shape)} and "
+            f"{tuple(target.shape)}"
+        )
+    z, x = restored.detach().double(), target.detach().double()
+    z = z * (x * z).sum() / z.square().sum().clamp(min=1e-12)
+    luma = torch.tensor(_LUMA, dtype=torch.float64, device=z.device).view(1, 3, 1, 1)
+    found = align_by_correlation((z * luma).sum(1, keepdim=True), (x * luma).sum(1, keepdim=True))
+    homography = torch.eye(3, dtype=torch.float64, device=z.device) if found is None else found
+    places = _places(homography, x.shape[2], x.shape[3])
+    warped = _sample(z, places, "bicubic", "reflection")
+    mask = _sample(torch.ones_like(z), places, "nearest", "zeros")
+    warped, x = warped * mask, x * mask
+    psnr = 10 * torch.log10(mask.sum() / (warped - x).square().sum())
+    inner = mask[..., _CUT:-_CUT, _CUT:-_CUT]
+    similar = ssim_map(warped, x)[..., _CUT:-_CUT, _CUT:-_CUT] * inner
+    ssim = (similar.sum((0, 2, 3)) / inner.sum((0, 2, 3))).mean()
+    return AlignedScores(float(psnr), float(ssim), homography.cpu(), found is not None)
+
+
+def align_by_correlation(image: Tensor, template: Tensor, *, iterations: int = 100) -> Tensor | None:
+    """Homography under which an image correlates best with a template, by Gauss-Newton steps from the identity.
+
+    Shape: image, template (1, 1, H, W) -> (3, 3), from pixels of the template to pixels of the image; None where the
+    steps lead away.
+
+    Source: Evangelidis and Psarakis, Parametric image alignment using enhanced correlation coefficient maximization,
+    PAMI 2008, its forward additive form; both pictures blurred by 5 x 5 taps first, as OpenCV's users do.
+    """
+    image, template = _smooth(image), _smooth(template)
+    height, width = template.shape[2:]
+    taps = image.new_tensor([-0.5, 0.0, 0.5])
+    padded = F.pad(image, (1, 1, 1, 1), mode="reflect")
+    slopes = [
+        F.conv2d(padded[:, :, 1:-1], taps.view(1, 1, 1, 3)),
+        F.conv2d(padded[:, :, :, 1:-1], taps.view(1, 1, 3, 1)),
+    ]
+    stack = torch.cat([image, *slopes], 1)
+    h = torch.eye(3, dtype=image.dtype, device=image.device)
+    ys, xs = (torch.arange(n, dtype=image.dtype, device=image.device) for n in (height, width))
+    x, y = xs.expand(height, width).flatten(), ys[:, None].expand(height, width).flatten()
+    last = None
+    for _ in range(iterations):
+        places = _places(h, height, width)
+        seen = _sample(stack, places, "bilinear", "zeros")
+        inside = _sample(torch.ones_like(image), places, "nearest", "zeros").flatten() > 0
+        if int(inside.sum()) < 64:
+            return None
+        value, across, down = (plane.flatten()[inside] for plane in seen[0])
+        wanted = template.flatten()[inside]
+        value, wanted = value - value.mean(), wanted - wanted.mean()
+        u, v = x[inside], y[inside]
+        scale = h[2, 0] * u + h[2, 1] * v + 1
+        to_x = (h[0, 0] * u + h[0, 1] * v + h[0, 2]) / scale
+        to_y = (h[1, 0] * u + h[1, 1] * v + h[1, 2]) / scale
+        across, down = across / scale, down / scale
+        away = -(to_x * across + to_y * down)
+        jacobian = torch.stack([across * u, across * v, across, down * u, down * v, down, away * u, away * v])
+        hessian = jacobian @ jacobian.T
+        factor, problem = torch.linalg.cholesky_ex(hessian)
+        if int(problem):
+            return None
+        along_value, along_wanted = jacobian @ value, jacobian @ wanted
+
+        def solved(right: Tensor, factor: Tensor = factor) -> Tensor:
+            return torch.cholesky_solve(right[:, None], factor)[:, 0]
+
+        together = wanted @ value
+        correlation = together / (wanted.norm() * value.norm()).clamp(min=1e-30)
+        gain = together - along_wanted @ solved(along_value)
+        if not gain > 0:
+            return None
+        gain = (value @ value - along_value @ solved(along_value)) / gain
+        step = solved(jacobian @ (gain * wanted - value))
+        h = h + torch.cat([step, step.new_zeros(1)]).view(3, 3)
+        if last is not None and float((correlation - last).abs()) < 1e-12:
+            break
+        last = correlation
+    return h if bool(h.isfinite().all()) else None
+
+
+def _smooth(x: Tensor) -> Tensor:
+    """Gaussian taps of OpenCV for a window of 5: sigma 1.1."""
+    taps = torch.exp(-0.5 * (torch.arange(-2, 3, dtype=x.dtype, device=x.device) / 1.1).square())
+    taps = taps / taps.sum()
+    return F.conv2d(F.pad(x, (2, 2, 2, 2), mode="reflect"), torch.outer(taps, taps).view(1, 1, 5, 5))
+
+
+def _places(h: Tensor, height: int, width: int) -> Tensor:
+    """Where each pixel of the template is in the image: (1, H, W, 2), in the coordinates of ``grid_sample``."""
+    ys, xs = (torch.arange(n, dtype=h.dtype, device=h.device) for n in (height, width))
+    x, y = xs.expand(height, width), ys[:, None].expand(height, width)
+    scale = h[2, 0] * x + h[2, 1] * y + h[2, 2]
+    to_x = (h[0, 0] * x + h[0, 1] * y + h[0, 2]) / scale
+    to_y = (h[1, 0] * x + h[1, 1] * y + h[1, 2]) / scale
+    return torch.stack([(2 * to_x + 1) / width - 1, (2 * to_y + 1) / height - 1], -1)[None]
+
+
+def _sample(x: Tensor, places: Tensor, mode: str, border: str) -> Tensor:
+    return F.grid_sample(x, places, mode=mode, padding_mode=border, align_corners=False)
