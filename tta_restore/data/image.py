@@ -46,9 +46,22 @@ class Image:
         if self.alpha is not None and self.alpha.shape != (1, *size):
             raise ValueError(f"Image: expected alpha of shape {(1, *size)}, got {tuple(self.alpha.shape)}")
 
-    def as_rgb(self) -> Tensor:
-        """The pixels with three channels, a grey image repeating its own. Shape: (3, H, W)."""
-        return self.pixels.expand(3, -1, -1)
+    def as_rgb(self, *, bit_depth: int | None = None) -> Tensor:
+        """The pixels with three channels, a grey image repeating its own. Shape: (3, H, W).
+
+        Args:
+            bit_depth: 8 cuts the lower bits of an image of more off, as image readers do that know 8 bits only, and as
+                results on 8 bits were published; None keeps all of them.
+
+        Raises:
+            ValueError: ``bit_depth`` is something else.
+        """
+        if bit_depth not in (None, 8):
+            raise ValueError(f"Image.as_rgb: expected bit_depth to be 8 or None, got {bit_depth}")
+        pixels = self.pixels
+        if bit_depth == 8 and self.bit_depth > 8:
+            pixels = (pixels * 65535).round().div(256, rounding_mode="floor") / 255
+        return pixels.expand(3, -1, -1)
 
     def with_rgb(self, pixels: Tensor) -> Image:
         """The same file with other pixels: a grey image takes the mean of the three channels; alpha grows with a scale.

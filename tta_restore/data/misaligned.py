@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tta_restore.data import lenses
+from tta_restore.data.image_files import images_below
 from tta_restore.data.image_io import read_image
+from tta_restore.data.pair_folders import PictureFiles
+from tta_restore.data.pairs import FolderCrops
 from tta_restore.data.patches import random_patches
-
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 
 
 @dataclass(frozen=True)
@@ -164,26 +165,12 @@ class FolderPairs:
     """
 
     def __init__(self, pairs: Sequence[tuple[Path, Path]], *, size: int = 256) -> None:
-        if not pairs:
-            raise ValueError("FolderPairs: expected at least one pair of files")
-        self.pairs, self.size = list(pairs), size
+        self._crops = FolderCrops([PictureFiles(*paths) for paths in pairs], size=size, augmentation=None)
 
     def __call__(self, count: int, generator: torch.Generator) -> MisalignedPair:
         """The next batch."""
-        crops = []
-        for index in torch.randint(0, len(self.pairs), (count,), generator=generator).tolist():
-            blurry, sharp = (read_image(path).as_rgb() for path in self.pairs[index])
-            names = " and ".join(map(str, self.pairs[index]))
-            if blurry.shape != sharp.shape:
-                raise ValueError(f"{names}: expected one size, got {tuple(blurry.shape)} and {tuple(sharp.shape)}")
-            rows, columns = (side - self.size + 1 for side in blurry.shape[1:])
-            if min(rows, columns) < 1:
-                raise ValueError(f"{names}: smaller than a crop of {self.size} pixels, {tuple(blurry.shape)}")
-            top, left = (int(torch.randint(0, n, (), generator=generator)) for n in (rows, columns))
-            cut = (slice(None), slice(top, top + self.size), slice(left, left + self.size))
-            crops.append(torch.stack([blurry[cut], sharp[cut]]))
-        blurry, sharp = torch.stack(crops, 1)
-        return MisalignedPair(blurry, sharp)
+        pair = self._crops(count, generator)
+        return MisalignedPair(pair.blurry, pair.sharp)
 
 
 def sharp_pictures(folder: Path, *, size: int = 256, most: int = 2000) -> Tensor:
@@ -192,7 +179,7 @@ def sharp_pictures(folder: Path, *, size: int = 256, most: int = 2000) -> Tensor
     Raises:
         ValueError: no picture there is large enough.
     """
-    files = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    files = images_below(Path(folder))
     crops: list[Tensor] = []
     for path in files:
         picture = (read_image(path).as_rgb() * 255).round().to(torch.uint8)

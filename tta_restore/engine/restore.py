@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from tta_restore.data.folders import images_below
 from tta_restore.data.image import Image, ImageError
+from tta_restore.data.image_files import images_below
 from tta_restore.data.image_io import SUFFIXES, read_image, write_image
 from tta_restore.engine.methods import create_method
 from tta_restore.engine.model_source import load_restorer
