@@ -90,6 +90,11 @@ class Objective(nn.Module):
     #: Largest L2 norm of the gradient over all parameters of an optimiser; None for any.
     clip: float | None = None
 
+    def __init__(self) -> None:
+        super().__init__()
+        #: Name of an export -> registered model and configuration that it was built from, written with its weights.
+        self.built: dict[str, tuple[str, dict[str, Any]]] = {}
+
     def forward(self, batch: Any, step: int) -> Step:
         """Loss of a batch at a step of the schedule."""
         raise NotImplementedError
@@ -127,6 +132,10 @@ class Objective(nn.Module):
     def exports(self) -> dict[str, nn.Module]:
         """File name without suffix -> network whose weights are handed out at the end."""
         raise NotImplementedError
+
+    def write(self, folder: Path) -> None:
+        """Write the exports."""
+        write_weights(folder, self.exports(), self.built)
 
     def status(self, step: int) -> dict[str, str]:
         """What the progress bar says beside the loss."""
@@ -199,14 +208,14 @@ def train(
                 if validate is not None and run.validate_every and ((step + 1) % run.validate_every == 0 or last):
                     scores = _validate(objective, validate, run.device) if processes.first else {}
                     log.numbers(step, {f"validation/{name}": score for name, score in scores.items()})
-                    keep_best(run.out, step, scores, objective.exports())
+                    keep_best(run.out, step, scores, objective.write)
                 if saving:
                     if processes.first:
                         save_state(run.out, identity, objective, optimisers, step + 1)
                     processes.wait()
         objective.eval()
         if processes.first:
-            write_weights(run.out, objective.exports())
+            objective.write(run.out)
         return objective
 
 

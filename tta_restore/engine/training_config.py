@@ -64,6 +64,19 @@ def run_from(section: Mapping[str, Any], *, default_out: str, **overrides: Any) 
     return from_section("run", TrainingRun, chosen | {"out": Path(chosen.get("out", default_out))})
 
 
+def built_from(section: Mapping[str, Any], *, default: str) -> dict[str, tuple[str, dict[str, Any]]]:
+    """What :attr:`Objective.built` says of a restorer made by :func:`model_from`; empty for one that is not registered.
+
+    Configuration that a checkpoint brought is not in the section, so that nothing is said then, either.
+    """
+    options = dict(section)
+    name = options.pop("name", default)
+    if ":" in name or options.get("checkpoint") is not None:
+        return {}
+    options.pop("checkpoint", None)
+    return {"restorer": (name, options)}
+
+
 def model_from(section: Mapping[str, Any], *, default: str, kind: str = "restorer") -> nn.Module:
     """A network: ``name`` (registered, or ``module.path:callable``), ``checkpoint``, and the builder's keywords.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -63,23 +63,29 @@ def resume_state(
         raise UsageError(f"{path} is damaged or of other networks: {str(error).splitlines()[0]}") from error
 
 
-def write_weights(folder: Path, networks: Mapping[str, nn.Module]) -> None:
-    """Write every network to ``<name>.safetensors``."""
+def write_weights(
+    folder: Path, networks: Mapping[str, nn.Module], built: Mapping[str, tuple[str, Mapping[str, Any]]]
+) -> None:
+    """Write every network to ``<name>.safetensors``, with what :func:`create_model` builds it from where it is known."""
     for name, module in networks.items():
         weights = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in module.state_dict().items()}
+        metadata = None
+        if name in built:
+            model, config = built[name]
+            metadata = {"model": model, "config": json.dumps(dict(config))}
         with atomic_file(folder / f"{name}.safetensors") as partial:
-            save_file(weights, partial)
+            save_file(weights, partial, metadata)
 
 
-def keep_best(out: Path, step: int, scores: Mapping[str, float], networks: Mapping[str, nn.Module]) -> None:
-    """Write weights and ``score.json`` to ``best/`` if the first of the scores is the highest one yet."""
+def keep_best(out: Path, step: int, scores: Mapping[str, float], write: Callable[[Path], None]) -> None:
+    """Have weights written to ``best/``, with ``score.json``, if the first of the scores is the highest one yet."""
     if not scores:
         return
     name, score = next(iter(scores.items()))
     path = out / "best" / "score.json"
     if path.is_file() and not score > json.loads(path.read_text(encoding="utf-8"))[name]:
         return
-    write_weights(path.parent, networks)
+    write(path.parent)
     with atomic_file(path) as partial:
         partial.write_text(json.dumps({"step": step, **scores}), encoding="utf-8")
 
