@@ -91,12 +91,16 @@ def build_parser() -> argparse.ArgumentParser:
 
     learn = commands.add_parser("train", help="train your own restorer")
     kinds = learn.add_subparsers(help="what to learn from", dest="kind", required=True, metavar="KIND")
-    misaligned = kinds.add_parser("misaligned", help="on pairs that are not aligned, guided by reblurring")
-    misaligned.add_argument("--config", type=Path, required=True, help="TOML or JSON file")
-    misaligned.add_argument("--out", type=Path, help="folder, instead of the file's; a run in it is continued")
-    misaligned.add_argument("--steps", type=_positive, help="in all, instead of the file's")
-    misaligned.add_argument("--device", help="such as cpu or cuda, instead of the file's")
-    misaligned.set_defaults(run=_train_misaligned)
+    for kind, run, text in (
+        ("supervised", _train_supervised, "on aligned pairs; IFAN as it was published"),
+        ("misaligned", _train_misaligned, "on pairs that are not aligned, guided by reblurring"),
+    ):
+        training = kinds.add_parser(kind, help=text)
+        training.add_argument("--config", type=Path, required=True, help="TOML or JSON file")
+        training.add_argument("--out", type=Path, help="folder, instead of the file's; a run in it is continued")
+        training.add_argument("--steps", type=_positive, help="in all, instead of the file's")
+        training.add_argument("--device", help="such as cpu or cuda, instead of the file's")
+        training.set_defaults(run=run)
     return parser
 
 
@@ -182,6 +186,13 @@ def _evaluate_pairs(options: argparse.Namespace) -> int:
             out=options.out,
         )
     )
+    return OK
+
+
+def _train_supervised(options: argparse.Namespace) -> int:
+    from tta_restore.engine.supervised_config import train_from_config
+
+    train_from_config(options.config, out=options.out, steps=options.steps, device=options.device)
     return OK
 
 

@@ -53,6 +53,11 @@ LAYOUTS: dict[str, dict[str, _Folders]] = {
 _VIEWS = {"dpdd": ("_c/", "_r/", "_l/"), "pixeldp": ("_c/", "_r/", "_l/")}
 
 
+def has_views(layout: str) -> bool:
+    """Whether a data set comes with the views of dual pixels."""
+    return layout in _VIEWS
+
+
 def find_files(root: str | Path, layout: str, split: str = "train", *, views: bool = False) -> list[PictureFiles]:
     """The files of every picture of a data set, in natural order; nothing is read yet.
 
@@ -69,7 +74,7 @@ def find_files(root: str | Path, layout: str, split: str = "train", *, views: bo
     """
     _checks.expect_choice("find_files", "layout", layout, tuple(LAYOUTS))
     _checks.expect_choice("find_files", f"split of {layout}", split, tuple(LAYOUTS[layout]))
-    if views and layout not in _VIEWS:
+    if views and not has_views(layout):
         raise ValueError(f"find_files: {layout} has no views of dual pixels; there are those of {', '.join(_VIEWS)}")
     root = Path(root)
     choices = [(b, s, *_view_folders(layout, b, views)) for b, s in LAYOUTS[layout][split]]

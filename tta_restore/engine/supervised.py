@@ -20,6 +20,7 @@ from tta_restore.data.pairs import Pair
 from tta_restore.engine.contact_sheet import contact_sheet
 from tta_restore.engine.training import Objective, Optimisers, Step, TrainingRun, train
 from tta_restore.models import as_restorer, create_model
+from tta_restore.models.ifan import IFAN, IFANDual
 
 PairSource = Callable[[int, torch.Generator], Pair]
 
@@ -104,7 +105,7 @@ class SupervisedObjective(Objective):
         restorer: nn.Module,
         reblur: nn.Module | None = None,
         *,
-        settings: SupervisedSettings = SupervisedSettings(),  # noqa: B008 (frozen)
+        settings: SupervisedSettings = SupervisedSettings(),
     ) -> None:
         super().__init__()
         if reblur is not None and not hasattr(restorer, "forward_train"):
@@ -112,17 +113,18 @@ class SupervisedObjective(Objective):
         self.restorer, self.reblur, self.settings = restorer, reblur, settings
         self.clip = settings.clip or None
         self._run = as_restorer(restorer)
+        self._forward_train: Callable[..., Any] | None = getattr(restorer, "forward_train", None)
 
     def forward(self, batch: Pair, step: int) -> Step:
         """Loss of a batch."""
         settings = self.settings
         found: dict[str, Tensor] = {"blurry": batch.blurry, "sharp": batch.sharp}
         with torch.autocast(batch.blurry.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
-            if not hasattr(self.restorer, "forward_train"):
+            if self._forward_train is None:
                 found["restored"] = self._run(batch.blurry)
             else:
                 options = {} if self.reblur is not None else {"keep_filters": False}
-                made: Any = self.restorer.forward_train(batch.blurry, batch.right, batch.left, **options)
+                made = self._forward_train(batch.blurry, batch.right, batch.left, **options)
                 found["restored"] = made.result
                 if made.warped_right is not None:
                     found |= {"warped_right": made.warped_right, "left_small": made.left_small}
@@ -184,7 +186,7 @@ def train_supervised(
     run: TrainingRun,
     *,
     reblur: nn.Module | None = None,
-    settings: SupervisedSettings = SupervisedSettings(),  # noqa: B008 (frozen)
+    settings: SupervisedSettings = SupervisedSettings(),
     validation: Iterable[Pair] = (),
     built: dict[str, tuple[str, dict[str, Any]]] | None = None,
     on_step: Callable[[int, Step], None] | None = None,
@@ -219,13 +221,14 @@ def train_supervised(
 
 def reblur_of(restorer: nn.Module, *, seed: int = 0) -> nn.Module | None:
     """A new reblurring network that fits a restorer's filters; None for a restorer without any."""
-    adaptive = getattr(restorer, "adaptive", None)
-    if adaptive is None or not hasattr(restorer, "forward_train"):
+    if not isinstance(restorer, (IFAN, IFANDual)):
         return None
+    adaptive = restorer.adaptive
     config = {
         "base_channels": adaptive.channels // 4,
         "num_steps": adaptive.num_steps,
         "kernel_size": adaptive.kernel_size,
+        "num_res_blocks": len(list(restorer.filter_features[1].get_submodule("stem").children())),
         "horizontal": adaptive.horizontal,
         "reblur_steps": adaptive.num_steps,
     }

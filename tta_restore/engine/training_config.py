@@ -94,7 +94,7 @@ def model_from(section: Mapping[str, Any], *, default: str, kind: str = "restore
     return create_model(name, checkpoint=checkpoint, **options)
 
 
-def bundled_pictures(size: int) -> Tensor:
-    """Eight crops of each of the photographs for training, always the same: (N, 3, size, size)."""
+def bundled_pictures(size: int, names: Sequence[str] = photos.TRAIN) -> Tensor:
+    """Eight crops of each of the bundled photographs, always the same: (N, 3, size, size)."""
     generator = torch.Generator().manual_seed(0)
-    return torch.cat([random_patches(photos.load(name)[None], 8, size, generator) for name in photos.TRAIN])
+    return torch.cat([random_patches(photos.load(name)[None], 8, size, generator) for name in names])

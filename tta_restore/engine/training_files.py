@@ -66,7 +66,7 @@ def resume_state(
 def write_weights(
     folder: Path, networks: Mapping[str, nn.Module], built: Mapping[str, tuple[str, Mapping[str, Any]]]
 ) -> None:
-    """Write every network to ``<name>.safetensors``, with what :func:`create_model` builds it from where it is known."""
+    """Write every network to ``<name>.safetensors``, with what ``create_model`` builds it from where that is known."""
     for name, module in networks.items():
         weights = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in module.state_dict().items()}
         metadata = None
