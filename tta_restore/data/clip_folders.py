@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tta_restore import _checks
 from tta_restore.data.clips import Clip, PictureFrames
-from tta_restore.data.folders import images_below, natural_order
+from tta_restore.data.image_files import images_below, natural_order
 
 #: Per data set, where a video's blurred and sharp frames lie. "{video}" stands for the name of the video, "{split}" for
 #: that of the split; the first pair that is there counts. Meta Transferring puts all of them as in the first.
