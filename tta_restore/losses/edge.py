@@ -76,3 +76,38 @@ class Edge(nn.Module):
     def extra_repr(self) -> str:
         """Arguments shown by repr."""
         return f"eps={self.eps}"
+
+
+def charbonnier_edge(restored: Tensor, target: Tensor, *, edge_weight: float = 0.05, eps: float = 1e-3) -> Tensor:
+    """``charbonnier + edge_weight * edge``: the loss of MPRNet, and of the reblurrer of Meta Transferring.
+
+    Shape: restored, target (B, C, H, W) in [0, 1] -> scalar.
+
+    Raises:
+        TypeError: an argument is no floating-point tensor.
+        ValueError: the shapes differ, or ``eps`` is not positive.
+
+    Source: Zamir et al., CVPR 2021; Meta Transferring for Deblurring (Liu et al., BMVC 2022).
+    """
+    _checks.expect_floating("charbonnier_edge", restored=restored, target=target)
+    _checks.expect_shape("charbonnier_edge", "restored", restored, "(B, C, H, W)")
+    _checks.expect_shape("charbonnier_edge", "target", target, "restored.shape", tuple(restored.shape))
+    if not eps > 0:
+        raise ValueError(f"charbonnier_edge: expected eps > 0, got {eps}")
+    return charbonnier(restored, target, eps=eps) + edge_weight * edge(restored, target, eps=eps)
+
+
+class CharbonnierEdge(nn.Module):
+    """Module of :func:`charbonnier_edge`."""
+
+    def __init__(self, *, edge_weight: float = 0.05, eps: float = 1e-3) -> None:
+        super().__init__()
+        self.edge_weight, self.eps = edge_weight, eps
+
+    def forward(self, restored: Tensor, target: Tensor) -> Tensor:
+        """Loss of a restored picture."""
+        return charbonnier_edge(restored, target, edge_weight=self.edge_weight, eps=self.eps)
+
+    def extra_repr(self) -> str:
+        """Arguments shown by repr."""
+        return f"edge_weight={self.edge_weight}, eps={self.eps}"

@@ -1,6 +1,7 @@
 """Layers that call the ops."""
 
 from tta_restore.nn.adaptive_conv import IterativeAdaptiveConv2d, IterativeFilterAdaptiveBlock
+from tta_restore.nn.cross_frame import CrossFrameAttention, CrossFrameFusionBlock
 from tta_restore.nn.encoders import OpenClipEncoder, TimmEncoder
 from tta_restore.nn.isotropic import (
     BlurMapEstimator,
@@ -18,6 +19,8 @@ __all__ = [
     "BlurMapEstimator",
     "BlurMapFusion",
     "ChannelGate",
+    "CrossFrameAttention",
+    "CrossFrameFusionBlock",
     "DisparityEstimator",
     "IsotropicKernelPredictor",
     "IsotropicReblur",

@@ -1,0 +1,324 @@
+"""The inner loop of Meta Transferring: from mined patches to a restorer of one clip, as steps on sets of weights.
+
+Nothing here knows of adapters or modules' own weights, so that meta-training can differentiate through it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from tta_restore import _checks, losses
+from tta_restore.adapters.critic import Critic
+from tta_restore.adapters.parameter_sets import ParameterSet, overall_norm
+from tta_restore.models import Restoration, Restorer, structure
+
+Order = Literal["repaired", "published", "published_torch1"]
+
+
+@dataclass(frozen=True)
+class Item:
+    """A place of a clip at the time when it is sharpest.
+
+    Shape:
+        - clip: (T, C, h, w) in [0, 1], the middle frame pseudo-sharp
+        - blurred: (C, h, w), the place when it is most blurred; None where that is not asked for
+    """
+
+    clip: Tensor
+    blurred: Tensor | None = None
+
+    @property
+    def sharp(self) -> Tensor:
+        """The middle frame: (1, C, h, w)."""
+        return self.clip[None, len(self.clip) // 2]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step: ``stage`` "reblur" or "deblur", number of the item, frame that serves as real blur (None: the most
+    blurred crop).
+    """
+
+    stage: Literal["reblur", "deblur"]
+    item: int
+    real: int | None = None
+
+
+@dataclass(frozen=True)
+class InnerLoopSettings:
+    """How the two stages go.
+
+    Attributes:
+        lr: rate of the restorer.
+        reblur_lr: rate of the reblurrer.
+        optimiser: "adam", as released, or "sgd", as the paper writes it.
+        adversarial_weight: of the adversarial loss in the reblur stage; the cycle loss has the rest.
+        order: "repaired": the restorer waits for its own stage, as in the paper; "published": the cycle loss steps it
+            too, at full size under Adam, as released; "published_torch1": and the reblurrer goes on by its momentum in
+            the deblur stage, as the release did on PyTorch before 2.0.
+        real: what serves as real blur: "neighbour", a random other frame of the patch, as released, or "blurriest",
+            the place when it is most blurred, as in the paper.
+        passes: over the items, in each stage.
+    """
+
+    lr: float = 2.5e-6
+    reblur_lr: float = 2.5e-6
+    optimiser: Literal["adam", "sgd"] = "adam"
+    adversarial_weight: float = 0.99
+    order: Order = "repaired"
+    real: Literal["neighbour", "blurriest"] = "neighbour"
+    passes: int = 1
+
+    def __post_init__(self) -> None:
+        name = "InnerLoopSettings"
+        _checks.expect_choice(name, "optimiser", self.optimiser, ("adam", "sgd"))
+        _checks.expect_choice(name, "order", self.order, ("repaired", "published", "published_torch1"))
+        _checks.expect_choice(name, "real", self.real, ("neighbour", "blurriest"))
+        _checks.expect_int(name, "passes", self.passes, minimum=1)
+        if not 0 <= self.adversarial_weight <= 1:
+            raise ValueError(f"{name}: expected adversarial_weight in [0, 1], got {self.adversarial_weight}")
+        if not (self.lr >= 0 and self.reblur_lr >= 0):
+            raise ValueError(f"{name}: expected rates >= 0, got lr {self.lr} and reblur_lr {self.reblur_lr}")
+
+    def steps(self, items: int, frames: int, generator: torch.Generator) -> list[Step]:
+        """The steps over so many items of T = ``frames`` frames, in random order."""
+
+        def shuffled() -> Iterator[int]:
+            for _ in range(self.passes):
+                yield from torch.randperm(items, generator=generator).tolist()
+
+        others = [t for t in range(frames) if t != frames // 2] or [0]
+        reblur = []
+        for item in shuffled():
+            drawn = others[int(torch.randint(len(others), (), generator=generator))]
+            reblur.append(Step("reblur", item, drawn if self.real == "neighbour" else None))
+        return reblur + [Step("deblur", item) for item in shuffled()]
+
+
+class InnerLoop:
+    """The weights of restorer and reblurrer on their way through the steps.
+
+    ``loss(step, item)`` and ``update(loss)`` in turn, or :meth:`run` for all. Every step makes new tensors; with
+    ``create_graph`` they depend on the first ones, differentiably, the critic taken as given.
+
+    Args:
+        settings: how the stages go.
+        restore: pictures that a restorer with these weights makes of a picture, (1, C, h, w), which stands in the
+            middle of a clip, (T, C, h, w); see :func:`pictures`.
+        reblur: the middle frame, (1, C, h, w), that a reblurrer with these weights makes of (1, T, C, h, w).
+        restorer_weights: at the start, of any kind with ``create_graph``; else they are copied.
+        reblur_weights: the same.
+        critic: of reblurred pictures; None for the cycle loss alone.
+        distance: of two pictures, a scalar.
+        create_graph: keep the graph, for second derivatives.
+
+    Source: Meta Transferring for Deblurring (Liu et al., BMVC 2022), equations 3 to 6.
+    """
+
+    def __init__(
+        self,
+        settings: InnerLoopSettings,
+        *,
+        restore: Callable[[ParameterSet, Tensor, Tensor], Sequence[Tensor]],
+        reblur: Callable[[ParameterSet, Tensor], Tensor],
+        restorer_weights: ParameterSet,
+        reblur_weights: ParameterSet,
+        critic: Critic | None = None,
+        distance: Callable[[Tensor, Tensor], Tensor] = F.l1_loss,
+        create_graph: bool = False,
+    ) -> None:
+        self.settings, self.restore, self.reblur, self.critic = settings, restore, reblur, critic
+        self.distance, self.create_graph = distance, create_graph
+        self.restorer_weights, self.reblur_weights = self._next(restorer_weights), self._next(reblur_weights)
+        self.terms: dict[str, float] = {}
+        """The parts of the latest loss, by name."""
+        self.grad_norm: float | None = None
+        self._step: Step | None = None
+        self._optimisers = {
+            "restorer": _Optimiser(settings, settings.lr),
+            "reblur": _Optimiser(settings, settings.reblur_lr),
+        }
+
+    def loss(self, step: Step, item: Item) -> Tensor:
+        """What a step minimises; in the reblur stage the critic takes its own step on the way."""
+        self._step = step
+        with torch.enable_grad(), self._twice_differentiable():
+            if step.stage == "deblur":
+                with contextlib.nullcontext() if self.create_graph else torch.no_grad():
+                    reblurred = self.reblur(self.reblur_weights, item.clip[None])
+                loss = self._cycle(reblurred, item)
+                self.terms = {"deblur_loss": loss.item()}
+                return loss
+            reblurred = self.reblur(self.reblur_weights, item.clip[None])
+            share = self.settings.adversarial_weight if self.critic is not None else 0.0
+            self.terms, parts = {}, []
+            if self.critic is not None and share > 0:
+                real = item.blurred if step.real is None else item.clip[step.real]
+                if real is None:
+                    raise ValueError("InnerLoop: expected items with their most blurred crop for real='blurriest'")
+                adversarial = self.critic.judge(reblurred, real[None])
+                self.terms["adversarial_loss"] = adversarial.item()
+                parts.append(share * adversarial)
+            if share < 1:
+                cycle = self._cycle(reblurred, item)
+                self.terms["cycle_loss"] = cycle.item()
+                parts.append((1 - share) * cycle)
+            return parts[0] if len(parts) == 1 else parts[0] + parts[1]
+
+    def update(self, loss: Tensor) -> str | None:
+        """Step the weights that this loss is for; why not, or None."""
+        step, order = self._step, self.settings.order
+        if step is None:
+            raise RuntimeError("InnerLoop.update: expected a loss of this loop first")
+        sets = {"reblur": self.reblur_weights, "restorer": self.restorer_weights}
+        taught = {"deblur": ["restorer"], "reblur": ["reblur"] + ["restorer"] * (order != "repaired")}[step.stage]
+        tensors = [tensor for name in taught for tensor in sets[name].values()]
+        with self._twice_differentiable():
+            found = torch.autograd.grad(loss, tensors, create_graph=self.create_graph, allow_unused=True)
+        reached = [gradient.detach() for gradient in found if gradient is not None]
+        self.grad_norm = overall_norm(reached) if reached else 0.0
+        if not reached or not torch.tensor(self.grad_norm).isfinite():
+            return "gradient holds NaN or infinity" if reached else "the loss depends on none of the weights"
+        gradients = iter(found)
+        for name in taught:
+            values: dict[str, Tensor | None] = {key: next(gradients) for key in sets[name]}
+            sets[name] = self._stepped(name, sets[name], values)
+        if step.stage == "deblur" and order == "published_torch1":
+            still: dict[str, Tensor | None] = {key: torch.zeros_like(value) for key, value in sets["reblur"].items()}
+            sets["reblur"] = self._stepped("reblur", sets["reblur"], still)
+        self.reblur_weights, self.restorer_weights = sets["reblur"], sets["restorer"]
+        return None
+
+    def run(self, items: Sequence[Item], generator: torch.Generator) -> InnerLoop:
+        """All steps over the items, and this loop itself.
+
+        Raises:
+            RuntimeError: a gradient is not finite.
+        """
+        for step in self.settings.steps(len(items), len(items[0].clip) if items else 1, generator):
+            problem = self.update(self.loss(step, items[step.item]))
+            if problem:
+                raise RuntimeError(f"InnerLoop: {problem}, in the {step.stage} stage")
+        return self
+
+    def _cycle(self, reblurred: Tensor, item: Item) -> Tensor:
+        weights, clip = self.restorer_weights, item.clip
+
+        def distance(outputs: Any, target: Tensor) -> Tensor:
+            return losses.over_outputs(outputs, target, distance=self.distance)
+
+        def restore(picture: Tensor) -> Any:
+            return self.restore(weights, picture, clip)
+
+        return losses.cycle(reblurred, item.sharp, restore=restore, distance=distance)
+
+    def _stepped(self, name: str, tensors: ParameterSet, gradients: dict[str, Tensor | None]) -> ParameterSet:
+        with contextlib.nullcontext() if self.create_graph else torch.no_grad():
+            return self._next(self._optimisers[name](tensors, gradients, safe=self.create_graph))
+
+    def _next(self, tensors: ParameterSet) -> ParameterSet:
+        if self.create_graph:
+            return dict(tensors)
+        return {name: tensor.detach().requires_grad_() for name, tensor in tensors.items()}
+
+    def _twice_differentiable(self) -> contextlib.AbstractContextManager[Any]:
+        # torch's fast attentions have no second derivative, and say so
+        return sdpa_kernel(SDPBackend.MATH) if self.create_graph else contextlib.nullcontext()
+
+
+class _Optimiser:
+    """Adam or gradient descent as a function of the weights; Adam counts the steps of each tensor, as torch's does."""
+
+    def __init__(self, settings: InnerLoopSettings, lr: float) -> None:
+        self.plain, self.lr = settings.optimiser == "sgd", lr
+        self.moments: dict[str, tuple[Tensor, Tensor, int]] = {}
+
+    def __call__(self, tensors: ParameterSet, gradients: dict[str, Tensor | None], *, safe: bool) -> ParameterSet:
+        stepped = {}
+        for name, tensor in tensors.items():
+            gradient = gradients[name]
+            if gradient is None:
+                stepped[name] = tensor
+            elif self.plain:
+                stepped[name] = tensor - self.lr * gradient
+            else:
+                stepped[name] = tensor - self.lr * self._direction(name, gradient, safe)
+        return stepped
+
+    def _direction(self, name: str, gradient: Tensor, safe: bool) -> Tensor:
+        zero = torch.zeros_like(gradient)
+        first, second, count = self.moments.get(name, (zero, zero, 0))
+        first, second, count = first.lerp(gradient, 0.1), second * 0.999 + 0.001 * gradient.square(), count + 1
+        self.moments[name] = first, second, count
+        if safe:  # a weight without gradient: the root has no derivative at zero
+            moved = second > 0
+            root = torch.where(moved, second, 1).sqrt() * moved
+        else:
+            root = second.sqrt()
+        return first / (1 - 0.9**count) / (root / (1 - 0.999**count) ** 0.5 + 1e-8)
+
+
+def pictures(
+    restorer: Restorer,
+    restore: Callable[[Tensor], Restoration],
+    picture: Tensor,
+    clip: Tensor,
+    *,
+    outputs: Literal["main", "all"] = "main",
+) -> list[Tensor]:
+    """What a restorer of frames or of clips makes of a picture in the middle of a clip.
+
+    Args:
+        restorer: says what the model takes.
+        restore: runs it, with whatever weights.
+        picture: stands in the middle frame's place.
+        clip: the frames around it.
+        outputs: "main", the restored image, or "all" the model's images, of stages and of smaller scales; the target of
+            one that is smaller is resized.
+
+    Shape: picture (1, C, h, w), clip (T, C, h, w) -> a list of (1, C, ., .), about [0, 1].
+
+    Raises:
+        ValueError: the model enlarges.
+    """
+    middle = len(clip) // 2
+    spec = restorer.spec
+    if spec is not None and spec.scale != 1:
+        raise ValueError(f"MetaTransfer: expected a model of scale 1, got scale {spec.scale}")
+    if spec is not None and spec.frames != 1:
+        times = range(len(clip)) if spec.frames is None else _around(middle, spec.frames, len(clip))
+        frames = [picture[0] if t == middle else clip[t] for t in times]
+        place = list(times).index(middle)
+        restoration = restore(torch.stack(frames)[None])
+    else:
+        place = 0
+        restoration = restore(picture)
+    image = _frame(restoration.image, place)
+    if outputs == "main":
+        return [image]
+    low, high = (0.0, 1.0) if spec is None else spec.value_range
+    found = [image]
+    for path, leaf in structure.leaves(restoration.raw):
+        if path == restoration.path or not leaf.is_floating_point() or leaf.ndim not in (4, restoration.image.ndim):
+            continue
+        other = _frame(leaf, place)
+        if other.shape[:2] == image.shape[:2] and min(other.shape[-2:]) > 1:
+            found.append(((other - low) / (high - low)).to(image.dtype))
+    return found
+
+
+def _frame(image: Tensor, place: int) -> Tensor:
+    return image[:, place] if image.ndim == 5 else image
+
+
+def _around(time: int, count: int, length: int) -> list[int]:
+    start = time - count // 2
+    return [min(max(t, 0), length - 1) for t in range(start, start + count)]

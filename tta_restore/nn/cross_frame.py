@@ -1,0 +1,295 @@
+"""Attention among the windows of a frame, the frames of a clip, and the pixels of a window."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from timm.layers import DropPath
+from torch import Tensor, nn
+
+from .. import _checks
+
+TokenOrder = Literal["aligned", "released"]
+
+
+def relative_position_index(height: int, width: int) -> Tensor:
+    """For every pair of pixels of a window, the number of their offset: (H*W, H*W), int64, row query, column key.
+
+    Offsets are counted row by row from the largest upward one, ``(y + H - 1) * (2 W - 1) + x + W - 1``.
+    """
+    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    rows, columns = rows.flatten(), columns.flatten()
+    down, right = rows[:, None] - rows, columns[:, None] - columns
+    return (down + height - 1) * (2 * width - 1) + right + width - 1
+
+
+class _WindowAttention(nn.Module):
+    """Self-attention of tokens, with a bias per offset among pixels where a window is looked at."""
+
+    def __init__(self, dim: int, num_heads: int, window_size: int, **factory: Any) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        table = torch.empty((2 * window_size - 1) ** 2, num_heads, **factory)
+        self.relative_position_bias_table = nn.Parameter(table)
+        index = relative_position_index(window_size, window_size)
+        self.register_buffer("relative_position_index_patch", index.to(table.device))
+        self.qkv = nn.Linear(dim, 3 * dim, **factory)
+        self.proj = nn.Linear(dim, dim, **factory)
+
+    def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Shape: tokens (N, S, D), mask as scaled_dot_product_attention takes it -> (N, S, D)."""
+        q, k, v = self.qkv(tokens).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        mask = None if mask is None else mask.to(q.dtype)
+        return self.proj(F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2))
+
+    def bias(self) -> Tensor:
+        """Bias of a regional token, which has none, followed by those of its pixels: (heads, 1 + r*r, 1 + r*r)."""
+        pixels = self.relative_position_bias_table[self.relative_position_index_patch]
+        return F.pad(pixels.permute(2, 0, 1), (1, 0, 1, 0))
+
+
+class CrossFrameAttention(nn.Module):
+    """Tokens of the middle frame read those of every frame at once; the other frames pass through.
+
+    ``out_c = x_c + W concat_t(softmax(q_c k_t^T / sqrt(d)) v_t)`` over all T frames, the middle one included, with a
+    softmax for each frame; ``out_t = x_t`` elsewhere.
+
+    Args:
+        dim: D of the tokens.
+        num_heads: heads of the attention.
+        num_frames: T, odd.
+        device: of the parameters.
+        dtype: of the parameters.
+
+    Shape: x (B*T, S, D), frames of a sample next to each other -> the same.
+
+    Raises:
+        ValueError: the tokens have another width, or their number is no multiple of T.
+
+    Source: Meta Transferring for Deblurring (Liu et al., BMVC 2022), cross-frame self-attention, as released.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        *,
+        num_frames: int = 5,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        _check_heads("CrossFrameAttention", dim, num_heads)
+        _checks.expect_int("CrossFrameAttention", "num_frames", num_frames, minimum=1, odd=True)
+        self.dim, self.num_heads, self.num_frames = dim, num_heads, num_frames
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.kv = nn.Linear(dim, 2 * dim, **factory)
+        self.q = nn.Linear(dim, dim, **factory)
+        self.proj = nn.Linear(num_frames * dim, dim, **factory)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Tokens of all frames, those of the middle one changed."""
+        _check_tokens("CrossFrameAttention", "x", x, self.dim, self.num_frames)
+        frames = x.unflatten(0, (-1, self.num_frames))  # (B, T, S, D)
+        middle = self.num_frames // 2
+        heads = (self.num_heads, -1)
+        q = self.q(frames[:, middle]).unflatten(-1, heads).transpose(1, 2)  # (B, heads, S, d)
+        k, v = self.kv(frames).unflatten(-1, (2, *heads)).permute(3, 0, 1, 4, 2, 5)  # (B, T, heads, S, d) each
+        read = F.scaled_dot_product_attention(q[:, None].expand_as(k), k, v)
+        read = self.proj(read.permute(0, 3, 1, 2, 4).flatten(2))  # (B, S, T*D)
+        parts = [frames[:, :middle], (frames[:, middle] + read)[:, None], frames[:, middle + 1 :]]
+        return torch.cat(parts, 1).flatten(0, 1)
+
+    def extra_repr(self) -> str:
+        """Show what the layer was built with."""
+        return f"{self.dim}, num_heads={self.num_heads}, num_frames={self.num_frames}"
+
+
+class CrossFrameFusionBlock(nn.Module):
+    """Fuses the frames of a clip: windows see each other, then the other frames, then tell their pixels.
+
+    A frame has one *regional* token per window of r x r pixels and one *local* token per pixel. Four steps, each after
+    a LayerNorm: the regional tokens of a frame attend to each other; those of the middle frame read those of all
+    frames (:class:`CrossFrameAttention`, behind which, as published, the normalised tokens go on without a residual);
+    within a window the pixels and their regional token attend to each other, with the weights of the first step; an
+    MLP. Sides that windows do not divide are filled with pixels that nobody attends to.
+
+    Args:
+        dim: D of the tokens.
+        num_heads: heads of each attention.
+        window_size: r, in pixels.
+        num_frames: T, odd.
+        mlp_ratio: width of the MLP over D.
+        token_order: which regional token the pixels of a window meet: "aligned", their own; "released", the one that
+            has the same place when windows are counted frame by frame and regional tokens window by window, so that
+            tokens of other places, frames and samples are met. For comparison with the released network only.
+        drop_path: rate of stochastic depth of the residual branches in train mode.
+        device: of the parameters.
+        dtype: of the parameters.
+
+    Shape:
+        - regional: (B*T, ceil(H/r) * ceil(W/r), D), windows row by row, frames of a sample next to each other
+        - local: (B*T, H*W, D), pixels row by row
+        - size: (H, W)
+        - output: regional and local, as they came
+
+    Raises:
+        ValueError: tokens and ``size`` do not fit together.
+
+    Source: Meta Transferring for Deblurring (Liu et al., BMVC 2022), after RegionViT (Chen et al., ICLR 2022); official
+    weights load. In train mode the release may drop all regional tokens of a frame; here step two is never dropped.
+
+    >>> block = CrossFrameFusionBlock(16, 2, window_size=4)
+    >>> regional, local = block(torch.rand(5, 4, 16), torch.rand(5, 48, 16), (8, 6))
+    >>> regional.shape, local.shape
+    (torch.Size([5, 4, 16]), torch.Size([5, 48, 16]))
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        *,
+        window_size: int = 8,
+        num_frames: int = 5,
+        mlp_ratio: float = 4.0,
+        token_order: TokenOrder = "aligned",
+        drop_path: float = 0.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        name = "CrossFrameFusionBlock"
+        _check_heads(name, dim, num_heads)
+        _checks.expect_int(name, "window_size", window_size, minimum=1)
+        _checks.expect_int(name, "num_frames", num_frames, minimum=1, odd=True)
+        _checks.expect_choice(name, "token_order", token_order, ("aligned", "released"))
+        if not mlp_ratio > 0:
+            raise ValueError(f"{name}: expected mlp_ratio > 0, got {mlp_ratio}")
+        if not 0 <= drop_path < 1:
+            raise ValueError(f"{name}: expected drop_path in [0, 1), got {drop_path}")
+        self.dim, self.num_heads, self.window_size, self.num_frames = dim, num_heads, window_size, num_frames
+        self.mlp_ratio, self.token_order = mlp_ratio, token_order
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        # The names are the official ones: norm1 of the regional, norm4 of the cross-frame, norm2 of the local attention
+        # and norm3 of the MLP; one attention serves regional and local tokens.
+        self.norm1 = nn.LayerNorm(dim, **factory)
+        self.attn = _WindowAttention(dim, num_heads, window_size, **factory)
+        self.cross_attn = CrossFrameAttention(dim, num_heads, num_frames=num_frames, **factory)
+        self.norm2, self.norm3, self.norm4 = (nn.LayerNorm(dim, **factory) for _ in range(3))
+        self.mlp = nn.ModuleDict(
+            {
+                "fc1": nn.Linear(dim, int(dim * mlp_ratio), **factory),
+                "fc2": nn.Linear(int(dim * mlp_ratio), dim, **factory),
+            }
+        )
+        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Truncated normal weights of deviation 0.02, zero biases."""
+        nn.init.trunc_normal_(self.attn.relative_position_bias_table, std=0.02)
+        for part in self.modules():
+            if isinstance(part, nn.Linear):
+                nn.init.trunc_normal_(part.weight, std=0.02)
+                nn.init.zeros_(part.bias)
+
+    def forward(self, regional: Tensor, local: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Regional and local tokens of all frames."""
+        frames, (rows, columns) = self._check(regional, local, size), self._grid(size)
+        regional = self._across_frames(regional)
+        groups = torch.cat([self._in_window_order(regional)[:, None], self._windows(local, size)], 1)
+        groups = self._within_windows(groups, size)
+        regional, local = groups[:, 0], groups[:, 1:]
+        if self.token_order == "released":
+            regional = regional.unflatten(0, (rows * columns, frames)).transpose(0, 1)
+        return regional.reshape(frames, rows * columns, self.dim), self._pixels(local, size)
+
+    def middle_frame(self, regional: Tensor, local: Tensor, size: tuple[int, int]) -> Tensor:
+        """Local tokens of the middle frame of each sample, (B, H*W, D), as :meth:`forward` gives them, for less."""
+        self._check(regional, local, size)
+        tokens = self._in_window_order(self._across_frames(regional)).unflatten(
+            0, (-1, self.num_frames, regional.shape[1])
+        )
+        middle = self.num_frames // 2
+        local = self._windows(local.unflatten(0, (-1, self.num_frames))[:, middle], size)
+        groups = torch.cat([tokens[:, middle].flatten(0, 1)[:, None], local], 1)
+        return self._pixels(self._within_windows(groups, size)[:, 1:], size)
+
+    def extra_repr(self) -> str:
+        """Show what the block was built with."""
+        return (
+            f"{self.dim}, num_heads={self.num_heads}, window_size={self.window_size}, num_frames={self.num_frames}, "
+            f"mlp_ratio={self.mlp_ratio}, token_order={self.token_order!r}"
+        )
+
+    def _across_frames(self, regional: Tensor) -> Tensor:
+        regional = regional + self.drop_path(self.attn(self.norm1(regional)))
+        return self.cross_attn(self.norm4(regional))
+
+    def _within_windows(self, groups: Tensor, size: tuple[int, int]) -> Tensor:
+        """Groups (N, 1 + r*r, D) of a regional token and its pixels, frames' windows next to each other."""
+        bias, outside = self.attn.bias(), self._outside(size, groups.device)
+        if outside is not None:
+            # a bias for each window of a frame: (windows, 1, 1, 1 + r*r) on top of (heads, 1 + r*r, 1 + r*r)
+            bias = bias.masked_fill(outside[:, None, None], float("-inf")).repeat(len(groups) // len(outside), 1, 1, 1)
+        groups = groups + self.drop_path(self.attn(self.norm2(groups), bias))
+        hidden = F.gelu(self.mlp["fc1"](self.norm3(groups)))
+        return groups + self.drop_path(self.mlp["fc2"](hidden))
+
+    def _in_window_order(self, regional: Tensor) -> Tensor:
+        """The regional token that each window meets: (B*T, nW, D) -> (B*T*nW, D)."""
+        return (regional if self.token_order == "aligned" else regional.transpose(0, 1)).flatten(0, 1)
+
+    def _windows(self, local: Tensor, size: tuple[int, int]) -> Tensor:
+        """(N, H*W, D) -> (N*nW, r*r, D)."""
+        r, (rows, columns) = self.window_size, self._grid(size)
+        pixels = F.pad(local.unflatten(1, size), (0, 0, 0, columns * r - size[1], 0, rows * r - size[0]))
+        return pixels.unflatten(1, (rows, r)).unflatten(3, (columns, r)).transpose(2, 3).flatten(3, 4).flatten(0, 2)
+
+    def _pixels(self, windows: Tensor, size: tuple[int, int]) -> Tensor:
+        """(N*nW, r*r, D) -> (N, H*W, D)."""
+        r, (rows, columns) = self.window_size, self._grid(size)
+        pixels = windows.unflatten(1, (r, r)).unflatten(0, (-1, rows, columns)).transpose(2, 3)
+        return pixels.flatten(1, 2).flatten(2, 3)[:, : size[0], : size[1]].flatten(1, 2)
+
+    def _grid(self, size: tuple[int, int]) -> tuple[int, int]:
+        return -(-size[0] // self.window_size), -(-size[1] // self.window_size)
+
+    def _outside(self, size: tuple[int, int], device: torch.device) -> Tensor | None:
+        """Which keys of each window are fill: (nW, 1 + r*r), True for fill; None where there is none."""
+        r, (rows, columns) = self.window_size, self._grid(size)
+        if size == (rows * r, columns * r):
+            return None
+        down = torch.arange(rows * r, device=device).view(rows, 1, r, 1) >= size[0]
+        right = torch.arange(columns * r, device=device).view(1, columns, 1, r) >= size[1]
+        return F.pad((down | right).flatten(2).flatten(0, 1), (1, 0))
+
+    def _check(self, regional: Tensor, local: Tensor, size: tuple[int, int]) -> int:
+        name = "CrossFrameFusionBlock"
+        for which, tokens in (("regional", regional), ("local", local)):
+            _check_tokens(name, which, tokens, self.dim, self.num_frames)
+        rows, columns = self._grid(size)
+        expected = (rows * columns, size[0] * size[1])
+        if regional.shape[0] != local.shape[0] or (regional.shape[1], local.shape[1]) != expected:
+            raise ValueError(
+                f"{name}: expected regional (B*T, {expected[0]}, D) and local (B*T, {expected[1]}, D) for size "
+                f"{tuple(size)} and windows of {self.window_size}, got {tuple(regional.shape)} and {tuple(local.shape)}"
+            )
+        return regional.shape[0]
+
+
+def _check_heads(function: str, dim: int, num_heads: int) -> None:
+    _checks.expect_int(function, "dim", dim, minimum=1)
+    _checks.expect_int(function, "num_heads", num_heads, minimum=1)
+    if dim % num_heads:
+        raise ValueError(f"{function}: expected dim to be a multiple of num_heads, got {dim} and {num_heads}")
+
+
+def _check_tokens(function: str, name: str, tokens: Tensor, dim: int, frames: int) -> None:
+    if tokens.ndim != 3 or tokens.shape[-1] != dim or tokens.shape[0] % frames:
+        raise ValueError(
+            f"{function}: expected {name} (B*T, S, D) with T = {frames} and D = {dim}, got {tuple(tokens.shape)}"
+        )
