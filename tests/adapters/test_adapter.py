@@ -312,3 +312,28 @@ def test_around_a_model_compiled_by_inductor():
         for x, y in zip(frames("plain", 3), expected, strict=True):
             torch.testing.assert_close(adapter(x), y, atol=1e-5, rtol=1e-4)
     assert leaves(adapter.predict(frames("plain", 1)[0]))
+
+
+def test_frames_are_laid_out_as_asked():
+    seen = []
+
+    class Watching(nn.Conv2d):
+        def forward(self, x):
+            seen.append(x.is_contiguous(memory_format=torch.channels_last))
+            return super().forward(x)
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net = nn.Sequential(Watching(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 3, 3, padding=1))
+    x = torch.rand(1, 3, 24, 20, generator=torch.Generator().manual_seed(1))
+    outputs = []
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        adapter = SiamCTTA(net, select="all", lr=1e-2, memory_format=memory_format, spec=RestorerSpec())
+        seen.clear()
+        adapter(x)
+        outputs.append(adapter.fork().predict(x))
+        Adapter(net, memory_format=memory_format, spec=RestorerSpec()).predict(x)
+        assert set(seen) == {memory_format is torch.channels_last}
+    torch.testing.assert_close(*outputs, atol=1e-5, rtol=1e-5)
+    with pytest.raises(ValueError, match="memory_format to be one of torch.contiguous_format, torch.channels_last"):
+        Adapter(net, memory_format=torch.preserve_format)

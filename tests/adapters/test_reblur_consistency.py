@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from tta_restore.adapters import ReblurConsistency
+from tta_restore.adapters.frame_blur import _seed_table, reblur
 from tta_restore.adapters.lens_adapter import SMALLEST
-from tta_restore.adapters.reblur_consistency import _seed_table, reblur
 from tta_restore.data import lenses, photos
 from tta_restore.models import RestorerSpec, as_restorer, create_model
 

@@ -43,6 +43,28 @@ def test_pairs_are_photographs_through_the_estimated_lens():
     assert (blurry - sharp).abs().max() <= 0.5 / 255 + 1e-5
 
 
+def test_consistency_with_the_frame_is_one_more_term():
+    frame = _frames(lenses.SOURCE, 1)[0].blurry[None]
+    losses, terms = [], []
+    for weight in (0.0, 0.5, 1.0):
+        adapter = ReblurPairs(_specialist(), steps=1, consistency=weight)
+        with adapter._session(frame) as looked_at, adapter._working_on(adapter.state):
+            adapter.begin_frame(looked_at)
+            losses.append(adapter.objective(looked_at).item())
+            terms.append(looked_at.extra.get("reblur_loss"))
+    assert terms[0] is None
+    assert terms[1] == terms[2] > 0
+    assert losses[1] - losses[0] == pytest.approx((losses[2] - losses[0]) / 2, rel=1e-3)
+    # at the start nothing differs from the source, so that what blurring hides adds its eps alone
+    assert losses[2] - losses[0] == pytest.approx(terms[2] + 0.5 * 1e-3, rel=1e-2)
+    adapter = ReblurPairs(_specialist(), steps=2, burst=1, consistency=0.5)
+    assert adapter(frame).isfinite().all()
+    assert adapter.report.updated
+    assert "and on the frame" in adapter.cost()
+    with pytest.raises(ValueError, match="consistency >= 0, got -1"):
+        ReblurPairs(_specialist(), consistency=-1.0)
+
+
 def test_caution_counts_what_is_worse_than_the_source():
     frame = _frames(lenses.SOURCE, 1)[0].blurry[None]
     for start, growth in ((0.0, 1.0), (0.02, 4.0)):

@@ -14,6 +14,8 @@ from tta_restore.data.image import Image
 from tta_restore.data.image_io import write_image
 from tta_restore.engine import continual, methods
 from tta_restore.engine.continual import run_continual, run_resumable
+from tta_restore.engine.continual_pictures import KeptPictures
+from tta_restore.engine.evaluate import StreamResult
 from tta_restore.engine.methods import ImageMethod
 from tta_restore.engine.usage import UsageError
 from tta_restore.models import RestorerSpec, as_restorer
@@ -70,7 +72,13 @@ def test_every_method_runs_side_by_side_and_nothing_is_measured_without_an_origi
     assert learnt == {"siam-ctta", "tent", "tent-literal"}
     # Two unmeasured frames were adapted on in between.
     assert [r.report["frame"] for r in result.of("siam-ctta")] == [0, 1, 4, 5]
-    assert "siam-ctta" in (tmp_path / "report.html").read_text()
+    page = (tmp_path / "report.html").read_text()
+    assert "siam-ctta" in page
+    # The middle picture of each data set with originals, as every method and the file have it, and the original
+    assert page.count("The middle picture of this data set") == 2
+    assert {path.name for path in (tmp_path / "run").glob("tent.*.png")} == {"tent.1.png", "tent.5.png"}
+    for family, shown in (("first", "1"), ("second", "1")):
+        assert f"{family}: {shown}" in page
     rows = list(csv.DictReader((tmp_path / "frames.csv").read_text().splitlines()))
     assert len(rows) == 4 * len(result.methods)
     assert json.loads((tmp_path / "results.json").read_text())["settings"]["domains"]["blind"]
@@ -78,6 +86,27 @@ def test_every_method_runs_side_by_side_and_nothing_is_measured_without_an_origi
     assert again.records == result.records  # all done: read back, not run
     with pytest.raises(UsageError, match="holds a run of another model, seed or data"):
         run_continual(domains, tmp_path, seed=4, **options)
+
+
+def test_pictures_that_are_shown_are_crops_of_the_last_round(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    (tmp_path / "source").mkdir()
+    (tmp_path / "target").mkdir()
+    for i in range(2):
+        for kind in ("source", "target"):
+            write_image(tmp_path / kind / f"{i}.png", Image(torch.rand(3, 20, 500, generator=generator)))
+    frames = folder_frames({"set": tmp_path}, rounds=2)
+    kept = KeptPictures(frames, tmp_path / "run")
+    assert kept.chosen == [3]
+    records = run_resumable(
+        frames, "m", ImageMethod(adapters.Adapter(Net())), tmp_path / "run", on_frame=lambda i, y: kept.keep("m", i, y)
+    )
+    (sample,) = kept.samples(StreamResult(tuple(records)), before="input", after="m")
+    assert sample.pictures["input"].shape == sample.sharp.shape == sample.pictures["m"].shape == (3, 20, 320)
+    assert torch.equal(sample.sharp, frames[3].sharp[..., 90:410])
+    expected = Net()(frames[3].blurry[None])[0, :, :, 90:410].detach().clamp(0, 1)
+    assert (sample.pictures["m"] - expected).abs().max() <= 0.5 / 255 + 1e-6
+    assert sample.psnr["m"] == records[3].psnr
 
 
 def test_a_killed_run_goes_on_where_its_last_state_was(domains, tmp_path):

@@ -38,11 +38,18 @@ class Backbone:
     """
 
     def __init__(
-        self, restorer: Restorer, injection: Injection | None = None, *, training: bool = False, share: bool = True
+        self,
+        restorer: Restorer,
+        injection: Injection | None = None,
+        *,
+        training: bool = False,
+        share: bool = True,
+        memory_format: torch.memory_format = torch.contiguous_format,
     ) -> None:
         self.restorer = restorer
         self.injection = injection
         self.training = training
+        self.memory_format = memory_format
         self.prefix: SharedPrefix | None = None
         if isinstance(restorer.module, nn.Module) and not hasattr(restorer.module, "_orig_mod"):
             self.prefix = SharedPrefix(restorer.module) if share and not training else None
@@ -50,7 +57,13 @@ class Backbone:
 
     def twin(self) -> Backbone:
         """Another one for the same module, for another adapter."""
-        return Backbone(self.restorer, self.injection, training=self.training, share=self.prefix is not None)
+        return Backbone(
+            self.restorer,
+            self.injection,
+            training=self.training,
+            share=self.prefix is not None,
+            memory_format=self.memory_format,
+        )
 
     @property
     def root(self) -> Any:
@@ -116,17 +129,20 @@ class Backbone:
     def _restore(
         self, tensors: Mapping[str, Tensor] | None, frame: Tensor, arguments: Mapping[str, Any]
     ) -> Restoration:
+        module: Any = self.restorer.module
         if tensors is None:
-            return self.restorer.restore(frame, **arguments)
+            return self.restorer.restore(
+                frame, call=lambda inputs, **keywords: module(self._laid_out(inputs), **keywords), **arguments
+            )
         own = self.parameters()
         used = {name: tensor.to(own[name].dtype) for name, tensor in tensors.items()}
         if torch.is_grad_enabled():
             used = self._detached(own, tensors) | used
         prefix = "_orig_mod." if self.root is not self.restorer.module else ""
         inside = {prefix + name: tensor for name, tensor in used.items() if not is_injected(name)}
-        module: Any = self.restorer.module
 
         def call(inputs: Tensor, **keywords: Any) -> Any:
+            inputs = self._laid_out(inputs)
             context = keywords.pop(CONTEXT, None)
             if context is None or self.injection is None:
                 return functional_call(module, inside, (inputs,), keywords)
@@ -134,6 +150,12 @@ class Backbone:
                 return functional_call(module, inside, (inputs,), keywords)
 
         return self.restorer.restore(frame, call=call, **arguments)
+
+    def _laid_out(self, inputs: Tensor) -> Tensor:
+        # The caller has made this tensor for the model, which may write into it. Clips have no channels_last.
+        if inputs.ndim != 4 or self.memory_format == torch.contiguous_format:
+            return inputs
+        return inputs.contiguous(memory_format=self.memory_format)
 
     def _detached(self, own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Frozen weights without their flag, so that no gradient is computed for them and the flag stays untouched."""

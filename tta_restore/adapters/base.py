@@ -72,6 +72,8 @@ class Adapter(Method):
         guards: limits on losses, drift and divergence.
         share_prefix: run what the adapted tensors do not reach once per frame for all roles, bit by bit the same, for
             the memory of its outputs.
+        memory_format: how frames (B, C, H, W) lie in memory when the model gets them; ``torch.channels_last`` makes
+            plain convolutions faster on CPUs and rounds differently; models that call ``view`` may not take it.
         mode: the mode the model runs in.
         bad_frames: what to do with a frame that holds NaN or infinity: "raise", or "pass" it through unadapted.
         seed: source of all random numbers.
@@ -99,6 +101,7 @@ class Adapter(Method):
         semantic: Semantic | None = None,
         guards: Guards | None = None,
         share_prefix: bool = True,
+        memory_format: torch.memory_format = torch.contiguous_format,
         mode: Literal["eval", "train"] = "eval",
         bad_frames: Literal["raise", "pass"] = "raise",
         seed: int = 0,
@@ -108,6 +111,8 @@ class Adapter(Method):
         _checks.expect_int(name, "steps", steps, minimum=0)
         _checks.expect_int(name, "seed", seed, minimum=0)
         _checks.expect_choice(name, "mode", mode, ("eval", "train"))
+        formats = (torch.contiguous_format, torch.channels_last)
+        _checks.expect_choice(name, "memory_format", memory_format, formats)
         _checks.expect_choice(name, "bad_frames", bad_frames, ("raise", "pass"))
         restorer = as_restorer(model, spec)
         super().__init__(
@@ -118,6 +123,7 @@ class Adapter(Method):
             semantic=semantic,
             training=mode == "train",
             share_prefix=share_prefix,
+            memory_format=memory_format,
             seed=seed,
         )
         self.steps, self.region, self.bad_frames = steps, region, bad_frames

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from tta_restore.adapters.base import Adapter
 from tta_restore.adapters.frame import Frame
+from tta_restore.adapters.frame_blur import seeds_of
 from tta_restore.models import create_model
 from tta_restore.models.lens_estimator import LensEstimate
 
@@ -47,6 +48,17 @@ class LensAdapter(Adapter):
         padded = F.pad(x.float().to(device), (0, short[1], 0, short[0]), mode="replicate")
         with torch.no_grad(), torch.autocast(device.type, enabled=False):
             return self.estimator(padded.expand(-1, 3, -1, -1))
+
+    def blur_map(self, x: Tensor) -> Tensor:
+        """Seeds of the isotropic kernels that the estimator reads from a frame; nothing changes.
+
+        Shape:
+            - x: (B, C, H, W), RGB in [0, 1]
+            - output: (B, (K+1)/2, H, W), for :func:`tta_restore.ops.isotropic_kernels` with K = 17
+        """
+        height, width = x.shape[-2:]
+        covered = max(height, SMALLEST), max(width, SMALLEST)
+        return seeds_of(self.estimator, self.read_lens(x), covered=covered, size=(height, width)).to(x.device)
 
     def _estimator_device(self) -> torch.device:
         return next(self.estimator.parameters()).device

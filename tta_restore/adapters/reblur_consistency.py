@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tta_restore import _checks, ops
+from tta_restore import _checks
 from tta_restore.adapters.frame import Frame
-from tta_restore.adapters.lens_adapter import SMALLEST, LensAdapter
+from tta_restore.adapters.frame_blur import disagreement
+from tta_restore.adapters.lens_adapter import LensAdapter
 from tta_restore.adapters.selection import Select
 from tta_restore.adapters.views import Views
-from tta_restore.data.lenses import KERNEL_SIZE, linear_to_srgb, srgb_to_linear
-from tta_restore.losses import charbonnier, reblur_consistency
+from tta_restore.data.lenses import KERNEL_SIZE
 from tta_restore.models import Restoration
-from tta_restore.models.apertures import rasterize_picture
-
-_RADII = 24  # root mean square radii between which seeds are interpolated
-_LEAST, _MOST = 0.15, 7.0
-_FLOOR = 1e-4  # weight, relative to the largest, below which a kernel is nothing
 
 
 class ReblurConsistency(LensAdapter, method="reblur_consistency"):
@@ -105,16 +98,10 @@ class ReblurConsistency(LensAdapter, method="reblur_consistency"):
 
     def objective(self, frame: Frame) -> Tensor:
         """Charbonnier distance of the reblurred restoration from the frame, and of the unseen change from none."""
-        seeds, source = frame.notes["seeds"], frame.notes["anchor"]
-        restored = self.run("student", frame.region).image.float()
-        border = min(self.border, (min(restored.shape[-2:]) - 1) // 2)
-        loss = reblur_consistency(reblur(restored, seeds), frame.region.float(), border=border)
-        frame.extra["reblur_loss"] = loss.item()
-        if self.anchor:
-            change = restored - source
-            unseen = change - _blurred(change, seeds)
-            loss = loss + self.anchor * charbonnier(unseen, torch.zeros_like(unseen))
-        return loss
+        restored, source = self.run("student", frame.region).image.float(), frame.notes["anchor"]
+        seen, loss = self._judge_image(restored, source, frame.notes["seeds"], frame.region)
+        frame.extra["reblur_loss"] = seen.mean().item()
+        return loss.mean()
 
     def after_step(self, frame: Frame) -> None:
         """The teacher follows."""
@@ -132,43 +119,15 @@ class ReblurConsistency(LensAdapter, method="reblur_consistency"):
         # a change that is no number is none
         near = torch.where((share < 1) | ~length.isfinite(), source + (share * change).nan_to_num(0), restored.image)
         seeds = self.blur_map(frame.image) if frame.cropped or not frame.notes else frame.notes["seeds"]
-        better = self._misses(near, source, seeds, frame.image) < self._misses(source, source, seeds, frame.image)
+        own, others = (self._judge_image(image, source, seeds, frame.image)[1] for image in (near, source))
+        better = (own < others)[:, None, None, None]
         near = torch.where(better, near, source)
         frame.extra["share_given"] = float((share.nan_to_num(0) * better).mean())
         return restored.with_image(near.to(restored.image.dtype))
 
-    def blur_map(self, x: Tensor) -> Tensor:
-        """Seeds of the isotropic kernels that the estimator reads from a frame; nothing changes.
-
-        Shape:
-            - x: (B, C, H, W), RGB in [0, 1]
-            - output: (B, (K+1)/2, H, W), for :func:`tta_restore.ops.isotropic_kernels` with K = 17
-        """
-        device = self._estimator_device()
-        estimate = self.read_lens(x)
-        with torch.no_grad(), torch.autocast(device.type, enabled=False):
-            pictures = self.estimator.aperture(estimate.statistics)
-            logs = estimate.radius.log()[:, None]
-            covered = [max(side, SMALLEST) for side in x.shape[-2:]]
-            logs = F.interpolate(logs, size=covered, mode="bilinear")[..., : x.shape[-2], : x.shape[-1]]
-            tables = torch.stack([_seed_table(picture, self.estimator.reach) for picture in pictures])
-            place = (logs[:, 0] - math.log(_LEAST)) / (math.log(_MOST) - math.log(_LEAST)) * (_RADII - 1)
-            place = place.nan_to_num(0).clamp(0, _RADII - 1 - 1e-4)  # a bad frame that is passed through
-            low = place.long()
-            part = (place - low)[:, None]
-            rows = [torch.stack([t[index], t[index + 1]]).movedim(-1, 1) for t, index in zip(tables, low, strict=True)]
-            ends = torch.stack(rows)
-            return torch.lerp(ends[:, 0], ends[:, 1], part).to(x.device)
-
-    def _misses(self, image: Tensor, source: Tensor, seeds: Tensor, x: Tensor) -> Tensor:
-        """The objective of every sample by itself: (B, 1, 1, 1)."""
-        border = min(self.border, (min(x.shape[-2:]) - 1) // 2)
-        inner = slice(border, -border or None)
-        error = (reblur(image, seeds) - x)[..., inner, inner]
-        change = image - source
-        unseen = change - _blurred(change, seeds)
-        means = [(e.float().square() + 1e-6).sqrt().mean((1, 2, 3), keepdim=True) for e in (error, unseen)]
-        return means[0] + self.anchor * means[1]
+    def _judge_image(self, image: Tensor, source: Tensor, seeds: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Distance from the frame, and the objective, of every sample by itself: (B,), (B,)."""
+        return disagreement(image, x, seeds, source=source, anchor=self.anchor, border=self.border)
 
     def config(self) -> dict[str, Any]:
         """Settings that a saved state depends on."""
@@ -184,35 +143,6 @@ class ReblurConsistency(LensAdapter, method="reblur_consistency"):
         )
 
 
-def reblur(restored: Tensor, seeds: Tensor) -> Tensor:
-    """Blur a stored picture in linear light. Shape: (B, C, H, W), (B, (K+1)/2, H, W) -> (B, C, H, W)."""
-    # Values outside [0, 1] keep a gradient: curves are continued along their ends.
-    inside = restored.clamp(0, 1)
-    linear = srgb_to_linear(inside) + (restored - inside) * torch.where(restored < 0, 1 / 12.92, 2.275)
-    blurred = _blurred(linear, seeds)
-    return linear_to_srgb(blurred.clamp(1e-4, 1)) + (blurred - blurred.clamp(1e-4, 1))
-
-
-def _blurred(image: Tensor, seeds: Tensor) -> Tensor:
-    weights = torch.zeros_like(seeds[:, :2])
-    weights[:, 1] = 1
-    # half types come from autocast; sums are float32 in any case
-    return ops.isotropic_reblur(image.float(), seeds, weights, kernel_sizes=(KERNEL_SIZE,))
-
-
 def _rms(change: Tensor) -> Tensor:
     """Root mean square of every sample: (B, C, H, W) -> (B, 1, 1, 1)."""
     return change.float().square().mean((1, 2, 3), keepdim=True).sqrt()
-
-
-def _seed_table(picture: Tensor, reach: float) -> Tensor:
-    """Seeds of the isotropic kernels nearest to an aperture at log spaced radii: (radii, (K+1)/2)."""
-    ratio = torch.linspace(math.log(_LEAST), math.log(_MOST), _RADII, device=picture.device)
-    kernels = rasterize_picture(picture, ratio.exp(), size=KERNEL_SIZE, reach=reach)
-    axis = torch.arange(KERNEL_SIZE, device=picture.device, dtype=kernels.dtype) - KERNEL_SIZE // 2
-    distance = (axis.square() + axis[:, None].square()).sqrt()
-    # mean weight at every whole distance, taps between two counted for both
-    shares = (1 - (distance - torch.arange(KERNEL_SIZE // 2 + 1, device=picture.device)[:, None, None]).abs()).clamp(0)
-    profile = torch.einsum("lij,kij->lk", kernels, shares) / shares.sum((1, 2))
-    relative = profile / profile.amax(1, keepdim=True)
-    return (relative.clamp(min=_FLOOR) / _FLOOR).log()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from tta_restore import _checks
 from tta_restore.adapters.frame import Frame
+from tta_restore.adapters.frame_blur import disagreement
 from tta_restore.adapters.lens_adapter import LensAdapter
 from tta_restore.adapters.selection import Select
 from tta_restore.adapters.views import Views
@@ -62,6 +63,9 @@ class ReblurPairs(LensAdapter, method="reblur_pairs"):
         rescale: change of the mean logarithm of the radii beyond which it counts as changed, too.
         remember: lenses whose teacher is kept for when they come back.
         noise: standard deviation of the camera's noise, in stored values.
+        consistency: weight of what :class:`ReblurConsistency` asks for, beside the pairs: the student's restoration of
+            the frame, blurred again with the blur that was read, has to meet the frame. 0 leaves it out.
+        anchor: weight in it of the change that blurring hides.
         views: views that the output is averaged over, see :func:`resolve_views`.
         seed: source of patches, noise and masks.
 
@@ -93,6 +97,8 @@ class ReblurPairs(LensAdapter, method="reblur_pairs"):
         rescale: float = 0.4,
         remember: int = 4,
         noise: float = 1 / 255,
+        consistency: float = 0.0,
+        anchor: float = 0.5,
         views: Views = "rot4",
         seed: int = 0,
         **options: Any,
@@ -107,7 +113,8 @@ class ReblurPairs(LensAdapter, method="reblur_pairs"):
         for name, value in (("lr", lr), ("lr_half", lr_half), ("rescale", rescale)):
             if not value > 0:
                 raise ValueError(f"ReblurPairs: expected {name} > 0, got {value}")
-        for name, value in (("noise", noise), ("spread", spread), ("caution", caution)):
+        weights = {"noise": noise, "spread": spread, "caution": caution, "consistency": consistency, "anchor": anchor}
+        for name, value in weights.items():
             if not value >= 0:
                 raise ValueError(f"ReblurPairs: expected {name} >= 0, got {value}")
         if sharp is not None and (sharp.ndim != 4 or sharp.shape[1] != 3 or min(sharp.shape[-2:]) < patch + _MARGIN):
@@ -123,6 +130,7 @@ class ReblurPairs(LensAdapter, method="reblur_pairs"):
         self.restore_probability, self.rescale = restore, rescale
         self.hypotheses, self.caution = hypotheses, caution
         self.spread, self.memory, self.switch, self.remember, self.noise = spread, memory, switch, remember, noise
+        self.consistency, self.anchor = consistency, anchor
 
     def initial_extra(self) -> dict[str, Any]:
         """Readings of the latest frames, and lenses seen before with what was learnt for them."""
@@ -152,6 +160,9 @@ class ReblurPairs(LensAdapter, method="reblur_pairs"):
             frame.steps *= self.burst
         self.extra["readings"] = [*readings, reading][-self.memory :]
         frame.notes["apertures"], frame.notes["radii"] = self._plausible(), self._radii()
+        if self.consistency:
+            frame.notes["seeds"] = self.blur_map(frame.region)
+            frame.notes["source"] = self.run("source", frame.region).image.float()
         frame.extra.update(aperture_distance=distance, radius_change=growth, lens_changed=float(changed))
 
     def objective(self, frame: Frame) -> Tensor:
@@ -164,7 +175,8 @@ class ReblurPairs(LensAdapter, method="reblur_pairs"):
         with torch.no_grad():
             before = _errors(self.run("source", blurry).image, sharp)
         frame.notes["lead"] = 20 * math.log10(float(before.mean() / error.detach().mean().clamp(min=1e-12)))
-        return (error + self.caution * (error - before).clamp(min=0)).mean()
+        loss = (error + self.caution * (error - before).clamp(min=0)).mean()
+        return loss + self.consistency * self._inconsistency(frame) if self.consistency else loss
 
     def after_step(self, frame: Frame) -> None:
         """The teacher follows as far as the student is trusted; single scalars of the student return to the source."""
@@ -224,16 +236,33 @@ class ReblurPairs(LensAdapter, method="reblur_pairs"):
             "switch",
             "remember",
             "noise",
+            "consistency",
+            "anchor",
         )
         return super().config() | {name: getattr(self, name) for name in own} | {"restore": self.restore_probability}
 
     def cost(self) -> str:
         """Passes through the model for each frame."""
+        frame = " and on the frame" if self.consistency else ""
         return (
             f"per frame 1 look of the estimator, {self.steps} forward and backward on {self.batch} patches of "
-            f"{self.patch} x {self.patch} ({self.burst} times as many after a change of lens), "
+            f"{self.patch} x {self.patch}{frame} ({self.burst} times as many after a change of lens), "
             f"{len(self.views)} forward of the frame"
         )
+
+    def _inconsistency(self, frame: Frame) -> Tensor:
+        """How far the student's restoration of the frame, blurred again, is from it, with what blurring hides."""
+        restored, border = self.run("student", frame.region).image.float(), lenses.KERNEL_SIZE // 2
+        seen, loss = disagreement(
+            restored,
+            frame.region,
+            frame.notes["seeds"],
+            source=frame.notes["source"],
+            anchor=self.anchor,
+            border=border,
+        )
+        frame.extra["reblur_loss"] = seen.mean().item()
+        return loss.mean()
 
     def _read(self, image: Tensor) -> dict[str, Tensor]:
         """What a frame says of its lens: statistics of the aperture, pairs of neighbouring radii and their weights."""

@@ -36,13 +36,16 @@ class Roles(nn.Module):
         semantic: Semantic | None,
         training: bool,
         share_prefix: bool,
+        memory_format: torch.memory_format,
         seed: int,
     ) -> None:
         super().__init__()
         self.restorer = restorer
         self.semantic = semantic
         self.injection = None if semantic is None else semantic.injection(restorer)
-        self._backbone = Backbone(restorer, self.injection, training=training, share=share_prefix)
+        self._backbone = Backbone(
+            restorer, self.injection, training=training, share=share_prefix, memory_format=memory_format
+        )
         if select is not None and not isinstance(self._backbone.root, nn.Module):
             raise TypeError(f"{type(self).__name__}: a function has no weights to select; expected a module")
         injected = None if self.injection is None else self.injection.weights()

@@ -6,14 +6,17 @@ import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from tta_restore import metrics
 from tta_restore.data.folders import FolderFrame, folder_frames
+from tta_restore.engine.continual_pictures import INPUT, KeptPictures
 from tta_restore.engine.evaluate import StreamResult
 from tta_restore.engine.methods import METHODS, ImageMethod, create_method
 from tta_restore.engine.model_source import load_restorer
@@ -76,6 +79,7 @@ def run_continual(
     out = Path(out)
     task = {"model": model, "seed": seed, "frames": [[str(frame.blurry_path), frame.family] for frame in frames]}
     _claim(out / "run", task)
+    kept = KeptPictures(frames, out / "run")
     records: list[FrameRecord] = []
     notes: dict[str, MethodNote] = {}
     for name in names:
@@ -88,7 +92,9 @@ def run_continual(
         notes[name] = MethodNote(
             (type(method.adapter).__doc__ or "").splitlines()[0], str(plan) if plan.tensors else ""
         )
-        records += run_resumable(frames, name, method, out / "run", device=device, progress=progress)
+        records += run_resumable(
+            frames, name, method, out / "run", device=device, progress=progress, on_frame=partial(kept.keep, name)
+        )
     settings: dict[str, Any] = {
         "protocol": metrics.Protocol().as_dict(),
         "model": model,
@@ -100,7 +106,18 @@ def run_continual(
     facts = {"model": model, "data": ", ".join(domains), "rounds": str(rounds), "seed": str(seed), "device": device}
     shown = [name for name in notes if name != BASELINE]
     contrasts = [(name, BASELINE) for name in shown if name in ("recommended", "reblur-pairs", "causiam")]
-    report = Report("The continual protocol", result, BASELINE, contrasts, shown, notes, facts=facts, limits=LIMITS)
+    after = next((name for name in ("recommended", *shown) if name in notes), BASELINE)
+    report = Report(
+        "The continual protocol",
+        result,
+        BASELINE,
+        contrasts,
+        shown,
+        notes,
+        samples=kept.samples(result, before="source" if "source" in notes else INPUT, after=after),
+        facts=facts,
+        limits=LIMITS,
+    )
     write_report(out / "report.html", report)
     result.to_csv(out / "frames.csv")
     result.to_json(out / "results.json", BASELINE)
@@ -117,11 +134,13 @@ def run_resumable(
     device: str = "cpu",
     progress: bool = True,
     save_every: int = _SAVE_EVERY,
+    on_frame: Callable[[int, Tensor], None] | None = None,
 ) -> list[FrameRecord]:
     """Records of one method over the frames, from where an earlier run left off.
 
     After every ``save_every`` frames the method's state is written to ``<name>.<frames done>.safetensors``, next to the
     records in ``<name>.jsonl``: those that a killed run wrote beyond its last state are dropped and made again.
+    ``on_frame`` is called with the number of each frame that is measured and the output (1, C, H, W).
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -140,9 +159,11 @@ def run_resumable(
             if getattr(frame, "sharp_path", frame) is None:
                 method(frame.blurry[None].to(device))
             else:
-                record, _ = measure(name, method, frame, 0, index, metrics.Protocol(), device=device)
+                record, output = measure(name, method, frame, 0, index, metrics.Protocol(), device=device)
                 records.append(record)
                 file.write(_line(record))
+                if on_frame is not None:
+                    on_frame(index, output)
             if (index + 1) % save_every == 0 or index + 1 == len(frames):
                 file.flush()
                 method.save(folder / f"{name}.{index + 1}.safetensors")

@@ -1,0 +1,59 @@
+"""RAFT's weights: from a file, from where torchvision keeps them, and without any."""
+
+import pytest
+import torch
+from torchvision.models.optical_flow import raft_small
+
+from tta_restore.models.optical_flow import LucasKanade, create_flow
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """A file of RAFT's weights, and the network that they were saved from; nothing is downloaded."""
+    path = tmp_path_factory.mktemp("hub") / "checkpoints" / "raft_small_C_T_V2-01064c6d.pth"
+    path.parent.mkdir()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = raft_small().eval()
+    torch.save(network.state_dict(), path)
+    return path, network
+
+
+def images(height, width):
+    return torch.rand(2, 1, 3, height, width, generator=torch.Generator().manual_seed(1))
+
+
+def test_raft_from_a_file_is_the_network_that_was_saved(weights):
+    path, network = weights
+    first, second = images(136, 128)
+    flow = create_flow("raft", checkpoint=path)
+    with torch.no_grad():
+        expected = network(2 * first - 1, 2 * second - 1)[-1]
+    torch.testing.assert_close(flow(first, second), expected)
+    assert expected.abs().max() > 0.01
+    assert not any(parameter.requires_grad for parameter in flow.parameters())
+
+
+def test_raft_takes_images_that_are_small_or_of_odd_sides(weights):
+    flow = create_flow("raft", checkpoint=weights[0])
+    for size in ((50, 61), (131, 40)):
+        found = flow(*images(*size))
+        assert found.shape == (1, 2, *size)
+        assert found.isfinite().all()
+
+
+def test_raft_is_taken_where_torchvision_keeps_its_weights(weights, monkeypatch, tmp_path):
+    path, network = weights
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(path.parents[1]))
+    found = create_flow()
+    assert all(torch.equal(a, b) for a, b in zip(found.parameters(), network.parameters(), strict=True))
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    assert isinstance(create_flow(), LucasKanade)
+    with pytest.raises(ValueError, match="RAFT weights are not on this machine"):
+        create_flow("raft")
+
+
+def test_other_weights_are_refused(tmp_path):
+    torch.save({"weight": torch.zeros(3)}, tmp_path / "other.pth")
+    with pytest.raises(ValueError, match="does not fit RAFT"):
+        create_flow("raft", checkpoint=tmp_path / "other.pth")
