@@ -20,6 +20,7 @@ ROWS = {
     "ReblurPairs, 8 steps": (ReblurPairs, {"steps": 8}),
     "ReblurPairs, 8 steps, consistency 0.1": (ReblurPairs, {"steps": 8, "consistency": 0.1}),
     "ReblurPairs, 8 steps, consistency 0.5": (ReblurPairs, {"steps": 8, "consistency": 0.5}),
+    "ReblurPairs, 8 steps, consistency 2": (ReblurPairs, {"steps": 8, "consistency": 2.0}),
 }
 
 

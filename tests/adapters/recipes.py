@@ -15,6 +15,7 @@ from tta_restore.adapters import (
     EATA,
     ROID,
     SAR,
+    SRTTA,
     Adapter,
     CauSiam,
     CoTTA,
@@ -150,5 +151,10 @@ RECIPES = {
     "sar_literal": Recipe(configured(SAR, form="literal"), learns=False, suits=certain, quick=FEW),
     "eata": Recipe(configured(EATA, lr=1.0, redundant=2.0), quick=SOME),
     "eata_literal": Recipe(configured(EATA, form="literal"), learns=False, suits=certain, quick=FEW),
+    "srtta": Recipe(
+        configured(SRTTA, lr=1e-2, steps=2, patches=2, patch=16),
+        suits=lambda network: network not in ("compiled", "clips"),
+        quick=SOME,
+    ),
     "roid": Recipe(configured(ROID, lr=3e-2), quick=FEW),
 }

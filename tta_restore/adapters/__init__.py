@@ -18,6 +18,7 @@ from tta_restore.adapters.selection import select_parameters
 from tta_restore.adapters.self_ensemble import SelfEnsemble
 from tta_restore.adapters.semantic import Semantic
 from tta_restore.adapters.siam_ctta import SiamCTTA
+from tta_restore.adapters.srtta import SRTTA
 from tta_restore.adapters.tent import Tent
 from tta_restore.adapters.tiles import Tiles
 from tta_restore.adapters.views import resolve_views
@@ -26,6 +27,7 @@ __all__ = [
     "EATA",
     "ROID",
     "SAR",
+    "SRTTA",
     "Adapter",
     "CauSiam",
     "CentreCrop",

@@ -51,7 +51,7 @@ def hooked(root: nn.Module, path: str, change: Callable[[Tensor], Tensor]) -> It
             return change(output)
         if isinstance(output, (tuple, list)) and output and isinstance(output[0], Tensor):
             return type(output)([change(output[0]), *output[1:]])
-        raise TypeError(f"Semantic: expected {path} to put out a tensor or a list that starts with one")
+        raise TypeError(f"expected {path} to put out a tensor or a list that starts with one")
 
     handle = root.get_submodule(path).register_forward_hook(hook)
     try:
@@ -60,11 +60,11 @@ def hooked(root: nn.Module, path: str, change: Callable[[Tensor], Tensor]) -> It
         handle.remove()
 
 
-def find_site(restorer: Restorer, path: str) -> Site:
+def find_site(restorer: Restorer, path: str, *, asker: str = "Semantic") -> Site:
     """The site at ``path``, or for "auto" the deepest: fewest pixels, then widest, then last.
 
     "auto" takes what the model names in an attribute ``semantic_site``, if it has one; else it looks among modules that
-    are called once and are at least 128 channels wide (or as wide as the model gets).
+    are called once and are at least 128 channels wide (or as wide as the model gets). Errors begin with ``asker``.
 
     Raises:
         ValueError: there is no such module, or it puts out nothing that features could be read from.
@@ -72,19 +72,19 @@ def find_site(restorer: Restorer, path: str) -> Site:
     """
     root = restorer.module
     if not isinstance(root, nn.Module):
-        raise TypeError("Semantic: expected a module to inject into, got a function")
+        raise TypeError(f"{asker}: expected a module to inject into, got a function")
     if hasattr(root, "_orig_mod"):
-        raise TypeError("Semantic: hooks do not reach into a compiled module; wrap the module that was compiled")
+        raise TypeError(f"{asker}: hooks do not reach into a compiled module; wrap the module that was compiled")
     path = getattr(root, "semantic_site", path) if path == "auto" else path
     names = [name for name, _ in root.named_modules() if name]
     if path != "auto" and path not in names:
         near = get_close_matches(path, names, n=3, cutoff=0.4) or names[:6]
-        raise ValueError(f"Semantic: {type(root).__name__} has no module {path!r}; did you mean {', '.join(near)}?")
+        raise ValueError(f"{asker}: {type(root).__name__} has no module {path!r}; did you mean {', '.join(near)}?")
     found = _observe(restorer, root, names if path == "auto" else [path])
     if not found:
         where = "any of its modules" if path == "auto" else repr(path)
         raise ValueError(
-            f"Semantic: {where} of {type(root).__name__} puts out no features (B, C, H, W) or (B, L, C) exactly once"
+            f"{asker}: {where} of {type(root).__name__} puts out no features (B, C, H, W) or (B, L, C) exactly once"
         )
     enough = min(_WIDE, max(site.channels for site in found))
     return min(

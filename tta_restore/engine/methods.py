@@ -86,6 +86,7 @@ METHODS: MappingProxyType[str, Callable[..., Adapter]] = MappingProxyType(
         "eata": adapters.EATA,
         "eata-literal": _literal("eata"),
         "roid": adapters.ROID,
+        "srtta": adapters.SRTTA,
         "self-ensemble": adapters.SelfEnsemble,
         "source": Adapter,
     }

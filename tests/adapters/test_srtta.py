@@ -1,0 +1,66 @@
+"""SRTTA: features of degraded patches, and the weights that stay."""
+
+import pytest
+import torch
+from adapters.zoo import build, frames
+
+from tta_restore.adapters import SRTTA
+
+
+def make(**options):
+    return SRTTA(build("plain"), **{"steps": 3, "lr": 1e-2, "patches": 2, "patch": 16} | options)
+
+
+def test_the_most_important_half_of_the_weights_stays_at_the_source():
+    adapter = make()
+    for x in frames("plain", 2):
+        adapter(x)
+    important = adapter.extra["important"]
+    chosen = torch.cat([mask.flatten() for mask in important.values()])
+    moved = torch.cat([(adapter.student[n].detach() != t).flatten() for n, t in adapter.source.items()])
+    assert chosen.float().mean() == pytest.approx(0.5, abs=0.01)
+    assert not (moved & chosen).any()
+    assert moved.float().mean() > 0.1  # what lies behind the features does not move
+
+
+@pytest.mark.parametrize("keep", [0.0, 1.0])
+def test_all_or_nothing_may_stay(keep):
+    adapter = make(keep=keep)
+    adapter(frames("plain", 1)[0])
+    assert all(mask.float().mean() == keep for mask in adapter.extra["important"].values())
+    assert (adapter.report.drift == 0) == (keep == 1)
+
+
+def test_it_learns_to_see_through_the_degradation():
+    """The same patches, degraded alike, before and after: random numbers depend on the number of the frame alone."""
+    blobs = torch.rand(1, 3, 6, 7, generator=torch.Generator().manual_seed(0))
+    x = torch.nn.functional.interpolate(blobs, scale_factor=8, mode="bilinear")
+    options = {"steps": 1, "keep": 0.0, "lr": 1e-3, "patches": 8, "noise": 0.1}
+    learnt, before, after = (make(**options) for _ in range(3))
+    for _ in range(60):
+        learnt.adapt(x)
+    for name, tensor in after.student.items():
+        tensor.data.copy_(learnt.student[name])
+    assert after.adapt(x).loss < 0.98 * before.adapt(x).loss
+
+
+def test_degraded_patches_keep_their_mean_and_range():
+    adapter = make(blur=2.0, noise=0.02)
+    x = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with adapter._session(frames("plain", 1)[0]), adapter._working_on(adapter.state.view()):
+        worse = adapter._degraded(x)
+    assert worse.shape == x.shape
+    assert worse.min() >= 0
+    assert worse.max() <= 1
+    torch.testing.assert_close(worse.mean((2, 3)), x.mean((2, 3)), atol=0.02, rtol=0)
+    detail = [(t[..., 1:] - t[..., :-1]).square().mean((1, 2, 3)) for t in (worse, x)]
+    assert (detail[0] < detail[1]).all()
+
+
+def test_refusals():
+    with pytest.raises(ValueError, match="SRTTA: Residual has no module 'nowhere'"):
+        make(at="nowhere")
+    with pytest.raises(ValueError, match=r"keep in \[0, 1\], got .* 2"):
+        make(keep=2)
+    with pytest.raises(TypeError, match="patches to be an integer"):
+        make(patches=1.5)
