@@ -6,8 +6,9 @@ from types import SimpleNamespace
 
 import torch
 
+from tta_restore.adapters import ReblurConsistency
 from tta_restore.data import lenses
-from tta_restore.engine.demo import estimate_kernels
+from tta_restore.engine.demo import comparison, estimate_kernels
 from tta_restore.models import create_model
 
 
@@ -36,3 +37,14 @@ def test_the_lens_estimator_fits_in():
     estimated = estimate_kernels(create_model("lens_estimator").eval(), frame.blurry[None], frame.kernels)
     assert estimated.shape == frame.kernels.shape
     torch.testing.assert_close(estimated.sum((-2, -1)), torch.ones(frame.kernels.shape[:2]))
+
+
+def test_an_evaluation_has_rows_that_the_demo_does_without():
+    names = [contender.name for contender in comparison().contenders]
+    (more,) = [row for row in comparison(more=True).contenders if row.name not in names]
+    assert more.name == "specialist + ReblurConsistency"
+    assert isinstance(more.build(0), ReblurConsistency)
+    assert [row.name for row in comparison(more=True).only([more.name]).contenders] == [
+        "specialist + ensemble",
+        more.name,
+    ]

@@ -36,8 +36,8 @@ LIMITS = (
 )
 
 
-def comparison() -> Comparison:
-    """The rows of the demo, on the shipped weights.
+def comparison(*, more: bool = False) -> Comparison:
+    """The rows of the demo, on the shipped weights; ``more`` of them for an evaluation, which may take its time.
 
     Raises:
         ValueError: weights are missing.
@@ -50,6 +50,12 @@ def comparison() -> Comparison:
     def pairs(restorer: Restorer) -> Callable[[int], adapters.Adapter]:
         return lambda seed: adapters.create_adapter("reblur_pairs", restorer, estimator, seed=seed)
 
+    consistency = Contender(
+        "specialist + ReblurConsistency",
+        lambda seed: adapters.ReblurConsistency(specialist, estimator, seed=seed),
+        "Adapts until its restoration, blurred again with the estimated lens, meets the frame; held near the source.",
+        "#B8A44C",
+    )
     return Comparison(
         title=TITLE,
         contenders=[
@@ -79,6 +85,7 @@ def comparison() -> Comparison:
                 "pairs; starts anew, or from a lens it remembers, when the lens changes.",
                 "#0072B2",
             ),
+            *([consistency] if more else []),
             Contender(
                 "generalist",
                 lambda seed: _plain(generalist),
@@ -163,7 +170,7 @@ def run_evaluation(
         UsageError: a row that does not exist.
     """
     chosen = {"test": (lenses.TEST, photos.TEST), "dev": (lenses.DEV, photos.DEV)}[split]
-    rows = comparison() if methods is None else comparison().only(methods)
+    rows = comparison(more=True) if methods is None else comparison(more=True).only(methods)
     streams = {s: lenses.lens_stream(*chosen, frames_per_lens=frames_per_lens, seed=s) for s in dict.fromkeys(seeds)}
     return compare(rows, streams, out, progress=progress, say=say)
 
