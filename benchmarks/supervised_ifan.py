@@ -25,11 +25,11 @@ from tta_restore.engine.training_config import bundled_pictures
 from tta_restore.metrics import psnr
 
 CONFIG = {"base_channels": 8, "num_steps": 17, "num_res_blocks": 1}
-SIZE = 64
+SIZE = 48
 COLORS = {"identity": "#0072B2", "published": "#D55E00"}
 
 
-def held_out(seed=77, count=24):
+def held_out(seed=77, count=12):
     sharp = bundled_pictures(SIZE * 2 + 16, photos.TEST)
     generator = torch.Generator().manual_seed(seed)
     source = LensPairs(sharp, size=SIZE * 2, lens=lambda g: lenses.random_lens(g, radius=(1.0, 5.0)), views=True)
@@ -105,14 +105,14 @@ def plot(results, blurry, path):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/supervised_ifan.json"))
     options = parser.parse_args()
     torch.set_num_threads(1)
     settings = SupervisedSettings(lr=options.lr, cosine_steps=options.steps)
-    bank = sharp_bank(torch.Generator().manual_seed(0), size=SIZE + 64, count=96)
+    bank = sharp_bank(torch.Generator().manual_seed(0), size=SIZE + 32, count=96)
     pair = held_out()
     blurry = float(psnr(pair.blurry, pair.sharp).mean())
     results = []

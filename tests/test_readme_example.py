@@ -25,6 +25,7 @@ def test_the_code_on_a_page_runs(page, monkeypatch, tmp_path):
 def test_the_guides_have_code():
     assert {page.stem for page in PAGES if BLOCK.search(page.read_text())} >= {
         "train_on_misaligned_pairs",
+        "train_supervised",
         "wrap_your_model",
         "write_your_own_method",
     }

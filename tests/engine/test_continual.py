@@ -13,9 +13,10 @@ from tta_restore.data.folders import folder_frames
 from tta_restore.data.image import Image
 from tta_restore.data.image_io import write_image
 from tta_restore.engine import continual, methods
-from tta_restore.engine.continual import run_continual, run_resumable
+from tta_restore.engine.continual import run_continual
 from tta_restore.engine.continual_pictures import KeptPictures
 from tta_restore.engine.evaluate import StreamResult
+from tta_restore.engine.folder_runs import run_resumable
 from tta_restore.engine.methods import ImageMethod
 from tta_restore.engine.usage import UsageError
 from tta_restore.models import RestorerSpec, as_restorer
@@ -49,7 +50,7 @@ class Net(nn.Module):
 
 @pytest.fixture(autouse=True)
 def small_model(monkeypatch):
-    monkeypatch.setattr(continual, "load_restorer", lambda model, device: as_restorer(Net()))
+    monkeypatch.setattr(continual, "load_restorer", lambda model, **options: as_restorer(Net()))
 
 
 def test_every_method_runs_side_by_side_and_nothing_is_measured_without_an_original(domains, tmp_path, monkeypatch):
@@ -64,6 +65,8 @@ def test_every_method_runs_side_by_side_and_nothing_is_measured_without_an_origi
     options = {"methods": names, "limit": 2, "progress": False}
     result = run_continual(domains, tmp_path, say=said.append, seed=3, **options)
     assert said[0] == "left out: method 'causiam': no CLIP"
+    assert "LPIPS is left out: AlexNet's weights are not there" in said[1]
+    assert "LPIPS is left out" in (tmp_path / "report.html").read_text()
     assert result.methods == ["self-ensemble", *(n for n in names if n not in ("causiam", "self-ensemble"))]
     assert result.families == ["first", "second"]
     for name in result.methods:
@@ -99,7 +102,7 @@ def test_pictures_that_are_shown_are_crops_of_the_last_round(tmp_path):
     kept = KeptPictures(frames, tmp_path / "run")
     assert kept.chosen == [3]
     records = run_resumable(
-        frames, "m", ImageMethod(adapters.Adapter(Net())), tmp_path / "run", on_frame=lambda i, y: kept.keep("m", i, y)
+        frames, "m", ImageMethod(adapters.Adapter(Net())), tmp_path / "run", look=lambda i, y: kept.keep("m", i, y)
     )
     (sample,) = kept.samples(StreamResult(tuple(records)), before="input", after="m")
     assert sample.pictures["input"].shape == sample.sharp.shape == sample.pictures["m"].shape == (3, 20, 320)

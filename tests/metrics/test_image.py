@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from tta_restore.metrics import PUBLISHED, Protocol, psnr, ssim
+from tta_restore.metrics import PUBLISHED, Protocol, mae, psnr, ssim
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -135,3 +135,12 @@ def test_a_missing_torchmetrics_says_what_to_install(monkeypatch, pair):
     monkeypatch.setitem(sys.modules, "torchmetrics.functional.image", None)
     with pytest.raises(ImportError, match=r"pip install 'tta-restore\[metrics\]'"):
         psnr(*pair)
+
+
+def test_mean_absolute_error(pair):
+    restored, target = pair
+    torch.testing.assert_close(mae(restored, target), (restored - target).abs().mean((1, 2, 3)))
+    assert mae(restored[:1], target[:1]).shape == (1,)
+    golden = load_file(GOLDEN / "ifan" / "metrics.safetensors")
+    found = mae(golden["img1"][None], golden["img2"][None])
+    torch.testing.assert_close(found.double(), golden["mae"], rtol=0, atol=1e-6)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from tta_restore.engine.usage import UsageError
 
@@ -41,20 +43,35 @@ def build_parser() -> argparse.ArgumentParser:
     demo.add_argument("--frames", type=_positive, help="frames per lens")
     demo.set_defaults(run=_demo)
 
-    evaluate = commands.add_parser("evaluate", help="methods side by side: on simulated lenses, or on your data sets")
+    evaluate = commands.add_parser(
+        "evaluate",
+        help="methods side by side on simulated lenses; a restorer, or methods, on your data sets",
+        description="On simulated lenses (the default); with --data on data sets: the restorer alone as published "
+        "for defocus deblurring, or, with --methods, methods around it, nothing reset in between.",
+    )
     evaluate.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="one stream each (default: 1 2 3)")
     evaluate.add_argument("--frames", type=_positive, default=6, help="frames per lens (default: %(default)s)")
     evaluate.add_argument(
         "--split", choices=("test", "dev"), default="test", help="lenses and photographs (default: %(default)s)"
     )
-    evaluate.add_argument("--methods", nargs="+", metavar="NAME", help="only these rows")
-    evaluate.add_argument(
-        "--data", nargs="+", type=_named_folder, metavar="NAME=FOLDER", help="data sets in order, instead of simulation"
-    )
-    evaluate.add_argument("--model", default="generalist", help="with --data: as for restore (default: %(default)s)")
-    evaluate.add_argument("--rounds", type=_positive, default=1, help="with --data: passes (default: %(default)s)")
-    evaluate.add_argument("--limit", type=_positive, help="with --data: first pictures of each data set only")
+    evaluate.add_argument("--methods", nargs="+", metavar="NAME", help="only these rows; with --data also: all")
     evaluate.add_argument("--out", type=Path, default=Path("runs/evaluate"), help="folder (default: %(default)s)")
+    on_data = evaluate.add_argument_group("with --data")
+    on_data.add_argument(
+        "--data", nargs="+", type=_named_folder, metavar="NAME=FOLDER",
+        help="data sets in order; DPDD, RealDOF, CUHK and PixelDP are looked for in their own layouts",
+    )  # fmt: skip
+    on_data.add_argument("--model", default="generalist", help="as for restore, or a registered model such as ifan")
+    on_data.add_argument("--checkpoint", type=Path, help="weights of a registered model, official ones too")
+    on_data.add_argument(
+        "--set", nargs="+", type=_setting, default=[], metavar="KEY=VALUE", help="keywords of a registered model"
+    )
+    on_data.add_argument("--limit", type=_positive, help="first pictures of each data set only")
+    on_data.add_argument("--lpips-weights", type=Path, metavar="FILE", help="AlexNet's, as torchvision publishes them")
+    on_data.add_argument("--device", default=None, help="such as cpu or cuda (default: cuda where there is one)")
+    on_data.add_argument("--bits", type=int, choices=(8, 16), default=8, help="without --methods (default: 8)")
+    on_data.add_argument("--save-pictures", action="store_true", help="without --methods: write all results")
+    on_data.add_argument("--rounds", type=_positive, default=1, help="with --methods: passes (default: %(default)s)")
     evaluate.set_defaults(run=_evaluate)
 
     restore = commands.add_parser("restore", help="restore your own images and folders")
@@ -120,16 +137,25 @@ def _demo(options: argparse.Namespace) -> int:
 
 def _evaluate(options: argparse.Namespace) -> int:
     if options.data:
+        shared = {
+            "model": options.model,
+            "checkpoint": options.checkpoint,
+            "config": dict(options.set),
+            "limit": options.limit,
+            "lpips_weights": options.lpips_weights,
+            "device": options.device,
+        }
+        if options.methods is None:
+            from tta_restore.engine.published import run_published
+
+            run_published(
+                dict(options.data), options.out, bits=options.bits, save_pictures=options.save_pictures, **shared
+            )
+            return OK
         from tta_restore.engine.continual import run_continual
 
-        run_continual(
-            dict(options.data),
-            options.out,
-            model=options.model,
-            methods=options.methods,
-            rounds=options.rounds,
-            limit=options.limit,
-        )
+        methods = None if options.methods == ["all"] else options.methods
+        run_continual(dict(options.data), options.out, methods=methods, rounds=options.rounds, **shared)
         return OK
     from tta_restore.engine.demo import run_evaluation
 
@@ -208,6 +234,16 @@ def _named_folder(text: str) -> tuple[str, Path]:
     if not (name and found and folder):
         raise argparse.ArgumentTypeError(f"expected NAME=FOLDER, got {text}")
     return name, Path(folder)
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    name, found, value = text.partition("=")
+    if not (name and found):
+        raise argparse.ArgumentTypeError(f"expected KEY=VALUE, got {text}")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
 
 
 def _positive(text: str) -> int:

@@ -17,7 +17,15 @@ from tta_restore.data.atomic_file import atomic_file
 from tta_restore.engine.bootstrap import Interval, bootstrap_mean
 from tta_restore.engine.stream import Frame, FrameRecord, Method, run_stream
 
-Quantity = Literal["psnr", "ssim"]
+Quantity = Literal["psnr", "ssim", "mae", "lpips"]
+
+#: Quantity -> how it is written: name, unit, digits, and whether more is better.
+QUANTITIES: dict[Quantity, tuple[str, str, int, bool]] = {
+    "psnr": ("PSNR", "dB", 2, True),
+    "ssim": ("SSIM", "", 3, True),
+    "mae": ("MAE", "", 4, False),
+    "lpips": ("LPIPS", "", 3, False),
+}
 
 
 def evaluate_stream(
@@ -27,15 +35,15 @@ def evaluate_stream(
     stream: int = 0,
     progress: bool = True,
     on_frame: Callable[[FrameRecord, Tensor, Method], None] | None = None,
-    protocol: metrics.Protocol = metrics.Protocol(),  # noqa: B008 (frozen)
+    measures: metrics.Measures = metrics.Measures(),  # noqa: B008 (frozen)
 ) -> StreamResult:
     """Run every method over the frames; the arguments are those of :func:`run_stream`.
 
     Raises:
         ValueError: no frames or no methods, or an output of another shape than the sharp original.
     """
-    records = run_stream(frames, methods, stream=stream, progress=progress, on_frame=on_frame, protocol=protocol)
-    return StreamResult(tuple(records), settings={"protocol": protocol.as_dict()})
+    records = run_stream(frames, methods, stream=stream, progress=progress, on_frame=on_frame, measures=measures)
+    return StreamResult(tuple(records), settings={"measures": measures.as_dict()})
 
 
 @dataclass(frozen=True)
@@ -74,6 +82,11 @@ class StreamResult:
         """Lens families in the order in which they appeared."""
         return list(dict.fromkeys(r.family for r in self.records))
 
+    @property
+    def quantities(self) -> list[Quantity]:
+        """What was measured of every frame."""
+        return [q for q in QUANTITIES if all(getattr(r, q) is not None for r in self.records)]
+
     def of(self, method: str, family: str | None = None) -> list[FrameRecord]:
         """The records of one method, optionally of one family.
 
@@ -89,7 +102,7 @@ class StreamResult:
         return found
 
     def value(self, method: str, quantity: Quantity = "psnr", family: str | None = None) -> Interval:
-        """Mean of PSNR (dB) or SSIM over frames, with its interval over frames."""
+        """Mean of a quantity over frames, with its interval over frames."""
         return bootstrap_mean([getattr(r, quantity) for r in self.of(method, family)])
 
     def gains(
@@ -168,7 +181,7 @@ class StreamResult:
         rows = {}
         for method in self.methods:
             row: dict[str, Any] = {"cost": self.cost(method)}
-            for quantity in ("psnr", "ssim"):
+            for quantity in self.quantities:
                 row[quantity] = {
                     "all": asdict(self.value(method, quantity)),
                     **{family: asdict(self.value(method, quantity, family)) for family in self.families},

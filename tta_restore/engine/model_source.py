@@ -6,7 +6,7 @@ import importlib
 import pickle
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tta_restore.models import Restorer, as_restorer, create_model
+from tta_restore.models import Restorer, as_restorer, create_model, list_models
 
 #: Shipped weights and the models they belong to.
 SHIPPED = {"specialist": "lens_unet", "generalist": "lens_unet", "conditioned": "conditioned_lens_unet"}
@@ -22,26 +22,41 @@ SHIPPED = {"specialist": "lens_unet", "generalist": "lens_unet", "conditioned": 
 _CALLABLE = re.compile(r"(?P<module>[A-Za-z_][\w.]*):(?P<name>[A-Za-z_][\w.]*)")
 
 
-def load_restorer(source: str, *, device: str | torch.device = "cpu") -> Restorer:
+def load_restorer(
+    source: str,
+    *,
+    device: str | torch.device = "cpu",
+    checkpoint: str | Path | None = None,
+    config: Mapping[str, Any] | None = None,
+) -> Restorer:
     """The restorer that `source` names, in eval mode on `device`.
 
-    A name of shipped weights (`specialist`, `generalist`, `conditioned`); a checkpoint file of one of the
-    architectures that spandrel knows, read without running code; or `module.path:callable`, a function or class that
-    gives a module, imported from the current folder or the Python path.
+    A name of shipped weights (`specialist`, `generalist`, `conditioned`); a registered model such as `ifan`, with the
+    weights of `checkpoint` and the keywords of `config`; a checkpoint file of one of the architectures that spandrel
+    knows, read without running code; or `module.path:callable`, a function or class that gives a module, imported from
+    the current folder or the Python path.
 
     Raises:
         ValueError: there is no such thing, it cannot be read, or it does not give a restorer.
         ImportError: spandrel is needed and not installed.
     """
-    if source in SHIPPED:
-        model: Any = create_model(SHIPPED[source], checkpoint=source)
+    registered = source in list_models("restorer") and source not in SHIPPED
+    if (checkpoint is not None or config) and not registered:
+        raise ValueError(f"a checkpoint or keywords belong to a registered model, and {source!r} is none")
+    if registered:
+        if checkpoint is None:
+            raise ValueError(f"model {source!r} needs weights: name its checkpoint")
+        model: Any = create_model(source, checkpoint=checkpoint, **(config or {}))
+    elif source in SHIPPED:
+        model = create_model(SHIPPED[source], checkpoint=source)
     elif Path(source).is_file():
         model = _from_file(Path(source))
     elif found := _CALLABLE.fullmatch(source):
         model = _from_code(found["module"], found["name"])
     else:
         raise ValueError(
-            f"no model {source!r}: expected one of {', '.join(SHIPPED)}, a checkpoint file, or module.path:callable"
+            f"no model {source!r}: expected one of {', '.join(SHIPPED)}, a checkpoint file, or module.path:callable; "
+            f"with a checkpoint, one of {', '.join(list_models('restorer'))}"
         )
     try:
         restorer = as_restorer(model)

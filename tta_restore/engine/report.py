@@ -14,7 +14,7 @@ from torch import Tensor
 from tta_restore.data.atomic_file import atomic_file
 from tta_restore.engine import report_plots
 from tta_restore.engine.bootstrap import Interval
-from tta_restore.engine.evaluate import StreamResult
+from tta_restore.engine.evaluate import QUANTITIES, Quantity, StreamResult
 from tta_restore.engine.report_images import kernel_overlap, kernel_sheet, png_uri
 from tta_restore.engine.usage import UsageError
 
@@ -46,7 +46,7 @@ class Sample:
         title: what is seen.
         rule: by which rule this frame was chosen.
         pictures: method -> output, in the order of choice.
-        sharp: the original.
+        sharp: the original; None where there is none.
         psnr: method -> dB on this frame.
         before: method shown on the left.
         after: method shown on the right.
@@ -56,7 +56,7 @@ class Sample:
     title: str
     rule: str
     pictures: Mapping[str, Tensor]
-    sharp: Tensor
+    sharp: Tensor | None
     psnr: Mapping[str, float]
     before: str
     after: str
@@ -87,6 +87,9 @@ class Report:
         kernels: frames whose estimated kernels are shown.
         facts: what was run, on what, with which seed.
         limits: sentences on how the numbers must be read, added to those that follow from the numbers.
+        group: what a family is called, in the singular.
+        stream: whether the order of frames means something, so that it is worth plotting.
+        beside: a table of what was measured and what others published, its header first.
     """
 
     title: str
@@ -99,6 +102,9 @@ class Report:
     kernels: Sequence[KernelSample] = ()
     facts: Mapping[str, str] = field(default_factory=dict)
     limits: Sequence[str] = ()
+    group: str = "lens"
+    stream: bool = True
+    beside: Sequence[Sequence[str]] = ()
 
 
 def write_report(path: str | Path, report: Report) -> None:
@@ -130,8 +136,8 @@ def render_report(report: Report) -> str:
 
 
 def require_packages(*names: str) -> None:
-    """Raise UsageError with the command that installs what is missing of `jinja2`, `matplotlib`, `torchmetrics`."""
-    extras = {"jinja2": "report", "matplotlib": "report", "torchmetrics": "metrics"}
+    """Raise UsageError with the command that installs what is missing of these packages."""
+    extras = {"jinja2": "report", "matplotlib": "report", "torchmetrics": "metrics", "skimage": "demo"}
     for name in names:
         try:
             importlib.import_module(name)
@@ -158,12 +164,16 @@ def _context(report: Report) -> dict[str, Any]:
     curves = [method for method in report.curves if method != baseline]
     return {
         "title": report.title,
+        "group": report.group,
+        "groups": _plural(report.group),
+        "stream": report.stream,
+        "beside": report.beside,
         "baseline": baseline,
         "families": result.families,
         "frames": len(result.of(baseline)),
         "colors": colors,
         "contrasts": [_contrast(result, method, other) for method, other in report.contrasts],
-        "tables": [_table(result, baseline, "psnr", "PSNR", "dB", 2), _table(result, baseline, "ssim", "SSIM", "", 3)],
+        "tables": [_table(result, quantity) for quantity in result.quantities],
         "gain_rows": [_gain_row(result, method, baseline) for method in result.methods if method != baseline],
         "costs": {method: result.cost(method) for method in result.methods},
         "plots": {
@@ -184,8 +194,12 @@ def _context(report: Report) -> dict[str, Any]:
         ],
         "methods": [_method(result, method, report.notes.get(method)) for method in result.methods],
         "facts": report.facts,
-        "limits": [*_verdicts(result, baseline), *report.limits],
+        "limits": [*_verdicts(result, baseline, report.group), *report.limits],
     }
+
+
+def _plural(group: str) -> str:
+    return f"{group}es" if group.endswith("s") else f"{group}s"
 
 
 def _contrast(result: StreamResult, method: str, baseline: str) -> dict[str, Any]:
@@ -201,10 +215,12 @@ def _contrast(result: StreamResult, method: str, baseline: str) -> dict[str, Any
     }
 
 
-def _table(result: StreamResult, baseline: str, quantity: Any, name: str, unit: str, digits: int) -> dict[str, Any]:
+def _table(result: StreamResult, quantity: Quantity) -> dict[str, Any]:
+    name, unit, digits, more_is_better = QUANTITIES[quantity]
+    better = max if more_is_better else min
     columns = [*result.families, None]
     means = {method: [result.value(method, quantity, family) for family in columns] for method in result.methods}
-    best = [max(means[method][c].mean for method in means) for c in range(len(columns))]
+    best = [better(means[method][c].mean for method in means) for c in range(len(columns))]
     return {"name": name, "unit": unit, "digits": digits, "rows": means, "best": best}
 
 
@@ -220,10 +236,12 @@ def _gain_row(result: StreamResult, method: str, baseline: str) -> dict[str, Any
 
 def _sample(sample: Sample) -> dict[str, Any]:
     pictures: list[dict[str, Any]] = [
-        {"name": name, "uri": png_uri(picture), "psnr": sample.psnr[name]} for name, picture in sample.pictures.items()
+        {"name": name, "uri": png_uri(picture), "psnr": sample.psnr.get(name)}
+        for name, picture in sample.pictures.items()
     ]
-    pictures.append({"name": "sharp original", "uri": png_uri(sample.sharp), "psnr": None})
-    height, width = sample.sharp.shape[-2:]
+    if sample.sharp is not None:
+        pictures.append({"name": "sharp original", "uri": png_uri(sample.sharp), "psnr": None})
+    height, width = sample.pictures[sample.before].shape[-2:]
     return {"sample": sample, "pictures": pictures, "width": width, "height": height}
 
 
@@ -243,7 +261,7 @@ def _method(result: StreamResult, method: str, note: MethodNote | None) -> dict[
     return {"name": method, "note": note or MethodNote(""), "counts": counts, "cost": result.cost(method)}
 
 
-def _verdicts(result: StreamResult, baseline: str) -> list[str]:
+def _verdicts(result: StreamResult, baseline: str, group: str) -> list[str]:
     """What the numbers say about each method, in words that follow from the intervals alone."""
     idle, harmful, few_lenses = [], [], []
     for method in result.methods:
@@ -265,14 +283,14 @@ def _verdicts(result: StreamResult, baseline: str) -> list[str]:
         sentences.append(f"Below {baseline} on this stream: {', '.join(harmful)}.")
     if few_lenses:
         sentences.append(
-            f"Ahead of {baseline} over frames, but the interval over whole lenses does not exclude zero: "
+            f"Ahead of {baseline} over frames, but the interval over whole {_plural(group)} does not exclude zero: "
             f"{', '.join(few_lenses)}."
         )
     blocks = len({(r.stream, r.family) for r in result.of(baseline)})
     sentences.append(
         f"Intervals over frames treat {len(result.of(baseline))} frames as independent and are too narrow, since "
-        f"frames share lens, photographs and the state of the adapter; intervals over lenses draw {blocks} whole "
-        "lenses (stream x family)."
+        f"frames share {group}, photographs and the state of an adapter; intervals over {_plural(group)} draw {blocks} "
+        f"whole {_plural(group)} (stream x family)."
     )
     return sentences
 

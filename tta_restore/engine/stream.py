@@ -16,7 +16,8 @@ from tqdm import tqdm
 
 from tta_restore import metrics
 
-Method = Callable[[Tensor], Tensor]
+Method = Callable[..., Tensor]
+"""From a frame (1, C, H, W), and its views where it has any, to the restored one."""
 
 
 class Frame(Protocol):
@@ -53,6 +54,8 @@ class FrameRecord:
         wall_seconds: time the call took.
         cpu_seconds: time it took on all cores together.
         report: what the method said about its step (loss, updated, skipped_because, ...), scalars only.
+        mae: mean absolute error of the output.
+        lpips: perceptual distance; None where it was not measured.
     """
 
     method: str
@@ -66,6 +69,8 @@ class FrameRecord:
     wall_seconds: float
     cpu_seconds: float
     report: dict[str, Any] = field(default_factory=dict)
+    mae: float | None = None
+    lpips: float | None = None
 
 
 def run_stream(
@@ -75,7 +80,7 @@ def run_stream(
     stream: int = 0,
     progress: bool = True,
     on_frame: Callable[[FrameRecord, Tensor, Method], None] | None = None,
-    protocol: metrics.Protocol = metrics.Protocol(),  # noqa: B008 (frozen)
+    measures: metrics.Measures = metrics.Measures(),  # noqa: B008 (frozen)
 ) -> list[FrameRecord]:
     """Show the frames to each method in turn, from its construction on, and measure what comes out.
 
@@ -85,7 +90,7 @@ def run_stream(
         stream: number written into the records, such as the seed that made the frames.
         progress: show a bar on stderr where it is a terminal.
         on_frame: called after each frame with the record, the output (1, C, H, W) and the method.
-        protocol: how the outputs are measured.
+        measures: how the outputs are measured.
 
     Raises:
         ValueError: no frames or no methods, or an output of another shape than the sharp original.
@@ -99,7 +104,7 @@ def run_stream(
             bar.set_description(name)
             method = factory()
             for index, frame in enumerate(frames):
-                record, output = measure(name, method, frame, stream, index, protocol)
+                record, output = measure(name, method, frame, stream, index, measures)
                 records.append(record)
                 if on_frame is not None:
                     on_frame(record, output, method)
@@ -113,14 +118,14 @@ def measure(
     frame: Frame,
     stream: int,
     index: int,
-    protocol: metrics.Protocol,
+    measures: metrics.Measures,
     *,
     device: torch.device | str = "cpu",
 ) -> tuple[FrameRecord, Tensor]:
-    """Show one frame to a method; the record, and the output (1, C, H, W)."""
-    blurry, sharp = frame.blurry[None].to(device), frame.sharp[None]
+    """Show one frame, and its ``views`` if it has any, to a method; the record, and the output (1, C, H, W)."""
+    inputs, sharp = inputs_of(frame, device), frame.sharp[None]
     wall, cpu = time.perf_counter(), time.process_time()
-    output = method(blurry)
+    output = method(*inputs)
     cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
     output = output.detach()
     if output.shape != sharp.shape:
@@ -135,13 +140,17 @@ def measure(
         family=frame.family,
         photo=frame.photo,
         position=frame.position,
-        psnr=float(metrics.psnr(output, sharp, protocol=protocol)),
-        ssim=float(metrics.ssim(output, sharp, protocol=protocol)),
         wall_seconds=wall,
         cpu_seconds=cpu,
         report=scalars(getattr(method, "report", None)),
+        **measures(output, sharp),
     )
     return record, output
+
+
+def inputs_of(frame: Frame, device: torch.device | str) -> list[Tensor]:
+    """The blurry picture, then the views of a frame that has ``views``: (1, C, H, W) each."""
+    return [picture[None].to(device) for picture in (frame.blurry, *getattr(frame, "views", ()))]
 
 
 def scalars(report: Any) -> dict[str, Any]:

@@ -6,21 +6,23 @@ from collections.abc import Sequence
 from math import isnan
 
 from tta_restore.engine.bootstrap import Interval
-from tta_restore.engine.evaluate import StreamResult
+from tta_restore.engine.evaluate import QUANTITIES, StreamResult
 
 
 def text_table(result: StreamResult, baseline: str) -> str:
-    """PSNR and SSIM per family, gains over the baseline, share of frames above it, and cost per frame.
+    """What was measured per family, gains over the baseline, share of frames above it, and cost per frame.
 
     `±` is half the 95 % bootstrap interval of the mean over frames; brackets give the interval of the overall gain
     over whole lenses (blocks of stream x family).
     """
     families = result.families
     parts = []
-    for quantity, title, digits in (("psnr", "PSNR (dB)", 2), ("ssim", "SSIM", 3)):
+    for quantity in result.quantities:
+        name, unit, digits, _ = QUANTITIES[quantity]
+        title = f"{name} ({unit})" if unit else name
         columns = [*families, None]
         rows = [[m, *(_plain(result.value(m, quantity, f), digits) for f in columns)] for m in result.methods]
-        parts.append(_lay_out(f"{title}, mean over frames", ["", *families, "all"], rows))
+        parts.append(lay_out(f"{title}, mean over frames", ["", *families, "all"], rows))
     rows = []
     for method in result.methods:
         if method == baseline:
@@ -29,13 +31,13 @@ def text_table(result: StreamResult, baseline: str) -> str:
         blocks = result.gain(method, baseline, over="blocks")
         rows.append([method, *gains, _brackets(blocks), f"{result.share_above(method, baseline):.0%}"])
     header = ["", *families, "all", "over lenses", "frames >"]
-    parts.append(_lay_out(f"PSNR gain over {baseline} (dB)", header, rows))
+    parts.append(lay_out(f"PSNR gain over {baseline} (dB)", header, rows))
     costs = {method: result.cost(method) for method in result.methods}
     rows = [
         [m, f"{c['cpu_seconds']:.3f}", f"{c['wall_seconds']:.3f}", f"{c['longest_wall_seconds']:.3f}"]
         for m, c in costs.items()
     ]
-    parts.append(_lay_out("Seconds per frame", ["", "processor", "clock", "longest"], rows))
+    parts.append(lay_out("Seconds per frame", ["", "processor", "clock", "longest"], rows))
     count = len(result.of(baseline))
     note = (
         f"{count} frames, {len(families)} lens families. Intervals are 95 % bootstrap intervals of the mean:\n"
@@ -44,7 +46,8 @@ def text_table(result: StreamResult, baseline: str) -> str:
     return "\n\n".join([*parts, note])
 
 
-def _lay_out(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def lay_out(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table as text: the first column to the left, the others to the right."""
     table = [header, *rows]
     widths = [max(len(row[column]) for row in table) for column in range(len(header))]
     lines = []

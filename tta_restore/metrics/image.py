@@ -1,4 +1,4 @@
-"""PSNR and SSIM, one value per image, measured by torchmetrics or, where a paper used it, scikit-image."""
+"""PSNR, SSIM and MAE, one value per image, measured by torchmetrics or, where a paper used it, scikit-image."""
 
 from __future__ import annotations
 
@@ -25,6 +25,20 @@ def psnr(restored: Tensor, target: Tensor, *, protocol: Protocol = _DEFAULT) -> 
     measure = _torchmetrics("psnr").peak_signal_noise_ratio
     a, b = protocol.prepare(restored), protocol.prepare(target)
     return measure(a, b, data_range=1.0, dim=(1, 2, 3), reduction="none")
+
+
+def mae(restored: Tensor, target: Tensor, *, protocol: Protocol = _DEFAULT) -> Tensor:
+    """Mean absolute error of each image over its pixels and channels.
+
+    Shape: restored, target (B, C, H, W), RGB in [0, 1] -> (B,).
+
+    Raises:
+        ValueError: the shapes differ or are not (B, C, H, W).
+        ImportError: torchmetrics is not installed.
+    """
+    _check("mae", restored, target)
+    a, b = (protocol.prepare(image).flatten(1).T for image in (restored, target))
+    return _torchmetrics("mae").mean_absolute_error(a, b, num_outputs=a.shape[1]).reshape(-1)
 
 
 def ssim(restored: Tensor, target: Tensor, *, protocol: Protocol = _DEFAULT) -> Tensor:
@@ -73,10 +87,11 @@ def _uniform_ssim(a: Tensor, b: Tensor) -> Tensor:
 
 def _torchmetrics(name: str) -> Any:
     try:
-        import torchmetrics.functional.image as functional
+        import torchmetrics.functional as functional
+        import torchmetrics.functional.image as images
     except ImportError:
         raise ImportError(f"{name}: needs torchmetrics: pip install 'tta-restore[metrics]'") from None
-    return functional
+    return functional if name == "mae" else images
 
 
 def _check(name: str, restored: Tensor, target: Tensor) -> None:

@@ -1,0 +1,53 @@
+"""LPIPS by torchmetrics with weights from a file, against its definition written out."""
+
+import pytest
+import torch
+
+torchvision = pytest.importorskip("torchvision")
+
+from tta_restore.metrics import Lpips, LpipsUnavailable  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "alexnet.pth"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        alexnet = torchvision.models.alexnet(weights=None)
+    torch.save(alexnet.state_dict(), path)
+    return path, alexnet.eval()
+
+
+def test_the_definition(weights):
+    path, alexnet = weights
+    before = torch.get_rng_state()
+    lpips = Lpips(path)
+    assert torch.equal(torch.get_rng_state(), before)
+    generator = torch.Generator().manual_seed(1)
+    a, b = (torch.rand(2, 3, 64, 72, generator=generator) for _ in range(2))
+    shift, scale = (torch.tensor(v).view(1, 3, 1, 1) for v in ((-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)))
+    x, y = ((2 * image - 1 - shift) / scale for image in (a, b))
+    expected, heads = torch.zeros(2), iter(lpips.network.lins)
+    with torch.no_grad():
+        for layer in alexnet.features:
+            x, y = layer(x.clone()), layer(y.clone())
+            if isinstance(layer, torch.nn.ReLU):
+                difference = x / x.norm(dim=1, keepdim=True) - y / y.norm(dim=1, keepdim=True)
+                weight = next(heads).model[-1].weight  # the learnt one per channel
+                expected += (difference.square() * weight[:, :, 0, 0].view(1, -1, 1, 1)).sum(1).mean((1, 2))
+    assert next(heads, None) is None
+    torch.testing.assert_close(lpips(a, b), expected, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(lpips(a, a), torch.zeros(2))
+    assert not lpips.train().training
+
+
+def test_what_is_missing_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    with pytest.raises(LpipsUnavailable, match=r"checkpoints/alexnet-owt-7be5be79.pth\); give torchvision's file"):
+        Lpips()
+    torch.save({"weight": torch.zeros(1)}, tmp_path / "other.pth")
+    with pytest.raises(LpipsUnavailable, match="other.pth holds no weights of AlexNet"):
+        Lpips(tmp_path / "other.pth")
+    (tmp_path / "bad.pth").write_bytes(b"nothing")
+    with pytest.raises(LpipsUnavailable, match="bad.pth holds no weights of AlexNet"):
+        Lpips(tmp_path / "bad.pth")
