@@ -19,6 +19,7 @@ from tta_restore.adapters import (
     CauSiam,
     CoTTA,
     Guards,
+    MetaTransfer,
     ReblurConsistency,
     ReblurPairs,
     SelfEnsemble,
@@ -110,6 +111,27 @@ def make_reblur_consistency(model: Any, **options: Any) -> ReblurConsistency:
     return ReblurConsistency(model, lens_estimator(), **{"steps": 2, "lr": 1e-3, "anchor": 0.0} | options)
 
 
+class Smear(nn.Module):
+    """A reblurrer of three frames."""
+
+    num_frames = 3
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(9, 3, 3, padding=1)
+
+    def forward(self, clip: Tensor) -> Tensor:
+        return clip[:, 1] + 0.2 * torch.tanh(self.conv(clip.flatten(1, 2)))
+
+
+def make_meta_transfer(model: Any, **options: Any) -> MetaTransfer:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(4)
+        networks = Smear(), create_model("patch_critic", base_channels=2)
+    small: dict[str, Any] = {"num_patches": 1, "patch_size": 16, "lr": 1e-2, "reblur_lr": 1e-2, "least_gain": 0.0}
+    return MetaTransfer(model, *networks, **small | options)
+
+
 def look(restored: Tensor) -> Tensor:
     """Two tokens per picture: the colours of its halves."""
     return F.adaptive_avg_pool2d(restored, (1, 2)).flatten(2).transpose(1, 2)
@@ -132,6 +154,7 @@ def configured(method: type[Adapter], **settings: Any) -> Callable[..., Adapter]
 SOME = ("tuple", "batch_norm", "tokens", "super_resolution", "bfloat16", "compiled").__contains__
 INJECTED = ("tuple", "tokens", "bfloat16", "old_weight_norm", "one_at_a_time", "caching", "nafnet").__contains__
 FEW = ("dataclass", "batch_norm").__contains__
+STAGES_AND_RANGES = ("list", "batch_norm", "multiple_of_8", "bytes").__contains__
 SHIFTED = [(lambda x, k=k: torch.roll(x, k, -1), lambda x: x) for k in range(3)]  # not undone, as published
 
 RECIPES = {
@@ -141,6 +164,9 @@ RECIPES = {
     "causiam": Recipe(make_causiam, suits=lambda network: network != "compiled", quick=INJECTED),
     "pairs": Recipe(make_pairs),
     "reblur_consistency": Recipe(make_reblur_consistency, suits=lambda network: network != "super_resolution"),
+    "meta_transfer": Recipe(
+        make_meta_transfer, suits=lambda network: network != "super_resolution", quick=STAGES_AND_RANGES
+    ),
     "reblur_pairs": Recipe(make_reblur_pairs, suits=lambda network: network != "super_resolution"),
     "tent": Recipe(configured(Tent, lr=3e-2), quick=SOME),
     "tent_literal": Recipe(configured(Tent, form="literal", lr=3e-2), quick=FEW),

@@ -6,6 +6,7 @@ from tta_restore.adapters.cotta import CoTTA
 from tta_restore.adapters.eata import EATA
 from tta_restore.adapters.frame import Frame
 from tta_restore.adapters.guards import Guards
+from tta_restore.adapters.meta_transfer import MetaTransfer
 from tta_restore.adapters.reblur_consistency import ReblurConsistency
 from tta_restore.adapters.reblur_pairs import ReblurPairs
 from tta_restore.adapters.recommended import recommended
@@ -32,6 +33,7 @@ __all__ = [
     "CoTTA",
     "Frame",
     "Guards",
+    "MetaTransfer",
     "Plan",
     "ReblurConsistency",
     "ReblurPairs",

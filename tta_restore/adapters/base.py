@@ -46,7 +46,7 @@ class Adapter(Method):
     ``begin_frame(frame)``      look at the frame; may set ``frame.steps``, call ``self.restart``, change ``self.extra``
     ``objective(frame)``        the loss of one step, gradients on; None to learn nothing
     ``accept(frame, loss)``     None, or why this step is not to be taken
-    ``make_optimiser(tensors)`` a ``torch.optim`` optimiser of the student's tensors
+    ``make_optimiser(tensors)`` a ``torch.optim`` optimiser of the student's tensors, or None for an own ``optimise``
     ``learning_rate(update)``   rate of the update with that number, or None to leave the optimiser's
     ``optimise(frame, loss)``   one optimiser step, by default ``step(frame, gradients(loss))``; for two-phase methods
     ``after_step(frame)``       averaging and restoring: ``self.average_teacher``, ``self.restore_student``

@@ -18,6 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tta_restore import _checks, losses
 from tta_restore.adapters.critic import Critic
 from tta_restore.adapters.parameter_sets import ParameterSet, overall_norm
+from tta_restore.data.clips import window
 from tta_restore.models import Restoration, Restorer, structure
 
 Order = Literal["repaired", "published", "published_torch1"]
@@ -181,6 +182,8 @@ class InnerLoop:
         sets = {"reblur": self.reblur_weights, "restorer": self.restorer_weights}
         taught = {"deblur": ["restorer"], "reblur": ["reblur"] + ["restorer"] * (order != "repaired")}[step.stage]
         tensors = [tensor for name in taught for tensor in sets[name].values()]
+        if not tensors:
+            return None  # a reblurrer without weights
         with self._twice_differentiable():
             found = torch.autograd.grad(loss, tensors, create_graph=self.create_graph, allow_unused=True)
         reached = [gradient.detach() for gradient in found if gradient is not None]
@@ -294,7 +297,7 @@ def pictures(
     if spec is not None and spec.scale != 1:
         raise ValueError(f"MetaTransfer: expected a model of scale 1, got scale {spec.scale}")
     if spec is not None and spec.frames != 1:
-        times = range(len(clip)) if spec.frames is None else _around(middle, spec.frames, len(clip))
+        times = range(len(clip)) if spec.frames is None else window(middle, len(clip), spec.frames)
         frames = [picture[0] if t == middle else clip[t] for t in times]
         place = list(times).index(middle)
         restoration = restore(torch.stack(frames)[None])
@@ -317,8 +320,3 @@ def pictures(
 
 def _frame(image: Tensor, place: int) -> Tensor:
     return image[:, place] if image.ndim == 5 else image
-
-
-def _around(time: int, count: int, length: int) -> list[int]:
-    start = time - count // 2
-    return [min(max(t, 0), length - 1) for t in range(start, start + count)]

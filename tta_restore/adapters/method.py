@@ -112,9 +112,10 @@ class Method(Roles):
     def _take_steps(self, frame: Frame) -> StepReport:
         started = time.perf_counter()
         state = self.state
-        number, taken, losses, skipped = state.frames, 0, [], None
+        number, taken, losses = state.frames, 0, []
         self.begin_frame(frame)
-        for _ in range(frame.steps):
+        skipped = frame.skip
+        for _ in range(0 if frame.skip else frame.steps):
             with torch.enable_grad():
                 loss = self.objective(frame)
             if loss is None:
@@ -144,6 +145,7 @@ class Method(Roles):
             learning_rate=frame.learning_rate,
             seconds=time.perf_counter() - started,
             extra=dict(frame.extra),
+            remarks=tuple(frame.remarks),
         )
 
     def _watch(self, before: list[Tensor] | None, student: list[Tensor]) -> None:

@@ -20,6 +20,7 @@ class StepReport:
         learning_rate: of the last step.
         seconds: wall time.
         extra: numbers that the method adds.
+        remarks: what the method has to say about the frame, in words.
     """
 
     frame: int
@@ -32,6 +33,7 @@ class StepReport:
     learning_rate: float | None = None
     seconds: float = 0.0
     extra: dict[str, float] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

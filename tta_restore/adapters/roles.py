@@ -154,8 +154,8 @@ class Roles(nn.Module):
         """What the method remembers at the start: tensors, numbers, text, None in dicts, lists and tuples."""
         return {}
 
-    def make_optimiser(self, parameters: list[Tensor]) -> torch.optim.Optimizer:
-        """Optimiser of the student's tensors."""
+    def make_optimiser(self, parameters: list[Tensor]) -> torch.optim.Optimizer | None:
+        """Optimiser of the student's tensors; None for a method whose ``optimise`` does without."""
         return torch.optim.Adam(parameters, lr=1e-4)
 
     def _tensors(self, role: str) -> ParameterSet | None:

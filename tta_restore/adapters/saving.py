@@ -155,5 +155,7 @@ def _moments(adapter: Adapter) -> int:
     trial = torch.zeros(2, requires_grad=True)
     trial.grad = torch.ones(2)
     optimiser = adapter.make_optimiser([trial])
+    if optimiser is None:
+        return 0
     optimiser.step()
     return sum(isinstance(value, Tensor) and value.shape == trial.shape for value in optimiser.state[trial].values())

@@ -15,7 +15,7 @@ from tta_restore.adapters.parameter_sets import ParameterSet
 Tree = Any
 """Tensors, numbers, strings and None in dicts with string keys, lists and tuples."""
 
-OptimiserFactory = Callable[[list[Tensor]], torch.optim.Optimizer]
+OptimiserFactory = Callable[[list[Tensor]], torch.optim.Optimizer | None]
 
 
 @dataclass
@@ -76,7 +76,8 @@ class State:
         }
         saved = values["optimiser"]
         if saved is not None:
-            values["optimiser"] = _optimiser_from(saved, make_optimiser(list(values["sets"]["student"].values())))
+            optimiser = make_optimiser(list(values["sets"]["student"].values()))
+            values["optimiser"] = None if optimiser is None else _optimiser_from(saved, optimiser)
         return cls(**values)
 
     def view(self) -> State:

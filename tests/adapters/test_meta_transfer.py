@@ -1,0 +1,267 @@
+"""MetaTransfer on clips: it is the inner loop on mined patches; short, flat, still and odd clips; models of clips."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from adapters.recipes import Smear
+from adapters.test_inner_loop import OneConvolution, TinyCritic, loop_over
+from torch import nn
+
+from tta_restore import models
+from tta_restore.adapters import MetaTransfer, create_adapter
+from tta_restore.adapters.critic import Critic
+from tta_restore.adapters.inner_loop import Item
+from tta_restore.data.sharp_patches import mine_patches
+from tta_restore.models import RestorerSpec
+
+SPEC = RestorerSpec()
+
+
+def clip(length=7, height=24, width=31, *, seed=0):
+    """A still noise picture, blurred except at one moment."""
+    sharp = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(seed))
+    soft = F.avg_pool2d(sharp, 3, 1, 1, count_include_pad=False)
+    frames = [sharp if t == length // 2 else 0.5 * (soft + soft.roll(t, -1)) for t in range(length)]
+    return torch.cat(frames)
+
+
+def networks():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return OneConvolution().eval(), Smear().eval(), TinyCritic().eval()
+
+
+def make(*modules, **options):
+    modules = modules or networks()
+    settings = {"num_patches": 3, "patch_size": 16, "lr": 2e-3, "reblur_lr": 1e-3, "critic_lr": 1e-4, "spec": SPEC}
+    return MetaTransfer(*modules, **settings | options)
+
+
+@pytest.mark.parametrize("order", ["repaired", "published", "published_torch1"])
+@pytest.mark.parametrize("real", ["neighbour", "blurriest"])
+def test_a_clip_is_the_inner_loop_on_its_patches(order, real):
+    restorer, reblur, discriminator = networks()
+    adapter = make(restorer, reblur, discriminator, order=order, real=real, passes=2, seed=3)
+    x = clip()
+    generator = adapter.state.generator()
+    mined = mine_patches(x, 3, 16, generator=generator, num_frames=3)
+    items = [Item(patch.clip, patch.blurred) for patch in mined]
+    loop = loop_over(restorer, reblur, Critic(discriminator, lr=1e-4), adapter.settings)
+    loop.run(items, generator)
+    out = adapter(x)
+    assert adapter.report.steps == 12
+    assert adapter.report.extra["patches"] == 3
+    assert adapter.report.extra["gain"] > 1
+    for name, weight in loop.restorer_weights.items():
+        torch.testing.assert_close(adapter.student[name], weight, atol=1e-7, rtol=0)
+        assert not torch.equal(weight, dict(restorer.named_parameters())[name])
+    with torch.no_grad():
+        expected = torch.cat([torch.func.functional_call(restorer, adapter.student, (frame,)) for frame in x.split(1)])
+    torch.testing.assert_close(out, expected)
+    assert adapter.report.remarks == ()
+
+
+def test_every_clip_starts_afresh_and_leaves_the_networks_alone():
+    modules = networks()
+    before = [{name: value.clone() for name, value in module.state_dict().items()} for module in modules]
+    flags = [[p.requires_grad for p in module.parameters()] for module in modules]
+    adapter = make(*modules, num_patches=1, patch_size=64, real="blurriest")  # nothing is drawn at random
+    adapter(clip(seed=1))
+    out = adapter(clip(seed=2))
+    assert torch.equal(out, make(num_patches=1, patch_size=64, real="blurriest")(clip(seed=2)))
+    for module, state in zip(modules, before, strict=True):
+        assert all(torch.equal(value, state[name]) for name, value in module.state_dict().items())
+    assert [[p.requires_grad for p in module.parameters()] for module in modules] == flags
+    assert all(p.grad is None for module in modules for p in module.parameters())
+
+
+@pytest.mark.parametrize("length", [1, 2])
+def test_short_clips_are_adapted_on_and_said_to_be_short(length):
+    adapter = make(least_gain=0.0)
+    x = clip(9)[3 : 3 + length]
+    assert adapter(x).shape == x.shape
+    assert adapter.report.updated
+    assert any(("one frame" if length == 1 else "2 frames, fewer than 3") in r for r in adapter.report.remarks)
+
+
+@pytest.mark.parametrize("kind", ["flat", "still"])
+def test_clips_without_a_sharp_moment_are_given_as_the_source_does(kind):
+    restorer, *others = networks()
+    x = clip()[:1].expand(6, -1, -1, -1).clone() if kind == "still" else torch.full((6, 3, 24, 24), 0.5)
+    adapter = make(restorer, *others)
+    out = adapter(x)
+    assert not adapter.report.updated
+    assert adapter.report.skipped_because == "no place of the clip is sharp at one moment and blurred at another"
+    assert "3 of 3 places left out" in adapter.report.remarks[-1]
+    with torch.no_grad():
+        torch.testing.assert_close(out, restorer(x))
+
+
+def test_places_without_detail_are_left_out():
+    x = clip(7, 16, 64)
+    x[..., 32:] = 0.25
+    adapter = make(places="tile", num_patches=4)
+    adapter(x)
+    assert adapter.report.extra["patches"] == 2
+    assert adapter.report.steps == 4
+    assert adapter.report.remarks[-1].startswith("2 of 4 places left out: flat, or no moment is sharper by 0.5 dB")
+
+
+def test_small_frames_give_small_patches():
+    adapter = make(patch_size=256)
+    x = clip(5, 19, 23)
+    assert adapter(x).shape == x.shape
+    assert adapter.report.remarks == ("patches of 19 x 23: the frames are smaller than 256",)
+
+
+class OfThree(nn.Module):
+    """Restores the middle one of three frames, and says how sharp its neighbours are."""
+
+    spec = RestorerSpec(frames=3)
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(9, 3, 3, padding=1)
+
+    def forward(self, x):
+        return {"image": x[:, 1] + 0.1 * self.conv(x.flatten(1, 2)), "brightness": x.mean((2, 3, 4))}
+
+
+class OfAll(nn.Module):
+    spec = RestorerSpec(frames=None)
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv3d(3, 3, 3, padding=1)
+
+    def forward(self, x):
+        return x + 0.1 * self.conv(x.transpose(1, 2)).transpose(1, 2)
+
+
+def test_models_of_some_frames_are_given_the_frames_around_each():
+    torch.manual_seed(0)
+    restorer = OfThree().eval()
+    _, reblur, critic = networks()
+    adapter = make(restorer, reblur, critic, spec=None)
+    x = clip()
+    plain = adapter.predict(x)
+    with torch.no_grad():
+        expected = restorer(torch.stack([x[[0, 0, 1]], x[[0, 1, 2]]]))
+    torch.testing.assert_close(plain["image"][:2], expected["image"])
+    torch.testing.assert_close(plain["brightness"][:2], expected["brightness"])
+    out = adapter(x)
+    assert adapter.report.updated
+    assert out["image"].shape == x.shape
+    assert not torch.equal(out["image"], plain["image"])
+
+
+def test_models_of_whole_clips_are_given_the_whole():
+    torch.manual_seed(0)
+    restorer = OfAll().eval()
+    adapter = make(restorer, *networks()[1:], spec=None)
+    x = clip()
+    with torch.no_grad():
+        torch.testing.assert_close(adapter.predict(x), restorer(x[None]))
+    assert adapter(x).shape == (1, *x.shape)
+    assert adapter.report.updated
+
+
+class Stages(OneConvolution):
+    def forward(self, x):
+        y = super().forward(x)
+        return [F.avg_pool2d(y, 2), y + 0.1, y]
+
+
+def test_all_outputs_of_a_model_are_learnt_from():
+    seen = {}
+    for outputs in ("main", "all"):
+        sizes = []
+
+        def distance(image, target, sizes=sizes):
+            sizes.append(tuple(image.shape[-2:]))
+            return F.l1_loss(image, target)
+
+        adapter = make(Stages(), *networks()[1:], outputs=outputs, distance=distance, num_patches=1)
+        adapter(clip())
+        seen[outputs] = sizes
+    assert seen["main"] == [(16, 16)] * 2
+    assert seen["all"] == [(16, 16), (8, 8), (16, 16)] * 2
+
+
+def test_it_learns_to_undo_the_reblurring():
+    class Box(nn.Module):
+        num_frames = 3
+
+        def forward(self, x):
+            return F.avg_pool2d(x[:, 1], 3, 1, 1, count_include_pad=False)
+
+    restorer, *_ = networks()
+    nn.init.zeros_(restorer.conv.weight)
+    nn.init.zeros_(restorer.conv.bias)
+    adapter = make(restorer, Box(), num_patches=4, passes=20, lr=5e-3, distance=F.mse_loss)
+    blocks = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    sharp = F.interpolate(blocks, scale_factor=4, mode="bilinear")
+    blurred = F.avg_pool2d(sharp, 3, 1, 1, count_include_pad=False)
+    adapter.adapt(torch.cat([blurred, blurred, sharp, blurred, blurred]))
+    before, after = F.mse_loss(blurred, sharp), F.mse_loss(adapter.predict(blurred), sharp)
+    assert after < 0.8 * before
+
+
+def test_the_networks_of_the_paper_run_together():
+    reblur = models.create_model("video_reblur", num_layers=1, base_channels=2)
+    critic = models.create_model("patch_critic", base_channels=2)
+    adapter = create_adapter(
+        "meta_transfer",
+        networks()[0],
+        reblur,
+        critic,
+        num_patches=2,
+        patch_size=32,
+        adversarial="least_squares",
+        spec=SPEC,
+    )
+    assert adapter.num_frames == 5
+    assert adapter(clip(6, 40, 45)).isfinite().all()
+    assert adapter.report.updated
+    assert {"adversarial_loss", "cycle_loss", "deblur_loss"} <= adapter.report.extra.keys()
+    assert "2 steps of the reblurrer" in str(adapter.plan())
+
+
+def test_a_gradient_that_is_no_number_is_refused():
+    class Broken(Smear):
+        def forward(self, x):
+            return super().forward(x) * torch.tensor(float("nan"))
+
+    restorer, _, critic = networks()
+    adapter = make(restorer, Broken(), critic)
+    x = clip()
+    out = adapter(x)
+    assert not adapter.report.updated
+    assert "nan" in adapter.report.skipped_because
+    with torch.no_grad():
+        torch.testing.assert_close(out, restorer(x))
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"num_patches": 0}, "num_patches to be an integer >= 1"),
+        ({"places": "grid"}, "places to be one of 'random', 'tile'"),
+        ({"least_gain": -1.0}, "least_gain >= 0, got -1.0"),
+        ({"critic_clip": 0.0}, "critic_clip > 0, got 1e-06 and 0.0"),
+        ({"outputs": "first"}, "outputs to be one of 'main', 'all'"),
+        ({"num_frames": 4}, "num_frames to be an odd integer"),
+        ({"steps": 3}, "its steps follow from num_patches and passes"),
+        ({"adversarial": "hinge"}, "adversarial to be one of"),
+    ],
+)
+def test_settings_out_of_range_are_named(bad, message):
+    with pytest.raises(ValueError, match=message):
+        MetaTransfer(*networks(), **bad)
+
+
+def test_clips_that_do_not_fit_are_named():
+    with pytest.raises(ValueError, match=r"expected clip of shape \(T, 3, H, W\) = \(any, 3, any, any\), got \(2, 1,"):
+        make(spec=RestorerSpec())(torch.rand(2, 1, 16, 16))
+    with pytest.raises(ValueError, match="scale 1, got scale 2"):
+        make(spec=RestorerSpec(scale=2))(clip())
