@@ -52,6 +52,32 @@ def test_a_gradient_that_is_not_finite_is_not_followed():
     assert adapter.state.updates == 0
 
 
+def test_a_fused_optimiser_gets_gradients_in_the_order_of_the_weights():
+    class Strided(Scripted):
+        fused = False
+
+        def make_optimiser(self, parameters):
+            return torch.optim.Adam(parameters, lr=self.lr, fused=self.fused)
+
+        def gradients(self, loss):  # as some backends of convolutions give them
+            return [
+                g.contiguous(memory_format=torch.channels_last if g.ndim == 4 else torch.contiguous_format)
+                for g in super().gradients(loss)
+            ]
+
+    class Fused(Strided):
+        fused = True
+
+    net, x = nn.Conv2d(3, 3, 3, padding=1), frames("plain", 1)[0]
+    one, other = (kind(net, [1.0] * 3) for kind in (Strided, Fused))
+    for adapter in (one, other):
+        for _ in range(3):
+            adapter.adapt(x)
+    for name, tensor in one.student.items():
+        torch.testing.assert_close(other.student[name], tensor, atol=1e-7, rtol=0)
+    assert one.report.drift > 1e-3
+
+
 def test_a_spike_is_skipped_and_a_level_that_lasts_is_not():
     adapter, x = Scripted(Residual(), [1.0] * 8 + [50.0] + [1.0] + [50.0] * 40), frames("plain", 1)[0]
     assert all(adapter.adapt(x).updated for _ in range(8))

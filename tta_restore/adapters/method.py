@@ -79,7 +79,9 @@ class Method(Roles):
         frame.learning_rate = float(optimiser.param_groups[0]["lr"])
         before = None if self._moved else [tensor.detach().clone() for tensor in student]
         for tensor, gradient in zip(student, gradients, strict=True):
-            tensor.grad = gradient
+            # torch's fused optimisers read a gradient in the tensor's order, whatever its strides say
+            laid_out = gradient is None or gradient.stride() == tensor.stride()
+            tensor.grad = gradient if laid_out else torch.empty_like(tensor).copy_(gradient)
         optimiser.step()
         for tensor in student:
             tensor.grad = None
