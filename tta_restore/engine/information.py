@@ -10,7 +10,7 @@ import tta_restore
 from tta_restore.engine.methods import METHODS
 from tta_restore.engine.model_source import SHIPPED, load_restorer
 from tta_restore.engine.usage import UsageError
-from tta_restore.models import ProbeReport, Restorer, count_macs, list_models, probe
+from tta_restore.models import ProbeReport, Restorer, as_restorer, count_macs, list_models, probe
 from tta_restore.models.checkpoint import WEIGHTS
 
 _OPTIONAL = {
@@ -62,7 +62,7 @@ def _cost(restorer: Restorer, report: ProbeReport) -> str:
     clip = () if report.spec.frames == 1 else (report.spec.frames or 5,)
     frame = torch.empty(1, *clip, report.spec.in_channels or 3, height, width, device="meta")
     try:
-        counted = str(count_macs(restorer.module, frame))
+        counted = str(count_macs(as_restorer(restorer.module, report.spec), frame))
     except Exception as error:  # whatever a stranger's model raises where there are no values
         counted = f"not counted: {type(error).__name__}: {str(error).splitlines()[0]}"
     return f"at {width}x{height}:\n{counted}"
