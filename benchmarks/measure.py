@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import os
 import statistics
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -47,13 +48,16 @@ def _summary(samples: list[float]) -> dict[str, float]:
     return {"median": statistics.median(samples), "low": min(samples), "iqr": quarters[2] - quarters[0]}
 
 
-def in_turn(calls: dict[str, Callable[[], Any]], device: str, rounds: int, seconds: float) -> dict[str, dict[str, Any]]:
+def in_turn(
+    calls: dict[str, Callable[[], Any]], device: str, rounds: int, seconds: float, *, warm_up: bool = True
+) -> dict[str, dict[str, Any]]:
     """Time the calls in turn for ``rounds`` rounds, or fewer once ``seconds`` have passed; one warm-up each."""
     results: dict[str, dict[str, Any]] = {}
     samples: dict[str, list[tuple[float, float]]] = {}
     for name, call in calls.items():
         try:
-            call()
+            if warm_up:
+                call()
             _wait(device)
             samples[name] = []
         except Exception as error:  # a contender that cannot run is a result too
@@ -125,6 +129,34 @@ def resident_growth(call: Callable[[], object]) -> int:
         control.write("5")  # the high-water mark starts again from here
     call()
     return max(status("VmHWM") - before, 0)
+
+
+def anonymous_growth(call: Callable[[], object]) -> int:
+    """Like :func:`resident_growth`, of memory that is backed by no file, looked at every few milliseconds.
+
+    For calls of seconds: a system that takes back pages of libraries meanwhile lets the resident memory shrink.
+    """
+
+    def anonymous() -> int:
+        with open("/proc/self/status") as lines:
+            return int(next(line for line in lines if line.startswith("RssAnon")).split()[1]) * 1024
+
+    before = highest = anonymous()
+    done = threading.Event()
+
+    def watch() -> None:
+        nonlocal highest
+        while not done.wait(0.003):
+            highest = max(highest, anonymous())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        call()
+    finally:
+        done.set()
+        watcher.join()
+    return highest - before
 
 
 def call_overhead(device: str, calls: int = 2000) -> dict[str, float]:

@@ -18,13 +18,13 @@ def sac(x: Tensor, vertical: Tensor, horizontal: Tensor) -> Tensor:
     return x
 
 
-def iac(x: Tensor, filters: Tensor, *, num_steps: int, kernel_size: int = 3) -> Tensor:
+def iac(x: Tensor, filters: Tensor, *, num_steps: int, kernel_size: int = 3, horizontal: str = "own") -> Tensor:
     c = x.shape[1]
     taps, biases = c * kernel_size, num_steps * 2 * c * kernel_size
     for n in range(num_steps):
-        vertical, horizontal = filters[:, n * 2 * taps : (n + 1) * 2 * taps].chunk(2, 1)
+        vertical, own = filters[:, n * 2 * taps : (n + 1) * 2 * taps].chunk(2, 1)
         bias = filters[:, biases + n * c : biases + (n + 1) * c]
-        x = functional.leaky_relu(sac(x, vertical, horizontal) + bias, 0.1)
+        x = functional.leaky_relu(sac(x, vertical, own if horizontal == "own" else vertical) + bias, 0.1)
     return x
 
 

@@ -9,14 +9,20 @@ from typing import Any
 import pytest
 import torch
 from adapters.recipes import RECIPES
-from adapters.zoo import ZOO, build, declared, frames
+from adapters.zoo import LARGE, ZOO, build, declared, frames
 from torch import nn
 
 from tta_restore.adapters import Adapter
 from tta_restore.models import as_restorer, structure
 
+
+def quick(recipe: str, network: str) -> bool:
+    """Whether the default tests run this pair."""
+    return RECIPES[recipe].quick(network) and recipe in LARGE.get(network, (recipe,))
+
+
 CASES = [
-    pytest.param(recipe, network, id=f"{recipe}-{network}", marks=() if kind.quick(network) else pytest.mark.slow)
+    pytest.param(recipe, network, id=f"{recipe}-{network}", marks=() if quick(recipe, network) else pytest.mark.slow)
     for recipe, kind in RECIPES.items()
     for network in ZOO
     if kind.suits(network)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tta_restore.models import RestorerSpec, SizeRequirements
+from tta_restore.models import RestorerSpec, SizeRequirements, create_model
 
 
 def conv(inside: int, outside: int, size: int = 3) -> nn.Conv2d:
@@ -200,14 +200,17 @@ ZOO: dict[str, Callable[[], nn.Module]] = {
     "bfloat16": lambda: Residual().to(torch.bfloat16),
     "frozen": lambda: Residual().requires_grad_(False),
     "compiled": lambda: torch.compile(Residual(), backend="eager"),
+    "ifan": lambda: create_model("ifan", base_channels=2, num_steps=2, num_res_blocks=1),
     "nafnet": nafnet,
     "compact": lambda: spandrel("Compact.__arch.SRVGG", "SRVGGNetCompact", num_feat=4, num_conv=1, upscale=1),
     "rcan": lambda: spandrel(
         "RCAN.__arch.rcan_arch", "RCAN", scale=1, n_resgroups=1, n_resblocks=1, n_feats=4, reduction=2
     ),
 }  # fmt: skip
-MULTIPLES = {"tokens": 4, "multiple_of_8": 8}
+MULTIPLES = {"tokens": 4, "multiple_of_8": 8, "ifan": 8}
 SCALES = {"super_resolution": 2}
+#: A whole network of 158 tensors: the recipes that run it by default; the others are slow.
+LARGE = {"ifan": ("self_ensemble", "siam_ctta")}
 
 
 def build(name: str) -> nn.Module:

@@ -145,6 +145,7 @@ def test_info_probes_a_model(folder, capsys):
     text = capsys.readouterr().out
     assert "Brighten" in text
     assert "84" in text  # its weights
+    assert "at 1280x720:\nmultiply-adds" in text
     assert main(["info", "nonsense"]) == 2
 
 

@@ -10,6 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from tta_restore import models
+from tta_restore.models import ifan_checkpoint
 from tta_restore.models.ifan import IFAN
 
 GOLDEN = Path(__file__).parents[1] / "golden/ifan"
@@ -46,17 +47,8 @@ def recorded_network(mode):
 
 
 def official(model, part):
-    """What the release would have saved: its names, and the filter head as a convolution."""
-    from tta_restore.models import ifan_checkpoint
-
-    table = ifan_checkpoint._PREFIXES if part == "Network." else ifan_checkpoint._REBLURRING_PREFIXES
-    renamed = {}
-    for name, tensor in model.state_dict().items():
-        old, own = next((old, own) for old, own in table.items() if name.startswith(own))
-        renamed[f"{part}{old}{name.removeprefix(own)}"] = tensor
-    if f"{part}F.3.weight" in renamed:
-        renamed[f"{part}F.3.weight"] = renamed[f"{part}F.3.weight"][:, :, None, None]
-    return renamed
+    """What the release would have saved."""
+    return {part + name: tensor for name, tensor in ifan_checkpoint.official_names(model.state_dict()).items()}
 
 
 @pytest.mark.filterwarnings("ignore:load_checkpoint. these weights have the official names")
@@ -291,6 +283,18 @@ class TestRefusals:
     def test_configurations(self, config, message):
         with pytest.raises(ValueError, match=message):
             models.create_model("ifan", **SMALL | config)
+
+
+def test_probe_finds_nothing_odd():
+    model = models.create_model("ifan", **SMALL)
+    report = models.probe(model)
+    assert report.traps == ("sizes must be padded",)
+    assert (report.spec.scale, report.spec.size.multiple_of, report.parameters) == (1, 8, 112_284)
+    assert model.training
+    x = torch.rand(1, 3, 13, 21)
+    restored = models.as_restorer(model.eval())(x)
+    padded = torch.nn.functional.pad(x, (0, 3, 0, 3), mode="reflect")
+    torch.testing.assert_close(restored, model(padded)[..., :13, :21])
 
 
 class TestIfan(ModuleTests):

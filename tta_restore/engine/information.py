@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib.metadata
 
+import torch
+
 import tta_restore
 from tta_restore.engine.methods import METHODS
 from tta_restore.engine.model_source import SHIPPED, load_restorer
 from tta_restore.engine.usage import UsageError
-from tta_restore.models import list_models, probe
+from tta_restore.models import ProbeReport, Restorer, as_restorer, count_macs, list_models, probe
 from tta_restore.models.checkpoint import WEIGHTS
 
 _OPTIONAL = {
@@ -31,7 +33,9 @@ def describe(model: str | None = None) -> str:
     """
     if model is not None:
         try:
-            return str(probe(load_restorer(model)))
+            restorer = load_restorer(model)
+            report = probe(restorer)
+            return f"{report}\n\n{_cost(restorer, report)}"
         except (ValueError, TypeError, ImportError) as error:
             raise UsageError(str(error)) from error
     lines = [
@@ -50,3 +54,15 @@ def describe(model: str | None = None) -> str:
             state = f"missing: pip install 'tta-restore[{extra}]'"
         lines.append(f"  {package:14}{state}")
     return "\n".join(lines)
+
+
+def _cost(restorer: Restorer, report: ProbeReport) -> str:
+    """Multiply-adds of a frame of 1280x720, by shapes alone."""
+    height, width = report.spec.size.fit(720, 1280)
+    clip = () if report.spec.frames == 1 else (report.spec.frames or 5,)
+    frame = torch.empty(1, *clip, report.spec.in_channels or 3, height, width, device="meta")
+    try:
+        counted = str(count_macs(as_restorer(restorer.module, report.spec), frame))
+    except Exception as error:  # whatever a stranger's model raises where there are no values
+        counted = f"not counted: {type(error).__name__}: {str(error).splitlines()[0]}"
+    return f"at {width}x{height}:\n{counted}"

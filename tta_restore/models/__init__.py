@@ -1,18 +1,21 @@
 """Restorers and their companions: registry, checkpoints, and the one contract that any restorer is run by."""
 
 from tta_restore.models.checkpoint import load_checkpoint
+from tta_restore.models.macs import Macs, count_macs
 from tta_restore.models.probe import ProbeReport, probe
 from tta_restore.models.registry import create_model, list_models, register_model
 from tta_restore.models.restorer import Restoration, Restorer, as_restorer
 from tta_restore.models.spec import RestorerSpec, SizeRequirements
 
 __all__ = [
+    "Macs",
     "ProbeReport",
     "Restoration",
     "Restorer",
     "RestorerSpec",
     "SizeRequirements",
     "as_restorer",
+    "count_macs",
     "create_model",
     "list_models",
     "load_checkpoint",

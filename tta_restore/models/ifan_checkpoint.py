@@ -39,6 +39,16 @@ def reblurring(weights: Mapping[str, Tensor], horizontal: str) -> dict[str, Tens
     return _renamed(weights, _REBLURRING, _REBLURRING_PREFIXES, horizontal)
 
 
+def official_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Our names to those of the release, without what it puts in front; for the network or the reblurring network."""
+    renamed = {}
+    for name, tensor in weights.items():
+        tables = (*_PREFIXES.items(), *_REBLURRING_PREFIXES.items())
+        official, own = next((official, own) for official, own in tables if name.startswith(own))
+        renamed[official + name[len(own) :]] = tensor[:, :, None, None] if name == "adaptive.weight" else tensor
+    return renamed
+
+
 def network_config(weights: Mapping[str, Tensor]) -> dict[str, Any]:
     """Configuration that the shapes and names tell; K is not among it and taken to be 3.
 

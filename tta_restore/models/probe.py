@@ -42,7 +42,8 @@ class ProbeReport:
         without_gradient: weights that an image's gradient does not reach in eval mode.
         without_gradient_in_train: the same in train mode.
         normalization: how many normalisation layers there are of each class.
-        autograd_functions: Python autograd Functions in the graph; their second derivative is often wrong.
+        autograd_functions: Python autograd Functions in the graph but those of this package; their second derivative is
+            often wrong.
     """
 
     model: str

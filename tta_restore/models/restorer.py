@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tta_restore import _checks
+from tta_restore._autocast import autocast_dtype
 from tta_restore.models import structure
 from tta_restore.models.measure import measure
 from tta_restore.models.output import find_image
@@ -150,7 +151,7 @@ class Restorer(nn.Module):
 
     def _cast(self, x: Tensor) -> Tensor:
         weight = self._weight()
-        if weight is None or torch.is_autocast_enabled(x.device.type):
+        if weight is None or autocast_dtype(x.device.type) is not None:
             return x
         return x.to(weight.dtype)
 

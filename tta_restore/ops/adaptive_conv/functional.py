@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ... import _checks, _library
+from ..._autocast import autocast_dtype
 from .calculus import Iac, IacFromFeatures, Sac
 
 Horizontal = Literal["own", "vertical"]
@@ -152,8 +153,9 @@ def iac_from_features(
     _checks.expect_shape(name, "bias", bias, "(N*C*(2K+1),)", (channels,))
     _checks.expect_same_device(name, x=x, features=features, weight=weight, bias=bias)
     tensors = (x, features, weight, bias)
-    if torch.is_autocast_enabled(x.device.type) and all(t.dtype != torch.float64 for t in tensors):
-        tensors = tuple(t.to(torch.get_autocast_dtype(x.device.type)) for t in tensors)
+    dtype = autocast_dtype(x.device.type)
+    if dtype is not None and all(t.dtype != torch.float64 for t in tensors):
+        tensors = tuple(t.to(dtype) for t in tensors)
     _checks.expect_same_dtype(name, **dict(zip(("x", "features", "weight", "bias"), tensors, strict=True)))
     own = horizontal == "own"
     options = num_steps, kernel_size, float(negative_slope), bool(activate_last), own
@@ -179,7 +181,7 @@ def _one_dtype(name: str, x: Tensor, filters: Tensor, **more: Tensor) -> tuple[T
     label = "vertical" if more else "filters"
     _checks.expect_same_device(name, x=x, **{label: filters}, **more)
     dtypes = {t.dtype for t in (x, filters, *more.values())}
-    if torch.is_autocast_enabled(x.device.type) and torch.float64 not in dtypes:
+    if autocast_dtype(x.device.type) is not None and torch.float64 not in dtypes:
         x, more = x.to(filters.dtype), {key: value.to(filters.dtype) for key, value in more.items()}
     _checks.expect_same_dtype(name, x=x, **{label: filters}, **more)
     return x, filters, *more.values()

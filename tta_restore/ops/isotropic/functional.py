@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ... import _checks, _library
+from ..._autocast import autocast_dtype
 from . import geometry, reference
 from .calculus import Reblur
 
@@ -88,7 +89,7 @@ def isotropic_reblur(
     _checks.expect_shape(name, "seeds", seeds, "(B, sum((K+1)/2), H, W)", (b, channels, h, w))
     _checks.expect_shape(name, "weights", weights, "(B, 1+N, H, W)", (b, 1 + len(kernel_sizes), h, w))
     _checks.expect_same_device(name, image=image, seeds=seeds, weights=weights)
-    if torch.is_autocast_enabled(image.device.type):
+    if autocast_dtype(image.device.type) is not None:
         widest = torch.promote_types(torch.promote_types(image.dtype, seeds.dtype), weights.dtype)
         image, seeds, weights = (t.to(widest) for t in (image, seeds, weights))
     _checks.expect_same_dtype(name, image=image, seeds=seeds, weights=weights)
