@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from _tiny_clip import save_tiny_clip
 from adapters.recipes import look
 from adapters.test_siam_ctta_golden import published
 from torch import nn
@@ -12,6 +13,7 @@ from torch import nn
 from tta_restore import models
 from tta_restore.adapters import CauSiam, CentreCrop, Guards, Semantic
 from tta_restore.models import RestorerSpec
+from tta_restore.nn import OpenClipEncoder
 
 
 class Plain(nn.Module):
@@ -139,3 +141,25 @@ def test_on_dpdnet_one_vector_moves_values_and_output_only():
         name.split(".")[-2] for name, tensor in adapter.student.items() if not torch.equal(tensor, adapter.source[name])
     }
     assert moved == {"to_v", "to_out"}
+
+
+@pytest.mark.parametrize("output", ["pooled", "patches"])
+@pytest.mark.parametrize("preprocessing", ["release", "standard"])
+def test_it_reads_frames_with_a_clip_whose_weights_lie_in_a_file(output, preprocessing, tmp_path):
+    path, clip = save_tiny_clip(tmp_path)
+    torch.manual_seed(0)
+    encoder = OpenClipEncoder("tiny-test", path, output=output, preprocessing=preprocessing)
+    adapter = make(Plain(), encoder)
+    frames = torch.rand(3, 1, 3, 32, 40)
+    first = adapter.predict(frames[0])
+    for x in frames:
+        adapter(x)
+    assert adapter.report.updated
+    assert not torch.equal(adapter.predict(frames[0]), first)
+    assert not any("transformer" in name for name in adapter.state_dict()["tensors"])  # its weights stay where they are
+    context = encoder(frames[0])
+    assert context.shape == ((1, 1, 24) if output == "pooled" else (1, 16, 64))
+    if output == "pooled" and preprocessing == "release":
+        with torch.no_grad():
+            expected = clip.encode_image(F.interpolate(frames[0], (32, 32), mode="bilinear"))
+        torch.testing.assert_close(context[:, 0], expected)

@@ -1,12 +1,11 @@
 """Frozen towers as sources of context: shapes, weights, preprocessing as released, and no trace in the module."""
 
-import json
 from pathlib import Path
 
-import open_clip
 import pytest
 import timm
 import torch
+from _tiny_clip import save_tiny_clip
 from safetensors.torch import load_file, save_file
 
 from tta_restore import nn
@@ -17,16 +16,7 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "causiam"
 @pytest.fixture(scope="module")
 def tiny_clip(tmp_path_factory):
     """An open_clip model of a few thousand weights, and a file with weights for it."""
-    folder = tmp_path_factory.mktemp("clip")
-    vision = {"image_size": 32, "layers": 2, "width": 64, "patch_size": 8}
-    text = {"context_length": 8, "vocab_size": 16, "width": 16, "heads": 2, "layers": 1}
-    (folder / "tiny-test.json").write_text(json.dumps({"embed_dim": 24, "vision_cfg": vision, "text_cfg": text}))
-    open_clip.add_model_config(folder)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(3)
-        model = open_clip.create_model("tiny-test")
-    torch.save(model.state_dict(), folder / "weights.pt")
-    return folder / "weights.pt", model.eval()
+    return save_tiny_clip(tmp_path_factory.mktemp("clip"))
 
 
 def test_open_clip_gives_the_embedding_or_the_patches_of_its_weights(tiny_clip):
