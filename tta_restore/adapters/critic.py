@@ -49,7 +49,7 @@ class Critic:
         if self._judged % self.every == 0:
             self._learn(fake.detach(), real.detach())
         self._judged += 1
-        weights = {name: weight.detach() for name, weight in self.weights.items()}
+        weights = {name: weight.detach().clone() for name, weight in self.weights.items()}  # steps are in place
         return losses.adversarial(functional_call(self.discriminator, weights, (fake,)), kind=self.kind)
 
     def _learn(self, fake: Tensor, real: Tensor) -> None:

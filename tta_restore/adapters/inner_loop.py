@@ -151,6 +151,10 @@ class InnerLoop:
     def loss(self, step: Step, item: Item) -> Tensor:
         """What a step minimises; in the reblur stage the critic takes its own step on the way."""
         self._step = step
+        if self.create_graph:
+            # The gradient of a step is the partial one: that earlier steps took the other network's weights from these
+            # is no part of it, as without a graph.
+            self.restorer_weights, self.reblur_weights = _aliases(self.restorer_weights), _aliases(self.reblur_weights)
         with torch.enable_grad(), self._twice_differentiable():
             if step.stage == "deblur":
                 with contextlib.nullcontext() if self.create_graph else torch.no_grad():
@@ -235,6 +239,11 @@ class InnerLoop:
     def _twice_differentiable(self) -> contextlib.AbstractContextManager[Any]:
         # torch's fast attentions have no second derivative, and say so
         return sdpa_kernel(SDPBackend.MATH) if self.create_graph else contextlib.nullcontext()
+
+
+def _aliases(tensors: ParameterSet) -> ParameterSet:
+    """The same values, each a node of its own in the graph."""
+    return {name: tensor.view_as(tensor) for name, tensor in tensors.items()}
 
 
 class _Optimiser:

@@ -74,13 +74,19 @@ def build_parser() -> argparse.ArgumentParser:
     on_data.add_argument("--rounds", type=_positive, default=1, help="with --methods: passes (default: %(default)s)")
     evaluate.set_defaults(run=_evaluate)
 
-    restore = commands.add_parser("restore", help="restore your own images and folders")
-    restore.add_argument("inputs", nargs="+", metavar="INPUT", help="PNG, JPEG or TIFF files, or folders of them")
+    restore = commands.add_parser("restore", help="restore your own images, folders and videos")
+    restore.add_argument(
+        "inputs", nargs="+", metavar="INPUT", help="PNG, JPEG or TIFF files, videos, or folders of them"
+    )
     restore.add_argument("-o", "--out", required=True, type=Path, help="folder, or a file for a single input")
     restore.add_argument("--method", default="recommended", help="how to adapt (default: %(default)s)")
     restore.add_argument(
         "--model", default="generalist", help="shipped weights, a checkpoint file, or module.path:callable"
     )
+    restore.add_argument(
+        "--clips", action="store_true", help="every folder of pictures is a clip, which a method starts afresh with"
+    )
+    _add_networks(restore)
     restore.add_argument("--state", type=Path, help="file that keeps what was learned; the run continues from it")
     restore.add_argument("--overwrite", action="store_true", help="restore again what is there already")
     restore.add_argument("--device", default=None, help="such as cpu or cuda (default: cuda where there is one)")
@@ -106,18 +112,33 @@ def build_parser() -> argparse.ArgumentParser:
     pairs.add_argument("--out", type=Path, help="CSV file, a row per pair")
     pairs.set_defaults(run=_evaluate_pairs)
 
+    clips = commands.add_parser("evaluate-clips", help="measure a method on a data set of videos")
+    clips.add_argument("root", type=Path, help="folder of the data set")
+    clips.add_argument("--layout", required=True, help="gopro, dvd, reds or realblur, each by its own protocol")
+    clips.add_argument("--split", default="test", help="train, val or test (default: %(default)s)")
+    clips.add_argument("--model", required=True, help="shipped weights, a checkpoint file, or module.path:callable")
+    clips.add_argument("--method", default="source", help="how to adapt (default: %(default)s)")
+    _add_networks(clips)
+    clips.add_argument("--limit", type=_positive, help="frames of each video, from its beginning")
+    clips.add_argument("--device", default="cpu", help="such as cpu or cuda (default: %(default)s)")
+    clips.add_argument("--seed", type=int, default=0, help="of the method (default: %(default)s)")
+    clips.add_argument("--out", type=Path, help="CSV file, a row per frame")
+    clips.set_defaults(run=_evaluate_clips)
+
     learn = commands.add_parser("train", help="train your own restorer")
     kinds = learn.add_subparsers(help="what to learn from", dest="kind", required=True, metavar="KIND")
-    for kind, run, text in (
-        ("supervised", _train_supervised, "on aligned pairs; IFAN as it was published"),
-        ("misaligned", _train_misaligned, "on pairs that are not aligned, guided by reblurring"),
+    for kind, text in (
+        ("supervised", "on aligned pairs; IFAN as it was published"),
+        ("misaligned", "on pairs that are not aligned, guided by reblurring"),
+        ("reblur", "a reblurrer, on clips with sharp originals"),
+        ("meta", "restorer and reblurrer on clips with originals, so that a few steps on a new clip help most"),
     ):
         training = kinds.add_parser(kind, help=text)
         training.add_argument("--config", type=Path, required=True, help="TOML or JSON file")
         training.add_argument("--out", type=Path, help="folder, instead of the file's; a run in it is continued")
         training.add_argument("--steps", type=_positive, help="in all, instead of the file's")
         training.add_argument("--device", help="such as cpu or cuda, instead of the file's")
-        training.set_defaults(run=run)
+        training.set_defaults(run=_train_from_config)
     return parser
 
 
@@ -170,6 +191,13 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 
 def _restore(options: argparse.Namespace) -> int:
+    from tta_restore.engine.clip_methods import CLIP_METHODS
+    from tta_restore.engine.restore_clips import holds_clips
+
+    if options.clips or options.method in CLIP_METHODS or holds_clips(options.inputs):
+        return _restore_clips(options)
+    if _networks(options):
+        raise UsageError(f"--reblur, --critic, --patches and --patch-size are for {', '.join(CLIP_METHODS)}")
     from tta_restore.engine.restore import restore_inputs
 
     summary = restore_inputs(
@@ -186,6 +214,47 @@ def _restore(options: argparse.Namespace) -> int:
     if not options.quiet:
         print(f"{summary}; written to {options.out}", file=sys.stderr)
     return summary.exit_code
+
+
+def _restore_clips(options: argparse.Namespace) -> int:
+    from tta_restore.engine.restore_clips import restore_clip_inputs
+
+    if options.state is not None:
+        raise UsageError("--state is for pictures: a method starts afresh with every clip")
+    summary = restore_clip_inputs(
+        options.inputs,
+        options.out,
+        method=options.method,
+        model=options.model,
+        overwrite=options.overwrite,
+        device=options.device,
+        seed=options.seed,
+        progress=not options.quiet,
+        **_networks(options),
+    )
+    if not options.quiet:
+        print(f"{summary}; written to {options.out}", file=sys.stderr)
+    return summary.exit_code
+
+
+def _evaluate_clips(options: argparse.Namespace) -> int:
+    from tta_restore.engine import evaluate_clips as engine
+
+    print(
+        engine.run(
+            options.root,
+            options.layout,
+            options.split,
+            model=options.model,
+            method=options.method,
+            limit=options.limit,
+            device=options.device,
+            seed=options.seed,
+            out=options.out,
+            **_networks(options),
+        )
+    )
+    return OK
 
 
 def _train(options: argparse.Namespace) -> int:
@@ -215,18 +284,29 @@ def _evaluate_pairs(options: argparse.Namespace) -> int:
     return OK
 
 
-def _train_supervised(options: argparse.Namespace) -> int:
-    from tta_restore.engine.supervised_config import train_from_config
+def _train_from_config(options: argparse.Namespace) -> int:
+    from tta_restore.engine import meta_config, misaligned_config, supervised_config
 
-    train_from_config(options.config, out=options.out, steps=options.steps, device=options.device)
+    kinds = {
+        "supervised": supervised_config.train_from_config,
+        "misaligned": misaligned_config.train_from_config,
+        "reblur": meta_config.pretrain_reblur_from_config,
+        "meta": meta_config.meta_train_from_config,
+    }
+    kinds[options.kind](options.config, out=options.out, steps=options.steps, device=options.device)
     return OK
 
 
-def _train_misaligned(options: argparse.Namespace) -> int:
-    from tta_restore.engine.misaligned_config import train_from_config
+def _add_networks(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--reblur", type=Path, help="for meta-transfer: file of the reblurrer")
+    command.add_argument("--critic", type=Path, help="for meta-transfer: file of the critic, if there is one")
+    command.add_argument("--patches", type=_positive, dest="num_patches", help="for meta-transfer: patches to adapt on")
+    command.add_argument("--patch-size", type=_positive, help="for meta-transfer: their side in pixels")
 
-    train_from_config(options.config, out=options.out, steps=options.steps, device=options.device)
-    return OK
+
+def _networks(options: argparse.Namespace) -> dict[str, Any]:
+    names = ("reblur", "critic", "num_patches", "patch_size")
+    return {name: getattr(options, name) for name in names if getattr(options, name) is not None}
 
 
 def _named_folder(text: str) -> tuple[str, Path]:

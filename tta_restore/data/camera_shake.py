@@ -169,6 +169,7 @@ class ShakenClips(Sequence[Clip]):
         frames: per clip.
         size: side of the frames in pixels.
         seed: of motion, places and noise.
+        moments: of each exposure, odd.
 
     Raises:
         ValueError: there are no photographs or no kinds of motion.
@@ -183,11 +184,12 @@ class ShakenClips(Sequence[Clip]):
         frames: int = 10,
         size: int = 96,
         seed: int = 0,
+        moments: int = 17,
     ) -> None:
         if not photos or not shakes:
             raise ValueError(f"ShakenClips: expected photographs and motions, got {len(photos)} and {len(shakes)}")
         self.photos, self.shakes = photos, tuple(shakes)
-        self.frames, self.size, self.seed = frames, size, seed
+        self.frames, self.size, self.seed, self.moments = frames, size, seed, moments
         self.length = len(photos) * len(shakes) if length is None else length
 
     def __len__(self) -> int:
@@ -201,5 +203,5 @@ class ShakenClips(Sequence[Clip]):
         kind = index // len(self.photos) % len(self.shakes)
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + index)
         label = f"{name}-{kind}-{index:04d}"
-        options = {"frames": self.frames, "size": self.size}
+        options = {"frames": self.frames, "size": self.size, "moments": self.moments}
         return shake_photo(photo, self.shakes[kind], generator, name=label, **options)

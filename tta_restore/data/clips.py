@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,8 +29,10 @@ class PictureFrames(Sequence[Tensor]):
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, index: int) -> Tensor:  # type: ignore[override]
-        """One frame, (3, H, W) in [0, 1]."""
+    def __getitem__(self, index: int | slice) -> Any:
+        """One frame, (3, H, W) in [0, 1]; or the frames of a slice, unread."""
+        if isinstance(index, slice):
+            return PictureFrames(self.paths[index])
         return read_image(self.paths[index]).as_rgb()
 
 

@@ -16,9 +16,10 @@ from tta_restore.data.atomic_file import atomic_file
 from tta_restore.data.clips import Clip
 from tta_restore.data.image import ImageError, array_from_tensors
 
-#: Suffixes that :func:`write_video` takes; :class:`VideoFile` goes by the content.
+#: What video files are called; :class:`VideoFile` goes by the content.
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".m4v", ".avi", ".webm")
-_WRITABLE = (".mp4", ".mov", ".mkv", ".m4v")
+#: Suffixes that :func:`write_video` takes.
+WRITABLE_SUFFIXES = (".mp4", ".mov", ".mkv", ".m4v")
 _UNSPECIFIED = 2  # of a colour matrix, in the numbers of ISO/IEC 23001-8
 _BT709 = 1
 
@@ -59,9 +60,9 @@ class DecodedFrames(Sequence[Tensor]):
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, index: int) -> Tensor:  # type: ignore[override]
-        """One frame, (3, H, W) in [0, 1]."""
-        return _as_float(self.samples[index])
+    def __getitem__(self, index: int | slice) -> Any:
+        """One frame, (3, H, W) in [0, 1]; or the frames of a slice."""
+        return DecodedFrames(self.samples[index]) if isinstance(index, slice) else _as_float(self.samples[index])
 
 
 @dataclass
@@ -159,8 +160,8 @@ def write_video(
         ImageError: the suffix is none of these, there are no frames, they differ in size, or it cannot be written.
     """
     path = Path(path)
-    if path.suffix.lower() not in _WRITABLE:
-        raise ImageError(f"{path}: videos are written as {', '.join(_WRITABLE)}")
+    if path.suffix.lower() not in WRITABLE_SUFFIXES:
+        raise ImageError(f"{path}: videos are written as {', '.join(WRITABLE_SUFFIXES)}")
     depth = bit_depth or (8 if like is None or like.info.bit_depth == 8 else 10)
     if depth not in (8, 10):
         raise ImageError(f"{path}: expected a bit depth of 8 or 10, got {depth}")

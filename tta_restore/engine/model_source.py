@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import pickle
 import re
 import sys
@@ -82,17 +83,31 @@ def _from_file(path: Path) -> Any:
             weights = load_file(path)
         else:
             weights = torch.load(path, map_location="cpu", weights_only=True)
-        return spandrel.ModelLoader().load_from_state_dict(spandrel.canonicalize_state_dict(weights))
+        registry = _architectures(spandrel)
+        return spandrel.ModelLoader(registry=registry).load_from_state_dict(spandrel.canonicalize_state_dict(weights))
     except spandrel.UnsupportedModelError:
         raise ValueError(
-            f"{path}: of no architecture that spandrel {spandrel.__version__} knows; build the model in a function "
-            "of your own and name that: module.path:callable"
+            f"{path}: of no architecture that spandrel {spandrel.__version__} knows (spandrel_extra_arches adds "
+            "some); build the model in a function of your own and name that: module.path:callable"
         ) from None
     except pickle.UnpicklingError:
         raise ValueError(f"{path}: damaged, or holds Python objects besides tensors, which could run code") from None
     except Exception as error:  # torch, safetensors and spandrel each have their own for a damaged file
         first = next(iter(str(error).splitlines()), "")
         raise ValueError(f"{path}: cannot be read as a checkpoint ({type(error).__name__}: {first})") from error
+
+
+def _architectures(spandrel: Any) -> Any:
+    """Those of spandrel, and those of spandrel_extra_arches where a user installed it (Restormer, MPRNet, ...).
+
+    Some of the latter's licences allow research alone, so it is never a dependency; spandrel's own list stays as it is.
+    """
+    registry = spandrel.MAIN_REGISTRY.copy()
+    if importlib.util.find_spec("spandrel_extra_arches") is not None:
+        known = {entry.architecture.id for entry in registry}
+        extra = importlib.import_module("spandrel_extra_arches").EXTRA_REGISTRY
+        registry.add(*(entry for entry in extra if entry.architecture.id not in known))
+    return registry
 
 
 def _from_code(module: str, name: str) -> Any:

@@ -101,6 +101,12 @@ class PatchCritic(nn.Module):
             ]
         )
 
+    @staticmethod
+    def config_of_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Sizes that weights were made with; nothing where they are another network's."""
+        first = state_dict.get("layers.0.weight")
+        return {} if first is None else {"base_channels": first.shape[0]}
+
     def forward(self, x: Tensor) -> Tensor:
         """A score per patch."""
         _check_picture("patch_critic", x, 8)

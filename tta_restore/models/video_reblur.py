@@ -174,6 +174,21 @@ class VideoReblur(nn.Module):
         x = self.conv6(self.conv6_c(torch.cat((x, self._middle(first)), 1)))
         return (self.decode(x) + clip[:, frames // 2])[..., :height, :width]
 
+    @staticmethod
+    def config_of_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Sizes and fusion that weights were made with; nothing where they are another network's."""
+        first = state_dict.get("conv1_e.weight")
+        if first is None:
+            return {}
+        layers = {name.split(".")[1] for name in state_dict if name.startswith("conv1.")}
+        config: dict[str, Any] = {"base_channels": first.shape[0], "num_layers": len(layers)}
+        fused = state_dict.get("attn3.layers.0.blocks.0.cross_attn.proj.weight")
+        if "threed_embed.weight" in state_dict:
+            return config | {"fusion": "conv3d"}
+        if fused is not None:
+            return config | {"fusion": "attention", "num_frames": fused.shape[1] // fused.shape[0]}
+        return config | {"fusion": "channels", "num_frames": first.shape[1] // 3}
+
     def convert_state_dict(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Leave out the attention that official checkpoints of the other variants carry unused."""
         keep = self.fusion == "attention"

@@ -1,0 +1,85 @@
+"""`tta-restore train reblur` and `train meta`: one after the other, from configuration files."""
+
+import json
+import re
+
+import pytest
+from safetensors.torch import load_file
+
+from tta_restore.cli import main
+
+NETWORKS = """
+[model]
+name = "lens_unet"
+widths = [2, 2, 2]
+blocks = 1
+
+[reblur]
+num_layers = 1
+base_channels = 2
+fusion = "channels"
+{reblur}
+
+[critic]
+base_channels = 2
+
+[data]
+pictures = "bundled"
+frames = 5
+size = 40
+length = 2
+moments = 3
+shakes = [{{ pan = 4.0, direction = 0.0 }}]
+
+[windows]
+size = 32
+patches = 1
+query_frames = 2
+
+[run]
+steps = 2
+batch = 1
+log_every = 1
+draw_every = 0
+progress = false
+"""
+
+
+def test_from_end_to_end(tmp_path):
+    (tmp_path / "reblur.toml").write_text(NETWORKS.format(reblur=""))
+    first = tmp_path / "first"
+    assert main(["train", "reblur", "--config", str(tmp_path / "reblur.toml"), "--out", str(first)]) == 0
+    assert {path.stem for path in first.glob("*.safetensors")} == {"reblur", "restorer", "critic"}
+    text = NETWORKS.format(reblur=f'checkpoint = "{first}/reblur.safetensors"')
+    (tmp_path / "meta.toml").write_text(text + '\n[inner]\noptimiser = "sgd"\n[settings]\nsecond_order = true\n')
+    second = tmp_path / "second"
+    arguments = ["train", "meta", "--config", str(tmp_path / "meta.toml"), "--out", str(second)]
+    assert main(arguments) == 0
+    assert main([*arguments, "--steps", "3"]) == 0  # goes on
+    lines = [json.loads(line) for line in (second / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [0, 1, 2]
+    assert load_file(second / "reblur.safetensors").keys() == load_file(first / "reblur.safetensors").keys()
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "message"),
+    [
+        (
+            "meta",
+            "[modle]\n",
+            "expected the sections model, reblur, critic, data, windows, inner, settings, run, got modle",
+        ),
+        ("meta", "[reblur]\nbase_channels = 2\n", r"meta-training needs a section \[model\]"),
+        ("meta", "[model]\n[reblur]\nbase_channels = 2\n[inner]\norder = 'third'\n", "order to be one of"),
+        ("reblur", "[reblur]\nbase_channels = 2\n[settings]\nrate = 3\n", r"\[settings\] has no rate"),
+        ("reblur", "[reblur]\nbase_channels = 2\n[data]\nlayout = 'gopro'\n", "expected root and layout, one of gopro"),
+        ("reblur", "[reblur]\nbase_channels = 2\n[data]\nlayout = 'dvd'\nroot = 'none'\n", "none: no such folder"),
+        ("reblur", "[reblur]\nbase_channels = 2\n[data]\npictures = 'none'\n", "there is no folder none"),
+        ("reblur", "[reblur]\nbase_channels = 2\n[data]\nframe = 3\n", "unexpected keyword argument 'frame'"),
+        ("reblur", "[reblur]\nchannels = 2\n", "unexpected keyword argument 'channels'"),
+    ],
+)
+def test_wrong_files(tmp_path, capsys, kind, text, message):
+    (tmp_path / "config.toml").write_text(text)
+    assert main(["train", kind, "--config", str(tmp_path / "config.toml"), "--out", str(tmp_path / "out")]) == 2
+    assert re.search(message, capsys.readouterr().err)

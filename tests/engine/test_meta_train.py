@@ -1,0 +1,150 @@
+"""Meta-training as a run: exact resume, two processes, and that it does what it is for."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from meta_networks import Critic, Deblur, Reblur, clips, seeded
+from safetensors.torch import load_file
+
+from tta_restore.adapters.inner_loop import InnerLoopSettings
+from tta_restore.data.clips import Clip
+from tta_restore.engine.meta import MetaObjective
+from tta_restore.engine.meta_settings import MetaSettings
+from tta_restore.engine.meta_tasks import TaskSource
+from tta_restore.engine.meta_train import meta_train
+from tta_restore.engine.training import TrainingRun, step_seed
+from tta_restore.engine.usage import UsageError
+
+TESTS = Path(__file__).parents[1]
+PROGRAM = f"""
+import sys, torch
+torch.set_num_threads(1)
+sys.path[:0] = [{str(TESTS)!r}, {str(TESTS / "engine")!r}]
+from test_meta_train import run_small
+run_small(sys.argv[1], int(sys.argv[2]))
+"""
+RATES = {"inner": InnerLoopSettings(1e-3, 1e-3), "reblur_lr": 1e-3, "lr": 1e-3}
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """As the processes have that are started here."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def run_small(out, steps, *, batch=1, **options):
+    run = TrainingRun(Path(out), steps=steps, batch=batch, save_every=2, log_every=1, draw_every=2, progress=False)
+    return meta_train(
+        seeded(Deblur), seeded(Reblur), clips(), run, critic=seeded(Critic), num_patches=2, patch_size=16,
+        query_frames=2, settings=MetaSettings(**(RATES | options)),
+    )  # fmt: skip
+
+
+def weights_of(folder):
+    return {**load_file(folder / "restorer.safetensors"), **load_file(folder / "reblur.safetensors")}
+
+
+@pytest.mark.parametrize("second_order", [False, True])
+def test_resumed_runs_end_with_the_same_bits(tmp_path, second_order):
+    run_small(tmp_path / "whole", 4, second_order=second_order)
+    run_small(tmp_path / "parts", 2, second_order=second_order)
+    run_small(tmp_path / "parts", 4, second_order=second_order)
+    whole, parts = weights_of(tmp_path / "whole"), weights_of(tmp_path / "parts")
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    assert not torch.equal(whole["first.weight"], seeded(Deblur).first.weight)
+    lines = [json.loads(line) for line in (tmp_path / "whole/log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [0, 1, 2, 3]
+    assert {"loss", "reblur", "deblur", "inner_cycle_loss", "inner_adversarial_loss", "inner_deblur_loss"} <= set(
+        lines[0]
+    )
+    assert len(list((tmp_path / "whole/pictures").iterdir())) == 3
+    with pytest.raises(UsageError, match=f"second_order {second_order} there, {not second_order} here"):
+        run_small(tmp_path / "whole", 5, second_order=not second_order)
+    with pytest.raises(UsageError, match=r"inner lr 0.001 there, 0.5 here"):
+        run_small(tmp_path / "whole", 5, second_order=second_order, inner=InnerLoopSettings(0.5, 1e-3))
+
+
+def test_two_processes_learn_from_both_their_clips(tmp_path):
+    """Under torchrun on gloo: the weights of a run whose gradients are the means over both processes' clips."""
+    program = tmp_path / "run.py"
+    program.write_text(PROGRAM)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*launcher, str(program), str(tmp_path / "two"), "2"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    objective = MetaObjective(seeded(Deblur), seeded(Reblur), seeded(Critic), settings=MetaSettings(**RATES)).train()
+    optimiser, source = objective.optimisers()["optimiser"], TaskSource(
+        clips(), num_patches=2, patch_size=16, query_frames=2
+    )  # fmt: skip
+    from tta_restore.engine.processes import Processes
+
+    for step in range(2):
+        total = {}
+        for rank in range(2):
+            seed = step_seed(0, step, rank)
+            (cut,) = source(1, torch.Generator().manual_seed(seed))
+            still = {"optimiser": torch.optim.SGD(objective.groups(), lr=0.0)}
+            for group in still["optimiser"].param_groups:
+                group["lr"] = 0.0
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                objective.update([cut], step, still, Processes())
+            for name, weight in objective.weights().items():
+                total[name] = total.get(name, 0) + weight.grad / 2
+        for name, weight in objective.weights().items():
+            weight.grad = total[name]
+        optimiser.step()
+    found = weights_of(tmp_path / "two")
+    for module in (objective.restorer, objective.reblur):
+        for name, weight in module.state_dict().items():
+            torch.testing.assert_close(found[name], weight, atol=1e-5, rtol=1e-4)
+    with pytest.raises(UsageError, match="processes 2 there, 1 here"):
+        run_small(tmp_path / "two", 3)
+
+
+def shifted_clip(number, gain):
+    """A clip whose blur is a gain of its own: what must be learnt from the clip itself."""
+    generator = torch.Generator().manual_seed(number)
+    sharp = torch.rand(6, 3, 16, 16, generator=generator) * 0.5 + 0.2
+    return Clip(f"clip{number}", sharp * gain, sharp)
+
+
+class Gain(torch.nn.Module):
+    """Multiplies; for windows, their centre."""
+
+    def __init__(self, start):
+        super().__init__()
+        self.gain = torch.nn.Parameter(torch.tensor(start))
+
+    def forward(self, x):
+        return self.gain * (x[:, x.shape[1] // 2] if x.ndim == 5 else x)
+
+
+def test_it_learns_to_adapt(tmp_path):
+    """The restorer cannot know the gain of a clip and the reblurrer's is wrong: meta-training sets it right, so that
+    the outer loss after adaptation falls."""
+    tasks = [shifted_clip(number, 0.6) for number in range(4)]
+    run = TrainingRun(tmp_path / "run", steps=25, batch=2, save_every=100, log_every=1, draw_every=0, progress=False)
+    inner = InnerLoopSettings(0.2, 0.0, optimiser="sgd")
+    settings = MetaSettings(inner, second_order=True, reblur_lr=0.03, lr=0.03)
+    objective = meta_train(
+        Gain(1.0), Gain(1.0), tasks, run, num_patches=2, patch_size=16, query_frames=2, settings=settings
+    )
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+    assert losses[-1] < 0.3 * losses[0]
+    assert objective.reblur.gain.item() == pytest.approx(0.6, abs=0.1)
+    assert objective.restorer.gain.item() > 1.3
