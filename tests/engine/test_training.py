@@ -36,7 +36,7 @@ def one_thread():
 class Fit(Objective):
     """A layer behind dropout learns to double; its rate halves after five steps."""
 
-    clip = 0.5
+    clip = 2.4  # shorter than some gradients, not all
 
     def __init__(self, lr=0.05):
         super().__init__()
@@ -52,6 +52,9 @@ class Fit(Objective):
 
     def groups(self):
         return [{"params": list(self.parameters()), "lr": self.lr}]
+
+    def optimisers(self):  # not Adam, which does not care how long gradients are
+        return {"optimiser": torch.optim.SGD(self.groups(), momentum=0.9)}
 
     def rate(self, step):
         return 1.0 if step < 5 else 0.5
@@ -121,7 +124,7 @@ def test_a_step_is_clipped_and_at_its_rate(tmp_path):
     run_small(tmp_path, 8)
     found = weights_of(tmp_path)
     objective = Fit()
-    optimiser = torch.optim.Adam(objective.groups())
+    optimiser = objective.optimisers()["optimiser"]
     norms = []
     with torch.random.fork_rng(devices=[]):
         for step in range(8):
@@ -131,9 +134,9 @@ def test_a_step_is_clipped_and_at_its_rate(tmp_path):
             torch.manual_seed(seed)
             optimiser.zero_grad()
             objective(batch, step).loss.backward()
-            norms.append(nn.utils.clip_grad_norm_(list(objective.parameters()), 0.5))
+            norms.append(nn.utils.clip_grad_norm_(list(objective.parameters()), 2.4))
             optimiser.step()
-    assert max(norms) > 0.5
+    assert min(norms) < 2.4 < max(norms)
     torch.testing.assert_close(found, dict(objective.layer.state_dict()))
 
 
@@ -197,7 +200,7 @@ def test_two_processes_are_one_with_both_batches(tmp_path):
     with pytest.raises(UsageError, match="processes 2 there, 1 here"):
         run_small(tmp_path / "two", 5)
     objective = Fit()
-    optimiser = torch.optim.Adam(objective.groups())
+    optimiser = objective.optimisers()["optimiser"]
     with torch.random.fork_rng(devices=[]):
         for step in range(4):
             optimiser.zero_grad()
@@ -206,7 +209,7 @@ def test_two_processes_are_one_with_both_batches(tmp_path):
                 batch = source(2, torch.Generator().manual_seed(seed))
                 torch.manual_seed(seed)
                 (objective(batch, step).loss / 2).backward()
-            nn.utils.clip_grad_norm_(list(objective.parameters()), 0.5)
+            nn.utils.clip_grad_norm_(list(objective.parameters()), 2.4)
             optimiser.step()
     torch.testing.assert_close(weights_of(tmp_path / "two"), dict(objective.layer.state_dict()))
 
