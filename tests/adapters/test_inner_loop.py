@@ -12,7 +12,7 @@ from torch.func import functional_call
 from tta_restore import models
 from tta_restore.adapters.critic import Critic
 from tta_restore.adapters.inner_loop import InnerLoop, InnerLoopSettings, Item, Step, pictures
-from tta_restore.models import RestorerSpec, as_restorer
+from tta_restore.models import RestorerSpec, SizeRequirements, as_restorer
 
 GOLDEN = Path(__file__).parents[1] / "golden/meta"
 RATES = {"lr": 2e-3, "reblur_lr": 1e-3}
@@ -236,6 +236,9 @@ def test_pictures_of_models_of_frames_clips_and_stages():
     assert torch.equal(run(lambda x: x, RestorerSpec(frames=None))[0], picture)
     stages = run(lambda x: [F.avg_pool2d(x, 2), x.repeat(1, 2, 1, 1), x], RestorerSpec(value_range=(0, 2)), "all")
     assert [tuple(stage.shape) for stage in stages] == [(1, 3, 8, 8), (1, 3, 4, 4)]
+    torch.testing.assert_close(stages[1], F.avg_pool2d(picture, 2))
+    padded = RestorerSpec(size=SizeRequirements(multiple_of=12))  # 8 becomes 12: 6 at half the scale, 4 of it real
+    stages = run(lambda x: [F.avg_pool2d(x, 2), x], padded, "all")
     torch.testing.assert_close(stages[1], F.avg_pool2d(picture, 2))
     with pytest.raises(ValueError, match="scale 1, got scale 2"):
         run(lambda x: x, RestorerSpec(scale=2))

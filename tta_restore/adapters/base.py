@@ -43,7 +43,8 @@ class Adapter(Method):
 
     ==========================  ========================================================================================
     ``initial_extra()``         what the method remembers, as a tree of tensors and plain values; later ``self.extra``
-    ``begin_frame(frame)``      look at the frame; may set ``frame.steps``, call ``self.restart``, change ``self.extra``
+    ``begin_frame(frame)``      look at the frame; may set ``frame.steps`` or, to learn nothing from it, ``frame.skip``,
+                                call ``self.restart``, change ``self.extra``
     ``objective(frame)``        the loss of one step, gradients on; None to learn nothing
     ``accept(frame, loss)``     None, or why this step is not to be taken
     ``make_optimiser(tensors)`` a ``torch.optim`` optimiser of the student's tensors, or None for an own ``optimise``

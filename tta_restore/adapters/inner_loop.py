@@ -318,10 +318,17 @@ def pictures(
         return [image]
     low, high = (0.0, 1.0) if spec is None else spec.value_range
     found = [image]
+    height, width = image.shape[-2:]
+    padded = (height, width) if spec is None else spec.size.fit(height, width)
     for path, leaf in structure.leaves(restoration.raw):
         if path == restoration.path or not leaf.is_floating_point() or leaf.ndim not in (4, restoration.image.ndim):
             continue
         other = _frame(leaf, place)
+        if other.shape[-2:] != image.shape[-2:]:  # a smaller scale still has what the picture was extended by
+            rows, columns = (
+                round(s * o / p) for s, o, p in zip((height, width), other.shape[-2:], padded, strict=True)
+            )
+            other = other[..., :rows, :columns]
         if other.shape[:2] == image.shape[:2] and min(other.shape[-2:]) > 1:
             found.append(((other - low) / (high - low)).to(image.dtype))
     return found

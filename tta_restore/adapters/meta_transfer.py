@@ -35,7 +35,7 @@ class MetaTransfer(Adapter, method="meta_transfer"):
     of the patches for real blur of this clip, and the deblurrer can undo it. The *deblur stage* fine-tunes the
     deblurrer on pairs of a reblurred patch and the patch. Then the whole clip is restored, frame by frame.
 
-    Reblurrer and deblurrer should come from :func:`tta_restore.engine.meta_train`; then a few steps suffice. A *frame*
+    Reblurrer and deblurrer should come from meta-training, ``engine.meta_train``; then a few steps suffice. A *frame*
     of :class:`Adapter` is a clip here: ``adapter(clip)`` adapts on it and restores it, ``predict`` restores further
     frames of it. Reblurrer and critic run in eval mode, are adapted as copies, and are what they were at each clip.
 
