@@ -129,7 +129,7 @@ def plain_layer_norms(module: nn.Module) -> Iterator[tuple[str, ...]]:
 
 
 def own_functions(output: Tensor) -> Iterator[BackwardCFunction]:
-    """Nodes of Python autograd Functions in the graph of a tensor; those of this package are left out."""
+    """Nodes of Python autograd Functions in the graph of a tensor."""
     waiting, seen = [output.grad_fn], set()
     while waiting:
         node = waiting.pop()
@@ -137,9 +137,7 @@ def own_functions(output: Tensor) -> Iterator[BackwardCFunction]:
             continue
         seen.add(node)
         if isinstance(node, BackwardCFunction):
-            kind: Any = type(node)
-            if not kind._forward_cls.__module__.startswith("tta_restore."):
-                yield node
+            yield node
         waiting.extend(child for child, _ in node.next_functions)
 
 
