@@ -105,7 +105,7 @@ def run_continual(
         "seed": seed,
     }
     result = StreamResult(tuple(records), settings | {"domains": {name: str(path) for name, path in domains.items()}})
-    say("\n".join([text_table(result, BASELINE), *without]))
+    say("\n".join([text_table(result, BASELINE, group="data set"), *without]))
     facts = {"model": model, "data": ", ".join(domains), "rounds": str(rounds), "seed": str(seed), "device": device}
     shown = [name for name in notes if name != BASELINE]
     contrasts = [(name, BASELINE) for name in shown if name in ("recommended", "reblur-pairs", "causiam")]

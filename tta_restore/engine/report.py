@@ -16,6 +16,7 @@ from tta_restore.engine import report_plots
 from tta_restore.engine.bootstrap import Interval
 from tta_restore.engine.evaluate import QUANTITIES, Quantity, StreamResult
 from tta_restore.engine.report_images import kernel_overlap, kernel_sheet, png_uri
+from tta_restore.engine.table import plural
 from tta_restore.engine.usage import UsageError
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -165,7 +166,7 @@ def _context(report: Report) -> dict[str, Any]:
     return {
         "title": report.title,
         "group": report.group,
-        "groups": _plural(report.group),
+        "groups": plural(report.group),
         "stream": report.stream,
         "beside": report.beside,
         "baseline": baseline,
@@ -196,10 +197,6 @@ def _context(report: Report) -> dict[str, Any]:
         "facts": report.facts,
         "limits": [*_verdicts(result, baseline, report.group), *report.limits],
     }
-
-
-def _plural(group: str) -> str:
-    return f"{group}es" if group.endswith("s") else f"{group}s"
 
 
 def _contrast(result: StreamResult, method: str, baseline: str) -> dict[str, Any]:
@@ -283,14 +280,14 @@ def _verdicts(result: StreamResult, baseline: str, group: str) -> list[str]:
         sentences.append(f"Below {baseline} on this stream: {', '.join(harmful)}.")
     if few_lenses:
         sentences.append(
-            f"Ahead of {baseline} over frames, but the interval over whole {_plural(group)} does not exclude zero: "
+            f"Ahead of {baseline} over frames, but the interval over whole {plural(group)} does not exclude zero: "
             f"{', '.join(few_lenses)}."
         )
     blocks = len({(r.stream, r.family) for r in result.of(baseline)})
     sentences.append(
         f"Intervals over frames treat {len(result.of(baseline))} frames as independent and are too narrow, since "
-        f"frames share {group}, photographs and the state of an adapter; intervals over {_plural(group)} draw {blocks} "
-        f"whole {_plural(group)} (stream x family)."
+        f"frames share {group}, photographs and the state of an adapter; intervals over {plural(group)} draw {blocks} "
+        f"whole {plural(group)} (stream x family)."
     )
     return sentences
 

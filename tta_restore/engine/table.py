@@ -9,11 +9,11 @@ from tta_restore.engine.bootstrap import Interval
 from tta_restore.engine.evaluate import QUANTITIES, StreamResult
 
 
-def text_table(result: StreamResult, baseline: str) -> str:
+def text_table(result: StreamResult, baseline: str, *, group: str = "lens") -> str:
     """What was measured per family, gains over the baseline, share of frames above it, and cost per frame.
 
     `±` is half the 95 % bootstrap interval of the mean over frames; brackets give the interval of the overall gain
-    over whole lenses (blocks of stream x family).
+    over whole families (blocks of stream x family), which are called ``group`` in the singular.
     """
     families = result.families
     parts = []
@@ -30,7 +30,7 @@ def text_table(result: StreamResult, baseline: str) -> str:
         gains = [_signed(result.gain(method, baseline, family=family)) for family in [*families, None]]
         blocks = result.gain(method, baseline, over="blocks")
         rows.append([method, *gains, _brackets(blocks), f"{result.share_above(method, baseline):.0%}"])
-    header = ["", *families, "all", "over lenses", "frames >"]
+    header = ["", *families, "all", f"over {plural(group)}", "frames >"]
     parts.append(lay_out(f"PSNR gain over {baseline} (dB)", header, rows))
     costs = {method: result.cost(method) for method in result.methods}
     rows = [
@@ -39,9 +39,10 @@ def text_table(result: StreamResult, baseline: str) -> str:
     ]
     parts.append(lay_out("Seconds per frame", ["", "processor", "clock", "longest"], rows))
     count = len(result.of(baseline))
+    called = plural(group) if len(families) > 1 else group
     note = (
-        f"{count} frames, {len(families)} lens families. Intervals are 95 % bootstrap intervals of the mean:\n"
-        "± is half the interval over frames, brackets are the interval over whole lenses (stream x family)."
+        f"{count} frames, {len(families)} {called}. Intervals are 95 % bootstrap intervals of the mean:\n"
+        f"± is half the interval over frames, brackets are the interval over whole {plural(group)} (stream x family)."
     )
     return "\n\n".join([*parts, note])
 
@@ -56,6 +57,11 @@ def lay_out(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) ->
         lines.append("  ".join(cells).rstrip())
     rule = "-" * max(map(len, lines))
     return "\n".join([title, rule, lines[0], rule, *lines[1:]])
+
+
+def plural(group: str) -> str:
+    """A word for families in the plural."""
+    return f"{group}es" if group.endswith("s") else f"{group}s"
 
 
 def _plain(interval: Interval, digits: int) -> str:
