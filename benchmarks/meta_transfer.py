@@ -45,11 +45,23 @@ from tta_restore.metrics import psnr
 from tta_restore.models.registry import create_model
 
 QUARTER = torch.pi / 4
-META = [CameraShake(pan=pan, direction=turn, variation=0.8) for turn in (-QUARTER, QUARTER) for pan in (4.0, 8.0)]
-TEST = {
-    "vertical": CameraShake(pan=7.0, direction=2 * QUARTER, variation=0.8),
-    "turning": CameraShake(pan=0.0, rotation=0.12, variation=0.8),
+
+
+def motions(pans, vertical, turning, **varied):
+    """Of meta-training, and by name those of the test."""
+    meta = [CameraShake(pan=pan, direction=turn, **varied) for turn in (-QUARTER, QUARTER) for pan in pans]
+    return meta, {
+        "vertical": CameraShake(pan=vertical, direction=2 * QUARTER, **varied),
+        "turning": CameraShake(pan=0.0, rotation=turning, **varied),
+    }
+
+
+# calm: about half of the frames are nearly sharp; restless: few are.
+MATERIAL = {
+    "calm": motions((4.0, 8.0), 7.0, 0.12, variation=0.8),
+    "restless": motions((6.0, 12.0), 10.0, 0.3, variation=0.7, period=3.0),
 }
+KINDS = ("vertical", "turning")
 ROWS = (
     "blurred", "pre-trained", "pre-trained + fine-tuned", "trained on", "trained on + fine-tuned",
     "meta-trained", "meta-trained + adapted",
@@ -93,13 +105,13 @@ def run(seed, options, folder, test_photos):
     started = time.process_time()
     restorer, reblur = networks(seed)
     make = {"frames": FRAMES, "size": SIZE, "moments": 11}
-    tasks = prepared(bundled_clips(photos.TRAIN, META, seed=seed, length=20, **make))
+    tasks = prepared(bundled_clips(photos.TRAIN, MATERIAL[options.material][0], seed=seed, length=20, **make))
     pretrain_reblur(
         reblur, tasks, TrainingRun(folder / "reblur", steps=options.reblur, batch=4, save_every=10**6, log_every=100,
         draw_every=0, seed=seed, progress=False), size=PATCH, settings=ReblurSettings(lr=1e-3),
     )  # fmt: skip
     inner = InnerLoopSettings(
-        lr=options.inner, reblur_lr=options.inner / 2, order="published" if options.joint else "repaired"
+        lr=options.inner, reblur_lr=options.inner_reblur, order="published" if options.joint else "repaired"
     )
     settings = MetaSettings(
         inner, lr=options.outer, reblur_lr=options.outer, second_order=options.second_order, query_batch=8
@@ -117,7 +129,7 @@ def run(seed, options, folder, test_photos):
     seconds = time.process_time() - started
     source = TaskSource(tasks, num_patches=PATCHES, patch_size=PATCH)
     rows, pictures = [], {}
-    for number, (kind, shake) in enumerate(TEST.items()):
+    for number, (kind, shake) in enumerate(MATERIAL[options.material][1].items()):
         chosen = test_photos[(number + seed) % 2 :: 2]  # every photograph moves in one of the ways per seed
         for clip in prepared(bundled_clips(chosen, [shake], seed=seed + 1000, **make)):
             sharp, found = stack_frames(clip.originals()), {"blurred": stack_frames(clip.blurry)}
@@ -150,7 +162,7 @@ def draw(pictures, rows, folder):
 
 
 def table(results):
-    for kind in (*TEST, "all"):
+    for kind in (*KINDS, "all"):
         print(f"\n{kind}: PSNR in dB, mean over frames and clips; per seed")
         seeds = sorted({row["seed"] for row in results})
         for name in ROWS:
@@ -166,10 +178,12 @@ def main():
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--reblur", type=int, default=200, help="steps of the reblurrer (default: %(default)s)")
     parser.add_argument("--meta", type=int, default=40, help="clips in meta-training (default: %(default)s)")
-    parser.add_argument("--inner", type=float, default=5e-4, help="rate of adaptation (default: %(default)s)")
-    parser.add_argument("--outer", type=float, default=3e-4, help="rate of meta-training (default: %(default)s)")
+    parser.add_argument("--inner", type=float, default=2e-4, help="rate of adaptation (default: %(default)s)")
+    parser.add_argument("--inner-reblur", type=float, default=2e-4, help="that of the reblurrer (default: %(default)s)")
+    parser.add_argument("--outer", type=float, default=1e-4, help="rate of meta-training (default: %(default)s)")
     parser.add_argument("--second-order", action="store_true")
     parser.add_argument("--joint", action="store_true", help="the restorer moves in the reblur stage, too, as released")
+    parser.add_argument("--material", choices=tuple(MATERIAL), default="restless", help="how clips move")
     parser.add_argument("--split", choices=("test", "dev"), default="test", help="photographs (default: %(default)s)")
     parser.add_argument("--output", type=Path, help="JSON file; rows of other seeds in it are kept")
     parser.add_argument("--pictures", type=Path, help="folder for pictures")
