@@ -1,6 +1,6 @@
 """The isotropic blur against the algorithm as it was released: time and peak memory.
 
-The numbers of the README come from `pytest benchmarks/test_isotropic.py -k ratio`.
+`pytest benchmarks/test_isotropic.py -k ratio` prints the ratios and writes results/isotropic_<device>.json.
 
 The released algorithm is written anew from its description: every kernel is made tap by tap for a quadrant, mirrored
 twice and normalised; the image is stacked once per tap; product, sum.
@@ -14,6 +14,7 @@ import statistics
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -24,6 +25,7 @@ from tta_restore import ops
 
 from . import measure
 
+RESULTS = Path(__file__).parent / "results"
 SIZES = (3, 5, 7, 9, 11, 13, 15)
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 FRAME = (1, 3, 1120, 1680) if DEVICE == "cuda" else (1, 3, 256, 256)
@@ -151,14 +153,33 @@ def test_ratio(direction, capsys):
     medians = {name: statistics.median(taken) for name, taken in samples.items()}
     peaks = {}
     for name in names:
-        program = f"import test_isotropic as t, json; print(json.dumps(t.peak_memory({name!r}, {direction!r})))"
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.path.dirname(__file__)}
+        program = (
+            f"import json; from benchmarks import test_isotropic as t; print(json.dumps(t.peak_memory({name!r}, "
+            f"{direction!r})))"
+        )
         run = subprocess.run(
-            [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
+            [sys.executable, "-c", program],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            cwd=Path(__file__).parents[1],
+            capture_output=True,
+            text=True,
+            check=True,
         )
         peaks[name] = json.loads(run.stdout)
+    load = os.getloadavg()[0]
+    file = RESULTS / f"isotropic_{DEVICE}.json"
+    rows = json.loads(file.read_text()) if file.exists() else {}
+    rows[direction] = {
+        "frame": FRAME,
+        "threads": 1,
+        "seconds": medians,
+        "peak_bytes": peaks,
+        "load": load,
+        "torch": torch.__version__,
+        "date": time.strftime("%Y-%m-%d"),
+    }
+    file.write_text(json.dumps(rows, indent=1) + "\n")
     with capsys.disabled():
-        load = os.getloadavg()[0]
         print(f"\nisotropic_reblur {'x'.join(map(str, FRAME))} {direction}, 1 thread, {DEVICE}, load {load:.1f}")
         for name in names:
             print(f"  {name:10}{medians[name] * 1e3:10.2f} ms{peaks[name] / 2**20:10.1f} MB peak")
