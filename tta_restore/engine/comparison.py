@@ -210,7 +210,7 @@ def _facts(streams: Mapping[int, Sequence[LensFrame]], seconds: float) -> dict[s
     frames = [frame for stream in streams.values() for frame in stream]
     height, width = frames[0].sharp.shape[-2:]
     return {
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": " ".join([Path(sys.argv[0]).name.replace("__main__.py", "tta-restore"), *sys.argv[1:]]),
         "date": datetime.now().astimezone().isoformat(timespec="seconds"),
         "seeds": ", ".join(map(str, streams)),
         "frames": f"{len(frames)} of {width}x{height} pixels",
