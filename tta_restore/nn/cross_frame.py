@@ -6,7 +6,6 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath
 from torch import Tensor, nn
 
 from .. import _checks
@@ -185,7 +184,11 @@ class CrossFrameFusionBlock(nn.Module):
                 "fc2": nn.Linear(int(dim * mlp_ratio), dim, **factory),
             }
         )
-        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
+        self.drop_path: nn.Module = nn.Identity()
+        if drop_path:
+            from timm.layers import DropPath  # slow to import, and few networks need it
+
+            self.drop_path = DropPath(drop_path)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
