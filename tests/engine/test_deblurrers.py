@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from meta_networks import Reblur, seeded, task
+from _meta_networks import Reblur, seeded, task
 
 from tta_restore.adapters.inner_loop import InnerLoopSettings
 from tta_restore.engine.meta import MetaObjective

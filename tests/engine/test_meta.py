@@ -4,8 +4,8 @@ import copy
 
 import pytest
 import torch
-from meta_networks import Critic, Deblur, Reblur, clips, seeded, task
-from second_derivatives import Squares, TheirLayerNorm2d
+from _meta_networks import Critic, Deblur, Reblur, clips, seeded, task
+from _second_derivatives import Squares, TheirLayerNorm2d
 from torch import nn
 
 from tta_restore import losses

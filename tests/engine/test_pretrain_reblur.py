@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from meta_networks import Critic, Deblur, Reblur, clips, seeded
+from _meta_networks import Critic, Deblur, Reblur, clips, seeded
 from safetensors.torch import load_file
 
 from tta_restore import losses

@@ -4,7 +4,7 @@ import os
 
 import pytest
 import torch
-from meta_networks import Critic, seeded
+from _meta_networks import Critic, seeded
 from safetensors.torch import save_file
 
 from tta_restore.cli import main

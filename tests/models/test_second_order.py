@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from second_derivatives import Squares, TheirLayerNorm2d
+from _second_derivatives import Squares, TheirLayerNorm2d
 from torch import nn
 
 from tta_restore.models import second_order
