@@ -192,46 +192,20 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 def _restore(options: argparse.Namespace) -> int:
     from tta_restore.engine.clip_methods import CLIP_METHODS
-    from tta_restore.engine.restore_clips import holds_clips
-
-    if options.clips or options.method in CLIP_METHODS or holds_clips(options.inputs):
-        return _restore_clips(options)
-    if _networks(options):
-        raise UsageError(f"--reblur, --critic, --patches and --patch-size are for {', '.join(CLIP_METHODS)}")
     from tta_restore.engine.restore import restore_inputs
+    from tta_restore.engine.restore_clips import holds_clips, restore_clip_inputs
 
-    summary = restore_inputs(
-        options.inputs,
-        options.out,
-        method=options.method,
-        model=options.model,
-        state=options.state,
-        overwrite=options.overwrite,
-        device=options.device,
-        seed=options.seed,
-        progress=not options.quiet,
-    )
-    if not options.quiet:
-        print(f"{summary}; written to {options.out}", file=sys.stderr)
-    return summary.exit_code
-
-
-def _restore_clips(options: argparse.Namespace) -> int:
-    from tta_restore.engine.restore_clips import restore_clip_inputs
-
-    if options.state is not None:
-        raise UsageError("--state is for pictures: a method starts afresh with every clip")
-    summary = restore_clip_inputs(
-        options.inputs,
-        options.out,
-        method=options.method,
-        model=options.model,
-        overwrite=options.overwrite,
-        device=options.device,
-        seed=options.seed,
-        progress=not options.quiet,
-        **_networks(options),
-    )
+    common: dict[str, Any] = {
+        name: getattr(options, name) for name in ("method", "model", "overwrite", "device", "seed")
+    } | {"progress": not options.quiet}
+    if options.clips or options.method in CLIP_METHODS or holds_clips(options.inputs):
+        if options.state is not None:
+            raise UsageError("--state is for pictures: a method starts afresh with every clip")
+        summary = restore_clip_inputs(options.inputs, options.out, **common, **_networks(options))
+    elif _networks(options):
+        raise UsageError(f"--reblur, --critic, --patches and --patch-size are for {', '.join(CLIP_METHODS)}")
+    else:
+        summary = restore_inputs(options.inputs, options.out, state=options.state, **common)
     if not options.quiet:
         print(f"{summary}; written to {options.out}", file=sys.stderr)
     return summary.exit_code
