@@ -5,10 +5,26 @@ Every function takes the public function's name first, so that the message names
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import inspect
+from collections.abc import Callable, Collection, Iterable, Sequence
+from difflib import get_close_matches
+from typing import Any
 
 import torch
 from torch import Tensor
+
+
+def expect_keywords(function: str, called: Callable[..., Any], keywords: Iterable[str]) -> None:
+    """Raise TypeError for the first keyword that ``called`` does not take, with those that it does."""
+    parameters = inspect.signature(called).parameters.values()
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return
+    known = [parameter.name for parameter in parameters]
+    for keyword in keywords:
+        if keyword not in known:
+            near = get_close_matches(keyword, known, n=3, cutoff=0.5)
+            hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(known)}"
+            raise TypeError(f"{function} has no {keyword}; {hint}")
 
 
 def expect_tensor(function: str, **tensors: object) -> None:

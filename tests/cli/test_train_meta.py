@@ -75,8 +75,8 @@ def test_from_end_to_end(tmp_path):
         ("reblur", "[reblur]\nbase_channels = 2\n[data]\nlayout = 'gopro'\n", "expected root and layout, one of gopro"),
         ("reblur", "[reblur]\nbase_channels = 2\n[data]\nlayout = 'dvd'\nroot = 'none'\n", "none: no such folder"),
         ("reblur", "[reblur]\nbase_channels = 2\n[data]\npictures = 'none'\n", "there is no folder none"),
-        ("reblur", "[reblur]\nbase_channels = 2\n[data]\nframe = 3\n", "unexpected keyword argument 'frame'"),
-        ("reblur", "[reblur]\nchannels = 2\n", "unexpected keyword argument 'channels'"),
+        ("reblur", "[reblur]\nbase_channels = 2\n[data]\nframe = 3\n", r"\[data\] has no frame; did you mean frames"),
+        ("reblur", "[reblur]\nchannels = 2\n", "'video_reblur' has no channels; did you mean base_channels"),
     ],
 )
 def test_wrong_files(tmp_path, capsys, kind, text, message):

@@ -137,3 +137,5 @@ def test_what_cannot_be_mined_is_named():
         ShiftTables(video[0]).scores(torch.tensor([9]), torch.tensor([0]), (8, 8))
     with pytest.raises(TypeError, match="divide by 255"):
         ShiftTables(torch.zeros(3, 8, 8, dtype=torch.uint8))
+    with pytest.raises(ValueError, match=r"mine_patches: expected a frame of shape \(C, H, W\), got \(8, 8\)"):
+        mine_patches(torch.rand(3, 8, 8), 2, 4, generator=torch.Generator())

@@ -43,6 +43,11 @@ def test_nothing_of_the_model_is_touched():
     assert not any(m._forward_hooks for m in model.modules())
 
 
+def test_only_modules_are_counted():
+    with pytest.raises(TypeError, match="count_macs: expected a module, got function"):
+        models.count_macs(lambda x: x, torch.rand(1, 3, 8, 8))
+
+
 def test_linear_layers_and_activations():
     model = torch.nn.Sequential(torch.nn.Linear(5, 7), torch.nn.ReLU())
     macs = models.count_macs(model, torch.empty(2, 5))

@@ -80,3 +80,11 @@ def test_plugins_are_found_and_a_broken_one_only_warns(monkeypatch):
     with pytest.warns(UserWarning, match="plugin 'broken'"):
         assert "from_plugin" in models.list_models()
     assert isinstance(models.create_model("from_plugin"), nn.Identity)
+
+
+def test_a_keyword_that_the_model_does_not_take_is_answered_with_near_ones():
+    models.register_model("small", kind="estimator")(build_small)
+    with pytest.raises(TypeError, match="create_model: 'small' has no widht; did you mean width"):
+        models.create_model("small", widht=3)
+    with pytest.raises(TypeError, match="create_model: 'small' has no xy; there are: width"):
+        models.create_model("small", xy=3)

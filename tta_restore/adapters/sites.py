@@ -78,8 +78,9 @@ def find_site(restorer: Restorer, path: str, *, asker: str = "Semantic") -> Site
     path = getattr(root, "semantic_site", path) if path == "auto" else path
     names = [name for name, _ in root.named_modules() if name]
     if path != "auto" and path not in names:
-        near = get_close_matches(path, names, n=3, cutoff=0.4) or names[:6]
-        raise ValueError(f"{asker}: {type(root).__name__} has no module {path!r}; did you mean {', '.join(near)}?")
+        near = ", ".join(get_close_matches(path, names, n=3, cutoff=0.4) or names[:6])
+        hint = f"did you mean {near}?" if near else "it has no modules inside"
+        raise ValueError(f"{asker}: {type(root).__name__} has no module {path!r}; {hint}")
     found = _observe(restorer, root, names if path == "auto" else [path])
     if not found:
         where = "any of its modules" if path == "auto" else repr(path)

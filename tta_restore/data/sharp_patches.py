@@ -151,7 +151,7 @@ def mine_patches(
     Shape: frames T' of (C, H, W), or (T', C, H, W), in [0, 1].
 
     Raises:
-        ValueError: there is no frame, frames differ in size, or a setting is out of range.
+        ValueError: there is no frame, a frame is not (C, H, W), frames differ in size, or a setting is out of range.
     """
     _checks.expect_int("mine_patches", "num_frames", num_frames, minimum=1, odd=True)
     length, half = len(frames), num_frames // 2
@@ -163,7 +163,7 @@ def mine_patches(
     for time in range(length):
         frame = frames[time]
         if search is None:
-            height, width = frame.shape[-2:]
+            _, height, width = _checks.expect_shape("mine_patches", "a frame", frame, "(C, H, W)")
             chosen = place_patches(height, width, count, size, places=places, generator=generator)
             search = _Search(*chosen, frame, borrowed=isinstance(frames, Tensor))
         search.expect_like(frame, time)

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from tta_restore import _checks
 from tta_restore.data import photos
 from tta_restore.data.camera_shake import CameraShake, ShakenClips
 from tta_restore.data.clip_folders import LAYOUTS, find_clips
@@ -58,9 +59,14 @@ def clips_from(section: Mapping[str, Any]) -> Sequence[Clip]:
         layout, root = options.pop("layout"), options.pop("root", None)
         if layout not in LAYOUTS or root is None:
             raise ValueError(f"[data] expected root and layout, one of {', '.join(LAYOUTS)}, got {dict(section)}")
+        _checks.expect_keywords("[data]", find_clips, options)
         return find_clips(root, layout, **({"split": "train"} | options))
     pictures = options.pop("pictures", "bundled")
-    shakes = [CameraShake(**shake) for shake in options.pop("shakes", [])] or list(SHAKES)
+    moved = options.pop("shakes", [])
+    for shake in moved:
+        _checks.expect_keywords("[data] shakes", CameraShake, shake)
+    shakes = [CameraShake(**shake) for shake in moved] or list(SHAKES)
+    _checks.expect_keywords("[data]", ShakenClips, options)
     if pictures == "bundled":
         return bundled_clips(photos.TRAIN, shakes, **options)
     if not Path(pictures).is_dir():

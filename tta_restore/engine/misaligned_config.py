@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from tta_restore import _checks
 from tta_restore.data.image import ImageError
 from tta_restore.data.misaligned import FolderPairs, GeneratedPairs, Misalignment, sharp_pictures
 from tta_restore.data.pair_folders import LAYOUTS, find_pairs
@@ -66,8 +67,10 @@ def _source(section: Mapping[str, Any]) -> PairSource:
         layout = options.pop("layout")
         if layout not in LAYOUTS or "root" not in options:
             raise ValueError(f"[data] expected root and layout, one of {', '.join(LAYOUTS)}, got {dict(section)}")
+        _checks.expect_keywords("[data]", find_pairs, options)
         return FolderPairs(find_pairs(options.pop("root"), layout, **options), size=size)
     pictures = options.pop("pictures", "bundled")
+    _checks.expect_keywords("[data]", Misalignment, options)
     misalignment = Misalignment(**options)
     if pictures != "bundled":
         return GeneratedPairs(sharp_pictures(Path(pictures), size=size + 96), size=size, misalignment=misalignment)

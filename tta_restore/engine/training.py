@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -78,13 +79,14 @@ class Step:
         return Step(loss, detached, {name: tensor.detach() for name, tensor in tensors.items()})
 
 
-class Objective(nn.Module):
+class Objective(nn.Module, ABC):
     """Networks, and the rule by which a step of training changes them.
 
-    A subclass has its networks as submodules and gives :meth:`forward` and :meth:`groups`; a rule that is not "loss,
-    backward, one optimiser step" overrides :meth:`update`. Whatever must survive a restart is in the state dicts of the
-    module and of its optimisers; everything random is drawn from the generator of the batch or, inside the networks,
-    from the global one, which the loop seeds for every step.
+    A subclass has its networks as submodules and gives :meth:`groups`, :meth:`exports` and ``forward(batch, step)``,
+    the :class:`Step` of a batch; a rule that is not "loss, backward, one optimiser step" overrides :meth:`update`
+    instead. Whatever must survive a restart is in the state dicts of the module and of its optimisers; everything
+    random is drawn from the generator of the batch or, inside the networks, from the global one, which the loop seeds
+    for every step.
     """
 
     #: Largest L2 norm of the gradient over all parameters of an optimiser; None for any.
@@ -95,13 +97,9 @@ class Objective(nn.Module):
         #: Name of an export -> registered model and configuration that it was built from, written with its weights.
         self.built: dict[str, tuple[str, dict[str, Any]]] = {}
 
-    def forward(self, batch: Any, step: int) -> Step:
-        """Loss of a batch at a step of the schedule."""
-        raise NotImplementedError
-
+    @abstractmethod
     def groups(self) -> list[dict[str, Any]]:
         """Parameter groups, each with its ``lr`` where it has one of its own."""
-        raise NotImplementedError
 
     def optimisers(self) -> Optimisers:
         """Name -> optimiser; called once, when the networks are on their device."""
@@ -129,9 +127,9 @@ class Objective(nn.Module):
         """Plain values that a state must agree with to be continued from."""
         return {}
 
+    @abstractmethod
     def exports(self) -> dict[str, nn.Module]:
         """File name without suffix -> network whose weights are handed out at the end."""
-        raise NotImplementedError
 
     def write(self, folder: Path) -> None:
         """Write the exports."""

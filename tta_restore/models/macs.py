@@ -68,11 +68,14 @@ def count_macs(model: nn.Module, *inputs: Tensor, **arguments: Any) -> Macs:
     device="meta")``.
 
     Raises:
+        TypeError: the model is no module.
         RuntimeError: the model looks at values, which are not there.
 
     >>> count_macs(nn.Conv2d(3, 8, 3, padding=1), torch.empty(1, 3, 10, 10)).total
     21600
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"count_macs: expected a module, got {type(model).__name__}")
     activations = 0
 
     def activated(module: nn.Module, arguments: tuple[Any, ...], out: Tensor) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import nn
 
+from tta_restore import _checks
 from tta_restore.models import checkpoint as checkpoints
 
 KINDS = ("restorer", "reblurrer", "discriminator", "estimator")
@@ -88,14 +89,20 @@ def create_model(name: str, *, checkpoint: str | Path | None = None, **config: A
         hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(sorted(_entries))}"
         raise ValueError(f"create_model: no model is called {name!r}; {hint}")
     if checkpoint is None:
-        return _entries[name].builder(**config)
+        return _build(name, config)
     path = checkpoints.resolve(checkpoint)
     metadata = checkpoints.read_metadata(path)
     if metadata.get("model", name) != name:
         raise ValueError(f"create_model: {path} holds weights of {metadata['model']!r}, not of {name!r}")
     builder, content = _entries[name].builder, checkpoints.read(path)
     known = metadata["config"] if "config" in metadata else checkpoints.told_config(builder, content, str(path))
-    return checkpoints.load(builder(**(known | config)), content, str(path))
+    return checkpoints.load(_build(name, known | config), content, str(path))
+
+
+def _build(name: str, config: dict[str, Any]) -> nn.Module:
+    builder = _entries[name].builder
+    _checks.expect_keywords(f"create_model: {name!r}", builder, config)
+    return builder(**config)
 
 
 def _discover() -> None:
