@@ -176,3 +176,18 @@ def test_an_interrupt_is_a_line_and_130(monkeypatch, capsys):
 def test_every_command_and_option_has_help():
     for action in build_parser()._subparsers._group_actions[0].choices.values():
         assert all(a.help for a in action._actions), action.prog
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "mine.pth"], "--model is for --data"),
+        (["--save-pictures"], "--save-pictures is for --data"),
+        (["--data", "a=.", "--seeds", "7"], "--seeds is for simulated lenses, without --data"),
+        (["--data", "a=.", "--rounds", "2"], "--rounds is for --methods"),
+        (["--data", "a=.", "--methods", "all", "--bits", "16"], "--bits is for the published protocol"),
+    ],
+)
+def test_evaluate_refuses_what_it_would_not_heed(arguments, message, capsys):
+    assert main(["evaluate", *arguments]) == 2
+    assert message in capsys.readouterr().err

@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ def build_parser() -> argparse.ArgumentParser:
     on_data.add_argument("--bits", type=int, choices=(8, 16), default=8, help="without --methods (default: 8)")
     on_data.add_argument("--save-pictures", action="store_true", help="without --methods: write all results")
     on_data.add_argument("--rounds", type=_positive, default=1, help="with --methods: passes (default: %(default)s)")
-    evaluate.set_defaults(run=_evaluate)
+    evaluate.set_defaults(run=partial(_evaluate, evaluate))
 
     restore = commands.add_parser("restore", help="restore your own images, folders and videos")
     restore.add_argument(
@@ -156,37 +157,33 @@ def _demo(options: argparse.Namespace) -> int:
     return OK
 
 
-def _evaluate(options: argparse.Namespace) -> int:
-    if options.data:
-        shared = {
-            "model": options.model,
-            "checkpoint": options.checkpoint,
-            "config": dict(options.set),
-            "limit": options.limit,
-            "lpips_weights": options.lpips_weights,
-            "device": options.device,
-        }
-        if options.methods is None:
-            from tta_restore.engine.published import run_published
+def _evaluate(command: argparse.ArgumentParser, options: argparse.Namespace) -> int:
+    def only(condition: str, *names: str) -> None:
+        for name in names:
+            if getattr(options, name) != command.get_default(name):
+                raise UsageError(f"--{name.replace('_', '-')} is for {condition}")
 
-            run_published(
-                dict(options.data), options.out, bits=options.bits, save_pictures=options.save_pictures, **shared
-            )
-            return OK
-        from tta_restore.engine.continual import run_continual
+    shared = _named(options, "model", "checkpoint", "limit", "lpips_weights", "device")
+    if not options.data:
+        only("--data", *shared, "set", "bits", "save_pictures", "rounds")
+        from tta_restore.engine.demo import run_evaluation
 
-        methods = None if options.methods == ["all"] else options.methods
-        run_continual(dict(options.data), options.out, methods=methods, rounds=options.rounds, **shared)
+        streams = {"frames_per_lens": options.frames, **_named(options, "seeds", "split", "methods")}
+        run_evaluation(options.out, **streams)
         return OK
-    from tta_restore.engine.demo import run_evaluation
+    only("simulated lenses, without --data", "seeds", "frames", "split")
+    shared["config"] = dict(options.set)
+    if options.methods is None:
+        only("--methods", "rounds")
+        from tta_restore.engine.published import run_published
 
-    run_evaluation(
-        options.out,
-        seeds=options.seeds,
-        frames_per_lens=options.frames,
-        split=options.split,
-        methods=options.methods,
-    )
+        run_published(dict(options.data), options.out, **_named(options, "bits", "save_pictures"), **shared)
+        return OK
+    only("the published protocol, without --methods", "bits", "save_pictures")
+    from tta_restore.engine.continual import run_continual
+
+    methods = None if options.methods == ["all"] else options.methods
+    run_continual(dict(options.data), options.out, methods=methods, rounds=options.rounds, **shared)
     return OK
 
 
@@ -195,9 +192,7 @@ def _restore(options: argparse.Namespace) -> int:
     from tta_restore.engine.restore import restore_inputs
     from tta_restore.engine.restore_clips import holds_clips, restore_clip_inputs
 
-    common: dict[str, Any] = {
-        name: getattr(options, name) for name in ("method", "model", "overwrite", "device", "seed")
-    } | {"progress": not options.quiet}
+    common = _named(options, "method", "model", "overwrite", "device", "seed") | {"progress": not options.quiet}
     if options.clips or options.method in CLIP_METHODS or holds_clips(options.inputs):
         if options.state is not None:
             raise UsageError("--state is for pictures: a method starts afresh with every clip")
@@ -214,20 +209,8 @@ def _restore(options: argparse.Namespace) -> int:
 def _evaluate_clips(options: argparse.Namespace) -> int:
     from tta_restore.engine import evaluate_clips as engine
 
-    print(
-        engine.run(
-            options.root,
-            options.layout,
-            options.split,
-            model=options.model,
-            method=options.method,
-            limit=options.limit,
-            device=options.device,
-            seed=options.seed,
-            out=options.out,
-            **_networks(options),
-        )
-    )
+    chosen = _named(options, "model", "method", "limit", "device", "seed", "out") | _networks(options)
+    print(engine.run(options.root, options.layout, options.split, **chosen))
     return OK
 
 
@@ -244,17 +227,8 @@ def _train(options: argparse.Namespace) -> int:
 def _evaluate_pairs(options: argparse.Namespace) -> int:
     from tta_restore.engine import evaluate_pairs as engine
 
-    print(
-        engine.run(
-            options.root,
-            options.layout,
-            options.split,
-            model=options.model,
-            flow=options.flow,
-            device=options.device,
-            out=options.out,
-        )
-    )
+    chosen = _named(options, "model", "flow", "device", "out")
+    print(engine.run(options.root, options.layout, options.split, **chosen))
     return OK
 
 
@@ -279,8 +253,12 @@ def _add_networks(command: argparse.ArgumentParser) -> None:
 
 
 def _networks(options: argparse.Namespace) -> dict[str, Any]:
-    names = ("reblur", "critic", "num_patches", "patch_size")
-    return {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    chosen = _named(options, "reblur", "critic", "num_patches", "patch_size")
+    return {name: value for name, value in chosen.items() if value is not None}
+
+
+def _named(options: argparse.Namespace, *names: str) -> dict[str, Any]:
+    return {name: getattr(options, name) for name in names}
 
 
 def _named_folder(text: str) -> tuple[str, Path]:
