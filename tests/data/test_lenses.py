@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tta_restore.data import dead_leaves, lenses, photos
@@ -53,6 +53,7 @@ def test_vanishing_radius_is_no_blur():
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 10_000))
+@example(1664)
 def test_random_lenses_are_centred_and_seeded(seed):
     first = lenses.random_lens(torch.Generator().manual_seed(seed))
     second = lenses.random_lens(torch.Generator().manual_seed(seed))
@@ -60,9 +61,11 @@ def test_random_lenses_are_centred_and_seeded(seed):
     assert first.radius[0] <= first.radius[1]
     kernel = lenses.rasterize(first.aperture, torch.tensor([4.0]), size=41)[0]
     torch.testing.assert_close(kernel, lenses.rasterize(second.aperture, torch.tensor([4.0]), size=41)[0])
+    # finely: three samples per pixel move the hard edge of a thin ring by up to a sixth of a pixel
+    kernel = lenses.rasterize(first.aperture, torch.tensor([4.0]), size=41, supersample=9)[0]
     axis = torch.arange(41.0) - 20
-    assert abs(float((kernel * axis[None]).sum())) < 0.15
-    assert abs(float((kernel * axis[:, None]).sum())) < 0.15
+    assert abs(float((kernel * axis[None]).sum())) < 0.1
+    assert abs(float((kernel * axis[:, None]).sum())) < 0.1
 
 
 def test_gamma_round_trip():
