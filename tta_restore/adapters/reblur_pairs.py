@@ -18,6 +18,7 @@ from tta_restore.adapters.selection import Select
 from tta_restore.adapters.views import Views
 from tta_restore.data import dead_leaves, lenses
 from tta_restore.data.patches import random_patches
+from tta_restore.data.softness import soften
 from tta_restore.losses import charbonnier
 from tta_restore.models.apertures import rasterize_picture
 
@@ -42,7 +43,8 @@ class ReblurPairs(LensAdapter, method="reblur_pairs"):
     Args:
         model: a restorer of single frames at scale 1; see :class:`Adapter`, as for ``options``.
         estimator: reads lenses as :class:`tta_restore.models.lens_estimator.LensEstimator` does; None: the shipped one.
-        sharp: sharp pictures to blur, (N, 3, S, S) in [0, 1] or uint8; None for dead leaves made on the spot.
+        sharp: pictures to blur, (N, 3, S, S) in [0, 1] or uint8; None for dead leaves made on the spot, half of them
+                softened (:func:`tta_restore.data.softness.soften`).
         select: which weights to adapt.
         steps: optimiser steps per frame.
         burst: how many times as many on the first frame of a lens.
@@ -300,7 +302,7 @@ class ReblurPairs(LensAdapter, method="reblur_pairs"):
     def _pair(self, apertures: Tensor, radii: Tensor) -> tuple[Tensor, Tensor]:
         """Patches photographed through one aperture each, blur growing across each from one radius to another."""
         generator, count, side = self.generator, self.batch, self.patch
-        material = _leaves() if self._sharp is None else self._sharp
+        material = _material() if self._sharp is None else self._sharp
         sharp = random_patches(material, count, side + _MARGIN, generator)
         ends = radii[torch.randint(0, len(radii), (count,), generator=generator)]
         ends = ends * torch.exp(self.spread * torch.randn(count, 1, generator=generator))
@@ -368,6 +370,8 @@ def _looks(image: Tensor) -> Tensor:
 
 
 @cache
-def _leaves() -> Tensor:
+def _material() -> Tensor:
+    """Dead leaves; half of them soft, so that the student undoes the lens instead of sharpening all it sees."""
     generator = torch.Generator().manual_seed(0)
-    return (dead_leaves.bank(48, 96, generator) * 255).round().to(torch.uint8)
+    leaves = dead_leaves.bank(48, 96, generator).repeat(2, 1, 1, 1)
+    return (soften(leaves, generator) * 255).round().to(torch.uint8)
