@@ -24,7 +24,7 @@ from tta_restore.models.apertures import rasterize_picture
 
 _LOOK, _LOOKS = 256, 3  # large frames are read at 3 x 3 places of this many pixels
 _NEIGHBOUR = 4  # cells of 8 pixels between two radii that one patch runs through
-_FULL_LEAD = 2.0  # dB that the student is ahead of the source on pairs when all of it is trusted
+_FULL_LEAD = 1.5  # dB that the student is ahead of the source on pairs when all of it is trusted
 _MARGIN = lenses.KERNEL_SIZE - 1
 
 
@@ -52,9 +52,8 @@ class ReblurPairs(LensAdapter, method="reblur_pairs"):
         patch: side of a pair in pixels.
         lr: learning rate of the first steps with a lens.
         lr_half: steps with a lens after which the learning rate has halved; it falls as 1 / (1 + t / lr_half).
-        ema: share of itself that the teacher keeps at each step.
-        least_share: share of the way from the source to the student that the teacher goes at least; it grows to 1 with
-            the student's lead over the source on pairs, complete at 2 dB.
+        ema: share of itself that the teacher keeps at each step. It follows only a share of the way from the source to
+            the student, which grows with the student's lead over the source on pairs: none at 0 dB, all at 1.5 dB.
         restore: probability with which a scalar of the student returns to the source, per step.
         hypotheses: apertures that the pairs are made with, all of which fit the frames.
         caution: weight of the error of a pair beyond that of the source, so that nothing is gained for one aperture by
@@ -89,10 +88,9 @@ class ReblurPairs(LensAdapter, method="reblur_pairs"):
         lr: float = 1e-3,
         lr_half: float = 64.0,
         ema: float = 0.9,
-        least_share: float = 0.5,
         restore: float = 0.0,
         hypotheses: int = 16,
-        caution: float = 2.0,
+        caution: float = 0.5,
         spread: float = 0.1,
         memory: int = 4,
         switch: float | None = 0.15,
@@ -109,7 +107,7 @@ class ReblurPairs(LensAdapter, method="reblur_pairs"):
         for name, value in counts.items():
             _checks.expect_int("ReblurPairs", name, value, minimum=1)
         _checks.expect_int("ReblurPairs", "remember", remember, minimum=0)
-        for name, value in (("ema", ema), ("least_share", least_share), ("restore", restore)):
+        for name, value in (("ema", ema), ("restore", restore)):
             if not 0 <= value <= 1:
                 raise ValueError(f"ReblurPairs: expected {name} in [0, 1], got {value}")
         for name, value in (("lr", lr), ("lr_half", lr_half), ("rescale", rescale)):
@@ -128,8 +126,7 @@ class ReblurPairs(LensAdapter, method="reblur_pairs"):
         self._sharp = sharp
         self.burst, self.batch, self.patch = burst, batch, patch
         self.lr, self.lr_half = lr, lr_half
-        self.ema, self.least_share = ema, least_share
-        self.restore_probability, self.rescale = restore, rescale
+        self.ema, self.restore_probability, self.rescale = ema, restore, rescale
         self.hypotheses, self.caution = hypotheses, caution
         self.spread, self.memory, self.switch, self.remember, self.noise = spread, memory, switch, remember, noise
         self.consistency, self.anchor = consistency, anchor
@@ -185,7 +182,7 @@ class ReblurPairs(LensAdapter, method="reblur_pairs"):
         """The teacher follows as far as the student is trusted; single scalars of the student return to the source."""
         lead = self.ema * self.extra["lead"] + (1 - self.ema) * frame.notes["lead"]
         self.extra["lead"] = lead
-        share = self.least_share + (1 - self.least_share) * min(max(lead / _FULL_LEAD, 0.0), 1.0)
+        share = min(max(lead / _FULL_LEAD, 0.0), 1.0)
         self.average_teacher(self.ema, share=share)
         frame.extra.update(lead=lead, share=share)
         if self.restore_probability:
@@ -230,7 +227,6 @@ class ReblurPairs(LensAdapter, method="reblur_pairs"):
             "lr",
             "lr_half",
             "ema",
-            "least_share",
             "rescale",
             "hypotheses",
             "caution",
