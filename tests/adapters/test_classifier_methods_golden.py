@@ -9,11 +9,10 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from torch import nn
 
-from tta_restore.adapters import EATA, SAR, CoTTA, Tent
-from tta_restore.models import RestorerSpec
+from tta_restore import models
+from tta_restore.adapters import EATA, SAR, CoTTA, SiamCTTA, Tent, Tiles
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "causiam"
-SPEC = RestorerSpec(out_channels=10)
 NORMS = ["bn1", "layer4.bn"]
 
 
@@ -22,7 +21,7 @@ def branch(**parts):
 
 
 class Classifier(nn.Module):
-    """The recorded classifier, on pictures of one pixel with 192 channels; its logits are a pixel of ten channels."""
+    """The recorded classifier, of pictures of 8 x 8 pixels."""
 
     def __init__(self):
         super().__init__()
@@ -32,14 +31,10 @@ class Classifier(nn.Module):
         self.norm, self.head = nn.LayerNorm(8), nn.Linear(8, 10)
 
     def forward(self, x):
-        h = F.relu(self.bn1(self.conv1(x.reshape(-1, 3, 8, 8))))
+        h = F.relu(self.bn1(self.conv1(x)))
         h = h + F.relu(self.block["gn"](self.block["conv"](h)))
         h = F.relu(self.layer4["bn"](self.layer4["conv"](h))).mean((2, 3))
-        return self.head(self.norm(h))[..., None, None]
-
-
-def one_pixel(batch):
-    return batch.reshape(len(batch), -1, 1, 1)
+        return self.head(self.norm(h))
 
 
 def trace(name):
@@ -56,7 +51,7 @@ def replay(adapter, tensors, settings, unsettled=()):
     """Five batches; outputs, adapted weights of both roles, and that nothing else was adapted."""
     assert sorted(adapter.adapted) == sorted(json.loads(settings["adapted_params"]))
     for i in range(1, 6):
-        logits = adapter(one_pixel(tensors[f"batch/{i}"]))[..., 0, 0]
+        logits = adapter(tensors[f"batch/{i}"])
         torch.testing.assert_close(logits, tensors[f"output/{i}"], atol=2e-5, rtol=0)
         for role in adapter.roles:
             for name, tensor in adapter.state.sets[role].items():
@@ -67,10 +62,10 @@ def replay(adapter, tensors, settings, unsettled=()):
 
 def test_tent():
     net, tensors, settings = trace("tent")
-    adapter = Tent(net, form="literal", select=NORMS, spec=SPEC)
+    adapter = Tent(net, form="literal", select=NORMS)
     replay(adapter, tensors, settings)
     adapter.reset()
-    logits = adapter(one_pixel(tensors["batch/1"]))[..., 0, 0]
+    logits = adapter(tensors["batch/1"])
     torch.testing.assert_close(logits, tensors["output_after_reset/1"], atol=2e-5, rtol=0)
 
 
@@ -78,13 +73,10 @@ def cotta(net, settings):
     return CoTTA(
         net,
         form="literal",
-        views=[
-            (lambda x, k=k: one_pixel(torch.roll(x.reshape(-1, 3, 8, 8), k % 8, 3)), lambda x: x) for k in range(32)
-        ],
+        views=[(lambda x, k=k: torch.roll(x, k % 8, 3), lambda logits: logits) for k in range(32)],
         ema=float(settings["ema"]),
         restore=float(settings["restore_p"]),
         threshold=float(settings["ap"]),
-        spec=SPEC,
     )
 
 
@@ -100,7 +92,7 @@ def test_cotta():
 def test_cotta_where_the_source_is_sure_takes_the_teachers_plain_output():
     net, tensors, settings = trace("cotta_noaug_ap0")
     adapter = cotta(net, settings)
-    logits = adapter(one_pixel(tensors["batch/1"]))[..., 0, 0]
+    logits = adapter(tensors["batch/1"])
     torch.testing.assert_close(logits, tensors["output/1"], atol=2e-5, rtol=0)
     # Student and teacher are still one: the gradient is zero but for rounding, out of which Adam makes steps of its
     # learning rate. The rest of the trace is that rounding, on the machine that recorded it.
@@ -117,7 +109,7 @@ def test_cotta_where_the_source_is_sure_takes_the_teachers_plain_output():
 
 def test_sar_without_a_reliable_sample():
     net, tensors, settings = trace("sar_none_reliable")
-    adapter = SAR(net, form="literal", select=["bn1", "block.gn"], lr=0.01, spec=SPEC)
+    adapter = SAR(net, form="literal", select=["bn1", "block.gn"], lr=0.01)
     replay(adapter, tensors, settings)
     assert tensors["loss_ema"].isnan().all()
     assert adapter.extra["running"] is None
@@ -127,8 +119,23 @@ def test_sar_without_a_reliable_sample():
 
 def test_eata():
     net, tensors, settings = trace("eata")
-    adapter = EATA(net, form="literal", select=NORMS, redundant=float(settings["d_margin"]), spec=SPEC)
+    adapter = EATA(net, form="literal", select=NORMS, redundant=float(settings["d_margin"]))
     assert adapter.margin * torch.log(torch.tensor(10.0)).item() == pytest.approx(float(settings["e_margin"]))
     replay(adapter, tensors, settings)
     assert [adapter.extra["reliable"], adapter.extra["used"]] == tensors["counters"][-1].tolist()
     torch.testing.assert_close(adapter.extra["mean"], tensors["probs_ema"], atol=1e-6, rtol=0)
+
+
+def test_what_a_classifier_gives_is_not_turned_back_nor_put_together_from_tiles():
+    net, tensors, _ = trace("tent")
+    batch = tensors["batch/1"]
+    for adapter in (SiamCTTA(net, select=NORMS), Tent(net)):
+        with pytest.raises(ValueError, match='the model gives no image, .* views="rot4" asks; pass views="identity"'):
+            adapter(batch)
+    tiled = Tent(net, form="literal", select=NORMS, tiles=Tiles(4, 0))
+    with pytest.raises(ValueError, match="the model gives no image that tiles could be put together to"):
+        tiled.predict(batch)
+    plain = SiamCTTA(net, select=NORMS, views="identity")
+    torch.testing.assert_close(plain.predict(batch), net.eval()(batch), atol=1e-6, rtol=0)
+    report = models.probe(net, example=batch)
+    assert (report.spec.dense, report.output, report.normalization["BatchNorm2d"]) == (False, "tensor", 2)

@@ -291,6 +291,7 @@ class Adapter(Method):
             if self._backbone.training:  # dropout draws from the global generator
                 stack.enter_context(torch.random.fork_rng([image.device] if image.is_cuda else []))
                 torch.manual_seed(self.state.generator().initial_seed())
+            self._expect_dense(image)
             region = image if self.region is None else self.region(image, self.restorer.known_spec(image).size)
             self._backbone.look_at(region)
             self._frame = Frame(image=image, region=region, steps=self.steps)

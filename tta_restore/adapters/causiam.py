@@ -34,8 +34,8 @@ class CauSiam(SiamCTTA, method="causiam"):
         select: which weights to adapt, by default the injected ones; a model that is given its context by keyword has
             none of those.
         form: "released", exactly as released: the learning rate dies after about a hundred updates, four views, no
-            guards, CLIP's input not normalised; "repaired", for long streams: a floor under the learning rate (a tenth), five views as in the
-            paper, a crop of 1120 pixels for whatever is larger, guards.
+            guards, CLIP's input not normalised; "repaired", for long streams: a floor under the learning rate (a
+            tenth), five views as in the paper, a crop of 1120 pixels for whatever is larger, guards.
 
     Source: arXiv 2501.09052; deviations in :class:`SiamCTTA`, and the attention starts as the identity.
     """
