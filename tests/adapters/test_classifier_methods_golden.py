@@ -1,6 +1,8 @@
 """Tent, CoTTA, SAR and EATA in their literal form against traces of the official rules (shared/golden/causiam)."""
 
+import copy
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -139,3 +141,136 @@ def test_what_a_classifier_gives_is_not_turned_back_nor_put_together_from_tiles(
     torch.testing.assert_close(plain.predict(batch), net.eval()(batch), atol=1e-6, rtol=0)
     report = models.probe(net, example=batch)
     assert (report.spec.dense, report.output, report.normalization["BatchNorm2d"]) == (False, "tensor", 2)
+
+
+def entropy_of(logits, target=None):
+    logarithm = logits.log_softmax(1)
+    return -((logarithm.exp() if target is None else target.softmax(1)) * logarithm).sum(1)
+
+
+def whole_copy(net, select):
+    """A whole copy of the network in train mode, and its adapted weights by name."""
+    copied = copy.deepcopy(net).train()
+    return copied, {n: p for n, p in copied.named_parameters() if any(n.startswith(start) for start in select)}
+
+
+def agree(adapter, weights):
+    for name, weight in weights.items():
+        if name not in ("conv1.bias", "layer4.conv.bias"):
+            torch.testing.assert_close(adapter.student[name].detach(), weight.detach(), atol=2e-6, rtol=0, msg=name)
+
+
+def test_sar_written_out():
+    """Samples reliable at both points, momentum, and a fresh start when the running second loss is small."""
+    net, tensors, _ = trace("eata")
+    net.head.weight.data *= 1.5  # surer, so that there are reliable samples and others
+    select, margin = ["bn1", "block.gn"], 0.4 * math.log(10)
+    theirs, weights = whole_copy(net, select)
+    source = {name: weight.detach().clone() for name, weight in weights.items()}
+    sgd = torch.optim.SGD(weights.values(), lr=0.01, momentum=0.9)
+    adapter = SAR(net, form="literal", select=select, lr=0.01, collapse=0.55)
+    running, counts, restarts = None, [], 0
+    for i in range(10):
+        batch = tensors[f"batch/{i % 5 + 1}"]
+        logits = adapter(batch)
+        expected = theirs(batch)
+        torch.testing.assert_close(logits, expected.detach(), atol=2e-5, rtol=0)
+        first = entropy_of(expected)
+        reliable = first < margin
+        found = torch.autograd.grad(first[reliable].mean(), list(weights.values()))
+        norm = torch.cat([gradient.flatten() for gradient in found]).norm()
+        with torch.no_grad():
+            for weight, gradient in zip(weights.values(), found, strict=True):
+                weight += 0.05 / (norm + 1e-12) * gradient
+        second = entropy_of(theirs(batch))[reliable]
+        second = second[second < margin].mean()
+        gradients = torch.autograd.grad(second, list(weights.values()))
+        with torch.no_grad():
+            for weight, gradient, up in zip(weights.values(), gradients, found, strict=True):
+                weight -= 0.05 / (norm + 1e-12) * up
+                weight.grad = gradient
+        sgd.step()
+        running = second.item() if running is None else 0.9 * running + 0.1 * second.item()
+        counts.append(int(reliable.sum()))
+        if running < 0.55:
+            restarts, running = restarts + 1, None
+            with torch.no_grad():
+                for name, weight in weights.items():
+                    weight.copy_(source[name])
+            sgd = torch.optim.SGD(weights.values(), lr=0.01, momentum=0.9)
+        agree(adapter, weights)
+    assert 0 < min(counts) < 8
+    assert 0 < restarts < 10
+
+
+def test_eata_with_fisher_written_out():
+    net, tensors, _ = trace("eata")
+    net.head.weight.data *= 8
+    margin = 0.4 * math.log(10)
+    theirs, weights = whole_copy(net, NORMS)
+    source = {name: weight.detach().clone() for name, weight in weights.items()}
+    generator = torch.Generator().manual_seed(0)
+    fisher = {name: torch.rand(weight.shape, generator=generator) for name, weight in weights.items()}
+    sgd = torch.optim.SGD(weights.values(), lr=1e-3, momentum=0.9)
+    adapter = EATA(net, form="literal", select=NORMS, redundant=0.9, fisher=fisher)
+    mean, counters = None, [0, 0]
+    for i in range(10):
+        batch = tensors[f"batch/{i % 5 + 1}"]
+        logits = adapter(batch)
+        expected = theirs(batch)
+        torch.testing.assert_close(logits, expected.detach(), atol=2e-5, rtol=0)
+        uncertainty, probability = entropy_of(expected), expected.detach().softmax(1)
+        used = uncertainty < margin
+        counters[0] += int(used.sum())
+        if mean is not None:
+            used &= F.cosine_similarity(mean[None], probability).abs() < 0.9
+        counters[1] += int(used.sum())
+        if not used.any():
+            continue
+        now = probability[used].mean(0)
+        mean = now if mean is None else 0.9 * mean + 0.1 * now
+        loss = (uncertainty * (margin - uncertainty.detach()).exp())[used].mean()
+        pulls = (fisher[name] * (weight - source[name]) ** 2 for name, weight in weights.items())
+        loss = loss + 2000 * sum(pull.sum() for pull in pulls)
+        sgd.zero_grad()
+        loss.backward()
+        sgd.step()
+        agree(adapter, weights)
+    assert [adapter.extra["reliable"], adapter.extra["used"]] == counters
+    assert 0 < counters[1] < counters[0] < 80
+
+
+def test_two_steps_of_tent_and_a_full_restore_of_cotta_written_out():
+    net, tensors, _ = trace("tent")
+    theirs, weights = whole_copy(net, NORMS)
+    adam = torch.optim.Adam(weights.values(), lr=1e-3)
+    adapter = Tent(net, form="literal", select=NORMS, steps=2)
+    slow = cotta(net, {"ema": "0.9", "restore_p": "1", "ap": "0.92"})
+    student, all_weights = whole_copy(net, [""])
+    teacher = copy.deepcopy(student)
+    other = torch.optim.Adam(all_weights.values(), lr=1e-3)
+    for i in range(1, 6):
+        batch = tensors[f"batch/{i}"]
+        logits = adapter(batch)
+        for _ in range(2):
+            expected = theirs(batch)
+            adam.zero_grad()
+            entropy_of(expected).mean().backward()
+            adam.step()
+        torch.testing.assert_close(logits, expected.detach(), atol=2e-5, rtol=0)
+        agree(adapter, weights)
+        logits = slow(batch)
+        with torch.no_grad():
+            expected = torch.stack([teacher(torch.roll(batch, k % 8, 3)) for k in range(32)]).mean(0)
+        torch.testing.assert_close(logits, expected, atol=2e-5, rtol=0)
+        other.zero_grad()
+        entropy_of(student(batch), expected).mean().backward()
+        other.step()
+        with torch.no_grad():
+            for name, weight in student.named_parameters():
+                teacher.get_parameter(name).lerp_(weight, 0.1)
+                weight.copy_(net.get_parameter(name))
+        agree(slow, all_weights)
+        for name, weight in teacher.named_parameters():
+            if name not in ("conv1.bias", "layer4.conv.bias"):
+                torch.testing.assert_close(slow.teacher[name], weight, atol=2e-6, rtol=0, msg=name)
