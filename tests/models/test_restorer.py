@@ -201,8 +201,13 @@ def test_bad_frames_are_refused_in_the_callers_words(x, error, message):
 
 
 def test_a_model_that_returns_no_image_is_explained():
-    with pytest.raises(ValueError, match="found no image in the model's output"):
-        as_restorer(lambda x: x.mean((1, 2, 3)))(torch.rand(1, 3, 8, 8))
+    for model, gave in (
+        (lambda x: x.mean((1, 2, 3)), r"\[\]: \(1,\)"),
+        (lambda x: x[..., 2:-2, 2:-2], r"\[\]: \(1, 3, 4, 4\)"),
+        (lambda x: "done", "str"),
+    ):
+        with pytest.raises(ValueError, match=f"found no image in the model's output .* where it gave {gave}; declare"):
+            as_restorer(model)(torch.rand(1, 3, 8, 8))
     with pytest.raises(
         ValueError, match=r"\(\.\.\., 16, 16\) for an input of 8x8 at scale 2, got \[\]: \(1, 3, 8, 8\)"
     ):

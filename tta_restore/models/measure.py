@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tta_restore.models.output import found_scale, is_vector
+from tta_restore.models.output import described, found_scale, is_vector
 from tta_restore.models.spec import RestorerSpec, SizeRequirements
 from tta_restore.models.structure import leaves
 from tta_restore.models.unchanged import left_unchanged
@@ -77,7 +77,8 @@ def measure(module: nn.Module | Callable[..., Any], like: Tensor) -> RestorerSpe
             if scale is None:
                 raise ValueError(
                     "restorer: found no image in the model's output for any small frame, nor for "
-                    f"{size[0]}x{size[1]}; declare scale, size and output in a RestorerSpec"
+                    f"{size[0]}x{size[1]}, where it gave {described(raw)}; declare scale, size and output in a "
+                    "RestorerSpec"
                 )
             found = scale, SizeRequirements()
     scale, size = found

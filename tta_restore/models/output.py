@@ -30,11 +30,11 @@ def find_image(raw: Any, spec: RestorerSpec, size: tuple[int, int], *, clips: bo
             return images[0][0]
     elif _is(structure.at(raw, path), expected):
         return path
-    shapes = ", ".join(f"{list(p)}: {tuple(leaf.shape)}" for p, leaf in found) or type(raw).__name__
     wanted = "the largest image-like tensor" if path is None else f"the tensor at {list(path)}"
     raise ValueError(
         f"restorer: expected {wanted} of the output to be (..., {expected[0]}, {expected[1]}) for an input of "
-        f"{size[0]}x{size[1]} at scale {spec.scale}, got {shapes}; declare scale, size and output in a RestorerSpec"
+        f"{size[0]}x{size[1]} at scale {spec.scale}, got {described(raw)}; "
+        "declare scale, size and output in a RestorerSpec"
     )
 
 
@@ -74,6 +74,12 @@ def _images(
         return images
     only = [(path, leaf) for path, leaf in found if leaf.is_floating_point() and leaf.ndim == 4]
     return only if len(only) == 1 else []
+
+
+def described(raw: Any) -> str:
+    """Paths and shapes of the tensors that a model gave, or the kind of what it gave instead."""
+    shapes = [f"{list(path)}: {tuple(leaf.shape)}" for path, leaf in structure.leaves(raw)]
+    return ", ".join(shapes) or type(raw).__name__
 
 
 def is_vector(leaf: Tensor) -> bool:
