@@ -58,6 +58,28 @@ def test_every_public_name_exists():
         _ = tta_restore.nothing
 
 
+def test_modules_are_there_when_they_are_named():
+    """What the design and the guides call by name needs no import of its own; a fresh process has none loaded."""
+    program = """
+import tta_restore as t
+for named in (
+    t.engine.evaluate_stream, t.engine.supervised.train_supervised, t.engine.misaligned.MisalignedObjective,
+    t.engine.meta_train.meta_train, t.engine.pretrain_reblur.pretrain_reblur, t.data.lenses.lens_stream,
+    t.data.dead_leaves, t.data.pairs, t.models.optical_flow, t.models.jdrl.BlurConditioned,
+):
+    assert named is not None
+for package in (t.engine, t.data, t.models):
+    try:
+        package.nothing
+    except AttributeError as error:
+        assert "has no attribute 'nothing'" in str(error)
+    else:
+        raise SystemExit("nothing is there")
+"""
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+
+
 def test_floors_of_the_linter_are_all_packages():
     config = tomllib.loads((ROOT / "pyproject.toml").read_text())
     layers = config["tool"]["importlinter"]["contracts"][0]["layers"]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING, Any
 
 from ._backend import BackendUnavailable, backend, show_config
+from ._submodules import submodule
 
 if TYPE_CHECKING:
     from . import adapters, data, engine, losses, metrics, models, nn, ops
@@ -30,7 +30,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """Import a floor when it is first named, so that `import tta_restore` stays quick."""
     if name in __all__:
-        return importlib.import_module(f"{__name__}.{name}")
+        return submodule(__name__, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

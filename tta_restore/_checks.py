@@ -19,7 +19,11 @@ def expect_keywords(function: str, called: Callable[..., Any], keywords: Iterabl
     parameters = inspect.signature(called).parameters.values()
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return
-    known = [parameter.name for parameter in parameters]
+    expect_known(function, keywords, [parameter.name for parameter in parameters])
+
+
+def expect_known(function: str, keywords: Iterable[str], known: Sequence[str]) -> None:
+    """Raise TypeError for the first keyword that is not among the known ones, with those near it."""
     for keyword in keywords:
         if keyword not in known:
             near = get_close_matches(keyword, known, n=3, cutoff=0.5)

@@ -42,6 +42,22 @@ def test_settings_are_checked_in_the_callers_words():
     ]:
         with pytest.raises(ValueError, match=message):
             SiamCTTA(net, select="all", **arguments)
+    for make, message in [
+        (lambda: SiamCTTA(net, select="all", learning_rate=1e-3), "SiamCTTA has no learning_rate; "),
+        (lambda: SiamCTTA(net, select="all", step=2), "SiamCTTA has no step; did you mean steps"),
+        (lambda: adapters.CauSiam(net, sematic=None), "CauSiam has no sematic; did you mean semantic"),
+        (lambda: adapters.Tent(net, lr_decay=0.9), "Tent has no lr_decay; "),  # not among SelfTaught's either
+    ]:
+        with pytest.raises(TypeError, match=message):
+            make()
+
+    class Own(SiamCTTA):
+        def __init__(self, model, **settings):
+            mine = settings.pop("mine")
+            super().__init__(model, select="all", **settings)
+            self.mine = mine
+
+    assert Own(net, mine=3).mine == 3
     adapter = SiamCTTA(net, select="all")
     with pytest.raises(TypeError, match="SiamCTTA: expected x with a floating dtype, got torch.uint8"):
         adapter(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))

@@ -47,7 +47,7 @@ class BuiltIn(Plain):
 def make(net, encoder, **options):
     semantic = Semantic(encoder, "mid", num_heads=2, scale=0.5, zero_init=False)
     spec = RestorerSpec(size=models.SizeRequirements(multiple_of=2))
-    return CauSiam(net, **{"semantic": semantic, "form": "released", "spec": spec, "lr": 1e-2} | options)
+    return CauSiam(net, **{"semantic": semantic, "spec": spec, "lr": 1e-2} | options)
 
 
 @pytest.mark.parametrize("steps", [1, 2])
@@ -121,10 +121,10 @@ def test_the_schedule_dies_as_released_and_not_as_repaired():
 )
 def test_the_released_rule_on_large_frames_without_strips(height, width, seen):
     net = models.create_model("dpdnet_s", width=2)
-    adapter = CauSiam(net, form="released", semantic=Semantic(look, "conv6"))
+    adapter = CauSiam(net, semantic=Semantic(look, "conv6"))
     region = adapter.region(torch.empty(1, 3, height, width), net.spec.size)
     assert region.shape[-2:] == seen
-    repaired = CauSiam(net, semantic=Semantic(look, "conv6"))
+    repaired = CauSiam(net, form="repaired", semantic=Semantic(look, "conv6"))
     assert max(repaired.region(torch.empty(1, 3, height, width), net.spec.size).shape[-2:]) <= 1120
 
 

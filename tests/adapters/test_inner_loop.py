@@ -1,5 +1,6 @@
 """The inner loop against recorded ones, and its second derivatives against finite differences."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -139,6 +140,83 @@ def test_recorded_critic():
         )
         for name, weight in critic.weights.items():
             torch.testing.assert_close(weight.detach(), recorded[f"step{step}.d_after.{name}"], atol=1e-6, rtol=0)
+
+
+def by_hand(restorer, reblur, discriminator, items, real, second):
+    """The published inner loop with torch's optimisers on the networks themselves; ``second`` is the second order."""
+    adam = torch.optim.Adam(
+        [{"params": reblur.parameters(), "lr": 1e-3}, {"params": restorer.parameters(), "lr": 2e-3}]
+    )
+    rms = torch.optim.RMSprop(discriminator.parameters(), lr=1e-4)
+    for clip, blurred in zip(items, real, strict=True):
+        fake = reblur(clip)
+        rms.zero_grad()
+        (discriminator(fake.detach()).mean() - discriminator(blurred).mean()).backward()
+        rms.step()
+        with torch.no_grad():
+            for weight in discriminator.parameters():
+                weight.clamp_(-0.01, 0.01)
+        adam.zero_grad()
+        cycle = (restorer(fake.clamp(0, 1)) - clip[:, 2]).abs().mean()
+        (-0.99 * discriminator(fake).mean() + 0.01 * cycle).backward()
+        adam.step()
+    for clip in (items[i] for i in second):
+        adam.zero_grad()
+        with torch.no_grad():
+            fake = reblur(clip).clamp(0, 1)
+        (restorer(fake) - clip[:, 2]).abs().mean().backward()
+        adam.step()
+
+
+def test_the_most_blurred_crop_can_be_the_real_one():
+    """The procedure written out repeats a record; with that crop in its place the loop repeats the procedure."""
+    recorded = load_file(GOLDEN / "inner_loop_default.safetensors")
+    clips = [recorded[f"sample{i}.blurs"][None] for i in range(3)]
+    second = recorded["order_stage2"].tolist()
+    assert recorded["order_stage1"].tolist() == [0, 1, 2]
+    networks = recorded_networks(recorded)
+    picks = recorded["real_frame_pick"].tolist()
+    by_hand(*networks, clips, [clip[:, pick] for clip, pick in zip(clips, picks, strict=True)], second)
+    for module, prefix in zip(networks, ("final.deblur_model.", "final.reblur_model.", None), strict=True):
+        if prefix:
+            assert_recorded(dict(module.named_parameters()), recorded, prefix)
+    blurred = [recorded[f"sample{i}.blurrer"] for i in range(3)]
+    networks = recorded_networks(recorded)
+    by_hand(*networks, clips, blurred, second)
+    restorer, reblur, discriminator = recorded_networks(recorded)
+    settings = InnerLoopSettings(**RATES, order="published", real="blurriest")
+    critic = Critic(discriminator, lr=1e-4)
+    loop = loop_over(restorer, reblur, critic, settings)
+    items = [Item(clip[0], crop[0]) for clip, crop in zip(clips, blurred, strict=True)]
+    for step in [Step("reblur", i) for i in range(3)] + [Step("deblur", i) for i in second]:
+        assert loop.update(loop.loss(step, items[step.item])) is None
+    for module, weights in zip(networks, (loop.restorer_weights, loop.reblur_weights, critic.weights), strict=True):
+        assert_recorded(weights, dict(module.named_parameters()), "")
+    moved = recorded["disc_after_reblur.features.0.weight"] - critic.weights["features.0.weight"]
+    assert moved.abs().max() > 1e-4  # another crop, other weights
+
+
+def test_a_critic_that_learns_at_every_second_judgement_along_a_schedule():
+    recorded = load_file(GOLDEN / "gan_tiny.safetensors")
+    critic, theirs = (loaded(TinyCritic(), recorded, "d_init.") for _ in range(2))
+    critic = Critic(critic, lr=1e-3, every=2)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(critic.optimiser, 15, eta_min=1e-9)
+    rms = torch.optim.RMSprop(theirs.parameters(), lr=1e-3)
+    for step in range(4):
+        fake, real = recorded[f"step{step % 3}.fake"], recorded[f"step{step % 3}.real"]
+        loss = critic.judge(fake, real)
+        if step % 2 == 0:
+            schedule.step()
+            rms.param_groups[0]["lr"] = 1e-9 + (1e-3 - 1e-9) * (1 + math.cos(math.pi * (step // 2) / 15)) / 2
+            rms.zero_grad()
+            (theirs(fake).mean() - theirs(real).mean()).backward()
+            rms.step()
+            with torch.no_grad():
+                for weight in theirs.parameters():
+                    weight.clamp_(-0.01, 0.01)
+        for name, weight in critic.weights.items():
+            torch.testing.assert_close(weight, theirs.get_parameter(name), atol=1e-7, rtol=0)
+        assert loss.item() == pytest.approx(-theirs(fake).mean().item(), abs=1e-7)
 
 
 class TinyReblur(nn.Module):

@@ -260,6 +260,14 @@ def test_settings_out_of_range_are_named(bad, message):
         MetaTransfer(*networks(), **bad)
 
 
+def test_networks_that_are_none_are_named():
+    restorer, reblur, _ = networks()
+    with pytest.raises(TypeError, match="MetaTransfer: expected reblur to be a module, got str"):
+        MetaTransfer(restorer, "video_reblur")
+    with pytest.raises(TypeError, match="MetaTransfer: expected discriminator to be a module, got str"):
+        MetaTransfer(restorer, reblur, "patch_critic")
+
+
 def test_clips_that_do_not_fit_are_named():
     with pytest.raises(ValueError, match=r"expected clip of shape \(T, 3, H, W\) = \(any, 3, any, any\), got \(2, 1,"):
         make(spec=RestorerSpec())(torch.rand(2, 1, 16, 16))

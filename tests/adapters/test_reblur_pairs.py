@@ -193,3 +193,16 @@ def test_models_it_cannot_make_pairs_for():
     wide = nn.Sequential(nn.Conv2d(4, 4, 1))
     with pytest.raises(ValueError, match="C of 1 or 3"):
         ReblurPairs(as_restorer(wide, RestorerSpec(in_channels=4, out_channels=4)))(torch.rand(1, 4, 32, 32))
+
+
+def test_an_estimator_of_ones_own_is_used_and_left_as_it_was():
+    estimator = create_model("lens_estimator", checkpoint="lens_estimator").train()
+    before = {name: weight.clone() for name, weight in estimator.state_dict().items()}
+    adapter = ReblurPairs(_specialist(), estimator, steps=1, burst=1)
+    restored = adapter(_frames(lenses.SOURCE, 1)[0].blurry[None])
+    assert not restored.requires_grad
+    assert estimator.training
+    assert all(weight.requires_grad and weight.grad is None for weight in estimator.parameters())
+    assert all(torch.equal(weight, before[name]) for name, weight in estimator.state_dict().items())
+    with pytest.raises(TypeError, match="ReblurPairs: expected sharp to be a torch.Tensor, got list"):
+        ReblurPairs(_specialist(), estimator, sharp=[torch.rand(3, 96, 96)])

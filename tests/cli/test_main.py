@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
+import tta_restore
 from tta_restore.cli import main
 from tta_restore.cli.main import build_parser
 from tta_restore.data.image import Image
@@ -131,6 +132,13 @@ def test_arguments_that_do_not_parse_exit_with_2(arguments, capsys):
         main(arguments)
     assert caught.value.code == 2
     assert "usage: tta-restore" in capsys.readouterr().err
+
+
+def test_the_version_is_said(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"tta-restore {tta_restore.__version__}\n"
 
 
 def test_info_lists_what_there_is(capsys):

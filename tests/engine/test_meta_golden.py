@@ -1,7 +1,7 @@
 """Meta-training against what was recorded from the release: where its outer loop starts, and its networks there.
 
-The frames that the recorded outer loop saw were not kept with it, so its steps cannot be repeated from the record; they
-are repeated from the description in ``test_meta.py``.
+The frames that the recorded outer loop saw were not kept with it, so its steps cannot be repeated from the record. They
+are repeated from the description: here on its networks and weights with other frames, in ``test_meta.py`` clip by clip.
 """
 
 from pathlib import Path
@@ -12,6 +12,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from tta_restore.engine.meta import MetaObjective
+from tta_restore.engine.meta_settings import MetaSettings
+from tta_restore.engine.meta_tasks import MetaTask
 from tta_restore.models import create_model
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "meta"
@@ -66,3 +68,62 @@ def test_its_networks_there(objective):
         ((restored,),) = objective.restored(values, probe)
     torch.testing.assert_close(reblurred, outer["probe_reblur"], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(restored, outer["probe_deblur"], atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("start", ["initial", "adapted"])
+def test_its_outer_steps_written_out(objective, start):
+    """Four frames, an Adam step for each with the gradient at the adapted weights."""
+    inner = load_file(GOLDEN / "inner_loop_default.safetensors")
+    initial, adapted = (recorded(inner, prefix, objective) for prefix in ("init", "final"))
+    blurry, sharp = torch.rand(2, 4, 5, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    task = MetaTask("clip", (), blurry, sharp)
+    started = initial if start == "initial" else adapted
+    for name, weight in objective.weights().items():
+        weight.data.copy_(started[name])
+    settings = MetaSettings(outer_steps="frame", reblur_lr=1e-3, lr=2e-3)
+    ours = MetaObjective(objective.restorer, objective.reblur, settings=settings)
+    adam, losses_seen = torch.optim.Adam(ours.groups()), []
+    for gradients, parts in ours.outer_gradients(task, adapted):
+        for name, weight in ours.weights().items():
+            weight.grad = gradients.get(name)
+        adam.step()
+        losses_seen.append([part.item() for part in parts.values()])
+    reblur = create_model("video_reblur", num_layers=1, base_channels=2).eval()
+    deblur = OneConv()
+    networks = {"reblur.": reblur, "restorer.": deblur}
+    own = {part + name: weight for part, net in networks.items() for name, weight in net.named_parameters()}
+    theirs = {name: started[name].clone().requires_grad_() for name in own}
+    groups = [([n for n in own if n.startswith(part)], rate) for part, rate in (("reblur.", 1e-3), ("restorer.", 2e-3))]
+    adam = torch.optim.Adam([{"params": [theirs[n] for n in names], "lr": rate} for names, rate in groups])
+    for name, weight in own.items():
+        weight.data.copy_(adapted[name])
+    for frame in range(4):
+        for net in networks.values():
+            net.zero_grad()
+        made, target = reblur(sharp[frame, None]), blurry[frame, None, 2]
+        first = 0.5 * (((made - target) ** 2 + 1e-6).sqrt().mean() + 0.05 * edge(made, target)) / 4
+        second = 0.5 * (deblur(blurry[frame, None, 2]) - sharp[frame, None, 2]).abs().mean() / 4
+        (first + second).backward()
+        assert losses_seen[frame] == pytest.approx([first.item(), second.item()], abs=1e-7)
+        for name, weight in theirs.items():
+            weight.grad = None if own[name].grad is None else own[name].grad.clone()
+        adam.step()
+    for name, weight in objective.weights().items():
+        if not name.endswith((".attn.qkv.bias", "cross_attn.kv.bias")):  # of keys: steps made of rounding noise
+            torch.testing.assert_close(weight.detach(), theirs[name].detach(), atol=1e-5, rtol=0, msg=name)
+
+
+def edge(a, b):
+    """Charbonnier distance of what a Laplacian pyramid's first level holds."""
+    kernel = torch.tensor([0.05, 0.25, 0.4, 0.25, 0.05])
+    kernel = (kernel[:, None] * kernel).expand(3, 1, 5, 5)
+
+    def blurred(x):
+        return nn.functional.conv2d(nn.functional.pad(x, (2, 2, 2, 2), mode="replicate"), kernel, groups=3)
+
+    def detail(x):
+        even = torch.zeros_like(x)
+        even[..., ::2, ::2] = 4 * blurred(x)[..., ::2, ::2]
+        return x - blurred(even)
+
+    return ((detail(a) - detail(b)) ** 2 + 1e-6).sqrt().mean()

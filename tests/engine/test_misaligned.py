@@ -59,21 +59,32 @@ def test_recorded_first_epoch():
     assert all(p.grad is None for p in objective.reblur.parameters())
 
 
+FUSION_NAMES = {
+    "gate.fc.0.weight": "se.fc.0.weight",
+    "gate.fc.2.weight": "se.fc.2.weight",
+    "adjust.weight": "adj.weight",
+    "adjust.bias": "adj.bias",
+}
+
+
+def conditioned(recorded):
+    fusion, estimator = nn.BlurMapFusion(), nn.BlurMapEstimator()
+    fusion.load_state_dict({own: recorded[f"deblur.{name}"] for own, name in FUSION_NAMES.items()})
+    models.load_checkpoint(estimator, prefixed(recorded, "pred."))
+    return BlurConditioned(torch.nn.Sigmoid(), estimator=estimator, fusion=fusion)
+
+
 def test_recorded_epoch_with_a_blur_map():
     recorded = load_file(GOLDEN / "j_trainstep_epoch07.safetensors")
-    fusion, estimator = nn.BlurMapFusion(), nn.BlurMapEstimator()
-    names = {"gate.fc.0.weight": "se.fc.0.weight", "gate.fc.2.weight": "se.fc.2.weight"}
-    names |= {"adjust.weight": "adj.weight", "adjust.bias": "adj.bias"}
-    fusion.load_state_dict({own: recorded[f"deblur.{name}"] for own, name in names.items()})
-    models.load_checkpoint(estimator, prefixed(recorded, "pred."))
-    model = BlurConditioned(torch.nn.Sigmoid(), estimator=estimator, fusion=fusion)
+    model = conditioned(recorded)
+    fusion, estimator = model.fusion, model.estimator
     objective = recorded_objective(recorded, model, journal=True)
     step = objective(MisalignedPair(recorded["im_b"], recorded["im_gt"]), 7)
     torch.testing.assert_close(step.tensors["blur_map"], recorded["pred_core"], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(step.tensors["restored"], recorded["deblurred"], atol=2e-6, rtol=1e-5)
     torch.testing.assert_close(step.loss.double(), recorded["loss"], atol=1e-7, rtol=1e-6)
     step.loss.backward()
-    found = {names[n]: p.grad for n, p in fusion.named_parameters()}
+    found = {FUSION_NAMES[n]: p.grad for n, p in fusion.named_parameters()}
     check_gradients(recorded, found, "grad.deblur.")
     check_gradients(recorded, {n: p.grad for n, p in estimator.named_parameters()}, "grad.pred.")
     assert all(p.grad is None for p in objective.reblur.parameters())
@@ -114,6 +125,80 @@ def test_joint_stage_is_the_published_sum():
     for got, want in zip(found, [p.grad for p in objective.parameters()], strict=True):
         torch.testing.assert_close(got, want, atol=1e-6, rtol=1e-4)
         assert got.abs().sum() > 0
+
+
+def warp_written_out(image, flow):
+    """The released warp from its formula: position (p + flow) N / (N - 1) - 1/2, kept inside, bilinear."""
+    height, width = image.shape[-2:]
+    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    y = ((rows + flow[:, 1]) * height / (height - 1) - 0.5).clamp(0, height - 1)
+    x = ((columns + flow[:, 0]) * width / (width - 1) - 0.5).clamp(0, width - 1)
+    top, left = y.floor().long().clamp(max=height - 2), x.floor().long().clamp(max=width - 2)
+    down, right = (y - top)[:, None], (x - left)[:, None]
+
+    def pixel(dy, dx):  # of the one sample
+        return image[:, :, top[0] + dy, left[0] + dx]
+
+    upper = (1 - right) * pixel(0, 0) + right * pixel(0, 1)
+    lower = (1 - right) * pixel(1, 0) + right * pixel(1, 1)
+    return (1 - down) * upper + down * lower
+
+
+def reblur_written_out(image, seeds, weights):
+    """Every kernel made, every branch filtered, zeros outside, branches mixed."""
+    out, first = weights[:, :1] * image, 0
+    for n in range(1, 8):
+        size = 2 * n + 1
+        kernels = ops.isotropic_kernels(seeds[:, first : first + n + 1], size)
+        first += n + 1
+        patches = torch.nn.functional.unfold(image, size, padding=n).unflatten(1, (3, size * size))
+        branch = (patches.unflatten(-1, image.shape[-2:]) * kernels[:, None]).sum(2)
+        out = out + weights[:, n : n + 1] * branch
+    return out
+
+
+def distance(a, b):
+    return ((a - b) ** 2 + 1e-6).sqrt().mean()
+
+
+@pytest.mark.parametrize("epoch", [14, 15])
+def test_recorded_modules_with_a_blur_map_beyond_the_recorded_epoch(epoch):
+    """The journal's step from its description: the map's loss meets raw seeds, and nothing is detached."""
+    recorded = load_file(GOLDEN / "j_trainstep_epoch07.safetensors")
+    model = conditioned(recorded)
+    objective = recorded_objective(recorded, model, journal=True)
+    blurry, sharp = recorded["im_b"], recorded["im_gt"]
+    step = objective(MisalignedPair(blurry, sharp), epoch)
+    step.loss.backward()
+    parameters = dict(objective.named_parameters())
+    found = {name: None if p.grad is None else p.grad.clone() for name, p in parameters.items()}
+    objective.zero_grad()
+    predicted = model.estimator(blurry) * (0.001 + 0.999 * (epoch + 1) / 15 if epoch < 15 else 1)
+    both = torch.cat((blurry, predicted), 1)
+    gate = (model.fusion.gate.fc[2].weight @ (model.fusion.gate.fc[0].weight @ both.mean((2, 3))[0]).relu()).sigmoid()
+    weight, bias = model.fusion.adjust.weight[:, :, 0, 0], model.fusion.adjust.bias
+    restored = (torch.einsum("oc,bchw->bohw", weight, gate[:, None, None] * both) + bias[:, None, None]).sigmoid()
+    if epoch < 15:
+        loss = distance(restored, warp_written_out(sharp, objective.flow(blurry, sharp)))
+    else:
+        there, back = objective.flow(restored.detach(), sharp), objective.flow(sharp, restored.detach())
+        mask, mask_back = losses.calibration_mask(there), losses.calibration_mask(back)
+        inputs = torch.cat((restored, blurry), 1)
+        seeds = objective.reblur.predictor.seed_trunk(inputs)
+        weights = objective.reblur.predictor.weight_trunk(inputs).softmax(1)
+        loss = distance(mask * restored, mask * warp_written_out(sharp, there))
+        loss = loss + distance(mask_back * sharp, mask_back * warp_written_out(restored, back))
+        loss = loss + 0.5 * distance(reblur_written_out(restored, seeds, weights), blurry)
+        loss = loss + 0.5 * distance(predicted, seeds)
+    torch.testing.assert_close(step.loss, loss, atol=1e-6, rtol=1e-6)
+    loss.backward()
+    for name, p in parameters.items():
+        if p.grad is None:
+            assert found[name] is None
+            assert epoch < 15
+            assert name.startswith("reblur.")
+        else:
+            torch.testing.assert_close(found[name], p.grad, atol=1e-6 + 2e-4 * p.grad.abs().max().item(), rtol=2e-3)
 
 
 class Stages(torch.nn.Module):

@@ -101,6 +101,10 @@ def test_functions_and_modules_of_ones_own_code(tmp_path, monkeypatch):
 def test_unknown_names_list_what_can_be_given():
     with pytest.raises(ValueError, match=r"no model 'nonsense': expected one of specialist, .*checkpoint file"):
         load_restorer("nonsense")
+    with pytest.raises(ValueError, match=r"no model 'weights/mine.pth' \(there is no such file\): expected one of"):
+        load_restorer("weights/mine.pth")
+    with pytest.raises(ValueError, match=r"\(a module is named, not its file: net:build, from within its folder\)"):
+        load_restorer("code/net.py:build")
 
 
 def test_shipped_names_are_registered_models():

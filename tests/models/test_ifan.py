@@ -42,8 +42,7 @@ def close(got, want, what):
 def recorded_network(mode):
     recorded = load_file(GOLDEN / "net_small.safetensors")
     model = models.create_model("ifan", horizontal=MODES[mode], **SMALL).eval()
-    model.load_state_dict(model.convert_state_dict(prefixed(recorded, "state_dict.")))
-    return recorded, model
+    return recorded, models.load_checkpoint(model, prefixed(recorded, "state_dict."))
 
 
 def official(model, part):
@@ -51,7 +50,6 @@ def official(model, part):
     return {part + name: tensor for name, tensor in ifan_checkpoint.official_names(model.state_dict()).items()}
 
 
-@pytest.mark.filterwarnings("ignore:load_checkpoint. these weights have the official names")
 @pytest.mark.parametrize("mode", MODES)
 class TestRecorded:
     def test_outputs(self, mode):
@@ -94,8 +92,8 @@ class TestRecorded:
 
     def test_reblurring(self, mode):
         recorded = load_file(GOLDEN / "rbn_small.safetensors")
-        model = models.create_model("ifan_reblur", horizontal=MODES[mode], reblur_steps=3, **SMALL)
-        model.load_state_dict(model.convert_state_dict(prefixed(recorded, "state_dict.")))
+        model = models.create_model("ifan_reblur", horizontal=MODES[mode], **SMALL)
+        models.load_checkpoint(model, prefixed(recorded, "state_dict."))
         with torch.no_grad():
             close(model.predictor(recorded["input.Filter"]), recorded["trace.RBF"], "filters")
             out = model(recorded["input.S"], recorded["input.Filter"])
@@ -112,6 +110,15 @@ def test_numbers_of_parameters():
     for steps, parameters in ((8, 9_436_740), (26, 11_517_252), (35, 12_557_508), (44, 13_597_764)):
         model = models.create_model("ifan", device="meta", num_steps=steps)
         assert sum(p.numel() for p in model.parameters()) == parameters
+    published = (  # steps of the filters and of the reblurring filters
+        ({"num_steps": 8}, 9_632_040),
+        ({"num_steps": 26, "reblur_steps": 9}, 28_235_709),
+        ({"num_steps": 35, "reblur_steps": 17}, 37_719_141),
+        ({"num_steps": 44, "reblur_steps": 17}, 47_008_869),
+    )
+    for config, parameters in published:
+        model = models.create_model("ifan_reblur", device="meta", **config)
+        assert sum(p.numel() for p in model.parameters()) == parameters
     # the network that is published without disparity estimation but with its input is a little larger: not ours
     smaller = models.create_model("ifan", device="meta", disparity=False)
     assert sum(p.numel() for p in smaller.parameters()) < counts["ifan"]
@@ -121,7 +128,7 @@ class TestOfficialFiles:
     def wrapped(self, tmp_path, name, *, prefix="module.", **config):
         """A file as the release wrote it: both networks, in DataParallel."""
         model = models.create_model(name, **SMALL | config)
-        reblur = models.create_model("ifan_reblur", reblur_steps=3, **SMALL)
+        reblur = models.create_model("ifan_reblur", **SMALL)
         content = {**official(model, "Network."), **official(reblur, "reblurNet.")}
         path = tmp_path / "IFAN.pytorch"
         torch.save({prefix + key: tensor for key, tensor in content.items()}, path)
@@ -172,8 +179,12 @@ class TestOfficialFiles:
 
     def test_the_mode_of_released_weights_is_asked_for(self, tmp_path):
         path, _, _ = self.wrapped(tmp_path, "ifan")
-        with pytest.warns(UserWarning, match='all released ones were trained with horizontal="vertical"'):
-            corrected = models.create_model("ifan", checkpoint=path, horizontal="own")
+        for name in ("ifan", "ifan_reblur"):
+            silent = models.create_model(name, **SMALL)
+            with pytest.warns(UserWarning, match='all released ones were trained with horizontal="vertical"'):
+                models.load_checkpoint(silent, path)
+            assert silent.horizontal == "own"
+        corrected = models.create_model("ifan", checkpoint=path, horizontal="own")  # said, and not asked again
         assert corrected.horizontal == "own"
         ours = models.create_model("ifan", **SMALL)
         models.load_checkpoint(ours, corrected.state_dict())  # our names: no warning

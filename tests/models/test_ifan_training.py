@@ -45,7 +45,7 @@ def test_eight_recorded_steps(case, name, horizontal):
 
     config = {"base_channels": 4, "num_steps": 3, "num_res_blocks": 1, "horizontal": horizontal}
     network = models.load_checkpoint(models.create_model(name, **config), weights("state_dict0."))
-    reblur = models.create_model("ifan_reblur", reblur_steps=3, **config)
+    reblur = models.create_model("ifan_reblur", **config)
     models.load_checkpoint(reblur, weights("state_dict0."))
     networks = (network, reblur)
     parameters = [p for module in networks for p in module.parameters()]

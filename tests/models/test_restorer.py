@@ -201,8 +201,13 @@ def test_bad_frames_are_refused_in_the_callers_words(x, error, message):
 
 
 def test_a_model_that_returns_no_image_is_explained():
-    with pytest.raises(ValueError, match="found no image in the model's output"):
-        as_restorer(lambda x: x.mean((1, 2, 3)))(torch.rand(1, 3, 8, 8))
+    for model, gave in (
+        (lambda x: x.mean((1, 2, 3)), r"\[\]: \(1,\)"),
+        (lambda x: x[..., 2:-2, 2:-2], r"\[\]: \(1, 3, 4, 4\)"),
+        (lambda x: "done", "str"),
+    ):
+        with pytest.raises(ValueError, match=f"found no image in the model's output .* where it gave {gave}; declare"):
+            as_restorer(model)(torch.rand(1, 3, 8, 8))
     with pytest.raises(
         ValueError, match=r"\(\.\.\., 16, 16\) for an input of 8x8 at scale 2, got \[\]: \(1, 3, 8, 8\)"
     ):
@@ -224,5 +229,19 @@ def test_a_frame_that_an_undeclared_model_refuses_is_named():
         ValueError, match=r"expected x of a shape that the model takes.*= \(1, 4, 8, 8\); .* 4 channels"
     ):
         as_restorer(torch.nn.Conv2d(3, 3, 3, padding=1))(torch.rand(1, 4, 8, 8))
-    with pytest.raises(ValueError, match=r"restorer: expected x .*got of that rank = \(3, 8, 8\)"):
+    with pytest.raises(ValueError, match=r"8, 9, 3\) \(channels come before rows and columns: move the last axis\)"):
+        as_restorer(torch.nn.Conv2d(3, 3, 3, padding=1))(torch.rand(1, 8, 9, 3))
+    for spec in (None, RestorerSpec()):
+        restorer = as_restorer(lambda x: x, spec)
+        with pytest.raises(
+            ValueError, match=r"expected x of shape \(B, C, H, W\).* got \(3, 8, 9\); x\[None\] has a batch"
+        ):
+            restorer(torch.rand(3, 8, 9))
+        with pytest.raises(
+            ValueError, match=r"got \(8, 9, 3\); x.permute\(2, 0, 1\)\[None\] has a batch axis and channels"
+        ):
+            restorer(torch.rand(8, 9, 3))
+        with pytest.raises(ValueError, match=r"C, H and W of at least 1, got \(1, 3, 0, 9\)"):
+            restorer(torch.rand(1, 3, 0, 9))
+    with pytest.raises(ValueError, match=r"restorer: expected x .*got \(3, 8, 8\)"):
         as_restorer(torch.nn.BatchNorm2d(3))(torch.rand(3, 8, 8))

@@ -95,6 +95,17 @@ def test_offsets_are_numbered_as_released(size):
     assert len(index.unique()) == recorded[f"count_{size[0]}x{size[1]}"]
 
 
+def test_as_many_windows_as_a_window_has_tokens_are_no_confusion():
+    """The release tells its two attentions apart by the number of tokens, and drops the bias of pixels then."""
+    block = spread(nn.CrossFrameFusionBlock(8, 2, window_size=2, num_frames=3, dtype=torch.float64))
+    size = (2, 10)  # 5 windows, each of 4 pixels and a regional token
+    regional, local = tokens(size, window=2)
+    assert regional.shape[1] == block.window_size**2 + 1
+    found, expected = block(regional, local, size), written_out(block, regional, local, size)
+    for got, want in zip(found, expected, strict=True):
+        torch.testing.assert_close(got, want)
+
+
 class Both(torch.nn.Module):
     """A block that gives one tensor, for the tests of modules."""
 

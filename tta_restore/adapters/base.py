@@ -7,7 +7,7 @@ import copy
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -89,6 +89,11 @@ class Adapter(Method):
         super().__init_subclass__(**keywords)
         if method is not None:
             registry.add(method, cls)
+
+    def __new__(cls, *_arguments: Any, **keywords: Any) -> Self:
+        """Answer a keyword that neither the method nor what it passes its options to takes, by near names."""
+        registry.expect_options(cls, keywords)
+        return super().__new__(cls)
 
     def __init__(
         self,
@@ -291,6 +296,7 @@ class Adapter(Method):
             if self._backbone.training:  # dropout draws from the global generator
                 stack.enter_context(torch.random.fork_rng([image.device] if image.is_cuda else []))
                 torch.manual_seed(self.state.generator().initial_seed())
+            self._expect_dense(image)
             region = image if self.region is None else self.region(image, self.restorer.known_spec(image).size)
             self._backbone.look_at(region)
             self._frame = Frame(image=image, region=region, steps=self.steps)

@@ -33,9 +33,9 @@ class CauSiam(SiamCTTA, method="causiam"):
         semantic: encoder and place; by default CLIP ViT-B/32 with OpenAI's weights, at "auto".
         select: which weights to adapt, by default the injected ones; a model that is given its context by keyword has
             none of those.
-        form: "released" as released: the learning rate dies after about a hundred updates, four views, no guards,
-            CLIP's input not normalised; "repaired": a floor under the learning rate (a tenth), five views as in the
-            paper, a crop of 1120 pixels for whatever is larger, guards.
+        form: "released", exactly as released: the learning rate dies after about a hundred updates, four views, no
+            guards, CLIP's input not normalised; "repaired", for long streams: a floor under the learning rate (a
+            tenth), five views as in the paper, a crop of 1120 pixels for whatever is larger, guards.
 
     Source: arXiv 2501.09052; deviations in :class:`SiamCTTA`, and the attention starts as the identity.
     """
@@ -46,7 +46,7 @@ class CauSiam(SiamCTTA, method="causiam"):
         *,
         semantic: Semantic | None = None,
         select: Select = "injected",
-        form: Literal["released", "repaired"] = "repaired",
+        form: Literal["released", "repaired"] = "released",
         **options: Any,
     ) -> None:
         _checks.expect_choice("CauSiam", "form", form, ("released", "repaired"))

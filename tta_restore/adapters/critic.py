@@ -21,6 +21,8 @@ class Critic:
         clip: bound of every weight of a Wasserstein critic after each step; None for none.
         every: judgements between two steps.
 
+    ``optimiser`` is that RMSprop, for a schedule of its rate.
+
     Source: Arjovsky et al., Wasserstein GAN, ICML 2017, as Meta Transferring (Liu et al., BMVC 2022) releases it.
     """
 
@@ -38,7 +40,7 @@ class Critic:
         self.discriminator, self.kind, self.every = discriminator, kind, every
         self.clip = clip if kind == "wasserstein" else None
         self.weights: ParameterSet = copied(dict(discriminator.named_parameters()), trained=True)
-        self._optimiser = torch.optim.RMSprop(list(self.weights.values()), lr=lr)
+        self.optimiser = torch.optim.RMSprop(list(self.weights.values()), lr=lr)
         self._judged = 0
 
     def judge(self, fake: Tensor, real: Tensor) -> Tensor:
@@ -61,7 +63,7 @@ class Critic:
             return  # what it was shown is no picture; the step of the maker is refused as well
         for weight, gradient in zip(self.weights.values(), gradients, strict=True):
             weight.grad = gradient
-        self._optimiser.step()
+        self.optimiser.step()
         for weight in self.weights.values():
             weight.grad = None
             if self.clip is not None:

@@ -103,7 +103,10 @@ class EATA(SelfTaught, method="eata"):
         used = uncertainty.detach() < limit
         self.extra["reliable"] += int(used.sum())
         if mean is not None:
-            used &= F.cosine_similarity(mean.to(softmax)[None, :, None, None], softmax).abs() < self.redundant
+            used &= (
+                F.cosine_similarity(mean.to(softmax).view(-1, *[1] * (softmax.ndim - 2)), softmax).abs()
+                < self.redundant
+            )
         count = int(used.sum())
         self.extra["used"] += count
         if not count:

@@ -18,7 +18,7 @@ SMALLEST = 32  # side in pixels that the estimator can read
 
 
 class LensAdapter(Adapter):
-    """An adapter of still frames at scale 1 that carries a frozen lens estimator.
+    """An adapter of still frames at scale 1 that carries a lens estimator, which it does not train.
 
     Args:
         model: a restorer of single frames at scale 1; see :class:`Adapter`, as for ``options``.
@@ -30,7 +30,6 @@ class LensAdapter(Adapter):
         if estimator is None:
             estimator = create_model("lens_estimator", checkpoint="lens_estimator")
         self.estimator: Any = estimator
-        self.estimator.requires_grad_(False)
 
     def begin_frame(self, frame: Frame) -> None:
         """Refuse what has no lens to read or another size than its restoration."""

@@ -112,6 +112,9 @@ class MetaTransfer(Adapter, method="meta_transfer"):
         **options: Any,
     ) -> None:
         name = "MetaTransfer"
+        for role, module in (("reblur", reblur), ("discriminator", discriminator)):
+            if not isinstance(module, nn.Module) and not (role == "discriminator" and module is None):
+                raise TypeError(f"{name}: expected {role} to be a module, got {type(module).__name__}")
         num_frames = int(getattr(reblur, "num_frames", 5)) if num_frames is None else num_frames
         _checks.expect_int(name, "num_patches", num_patches, minimum=1)
         _checks.expect_int(name, "patch_size", patch_size, minimum=2)

@@ -117,6 +117,8 @@ class ReblurPairs(LensAdapter, method="reblur_pairs"):
         for name, value in weights.items():
             if not value >= 0:
                 raise ValueError(f"ReblurPairs: expected {name} >= 0, got {value}")
+        if sharp is not None:
+            _checks.expect_tensor("ReblurPairs", sharp=sharp)
         if sharp is not None and (sharp.ndim != 4 or sharp.shape[1] != 3 or min(sharp.shape[-2:]) < patch + _MARGIN):
             raise ValueError(
                 f"ReblurPairs: expected sharp (N, 3, S, S) with S >= patch + {_MARGIN} = {patch + _MARGIN}, "

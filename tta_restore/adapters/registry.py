@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import pkgutil
+from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
+
+from tta_restore import _checks
 
 if TYPE_CHECKING:
     from tta_restore.adapters.base import Adapter
@@ -23,6 +27,22 @@ def add(name: str, method: type[Adapter]) -> None:
     if held is not None and _origin(held) != _origin(method):
         raise ValueError(f"Adapter: method {name!r} is defined twice, by {_origin(held)} and by {_origin(method)}")
     _methods[name] = method
+
+
+def expect_options(method: type[Adapter], keywords: Iterable[str]) -> None:
+    """Raise TypeError for a keyword that none of the constructors takes through which a method's options go."""
+    known: dict[str, None] = {}
+    for base in method.__mro__:
+        constructor = vars(base).get("__init__")
+        if constructor is None:
+            continue
+        if not base.__module__.startswith("tta_restore."):
+            return  # somebody else's, who may do with keywords what they like
+        parameters = list(inspect.signature(constructor).parameters.values())[1:]
+        known |= {parameter.name: None for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD}
+        if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in parameters):
+            break
+    _checks.expect_known(method.__name__, keywords, list(known))
 
 
 def list_adapters() -> list[str]:

@@ -16,7 +16,7 @@ from tta_restore.adapters.selection import Select, select_parameters
 from tta_restore.adapters.semantic import Semantic
 from tta_restore.adapters.state import State
 from tta_restore.adapters.tiles import Tiles
-from tta_restore.adapters.views import Views, resolve_views
+from tta_restore.adapters.views import NAMED, Views, resolve_views
 from tta_restore.models import Restoration, Restorer
 
 
@@ -185,6 +185,19 @@ class Roles(nn.Module):
             return restore(image)
         spec = self.restorer.known_spec(image)
         return self.tiles.run(restore, image, scale=spec.scale, size=spec.size)
+
+    def _expect_dense(self, image: Tensor) -> None:
+        """Raise where a model that gives no image, such as a classifier, would have one turned back or put together."""
+        if self.restorer.known_spec(image).dense:
+            return
+        name = type(self).__name__
+        if self.views_name in NAMED and self.views_name != "identity":
+            raise ValueError(
+                f"{name}: the model gives no image, and what it gives cannot be turned back as views="
+                f'"{self.views_name}" asks; pass views="identity" or pairs (view, way back) of your own'
+            )
+        if self.tiles is not None and self.tiles.needed(image):
+            raise ValueError(f"{name}: the model gives no image that tiles could be put together to; pass tiles=None")
 
     def _initial_state(self) -> State:
         source = self.source

@@ -23,7 +23,7 @@ Form = Literal["literal", "regression"]
 def entropy(image: Tensor, target: Tensor | None = None) -> Tensor:
     """Entropy in nats of each pixel's softmax over channels, or its cross-entropy under the softmax of ``target``.
 
-    Shape: image (B, C, H, W), taken as logits -> (B, H, W).
+    Shape: image (B, C, H, W), or (B, C) of a classifier, taken as logits -> (B, H, W), or (B,).
     """
     logarithm = image.float().movedim(1, -1).log_softmax(-1)
     weights = logarithm.exp() if target is None else target.float().movedim(1, -1).softmax(-1)

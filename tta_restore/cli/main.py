@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import tta_restore
 from tta_restore.engine.usage import UsageError
 
 OK, SOME_FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -31,6 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def build_parser() -> argparse.ArgumentParser:
     """The parser with all its commands."""
     parser = argparse.ArgumentParser(prog="tta-restore", description="Test-time adaptation, any restorer.")
+    parser.add_argument("--version", action="version", version=f"tta-restore {tta_restore.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     info = commands.add_parser("info", help="what runs where on this machine, and what is known of a model")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -77,6 +78,7 @@ METHODS: MappingProxyType[str, Callable[..., Adapter]] = MappingProxyType(
         "reblur-consistency": _with_estimator("reblur_consistency"),
         "siam-ctta": _siam_ctta,
         "causiam": adapters.CauSiam,
+        "causiam-repaired": partial(adapters.CauSiam, form="repaired"),
         "tent": adapters.Tent,
         "tent-literal": _literal("tent"),
         "cotta": adapters.CoTTA,

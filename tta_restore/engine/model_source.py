@@ -55,8 +55,15 @@ def load_restorer(
     elif found := _CALLABLE.fullmatch(source):
         model = _from_code(found["module"], found["name"])
     else:
+        hint = ""
+        if ".py:" in source:
+            module = source.split(".py:")[0].rsplit("/", 1)[-1]
+            hint = f" (a module is named, not its file: {module}:{source.split(':', 1)[1]}, from within its folder)"
+        elif Path(source).suffix or "/" in source:
+            hint = " (there is no such file)"
         raise ValueError(
-            f"no model {source!r}: expected one of {', '.join(SHIPPED)}, a checkpoint file, or module.path:callable; "
+            f"no model {source!r}{hint}: expected one of {', '.join(SHIPPED)}, a checkpoint file, or "
+            "module.path:callable; "
             f"with a checkpoint, one of {', '.join(list_models('restorer'))}"
         )
     try:

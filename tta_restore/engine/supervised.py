@@ -230,7 +230,6 @@ def reblur_of(restorer: nn.Module, *, seed: int = 0) -> nn.Module | None:
         "kernel_size": adaptive.kernel_size,
         "num_res_blocks": len(list(restorer.filter_features[1].get_submodule("stem").children())),
         "horizontal": adaptive.horizontal,
-        "reblur_steps": adaptive.num_steps,
     }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -1,5 +1,8 @@
 """Restorers and their companions: registry, checkpoints, and the one contract that any restorer is run by."""
 
+from typing import Any
+
+from tta_restore._submodules import submodule
 from tta_restore.models.checkpoint import load_checkpoint
 from tta_restore.models.macs import Macs, count_macs
 from tta_restore.models.probe import ProbeReport, probe
@@ -22,3 +25,8 @@ __all__ = [
     "probe",
     "register_model",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a module of this floor when it is first named."""
+    return submodule(__name__, name)

@@ -55,7 +55,7 @@ class _Network(nn.Module):
         num_steps: int = 17,
         kernel_size: int = 3,
         num_res_blocks: int = 2,
-        horizontal: Horizontal = "own",
+        horizontal: Horizontal | None = None,
         disparity: bool = True,
         init: Initialisation = "identity",
         device: torch.device | str | None = None,
@@ -64,6 +64,8 @@ class _Network(nn.Module):
         super().__init__()
         for key, value in (("base_channels", base_channels), ("num_steps", num_steps), ("kernel_size", kernel_size)):
             _checks.expect_int(self.name, key, value, minimum=1, odd=key == "kernel_size")
+        self._chosen = horizontal is not None
+        horizontal = horizontal or "own"
         _checks.expect_choice(self.name, "horizontal", horizontal, ("own", "vertical"))
         _checks.expect_choice(self.name, "init", init, ("identity", "published"))
         self.spec = RestorerSpec(in_channels=3, out_channels=3, size=SizeRequirements(REDUCTION, REDUCTION))
@@ -104,7 +106,7 @@ class _Network(nn.Module):
 
     def convert_state_dict(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
         """Official names to ours; what belongs to the reblurring network is left out."""
-        return ifan_checkpoint.network(weights, self.horizontal)
+        return ifan_checkpoint.network(weights, warn=not self._chosen)
 
     @classmethod
     def config_of_state_dict(cls, weights: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -172,6 +174,7 @@ class IFAN(_Network):
         num_res_blocks: units of each residual chain in disparity estimator and filter predictor.
         horizontal: ``"own"`` as published; ``"vertical"`` runs the released checkpoints, whose horizontal passes read
             the vertical taps. Official names in a checkpoint set it, see :func:`tta_restore.models.create_model`.
+            None is ``"own"`` too, and warns when weights with official names are loaded into the model afterwards.
         disparity: predict the filters from a disparity map, too. Without it there is nothing to learn from views.
         init: ``"identity"`` starts with filters near the identity, so that gradients reach every layer from the first
             step (ours); ``"published"`` draws them like other weights, and nothing of the features passes N steps.

@@ -25,18 +25,21 @@ _PREFIXES = {
 _REBLURRING_PREFIXES = {"RBF.": "predictor."}
 
 
-def network(weights: Mapping[str, Tensor], horizontal: str) -> dict[str, Tensor]:
-    """The deblurring network's weights under our names; weights that have our names already as they are."""
-    renamed = _renamed(weights, _NETWORK, _PREFIXES, horizontal)
+def network(weights: Mapping[str, Tensor], *, warn: bool) -> dict[str, Tensor]:
+    """The deblurring network's weights under our names; weights that have our names already as they are.
+
+    ``warn`` of official names, for a model that nobody told which taps its horizontal passes read.
+    """
+    renamed = _renamed(weights, _NETWORK, _PREFIXES, warn)
     head = renamed.get("adaptive.weight")
     if head is not None and head.ndim == 4:  # a 1x1 convolution there, a matrix here
         renamed["adaptive.weight"] = head.flatten(1)
     return renamed
 
 
-def reblurring(weights: Mapping[str, Tensor], horizontal: str) -> dict[str, Tensor]:
-    """The reblurring network's weights under our names; weights that have our names already as they are."""
-    return _renamed(weights, _REBLURRING, _REBLURRING_PREFIXES, horizontal)
+def reblurring(weights: Mapping[str, Tensor], *, warn: bool) -> dict[str, Tensor]:
+    """Like :func:`network`, of the reblurring network."""
+    return _renamed(weights, _REBLURRING, _REBLURRING_PREFIXES, warn)
 
 
 def official_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -55,7 +58,7 @@ def network_config(weights: Mapping[str, Tensor]) -> dict[str, Any]:
     Weights with official names are taken to be trained like all released ones, with ``horizontal="vertical"``.
     """
     official = _is_official(weights, _NETWORK, _PREFIXES)
-    own = network(weights, "vertical")
+    own = network(weights, warn=False)
     try:
         width = own["encoder.stage1.0.0.weight"].shape[0]
         rows = own["adaptive.bias"].shape[0]
@@ -74,7 +77,7 @@ def network_config(weights: Mapping[str, Tensor]) -> dict[str, Any]:
 def reblurring_config(weights: Mapping[str, Tensor]) -> dict[str, Any]:
     """Like :func:`network_config`, of the reblurring network."""
     official = _is_official(weights, _REBLURRING, _REBLURRING_PREFIXES)
-    own = reblurring(weights, "vertical")
+    own = reblurring(weights, warn=False)
     try:
         wide, rows = own["predictor.0.0.weight"].shape[:2]
         steps = own["predictor.3.bias"].shape[0]
@@ -107,14 +110,12 @@ def _is_official(weights: Mapping[str, Tensor], part: str, prefixes: Mapping[str
     return any(_own_name(name, prefixes) is not None for name in _chosen(weights, part))
 
 
-def _renamed(
-    weights: Mapping[str, Tensor], part: str, prefixes: Mapping[str, str], horizontal: str
-) -> dict[str, Tensor]:
-    if horizontal != "vertical" and _is_official(weights, part, prefixes):
+def _renamed(weights: Mapping[str, Tensor], part: str, prefixes: Mapping[str, str], warn: bool) -> dict[str, Tensor]:
+    if warn and _is_official(weights, part, prefixes):
         warnings.warn(
             "load_checkpoint: these weights have the official names of IFAN, and all released ones were trained with "
-            'horizontal="vertical"; the model has "own". Pass horizontal="vertical", unless they were trained with the '
-            "correction.",
+            'horizontal="vertical"; the model, which was not told, has "own". Pass horizontal="vertical", or "own" if '
+            "they were trained with the correction.",
             stacklevel=4,
         )
     return {_own_name(name, prefixes) or name: tensor for name, tensor in _chosen(weights, part).items()}

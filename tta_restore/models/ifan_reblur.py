@@ -30,8 +30,9 @@ class IfanReblur(nn.Module):
         kernel_size: K.
         num_res_blocks: units of each residual chain.
         horizontal: which taps horizontal passes read.
-        reblur_steps: how often the reblurring filters are applied.
-        reblur_kernel_size: their size, odd.
+        reblur_steps: how often the reblurring filters are applied; None for N. (The published configuration of 26 steps
+            has 9, those of 35 and 44 have 17.)
+        reblur_kernel_size: their size, odd; None for K.
         device: of the parameters.
         dtype: of the parameters.
 
@@ -53,17 +54,22 @@ class IfanReblur(nn.Module):
         num_steps: int = 17,
         kernel_size: int = 3,
         num_res_blocks: int = 2,
-        horizontal: Horizontal = "own",
-        reblur_steps: int = 17,
-        reblur_kernel_size: int = 3,
+        horizontal: Horizontal | None = None,
+        reblur_steps: int | None = None,
+        reblur_kernel_size: int | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         wide = 4 * base_channels
+        self._chosen = horizontal is not None
         self.reblur = IterativeAdaptiveConv2d(
-            3, num_steps=reblur_steps, kernel_size=reblur_kernel_size, activate_last=False, horizontal=horizontal
+            3,
+            num_steps=num_steps if reblur_steps is None else reblur_steps,
+            kernel_size=kernel_size if reblur_kernel_size is None else reblur_kernel_size,
+            activate_last=False,
+            horizontal=horizontal or "own",
         )
         self.filter_channels = num_steps * wide * (2 * kernel_size + 1)
         self.predictor = nn.Sequential(
@@ -84,7 +90,7 @@ class IfanReblur(nn.Module):
 
     def convert_state_dict(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
         """Official names to ours; what belongs to the deblurring network is left out."""
-        return ifan_checkpoint.reblurring(weights, self.horizontal)
+        return ifan_checkpoint.reblurring(weights, warn=not self._chosen)
 
     @classmethod
     def config_of_state_dict(cls, weights: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tta_restore import _checks
 from tta_restore.models.registry import register_model
 from tta_restore.models.spec import RestorerSpec, SizeRequirements
 from tta_restore.nn import (
@@ -95,7 +96,8 @@ class JdrlUNet(nn.Module):
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.spec = RestorerSpec(in_channels=3, out_channels=3, size=SizeRequirements(16, 16))
         self.prior = prior
-        channels = 3 + (seed_channels(kernel_sizes) if prior else 0)
+        self.map_channels = seed_channels(kernel_sizes) if prior else 0
+        channels = 3 + self.map_channels
         self.channel_attention = ChannelGate(channels, **factory) if prior else None
         self.encoder = _Encoder(channels, width, **factory)
         self.up6, self.block6 = _Up(16 * width, 8 * width, **factory), _pair(16 * width, 8 * width, **factory)
@@ -111,9 +113,14 @@ class JdrlUNet(nn.Module):
         """Deblur ``x``."""
         if (blur_map is None) == self.prior:
             raise ValueError(f"jdrl_unet: expected {'a' if self.prior else 'no'} blur map with prior={self.prior}")
-        if x.shape[-1] % 16 or x.shape[-2] % 16:
+        _checks.expect_floating("jdrl_unet", x=x)
+        b, _, h, w = _checks.expect_shape("jdrl_unet", "x", x, "(B, 3, H, W)", (None, 3, None, None))
+        if h % 16 or w % 16:
             raise ValueError(f"jdrl_unet: expected H and W to be multiples of 16, got {tuple(x.shape)}")
         if self.channel_attention is not None and blur_map is not None:
+            _checks.expect_floating("jdrl_unet", blur_map=blur_map)
+            letters = "(B, sum((K+1)/2), H, W)"
+            _checks.expect_shape("jdrl_unet", "blur_map", blur_map, letters, (b, self.map_channels, h, w))
             x = self.channel_attention(torch.cat((x, blur_map), 1))
         first, second, third, fourth, x = self.encoder(x)
         x = self.block6(torch.cat((self.up6(x), fourth), 1))

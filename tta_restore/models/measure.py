@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tta_restore.models.output import found_scale
+from tta_restore.models.output import described, found_scale, is_vector
 from tta_restore.models.spec import RestorerSpec, SizeRequirements
 from tta_restore.models.structure import leaves
 from tta_restore.models.unchanged import left_unchanged
@@ -63,17 +63,22 @@ def measure(module: nn.Module | Callable[..., Any], like: Tensor) -> RestorerSpe
             except torch.OutOfMemoryError:
                 raise
             except Exception as error:
-                letters = "(B, C, H, W)" if like.ndim == 4 else "(B, T, C, H, W)" if like.ndim == 5 else "of that rank"
+                letters = "(B, C, H, W)" if like.ndim == 4 else "(B, T, C, H, W)"
                 problem = " ".join(str(error).split()) or "no reason given"
+                last = like.shape[-1] in (1, 3, 4) and like.shape[-3] not in (1, 3, 4)
+                hint = " (channels come before rows and columns: move the last axis)" if last else ""
                 raise ValueError(
-                    f"restorer: expected x of a shape that the model takes, got {letters} = {tuple(like.shape)}; "
+                    f"restorer: expected x of a shape that the model takes, got {letters} = {tuple(like.shape)}{hint}; "
                     f"the model raised {type(error).__name__}: {problem}"
                 ) from error
+            if [leaf.shape[0] for _, leaf in leaves(raw) if is_vector(leaf)] == [like.shape[0]]:
+                return RestorerSpec(frames=None if like.ndim == 5 else 1, dense=False)
             scale = found_scale(raw, size, clips=like.ndim == 5)
             if scale is None:
                 raise ValueError(
                     "restorer: found no image in the model's output for any small frame, nor for "
-                    f"{size[0]}x{size[1]}; declare scale, size and output in a RestorerSpec"
+                    f"{size[0]}x{size[1]}, where it gave {described(raw)}; declare scale, size and output in a "
+                    "RestorerSpec"
                 )
             found = scale, SizeRequirements()
     scale, size = found

@@ -18,19 +18,23 @@ def find_image(raw: Any, spec: RestorerSpec, size: tuple[int, int], *, clips: bo
         ValueError: there is none of that size; what is there is listed.
     """
     found = list(structure.leaves(raw))
+    if not spec.dense:
+        vectors = [p for p, leaf in found if is_vector(leaf)]
+        if len(vectors) == 1:
+            return vectors[0]
     expected = (size[0] * spec.scale, size[1] * spec.scale)
     path = _declared_path(raw, spec)
     if path is None:
-        images = [(p, leaf) for p, leaf in found if _image_like(leaf, spec, clips) and _is(leaf, expected)]
+        images = [(p, leaf) for p, leaf in _images(found, spec, clips) if _is(leaf, expected)]
         if images:
             return images[0][0]
     elif _is(structure.at(raw, path), expected):
         return path
-    shapes = ", ".join(f"{list(p)}: {tuple(leaf.shape)}" for p, leaf in found) or type(raw).__name__
     wanted = "the largest image-like tensor" if path is None else f"the tensor at {list(path)}"
     raise ValueError(
         f"restorer: expected {wanted} of the output to be (..., {expected[0]}, {expected[1]}) for an input of "
-        f"{size[0]}x{size[1]} at scale {spec.scale}, got {shapes}; declare scale, size and output in a RestorerSpec"
+        f"{size[0]}x{size[1]} at scale {spec.scale}, got {described(raw)}; "
+        "declare scale, size and output in a RestorerSpec"
     )
 
 
@@ -61,6 +65,28 @@ def _image_like(leaf: Tensor, spec: RestorerSpec, clips: bool) -> bool:
     return leaf.shape[-3] == spec.out_channels if spec.out_channels else 1 <= leaf.shape[-3] <= 4
 
 
+def _images(
+    found: list[tuple[structure.Path, Tensor]], spec: RestorerSpec, clips: bool
+) -> list[tuple[structure.Path, Tensor]]:
+    """Image-like tensors; where there are none, the only one with rows and columns, whatever its channels."""
+    images = [(path, leaf) for path, leaf in found if _image_like(leaf, spec, clips)]
+    if images or spec.out_channels:
+        return images
+    only = [(path, leaf) for path, leaf in found if leaf.is_floating_point() and leaf.ndim == 4]
+    return only if len(only) == 1 else []
+
+
+def described(raw: Any) -> str:
+    """Paths and shapes of the tensors that a model gave, or the kind of what it gave instead."""
+    shapes = [f"{list(path)}: {tuple(leaf.shape)}" for path, leaf in structure.leaves(raw)]
+    return ", ".join(shapes) or type(raw).__name__
+
+
+def is_vector(leaf: Tensor) -> bool:
+    """Whether a tensor holds one vector per frame: (B, K)."""
+    return leaf.is_floating_point() and leaf.ndim == 2
+
+
 def _is(leaf: Any, size: tuple[int, int] | torch.Size) -> bool:
     return isinstance(leaf, Tensor) and leaf.ndim >= 3 and tuple(leaf.shape[-2:]) == tuple(size)
 
@@ -68,10 +94,9 @@ def _is(leaf: Any, size: tuple[int, int] | torch.Size) -> bool:
 def found_scale(raw: Any, size: tuple[int, int], *, clips: bool = False) -> int | None:
     """Scale of the largest image-like tensor in the output for an input with sides ``size``; None without any."""
     scales = []
-    for _, leaf in structure.leaves(raw):
-        if _image_like(leaf, RestorerSpec(), clips):
-            height, width = leaf.shape[-2:]
-            scale = height // size[0]
-            if scale >= 1 and (height, width) == (size[0] * scale, size[1] * scale):
-                scales.append(scale)
+    for _, leaf in _images(list(structure.leaves(raw)), RestorerSpec(), clips):
+        height, width = leaf.shape[-2:]
+        scale = height // size[0]
+        if scale >= 1 and (height, width) == (size[0] * scale, size[1] * scale):
+            scales.append(scale)
     return max(scales, default=None)

@@ -100,7 +100,7 @@ class Restorer(nn.Module):
     def known_spec(self, x: Tensor) -> RestorerSpec:
         """The spec; measured on small frames like ``x`` and kept where none was declared."""
         if self.spec is None:
-            _checks.expect_floating("restorer", x=x)
+            _expect_frames(x)
             module = getattr(self.module, "_orig_mod", self.module)  # small sizes would recompile it again and again
             self.spec = measure(module, self._cast(x.detach()))
         return self.spec
@@ -119,7 +119,7 @@ class Restorer(nn.Module):
         raw = call(inputs, **arguments)
         path = find_image(raw, spec, padded, clips=x.ndim == 5)
         size = structure.at(raw, path).shape[-2:]
-        if padded != (height, width):
+        if padded != (height, width) and spec.dense:
             raw = structure.transform(
                 raw,
                 lambda _, leaf: (
@@ -127,7 +127,7 @@ class Restorer(nn.Module):
                 ),
             )
         image = structure.at(raw, path)
-        if (low, high) != (0, 1):
+        if (low, high) != (0, 1) and spec.dense:
             image = (image - low) / (high - low)
         if inputs.dtype != x.dtype:
             image = image.to(x.dtype)
@@ -139,6 +139,7 @@ class Restorer(nn.Module):
             letters, sizes = "(B, C, H, W)", [None, spec.in_channels, None, None]
         else:
             letters, sizes = "(B, T, C, H, W)", [None, spec.frames, spec.in_channels, None, None]
+        _expect_frames(x)
         _checks.expect_shape("restorer", "x", x, letters, sizes)
         weight = self._weight()
         if weight is not None and weight.device != x.device:
@@ -190,6 +191,20 @@ def pad(x: Tensor, size: SizeRequirements) -> Tensor:
     flat = F.pad(flat, (0, right, 0, 0), mode="reflect" if right < width else "replicate")
     flat = F.pad(flat, (0, 0, 0, down), mode="reflect" if down < height else "replicate")
     return flat.reshape(*x.shape[:-2], *legal)
+
+
+def _expect_frames(x: Tensor) -> None:
+    """Raise where nothing that any restorer takes came, with what the caller may have meant."""
+    _checks.expect_floating("restorer", x=x)
+    shape = tuple(x.shape)
+    hint = ""
+    if x.ndim == 3:
+        last = shape[-1] in (1, 3, 4) and shape[0] not in (1, 3, 4)
+        hint = f"; x{'.permute(2, 0, 1)' if last else ''}[None] has a batch axis{' and channels first' if last else ''}"
+    if x.ndim not in (4, 5):
+        raise ValueError(f"restorer: expected x of shape (B, C, H, W), or (B, T, C, H, W) for clips, got {shape}{hint}")
+    if min(shape[1:]) < 1:
+        raise ValueError(f"restorer: expected x (B, C, H, W) with C, H and W of at least 1, got {shape}")
 
 
 def _row(value: Any, index: int, batch: int) -> Any:

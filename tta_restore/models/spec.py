@@ -53,6 +53,7 @@ class RestorerSpec:
         output: where the image is in what the model returns: an index, key or attribute name, a tuple of them for
             nested outputs, or a function that picks it. None takes the largest image-like tensor, the first of equals.
         batched: False for a model that takes one image at a time; batches are then run image by image.
+        dense: False for a model that gives one vector per frame, (B, K), such as a classifier; nothing is padded then.
     """
 
     scale: int = 1
@@ -63,6 +64,7 @@ class RestorerSpec:
     size: SizeRequirements = field(default_factory=SizeRequirements)
     output: OutputSelection = None
     batched: bool = True
+    dense: bool = True
 
     def __post_init__(self) -> None:
         low, high = self.value_range

@@ -66,6 +66,9 @@ class ResidualTrunk(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Features of every pixel from its neighbourhood."""
+        name = type(self).__name__
+        _checks.expect_floating(name, x=x)
+        _checks.expect_shape(name, "x", x, "(B, C, H, W)", (None, self.conv_first.in_channels, None, None))
         return self.out(self.block3(self.block2(self.block1(self.conv_first(x)))))
 
 
@@ -119,6 +122,9 @@ class IsotropicKernelPredictor(nn.Module):
 
     def forward(self, image: Tensor, blurry: Tensor) -> tuple[Tensor, Tensor]:
         """Seeds and weights that blur ``image`` like ``blurry``."""
+        _checks.expect_floating("IsotropicKernelPredictor", image=image, blurry=blurry)
+        sizes = (None, self.channels, None, None)
+        _checks.expect_shape("IsotropicKernelPredictor", "image", image, "(B, C, H, W)", sizes)
         _checks.expect_shape("IsotropicKernelPredictor", "blurry", blurry, "image.shape", tuple(image.shape))
         both = torch.cat((image, blurry), 1)
         return self.seed_trunk(both), self.weight_trunk(both).softmax(1)
@@ -281,6 +287,10 @@ class BlurMapFusion(nn.Module):
 
     def forward(self, x: Tensor, blur_map: Tensor) -> Tensor:
         """Features that know the blur."""
+        _checks.expect_floating("BlurMapFusion", x=x, blur_map=blur_map)
+        batch = _checks.expect_shape("BlurMapFusion", "x", x, "(B, C, H, W)", (None, self.channels, None, None))[0]
+        sizes = (batch, self.map_channels, None, None)
+        _checks.expect_shape("BlurMapFusion", "blur_map", blur_map, "(B, M, h, w)", sizes)
         if blur_map.shape[2:] != x.shape[2:]:
             blur_map = nn.functional.interpolate(blur_map, size=x.shape[2:], mode="bilinear")
         return self.adjust(self.gate(torch.cat((x, blur_map), 1)))

@@ -111,3 +111,11 @@ class DisparityEstimator(nn.Sequential):
             ResidualChain(channels, num_units=num_res_blocks, **factory),
             nn.Conv2d(channels, 1, 3, padding=1, **factory),
         )
+        self.channels = channels
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Disparity of every pixel."""
+        _checks.expect_floating("DisparityEstimator", features=features)
+        sizes = (None, self.channels, None, None)
+        _checks.expect_shape("DisparityEstimator", "features", features, "(B, C, H, W)", sizes)
+        return super().forward(features)

@@ -75,6 +75,7 @@ class SemanticCrossAttention(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         """Features (B, C, H, W) or (B, L, C), changed as ``context`` (B, D) or (B, S, D) says."""
+        _checks.expect_floating("SemanticCrossAttention", x=x, context=context)
         channels = 1 if x.ndim == 4 else -1
         if x.ndim not in (3, 4) or x.shape[channels] != self.dim:
             raise ValueError(
