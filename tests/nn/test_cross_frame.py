@@ -169,11 +169,15 @@ class TestCrossFrameAttention(ModuleTests):
 @given(
     st.integers(1, 9), st.integers(1, 9), st.sampled_from(["aligned", "released"]), st.integers(1, 2), st.integers(1, 4)
 )
-def test_the_middle_frame_alone_is_what_the_whole_block_gives(height, width, order, samples, window):
+def test_two_blocks_for_the_middle_frame_alone_are_what_whole_ones_give(height, width, order, samples, window):
     block = spread(nn.CrossFrameFusionBlock(4, 2, window_size=window, num_frames=3, token_order=order).double())
     regional, local = tokens((height, width), dim=4, samples=samples, window=window)
-    expected = block(regional, local, (height, width))[1].unflatten(0, (samples, 3))[:, 1]
-    torch.testing.assert_close(block.middle_frame(regional, local, (height, width)), expected)
+    after, pixels = block(regional, local, (height, width))
+    middle = pixels.unflatten(0, (samples, 3))[:, 1]
+    found = block.last_but_one(regional, local, (height, width))
+    torch.testing.assert_close(found, (after, middle))
+    expected = block(after, pixels, (height, width))[1].unflatten(0, (samples, 3))[:, 1]
+    torch.testing.assert_close(block.middle_frame(*found, (height, width)), expected)
 
 
 def test_samples_meet_in_the_released_order_only():

@@ -241,9 +241,9 @@ class Adapter(Method):
         """Report on a frame that is not adapted on, because it holds NaN or infinity; None for good frames."""
         name = type(self).__name__
         _checks.expect_floating(name, x=x)
-        bad = x.numel() - int(x.isfinite().sum())
-        if not bad:
+        if x.numel() == 0 or all(bound.isfinite() for bound in x.aminmax()):  # one pass, and NaN comes through
             return None
+        bad = x.numel() - int(x.isfinite().sum())
         problem = f"the frame holds NaN or infinity in {bad} of {x.numel()} values"
         if self.bad_frames == "raise":
             raise ValueError(f'{name}: {problem}; bad_frames="pass" would restore it without adapting')

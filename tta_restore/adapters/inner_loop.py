@@ -254,28 +254,33 @@ class _Optimiser:
         self.moments: dict[str, tuple[Tensor, Tensor, int]] = {}
 
     def __call__(self, tensors: ParameterSet, gradients: dict[str, Tensor | None], *, safe: bool) -> ParameterSet:
-        stepped = {}
-        for name, tensor in tensors.items():
-            gradient = gradients[name]
-            if gradient is None:
-                stepped[name] = tensor
-            elif self.plain:
-                stepped[name] = tensor - self.lr * gradient
-            else:
-                stepped[name] = tensor - self.lr * self._direction(name, gradient, safe)
-        return stepped
+        found = {name: gradient for name, gradient in gradients.items() if gradient is not None}
+        if not found:
+            return dict(tensors)
+        directions = list(found.values()) if self.plain else self._directions(found, safe)
+        own = [tensors[name] for name in found]
+        stepped = torch._foreach_sub(own, torch._foreach_mul(directions, self.lr))
+        return dict(tensors) | dict(zip(found, stepped, strict=True))
 
-    def _direction(self, name: str, gradient: Tensor, safe: bool) -> Tensor:
-        zero = torch.zeros_like(gradient)
-        first, second, count = self.moments.get(name, (zero, zero, 0))
-        first, second, count = first.lerp(gradient, 0.1), second * 0.999 + 0.001 * gradient.square(), count + 1
-        self.moments[name] = first, second, count
+    def _directions(self, gradients: ParameterSet, safe: bool) -> list[Tensor]:
+        new, grads = {name: g for name, g in gradients.items() if name not in self.moments}, list(gradients.values())
+        self.moments |= {name: (torch.zeros_like(g), torch.zeros_like(g), 0) for name, g in new.items()}
+        firsts, seconds, counts = zip(*(self.moments[name] for name in gradients), strict=True)
+        first = torch._foreach_lerp(list(firsts), grads, 0.1)
+        squares = torch._foreach_mul(torch._foreach_mul(grads, grads), 0.001)
+        second = torch._foreach_add(torch._foreach_mul(list(seconds), 0.999), squares)
+        counts = [count + 1 for count in counts]
+        self.moments |= dict(zip(gradients, zip(first, second, counts, strict=True), strict=True))
         if safe:  # a weight without gradient: the root has no derivative at zero
-            moved = second > 0
-            root = torch.where(moved, second, 1).sqrt() * moved
+            roots = [torch.where(s > 0, s, 1).sqrt() * (s > 0) for s in second]
         else:
-            root = second.sqrt()
-        return first / (1 - 0.9**count) / (root / (1 - 0.999**count) ** 0.5 + 1e-8)
+            roots = list(torch._foreach_sqrt(second))
+        roots = torch._foreach_div(roots, [(1 - 0.999**count) ** 0.5 for count in counts])
+        return list(
+            torch._foreach_div(
+                torch._foreach_div(first, [1 - 0.9**count for count in counts]), torch._foreach_add(roots, 1e-8)
+            )
+        )
 
 
 def pictures(

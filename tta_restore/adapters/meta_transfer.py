@@ -173,12 +173,14 @@ class MetaTransfer(Adapter, method="meta_transfer"):
         steps = self.settings.steps(len(items), self.num_frames, self.generator)
         frame.steps = len(steps)
         critic = None if self.discriminator is None else Critic(self.discriminator, **self.critic_settings)
+        own: ParameterSet = dict(self.reblur.named_parameters())
+        tied = len(list(self.reblur.named_parameters(remove_duplicate=False))) > len(own)
         loop = InnerLoop(
             self.settings,
             restore=self._pictures,
-            reblur=self._reblurred,
+            reblur=lambda weights, clip: self._reblurred(own, weights, clip, tied=tied),
             restorer_weights={},
-            reblur_weights=parameter_sets.copied(dict(self.reblur.named_parameters())),
+            reblur_weights=parameter_sets.copied(own),
             critic=critic,
             distance=self.distance,
         )
@@ -259,11 +261,10 @@ class MetaTransfer(Adapter, method="meta_transfer"):
 
         return pictures(self.restorer, restore, picture, clip, outputs=self.outputs)
 
-    def _reblurred(self, weights: ParameterSet, clip: Tensor) -> Tensor:
-        own = dict(self.reblur.named_parameters())
+    def _reblurred(self, own: ParameterSet, weights: ParameterSet, clip: Tensor, *, tied: bool) -> Tensor:
         used = {name: tensor.to(own[name].dtype) for name, tensor in weights.items()}
         kind = next(iter(own.values()), clip)
-        return functional_call(self.reblur, used, (clip.to(kind),)).to(clip.dtype)
+        return functional_call(self.reblur, used, (clip.to(kind),), tie_weights=tied).to(clip.dtype)
 
     def _by_frames(self, restore: Callable[[Tensor], Restoration], image: Tensor) -> Restoration:
         if image.ndim != 4 or torch.is_grad_enabled():
@@ -276,5 +277,7 @@ class MetaTransfer(Adapter, method="meta_transfer"):
         else:
             length = len(image)
             parts = [restore(image[torch.as_tensor(window(t, length, frames))][None]) for t in range(length)]
-        together = structure.concatenate([part.raw for part in parts])
-        return Restoration(torch.cat([part.image for part in parts]), together, parts[0].path)
+        together, path = structure.concatenate([part.raw for part in parts]), parts[0].path
+        if all(structure.at(part.raw, path) is part.image for part in parts):  # no second copy of the clip
+            return Restoration(structure.at(together, path), together, path)
+        return Restoration(torch.cat([part.image for part in parts]), together, path)

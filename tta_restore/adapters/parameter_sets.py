@@ -53,8 +53,10 @@ def restore(target: ParameterSet, source: ParameterSet, probability: float, gene
 
 def overall_norm(values: list[Tensor] | tuple[Tensor, ...]) -> float:
     """Norm of all tensors taken as one vector; not finite where one of them is not."""
-    norms = torch._foreach_norm(values)
-    return torch.stack([norm.double().cpu() for norm in norms]).norm().item()
+    by_device: dict[torch.device, list[Tensor]] = {}
+    for norm in torch._foreach_norm(values):
+        by_device.setdefault(norm.device, []).append(norm)
+    return torch.cat([torch.stack(norms).double().cpu() for norms in by_device.values()]).norm().item()
 
 
 @torch.no_grad()

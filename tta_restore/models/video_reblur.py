@@ -80,9 +80,10 @@ class _AttentionFusion(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         size = (x.shape[-2], x.shape[-1])
         local, regional = self.patch_embed(x), self.regional_embed(x)
-        *blocks, last = self.layers[0]["blocks"]  # type: ignore[index]
+        *blocks, last_but_one, last = self.layers[0]["blocks"]  # type: ignore[index]
         for block in blocks:
             regional, local = block(regional, local, size)
+        regional, local = last_but_one.last_but_one(regional, local, size)
         local = last.middle_frame(regional, local, size)
         return self.head(local.transpose(1, 2).unflatten(2, size))
 
@@ -165,7 +166,8 @@ class VideoReblur(nn.Module):
         _checks.expect_shape("video_reblur", "clip", clip, "(B, T, 3, H, W)", (None, frames, 3, None, None))
         height, width = clip.shape[-2:]
         clip = pad(clip, SizeRequirements(multiple_of=4 * _WINDOW if self.fusion == "attention" else 4))
-        first = self.conv1(self.conv1_e(clip.flatten(1, 2) if self.fusion == "channels" else clip.flatten(0, 1)))
+        x = self._laid_out(clip.flatten(1, 2) if self.fusion == "channels" else clip.flatten(0, 1))
+        first = self.conv1(self.conv1_e(x))
         second = self.conv2(self.conv2_e(first))
         x = self._fused(self.conv3(self.conv3_e(second)))
         x = self.conv5_d(self.conv4(x))
@@ -193,6 +195,11 @@ class VideoReblur(nn.Module):
         """Leave out the attention that official checkpoints of the other variants carry unused."""
         keep = self.fusion == "attention"
         return {name: value for name, value in state_dict.items() if keep or not name.startswith("attn3.")}
+
+    @staticmethod
+    def _laid_out(x: Tensor) -> Tensor:
+        # on CPUs gradients of few channels cost a quarter in this layout, which all layers keep; never more
+        return x.contiguous(memory_format=torch.channels_last) if x.device.type == "cpu" else x
 
     def _middle(self, x: Tensor) -> Tensor:
         return x if self.fusion == "channels" else x.unflatten(0, (-1, self.num_frames))[:, self.num_frames // 2]

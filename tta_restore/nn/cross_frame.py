@@ -37,16 +37,34 @@ class _WindowAttention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim, **factory)
         self.proj = nn.Linear(dim, dim, **factory)
 
-    def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Shape: tokens (N, S, D), mask as scaled_dot_product_attention takes it -> (N, S, D)."""
-        q, k, v = self.qkv(tokens).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        mask = None if mask is None else mask.to(q.dtype)
-        return self.proj(F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2))
+    def forward(self, tokens: Tensor, mask: Tensor | None = None, *, first: int | None = None) -> Tensor:
+        """What the ``first`` tokens, by default all, read in all of them.
+
+        Shape: tokens (N, S, D), mask to be added, (1 or N, heads, S, S) -> (N, first, D).
+        """
+        heads = (self.num_heads, -1)
+        if first is None:
+            q, k, v = self.qkv(tokens).unflatten(-1, (3, *heads)).permute(2, 0, 3, 1, 4)
+        else:
+            weight, bias, dim = self.qkv.weight, self.qkv.bias, tokens.shape[-1]
+            q = F.linear(tokens[:, :first], weight[:dim], bias[:dim]).unflatten(-1, heads).transpose(1, 2)
+            pairs = F.linear(tokens, weight[dim:], bias[dim:])
+            k, v = pairs.unflatten(-1, (2, *heads)).permute(2, 0, 3, 1, 4)
+        mask = None if mask is None else mask[..., :first, :].to(q.dtype)
+        return self.proj(_attend(q, k, v, mask).transpose(1, 2).flatten(2))
 
     def bias(self) -> Tensor:
-        """Bias of a regional token, which has none, followed by those of its pixels: (heads, 1 + r*r, 1 + r*r)."""
+        """Bias of a regional token, which has none, followed by those of its pixels: (1, heads, 1 + r*r, 1 + r*r)."""
         pixels = self.relative_position_bias_table[self.relative_position_index_patch]
-        return F.pad(pixels.permute(2, 0, 1), (1, 0, 1, 0))
+        return F.pad(pixels.permute(2, 0, 1), (1, 0, 1, 0))[None]  # without the first axis torch has no fast attention
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """Attention, written out where torch has no fast one: on a CPU, with a mask that learns."""
+    if mask is not None and mask.requires_grad and mask.device.type == "cpu":
+        scores = q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2)
+        return scores.add_(mask).softmax(-1) @ v
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
 
 class CrossFrameAttention(nn.Module):
@@ -201,24 +219,26 @@ class CrossFrameFusionBlock(nn.Module):
 
     def forward(self, regional: Tensor, local: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Regional and local tokens of all frames."""
-        frames, (rows, columns) = self._check(regional, local, size), self._grid(size)
-        regional = self._across_frames(regional)
-        groups = torch.cat([self._in_window_order(regional)[:, None], self._windows(local, size)], 1)
-        groups = self._within_windows(groups, size)
-        regional, local = groups[:, 0], groups[:, 1:]
-        if self.token_order == "released":
-            regional = regional.unflatten(0, (rows * columns, frames)).transpose(0, 1)
-        return regional.reshape(frames, rows * columns, self.dim), self._pixels(local, size)
+        self._check(regional, local, size)
+        groups = self._within_windows(self._groups(self._across_frames(regional), local, size), size)
+        return self._in_frame_order(groups[:, 0], regional), self._pixels(groups[:, 1:], size)
+
+    def last_but_one(self, regional: Tensor, local: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Regional tokens of all frames, local ones of the middle frame of each sample, as :meth:`forward` gives them.
+
+        Who wants the middle frame only needs no more of this block, before :meth:`middle_frame` of the next.
+        """
+        self._check(regional, local, size)
+        groups = self._groups(self._across_frames(regional), local, size)
+        tokens = self._within_windows(groups, size, first=1)[:, 0]
+        middle = self._middle(groups.unflatten(0, (len(regional), -1)))
+        return self._in_frame_order(tokens, regional), self._pixels(self._within_windows(middle, size)[:, 1:], size)
 
     def middle_frame(self, regional: Tensor, local: Tensor, size: tuple[int, int]) -> Tensor:
-        """Local tokens of the middle frame of each sample, (B, H*W, D), as :meth:`forward` gives them, for less."""
-        self._check(regional, local, size)
-        tokens = self._in_window_order(self._across_frames(regional)).unflatten(
-            0, (-1, self.num_frames, regional.shape[1])
-        )
-        middle = self.num_frames // 2
-        local = self._windows(local.unflatten(0, (-1, self.num_frames))[:, middle], size)
-        groups = torch.cat([tokens[:, middle].flatten(0, 1)[:, None], local], 1)
+        """Local tokens of the middle frame of each sample, (B, H*W, D), from those and the regional ones of all."""
+        self._check(regional, local, size, num_frames=1)
+        tokens = self._in_window_order(self._across_frames(regional)).unflatten(0, regional.shape[:2])
+        groups = torch.cat([self._middle(tokens)[:, None], self._windows(local, size)], 1)
         return self._pixels(self._within_windows(groups, size)[:, 1:], size)
 
     def extra_repr(self) -> str:
@@ -232,15 +252,29 @@ class CrossFrameFusionBlock(nn.Module):
         regional = regional + self.drop_path(self.attn(self.norm1(regional)))
         return self.cross_attn(self.norm4(regional))
 
-    def _within_windows(self, groups: Tensor, size: tuple[int, int]) -> Tensor:
-        """Groups (N, 1 + r*r, D) of a regional token and its pixels, frames' windows next to each other."""
+    def _within_windows(self, groups: Tensor, size: tuple[int, int], *, first: int | None = None) -> Tensor:
+        """The ``first`` tokens of groups (N, 1 + r*r, D) of a regional token and its pixels, windows by frames."""
         bias, outside = self.attn.bias(), self._outside(size, groups.device)
         if outside is not None:
-            # a bias for each window of a frame: (windows, 1, 1, 1 + r*r) on top of (heads, 1 + r*r, 1 + r*r)
+            # a bias for each window of a frame: (windows, 1, 1, 1 + r*r) on top of (1, heads, 1 + r*r, 1 + r*r)
             bias = bias.masked_fill(outside[:, None, None], float("-inf")).repeat(len(groups) // len(outside), 1, 1, 1)
-        groups = groups + self.drop_path(self.attn(self.norm2(groups), bias))
+        groups = groups[:, :first] + self.drop_path(self.attn(self.norm2(groups), bias, first=first))
         hidden = F.gelu(self.mlp["fc1"](self.norm3(groups)))
         return groups + self.drop_path(self.mlp["fc2"](hidden))
+
+    def _groups(self, regional: Tensor, local: Tensor, size: tuple[int, int]) -> Tensor:
+        return torch.cat([self._in_window_order(regional)[:, None], self._windows(local, size)], 1)
+
+    def _middle(self, x: Tensor) -> Tensor:
+        """What belongs to the middle frames: (B*T, nW, ...) -> (B*nW, ...)."""
+        return x.unflatten(0, (-1, self.num_frames))[:, self.num_frames // 2].flatten(0, 1)
+
+    def _in_frame_order(self, tokens: Tensor, like: Tensor) -> Tensor:
+        """The way back of :meth:`_in_window_order`."""
+        frames, windows = like.shape[:2]
+        if self.token_order == "aligned":
+            return tokens.unflatten(0, (frames, windows))
+        return tokens.unflatten(0, (windows, frames)).transpose(0, 1)
 
     def _in_window_order(self, regional: Tensor) -> Tensor:
         """The regional token that each window meets: (B*T, nW, D) -> (B*T*nW, D)."""
@@ -270,18 +304,20 @@ class CrossFrameFusionBlock(nn.Module):
         right = torch.arange(columns * r, device=device).view(1, columns, 1, r) >= size[1]
         return F.pad((down | right).flatten(2).flatten(0, 1), (1, 0))
 
-    def _check(self, regional: Tensor, local: Tensor, size: tuple[int, int]) -> int:
-        name = "CrossFrameFusionBlock"
-        for which, tokens in (("regional", regional), ("local", local)):
-            _check_tokens(name, which, tokens, self.dim, self.num_frames)
+    def _check(self, regional: Tensor, local: Tensor, size: tuple[int, int], *, num_frames: int | None = None) -> None:
+        """That regional tokens of all frames and local ones of ``num_frames`` per sample fit together."""
+        name, frames = "CrossFrameFusionBlock", self.num_frames
+        kept = frames if num_frames is None else num_frames
+        _check_tokens(name, "regional", regional, self.dim, frames)
+        _check_tokens(name, "local", local, self.dim, kept)
         rows, columns = self._grid(size)
-        expected = (rows * columns, size[0] * size[1])
-        if regional.shape[0] != local.shape[0] or (regional.shape[1], local.shape[1]) != expected:
+        expected = (regional.shape[0] // frames * kept, rows * columns, size[0] * size[1])
+        if (local.shape[0], regional.shape[1], local.shape[1]) != expected:
             raise ValueError(
-                f"{name}: expected regional (B*T, {expected[0]}, D) and local (B*T, {expected[1]}, D) for size "
-                f"{tuple(size)} and windows of {self.window_size}, got {tuple(regional.shape)} and {tuple(local.shape)}"
+                f"{name}: expected regional (B*T, {expected[1]}, D) and local ({'B*T' if kept == frames else 'B'}, "
+                f"{expected[2]}, D) for size {tuple(size)} and windows of {self.window_size}, got "
+                f"{tuple(regional.shape)} and {tuple(local.shape)}"
             )
-        return regional.shape[0]
 
 
 def _check_heads(function: str, dim: int, num_heads: int) -> None:
