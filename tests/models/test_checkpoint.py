@@ -40,6 +40,15 @@ def test_safetensors_and_compiled_targets(tmp_path):
     assert_same_weights(fresh, trained)
 
 
+def test_targets_in_data_parallel():
+    net, other = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
+    wrapped = nn.DataParallel(other)
+    for content in (net.state_dict(), {f"module.{name}": value for name, value in net.state_dict().items()}):
+        nn.init.zeros_(other.weight)
+        assert models.load_checkpoint(wrapped, content) is wrapped
+        assert torch.equal(other.weight, net.weight)
+
+
 def test_a_module_with_a_real_prefix_keeps_it():
     trained = nn.ModuleDict({"module": small()})
     fresh = nn.ModuleDict({"module": small()})

@@ -43,6 +43,8 @@ def load_checkpoint(module: M, path_or_state_dict: str | Path | Mapping[str, Any
 def load(module: M, content: Any, source: str) -> M:
     """Copy weights into ``module``: what :func:`load_checkpoint` does with the content of ``source``."""
     target = getattr(module, "_orig_mod", module)
+    if isinstance(target, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        target = target.module
     weights = _unwrap(content, source, getattr(target, "checkpoint_wrappers", ()))
     expected = target.state_dict()
     weights = {_strip(name, expected): value for name, value in weights.items()}
