@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import inspect
 import threading
 import warnings
 
@@ -58,6 +59,8 @@ def test_settings_are_checked_in_the_callers_words():
             self.mine = mine
 
     assert Own(net, mine=3).mine == 3
+    shown = {method: list(inspect.signature(method).parameters)[:2] for method in (Adapter, SiamCTTA, Own)}
+    assert shown == {Adapter: ["model", "select"], SiamCTTA: ["model", "select"], Own: ["model", "settings"]}
     adapter = SiamCTTA(net, select="all")
     with pytest.raises(TypeError, match="SiamCTTA: expected x with a floating dtype, got torch.uint8"):
         adapter(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))

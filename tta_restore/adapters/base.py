@@ -7,7 +7,7 @@ import copy
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -89,11 +89,6 @@ class Adapter(Method):
         super().__init_subclass__(**keywords)
         if method is not None:
             registry.add(method, cls)
-
-    def __new__(cls, *_arguments: Any, **keywords: Any) -> Self:
-        """Answer a keyword that neither the method nor what it passes its options to takes, by near names."""
-        registry.expect_options(cls, keywords)
-        return super().__new__(cls)
 
     def __init__(
         self,

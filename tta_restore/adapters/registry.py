@@ -29,7 +29,7 @@ def add(name: str, method: type[Adapter]) -> None:
     _methods[name] = method
 
 
-def expect_options(method: type[Adapter], keywords: Iterable[str]) -> None:
+def expect_options(method: type, keywords: Iterable[str]) -> None:
     """Raise TypeError for a keyword that none of the constructors takes through which a method's options go."""
     known: dict[str, None] = {}
     for base in method.__mro__:

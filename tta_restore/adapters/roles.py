@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
-from tta_restore.adapters import parameter_sets
+from tta_restore.adapters import parameter_sets, registry
 from tta_restore.adapters.backbone import Backbone
 from tta_restore.adapters.frame import Frame
 from tta_restore.adapters.parameter_sets import ParameterSet
@@ -25,6 +25,11 @@ class Roles(nn.Module):
 
     roles: ClassVar[tuple[str, ...]] = ("student", "teacher")
     """Sets that a method keeps of the selected tensors; the default ``emit`` gives the last one's restoration."""
+
+    def __new__(cls, *_arguments: Any, **keywords: Any) -> Self:
+        """Answer a keyword that neither the method nor what it passes its options to takes, by near names."""
+        registry.expect_options(cls, keywords)
+        return super().__new__(cls)
 
     def __init__(
         self,
