@@ -108,10 +108,14 @@ def main():
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--warm-up", type=int, default=20)
+    parser.add_argument("--reblur-weight", type=float, default=1.0)
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/supervised_ifan.json"))
     options = parser.parse_args()
     torch.set_num_threads(1)
-    settings = SupervisedSettings(lr=options.lr, cosine_steps=options.steps)
+    settings = SupervisedSettings(
+        lr=options.lr, cosine_steps=options.steps, warm_up=options.warm_up, reblur_weight=options.reblur_weight
+    )
     bank = sharp_bank(torch.Generator().manual_seed(0), size=SIZE + 32, count=96)
     pair = held_out()
     blurry = float(psnr(pair.blurry, pair.sharp).mean())
