@@ -56,9 +56,12 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
     families = list(next(iter(rows.values()))["gain_per_lens"])
     head = ["dB over the source", *families, "all", "worst 50", "worst 200", "s per frame"]
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    total = max(found["frames"] for found in rows.values())
     for name, found in rows.items():
-        numbers = [*found["gain_per_lens"].values(), found["gain"], found["worst_50"][1], found["worst_200"][1]]
-        cells = [*(f"{number:+.2f}" for number in numbers), f"{found['cpu_seconds_per_frame']:.2f}"]
+        numbers = [*found["gain_per_lens"].values(), found["gain"]]
+        worst = [f"{found[key][1]:+.2f}" if key in found else "-" for key in ("worst_50", "worst_200")]
+        cells = [*(f"{number:+.2f}" for number in numbers), *worst, f"{found['cpu_seconds_per_frame']:.2f}"]
+        name = name if found["frames"] == total else f"{name}, first {found['frames']} frames"
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
