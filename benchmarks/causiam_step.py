@@ -1,9 +1,12 @@
 """One CauSiam step on DPDNet-S against the released update rule, written anew: equal outputs, time, memory.
 
-    python -m benchmarks.causiam_step            # prints a table and writes results/causiam_step.json
+    python -m benchmarks.causiam_step                  # prints a table and writes results/causiam_step.json
+    python -m benchmarks.causiam_step --sides 512      # rows of other sizes stay in it
 
-Both sides run the same weights, frames and encoder (a fixed projection; CLIP costs both the same) in turn in one
+All sides run the same weights, frames and encoder (a fixed projection; CLIP costs both the same) in turn in one
 process, on one thread; the ratio is that of median processor times. Memory is measured in a fresh process per side.
+``released`` runs the network as published, written anew; ``released, our network`` the same rule on ours, which shows
+how much of the ratio is the network's.
 """
 
 from __future__ import annotations
@@ -25,6 +28,8 @@ from torch import nn
 from tta_restore import models
 from tta_restore.adapters import CauSiam, Semantic
 from tta_restore.nn import SemanticCrossAttention
+
+from .dpdnet_original import ReleasedDpdnet
 
 RESULTS = Path(__file__).parent / "results"
 WIDTH = 512
@@ -106,24 +111,40 @@ def network() -> nn.Module:
 
 
 def released(restore: float) -> ReleasedRule:
-    """The released rule."""
-    adapter = ours(restore)
-    layer: SemanticCrossAttention = copy.deepcopy(adapter.injection.layers[0])
-    return ReleasedRule(WithAttention(network(), layer), encoder(), restore)
+    """The released rule on the network as published."""
+    original = ReleasedDpdnet().eval()
+    original.load_state_dict(network().state_dict())
+    return _released(original, restore)
 
 
-def ours(restore: float, **options) -> CauSiam:
+def released_on_ours(restore: float) -> ReleasedRule:
+    """The released rule on our network."""
+    return _released(network(), restore)
+
+
+def _released(net: nn.Module, restore: float) -> ReleasedRule:
+    layer: SemanticCrossAttention = copy.deepcopy(ours(restore).injection.layers[0])
+    return ReleasedRule(WithAttention(net, layer), encoder(), restore)
+
+
+def ours(restore: float, net: nn.Module | None = None, **options) -> CauSiam:
     """The same on the adapter core."""
     semantic = Semantic(encoder(), at="conv6", zero_init=False)
-    return CauSiam(network(), semantic=semantic, form="released", restore=restore, **options)
+    return CauSiam(net or network(), semantic=semantic, form="released", restore=restore, **options)
 
 
 def ours_channels_last(restore: float) -> CauSiam:
-    """The same with frames laid out for convolutions on CPUs."""
-    return ours(restore, memory_format=torch.channels_last)
+    """The same with weights and frames laid out for convolutions on CPUs."""
+    layout = torch.channels_last
+    return ours(restore, network().to(memory_format=layout), memory_format=layout)
 
 
-SIDES = {"released": released, "ours": ours, "channels_last": ours_channels_last}
+SIDES = {
+    "released": released,
+    "released, our network": released_on_ours,
+    "ours": ours,
+    "ours, channels_last": ours_channels_last,
+}
 
 
 def frames(side: int, count: int) -> list[torch.Tensor]:
@@ -144,11 +165,11 @@ def differences(side: int, count: int = 3) -> dict[str, float]:
 
 
 def times(side: int, rounds: int) -> dict[str, list[float]]:
-    """Processor seconds per step of each side, in turn; two frames to warm up."""
+    """Processor seconds per step of each side, in turn and back; two frames to warm up."""
     both = {name: make(0.01) for name, make in SIDES.items()}
     taken: dict[str, list[float]] = {name: [] for name in both}
     for number, x in enumerate(frames(side, rounds + 2)):
-        for name, step in both.items():
+        for name, step in list(both.items())[:: 1 if number % 2 else -1]:
             start = time.process_time()
             step(x)
             if number >= 2:
@@ -181,7 +202,8 @@ def main(arguments: list[str]) -> None:
     if options.memory:
         print(peak(options.memory, options.sides[0]))
         return
-    rows = []
+    path = RESULTS / "causiam_step.json"
+    rows = json.loads(path.read_text())["rows"] if path.exists() else []
     for side in options.sides:
         taken = times(side, options.rounds)
         medians = {name: statistics.median(values) for name, values in taken.items()}
@@ -198,7 +220,9 @@ def main(arguments: list[str]) -> None:
             "peak_bytes_above_network": memory,
             "load": os.getloadavg()[0],
         }
-        rows.append(row)
+        rows = sorted([row, *(old for old in rows if old["side"] != side)], key=lambda found: found["side"])
+        facts = {"torch": torch.__version__, "threads": 1, "processor": platform.processor(), "cores": os.cpu_count()}
+        path.write_text(json.dumps({"machine": facts, "rows": rows}, indent=1) + "\n")
         print(f"{side}x{side}, load {row['load']:.1f}: released {medians['released']:.2f} s, ", end="")
         print(f"{memory['released'] / 2**20:.0f} MiB above the network", flush=True)
         for name, ratio in row["ratio"].items():
@@ -207,9 +231,6 @@ def main(arguments: list[str]) -> None:
                 f"{row['largest_difference'][name]:.1e}, {memory[name] / 2**20:.0f} MiB",
                 flush=True,
             )
-    RESULTS.mkdir(exist_ok=True)
-    facts = {"torch": torch.__version__, "threads": 1, "processor": platform.processor(), "cores": os.cpu_count()}
-    (RESULTS / "causiam_step.json").write_text(json.dumps({"machine": facts, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

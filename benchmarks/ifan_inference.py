@@ -19,6 +19,7 @@ import math
 import os
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -126,7 +127,7 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--size", type=int, nargs=2, default=[1280, 720], metavar=("WIDTH", "HEIGHT"))
-    parser.add_argument("--only", nargs="+", choices=CONTENDERS, default=[ORIGINAL, PLAIN, LAST, BF16])
+    parser.add_argument("--only", nargs="+", choices=CONTENDERS, default=[ORIGINAL, PLAIN, LAST, COMPILED, BF16])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument(
@@ -146,8 +147,11 @@ def main(arguments: list[str]) -> None:
     load = [os.getloadavg()]
     x = picture(*options.size, options.device)
     restorers = {name: contender(name, options) for name in options.only}
+    first_call = {}
     for name, restore in restorers.items():
+        start = time.process_time() + sum(os.times()[2:4])  # with the compilers that it starts
         warm_up(name, restore, x)
+        first_call[name] = time.process_time() + sum(os.times()[2:4]) - start
     calls = {name: partial(restore, x) for name, restore in restorers.items()}
     times = measure.in_turn(calls, options.device, options.rounds, math.inf, warm_up=False)
     load.append(os.getloadavg())
@@ -160,6 +164,11 @@ def main(arguments: list[str]) -> None:
         "tile": [options.tile, options.overlap],
         "load": load,
         "times": times,
+        "seconds_to_compile": {
+            name: first_call[name] - times[name]["processor"]["median"]
+            for name in first_call
+            if "compiled" in name and "processor" in times[name]
+        },
         "largest_difference_at_256x192": differences(options.only, options),
         "peak_bytes": {} if options.no_memory else {name: child(name, options) for name in options.only},
     }
@@ -178,7 +187,9 @@ def main(arguments: list[str]) -> None:
         memory = result["peak_bytes"].get(name)
         shown = f"{memory / 2**20:.0f} MiB" if isinstance(memory, int) else str(memory or "")
         difference = result["largest_difference_at_256x192"].get(name)
-        print(f"{name:36} {seconds:8.2f} s (wall {wall:8.2f})  {ratio:>6}  {shown:>9}  differs by {difference}")
+        compiling = result["seconds_to_compile"].get(name)
+        print(f"{name:36} {seconds:8.2f} s (wall {wall:8.2f})  {ratio:>6}  {shown:>9}  differs by {difference}", end="")
+        print(f", compiled in {compiling:.0f} s" if compiling else "")
 
 
 if __name__ == "__main__":

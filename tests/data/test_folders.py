@@ -51,3 +51,12 @@ def test_what_cannot_be_paired_is_said(tmp_path):
     put(tmp_path / "A" / "target" / "3.png")
     with pytest.raises(ValueError, match="1 blurry and 2 sharp files do not pair up; without a partner: 1, 2, 3"):
         folder_frames({"A": tmp_path / "A"})
+
+
+def test_a_known_data_set_must_have_its_originals(tmp_path):
+    put(tmp_path / "DPDD" / "test_c" / "source" / "1.png")
+    put(tmp_path / "DPDD" / "test_c" / "target" / "1.png")
+    assert len(folder_frames({"DPDD": tmp_path / "DPDD"})) == 1
+    with pytest.raises(ValueError, match=r"DPDD: .* expected test_c/source and test_c/target or .*, found: DPDD$"):
+        folder_frames({"DPDD": tmp_path})  # the folder above it
+    assert folder_frames({"mine": tmp_path / "DPDD" / "test_c" / "source"})[0].sharp_path is None

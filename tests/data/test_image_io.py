@@ -353,6 +353,11 @@ def test_values_are_rounded_and_clamped(tmp_path):
     assert integers(read_image(tmp_path / "a.png")).ravel().tolist() == [0, 0, 0, 1, 255, 255]
 
 
+def test_a_bare_tensor_is_refused_in_words(tmp_path):
+    with pytest.raises(TypeError, match=r"write_image: expected image to be an Image, .* got Tensor"):
+        write_image(tmp_path / "a.png", torch.zeros(3, 4, 6))
+
+
 def test_an_interrupted_write_leaves_the_old_file(tmp_path):
     path = tmp_path / "a.png"
     path.write_bytes(b"old")

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from _module_base import ModuleTests
+from torch.profiler import ProfilerActivity, profile
 
 from tta_restore import models
 
@@ -39,6 +40,21 @@ class TestDPDNet(ModuleTests):
     def functional(self, module, x):
         flat = list(module.state_dict().values())
         return written_out(zip(flat[::2], flat[1::2], strict=True), x)
+
+
+def test_large_pictures_take_the_merged_upsampling_and_come_out_the_same():
+    torch.manual_seed(0)
+    net = models.create_model("dpdnet_s", width=4, dtype=torch.float64)
+    x = torch.rand(2, 3, 96, 128, dtype=torch.float64, requires_grad=True)
+    flat = list(net.parameters())
+    expected = written_out(zip(flat[::2], flat[1::2], strict=True), x)
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        restored = net.eval()(x)
+    assert "aten::conv_transpose2d" in {event.key for event in profiled.key_averages()}
+    torch.testing.assert_close(restored, expected, rtol=1e-12, atol=1e-12)
+    gradients = (torch.autograd.grad(y.square().sum(), [x, *flat]) for y in (restored, expected))
+    for own, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-9, atol=1e-9)
 
 
 def test_it_has_as_many_weights_as_published():

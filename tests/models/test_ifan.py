@@ -246,6 +246,14 @@ class TestStart:
         assert reached["published"] < 1e-8
         assert reached["identity"] > 0.1
 
+    def test_training_starts_at_the_picture_and_not_below_it(self):
+        x = torch.rand(1, 3, 32, 32)
+        moved = {}
+        for init in ("identity", "published"):
+            torch.manual_seed(0)
+            moved[init] = (IFAN(base_channels=4, init=init).train()(x) - x).abs().mean().item()
+        assert 0 < moved["identity"] < 0.005 < moved["published"]
+
     def test_published_start_has_the_published_spread(self):
         model = IFAN(base_channels=8, init="published")
         for layer, gain, fans in (

@@ -61,10 +61,10 @@ def folder_frames(
     """The pictures of several data sets one after the other, name -> folder, the whole sequence ``rounds`` times.
 
     A data set named like one of :data:`tta_restore.data.pair_folders.LAYOUTS` is looked for where that keeps its test
-    split. Any other folder holds two folders of blurry and sharp pictures ("source" and "target", "input" and
-    "ground_truth" as in LFDOF, or similar), or pictures alone, which then have no originals. How they are matched says
-    :func:`tta_restore.data.image_files.match_files`. ``limit`` takes the first pictures only;
-    ``views`` asks for the views of dual pixels, too.
+    split, and must have the originals that it is handed out with. Any other folder holds two folders of blurry and
+    sharp pictures ("source" and "target", "input" and "ground_truth" as in LFDOF, or similar), or pictures alone, which
+    then have no originals. How they are matched says :func:`tta_restore.data.image_files.match_files`. ``limit`` takes
+    the first pictures only; ``views`` asks for the views of dual pixels, too.
 
     Raises:
         ValueError: a folder is missing, holds no pictures, or its pictures, originals and views do not match.
@@ -90,6 +90,8 @@ def _files(family: str, folder: Path, views: bool) -> Sequence[PictureFiles]:
         blurry, sharp = (next((inside[name] for name in names if name in inside), None) for names in (_BLURRY, _SHARP))
         if blurry is not None and sharp is not None:
             return [PictureFiles(*pair) for pair in match_files(blurry, sharp)]
+        if layouts and None not in (sharp for _, sharp in layouts):
+            return find_files(folder, family.lower(), "test")  # which says what is missing of a known data set
     except ValueError as error:
         raise ValueError(f"{family}: {error}") from None
     if blurry is not None or sharp is not None:

@@ -67,7 +67,10 @@ def write_image(path: str | os.PathLike[str], image: Image, *, bit_depth: int | 
 
     Raises:
         ImageError: the format cannot hold the bits or the alpha, the values are not finite, or the disk refuses.
+        TypeError: ``image`` is no :class:`tta_restore.data.image.Image`.
     """
+    if not isinstance(image, Image):
+        raise TypeError(f"write_image: expected image to be an Image, as Image(pixels), got {type(image).__name__}")
     path = Path(path)
     depth = image.bit_depth if bit_depth is None else bit_depth
     if depth not in (8, 16, 32):

@@ -53,7 +53,8 @@ class SupervisedSettings:
         cosine_steps: instead, steps in which the rate falls to 0 along a cosine; 0 for none.
         warm_up: steps in which the rate rises to its start.
         clip: largest L2 norm of the gradient over all networks together; 0 for any.
-        precision: ``"bf16"`` runs the networks in bfloat16 autocast; losses are in float32.
+        precision: ``"bf16"`` runs the networks in bfloat16 autocast, which is slower on CPUs without AMX; losses are in
+            float32.
     """
 
     loss: Literal["mse", "mae", "charbonnier"] = "mse"

@@ -24,6 +24,9 @@ from tta_restore.ops.adaptive_conv import Horizontal
 
 Initialisation = Literal["identity", "published"]
 
+_FIRST_CORRECTION = 0.02
+"""Gain of the last layer at the start: the picture stays what it is, and gradients pass all the same."""
+
 
 @dataclass(frozen=True)
 class IfanTraining:
@@ -98,6 +101,7 @@ class _Network(nn.Module):
             xavier_uniform(self.adaptive, 1.5)
         else:
             self.adaptive.reset_parameters()
+            xavier_uniform(self.decoder.exit, _FIRST_CORRECTION)
 
     @property
     def horizontal(self) -> Horizontal:
@@ -177,7 +181,8 @@ class IFAN(_Network):
             None is ``"own"`` too, and warns when weights with official names are loaded into the model afterwards.
         disparity: predict the filters from a disparity map, too. Without it there is nothing to learn from views.
         init: ``"identity"`` starts with filters near the identity, so that gradients reach every layer from the first
-            step (ours); ``"published"`` draws them like other weights, and nothing of the features passes N steps.
+            step, and with a correction near zero, so that training starts at the input's quality (ours);
+            ``"published"`` draws both like other weights, and nothing of the features passes N steps.
         device: of the parameters.
         dtype: of the parameters.
 
