@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from tta_restore.data import lenses
 from tta_restore.data.patches import random_patches
+from tta_restore.data.softness import soften
 from tta_restore.models.lens_estimator import LensEstimator
 from tta_restore.models.lens_spectra import STRIDE, WindowSpectra
 
@@ -45,7 +46,8 @@ class LensLibrary:
                 generator = torch.Generator().manual_seed(2000 + 2 * seed + half)
                 for _ in range(count // 2):
                     lens = lenses.random_lens(generator, tails=_TAILS)
-                    sharp = random_patches(bank, PICTURES, _SIZE + _MARGIN, generator)
+                    # half of the scenes: soft ones look like blur to who has only met crisp ones, who is sure of it
+                    sharp = soften(random_patches(bank, PICTURES, _SIZE + _MARGIN, generator), generator)
                     blurry, radius, _ = lenses.render(sharp, [lens] * PICTURES, generator, levels=4, knots=3)
                     size = (radius * lenses.rms_radius(lens.aperture)).clamp(min=0.15).log()
                     spectra.append(spectra_of(blurry).flatten(1, 2).half())
