@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -11,19 +12,19 @@ from _compare import assert_agrees
 from torch import Tensor
 
 
-class ModuleTests:
+class ModuleTests(ABC):
     """Layers in ``tta_restore.nn`` and models in ``tta_restore.models``."""
 
     dtypes: tuple[torch.dtype, ...] = (torch.float32,)
     unused: tuple[str, ...] = ()  # names of parameters that this forward pass does not touch
 
+    @abstractmethod
     def module(self, **factory: Any) -> torch.nn.Module:
         """Build the module; ``factory`` holds device and dtype."""
-        raise NotImplementedError
 
+    @abstractmethod
     def inputs(self, generator: torch.Generator) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
         """Float64 tensors and options of one call."""
-        raise NotImplementedError
 
     def functional(self, module: torch.nn.Module, *tensors: Tensor, **options: Any) -> Tensor | None:
         """Compute the same without the module, where a function for it exists."""

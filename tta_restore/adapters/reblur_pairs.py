@@ -44,7 +44,7 @@ class ReblurPairs(LensAdapter, method="reblur_pairs"):
         model: a restorer of single frames at scale 1; see :class:`Adapter`, as for ``options``.
         estimator: reads lenses as :class:`tta_restore.models.lens_estimator.LensEstimator` does; None: the shipped one.
         sharp: pictures to blur, (N, 3, S, S) in [0, 1] or uint8; None for dead leaves made on the spot, half of them
-                softened (:func:`tta_restore.data.softness.soften`).
+            softened (:func:`tta_restore.data.softness.soften`).
         select: which weights to adapt.
         steps: optimiser steps per frame.
         burst: how many times as many on the first frame of a lens.
@@ -93,7 +93,7 @@ class ReblurPairs(LensAdapter, method="reblur_pairs"):
         caution: float = 0.5,
         spread: float = 0.1,
         memory: int = 4,
-        switch: float | None = 0.15,
+        switch: float | None = 0.25,
         rescale: float = 0.4,
         remember: int = 4,
         noise: float = 1 / 255,
@@ -119,11 +119,11 @@ class ReblurPairs(LensAdapter, method="reblur_pairs"):
                 raise ValueError(f"ReblurPairs: expected {name} >= 0, got {value}")
         if sharp is not None:
             _checks.expect_tensor("ReblurPairs", sharp=sharp)
-        if sharp is not None and (sharp.ndim != 4 or sharp.shape[1] != 3 or min(sharp.shape[-2:]) < patch + _MARGIN):
-            raise ValueError(
-                f"ReblurPairs: expected sharp (N, 3, S, S) with S >= patch + {_MARGIN} = {patch + _MARGIN}, "
-                f"got {tuple(sharp.shape)}"
-            )
+            if sharp.ndim != 4 or sharp.shape[1] != 3 or min(sharp.shape[-2:]) < patch + _MARGIN:
+                raise ValueError(
+                    f"ReblurPairs: expected sharp (N, 3, S, S) with S >= patch + {_MARGIN} = {patch + _MARGIN}, "
+                    f"got {tuple(sharp.shape)}"
+                )
         super().__init__(model, estimator, select=select, views=views, steps=steps, seed=seed, **options)
         self._sharp = sharp
         self.burst, self.batch, self.patch = burst, batch, patch
@@ -151,7 +151,7 @@ class ReblurPairs(LensAdapter, method="reblur_pairs"):
         super().begin_frame(frame)
         reading = self._read(frame.image)
         readings = self.extra["readings"]
-        own = self.estimator.aperture(reading["statistics"])[0].cpu()
+        own = self._aperture(reading["statistics"])
         distance = aperture_distance(own, self.aperture()) if readings else 0.0
         growth = abs(_mean_log_radius([reading]) - _mean_log_radius(readings)) if readings else 0.0
         changed = self.switch is not None and (distance > self.switch or growth > self.rescale)
@@ -199,8 +199,7 @@ class ReblurPairs(LensAdapter, method="reblur_pairs"):
         readings = self.extra["readings"]
         if not readings:
             raise ValueError("ReblurPairs.aperture: no frame was seen yet")
-        with torch.no_grad():
-            return self.estimator.aperture(self._statistics())[0].cpu()
+        return self._aperture(self._statistics())
 
     def kernels(self, x: Tensor, *, grid: int = 4) -> Tensor:
         """Estimated point spread functions of a frame on a grid of tiles, for looking at; nothing changes.
@@ -211,9 +210,7 @@ class ReblurPairs(LensAdapter, method="reblur_pairs"):
         """
         with torch.no_grad():
             estimate = self.read_lens(x)
-            picture = (
-                self.aperture() if self.extra["readings"] else self.estimator.aperture(estimate.statistics)[0].cpu()
-            )
+            picture = self.aperture() if self.extra["readings"] else self._aperture(estimate.statistics)
             logs = F.interpolate((estimate.radius.log() * estimate.confidence)[:, None], size=(grid, grid), mode="area")
             weights = F.interpolate(estimate.confidence[:, None], size=(grid, grid), mode="area")
         radius = (logs / weights).exp().flatten().cpu()
@@ -281,6 +278,10 @@ class ReblurPairs(LensAdapter, method="reblur_pairs"):
             "radii": torch.cat(pairs),
             "weights": torch.cat(weights).amin(1),
         }
+
+    def _aperture(self, statistics: Tensor) -> Tensor:
+        with torch.no_grad():  # an estimator of one's own may want gradients
+            return self.estimator.aperture(statistics)[0].cpu()
 
     def _statistics(self) -> Tensor:
         readings = self.extra["readings"]
