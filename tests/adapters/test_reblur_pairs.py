@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from tta_restore.adapters import ReblurPairs, SelfEnsemble
-from tta_restore.adapters.reblur_pairs import aperture_distance
-from tta_restore.data import lenses, photos
+from tta_restore.adapters.reblur_pairs import _material, aperture_distance
+from tta_restore.data import dead_leaves, lenses, photos
 from tta_restore.metrics import psnr
 from tta_restore.models import RestorerSpec, as_restorer, create_model
 
@@ -38,9 +38,42 @@ def test_pairs_are_photographs_through_the_estimated_lens():
     picture = torch.zeros(23, 23)
     picture[11, 11] = 1
     with adapter._working_on(adapter.state.view()):
-        blurry, sharp = adapter._pair(picture[None], torch.full((8, 2), 0.05))
+        blurry, sharp = adapter._pair(picture[None], torch.full((8, 2), 0.05), torch.zeros(8, 1))
     assert blurry.shape == sharp.shape == (2, 3, 32, 32)
     assert (blurry - sharp).abs().max() <= 0.5 / 255 + 1e-5
+
+
+def test_radii_are_drawn_as_far_from_those_read_as_the_estimator_is_unsure():
+    sharp = torch.rand(1, 3, 80, 80, generator=torch.Generator().manual_seed(0))
+    bell = torch.exp(-torch.linspace(-2.3, 2.3, 23).square())
+    picture, changes = bell[:, None] * bell / bell.sum() ** 2, {}
+    for error in (0.0, 0.5):
+        adapter = ReblurPairs(_specialist(), batch=64, patch=32, noise=0.0, sharp=sharp)
+        with adapter._working_on(adapter.state.view()):
+            pair = adapter._pair(picture[None], torch.full((8, 2), 1.5), torch.full((8, 1), error))
+        changes[error] = (pair[0] - pair[1]).square().mean((1, 2, 3)).sqrt()  # grows with the radius
+    assert changes[0.5].std() > 2 * changes[0.0].std()
+    assert changes[0.5].min() < changes[0.0].min()
+
+
+def test_unsure_readings_are_drawn_less_often_and_never_believed_to_be_off_without_end():
+    adapter = ReblurPairs(_specialist())
+    reading = {"radii": torch.tensor([[1.0, 1.0], [2.0, 2.0]]), "weights": torch.tensor([8.0, 1e-3])}
+    adapter.state.extra["readings"] = [reading]
+    with adapter._working_on(adapter.state.view()):
+        radii, error = adapter._radii()
+    assert (radii[:, 0] == 1).float().mean() > 0.95
+    assert torch.equal(error[radii[:, 0] == 1], torch.full_like(error[radii[:, 0] == 1], 1 / 8))
+    reading["weights"] = torch.zeros(2) + 1e-3
+    with adapter._working_on(adapter.state.view()):
+        assert adapter._radii()[1].max() == 1.0
+
+
+def test_most_of_the_material_is_soft():
+    material = _material().float()
+    leaves = dead_leaves.bank(48, 96, torch.Generator().manual_seed(0)).repeat(2, 1, 1, 1)
+    crisp = ((material / 255 - leaves).abs() <= 0.5 / 255 + 1e-6).flatten(1).all(1)
+    assert 8 < crisp.sum() < 32  # a fifth of 96 was left as it was
 
 
 def test_consistency_with_the_frame_is_one_more_term():

@@ -28,12 +28,12 @@ def test_share_says_how_many_are_softened(share, changed):
 
 
 def test_opposite_borders_do_not_mix():
-    picture = torch.zeros(30, 1, 32, 32)
+    picture = torch.zeros(30, 1, 64, 64)
     picture[..., :4] = 1
     found = soften(picture, torch.Generator().manual_seed(0), share=1.0)
-    bell = (found[..., 16].abs() < 1e-4).flatten(1).all(1)
-    assert bell.any()  # a bell of at most 1.5 pixels has no weight 12 pixels away, nor at the other border
-    assert (found[bell][..., 28:].abs() < 1e-4).all()
+    bell = (found[..., 28].abs() < 1e-4).flatten(1).all(1)
+    assert bell.any()  # a bell of at most 4 pixels has no weight 24 pixels away, nor at the other border
+    assert (found[bell][..., 60:].abs() < 1e-4).all()
 
 
 def test_the_same_seed_softens_the_same():

@@ -2,6 +2,7 @@
 
 import torch
 
+from tta_restore.data.softness import soften
 from tta_restore.engine import train_lens_estimator
 from tta_restore.engine.train_lens_estimator import LensLibrary, fit_estimator
 from tta_restore.models import create_model
@@ -17,10 +18,23 @@ def test_a_library_holds_every_window_of_every_picture():
     torch.testing.assert_close(library.apertures, library.apertures.flip((1, 2)))
     again = LensLibrary.simulate(BANK, count=4, seed=1, progress=False)
     assert torch.equal(library.spectra, again.spectra)
-    # a wider blur leaves less of high frequencies
-    contrast = library.spectra.float().mean((1, 2, 4))
-    fall = contrast[:, 4] - contrast[:, -1]
-    assert torch.corrcoef(torch.stack([fall, library.log_radius.mean((1, 2))]))[0, 1] > 0
+
+
+def test_half_of_the_scenes_are_soft_by_themselves(monkeypatch):
+    library = LensLibrary.simulate(BANK, count=4, seed=1, progress=False)
+
+    def left_crisp(pictures, generator):
+        soften(pictures, generator)  # the same random numbers
+        return pictures
+
+    monkeypatch.setattr(train_lens_estimator, "soften", left_crisp)
+    crisp = LensLibrary.simulate(BANK, count=4, seed=1, progress=False)
+    assert torch.equal(crisp.log_radius, library.log_radius)
+    same = (crisp.spectra == library.spectra).flatten(2).all(2)
+    assert 2 < same.sum() < 14  # of 16 pictures
+    # a wider blur leaves less of high frequencies, where there were any
+    high = crisp.spectra[..., 6:, :].float().mean((3, 4))
+    assert torch.corrcoef(torch.stack([high.flatten(), crisp.log_radius.flatten()]))[0, 1] < -0.5
 
 
 def test_it_learns_and_remembers(monkeypatch):

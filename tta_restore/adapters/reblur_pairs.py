@@ -24,7 +24,9 @@ from tta_restore.models.apertures import rasterize_picture
 
 _LOOK, _LOOKS = 256, 3  # large frames are read at 3 x 3 places of this many pixels
 _NEIGHBOUR = 4  # cells of 8 pixels between two radii that one patch runs through
-_FULL_LEAD = 1.5  # dB that the student is ahead of the source on pairs when all of it is trusted
+_FULL_LEAD = 1.25  # dB that the student is ahead of the source on pairs when all of it is trusted
+_LARGEST_ERROR = 1.0  # of the logarithm of a radius, whatever the estimator says
+_SOFT = 0.8  # share of the material that is soft by itself, as most of a photograph is
 _MARGIN = lenses.KERNEL_SIZE - 1
 
 
@@ -32,18 +34,19 @@ class ReblurPairs(LensAdapter, method="reblur_pairs"):
     """Fine-tunes a restorer on pairs blurred with the lens that took the frames.
 
     On every frame the estimator reads the aperture and the blur radii; the apertures of the latest frames are pooled.
-    Then, `steps` times: sharp patches are photographed through that aperture at radii that occur in the frames (linear
-    light, noise, rounding), the student restores them, and the teacher follows the student. When the aperture of a
-    frame does not fit the pooled one, or its radii are of another size, the lens was changed: what was learnt is
-    remembered, and the adapter continues from the remembered lens that fits or from the source, with `burst` times the
-    steps on that frame. What is given is the teacher's self-ensemble, after the steps.
+    Then, `steps` times: sharp patches are photographed through that aperture (linear light, noise, rounding) at radii
+    that occur in the frames, or as far from them as the estimator is unsure, the student restores them, and the teacher
+    follows the student. When the aperture of a frame does not fit the pooled one, or its radii are of another size, the
+    lens was changed: what was learnt is remembered, and the adapter continues from the remembered lens that fits or
+    from the source, with `burst` times the steps on that frame. What is given is the teacher's self-ensemble, after the
+    steps.
 
     The target of a pair is known and does not depend on the adapting restorer, so that no error feeds on itself.
 
     Args:
         model: a restorer of single frames at scale 1; see :class:`Adapter`, as for ``options``.
         estimator: reads lenses as :class:`tta_restore.models.lens_estimator.LensEstimator` does; None: the shipped one.
-        sharp: pictures to blur, (N, 3, S, S) in [0, 1] or uint8; None for dead leaves made on the spot, half of them
+        sharp: pictures to blur, (N, 3, S, S) in [0, 1] or uint8; None for dead leaves made on the spot, most of them
             softened (:func:`tta_restore.data.softness.soften`).
         select: which weights to adapt.
         steps: optimiser steps per frame.
@@ -58,7 +61,7 @@ class ReblurPairs(LensAdapter, method="reblur_pairs"):
         hypotheses: apertures that the pairs are made with, all of which fit the frames.
         caution: weight of the error of a pair beyond that of the source, so that nothing is gained for one aperture by
             losing for another one that fits as well.
-        spread: standard deviation of the logarithm of a factor on the radii, for what the estimator may be off by.
+        spread: how far radii are drawn from those read, in units of what the estimator says that they may be off by.
         memory: frames whose readings are pooled.
         switch: distance between apertures, 0 to 2, beyond which the lens counts as changed; None to never ask.
         rescale: change of the mean logarithm of the radii beyond which it counts as changed, too.
@@ -91,7 +94,7 @@ class ReblurPairs(LensAdapter, method="reblur_pairs"):
         restore: float = 0.0,
         hypotheses: int = 16,
         caution: float = 0.5,
-        spread: float = 0.1,
+        spread: float = 0.8,
         memory: int = 4,
         switch: float | None = 0.25,
         rescale: float = 0.4,
@@ -169,7 +172,7 @@ class ReblurPairs(LensAdapter, method="reblur_pairs"):
 
     def objective(self, frame: Frame) -> Tensor:
         """Charbonnier distance of the student's restoration of a reblurred patch from the sharp patch, plus caution."""
-        blurry, sharp = self._pair(frame.notes["apertures"], frame.notes["radii"])
+        blurry, sharp = self._pair(frame.notes["apertures"], *frame.notes["radii"])
         if frame.image.shape[1] == 1:
             blurry, sharp = blurry.mean(1, keepdim=True), sharp.mean(1, keepdim=True)
         blurry, sharp = blurry.to(frame.image), sharp.to(frame.image.device)
@@ -287,24 +290,26 @@ class ReblurPairs(LensAdapter, method="reblur_pairs"):
         readings = self.extra["readings"]
         return torch.stack([reading["statistics"] for reading in readings]).sum(0).to(self._estimator_device())
 
-    def _radii(self) -> Tensor:
+    def _radii(self) -> tuple[Tensor, Tensor]:
+        """Radii that were read, surer ones more often, and what their logarithms may be off by: (256, 2), (256, 1)."""
         readings = self.extra["readings"]
         weights = torch.cat([reading["weights"] for reading in readings])
         chosen = torch.multinomial(weights, 256, replacement=True, generator=self.generator)
-        return torch.cat([reading["radii"] for reading in readings])[chosen]
+        error = (1 / weights[chosen, None]).clamp(max=_LARGEST_ERROR)
+        return torch.cat([reading["radii"] for reading in readings])[chosen], error
 
     def _plausible(self) -> Tensor:
         """Apertures that the frames may have been taken through: (N, A, A)."""
         with torch.no_grad():
             return self.estimator.plausible(self._statistics()[0], self.hypotheses).cpu()
 
-    def _pair(self, apertures: Tensor, radii: Tensor) -> tuple[Tensor, Tensor]:
+    def _pair(self, apertures: Tensor, radii: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
         """Patches photographed through one aperture each, blur growing across each from one radius to another."""
         generator, count, side = self.generator, self.batch, self.patch
         material = _material() if self._sharp is None else self._sharp
         sharp = random_patches(material, count, side + _MARGIN, generator)
-        ends = radii[torch.randint(0, len(radii), (count,), generator=generator)]
-        ends = ends * torch.exp(self.spread * torch.randn(count, 1, generator=generator))
+        chosen = torch.randint(0, len(radii), (count,), generator=generator)
+        ends = radii[chosen] * torch.exp(self.spread * error[chosen] * torch.randn(count, 1, generator=generator))
         pictures = apertures[torch.randint(0, len(apertures), (count,), generator=generator)].repeat_interleave(2, 0)
         kernels = rasterize_picture(pictures, ends.flatten(), size=lenses.KERNEL_SIZE, reach=self.estimator.reach)
         angle = 2 * math.pi * torch.rand(count, 1, 1, generator=generator)
@@ -370,7 +375,7 @@ def _looks(image: Tensor) -> Tensor:
 
 @cache
 def _material() -> Tensor:
-    """Dead leaves; half of them soft, so that the student undoes the lens instead of sharpening all it sees."""
+    """Dead leaves; most of them soft, so that the student undoes the lens instead of sharpening all it sees."""
     generator = torch.Generator().manual_seed(0)
     leaves = dead_leaves.bank(48, 96, generator).repeat(2, 1, 1, 1)
-    return (soften(leaves, generator) * 255).round().to(torch.uint8)
+    return (soften(leaves, generator, share=_SOFT) * 255).round().to(torch.uint8)

@@ -1,4 +1,4 @@
-"""Scenes that are soft by themselves: fur, clouds, skin, and what was blurred or compressed before.
+"""Scenes that are soft by themselves: fur, clouds, backgrounds out of focus, what was blurred or compressed before.
 
 Who learns from crisp scenes only, learns that the world is crisp, and puts edges where there were none.
 """
@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-_LONGEST = 1.5  # pixels, of the bell's standard deviation
+_LONGEST = 4.0  # pixels, of the bell's standard deviation: what is out of focus by itself; half are below a quarter
 _CORNER = 0.03  # cycles per pixel above which a spectrum falls faster
 _STEEPEST = 0.7  # exponent that it falls faster by
 
@@ -36,7 +36,7 @@ def soften(pictures: Tensor, generator: torch.Generator, *, share: float = 0.5) 
     spectrum = torch.fft.rfft2(torch.cat([mirrored, mirrored.flip(-2)], dim=-2))
     squared = torch.fft.fftfreq(2 * height)[:, None].square() + torch.fft.rfftfreq(2 * width).square()
     kind, amount = torch.rand(2, len(pictures), 1, 1, 1, generator=generator)
-    bell = torch.exp(-2 * (math.pi * _LONGEST * amount) ** 2 * squared)
+    bell = torch.exp(-2 * (math.pi * _LONGEST * amount.square()) ** 2 * squared)
     steeper = (1 + squared / _CORNER**2) ** (-0.5 * _STEEPEST * amount)
     soft = torch.fft.irfft2(spectrum * torch.where(kind < share / 2, bell, steeper))[..., :height, :width].clamp(0, 1)
     return torch.where(kind < share, soft, pictures)
