@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from tta_restore.adapters import ReblurPairs, SelfEnsemble
-from tta_restore.adapters.reblur_pairs import _material, aperture_distance
+from tta_restore.adapters.reblur_pairs import _FULL_LEAD, _material, aperture_distance
 from tta_restore.data import dead_leaves, lenses, photos
 from tta_restore.metrics import psnr
 from tta_restore.models import RestorerSpec, as_restorer, create_model
@@ -116,7 +116,7 @@ def test_caution_counts_what_is_worse_than_the_source():
 def test_the_teacher_goes_part_of_the_way():
     model, frame = _specialist(), _frames(lenses.SOURCE, 1)[0].blurry[None]
     adapter = ReblurPairs(model, steps=1, burst=1, ema=0.5)
-    adapter.extra["lead"] = 1.5  # of which half is kept: the first step starts level with the source
+    adapter.extra["lead"] = _FULL_LEAD  # of which half is kept: the first step starts level with the source
     adapter.adapt(frame)
     weights = dict(model.named_parameters())
     moved = 0.0
@@ -137,7 +137,7 @@ def test_a_student_is_followed_by_as_much_as_it_leads():
         report = adapter.adapt(frame)
         assert report.extra["lead"] == pytest.approx(0.9 * lead), "the first step starts level with the source"
         shares.append(report.extra["share"])
-    assert shares == pytest.approx([0.0, 0.0, 0.9 / 1.5, 1.0])
+    assert shares == pytest.approx([0.0, 0.0, 0.9 / _FULL_LEAD, 1.0])
 
 
 def test_a_change_of_lens_starts_over_and_a_known_lens_is_remembered():
