@@ -221,8 +221,13 @@ def test_a_call_that_nobody_watches_goes_straight_to_the_kernel(monkeypatch):
     with torch.no_grad(), Recorder():
         ops.sac(x, taps, taps)
     assert torch.ops.tta_restore.sac.default in seen
-    with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="forward mode"):
-        ops.sac(forward_ad.make_dual(x, torch.ones_like(x)), taps, taps)
+    with forward_ad.dual_level():
+        assert torch.equal(ops.sac(x, taps, taps), expected)  # nothing here carries a tangent
+        with pytest.raises(NotImplementedError, match="sac: has no forward-mode derivative"):
+            ops.sac(forward_ad.make_dual(x, torch.ones_like(x)), taps, taps)
+    for transform in (torch.func.jacfwd, torch.func.hessian):
+        with pytest.raises(NotImplementedError, match="sac: has no forward-mode derivative"):
+            transform(lambda x: ops.sac(x, taps, taps).square().sum())(x)
 
     def refuse(*args):
         raise AssertionError("autograd was asked")

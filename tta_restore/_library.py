@@ -76,8 +76,27 @@ def apply(function: type[torch.autograd.Function], name: str, *args: Any) -> Any
     differentiates, transforms or records the call, the op is called without them.
     """
     if torch.compiler.is_compiling() or _is_watched(args):
-        return function.apply(*args)
+        return differentiate(function, name, *args)
     return OPERATORS[name](*args)
+
+
+def differentiate(function: type[torch.autograd.Function], name: str, *args: Any) -> Any:
+    """``function.apply``, which refuses forward mode in words for who called ``name``.
+
+    A ``jvp`` of the Functions would say it, too, but ``torch.compile`` refuses Functions that have one.
+
+    Raises:
+        NotImplementedError: a tangent is asked for.
+    """
+    if torch.compiler.is_compiling() or forward_ad._current_level < 0:
+        return function.apply(*args)
+    try:
+        return function.apply(*args)
+    except NotImplementedError as error:
+        raise NotImplementedError(
+            f"{name}: has no forward-mode derivative (torch.func.jvp, jacfwd, hessian); use reverse mode "
+            "(torch.func.vjp, jacrev, torch.autograd.grad), to second order, too"
+        ) from error
 
 
 def _is_watched(args: tuple[Any, ...]) -> bool:
