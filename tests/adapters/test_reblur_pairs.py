@@ -1,10 +1,12 @@
 """ReblurPairs: what it learns, when it starts over, what it refuses."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
 
-from tta_restore.adapters import ReblurPairs, SelfEnsemble
+from tta_restore.adapters import ReblurPairs, SelfEnsemble, reblur_pairs
 from tta_restore.adapters.reblur_pairs import _FULL_LEAD, _material, aperture_distance
 from tta_restore.data import dead_leaves, lenses, photos
 from tta_restore.metrics import psnr
@@ -98,19 +100,20 @@ def test_consistency_with_the_frame_is_one_more_term():
         ReblurPairs(_specialist(), consistency=-1.0)
 
 
-def test_caution_counts_what_is_worse_than_the_source():
+def test_caution_counts_pairs_on_which_the_source_is_better_in_parts_of_its_error(monkeypatch):
     frame = _frames(lenses.SOURCE, 1)[0].blurry[None]
-    for start, growth in ((0.0, 1.0), (0.02, 4.0)):
-        losses = []
-        for caution in (0.0, 3.0):
-            adapter = ReblurPairs(_specialist(), steps=1, caution=caution, switch=None)
-            with adapter._session(frame) as looked_at, adapter._working_on(adapter.state):
-                adapter.begin_frame(looked_at)
-                for tensor in adapter.student.values():  # all of a network a little larger is a worse network
-                    tensor.data.mul_(1 + start)
-                losses.append(float(adapter.objective(looked_at).detach()))
-        assert losses[0] <= losses[1] <= growth * losses[0]
-        assert (losses[0] == losses[1]) == (start == 0)
+    student, source = (
+        torch.tensor([0.10, 0.02]),
+        torch.tensor([0.20, 0.01]),
+    )  # half of a hard pair's, twice an easy one's
+    for caution, expected in ((0.0, 0.06), (2.0, 0.06 + 2.0 * 0.105 * 0.5)):
+        adapter = ReblurPairs(_specialist(), steps=1, caution=caution)
+        with adapter._session(frame) as looked_at, adapter._working_on(adapter.state):
+            adapter.begin_frame(looked_at)
+            errors = iter((student, source))
+            monkeypatch.setattr(reblur_pairs, "_errors", lambda restored, sharp, errors=errors: next(errors))
+            assert float(adapter.objective(looked_at)) == pytest.approx(expected)
+            assert looked_at.notes["lead"] == pytest.approx(20 * math.log10(0.105 / 0.06))
 
 
 def test_the_teacher_goes_part_of_the_way():

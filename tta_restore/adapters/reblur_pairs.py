@@ -36,8 +36,8 @@ class ReblurPairs(LensAdapter, method="reblur_pairs"):
     On every frame the estimator reads the aperture and the blur radii; the apertures of the latest frames are pooled.
     Then, `steps` times: sharp patches are photographed through that aperture (linear light, noise, rounding) at radii
     that occur in the frames, or as far from them as the estimator is unsure, the student restores them, and the teacher
-    follows the student. When the aperture of a frame does not fit the pooled one, or its radii are of another size, the
-    lens was changed: what was learnt is remembered, and the adapter continues from the remembered lens that fits or
+    follows the student. When no aperture that fits a frame is near the pooled one, or its radii are of another size,
+    the lens was changed: what was learnt is remembered, and the adapter continues from the remembered lens that fits or
     from the source, with `burst` times the steps on that frame. What is given is the teacher's self-ensemble, after the
     steps.
 
@@ -56,14 +56,16 @@ class ReblurPairs(LensAdapter, method="reblur_pairs"):
         lr: learning rate of the first steps with a lens.
         lr_half: steps with a lens after which the learning rate has halved; it falls as 1 / (1 + t / lr_half).
         ema: share of itself that the teacher keeps at each step. It follows only a share of the way from the source to
-            the student, which grows with the student's lead over the source on pairs: none at 0 dB, all at 1.5 dB.
+            the student, which grows with the student's lead over the source on pairs: none at 0 dB, all at 1.25 dB.
         restore: probability with which a scalar of the student returns to the source, per step.
-        hypotheses: apertures that the pairs are made with, all of which fit the frames.
-        caution: weight of the error of a pair beyond that of the source, so that nothing is gained for one aperture by
-            losing for another one that fits as well.
+        hypotheses: how many apertures that fit the frames are looked at; the pairs are made with them.
+        caution: weight of what is lost to the source on single pairs, each in parts of the source's error on it, so
+            that nothing is gained for one aperture by losing for another one that fits as well, nor for hard pictures
+            by losing for easy ones.
         spread: how far radii are drawn from those read, in units of what the estimator says that they may be off by.
         memory: frames whose readings are pooled.
-        switch: distance between apertures, 0 to 2, beyond which the lens counts as changed; None to never ask.
+        switch: distance, 0 to 2, of the pooled aperture from all that fit a frame by itself, beyond which the lens
+            counts as changed; None to never ask.
         rescale: change of the mean logarithm of the radii beyond which it counts as changed, too.
         remember: lenses whose teacher is kept for when they come back.
         noise: standard deviation of the camera's noise, in stored values.
@@ -84,7 +86,7 @@ class ReblurPairs(LensAdapter, method="reblur_pairs"):
         *,
         sharp: Tensor | None = None,
         select: Select = "all",
-        steps: int = 32,
+        steps: int = 48,
         burst: int = 3,
         batch: int = 4,
         patch: int = 48,
@@ -96,8 +98,8 @@ class ReblurPairs(LensAdapter, method="reblur_pairs"):
         caution: float = 0.5,
         spread: float = 0.8,
         memory: int = 4,
-        switch: float | None = 0.25,
-        rescale: float = 0.4,
+        switch: float | None = 0.15,
+        rescale: float = 0.45,
         remember: int = 4,
         noise: float = 1 / 255,
         consistency: float = 0.0,
@@ -154,24 +156,24 @@ class ReblurPairs(LensAdapter, method="reblur_pairs"):
         super().begin_frame(frame)
         reading = self._read(frame.image)
         readings = self.extra["readings"]
-        own = self._aperture(reading["statistics"])
-        distance = aperture_distance(own, self.aperture()) if readings else 0.0
+        fitting = self._plausible([reading])
+        distance = _nearest(fitting, self.aperture()) if readings else 0.0
         growth = abs(_mean_log_radius([reading]) - _mean_log_radius(readings)) if readings else 0.0
         changed = self.switch is not None and (distance > self.switch or growth > self.rescale)
         if changed:
-            self._change_lens(own, _mean_log_radius([reading]))
+            self._change_lens(fitting, _mean_log_radius([reading]))
             readings = []
         if changed or not readings:
             frame.steps *= self.burst
         self.extra["readings"] = [*readings, reading][-self.memory :]
-        frame.notes["apertures"], frame.notes["radii"] = self._plausible(), self._radii()
+        frame.notes["apertures"], frame.notes["radii"] = self._plausible(self.extra["readings"]), self._radii()
         if self.consistency:
             frame.notes["seeds"] = self.blur_map(frame.region)
             frame.notes["source"] = self.run("source", frame.region).image.float()
         frame.extra.update(aperture_distance=distance, radius_change=growth, lens_changed=float(changed))
 
     def objective(self, frame: Frame) -> Tensor:
-        """Charbonnier distance of the student's restoration of a reblurred patch from the sharp patch, plus caution."""
+        """Charbonnier distance of the student's restoration of reblurred patches from the sharp ones, plus caution."""
         blurry, sharp = self._pair(frame.notes["apertures"], *frame.notes["radii"])
         if frame.image.shape[1] == 1:
             blurry, sharp = blurry.mean(1, keepdim=True), sharp.mean(1, keepdim=True)
@@ -180,7 +182,8 @@ class ReblurPairs(LensAdapter, method="reblur_pairs"):
         with torch.no_grad():
             before = _errors(self.run("source", blurry).image, sharp)
         frame.notes["lead"] = 20 * math.log10(float(before.mean() / error.detach().mean().clamp(min=1e-12)))
-        loss = (error + self.caution * (error - before).clamp(min=0)).mean()
+        lost = (error / before - 1).clamp(min=0).mean()
+        loss = error.mean() + self.caution * before.mean() * lost
         return loss + self.consistency * self._inconsistency(frame) if self.consistency else loss
 
     def after_step(self, frame: Frame) -> None:
@@ -202,7 +205,7 @@ class ReblurPairs(LensAdapter, method="reblur_pairs"):
         readings = self.extra["readings"]
         if not readings:
             raise ValueError("ReblurPairs.aperture: no frame was seen yet")
-        return self._aperture(self._statistics())
+        return self._aperture(self._statistics(readings))
 
     def kernels(self, x: Tensor, *, grid: int = 4) -> Tensor:
         """Estimated point spread functions of a frame on a grid of tiles, for looking at; nothing changes.
@@ -286,8 +289,7 @@ class ReblurPairs(LensAdapter, method="reblur_pairs"):
         with torch.no_grad():  # an estimator of one's own may want gradients
             return self.estimator.aperture(statistics)[0].cpu()
 
-    def _statistics(self) -> Tensor:
-        readings = self.extra["readings"]
+    def _statistics(self, readings: list[dict[str, Tensor]]) -> Tensor:
         return torch.stack([reading["statistics"] for reading in readings]).sum(0).to(self._estimator_device())
 
     def _radii(self) -> tuple[Tensor, Tensor]:
@@ -298,10 +300,10 @@ class ReblurPairs(LensAdapter, method="reblur_pairs"):
         error = (1 / weights[chosen, None]).clamp(max=_LARGEST_ERROR)
         return torch.cat([reading["radii"] for reading in readings])[chosen], error
 
-    def _plausible(self) -> Tensor:
+    def _plausible(self, readings: list[dict[str, Tensor]]) -> Tensor:
         """Apertures that the frames may have been taken through: (N, A, A)."""
         with torch.no_grad():
-            return self.estimator.plausible(self._statistics()[0], self.hypotheses).cpu()
+            return self.estimator.plausible(self._statistics(readings)[0], self.hypotheses).cpu()
 
     def _pair(self, apertures: Tensor, radii: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
         """Patches photographed through one aperture each, blur growing across each from one radius to another."""
@@ -320,7 +322,7 @@ class ReblurPairs(LensAdapter, method="reblur_pairs"):
         blurry = lenses.photograph(sharp, kernels, weights, generator, noise=self.noise)
         return blurry, sharp[..., _MARGIN // 2 : -(_MARGIN // 2), _MARGIN // 2 : -(_MARGIN // 2)]
 
-    def _change_lens(self, own: Tensor, log_radius: float) -> None:
+    def _change_lens(self, fitting: Tensor, log_radius: float) -> None:
         """Remember the lens that goes, and continue from the one that fits best, or from the source."""
         left = {
             "aperture": self.aperture(),
@@ -329,7 +331,7 @@ class ReblurPairs(LensAdapter, method="reblur_pairs"):
         }
         known: list[dict[str, Any]] = [*self.extra["lenses"], left | self.snapshot()]
         distances = [
-            aperture_distance(own, lens["aperture"])
+            _nearest(fitting, lens["aperture"])
             if abs(lens["log_radius"] - log_radius) <= self.rescale
             else math.inf
             for lens in known
@@ -349,6 +351,10 @@ class ReblurPairs(LensAdapter, method="reblur_pairs"):
 def aperture_distance(first: Tensor, second: Tensor) -> float:
     """Squared distance of two aperture pictures, (A, A), over the mean of their squares: 0 equal, 2 disjoint."""
     return float((first - second).square().sum() / (first.square().sum() + second.square().sum()) * 2)
+
+
+def _nearest(apertures: Tensor, other: Tensor) -> float:
+    return min(aperture_distance(aperture, other) for aperture in apertures)
 
 
 def _errors(restored: Tensor, sharp: Tensor) -> Tensor:
