@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 
 import tta_restore
 from tta_restore.cli import main
@@ -14,6 +15,7 @@ from tta_restore.cli.main import build_parser
 from tta_restore.data.image import Image
 from tta_restore.data.image_io import read_image, write_image
 from tta_restore.engine import demo, train_demo
+from tta_restore.models import create_model
 
 MODEL = """
 import torch
@@ -68,6 +70,19 @@ def test_restore_with_each_method(method, folder, capsys):
     before, after = read_image(folder / "in" / "a.png").pixels, read_image(folder / "out" / "a.png").pixels
     assert (after - (0.9 * before + 0.01)).abs().max() < 0.02 + 1 / 255  # the shifted part, and rounding
     assert (folder / "out" / "deep" / "b.tif").is_file()
+
+
+def test_a_registered_model_with_its_own_weights(folder, capsys):
+    network = create_model("lens_unet", checkpoint="specialist")
+    save_file(network.state_dict(), folder / "mine.safetensors")
+    shared = ["restore", "in/a.png", "--method", "source"]
+    own = ["--model", "lens_unet", "--checkpoint", "mine.safetensors", "--set", "blocks=2"]
+    assert main([*shared, "-o", "shipped.png", "--model", "specialist"]) == 0
+    assert main([*shared, "-o", "own.png", *own]) == 0
+    assert torch.equal(read_image(folder / "own.png").pixels, read_image(folder / "shipped.png").pixels)
+    capsys.readouterr()
+    assert main([*shared, "-o", "other.png", *own[:2]]) == 2
+    assert "'lens_unet' needs weights: name its checkpoint" in capsys.readouterr().err
 
 
 def test_bad_inputs_give_exit_code_1_and_a_line_each(folder, capsys):

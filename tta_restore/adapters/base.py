@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +28,7 @@ from tta_restore.adapters.views import Views
 from tta_restore.models import Restoration, RestorerSpec, as_restorer
 
 _DIVERGED_FRAMES = 2
+_BYTES = 32.0  # no picture in [0, 1] reaches this, nearly all of bytes do
 
 
 class Adapter(Method):
@@ -140,7 +142,8 @@ class Adapter(Method):
             - output: as the model returns it, the image replaced by the adapter's, (B, C, scale * H, scale * W)
 
         Raises:
-            ValueError: the frame holds NaN or infinity (unless ``bad_frames="pass"``), or does not fit the model.
+            ValueError: the frame holds NaN or infinity (unless ``bad_frames="pass"``) or bytes, or does not fit the
+                model.
             TypeError: ``x`` is no floating-point tensor.
         """
         if self._refuses(x):
@@ -236,7 +239,12 @@ class Adapter(Method):
         """Report on a frame that is not adapted on, because it holds NaN or infinity; None for good frames."""
         name = type(self).__name__
         _checks.expect_floating(name, x=x)
-        if x.numel() == 0 or all(bound.isfinite() for bound in x.aminmax()):  # one pass, and NaN comes through
+        if x.numel() == 0:
+            return None
+        low, high = (float(bound) for bound in x.aminmax())  # one pass, and NaN comes through
+        if math.isfinite(low) and math.isfinite(high):
+            if high > _BYTES:
+                raise ValueError(f"{name}: expected values in [0, 1], got up to {high:g}; divide bytes by 255")
             return None
         bad = x.numel() - int(x.isfinite().sum())
         problem = f"the frame holds NaN or infinity in {bad} of {x.numel()} values"

@@ -331,9 +331,7 @@ class ReblurPairs(LensAdapter, method="reblur_pairs"):
         }
         known: list[dict[str, Any]] = [*self.extra["lenses"], left | self.snapshot()]
         distances = [
-            _nearest(fitting, lens["aperture"])
-            if abs(lens["log_radius"] - log_radius) <= self.rescale
-            else math.inf
+            _nearest(fitting, lens["aperture"]) if abs(lens["log_radius"] - log_radius) <= self.rescale else math.inf
             for lens in known
         ]
         near = distances.index(min(distances))

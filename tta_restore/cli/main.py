@@ -64,11 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--data", nargs="+", type=_named_folder, metavar="NAME=FOLDER",
         help="data sets in order; DPDD, RealDOF, CUHK and PixelDP are looked for in their own layouts",
     )  # fmt: skip
-    on_data.add_argument("--model", default="generalist", help="as for restore, or a registered model such as ifan")
-    on_data.add_argument("--checkpoint", type=Path, help="weights of a registered model, official ones too")
-    on_data.add_argument(
-        "--set", nargs="+", type=_setting, default=[], metavar="KEY=VALUE", help="keywords of a registered model"
-    )
+    _add_model(on_data, default="generalist")
     on_data.add_argument("--limit", type=_positive, help="first pictures of each data set only")
     on_data.add_argument("--lpips-weights", type=Path, metavar="FILE", help="AlexNet's, as torchvision publishes them")
     on_data.add_argument("--device", default=None, help="such as cpu or cuda (default: cuda where there is one)")
@@ -83,9 +79,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     restore.add_argument("-o", "--out", required=True, type=Path, help="folder, or a file for a single input")
     restore.add_argument("--method", default="recommended", help="how to adapt (default: %(default)s)")
-    restore.add_argument(
-        "--model", default="generalist", help="shipped weights, a checkpoint file, or module.path:callable"
-    )
+    _add_model(restore, default="generalist")
     restore.add_argument(
         "--clips", action="store_true", help="every folder of pictures is a clip, which a method starts afresh with"
     )
@@ -109,7 +103,7 @@ def build_parser() -> argparse.ArgumentParser:
     pairs.add_argument("root", type=Path, help="folder of the data set")
     pairs.add_argument("--layout", required=True, help="sdd, dpdd, realdof, ded, or folders for blurry/ and sharp/")
     pairs.add_argument("--split", default="test", help="train, val or test (default: %(default)s)")
-    pairs.add_argument("--model", required=True, help="shipped weights, a checkpoint file, or module.path:callable")
+    _add_model(pairs, required=True)
     pairs.add_argument("--flow", default="auto", help="raft, lucas_kanade or auto (default: %(default)s)")
     pairs.add_argument("--device", default="cpu", help="such as cpu or cuda (default: %(default)s)")
     pairs.add_argument("--out", type=Path, help="CSV file, a row per pair")
@@ -119,7 +113,7 @@ def build_parser() -> argparse.ArgumentParser:
     clips.add_argument("root", type=Path, help="folder of the data set")
     clips.add_argument("--layout", required=True, help="gopro, dvd, reds or realblur, each by its own protocol")
     clips.add_argument("--split", default="test", help="train, val or test (default: %(default)s)")
-    clips.add_argument("--model", required=True, help="shipped weights, a checkpoint file, or module.path:callable")
+    _add_model(clips, required=True)
     clips.add_argument("--method", default="source", help="how to adapt (default: %(default)s)")
     _add_networks(clips)
     clips.add_argument("--limit", type=_positive, help="frames of each video, from its beginning")
@@ -165,16 +159,16 @@ def _evaluate(command: argparse.ArgumentParser, options: argparse.Namespace) -> 
             if getattr(options, name) != command.get_default(name):
                 raise UsageError(f"--{name.replace('_', '-')} is for {condition}")
 
-    shared = _named(options, "model", "checkpoint", "limit", "lpips_weights", "device")
+    shared = _named(options, "limit", "lpips_weights", "device")
     if not options.data:
-        only("--data", *shared, "set", "bits", "save_pictures", "rounds")
+        only("--data", "model", "checkpoint", "set", *shared, "bits", "save_pictures", "rounds")
         from tta_restore.engine.demo import run_evaluation
 
         streams = {"frames_per_lens": options.frames, **_named(options, "seeds", "split", "methods")}
         run_evaluation(options.out, **streams)
         return OK
     only("simulated lenses, without --data", "seeds", "frames", "split")
-    shared["config"] = dict(options.set)
+    shared |= _model(options)
     if options.methods is None:
         only("--methods", "rounds")
         from tta_restore.engine.published import run_published
@@ -194,7 +188,8 @@ def _restore(options: argparse.Namespace) -> int:
     from tta_restore.engine.restore import restore_inputs
     from tta_restore.engine.restore_clips import holds_clips, restore_clip_inputs
 
-    common = _named(options, "method", "model", "overwrite", "device", "seed") | {"progress": not options.quiet}
+    common = _named(options, "method", "overwrite", "device", "seed") | _model(options)
+    common["progress"] = not options.quiet
     if options.clips or options.method in CLIP_METHODS or holds_clips(options.inputs):
         if options.state is not None:
             raise UsageError("--state is for pictures: a method starts afresh with every clip")
@@ -211,7 +206,7 @@ def _restore(options: argparse.Namespace) -> int:
 def _evaluate_clips(options: argparse.Namespace) -> int:
     from tta_restore.engine import evaluate_clips as engine
 
-    chosen = _named(options, "model", "method", "limit", "device", "seed", "out") | _networks(options)
+    chosen = _named(options, "method", "limit", "device", "seed", "out") | _model(options) | _networks(options)
     print(engine.run(options.root, options.layout, options.split, **chosen))
     return OK
 
@@ -229,7 +224,7 @@ def _train(options: argparse.Namespace) -> int:
 def _evaluate_pairs(options: argparse.Namespace) -> int:
     from tta_restore.engine import evaluate_pairs as engine
 
-    chosen = _named(options, "model", "flow", "device", "out")
+    chosen = _named(options, "flow", "device", "out") | _model(options)
     print(engine.run(options.root, options.layout, options.split, **chosen))
     return OK
 
@@ -245,6 +240,19 @@ def _train_from_config(options: argparse.Namespace) -> int:
     }
     kinds[options.kind](options.config, out=options.out, steps=options.steps, device=options.device)
     return OK
+
+
+def _add_model(command: argparse._ActionsContainer, **model: Any) -> None:
+    kinds = "shipped weights, a checkpoint file, module.path:callable, or a registered model such as ifan"
+    command.add_argument("--model", help=kinds, **model)
+    command.add_argument("--checkpoint", type=Path, help="weights of a registered model, official ones too")
+    command.add_argument(
+        "--set", nargs="+", type=_setting, default=[], metavar="KEY=VALUE", help="keywords of a registered model"
+    )
+
+
+def _model(options: argparse.Namespace) -> dict[str, Any]:
+    return {**_named(options, "model", "checkpoint"), "config": dict(options.set)}
 
 
 def _add_networks(command: argparse.ArgumentParser) -> None:

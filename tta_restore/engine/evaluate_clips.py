@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -73,6 +73,8 @@ def run(
     split: str,
     *,
     model: str,
+    checkpoint: str | Path | None = None,
+    config: Mapping[str, Any] | None = None,
     method: str = "source",
     reblur: Path | None = None,
     critic: Path | None = None,
@@ -84,12 +86,14 @@ def run(
 ) -> str:
     """Measure a method named on the command line on a data set, write the records, and return their summary.
 
+    `model`, `checkpoint` and `config` are what :func:`tta_restore.engine.model_source.load_restorer` takes.
+
     Raises:
         UsageError: the data set, the model or the method cannot be used; the message says why.
     """
     try:
         clips = find_clips(root, layout, split)
-        restorer = load_restorer(model, device=device)
+        restorer = load_restorer(model, device=device, checkpoint=checkpoint, config=config)
     except (ValueError, TypeError, ImportError, RuntimeError) as error:
         raise UsageError(str(error)) from error
     networks = {"reblur": reblur, "critic": critic}

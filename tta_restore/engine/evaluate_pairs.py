@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -80,9 +81,20 @@ def evaluate_pairs(
 
 
 def run(
-    root: Path, layout: str, split: str, *, model: str, flow: str = "auto", device: str = "cpu", out: Path | None = None
+    root: Path,
+    layout: str,
+    split: str,
+    *,
+    model: str,
+    checkpoint: str | Path | None = None,
+    config: Mapping[str, Any] | None = None,
+    flow: str = "auto",
+    device: str = "cpu",
+    out: Path | None = None,
 ) -> str:
-    """Measure a model named by its source on a data set, write the records, and return their summary.
+    """Measure a model on a data set, write the records, and return their summary.
+
+    `model`, `checkpoint` and `config` are what :func:`tta_restore.engine.model_source.load_restorer` takes.
 
     Raises:
         UsageError: the data set, the model or the estimator cannot be used; the message says why.
@@ -90,7 +102,8 @@ def run(
     try:
         pairs = find_pairs(root, layout, split)
         estimator = create_flow(flow).to(device)
-        records = evaluate_pairs(load_restorer(model, device=device), pairs, flow=estimator, device=device)
+        restorer = load_restorer(model, device=device, checkpoint=checkpoint, config=config)
+        records = evaluate_pairs(restorer, pairs, flow=estimator, device=device)
     except (ValueError, ImportError) as error:
         raise UsageError(str(error)) from error
     if out is not None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -58,6 +59,8 @@ def restore_inputs(
     *,
     method: str = "recommended",
     model: str = "generalist",
+    checkpoint: str | Path | None = None,
+    config: Mapping[str, Any] | None = None,
     state: str | Path | None = None,
     overwrite: bool = False,
     device: str | None = None,
@@ -70,7 +73,9 @@ def restore_inputs(
         inputs: files and folders.
         out: folder, or file for a single input.
         method: one of :data:`tta_restore.engine.methods.METHODS`.
-        model: what :func:`tta_restore.engine.model_source.load_restorer` takes.
+        model: what :func:`tta_restore.engine.model_source.load_restorer` takes, like the next two.
+        checkpoint: weights of a registered model.
+        config: keywords of its builder.
         state: file of the method's state, loaded when it exists and saved after every image.
         overwrite: restore also what is there already.
         device: where to run; `None` takes a CUDA device where there is one.
@@ -83,7 +88,7 @@ def restore_inputs(
     jobs, problems = plan_jobs(inputs, out)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        restorer = load_restorer(model, device=device)
+        restorer = load_restorer(model, device=device, checkpoint=checkpoint, config=config)
         adapter = create_method(method, restorer, seed=seed)
     except (ValueError, TypeError, ImportError, RuntimeError) as error:
         raise UsageError(str(error)) from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,8 @@ def restore_clip_inputs(
     *,
     method: str = "meta-transfer",
     model: str = "generalist",
+    checkpoint: str | Path | None = None,
+    config: Mapping[str, Any] | None = None,
     reblur: str | Path | None = None,
     critic: str | Path | None = None,
     overwrite: bool = False,
@@ -50,7 +52,9 @@ def restore_clip_inputs(
         inputs: video files, and folders: every folder in them that holds pictures is a clip, every video file, too.
         out: folder, or a video file for a single one.
         method: see :func:`tta_restore.engine.clip_methods.create_clip_method`.
-        model: what :func:`tta_restore.engine.model_source.load_restorer` takes.
+        model: what :func:`tta_restore.engine.model_source.load_restorer` takes, like the next two.
+        checkpoint: weights of a registered model.
+        config: keywords of its builder.
         reblur: file of a reblurrer.
         critic: file of a critic.
         overwrite: restore also what is there already.
@@ -65,7 +69,7 @@ def restore_clip_inputs(
     jobs, problems = plan_clips(inputs, out)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        restorer = load_restorer(model, device=device)
+        restorer = load_restorer(model, device=device, checkpoint=checkpoint, config=config)
     except (ValueError, TypeError, ImportError, RuntimeError) as error:
         raise UsageError(str(error)) from error
     networks = {"reblur": reblur, "critic": critic}
