@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -336,7 +337,7 @@ def render(
 
 def lens_stream(
     lenses: Sequence[Lens] = TEST,
-    photos: Sequence[str] = _photos.TEST,
+    photos: Sequence[str | Path] = _photos.TEST,
     *,
     frames_per_lens: int = 8,
     size: int = 192,
@@ -372,5 +373,6 @@ def lens_stream(
             middle = (torch.arange(grid) * 2 + 1) * size // (2 * grid)
             at_tiles = radius[0][middle][:, middle].flatten()
             kernels = rasterize(lens.aperture, at_tiles).view(grid, grid, KERNEL_SIZE, KERNEL_SIZE)
-            frames.append(LensFrame(blurry[0], sharp[0], radius[0], kernels, lens.family, name, position))
+            title = name.stem if isinstance(name, Path) else name
+            frames.append(LensFrame(blurry[0], sharp[0], radius[0], kernels, lens.family, title, position))
     return frames

@@ -1,4 +1,4 @@
-"""Photographs that come inside scikit-image, scikit-learn and matplotlib, split by what they may be used for."""
+"""Photographs inside scikit-image, scikit-learn and matplotlib, split by what they may be used for, or from files."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ from functools import cache
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from tta_restore.data.image_io import read_image
 
 #: Restorers and estimators learn from these.
 TRAIN = ("rocket", "motorcycle_left", "motorcycle_right", "immunohistochemistry", "retina", "flower", "brick", "grass")
@@ -20,19 +23,27 @@ _SKIMAGE = {
     "grass": "grass", "gravel": "gravel", "coins": "coins", "hubble": "hubble_deep_field", "astronaut": "astronaut",
     "coffee": "coffee", "chelsea": "chelsea", "camera": "camera", "moon": "moon",
 }  # fmt: skip
+_SHORT_SIDE = 512  # of a picture from a file, so that a crop shows as much of it as of the bundled ones
 
 
 @cache
-def load(name: str) -> Tensor:
-    """Load one bundled photograph; nothing is downloaded.
+def load(name: str | Path) -> Tensor:
+    """Load one bundled photograph, or a picture from a file, shrunk to a short side of 512; nothing is downloaded.
 
     Shape:
         - output: (3, H, W), RGB in [0, 1]; grey photographs repeat their channel. Do not write into it: it is cached.
 
     Raises:
-        ValueError: the name is none of ``TRAIN + DEV + TEST``.
+        ValueError: the name is none of ``TRAIN + DEV + TEST``, or the file holds no picture.
         ImportError: the package that carries the photograph is missing (``pip install "tta_restore[demo]"``).
     """
+    if isinstance(name, Path):
+        pixels = read_image(name).pixels
+        scale = _SHORT_SIDE / min(pixels.shape[1:])
+        if scale < 1:
+            size = [max(round(side * scale), _SHORT_SIDE) for side in pixels.shape[1:]]
+            pixels = F.interpolate(pixels[None], size=size, mode="bicubic", antialias=True)[0].clamp(0, 1)
+        return pixels.expand(3, -1, -1).contiguous()
     if name in _SKIMAGE:
         import skimage.data
 

@@ -12,9 +12,11 @@ from torch import Tensor
 
 from tta_restore import adapters
 from tta_restore.data import lenses, photos
+from tta_restore.data.image_files import images_below
 from tta_restore.engine.comparison import Comparison, Contender, compare
 from tta_restore.engine.evaluate import StreamResult
 from tta_restore.engine.stream import identity
+from tta_restore.engine.usage import UsageError
 from tta_restore.models import Restorer, as_restorer, create_model
 
 TITLE = "Adapting a restorer to lenses it never saw"
@@ -151,6 +153,7 @@ def run_evaluation(
     seeds: Sequence[int] = (1, 2, 3),
     frames_per_lens: int = 6,
     split: str = "test",
+    folder: str | Path | None = None,
     methods: Sequence[str] | None = None,
     progress: bool = True,
     say: Callable[[str], None] = print,
@@ -162,16 +165,24 @@ def run_evaluation(
         seeds: one stream each; methods start anew with each.
         frames_per_lens: frames before the next lens takes over.
         split: `"test"` or `"dev"`, of lenses and of photographs.
+        folder: sharp photographs of one's own, instead of those of the split.
         methods: rows to run besides the baseline; `None` runs all.
         progress: show a bar on stderr where it is a terminal.
         say: takes the text for the user.
 
     Raises:
-        UsageError: a row that does not exist.
+        UsageError: a row that does not exist, or a folder without photographs, or one that cannot be used.
     """
-    chosen = {"test": (lenses.TEST, photos.TEST), "dev": (lenses.DEV, photos.DEV)}[split]
+    used, shown = {"test": (lenses.TEST, photos.TEST), "dev": (lenses.DEV, photos.DEV)}[split]
+    pictures = images_below(Path(folder)) if folder is not None else shown
+    if not pictures:
+        raise UsageError(f"{folder}: no PNG, JPEG or TIFF file in this folder")
     rows = comparison(more=True) if methods is None else comparison(more=True).only(methods)
-    streams = {s: lenses.lens_stream(*chosen, frames_per_lens=frames_per_lens, seed=s) for s in dict.fromkeys(seeds)}
+    frames = {"frames_per_lens": frames_per_lens}
+    try:
+        streams = {s: lenses.lens_stream(used, pictures, seed=s, **frames) for s in dict.fromkeys(seeds)}
+    except ValueError as error:
+        raise UsageError(str(error)) from error
     return compare(rows, streams, out, progress=progress, say=say)
 
 
