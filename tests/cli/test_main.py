@@ -180,11 +180,28 @@ def test_commands_pass_their_arguments_on(monkeypatch, tmp_path):
     assert main(["demo", "--out", "x", "--quick", "--seed", "3"]) == 0
     assert calls.pop() == ((Path("x"),), {"seed": 3, "frames_per_lens": None, "quick": True})
     assert main(["evaluate", "--seeds", "5", "6", "--split", "dev", "--methods", "generalist"]) == 0
-    assert calls.pop()[1] == {"seeds": [5, 6], "frames_per_lens": 6, "split": "dev", "methods": ["generalist"]}
+    assert calls.pop()[1] == {
+        "seeds": [5, 6],
+        "frames_per_lens": 6,
+        "split": "dev",
+        "folder": None,
+        "methods": ["generalist"],
+    }
     assert main(["train-demo", "specialist", "--steps", "7", "--out", str(tmp_path)]) == 0
     assert calls.pop() == (("specialist",), {"steps": 7, "seed": 0, "device": "cpu", "out": tmp_path})
     assert main(["train-demo"]) == 0
     assert [a for a, _ in calls] == [(name,) for name in train_demo.STEPS]
+
+
+def test_evaluate_on_ones_own_photographs(folder, capsys):
+    assert main(["evaluate", "--photos", "in/deep/none"]) == 2
+    assert "no PNG, JPEG or TIFF file in this folder" in capsys.readouterr().err
+    assert main(["evaluate", "--photos", "in"]) == 2
+    assert "is smaller than the crop" in capsys.readouterr().err
+    write_image(folder / "mine" / "scene.png", Image(torch.rand(3, 300, 260, generator=torch.manual_seed(0))))
+    arguments = ["evaluate", "--photos", "mine", "--seeds", "1", "--frames", "1", "--methods", "generalist"]
+    assert main([*arguments, "--out", "report"]) == 0
+    assert ",scene," in (folder / "report" / "frames.csv").read_text()
 
 
 def test_an_interrupt_is_a_line_and_130(monkeypatch, capsys):

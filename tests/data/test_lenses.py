@@ -7,7 +7,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tta_restore.data import dead_leaves, lenses, photos
+from tta_restore.data import dead_leaves, lenses
 
 FAMILIES = (lenses.SOURCE, *lenses.DEV, *lenses.TEST)
 
@@ -125,20 +125,6 @@ def test_stream_is_seeded_and_says_what_it_shows():
 def test_stream_refuses_photographs_smaller_than_a_crop():
     with pytest.raises(ValueError, match="smaller than the crop"):
         lenses.lens_stream(lenses.TEST[:1], ("coins",), size=400)
-
-
-def test_photographs_are_split_once():
-    names = photos.TRAIN + photos.DEV + photos.TEST
-    assert len(set(names)) == len(names)
-    assert len(photos.TEST) >= 6
-    for name in names:
-        photo = photos.load(name)
-        assert photo.shape[0] == 3
-        assert photo.dtype == torch.float32
-        assert photo.max() <= 1
-        assert photo.std() > 0.02
-    with pytest.raises(ValueError, match="expected one of"):
-        photos.load("lena")
 
 
 def test_dead_leaves_fill_the_picture_and_are_seeded():

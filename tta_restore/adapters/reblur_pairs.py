@@ -160,11 +160,12 @@ class ReblurPairs(LensAdapter, method="reblur_pairs"):
         fitting = self._plausible([reading])
         distance = min(aperture_distance(one, self.aperture()) for one in fitting) if readings else 0.0
         growth = abs(_mean_log_radius([reading]) - _mean_log_radius(readings)) if readings else 0.0
-        changed = self.switch is not None and (distance > self.switch or growth > self.rescale)
+        another = self.switch is not None and distance > self.switch
+        changed = another or (self.switch is not None and growth > self.rescale)
         if changed or not readings:
             frame.steps *= self.burst
-        if changed:  # another aperture; or the same at other distances, of which earlier frames still tell
-            readings = [] if distance > self.switch else [_without_radii(old) for old in readings]
+        if changed:  # at other distances, earlier frames still tell of the aperture
+            readings = [] if another else [_without_radii(old) for old in readings]
         self.extra["readings"] = [*readings, reading][-self.memory :]
         frame.notes["apertures"], frame.notes["radii"] = self._plausible(self.extra["readings"]), self._radii()
         if changed:
