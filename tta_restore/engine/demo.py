@@ -165,7 +165,7 @@ def run_evaluation(
         seeds: one stream each; methods start anew with each.
         frames_per_lens: frames before the next lens takes over.
         split: `"test"` or `"dev"`, of lenses and of photographs.
-        folder: sharp photographs of one's own, instead of those of the split.
+        folder: sharp photographs of one's own, instead of those of the split, in an order drawn with each seed.
         methods: rows to run besides the baseline; `None` runs all.
         progress: show a bar on stderr where it is a terminal.
         say: takes the text for the user.
@@ -174,16 +174,22 @@ def run_evaluation(
         UsageError: a row that does not exist, or a folder without photographs, or one that cannot be used.
     """
     used, shown = {"test": (lenses.TEST, photos.TEST), "dev": (lenses.DEV, photos.DEV)}[split]
-    pictures = images_below(Path(folder)) if folder is not None else shown
-    if not pictures:
+    own = images_below(Path(folder)) if folder is not None else None
+    if own == []:
         raise UsageError(f"{folder}: no PNG, JPEG or TIFF file in this folder")
     rows = comparison(more=True) if methods is None else comparison(more=True).only(methods)
-    frames = {"frames_per_lens": frames_per_lens}
-    try:
-        streams = {s: lenses.lens_stream(used, pictures, seed=s, **frames) for s in dict.fromkeys(seeds)}
-    except ValueError as error:
-        raise UsageError(str(error)) from error
+    streams = {}
+    for seed in dict.fromkeys(seeds):
+        pictures = shown if own is None else _shuffled(own, seed)
+        try:
+            streams[seed] = lenses.lens_stream(used, pictures, frames_per_lens=frames_per_lens, seed=seed)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
     return compare(rows, streams, out, progress=progress, say=say)
+
+
+def _shuffled(paths: Sequence[Path], seed: int) -> list[Path]:
+    return [paths[i] for i in torch.randperm(len(paths), generator=torch.Generator().manual_seed(seed)).tolist()]
 
 
 @torch.no_grad()
