@@ -157,9 +157,11 @@ class ReblurPairs(LensAdapter, method="reblur_pairs"):
         super().begin_frame(frame)
         reading = self._read(frame.image)
         readings = self.extra["readings"]
-        fitting = self._plausible([reading])
-        distance = min(aperture_distance(one, self.aperture()) for one in fitting) if readings else 0.0
-        growth = abs(_mean_log_radius([reading]) - _mean_log_radius(readings)) if readings else 0.0
+        distance = growth = 0.0
+        if readings:
+            pooled = self.aperture()
+            distance = min(aperture_distance(fitting, pooled) for fitting in self._plausible([reading]))
+            growth = abs(_mean_log_radius([reading]) - _mean_log_radius(readings))
         another = self.switch is not None and distance > self.switch
         changed = another or (self.switch is not None and growth > self.rescale)
         if changed or not readings:
