@@ -161,44 +161,16 @@ def test_a_change_of_lens_starts_over_and_a_known_lens_is_remembered():
     assert never.extra["switches"] == 0
 
 
-def test_other_distances_keep_what_is_known_of_the_aperture():
-    near, far = (lenses.Lens("bubble", lenses.bubble, (r, r + 0.5)) for r in (1.2, 4.5))
-    adapter = ReblurPairs(_specialist(), steps=1, burst=1, switch=2.0)  # which no aperture is away from another
-    adapter.adapt(_frames(near, 1)[0].blurry[None])
-    report = adapter.adapt(_frames(far, 1)[0].blurry[None])
-    assert report.extra["lens_changed"] == 1.0
-    old, new = adapter.extra["readings"]
-    assert len(old["radii"]) == len(old["weights"]) == 0 < len(new["radii"])
-    assert old["statistics"].any()
-
-
-@pytest.mark.parametrize(
-    ("errors", "start", "lead"),
-    [((0.2, 0.1, 0.15), 1.0, 6.02), ((0.2, 0.4, 0.15), 2.0, 2.5), ((0.2, 0.3, 0.4), 0.0, 0.0)],
-    ids=["a lens from before", "the present one", "the source"],
-)
-def test_a_lens_starts_from_what_restores_its_pairs_best(errors, start, lead, monkeypatch):
-    frame = _frames(lenses.SOURCE, 1)[0].blurry[None]
-    adapter = ReblurPairs(_specialist(), steps=1)
-
-    def moved(by: float) -> None:
-        for values in adapter.state.sets.values():
-            for name, tensor in values.items():
-                tensor.data.copy_(adapter.source[name] + by)
-
-    with adapter._session(frame) as looked_at, adapter._working_on(adapter.state):
-        adapter.begin_frame(looked_at)
-        moved(1.0)
-        adapter.extra["lenses"] = [adapter.snapshot()]
-        moved(2.0)
-        found = iter(torch.tensor([error]) for error in errors)
-        monkeypatch.setattr(reblur_pairs, "_errors", lambda restored, sharp: next(found))
-        adapter._start_from_the_best(looked_at)
-        for values in adapter.state.sets.values():
-            for name, tensor in values.items():
-                torch.testing.assert_close(tensor.detach(), adapter.source[name].detach() + start)
-        assert adapter.extra["lead"] == pytest.approx(lead, abs=0.01)
-        assert len(adapter.extra["lenses"]) == (2 if start == 0 else 1)
+def test_a_lens_is_new_only_when_nothing_that_fits_the_frame_is_near(monkeypatch):
+    frames = _frames(lenses.Lens("ring", lenses.ring(0.75), (3.0, 3.5)), 2)
+    adapter = ReblurPairs(_specialist(), steps=1, burst=1, switch=0.15)
+    adapter.adapt(frames[0].blurry[None])
+    pooled = adapter.aperture()
+    far = torch.zeros_like(pooled)
+    far[0, 0] = 1.0
+    for fitting, changed in (([far, pooled, far], 0.0), ([far, far], 1.0)):
+        monkeypatch.setattr(adapter.estimator, "plausible", lambda *a, fitting=fitting: torch.stack(fitting))
+        assert adapter.adapt(frames[1].blurry[None]).extra["lens_changed"] == changed
 
 
 def test_aperture_distance():

@@ -27,7 +27,6 @@ _NEIGHBOUR = 4  # cells of 8 pixels between two radii that one patch runs throug
 _FULL_LEAD = 1.25  # dB that the student is ahead of the source on pairs when all of it is trusted
 _LARGEST_ERROR = 1.0  # of the logarithm of a radius, whatever the estimator says
 _SOFT = 0.8  # share of the material that is soft by itself, as most of a photograph is
-_TRIALS = 4  # batches of pairs that candidates for a start are compared on
 _MARGIN = lenses.KERNEL_SIZE - 1
 
 
@@ -38,9 +37,9 @@ class ReblurPairs(LensAdapter, method="reblur_pairs"):
     Then, `steps` times: sharp patches are photographed through that aperture (linear light, noise, rounding) at radii
     that occur in the frames, or as far from them as the estimator is unsure, the student restores them, and the teacher
     follows the student. When no aperture that fits a frame is near the pooled one, or its radii are of another size,
-    the lens was changed: what was learnt is remembered, and the adapter continues from what restores pairs of the new
-    lens best, the source or what was learnt for any lens, with `burst` times the steps on that frame. What is given is
-    the teacher's self-ensemble, after the steps.
+    the lens was changed: what was learnt is remembered, and the adapter continues from the remembered lens that fits or
+    from the source, with `burst` times the steps on that frame. What is given is the teacher's self-ensemble, after the
+    steps.
 
     The target of a pair is known and does not depend on the adapting restorer, so that no error feeds on itself.
 
@@ -68,7 +67,7 @@ class ReblurPairs(LensAdapter, method="reblur_pairs"):
         switch: distance, 0 to 2, of the pooled aperture from all that fit a frame by itself, beyond which the lens
             counts as changed; None to never ask.
         rescale: change of the mean logarithm of the radii beyond which it counts as changed, too.
-        remember: lenses that what was learnt for is kept, beside the present one.
+        remember: lenses whose teacher is kept for when they come back.
         noise: standard deviation of the camera's noise, in stored values.
         consistency: weight of what :class:`ReblurConsistency` asks for, beside the pairs: the student's restoration of
             the frame, blurred again with the blur that was read, has to meet the frame. 0 leaves it out.
@@ -100,7 +99,7 @@ class ReblurPairs(LensAdapter, method="reblur_pairs"):
         spread: float = 0.8,
         memory: int = 4,
         switch: float | None = 0.15,
-        rescale: float = 0.4,
+        rescale: float = 0.45,
         remember: int = 4,
         noise: float = 1 / 255,
         consistency: float = 0.0,
@@ -153,25 +152,23 @@ class ReblurPairs(LensAdapter, method="reblur_pairs"):
         return self.lr / (1 + update / self.lr_half)
 
     def begin_frame(self, frame: Frame) -> None:
-        """Read the lens; on a change of lens continue from what restores pairs of the new one best."""
+        """Read the lens; on a change of lens remember the old one and start from what fits the new one best."""
         super().begin_frame(frame)
         reading = self._read(frame.image)
         readings = self.extra["readings"]
+        fitting = self._plausible([reading])
         distance = growth = 0.0
         if readings:
-            pooled = self.aperture()
-            distance = min(aperture_distance(fitting, pooled) for fitting in self._plausible([reading]))
+            distance = _nearest(fitting, self.aperture())
             growth = abs(_mean_log_radius([reading]) - _mean_log_radius(readings))
-        another = self.switch is not None and distance > self.switch
-        changed = another or (self.switch is not None and growth > self.rescale)
+        changed = self.switch is not None and (distance > self.switch or growth > self.rescale)
+        if changed:
+            self._change_lens(fitting, _mean_log_radius([reading]))
+            readings = []
         if changed or not readings:
             frame.steps *= self.burst
-        if changed:  # at other distances, earlier frames still tell of the aperture
-            readings = [] if another else [_without_radii(old) for old in readings]
         self.extra["readings"] = [*readings, reading][-self.memory :]
         frame.notes["apertures"], frame.notes["radii"] = self._plausible(self.extra["readings"]), self._radii()
-        if changed:
-            self._start_from_the_best(frame)
         if self.consistency:
             frame.notes["seeds"] = self.blur_map(frame.region)
             frame.notes["source"] = self.run("source", frame.region).image.float()
@@ -179,11 +176,14 @@ class ReblurPairs(LensAdapter, method="reblur_pairs"):
 
     def objective(self, frame: Frame) -> Tensor:
         """Charbonnier distance of the student's restoration of reblurred patches from the sharp ones, plus caution."""
-        blurry, sharp = self._pairs(frame)
+        blurry, sharp = self._pair(frame.notes["apertures"], *frame.notes["radii"])
+        if frame.image.shape[1] == 1:
+            blurry, sharp = blurry.mean(1, keepdim=True), sharp.mean(1, keepdim=True)
+        blurry, sharp = blurry.to(frame.image), sharp.to(frame.image.device)
         error = _errors(self.run("student", blurry).image, sharp)
         with torch.no_grad():
             before = _errors(self.run("source", blurry).image, sharp)
-        frame.notes["lead"] = _lead(error.detach(), before)
+        frame.notes["lead"] = 20 * math.log10(float(before.mean() / error.detach().mean().clamp(min=1e-12)))
         lost = (error / before - 1).clamp(min=0).mean()
         loss = error.mean() + self.caution * before.mean() * lost
         return loss + self.consistency * self._inconsistency(frame) if self.consistency else loss
@@ -307,13 +307,6 @@ class ReblurPairs(LensAdapter, method="reblur_pairs"):
         with torch.no_grad():
             return self.estimator.plausible(self._statistics(readings)[0], self.hypotheses).cpu()
 
-    def _pairs(self, frame: Frame) -> tuple[Tensor, Tensor]:
-        """Blurry and sharp patches as the lens of the frame makes them, with its channels, where it is."""
-        blurry, sharp = self._pair(frame.notes["apertures"], *frame.notes["radii"])
-        if frame.image.shape[1] == 1:
-            blurry, sharp = blurry.mean(1, keepdim=True), sharp.mean(1, keepdim=True)
-        return blurry.to(frame.image), sharp.to(frame.image.device)
-
     def _pair(self, apertures: Tensor, radii: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
         """Patches photographed through one aperture each, blur growing across each from one radius to another."""
         generator, count, side = self.generator, self.batch, self.patch
@@ -331,23 +324,26 @@ class ReblurPairs(LensAdapter, method="reblur_pairs"):
         blurry = lenses.photograph(sharp, kernels, weights, generator, noise=self.noise)
         return blurry, sharp[..., _MARGIN // 2 : -(_MARGIN // 2), _MARGIN // 2 : -(_MARGIN // 2)]
 
-    @torch.no_grad()
-    def _start_from_the_best(self, frame: Frame) -> None:
-        """Continue from the source, or from what was learnt for a lens, whichever restores pairs of this one best."""
-        blurry, sharp = (torch.cat(side) for side in zip(*(self._pairs(frame) for _ in range(_TRIALS)), strict=True))
-        before = _errors(self.run("source", blurry).image, sharp)
-        known = [*self.extra["lenses"], self.snapshot()]
-        leads = []
-        for lens in known:
-            self.restart(lens["student"], lens["teacher"])
-            leads.append(_lead(_errors(self.run("student", blurry).image, sharp), before))
-        best = max(range(len(known)), key=leads.__getitem__)
-        self.extra["lead"] = max(leads[best], 0.0)
-        if leads[best] > 0:
-            lens = known.pop(best)
-            self.restart(lens["student"], lens["teacher"])
+    def _change_lens(self, fitting: Tensor, log_radius: float) -> None:
+        """Remember the lens that goes, and continue from the one that fits best, or from the source."""
+        left = {
+            "aperture": self.aperture(),
+            "log_radius": _mean_log_radius(self.extra["readings"]),
+            "lead": self.extra["lead"],
+        }
+        known: list[dict[str, Any]] = [*self.extra["lenses"], left | self.snapshot()]
+        distances = [
+            _nearest(fitting, lens["aperture"]) if abs(lens["log_radius"] - log_radius) <= self.rescale else math.inf
+            for lens in known
+        ]
+        near = distances.index(min(distances))
+        if self.switch is not None and distances[near] <= self.switch:
+            back = known.pop(near)
+            self.restart(back["student"], back["teacher"])
+            self.extra["lead"] = back["lead"]
         else:
             self.restart()
+            self.extra["lead"] = 0.0
         self.extra["lenses"] = known[max(len(known) - self.remember, 0) :]
         self.extra["switches"] += 1
 
@@ -357,13 +353,8 @@ def aperture_distance(first: Tensor, second: Tensor) -> float:
     return float((first - second).square().sum() / (first.square().sum() + second.square().sum()) * 2)
 
 
-def _without_radii(reading: dict[str, Tensor]) -> dict[str, Tensor]:
-    return reading | {"radii": reading["radii"][:0], "weights": reading["weights"][:0]}
-
-
-def _lead(errors: Tensor, before: Tensor) -> float:
-    """Of restorations with these errors over others, in dB."""
-    return 20 * math.log10(float(before.mean() / errors.mean().clamp(min=1e-12)))
+def _nearest(apertures: Tensor, other: Tensor) -> float:
+    return min(aperture_distance(aperture, other) for aperture in apertures)
 
 
 def _errors(restored: Tensor, sharp: Tensor) -> Tensor:
