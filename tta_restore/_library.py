@@ -93,6 +93,8 @@ def differentiate(function: type[torch.autograd.Function], name: str, *args: Any
     try:
         return function.apply(*args)
     except NotImplementedError as error:
+        if "jvp" not in str(error):  # something else that is missing, such as a kernel for the device
+            raise
         raise NotImplementedError(
             f"{name}: has no forward-mode derivative (torch.func.jvp, jacfwd, hessian); use reverse mode "
             "(torch.func.vjp, jacrev, torch.autograd.grad), to second order, too"

@@ -83,6 +83,9 @@ def test_a_registered_model_with_its_own_weights(folder, capsys):
     capsys.readouterr()
     assert main([*shared, "-o", "other.png", *own[:2]]) == 2
     assert "'lens_unet' needs weights: name its checkpoint" in capsys.readouterr().err
+    assert main([*shared, "-o", "other.png", *own[:4], "--set", "depth=2"]) == 2
+    assert "model 'lens_unet': " in (told := capsys.readouterr().err)
+    assert "unexpected keyword argument 'depth'" in told
 
 
 def test_bad_inputs_give_exit_code_1_and_a_line_each(folder, capsys):
@@ -194,7 +197,10 @@ def test_commands_pass_their_arguments_on(monkeypatch, tmp_path):
 
 
 def test_evaluate_on_ones_own_photographs(folder, capsys):
-    assert main(["evaluate", "--photos", "in/deep/none"]) == 2
+    assert main(["evaluate", "--photos", "absent"]) == 2
+    assert "there is no folder absent" in capsys.readouterr().err
+    (folder / "empty").mkdir()
+    assert main(["evaluate", "--photos", "empty"]) == 2
     assert "no PNG, JPEG or TIFF file in this folder" in capsys.readouterr().err
     assert main(["evaluate", "--photos", "in"]) == 2
     assert "is smaller than the crop" in capsys.readouterr().err

@@ -174,6 +174,8 @@ def run_evaluation(
         UsageError: a row that does not exist, or a folder without photographs, or one that cannot be used.
     """
     used, shown = {"test": (lenses.TEST, photos.TEST), "dev": (lenses.DEV, photos.DEV)}[split]
+    if folder is not None and not Path(folder).is_dir():
+        raise UsageError(f"there is no folder {folder}")
     own = images_below(Path(folder)) if folder is not None else None
     if own == []:
         raise UsageError(f"{folder}: no PNG, JPEG or TIFF file in this folder")

@@ -104,7 +104,7 @@ def run(
         estimator = create_flow(flow).to(device)
         restorer = load_restorer(model, device=device, checkpoint=checkpoint, config=config)
         records = evaluate_pairs(restorer, pairs, flow=estimator, device=device)
-    except (ValueError, ImportError) as error:
+    except (ValueError, ImportError, RuntimeError) as error:
         raise UsageError(str(error)) from error
     if out is not None:
         write_records(records, out)

@@ -47,7 +47,10 @@ def load_restorer(
     if registered:
         if checkpoint is None:
             raise ValueError(f"model {source!r} needs weights: name its checkpoint")
-        model: Any = create_model(source, checkpoint=checkpoint, **(config or {}))
+        try:
+            model: Any = create_model(source, checkpoint=checkpoint, **(config or {}))
+        except TypeError as error:
+            raise ValueError(f"model {source!r}: {error}") from error
     elif source in SHIPPED:
         model = create_model(SHIPPED[source], checkpoint=source)
     elif Path(source).is_file():
