@@ -80,7 +80,10 @@ def test_a_registered_model_with_its_own_weights(folder, capsys):
     assert main([*shared, "-o", "shipped.png", "--model", "specialist"]) == 0
     assert main([*shared, "-o", "own.png", *own]) == 0
     assert torch.equal(read_image(folder / "own.png").pixels, read_image(folder / "shipped.png").pixels)
-    capsys.readouterr()
+    for side in ("blurry", "sharp"):
+        write_image(folder / "pairs" / side / "a.png", read_image(folder / "in" / "a.png"))
+    assert main(["evaluate-pairs", "pairs", "--layout", "folders", "--flow", "lucas_kanade", *own]) == 0
+    assert "1 pairs: " in capsys.readouterr().out
     assert main([*shared, "-o", "other.png", *own[:2]]) == 2
     assert "'lens_unet' needs weights: name its checkpoint" in capsys.readouterr().err
     assert main([*shared, "-o", "other.png", *own[:4], "--set", "depth=2"]) == 2
@@ -199,6 +202,8 @@ def test_commands_pass_their_arguments_on(monkeypatch, tmp_path):
 def test_evaluate_on_ones_own_photographs(folder, capsys):
     assert main(["evaluate", "--photos", "absent"]) == 2
     assert "there is no folder absent" in capsys.readouterr().err
+    assert main(["evaluate", "--photos", "in", "--data", "X=in"]) == 2
+    assert "--photos is for simulated lenses" in capsys.readouterr().err
     (folder / "empty").mkdir()
     assert main(["evaluate", "--photos", "empty"]) == 2
     assert "no PNG, JPEG or TIFF file in this folder" in capsys.readouterr().err

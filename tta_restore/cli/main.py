@@ -58,7 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--split", choices=("test", "dev"), default="test", help="lenses and photographs (default: %(default)s)"
     )
     evaluate.add_argument(
-        "--photos", type=Path, metavar="FOLDER", dest="folder",
+        "--photos", type=Path, metavar="FOLDER",
         help="your own sharp photographs, seen through the lenses of the split: does it help on what you photograph?",
     )  # fmt: skip
     evaluate.add_argument("--methods", nargs="+", metavar="NAME", help="only these rows; with --data also: all")
@@ -168,10 +168,10 @@ def _evaluate(command: argparse.ArgumentParser, options: argparse.Namespace) -> 
         only("--data", "model", "checkpoint", "set", *shared, "bits", "save_pictures", "rounds")
         from tta_restore.engine.demo import run_evaluation
 
-        streams = {"frames_per_lens": options.frames, **_named(options, "seeds", "split", "folder", "methods")}
-        run_evaluation(options.out, **streams)
+        streams = {"frames_per_lens": options.frames, **_named(options, "seeds", "split", "methods")}
+        run_evaluation(options.out, folder=options.photos, **streams)
         return OK
-    only("simulated lenses, without --data", "seeds", "frames", "split", "folder")
+    only("simulated lenses, without --data", "seeds", "frames", "split", "photos")
     shared |= _model(options)
     if options.methods is None:
         only("--methods", "rounds")
