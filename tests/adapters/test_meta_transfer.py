@@ -273,3 +273,72 @@ def test_clips_that_do_not_fit_are_named():
         make(spec=RestorerSpec())(torch.rand(2, 1, 16, 16))
     with pytest.raises(ValueError, match="scale 1, got scale 2"):
         make(spec=RestorerSpec(scale=2))(clip())
+
+
+def test_patches_are_reblurred_as_at_other_moments_too():
+    adapter = make(other_moments=2, num_patches=3)
+    adapter(clip())
+    assert adapter.report.steps == 2 * 3 * (1 + 2)
+    assert adapter.cost().startswith("per clip 9 steps of the reblurrer")
+
+
+class Fade(nn.Module):
+    """Blurs a patch where the frame after it is not the one before it."""
+
+    num_frames = 3
+
+    def __init__(self):
+        super().__init__()
+        self.share = nn.Parameter(torch.tensor(1.0))
+
+    def forward(self, x):
+        moves = ((x[:, 2] - x[:, 0]).abs().amax((1, 2, 3), keepdim=True) > 1e-6).to(x)
+        soft = F.avg_pool2d(x[:, 1], 3, 1, 1, count_include_pad=False)
+        return x[:, 1] + self.share * moves * (soft - x[:, 1])
+
+
+def moving_clip(length=9, size=24):
+    """Sharp and still at first, then blurred and moving."""
+    sharp = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(5))
+    soft = F.avg_pool2d(sharp, 3, 1, 1, count_include_pad=False)
+    return torch.cat([sharp if t < 4 else soft.roll(t, -1) for t in range(length)])
+
+
+def test_patches_that_reblurring_leaves_alone_are_left_out():
+    x, seen = moving_clip(), {}
+    for least_blur in (0.0, 0.01, 0.9):
+        adapter = make(networks()[0], Fade(), least_blur=least_blur, other_moments=1, patch_size=24, seed=1)
+        adapter(x)
+        seen[least_blur] = adapter.report
+    assert seen[0.0].steps == 2 * 6
+    assert 0 < seen[0.01].steps < 12
+    assert seen[0.9].skipped_because == "reblurring changes no patch by 0.9"
+    assert not seen[0.9].updated
+
+
+class Unsharp(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.share = nn.Parameter(torch.tensor(0.5))
+
+    def forward(self, x):
+        return x + self.share * (x - F.avg_pool2d(x, 3, 1, 1, count_include_pad=False))
+
+
+def test_frames_that_are_sharp_are_left():
+    x = moving_clip()
+    plain, left = (make(Unsharp(), Fade(), leave_sharp=flag, seed=2) for flag in (False, True))
+    restored, kept = plain(x), left(x)
+    assert torch.equal(kept[:3], x[:3])
+    assert torch.equal(kept[4:], restored[4:])
+    assert not torch.equal(restored[:3], x[:3])
+    assert torch.equal(left.predict(x), kept)
+    assert torch.equal(left.predict(x[4:5]), plain.predict(x[4:5]))  # one frame shows no motion
+
+
+def test_noise_comes_from_the_seed():
+    outs = [make(noise=noise, seed=seed)(clip()) for noise, seed in ((0.02, 1), (0.02, 1), (0.0, 1))]
+    assert torch.equal(outs[0], outs[1])
+    assert not torch.equal(outs[0], outs[2])
+    with pytest.raises(ValueError, match="noise and least_blur >= 0, got noise -1"):
+        make(noise=-1)

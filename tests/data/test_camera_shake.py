@@ -123,3 +123,18 @@ def test_on_a_real_photograph():
 
     clip = shake_photo(photos.load("grace_hopper"), CameraShake(), torch.Generator().manual_seed(0), frames=3, size=96)
     assert 15 < psnr(clip.blurry, clip.sharp).mean() < 40
+
+
+def test_a_camera_rests_for_a_part_of_each_period():
+    shake = CameraShake(pan=4.0, direction=0.0, variation=0.0, period=10.0, rest=0.3)
+    travelled = camera_path(shake, 100, torch.Generator().manual_seed(0)).displacement(64)
+    assert 0.1 <= (travelled < 1e-3).float().mean() <= 0.3  # whole exposures at rest; others are cut by its ends
+    moving = travelled.max()
+    assert moving == pytest.approx(3.2, rel=0.01)  # 0.8 of the time between two frames
+    assert (travelled > 0.99 * moving).float().mean() >= 0.5
+    steady = CameraShake(pan=4.0, direction=0.0, variation=0.0, period=10.0)
+    assert camera_path(steady, 9, torch.Generator().manual_seed(0)).displacement(64).min() == pytest.approx(
+        3.2, rel=0.01
+    )
+    with pytest.raises(ValueError, match="rest < 1, got"):
+        CameraShake(rest=1.0)

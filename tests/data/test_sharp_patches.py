@@ -139,3 +139,25 @@ def test_what_cannot_be_mined_is_named():
         ShiftTables(torch.zeros(3, 8, 8, dtype=torch.uint8))
     with pytest.raises(ValueError, match=r"mine_patches: expected a frame of shape \(C, H, W\), got \(8, 8\)"):
         mine_patches(torch.rand(3, 8, 8), 2, 4, generator=torch.Generator())
+
+
+def test_other_moments_give_the_sharp_frame_their_neighbours(way):
+    video = torch.rand(9, 3, 16, 16, generator=torch.Generator().manual_seed(4))
+    taken = set()
+    for seed in range(30):
+        options = {"generator": torch.Generator().manual_seed(seed), "num_frames": 3}
+        plain = mine_patches(video, 2, 16, **options)
+        options["generator"].manual_seed(seed)
+        decoder = Decoder(video)
+        for patch, same in zip(mine_patches(decoder, 2, 16, other_moments=2, **options), plain, strict=True):
+            assert (patch.sharp_time, patch.top, patch.left) == (same.sharp_time, same.top, same.left)
+            assert not same.others
+            for other in patch.others:
+                assert torch.equal(other[1], patch.clip[1])
+                (time,) = [t for t in range(1, 8) if torch.equal(video[t - 1], other[0])]
+                assert torch.equal(other[2], video[time + 1])
+                taken.add(time)
+        assert decoder.asked == list(range(9))
+    assert taken == set(range(1, 8))  # of all moments with neighbours
+    with pytest.raises(ValueError, match="other_moments to be an integer >= 0"):
+        mine_patches(video, 1, 8, generator=torch.Generator(), other_moments=-1)

@@ -6,8 +6,8 @@ Nothing here knows of adapters or modules' own weights, so that meta-training ca
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -19,6 +19,7 @@ from tta_restore import _checks, losses
 from tta_restore.adapters.critic import Critic
 from tta_restore.adapters.parameter_sets import ParameterSet, overall_norm
 from tta_restore.data.clips import window
+from tta_restore.data.sharp_patches import MinedPatch
 from tta_restore.models import Restoration, Restorer, structure
 
 Order = Literal["repaired", "published", "published_torch1"]
@@ -41,16 +42,22 @@ class Item:
         """The middle frame: (1, C, h, w)."""
         return self.clip[None, len(self.clip) // 2]
 
+    @classmethod
+    def of(cls, patches: Iterable[MinedPatch]) -> list[Item]:
+        """Of each patch one, and one for each of its other moments."""
+        return [cls(clip, patch.blurred) for patch in patches for clip in (patch.clip, *patch.others)]
+
 
 @dataclass(frozen=True)
 class Step:
     """One step: ``stage`` "reblur" or "deblur", number of the item, frame that serves as real blur (None: the most
-    blurred crop).
+    blurred crop), seed of the noise.
     """
 
     stage: Literal["reblur", "deblur"]
     item: int
     real: int | None = None
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -59,7 +66,7 @@ class InnerLoopSettings:
 
     Attributes:
         lr: rate of the restorer.
-        reblur_lr: rate of the reblurrer.
+        reblur_lr: rate of the reblurrer; 0 leaves the reblur stage out, if the restorer does not learn in it either.
         optimiser: "adam", as released, or "sgd", as the paper writes it.
         adversarial_weight: of the adversarial loss in the reblur stage; the cycle loss has the rest.
         order: "repaired": the restorer waits for its own stage, as in the paper; "published": the cycle loss steps it
@@ -68,6 +75,10 @@ class InnerLoopSettings:
         real: what serves as real blur: "neighbour", a random other frame of the patch, as released, or "blurriest",
             the place when it is most blurred, as in the paper.
         passes: over the items, in each stage.
+        noise: standard deviation of what is added to reblurred pictures: those of a camera have some, and a restorer
+            that is taught without amplifies it; 0 as published.
+        least_blur: root mean square, in values of [0, 1], by which reblurring has to change a patch; of the others the
+            restorer would learn to do nothing. 0 for all, as published.
     """
 
     lr: float = 2.5e-6
@@ -77,6 +88,8 @@ class InnerLoopSettings:
     order: Order = "repaired"
     real: Literal["neighbour", "blurriest"] = "neighbour"
     passes: int = 1
+    noise: float = 0.0
+    least_blur: float = 0.0
 
     def __post_init__(self) -> None:
         name = "InnerLoopSettings"
@@ -88,6 +101,18 @@ class InnerLoopSettings:
             raise ValueError(f"{name}: expected adversarial_weight in [0, 1], got {self.adversarial_weight}")
         if not (self.lr >= 0 and self.reblur_lr >= 0):
             raise ValueError(f"{name}: expected rates >= 0, got lr {self.lr} and reblur_lr {self.reblur_lr}")
+        if not (self.noise >= 0 and self.least_blur >= 0):
+            raise ValueError(
+                f"{name}: expected noise and least_blur >= 0, got noise {self.noise} and least_blur {self.least_blur}"
+            )
+
+    @torch.no_grad()
+    def worth(self, items: Sequence[Item], reblur: Callable[[Tensor], Tensor]) -> list[Item]:
+        """The items that reblurring, (1, T, C, h, w) to (1, C, h, w), changes enough."""
+        if not self.least_blur:
+            return list(items)
+        changes = [(reblur(item.clip[None]) - item.sharp).square().mean().sqrt().item() for item in items]
+        return [item for item, change in zip(items, changes, strict=True) if change >= self.least_blur]
 
     def steps(self, items: int, frames: int, generator: torch.Generator) -> list[Step]:
         """The steps over so many items of T = ``frames`` frames, in random order."""
@@ -98,10 +123,14 @@ class InnerLoopSettings:
 
         others = [t for t in range(frames) if t != frames // 2] or [0]
         reblur = []
-        for item in shuffled():
+        for item in shuffled() if self.reblur_lr or self.order != "repaired" else ():
             drawn = others[int(torch.randint(len(others), (), generator=generator))]
             reblur.append(Step("reblur", item, drawn if self.real == "neighbour" else None))
-        return reblur + [Step("deblur", item) for item in shuffled()]
+        steps = reblur + [Step("deblur", item) for item in shuffled()]
+        if not self.noise:
+            return steps
+        seeds = torch.randint(2**62, (len(steps),), generator=generator).tolist()
+        return [replace(step, seed=seed) for step, seed in zip(steps, seeds, strict=True)]
 
 
 class InnerLoop:
@@ -158,11 +187,11 @@ class InnerLoop:
         with torch.enable_grad(), self._twice_differentiable():
             if step.stage == "deblur":
                 with contextlib.nullcontext() if self.create_graph else torch.no_grad():
-                    reblurred = self.reblur(self.reblur_weights, item.clip[None])
+                    reblurred = self._reblurred(step, item)
                 loss = self._cycle(reblurred, item)
                 self.terms = {"deblur_loss": loss.item()}
                 return loss
-            reblurred = self.reblur(self.reblur_weights, item.clip[None])
+            reblurred = self._reblurred(step, item)
             share = self.settings.adversarial_weight if self.critic is not None else 0.0
             self.terms, parts = {}, []
             if self.critic is not None and share > 0:
@@ -215,6 +244,13 @@ class InnerLoop:
             if problem:
                 raise RuntimeError(f"InnerLoop: {problem}, in the {step.stage} stage")
         return self
+
+    def _reblurred(self, step: Step, item: Item) -> Tensor:
+        reblurred = self.reblur(self.reblur_weights, item.clip[None])
+        if self.settings.noise:
+            grain = torch.randn(reblurred.shape, generator=torch.Generator().manual_seed(step.seed))
+            reblurred = reblurred + self.settings.noise * grain.to(reblurred)
+        return reblurred
 
     def _cycle(self, reblurred: Tensor, item: Item) -> Tensor:
         weights, clip = self.restorer_weights, item.clip

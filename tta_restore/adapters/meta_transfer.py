@@ -52,6 +52,9 @@ class MetaTransfer(Adapter, method="meta_transfer"):
         patch_size: their sides in pixels; where the frame is shorter, its side.
         places: "random", or "tile" row by row.
         num_frames: T of the reblurrer; None: its attribute of that name, else 5.
+        other_moments: of each place, drawn at random: the reblurrer is given the pseudo-sharp patch among the
+            neighbours of each, too, so that it blurs as the clip does then; 0 as published, where it is given those of
+            the sharpest moment only.
         least_gain: dB of the self-shift score between the sharpest and the most blurred moment of a place, below which
             it is left out; 0 as published.
         select: which weights to adapt.
@@ -69,6 +72,11 @@ class MetaTransfer(Adapter, method="meta_transfer"):
         real: what the critic takes for real: "neighbour", another frame of the patch, as released, or "blurriest", the
             place when it is most blurred, as in the paper.
         passes: over the patches, in each stage.
+        noise: standard deviation of what is added to reblurred patches, as the camera's; 0 as published.
+        least_blur: root mean square, in values of [0, 1], by which reblurring has to change a patch: of the others the
+            deblurrer would learn to do nothing; 0 for all, as published.
+        leave_sharp: leave frames as they are that were sharp before, see :func:`left_sharp`; a deblurrer that learnt
+            the blur of a clip spoils them. For clips of num_frames at least.
         distance: of a restored picture from its target.
         outputs: "main", the restored image, or "all" images of a model with stages or scales, which add up.
         guards: by default without a limit on spikes: an adversarial loss has no usual size.
@@ -92,6 +100,7 @@ class MetaTransfer(Adapter, method="meta_transfer"):
         patch_size: int = 256,
         places: Places = "random",
         num_frames: int | None = None,
+        other_moments: int = 0,
         least_gain: float = 0.5,
         select: Select = "all",
         lr: float = 2.5e-6,
@@ -105,6 +114,9 @@ class MetaTransfer(Adapter, method="meta_transfer"):
         order: Order = "repaired",
         real: Literal["neighbour", "blurriest"] = "neighbour",
         passes: int = 1,
+        noise: float = 0.0,
+        least_blur: float = 0.0,
+        leave_sharp: bool = False,
         distance: Callable[[Tensor, Tensor], Tensor] = F.l1_loss,
         outputs: Literal["main", "all"] = "main",
         guards: Guards | None = None,
@@ -119,6 +131,7 @@ class MetaTransfer(Adapter, method="meta_transfer"):
         _checks.expect_int(name, "num_patches", num_patches, minimum=1)
         _checks.expect_int(name, "patch_size", patch_size, minimum=2)
         _checks.expect_int(name, "num_frames", num_frames, minimum=1, odd=True)
+        _checks.expect_int(name, "other_moments", other_moments, minimum=0)
         _checks.expect_int(name, "critic_every", critic_every, minimum=1)
         _checks.expect_choice(name, "places", places, ("random", "tile"))
         _checks.expect_choice(name, "outputs", outputs, ("main", "all"))
@@ -131,9 +144,12 @@ class MetaTransfer(Adapter, method="meta_transfer"):
             raise ValueError(f"{name}: takes no semantic prior, and its steps follow from num_patches and passes")
         super().__init__(model, select=select, guards=guards or Guards(spike=None), seed=seed, **options)
         self.reblur, self.discriminator = reblur, discriminator
-        self.settings = InnerLoopSettings(lr, reblur_lr, optimiser, adversarial_weight, order, real, passes)
+        self.settings = InnerLoopSettings(
+            lr, reblur_lr, optimiser, adversarial_weight, order, real, passes, noise, least_blur
+        )
         self.num_patches, self.patch_size, self.places, self.num_frames = num_patches, patch_size, places, num_frames
-        self.least_gain, self.distance, self.outputs = least_gain, distance, outputs
+        self.other_moments, self.least_gain, self.leave_sharp = other_moments, least_gain, leave_sharp
+        self.distance, self.outputs = distance, outputs
         self.critic_settings: dict[str, Any] = {
             "kind": adversarial,
             "lr": critic_lr,
@@ -159,6 +175,7 @@ class MetaTransfer(Adapter, method="meta_transfer"):
             generator=self.generator,
             places=self.places,
             num_frames=self.num_frames,
+            other_moments=self.other_moments,
         )
         kept = [patch for patch in mined if self._tells(patch, len(clip))]
         self._remark(frame, mined, kept)
@@ -169,7 +186,10 @@ class MetaTransfer(Adapter, method="meta_transfer"):
         if not kept:
             frame.skip = "no place of the clip is sharp at one moment and blurred at another"
             return
-        items = [Item(patch.clip, patch.blurred) for patch in kept]
+        items = self.settings.worth(Item.of(kept), self._blur)
+        if not items:
+            frame.skip = f"reblurring changes no patch by {self.settings.least_blur:g}"
+            return
         steps = self.settings.steps(len(items), self.num_frames, self.generator)
         frame.steps = len(steps)
         critic = None if self.discriminator is None else Critic(self.discriminator, **self.critic_settings)
@@ -220,16 +240,32 @@ class MetaTransfer(Adapter, method="meta_transfer"):
         """As of every adapter; the frames of a clip, (T, C, H, W), one by one."""
         return self._by_frames(lambda part: super(MetaTransfer, self).ensemble(role, part, **arguments), image)
 
+    def emit(self, frame: Frame) -> Restoration:
+        """The restored clip, its sharp frames as they came where that is asked for."""
+        restoration = super().emit(frame)
+        if not self.leave_sharp or len(frame.image) < self.num_frames:
+            return restoration
+        return restoration.with_image(left_sharp(frame.image, restoration.image, self._blur, self.num_frames))
+
     def config(self) -> dict[str, Any]:
         """Settings that a saved state depends on."""
-        own = ("num_patches", "patch_size", "places", "num_frames", "least_gain", "outputs")
+        own = (
+            "num_patches",
+            "patch_size",
+            "places",
+            "num_frames",
+            "other_moments",
+            "least_gain",
+            "leave_sharp",
+            "outputs",
+        )
         values = {name: getattr(self, name) for name in own}
         critic = None if self.discriminator is None else self.critic_settings
         return super().config() | values | vars(self.settings) | {"critic": critic}
 
     def cost(self) -> str:
         """Passes for each clip."""
-        count = self.num_patches * self.settings.passes
+        count = self.num_patches * (1 + self.other_moments) * self.settings.passes
         critic = f", {count} steps of the critic" if self.discriminator is not None else ""
         return (
             f"per clip {count} steps of the reblurrer through the restorer{critic}, {count} steps of the restorer, on "
@@ -266,6 +302,10 @@ class MetaTransfer(Adapter, method="meta_transfer"):
         kind = next(iter(own.values()), clip)
         return functional_call(self.reblur, used, (clip.to(kind),), tie_weights=tied).to(clip.dtype)
 
+    def _blur(self, clip: Tensor) -> Tensor:
+        kind = next(self.reblur.parameters(), clip)
+        return self.reblur(clip.to(kind)).to(clip)
+
     def _by_frames(self, restore: Callable[[Tensor], Restoration], image: Tensor) -> Restoration:
         if image.ndim != 4 or torch.is_grad_enabled():
             return restore(image)
@@ -281,3 +321,24 @@ class MetaTransfer(Adapter, method="meta_transfer"):
         if all(structure.at(part.raw, path) is part.image for part in parts):  # no second copy of the clip
             return Restoration(structure.at(together, path), together, path)
         return Restoration(torch.cat([part.image for part in parts]), together, path)
+
+
+@torch.no_grad()
+def left_sharp(frames: Tensor, restored: Tensor, reblur: Callable[[Tensor], Tensor], num_frames: int = 5) -> Tensor:
+    """The restored frames of a clip; those that were sharp before are left as they were.
+
+    Both versions of a frame are reblurred as the clip moves around it. What comes closer to the frame explains it: a
+    frame that is sharp already, and does not move, is its own best explanation.
+
+    Shape: frames, restored (T, 3, H, W) in [0, 1] -> (T, 3, H, W); reblur takes (1, num_frames, 3, H, W).
+    """
+    kept = restored.clone()
+    for time, frame in enumerate(frames):
+        around = frames[torch.as_tensor(window(time, len(frames), num_frames))]
+        errors = []
+        for middle in (frame, restored[time]):
+            around[num_frames // 2] = middle
+            errors.append((reblur(around[None].clamp(0, 1))[0] - frame).square().mean())
+        if errors[0] < errors[1]:
+            kept[time] = frame
+    return kept

@@ -30,6 +30,7 @@ class CameraShake:
         exposure: part of the time between two frames in which the shutter is open.
         variation: 0 for a steady speed, 1 for one that changes between about a fifth and five times the typical one.
         period: frames after which the motion has become another.
+        rest: part of each period in which the camera is held still, below 1.
         noise: standard deviation of the sensor's noise, in stored values.
     """
 
@@ -41,6 +42,7 @@ class CameraShake:
     exposure: float = 0.8
     variation: float = 0.6
     period: float = 5.0
+    rest: float = 0.0
     noise: float = 1 / 255
 
     def __post_init__(self) -> None:
@@ -48,9 +50,10 @@ class CameraShake:
             value = getattr(self, field.name)
             if field.name != "direction" and not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"CameraShake: expected {field.name} >= 0, got {value}")
-        if not 0 < self.exposure <= 1 or not self.period >= 1:
+        if not 0 < self.exposure <= 1 or not self.period >= 1 or not self.rest < 1:
             raise ValueError(
-                f"CameraShake: expected 0 < exposure <= 1 and period >= 1, got {self.exposure} and {self.period}"
+                f"CameraShake: expected 0 < exposure <= 1, period >= 1 and rest < 1, got {self.exposure}, "
+                f"{self.period} and {self.rest}"
             )
 
 
@@ -90,6 +93,9 @@ def camera_path(shake: CameraShake, frames: int, generator: torch.Generator, *, 
         return F.interpolate(drawn[:, :, None], size=(1, steps), mode="bicubic", align_corners=True)[0, :, 0]
 
     gain = (shake.variation * 1.6 * smooth(1, knots).clamp(-1, 1)).exp()  # exp(1.6) is about five
+    if shake.rest:
+        phase = torch.rand((), generator=generator) + torch.arange(steps) / (fine * shake.period)
+        gain = gain * (phase % 1 >= shake.rest)
     if shake.direction is None:
         pan = smooth(2, knots)
         pan = pan / pan.norm(dim=0).clamp(min=0.3)

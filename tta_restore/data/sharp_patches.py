@@ -34,6 +34,7 @@ class MinedPatch:
         blurred_score: at ``blurred_time``.
         clip: (T, C, h, w), the place around ``sharp_time``, frames beyond the ends repeated.
         blurred: (C, h, w), the place at ``blurred_time``.
+        others: as ``clip``, its middle frame among the neighbours of another moment, drawn at random, each.
     """
 
     top: int
@@ -44,6 +45,7 @@ class MinedPatch:
     blurred_score: float
     clip: Tensor
     blurred: Tensor
+    others: tuple[Tensor, ...] = ()
 
 
 class ShiftTables:
@@ -133,6 +135,7 @@ def mine_patches(
     generator: torch.Generator,
     places: Places = "random",
     num_frames: int = 5,
+    other_moments: int = 0,
 ) -> list[MinedPatch]:
     """For each of some places of a video the moment when it is sharpest and the one when it is most blurred.
 
@@ -147,6 +150,7 @@ def mine_patches(
         generator: of random places.
         places: see :func:`place_patches`.
         num_frames: T of the clips around a moment, odd.
+        other_moments: to draw for each place, besides the two that are looked for.
 
     Shape: frames T' of (C, H, W), or (T', C, H, W), in [0, 1].
 
@@ -154,6 +158,7 @@ def mine_patches(
         ValueError: there is no frame, a frame is not (C, H, W), frames differ in size, or a setting is out of range.
     """
     _checks.expect_int("mine_patches", "num_frames", num_frames, minimum=1, odd=True)
+    _checks.expect_int("mine_patches", "other_moments", other_moments, minimum=0)
     length, half = len(frames), num_frames // 2
     if length == 0:
         raise ValueError("mine_patches: expected at least one frame, got none")
@@ -165,7 +170,7 @@ def mine_patches(
         if search is None:
             _, height, width = _checks.expect_shape("mine_patches", "a frame", frame, "(C, H, W)")
             chosen = place_patches(height, width, count, size, places=places, generator=generator)
-            search = _Search(*chosen, frame, borrowed=isinstance(frames, Tensor))
+            search = _Search(*chosen, frame, other_moments, generator, borrowed=isinstance(frames, Tensor))
         search.expect_like(frame, time)
         recent.append(frame)
         if not short and time >= 2 * half:
@@ -182,7 +187,17 @@ def mine_patches(
 class _Search:
     """The best moments so far of some places."""
 
-    def __init__(self, tops: Tensor, lefts: Tensor, size: tuple[int, int], frame: Tensor, *, borrowed: bool) -> None:
+    def __init__(
+        self,
+        tops: Tensor,
+        lefts: Tensor,
+        size: tuple[int, int],
+        frame: Tensor,
+        others: int,
+        generator: torch.Generator,
+        *,
+        borrowed: bool,
+    ) -> None:
         self.tops, self.lefts, self.size, self.shape = tops, lefts, size, frame.shape
         self.borrowed = borrowed  # crops of a tensor that lives on anyway need no memory of their own
         count = len(tops)
@@ -190,6 +205,8 @@ class _Search:
         self.blurred: list[tuple[float, int]] = [(float("-inf"), 0)] * count
         self.clips: list[Tensor] = [frame[:0]] * count
         self.crops: list[Tensor] = [frame[:0]] * count
+        self.others = [[frame[:0]] * others for _ in range(count)]
+        self.generator, self.looked = generator, 0
 
     def expect_like(self, frame: Tensor, time: int) -> None:
         if frame.shape != self.shape:
@@ -207,6 +224,11 @@ class _Search:
                 self.blurred[i] = score, time
                 crop = self._crop(around[half], i)
                 self.crops[i] = crop if self.borrowed else crop.clone()
+        self.looked += 1
+        for i, others in enumerate(self.others):  # the n-th moment takes the place of one before with a chance of 1 / n
+            for j, drawn in enumerate(torch.rand(len(others), generator=self.generator).tolist()):
+                if drawn < 1 / self.looked:
+                    others[j] = torch.stack([self._crop(frame, i) for frame in around])
 
     def found(self) -> list[MinedPatch]:
         return [
@@ -219,6 +241,7 @@ class _Search:
                 self.blurred[i][0],
                 self.clips[i],
                 self.crops[i],
+                tuple(_among(self.clips[i], other) for other in self.others[i]),
             )
             for i in range(len(self.tops))
         ]
@@ -232,3 +255,9 @@ class _Search:
     def _crop(self, frame: Tensor, i: int) -> Tensor:
         top, left = int(self.tops[i]), int(self.lefts[i])
         return frame[:, top : top + self.size[0], left : left + self.size[1]]
+
+
+def _among(clip: Tensor, other: Tensor) -> Tensor:
+    """The middle frame of one clip among the neighbours of another's."""
+    middle = len(clip) // 2
+    return torch.cat([other[:middle], clip[middle : middle + 1], other[middle + 1 :]])

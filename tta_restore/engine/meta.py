@@ -110,8 +110,9 @@ class MetaObjective(Objective):
             create_graph=self.settings.second_order,
         )
         terms: dict[str, list[float]] = {}
-        for step in inner.steps(len(task.items), task.num_frames, generator):
-            problem = loop.update(loop.loss(step, task.items[step.item]))
+        items = inner.worth(task.items, lambda windows: self.reblurred(values, windows))
+        for step in inner.steps(len(items), task.num_frames, generator):
+            problem = loop.update(loop.loss(step, items[step.item]))
             if problem is not None:
                 raise RuntimeError(f"meta-training: {problem}, in the {step.stage} stage on {task.name}")
             for name, value in loop.terms.items():

@@ -82,6 +82,7 @@ class TaskSource:
         patch_size: their side, and that of the query pairs, in pixels.
         query_frames: N, pairs per clip; None for one of every frame.
         num_frames: T.
+        other_moments: of each place, as for :class:`tta_restore.adapters.MetaTransfer`.
 
     Raises:
         ValueError: there are no clips.
@@ -95,12 +96,13 @@ class TaskSource:
         patch_size: int = 256,
         query_frames: int | None = None,
         num_frames: int = 5,
+        other_moments: int = 0,
     ) -> None:
         if len(clips) == 0:
             raise ValueError("TaskSource: expected at least one clip")
         self.clips = clips
         self.num_patches, self.patch_size = num_patches, patch_size
-        self.query_frames, self.num_frames = query_frames, num_frames
+        self.query_frames, self.num_frames, self.other_moments = query_frames, num_frames, other_moments
 
     def __call__(self, count: int, generator: torch.Generator) -> list[MetaTask]:
         """The next batch."""
@@ -108,9 +110,9 @@ class TaskSource:
 
     def task(self, clip: Clip, generator: torch.Generator) -> MetaTask:
         """One clip, cut up."""
-        settings = {"generator": generator, "num_frames": self.num_frames}
+        settings = {"generator": generator, "num_frames": self.num_frames, "other_moments": self.other_moments}
         mined = mine_patches(clip.blurry, self.num_patches, self.patch_size, **settings)
-        items = tuple(Item(patch.clip, patch.blurred) for patch in mined)
+        items = tuple(Item.of(mined))
         options = {"count": self.query_frames, "num_frames": self.num_frames}
         return MetaTask(clip.name, items, *query_windows(clip, self.patch_size, generator, **options))
 

@@ -28,6 +28,7 @@ def meta_train(
     patch_size: int = 256,
     query_frames: int | None = None,
     num_frames: int = 5,
+    other_moments: int = 0,
     distance: Distance = F.l1_loss,
     outputs: Outputs = "main",
     on_step: Callable[[int, Step], None] | None = None,
@@ -49,6 +50,7 @@ def meta_train(
         patch_size: their side, and that of the pairs of the outer loop, in pixels.
         query_frames: pairs per clip in the outer loop; None for one of every frame.
         num_frames: T.
+        other_moments: of each place, as for :class:`tta_restore.adapters.MetaTransfer`.
         distance: of two pictures, a scalar: the restorer's own loss.
         outputs: "main" for the restored image, "all" for all stages and scales that the restorer returns.
         on_step: called after every step.
@@ -61,5 +63,6 @@ def meta_train(
     Source: Meta Transferring for Deblurring (BMVC 2022).
     """
     size: dict[str, Any] = {"num_patches": num_patches, "patch_size": patch_size, "query_frames": query_frames}
+    size |= {"num_frames": num_frames, "other_moments": other_moments}
     objective = MetaObjective(restorer, reblur, critic, settings=settings, distance=distance, outputs=outputs)
-    return train(objective, TaskSource(clips, **size, num_frames=num_frames), run, on_step=on_step)
+    return train(objective, TaskSource(clips, **size), run, on_step=on_step)
