@@ -320,3 +320,37 @@ def test_pictures_of_models_of_frames_clips_and_stages():
     torch.testing.assert_close(stages[1], F.avg_pool2d(picture, 2))
     with pytest.raises(ValueError, match="scale 1, got scale 2"):
         run(lambda x: x, RestorerSpec(scale=2))
+
+
+class Counted(nn.Module):
+    """A reblurrer that counts its calls."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale, self.calls = nn.Parameter(torch.tensor(0.9)), 0
+
+    def forward(self, x):
+        self.calls += 1
+        return self.scale * x[:, x.shape[1] // 2]
+
+
+@pytest.mark.parametrize(("order", "calls"), [("repaired", 3), ("published_torch1", 9)])
+def test_a_patch_is_reblurred_once_while_the_reblurrer_rests(order, calls):
+    """In the deblur stage; where the reblurrer goes on by momentum, before every step."""
+    items = [Item(torch.rand(3, 3, 8, 8)) for _ in range(3)]
+    reblur = Counted()
+    settings = InnerLoopSettings(lr=1e-3, reblur_lr=1e-3, passes=3, order=order, noise=0.01)
+    loop_over(OneConvolution(), reblur, None, settings).run(items, torch.Generator())
+    assert reblur.calls == 9 + calls  # 9 in the reblur stage
+
+
+def test_nothing_to_learn_in_the_reblur_stage_leaves_it_out():
+    stages = {
+        (rate, order): {
+            step.stage for step in InnerLoopSettings(reblur_lr=rate, order=order).steps(2, 3, torch.Generator())
+        }
+        for rate in (0.0, 1e-3)
+        for order in ("repaired", "published")
+    }
+    assert stages.pop((0.0, "repaired")) == {"deblur"}
+    assert all(found == {"reblur", "deblur"} for found in stages.values())

@@ -11,7 +11,7 @@ from tta_restore.cli import main
 from tta_restore.data.clips import stack_frames
 from tta_restore.data.image import Image
 from tta_restore.data.image_io import read_image, write_image
-from tta_restore.engine.clip_methods import create_clip_method, load_critic
+from tta_restore.engine.clip_methods import create_clip_method, load_critic, load_reblurrer
 from tta_restore.engine.restore import Job
 from tta_restore.engine.restore_clips import holds_clips, plan_clips, restore_clips
 from tta_restore.engine.usage import UsageError
@@ -141,8 +141,6 @@ def test_networks_that_do_not_fit_are_told(tmp_path):
     save_file(create_model("patch_critic", base_channels=3).state_dict(), tmp_path / "critic.safetensors")
     assert load_critic(tmp_path / "critic.safetensors").layers[0].out_channels == 3
     restorer = as_restorer(torch.nn.Identity())
-    with pytest.raises(UsageError, match="needs a reblurrer"):
-        create_clip_method("meta-transfer", restorer)
     with pytest.raises(UsageError, match="'source' takes no reblur"):
         create_clip_method("source", restorer, reblur="x")
     with pytest.raises(UsageError, match="meta-transfer.*there is no file"):
@@ -167,3 +165,13 @@ def test_meta_transfer_from_end_to_end(tmp_path):
     assert main([*shared, "-o", str(tmp_path / "x"), "--method", "source", *networks]) == 2
     assert main([*shared, "-o", str(tmp_path / "x"), "--method", "source", "--state", "s"]) == 2
     assert main(["restore", str(tmp_path / "in"), "-o", str(tmp_path / "x"), "--method", "source", *networks]) == 2
+
+
+def test_without_a_reblurrer_the_motion_of_the_clip_is_used(tmp_path):
+    save_file({"exposure": torch.tensor(0.7)}, tmp_path / "reblur.safetensors")
+    assert load_reblurrer(tmp_path / "reblur.safetensors").exposure.item() == pytest.approx(0.7)
+    assert load_reblurrer(None).exposure.item() == 0.5
+    folder(tmp_path / "in", 6)
+    shared = ["restore", str(tmp_path / "in"), "--model", "generalist", "--clips"]
+    assert main([*shared, "-o", str(tmp_path / "out"), "--method", "meta-transfer", "--patch-size", "32"]) == 0
+    assert len(list((tmp_path / "out/in").iterdir())) == 6

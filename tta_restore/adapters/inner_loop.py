@@ -22,6 +22,8 @@ from tta_restore.data.clips import window
 from tta_restore.data.sharp_patches import MinedPatch
 from tta_restore.models import Restoration, Restorer, structure
 
+_TOGETHER = 8  # patches that are reblurred at once
+
 Order = Literal["repaired", "published", "published_torch1"]
 
 
@@ -108,11 +110,16 @@ class InnerLoopSettings:
 
     @torch.no_grad()
     def worth(self, items: Sequence[Item], reblur: Callable[[Tensor], Tensor]) -> list[Item]:
-        """The items that reblurring, (1, T, C, h, w) to (1, C, h, w), changes enough."""
+        """The items that reblurring, (B, T, C, h, w) to (B, C, h, w), changes enough."""
         if not self.least_blur:
             return list(items)
-        changes = [(reblur(item.clip[None]) - item.sharp).square().mean().sqrt().item() for item in items]
-        return [item for item, change in zip(items, changes, strict=True) if change >= self.least_blur]
+        kept: list[Item] = []
+        for first in range(0, len(items), _TOGETHER):
+            some = items[first : first + _TOGETHER]
+            changes = reblur(torch.stack([item.clip for item in some])) - torch.cat([item.sharp for item in some])
+            enough = changes.square().mean((1, 2, 3)).sqrt() >= self.least_blur
+            kept += [item for item, changed in zip(some, enough.tolist(), strict=True) if changed]
+        return kept
 
     def steps(self, items: int, frames: int, generator: torch.Generator) -> list[Step]:
         """The steps over so many items of T = ``frames`` frames, in random order."""
@@ -172,6 +179,7 @@ class InnerLoop:
         """The parts of the latest loss, by name."""
         self.grad_norm: float | None = None
         self._step: Step | None = None
+        self._made: tuple[ParameterSet | None, dict[int, Tensor]] = (None, {})
         self._optimisers = {
             "restorer": _Optimiser(settings, settings.lr),
             "reblur": _Optimiser(settings, settings.reblur_lr),
@@ -186,12 +194,11 @@ class InnerLoop:
             self.restorer_weights, self.reblur_weights = _aliases(self.restorer_weights), _aliases(self.reblur_weights)
         with torch.enable_grad(), self._twice_differentiable():
             if step.stage == "deblur":
-                with contextlib.nullcontext() if self.create_graph else torch.no_grad():
-                    reblurred = self._reblurred(step, item)
+                reblurred = self._taught_by(step, item)
                 loss = self._cycle(reblurred, item)
                 self.terms = {"deblur_loss": loss.item()}
                 return loss
-            reblurred = self._reblurred(step, item)
+            reblurred = self._noisy(self.reblur(self.reblur_weights, item.clip[None]), step)
             share = self.settings.adversarial_weight if self.critic is not None else 0.0
             self.terms, parts = {}, []
             if self.critic is not None and share > 0:
@@ -245,12 +252,24 @@ class InnerLoop:
                 raise RuntimeError(f"InnerLoop: {problem}, in the {step.stage} stage")
         return self
 
-    def _reblurred(self, step: Step, item: Item) -> Tensor:
-        reblurred = self.reblur(self.reblur_weights, item.clip[None])
-        if self.settings.noise:
-            grain = torch.randn(reblurred.shape, generator=torch.Generator().manual_seed(step.seed))
-            reblurred = reblurred + self.settings.noise * grain.to(reblurred)
-        return reblurred
+    def _taught_by(self, step: Step, item: Item) -> Tensor:
+        """The pseudo-blurred picture of a deblur step; further passes find it made, with noise of their own."""
+        if self.create_graph:
+            return self._noisy(self.reblur(self.reblur_weights, item.clip[None]), step)
+        weights, made = self._made
+        if weights is not self.reblur_weights:
+            made = {}
+            self._made = self.reblur_weights, made
+        with torch.no_grad():
+            if step.item not in made:
+                made[step.item] = self.reblur(self.reblur_weights, item.clip[None])
+            return self._noisy(made[step.item], step)
+
+    def _noisy(self, reblurred: Tensor, step: Step) -> Tensor:
+        if not self.settings.noise:
+            return reblurred
+        grain = torch.randn(reblurred.shape, generator=torch.Generator().manual_seed(step.seed))
+        return reblurred + self.settings.noise * grain.to(reblurred)
 
     def _cycle(self, reblurred: Tensor, item: Item) -> Tensor:
         weights, clip = self.restorer_weights, item.clip

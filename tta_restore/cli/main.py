@@ -260,7 +260,9 @@ def _model(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _add_networks(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--reblur", type=Path, help="for meta-transfer: file of the reblurrer")
+    command.add_argument(
+        "--reblur", type=Path, help="for meta-transfer: file of the reblurrer (default: one that needs no training)"
+    )
     command.add_argument("--critic", type=Path, help="for meta-transfer: file of the critic, if there is one")
     command.add_argument("--patches", type=_positive, dest="num_patches", help="for meta-transfer: patches to adapt on")
     command.add_argument("--patch-size", type=_positive, help="for meta-transfer: their side in pixels")

@@ -15,12 +15,25 @@ from tta_restore.engine.methods import ImageMethod, create_method
 from tta_restore.engine.usage import UsageError
 from tta_restore.models import Restorer, create_model
 from tta_restore.models.checkpoint import read, resolve
+from tta_restore.models.motion_reblur import MotionReblur
 
 #: From the frames of a clip, (3, H, W) in [0, 1] each, to the restored ones, one after another.
 ClipMethod = Callable[[Frames], Iterator[Tensor]]
 
 #: The methods that look at a whole clip before they restore its first frame.
 CLIP_METHODS = ("meta-transfer",)
+
+
+#: How "meta-transfer" goes with "motion_reblur": by what paid in `benchmarks/meta_transfer.py`.
+BY_MOTION: dict[str, Any] = {
+    "lr": 3e-4,
+    "reblur_lr": 0.0,
+    "passes": 4,
+    "other_moments": 2,
+    "noise": 1 / 255,
+    "least_blur": 0.01,
+    "leave_sharp": True,
+}
 
 
 def create_clip_method(
@@ -38,11 +51,12 @@ def create_clip_method(
     Args:
         name: "meta-transfer", or one of :data:`tta_restore.engine.methods.METHODS`.
         restorer: of frames or of clips.
-        reblur: file of a reblurrer, for "meta-transfer".
+        reblur: file of a reblurrer, for "meta-transfer"; None for "motion_reblur", which needs no training.
         critic: file of a critic, for "meta-transfer"; None for no adversarial loss.
         seed: of the method.
         device: where the frames go.
-        options: for "meta-transfer", keywords of :class:`tta_restore.adapters.MetaTransfer`.
+        options: for "meta-transfer", keywords of :class:`tta_restore.adapters.MetaTransfer`; with "motion_reblur" they
+            go before :data:`BY_MOTION`.
 
     Raises:
         UsageError: there is no such method, or a file is missing or of another network.
@@ -52,10 +66,10 @@ def create_clip_method(
             given = [n for n, value in (("reblur", reblur), ("critic", critic)) if value is not None] + list(options)
             raise UsageError(f"method {name!r} takes no {given[0]}; that is for {', '.join(CLIP_METHODS)}")
         return _frame_by_frame(create_method(name, restorer, seed=seed), device)
-    if reblur is None:
-        raise UsageError(f"method {name!r} needs a reblurrer (--reblur FILE), which `tta-restore train reblur` trains")
     try:
-        networks = [create_model("video_reblur", checkpoint=str(reblur)).to(device)]
+        networks = [load_reblurrer(reblur).to(device)]
+        if isinstance(networks[0], MotionReblur):
+            options = BY_MOTION | options
         if critic is not None:
             networks.append(load_critic(critic).to(device))
         method = ImageMethod(adapters.create_adapter("meta_transfer", restorer, *networks, seed=seed, **options))
@@ -66,6 +80,19 @@ def create_clip_method(
         yield from method(stack_frames(frames).to(device))  # starts afresh by itself
 
     return restore
+
+
+def load_reblurrer(path: str | Path | None) -> nn.Module:
+    """The reblurrer whose weights are in a file, "video_reblur" or "motion_reblur"; None for the latter as it is.
+
+    Raises:
+        ValueError: the file is missing, damaged, or of another network.
+    """
+    if path is None:
+        return create_model("motion_reblur")
+    content = read(resolve(path))
+    motion = isinstance(content, Mapping) and set(content) == {"exposure"}
+    return create_model("motion_reblur" if motion else "video_reblur", checkpoint=str(path))
 
 
 def load_critic(path: str | Path) -> nn.Module:

@@ -34,12 +34,14 @@ class Windows:
         size: side of patches, pixels.
         patches: to adapt on per clip.
         query_frames: pairs per clip in the outer loop; 0 for one of every frame.
+        other_moments: of each patch, whose blur it is given, too.
         outputs: "main", or "all" for a restorer that is trained on all the stages or scales that it returns.
     """
 
     size: int = 256
     patches: int = 20
     query_frames: int = 0
+    other_moments: int = 0
     outputs: Outputs = "main"
 
 
@@ -95,6 +97,7 @@ def meta_train_from_config(
         "num_patches": parts.windows.patches,
         "patch_size": parts.windows.size,
         "query_frames": parts.windows.query_frames or None,
+        "other_moments": parts.windows.other_moments,
         "outputs": parts.windows.outputs,
     }
     try:
