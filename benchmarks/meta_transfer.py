@@ -82,6 +82,15 @@ def in_motion(clip):
     return Clip(clip.name, stack_frames(clip.blurry)[moving], stack_frames(clip.originals())[moving])
 
 
+class Decaying(MetaObjective):
+    """Outer steps grow over ten steps and shrink along a cosine: constant ones unsettle a start that was trained so."""
+
+    steps = 1
+
+    def rate(self, step):
+        return min((step + 1) / 10, 0.5 * (1 + math.cos(math.pi * step / self.steps)))
+
+
 class Tasks(TaskSource):
     """Adapted to on the whole clip, judged by the frames in motion."""
 
@@ -186,7 +195,8 @@ def starts_of(restorer, reblur, clips, seed, options, folder):
         if len(history) % 25 == 0:
             print(f"meta-training {len(history)}: {statistics.mean(history[-25:]):.4f}", flush=True)
 
-    learnt = MetaObjective(copy.deepcopy(restorer), reblur, settings=settings)
+    learnt = Decaying(copy.deepcopy(restorer), reblur, settings=settings)
+    learnt.steps = options.meta
     source = Tasks(
         clips, num_patches=PLACES, patch_size=PATCH, query_frames=8, other_moments=options.other_moments
     )  # fmt: skip
@@ -268,11 +278,11 @@ def main():
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--clips", type=int, default=300, help="for training (default: %(default)s)")
     parser.add_argument("--pretrain", type=int, default=1500, help="steps of pre-training (default: %(default)s)")
-    parser.add_argument("--meta", type=int, default=120, help="steps of meta-training (default: %(default)s)")
+    parser.add_argument("--meta", type=int, default=40, help="steps of meta-training (default: %(default)s)")
     parser.add_argument("--tasks", type=int, default=2, help="clips in each (default: %(default)s)")
-    parser.add_argument("--outer", type=float, default=2e-4, help="its rate (default: %(default)s)")
+    parser.add_argument("--outer", type=float, default=1e-4, help="its rate (default: %(default)s)")
     parser.add_argument("--second-order", action="store_true")
-    parser.add_argument("--further", type=int, default=1500, help="steps of training on (default: %(default)s)")
+    parser.add_argument("--further", type=int, default=400, help="steps of training on (default: %(default)s)")
     parser.add_argument("--further-lr", type=float, default=5e-4, help="its rate (default: %(default)s)")
     parser.add_argument("--optimiser", choices=("adam", "sgd"), default="adam", help="of the inner loop")
     parser.add_argument("--inner", type=float, default=1e-3, help="rate of meta-testing (default: %(default)s)")

@@ -280,6 +280,13 @@ def test_patches_are_reblurred_as_at_other_moments_too():
     adapter(clip())
     assert adapter.report.steps == 2 * 3 * (1 + 2)
     assert adapter.cost().startswith("per clip 9 steps of the reblurrer")
+    still = make(other_moments=2, num_patches=3, reblur_lr=0.0, leave_sharp=True)
+    still(clip())
+    assert still.report.steps == 9
+    assert (
+        still.cost()
+        == "per clip 9 steps of the restorer, on patches of 16 x 16; 1 forward per frame, 2 of the reblurrer"
+    )
 
 
 class Fade(nn.Module):

@@ -108,6 +108,11 @@ class InnerLoopSettings:
                 f"{name}: expected noise and least_blur >= 0, got noise {self.noise} and least_blur {self.least_blur}"
             )
 
+    @property
+    def has_reblur_stage(self) -> bool:
+        """Whether anything learns in it."""
+        return self.reblur_lr > 0 or self.order != "repaired"
+
     @torch.no_grad()
     def worth(self, items: Sequence[Item], reblur: Callable[[Tensor], Tensor]) -> list[Item]:
         """The items that reblurring, (B, T, C, h, w) to (B, C, h, w), changes enough."""
@@ -130,7 +135,7 @@ class InnerLoopSettings:
 
         others = [t for t in range(frames) if t != frames // 2] or [0]
         reblur = []
-        for item in shuffled() if self.reblur_lr or self.order != "repaired" else ():
+        for item in shuffled() if self.has_reblur_stage else ():
             drawn = others[int(torch.randint(len(others), (), generator=generator))]
             reblur.append(Step("reblur", item, drawn if self.real == "neighbour" else None))
         steps = reblur + [Step("deblur", item) for item in shuffled()]

@@ -266,10 +266,14 @@ class MetaTransfer(Adapter, method="meta_transfer"):
     def cost(self) -> str:
         """Passes for each clip."""
         count = self.num_patches * (1 + self.other_moments) * self.settings.passes
-        critic = f", {count} steps of the critic" if self.discriminator is not None else ""
+        parts = [f"{count} steps of the restorer"]
+        if self.settings.has_reblur_stage:
+            critic = [f"{count} steps of the critic"] if self.discriminator is not None else []
+            parts = [f"{count} steps of the reblurrer through the restorer", *critic, *parts]
+        checks = ", 2 of the reblurrer" if self.leave_sharp else ""
         return (
-            f"per clip {count} steps of the reblurrer through the restorer{critic}, {count} steps of the restorer, on "
-            f"patches of {self.patch_size} x {self.patch_size}; {len(self.views)} forward per frame"
+            f"per clip {', '.join(parts)}, on patches of {self.patch_size} x {self.patch_size}; "
+            f"{len(self.views)} forward per frame{checks}"
         )
 
     def _tells(self, patch: MinedPatch, length: int) -> bool:
