@@ -16,8 +16,9 @@ from tta_restore.adapters.base import Adapter
 from tta_restore.adapters.critic import Critic
 from tta_restore.adapters.frame import Frame
 from tta_restore.adapters.guards import Guards
-from tta_restore.adapters.inner_loop import InnerLoop, InnerLoopSettings, Item, Order, pictures
+from tta_restore.adapters.inner_loop import InnerLoop, InnerLoopSettings, Item, Order
 from tta_restore.adapters.parameter_sets import ParameterSet
+from tta_restore.adapters.picture_in_clip import pictures
 from tta_restore.adapters.selection import Select
 from tta_restore.data.clips import window
 from tta_restore.data.sharp_patches import MinedPatch, Places, mine_patches

@@ -24,7 +24,8 @@ ClipMethod = Callable[[Frames], Iterator[Tensor]]
 CLIP_METHODS = ("meta-transfer",)
 
 
-#: How "meta-transfer" goes with "motion_reblur": by what paid in `benchmarks/meta_transfer.py`.
+#: How "meta-transfer" goes with "motion_reblur": as in `benchmarks/meta_transfer.py`, at a third of its rate, for
+#: models that nobody has tried it on.
 BY_MOTION: dict[str, Any] = {
     "lr": 3e-4,
     "reblur_lr": 0.0,

@@ -18,8 +18,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tta_restore import losses
 from tta_restore.adapters.critic import Critic
-from tta_restore.adapters.inner_loop import InnerLoop, pictures
+from tta_restore.adapters.inner_loop import InnerLoop
 from tta_restore.adapters.parameter_sets import ParameterSet
+from tta_restore.adapters.picture_in_clip import pictures
 from tta_restore.engine.contact_sheet import contact_sheet
 from tta_restore.engine.meta_settings import MetaSettings
 from tta_restore.engine.meta_tasks import MetaTask

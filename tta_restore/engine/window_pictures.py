@@ -8,7 +8,7 @@ from typing import Literal
 from torch import Tensor
 
 from tta_restore import losses
-from tta_restore.adapters.inner_loop import pictures
+from tta_restore.adapters.picture_in_clip import pictures
 from tta_restore.models import Restoration, Restorer
 
 Outputs = Literal["main", "all"]

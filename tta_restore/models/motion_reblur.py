@@ -19,8 +19,8 @@ from tta_restore.models.registry import register_model
 class MotionReblur(nn.Module):
     """Blurs the middle frame of a clip as its neighbours move, for the time that the shutter is open.
 
-    The velocity at the middle frame is half of the optical flow between the frames before and after it, which are not
-    the blurred one: the middle may be any sharp picture of the same place, of another moment, too. What a shutter
+    The velocity at the middle frame is half of the optical flow between the frames before and after it. The middle
+    itself is not looked at: it may be a sharp picture of the same place at another moment, too. What a shutter
     gathers along a straight path of that velocity is summed in linear light. The only weight is the exposure.
 
     Args:
@@ -38,6 +38,7 @@ class MotionReblur(nn.Module):
 
     Raises:
         ValueError: the clip has another shape, or a setting is out of range.
+        TypeError: the clip is not of floating point, or ``flow`` cannot be called.
 
     Source: reblurring along optical flow, as in Reblur2Deblur (Chen et al., ICCP 2018), as the reblurrer of Meta
     Transferring for Deblurring (Liu et al., BMVC 2022).
@@ -61,12 +62,15 @@ class MotionReblur(nn.Module):
         _checks.expect_int("MotionReblur", "num_frames", num_frames, minimum=3, odd=True)
         if not 0 < exposure <= 1:
             raise ValueError(f"MotionReblur: expected 0 < exposure <= 1, got {exposure}")
+        if flow is not None and not callable(flow):
+            raise TypeError(f"MotionReblur: expected flow to be a function of two images, got {type(flow).__name__}")
         self.moments, self.num_frames = moments, num_frames
         self.flow: Callable[[Tensor, Tensor], Tensor] = flow or LucasKanade(window=15, iterations=8)
         self.exposure = nn.Parameter(torch.tensor(exposure, device=device, dtype=dtype))
 
     def forward(self, clip: Tensor) -> Tensor:
         """The middle frame, blurred."""
+        _checks.expect_floating("MotionReblur", clip=clip)
         _checks.expect_shape("MotionReblur", "clip", clip, "(B, T, 3, H, W)", (None, self.num_frames, 3, None, None))
         middle = self.num_frames // 2
         before, sharp, after = clip[:, middle - 1 : middle + 2].unbind(1)
