@@ -292,3 +292,16 @@ def test_tasks_are_cut_from_clips():
         query_windows(clip, 33, torch.Generator())
     with pytest.raises(ValueError, match="at least one clip"):
         TaskSource([])
+
+
+def test_other_moments_and_patches_without_blur_count_in_meta_training_too():
+    source = TaskSource(clips(), num_patches=2, patch_size=16, other_moments=3)
+    cut = source.task(source.clips[0], torch.Generator().manual_seed(0))
+    assert len(cut.items) == 2 * (1 + 3)
+    objective = MetaObjective(
+        seeded(Deblur), seeded(Reblur), settings=MetaSettings(InnerLoopSettings(lr=1e-2, least_blur=100.0))
+    )
+    start = dict(objective.weights())
+    adapted, terms = objective.adapt(start, cut, torch.Generator())
+    assert all(torch.equal(adapted[name], value) for name, value in start.items())  # nothing is changed by so much
+    assert not terms

@@ -7,11 +7,13 @@ import torch
 from _meta_networks import Critic, seeded
 from safetensors.torch import save_file
 
+from tta_restore import adapters
+from tta_restore.adapters import create_adapter
 from tta_restore.cli import main
 from tta_restore.data.clips import stack_frames
 from tta_restore.data.image import Image
 from tta_restore.data.image_io import read_image, write_image
-from tta_restore.engine.clip_methods import create_clip_method, load_critic, load_reblurrer
+from tta_restore.engine.clip_methods import BY_MOTION, create_clip_method, load_critic, load_reblurrer
 from tta_restore.engine.restore import Job
 from tta_restore.engine.restore_clips import holds_clips, plan_clips, restore_clips
 from tta_restore.engine.usage import UsageError
@@ -167,11 +169,14 @@ def test_meta_transfer_from_end_to_end(tmp_path):
     assert main(["restore", str(tmp_path / "in"), "-o", str(tmp_path / "x"), "--method", "source", *networks]) == 2
 
 
-def test_without_a_reblurrer_the_motion_of_the_clip_is_used(tmp_path):
+def test_without_a_reblurrer_the_motion_of_the_clip_is_used(tmp_path, monkeypatch):
     save_file({"exposure": torch.tensor(0.7)}, tmp_path / "reblur.safetensors")
     assert load_reblurrer(tmp_path / "reblur.safetensors").exposure.item() == pytest.approx(0.7)
     assert load_reblurrer(None).exposure.item() == 0.5
     folder(tmp_path / "in", 6)
+    made = []
+    monkeypatch.setattr(adapters, "create_adapter", lambda *a, **k: made.append(k) or create_adapter(*a, **k))
     shared = ["restore", str(tmp_path / "in"), "--model", "generalist", "--clips"]
     assert main([*shared, "-o", str(tmp_path / "out"), "--method", "meta-transfer", "--patch-size", "32"]) == 0
+    assert made[0].items() >= {**BY_MOTION, "patch_size": 32}.items()
     assert len(list((tmp_path / "out/in").iterdir())) == 6
