@@ -1,17 +1,18 @@
 """Is a restorer that was meta-trained to adapt better on a blur it never saw? `python -m benchmarks.meta_transfer`.
 
-A camera pans over a photograph and stops now and then. Its direction and speed differ from clip to clip: up to 45
-degrees from the horizontal in training, steeper in the test, over photographs that nothing was trained or chosen on.
-A small restorer is trained with true pairs of the training clips, and then trained further in two ways. On a test clip
-nobody has sharp frames; it is adapted to by what it shows itself: patches that are sharp when the camera stands,
+A camera pans over a photograph and stops now and then; its direction and speed differ from clip to clip. A small
+restorer is pre-trained with true pairs of clips of one camera that pans within 15 degrees of the horizontal. Clips of
+others, in steps of 30 degrees, train it further, in two ways: with plain pairs, and by meta-training. Test clips pan at
+45 and -75 degrees, which neither has, over photographs that nothing was trained or chosen on, and nobody has sharp
+frames of them. A restorer is adapted to one by what it shows itself: patches that are sharp when the camera stands,
 blurred along the motion that other moments of the clip show (`MotionReblur`, whose exposure was learnt).
 
 pre-trained         the start of everything
-  + fine-tuned      the inner loop on the test clip, from there
-trained on          the pre-trained restorer, trained further with true pairs of the same clips
-  + fine-tuned      the inner loop on the test clip, from there
-meta-trained        the start that meta-training on the same clips found, without adaptation
-  + adapted         meta-testing: the inner loop on the test clip, from there
+trained on          with true pairs of the clips of other cameras
+meta-trained        trained on the same clips, the last steps of it being meta-training
+
+Each of them as it is, and after one and after four passes of the inner loop over the patches of the test clip: from
+the pre-trained and from the trained one that is plain fine-tuning, from the meta-trained one it is meta-testing.
 
 ``--split dev`` is for choosing: other photographs and other directions than those of the test. Rows of other seeds stay
 in the results file; the table is of all in it.
@@ -25,13 +26,13 @@ import os
 import statistics
 import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from tqdm import tqdm
 
-from tta_restore.adapters.inner_loop import InnerLoopSettings
+from tta_restore.adapters.inner_loop import InnerLoopSettings, Item
 from tta_restore.adapters.meta_transfer import left_sharp
 from tta_restore.data import photos
 from tta_restore.data.camera_shake import CameraShake, ShakenClips
@@ -41,7 +42,7 @@ from tta_restore.data.image_io import write_image
 from tta_restore.engine.contact_sheet import contact_sheet
 from tta_restore.engine.meta import MetaObjective
 from tta_restore.engine.meta_settings import MetaSettings
-from tta_restore.engine.meta_tasks import TaskSource, query_windows
+from tta_restore.engine.meta_tasks import MetaTask, TaskSource, query_windows
 from tta_restore.engine.pretrain_reblur import ReblurSettings, pretrain_reblur
 from tta_restore.engine.train_demo import sharp_bank
 from tta_restore.engine.training import TrainingRun, train
@@ -49,8 +50,10 @@ from tta_restore.metrics import psnr
 from tta_restore.models.registry import create_model
 
 FRAMES, SIZE, PATCH, PLACES = 16, 96, 64, 8
+ITEMS = 8  # of the patches of a training clip that are adapted on in a step of meta-training
 RESTING = 40.0  # dB from the original: the camera stands
 SPEEDS = (3.0, 4.0, 5.0)  # pixels per frame, most of it with an open shutter
+PASSES = (1, 4)
 
 
 def pans(*degrees, speeds=SPEEDS):
@@ -58,17 +61,21 @@ def pans(*degrees, speeds=SPEEDS):
     return [CameraShake(pan=speed, direction=math.radians(angle), **rests) for angle in degrees for speed in speeds]
 
 
-TRAINING = pans(-45, -22.5, 0, 22.5, 45)
+ONE_CAMERA = pans(-15, 0, 15)
+OTHERS = pans(-60, -30, 0, 30, 60, 90)
 KINDS = {
-    "dev": {"72 degrees": pans(72, speeds=[3.5]), "-63 degrees": pans(-63, speeds=[4.5])},
-    "test": {"90 degrees": pans(90, speeds=[3.5]), "-67.5 degrees": pans(-67.5, speeds=[4.5])},
+    "dev": {"75 degrees": pans(75, speeds=[3.5]), "-45 degrees": pans(-45, speeds=[4.5])},
+    "test": {"45 degrees": pans(45, speeds=[3.5]), "-75 degrees": pans(-75, speeds=[4.5])},
 }
-STARTS = {
-    "pre-trained": "pre-trained + fine-tuned",
-    "trained on": "trained on + fine-tuned",
-    "meta-trained": "meta-trained + adapted",
-}
-ROWS = ("blurred", *(row for pair in STARTS.items() for row in pair))
+STARTS = ("pre-trained", "trained on", "meta-trained")
+
+
+def after(start, passes):
+    """The name of a row."""
+    return f"{start} + {passes} pass{'es' * (passes > 1)}" if passes else start
+
+
+ROWS = ("blurred", *(after(start, passes) for start in STARTS for passes in (0, *PASSES)))
 
 
 def moving_frames(clip):
@@ -85,18 +92,42 @@ def in_motion(clip):
 class Decaying(MetaObjective):
     """Outer steps grow over ten steps and shrink along a cosine: constant ones unsettle a start that was trained so."""
 
-    steps = 1
+    steps, clip = 1, 0.5
 
     def rate(self, step):
         return min((step + 1) / 10, 0.5 * (1 + math.cos(math.pi * step / self.steps)))
 
 
+class MadeBefore(torch.nn.Module):
+    """Reblurs windows whose first frame is the reblurred middle one."""
+
+    num_frames = 3
+
+    def forward(self, windows):
+        return windows[:, 0]
+
+
 class Tasks(TaskSource):
-    """Adapted to on the whole clip, judged by the frames in motion."""
+    """Patches of each clip are mined and, as nothing learns there, reblurred once; judged by the frames in motion."""
+
+    def __init__(self, clips, reblur, settings, other_moments):
+        super().__init__(clips, num_patches=PLACES, patch_size=PATCH, query_frames=8, other_moments=other_moments)
+        self.known = []
+        for clip in tqdm(clips, desc="mining"):
+            task = super().task(clip, torch.Generator().manual_seed(len(self.known)))
+            items = settings.worth(task.items, reblur)
+            if items:
+                with torch.no_grad():
+                    made = [reblur(item.clip[None]) for item in items]
+                windows = [torch.cat([blur, item.sharp, blur]) for blur, item in zip(made, items, strict=True)]
+                self.known.append((clip.name, [Item(window) for window in windows], in_motion(clip)))
+        self.clips = range(len(self.known))
 
     def task(self, clip, generator):
-        query = query_windows(in_motion(clip), self.patch_size, generator, count=self.query_frames)
-        return replace(super().task(clip, generator), query_blurry=query[0], query_sharp=query[1])
+        name, items, moving = self.known[clip]
+        chosen = torch.randperm(len(items), generator=generator)[:ITEMS].tolist()
+        query = query_windows(moving, PATCH, generator, count=self.query_frames, num_frames=3)
+        return MetaTask(name, tuple(items[i] for i in chosen), *query)
 
 
 def film(pictures, shakes, seed, length):
@@ -113,7 +144,7 @@ def film(pictures, shakes, seed, length):
     return clips
 
 
-def supervised(restorer, clips, seed, *, steps, lr, pairs=8):
+def supervised(restorer, clips, seed, *, steps, lr, pairs=32):
     """Plain training with true pairs, Adam along a cosine."""
     restorer.train().to(memory_format=torch.channels_last)
     optimiser = torch.optim.AdamW(restorer.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=1e-4)
@@ -138,21 +169,22 @@ def supervised(restorer, clips, seed, *, steps, lr, pairs=8):
     return restorer.to(memory_format=torch.contiguous_format)
 
 
-def training_clips(options):
-    generator = torch.Generator().manual_seed(0)
-    bank = sharp_bank(generator, count=options.clips // 2)
-    clips = film([(f"tile{i}", tile.float() / 255) for i, tile in enumerate(bank)], TRAINING, 1000, options.clips)
+def training_clips(shakes, seed, length):
+    bank = sharp_bank(torch.Generator().manual_seed(0), count=length // 2)
+    clips = film([(f"tile{i}", tile.float() / 255) for i, tile in enumerate(bank)], shakes, seed, length)
     return [clip for clip in clips if moving_frames(clip).sum() >= FRAMES // 2]  # not those without detail
 
 
-def pretrained(options, clips, folder):
+def pretrained(options, folder):
     """Restorer and reblurrer; one pair for all seeds."""
     if options.keep and options.keep.exists():
         return torch.load(options.keep, weights_only=False)
+    clips = training_clips(ONE_CAMERA, 1000, options.clips)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        restorer, reblur = create_model("lens_unet"), create_model("motion_reblur")
-    supervised(restorer, clips, 0, steps=options.pretrain, lr=1.2e-3)
+        restorer = create_model("lens_unet", widths=(12, 16, 24), blocks=1)
+        reblur = create_model("motion_reblur")
+    supervised(restorer, clips, 0, steps=options.pretrain, lr=2e-3)
     run = TrainingRun(
         folder / "reblur", steps=60, batch=8, save_every=10**6, log_every=20, draw_every=0, progress=False
     )
@@ -163,11 +195,11 @@ def pretrained(options, clips, folder):
     return restorer, reblur
 
 
-def inner(rate, options):
-    return InnerLoopSettings(rate, 0.0, options.optimiser, 0.0, passes=options.passes, noise=1 / 255, least_blur=0.01)
+def inner(rate, passes):
+    return InnerLoopSettings(rate, 0.0, "adam", 0.0, passes=passes, noise=1 / 255, least_blur=0.01)
 
 
-def starts_of(restorer, reblur, clips, seed, options, folder):
+def starts_of(restorer, tasks, seed, options, folder):
     """Restorers by the name of the start; seconds of training by its part."""
     spent, begun = {}, time.process_time()
 
@@ -175,14 +207,16 @@ def starts_of(restorer, reblur, clips, seed, options, folder):
         nonlocal begun
         spent[name], begun = round(time.process_time() - begun), time.process_time()
 
+    clips = [moving for _, _, moving in tasks.known]
     found = {"pre-trained": copy.deepcopy(restorer).eval()}
-    found["trained on"] = supervised(
-        copy.deepcopy(restorer), clips, seed, steps=options.further, lr=options.further_lr
-    ).eval()
+    further = supervised(copy.deepcopy(restorer), clips, seed, steps=options.further, lr=2e-3)
     lap("training on")
+    plain = supervised(copy.deepcopy(further), clips, seed + 100, steps=options.meta, lr=options.outer)
+    found["trained on"] = plain.eval()
+    lap("training on, the last steps")
     settings = MetaSettings(
-        inner(options.inner, options), lr=options.outer, reblur_lr=0.0, reblur_weight=0.0,
-        second_order=options.second_order, query_batch=8,
+        inner(options.meta_inner, 1), lr=options.outer, reblur_lr=0.0, reblur_weight=0.0, query_batch=8,
+        second_order=options.second_order, start_weight=options.start_weight,
     )  # fmt: skip
     run = TrainingRun(
         folder / "meta", steps=options.meta, batch=options.tasks, save_every=10**6, log_every=25, draw_every=0,
@@ -191,16 +225,14 @@ def starts_of(restorer, reblur, clips, seed, options, folder):
     history = []
 
     def show(step, found):
-        history.append(found.parts["deblur"].item())
-        if len(history) % 25 == 0:
-            print(f"meta-training {len(history)}: {statistics.mean(history[-25:]):.4f}", flush=True)
+        history.append([found.parts[name].item() for name in ("deblur_before", "deblur")])
+        if len(history) % 100 == 0:
+            before, adapted = (statistics.mean(part) for part in zip(*history[-100:], strict=True))
+            print(f"meta-training {len(history)}: {before:.5f}, adapted {adapted:.5f}", flush=True)
 
-    learnt = Decaying(copy.deepcopy(restorer), reblur, settings=settings)
+    learnt = Decaying(copy.deepcopy(further), MadeBefore(), settings=settings)
     learnt.steps = options.meta
-    source = Tasks(
-        clips, num_patches=PLACES, patch_size=PATCH, query_frames=8, other_moments=options.other_moments
-    )  # fmt: skip
-    train(learnt, source, run, on_step=show)
+    train(learnt, tasks, run, on_step=show)
     found["meta-trained"] = learnt.restorer.eval()
     lap("meta-training")
     return found, spent
@@ -215,9 +247,9 @@ def restore_all(restorer, reblur, values, clip):
     return left_sharp(blurry, restored, reblur)
 
 
-def run(networks, clips, seed, options, folder):
+def run(networks, tasks, seed, options, folder):
     restorer, reblur = copy.deepcopy(networks)
-    found, spent = starts_of(restorer, reblur, clips, seed, options, folder)
+    found, spent = starts_of(restorer, tasks, seed, options, folder)
     print(spent, flush=True)
     names = getattr(photos, options.split.upper())
     source = TaskSource([None], num_patches=PLACES, patch_size=PATCH, other_moments=options.other_moments)
@@ -226,15 +258,17 @@ def run(networks, clips, seed, options, folder):
         chosen = names[(number + seed) % 2 :: 2]  # every photograph moves in one of the ways per seed
         for clip in film([(name, photos.load(name)) for name in chosen], shakes, 5000 + 100 * seed, len(chosen)):
             sharp, seen = stack_frames(clip.originals()), {"blurred": stack_frames(clip.blurry)}
-            for name, network in found.items():
-                rates = {STARTS[name]: options.inner if name == "meta-trained" else options.fine_tune}
-                if options.split == "dev":
-                    rates |= {f"{name} by {rate:g}": rate for rate in options.rates}
-                for label, rate in [(name, None), *rates.items()]:
-                    objective = MetaObjective(network, reblur, settings=MetaSettings(inner(rate or 0.0, options)))
+            task = source.task(clip, torch.Generator().manual_seed(seed))
+            for start, network in found.items():
+                rates = {start: None}
+                for passes in PASSES:
+                    rates[after(start, passes)] = inner(options.inner, passes)
+                    for rate in options.rates if options.split == "dev" else ():
+                        rates[f"{after(start, passes)} by {rate:g}"] = inner(rate, passes)
+                for label, settings in rates.items():
+                    objective = MetaObjective(network, reblur, settings=MetaSettings(settings or inner(0.0, 1)))
                     values = dict(objective.weights())
-                    if rate is not None:
-                        task = source.task(clip, torch.Generator().manual_seed(seed))
+                    if settings:
                         values, _ = objective.adapt(values, task, torch.Generator().manual_seed(seed))
                     seen[label] = restore_all(network, reblur, values, clip)
             scores = {name: psnr(frames, sharp).tolist() for name, frames in seen.items()}
@@ -276,22 +310,19 @@ def table(results, rows=ROWS):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--clips", type=int, default=300, help="for training (default: %(default)s)")
-    parser.add_argument("--pretrain", type=int, default=1500, help="steps of pre-training (default: %(default)s)")
-    parser.add_argument("--meta", type=int, default=40, help="steps of meta-training (default: %(default)s)")
-    parser.add_argument("--tasks", type=int, default=2, help="clips in each (default: %(default)s)")
-    parser.add_argument("--outer", type=float, default=1e-4, help="its rate (default: %(default)s)")
+    parser.add_argument("--clips", type=int, default=150, help="of one camera (default: %(default)s)")
+    parser.add_argument("--others", type=int, default=216, help="clips of other cameras (default: %(default)s)")
+    parser.add_argument("--pretrain", type=int, default=800, help="steps of pre-training (default: %(default)s)")
+    parser.add_argument("--further", type=int, default=1000, help="steps with pairs of others (default: %(default)s)")
+    parser.add_argument("--meta", type=int, default=400, help="and then of either kind (default: %(default)s)")
+    parser.add_argument("--tasks", type=int, default=4, help="clips per meta-step (default: %(default)s)")
+    parser.add_argument("--outer", type=float, default=5e-4, help="rate of these steps (default: %(default)s)")
+    parser.add_argument("--start-weight", type=float, default=0.8, help="see MetaSettings (default: %(default)s)")
     parser.add_argument("--second-order", action="store_true")
-    parser.add_argument("--further", type=int, default=400, help="steps of training on (default: %(default)s)")
-    parser.add_argument("--further-lr", type=float, default=5e-4, help="its rate (default: %(default)s)")
-    parser.add_argument("--optimiser", choices=("adam", "sgd"), default="adam", help="of the inner loop")
-    parser.add_argument("--inner", type=float, default=1e-3, help="rate of meta-testing (default: %(default)s)")
-    parser.add_argument("--fine-tune", type=float, default=1e-3, help="and of fine-tuning (default: %(default)s)")
-    parser.add_argument("--passes", type=int, default=4, help="of the inner loop (default: %(default)s)")
+    parser.add_argument("--meta-inner", type=float, default=1e-3, help="its inner rate (default: %(default)s)")
+    parser.add_argument("--inner", type=float, default=2e-3, help="rate on test clips (default: %(default)s)")
     parser.add_argument("--other-moments", type=int, default=2, help="per place (default: %(default)s)")
-    parser.add_argument(
-        "--rates", type=float, nargs="*", default=[], help="of fine-tuning, more to try with --split dev"
-    )
+    parser.add_argument("--rates", type=float, nargs="*", default=[], help="more to try on test clips of --split dev")
     parser.add_argument("--split", choices=("test", "dev"), default="test", help="clips (default: %(default)s)")
     parser.add_argument("--keep", type=Path, help="file of pre-trained networks, used again")
     parser.add_argument("--output", type=Path, help="JSON file; rows of other seeds in it are kept")
@@ -301,14 +332,15 @@ def main():
     known = json.loads(options.output.read_text()) if options.output and options.output.exists() else {"rows": []}
     results = [row for row in known["rows"] if row["seed"] not in options.seeds]
     seconds = {key: value for key, value in known.get("seconds", {}).items() if int(key) not in options.seeds}
-    clips = training_clips(options)
     with tempfile.TemporaryDirectory() as folder:
-        networks = pretrained(options, clips, Path(folder))
-    print(f"pre-training: {time.process_time():.0f} s", flush=True)
+        networks = pretrained(options, Path(folder))
+    others = training_clips(OTHERS, 3000, options.others)
+    tasks = Tasks(others, networks[1], inner(options.inner, 1), options.other_moments)
+    print(f"pre-training, mining: {time.process_time():.0f} s", flush=True)
     for seed in options.seeds:
         begun = time.process_time()
         with tempfile.TemporaryDirectory() as folder:
-            rows, pictures, spent = run(networks, clips, seed, options, Path(folder))
+            rows, pictures, spent = run(networks, tasks, seed, options, Path(folder))
         results += rows
         seconds[str(seed)] = spent | {"all": round(time.process_time() - begun), "load": os.getloadavg()[0]}
         print(f"seed {seed}: {seconds[str(seed)]}", flush=True)

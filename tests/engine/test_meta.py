@@ -184,6 +184,37 @@ def test_switches_of_the_release_go_through_one_clip_at_a_time():
         MetaSettings(critic_lr=-1.0)
     with pytest.raises(ValueError, match=r"reblur_weight in \[0, 1\]"):
         MetaSettings(reblur_weight=2.0)
+    with pytest.raises(ValueError, match=r"start_weight in \[0, 1\]"):
+        MetaSettings(start_weight=-0.5)
+    for switch in ({"outer_start": "adapted"}, {"outer_steps": "frame"}):
+        with pytest.raises(ValueError, match="start_weight is for outer_steps 'clip'"):
+            MetaSettings(start_weight=0.5, **switch)
+
+
+@pytest.mark.parametrize("second_order", [False, True])
+def test_the_start_is_judged_too(second_order):
+    """Its share of the outer gradient is that of plain training on the same pairs, the rest that of the adapted."""
+
+    def gradients(share, cuts):
+        settings = MetaSettings(
+            InnerLoopSettings(0.1, 0.1, optimiser="sgd"), second_order=second_order, start_weight=share
+        )
+        return learnt(MetaObjective(*networks()[:2], settings=settings, example=EXAMPLE), cuts)
+
+    cuts = [task(seed, patches=1, dtype=torch.float32) for seed in (1, 2)]
+    adapted, _ = gradients(0.0, cuts)
+    mixed, found = gradients(0.3, cuts)
+    deblur, reblur, _ = networks()
+    plain = sum(outer_by_hand(deblur, reblur, cut.query_blurry, cut.query_sharp) for cut in cuts) / 2
+    plain.backward()
+    before = found.parts["reblur_before"] + found.parts["deblur_before"]
+    torch.testing.assert_close(before, plain.detach(), atol=1e-6, rtol=1e-5)
+    for part, module in (("restorer", deblur), ("reblur", reblur)):
+        for name, weight in module.named_parameters():
+            name = f"{part}.{name}"
+            assert not torch.allclose(weight.grad, adapted[name], atol=1e-6, rtol=1e-3)
+            expected = 0.3 * weight.grad + 0.7 * adapted[name]
+            torch.testing.assert_close(mixed[name], expected, atol=1e-6, rtol=1e-4, msg=name)
 
 
 @pytest.mark.parametrize("second_order", [False, True])
@@ -305,3 +336,14 @@ def test_other_moments_and_patches_without_blur_count_in_meta_training_too():
     adapted, terms = objective.adapt(start, cut, torch.Generator())
     assert all(torch.equal(adapted[name], value) for name, value in start.items())  # nothing is changed by so much
     assert not terms
+
+
+@pytest.mark.parametrize("steps", ["clip", "frame"])
+def test_outer_gradients_are_clipped(steps):
+    """A subclass, or whoever holds the objective, sets ``clip``, as for any other objective."""
+    objective = MetaObjective(*networks(), settings=MetaSettings(outer_steps=steps, **SETTINGS))
+    for clip, holds in ((None, False), (1e-3, True)):
+        objective.clip = clip
+        gradients, _ = learnt(objective, [task(dtype=torch.float32)])
+        norm = torch.stack([gradient.norm() for gradient in gradients.values()]).norm().item()
+        assert (norm <= 1.001e-3) == holds

@@ -133,9 +133,9 @@ class MetaObjective(Objective):
         }
 
     def outer_gradients(
-        self, task: MetaTask, adapted: ParameterSet
+        self, task: MetaTask, adapted: Mapping[str, Tensor]
     ) -> Iterator[tuple[ParameterSet, dict[str, Tensor]]]:
-        """Gradients at the adapted weights, and the loss by parts, of one share of the frames after the other.
+        """Gradients at the adapted weights, or any, and the loss by parts, of one share of the frames after the other.
 
         Shares add up to the mean over all frames.
         """
@@ -151,7 +151,7 @@ class MetaObjective(Objective):
             yield gradients, {name: part.detach() for name, part in parts.items()}
 
     def update(self, batch: list[MetaTask], step: int, optimisers: Optimisers, processes: Processes) -> Step:
-        """Learn from a batch of clips."""
+        """Learn from a batch of clips; the loss is that of the adapted weights, parts "_before" are of the initial."""
         settings, (optimiser,) = self.settings, optimisers.values()
         if settings.as_released and (len(batch) > 1 or processes.count > 1):
             raise UsageError("outer_steps='frame' and outer_start='adapted' go through one clip at a time, one process")
@@ -179,6 +179,11 @@ class MetaObjective(Objective):
                         _add(total, gradients)
                 if settings.second_order:
                     total = _pulled_back(adapted, weights, total)
+                if settings.start_weight:
+                    total = {name: (1 - settings.start_weight) * gradient for name, gradient in total.items()}
+                    for gradients, parts in self.outer_gradients(task, weights):
+                        _add(sums, {f"{name}_before": part for name, part in parts.items()}, len(batch))
+                        _add(total, {name: settings.start_weight * gradient for name, gradient in gradients.items()})
                 for name, gradient in total.items():
                     own = weights[name]
                     own.grad = gradient / len(batch) if own.grad is None else own.grad + gradient / len(batch)
@@ -218,7 +223,10 @@ class MetaObjective(Objective):
             optimiser.zero_grad(set_to_none=True)
             for name, weight in self.weights().items():
                 weight.grad = gradients.get(name)
-        processes.average([p.grad for group in optimiser.param_groups for p in group["params"] if p.grad is not None])
+        parameters = [p for group in optimiser.param_groups for p in group["params"] if p.grad is not None]
+        processes.average([p.grad for p in parameters if p.grad is not None])
+        if self.clip is not None:
+            nn.utils.clip_grad_norm_(parameters, self.clip)
         optimiser.step()
 
     def _drawn(self, task: MetaTask, values: ParameterSet) -> dict[str, Tensor]:

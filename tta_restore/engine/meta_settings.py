@@ -30,6 +30,9 @@ class MetaSettings:
             more, and is here to be compared with.
         reblur_weight: of the reblurrer's part in the outer loss; the restorer has the rest.
         query_batch: frames whose outer gradient is computed at once.
+        start_weight: of the outer loss of the initial weights themselves, before they adapt; the adapted ones have the
+            rest. 0 as published; a first-order gradient from behind many or large inner steps knows nothing of where
+            they began, and alone lets the initial weights drift to where they restore nothing.
     """
 
     inner: InnerLoopSettings = field(default_factory=InnerLoopSettings)
@@ -41,6 +44,7 @@ class MetaSettings:
     outer_start: Literal["initial", "adapted"] = "initial"
     reblur_weight: float = 0.5
     query_batch: int = 4
+    start_weight: float = 0.0
 
     def __post_init__(self) -> None:
         _checks.expect_choice("MetaSettings", "outer_steps", self.outer_steps, ("clip", "frame"))
@@ -49,8 +53,11 @@ class MetaSettings:
         for name in ("critic_lr", "reblur_lr", "lr"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"MetaSettings: expected {name} >= 0, got {getattr(self, name)}")
-        if not 0 <= self.reblur_weight <= 1:
-            raise ValueError(f"MetaSettings: expected reblur_weight in [0, 1], got {self.reblur_weight}")
+        for name in ("reblur_weight", "start_weight"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"MetaSettings: expected {name} in [0, 1], got {getattr(self, name)}")
+        if self.start_weight and self.as_released:
+            raise ValueError("MetaSettings: start_weight is for outer_steps 'clip' and outer_start 'initial'")
         if self.second_order and self.outer_start == "adapted":
             raise ValueError("MetaSettings: outer steps from the adapted weights have no second order")
 
