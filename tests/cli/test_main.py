@@ -80,6 +80,9 @@ def test_a_registered_model_with_its_own_weights(folder, capsys):
     assert main([*shared, "-o", "shipped.png", "--model", "specialist"]) == 0
     assert main([*shared, "-o", "own.png", *own]) == 0
     assert torch.equal(read_image(folder / "own.png").pixels, read_image(folder / "shipped.png").pixels)
+    before_input = ["restore", *own, "--set", "widths=[32, 48, 72]", "in/a.png", "-o", "after.png"]
+    assert main([*before_input, "--method", "source"]) == 0
+    assert torch.equal(read_image(folder / "after.png").pixels, read_image(folder / "shipped.png").pixels)
     for side in ("blurry", "sharp"):
         write_image(folder / "pairs" / side / "a.png", read_image(folder / "in" / "a.png"))
     assert main(["evaluate-pairs", "pairs", "--layout", "folders", "--flow", "lucas_kanade", *own]) == 0

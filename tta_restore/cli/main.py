@@ -250,9 +250,8 @@ def _add_model(command: argparse._ActionsContainer, **model: Any) -> None:
     kinds = "shipped weights, a checkpoint file, module.path:callable, or a registered model such as ifan"
     command.add_argument("--model", help=kinds, **model)
     command.add_argument("--checkpoint", type=Path, help="weights of a registered model, official ones too")
-    command.add_argument(
-        "--set", nargs="+", type=_setting, default=[], metavar="KEY=VALUE", help="keywords of a registered model"
-    )
+    told = "a keyword of a registered model; once more for another"
+    command.add_argument("--set", action="append", type=_setting, default=[], metavar="KEY=VALUE", help=told)
 
 
 def _model(options: argparse.Namespace) -> dict[str, Any]:
