@@ -11,8 +11,8 @@ pre-trained         the start of everything
 trained on          with true pairs of the clips of other cameras
 meta-trained        trained on the same clips, the last steps of it being meta-training
 
-Each of them as it is, and after one and after four passes of the inner loop over the patches of the test clip: from
-the pre-trained and from the trained one that is plain fine-tuning, from the meta-trained one it is meta-testing.
+There is each of them as it is, and after one and after four passes of the inner loop over the patches of the test clip:
+from the pre-trained and the trained one that is plain fine-tuning, from the meta-trained one it is meta-testing.
 
 ``--split dev`` is for choosing: other photographs and other directions than those of the test. Rows of other seeds stay
 in the results file; the table is of all in it.
@@ -26,6 +26,7 @@ import os
 import statistics
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -37,16 +38,16 @@ from tta_restore.adapters.meta_transfer import left_sharp
 from tta_restore.data import photos
 from tta_restore.data.camera_shake import CameraShake, ShakenClips
 from tta_restore.data.clips import Clip, stack_frames
-from tta_restore.data.image import Image
-from tta_restore.data.image_io import write_image
-from tta_restore.engine.contact_sheet import contact_sheet
+from tta_restore.engine.evaluate import StreamResult
 from tta_restore.engine.meta import MetaObjective
 from tta_restore.engine.meta_settings import MetaSettings
 from tta_restore.engine.meta_tasks import MetaTask, TaskSource, query_windows
 from tta_restore.engine.pretrain_reblur import ReblurSettings, pretrain_reblur
+from tta_restore.engine.report import MethodNote, Report, Sample, worst_frame_rule, write_report
+from tta_restore.engine.stream import FrameRecord
 from tta_restore.engine.train_demo import sharp_bank
 from tta_restore.engine.training import TrainingRun, train
-from tta_restore.metrics import psnr
+from tta_restore.metrics import psnr, ssim
 from tta_restore.models.registry import create_model
 
 FRAMES, SIZE, PATCH, PLACES = 16, 96, 64, 8
@@ -253,11 +254,12 @@ def run(networks, tasks, seed, options, folder):
     print(spent, flush=True)
     names = getattr(photos, options.split.upper())
     source = TaskSource([None], num_patches=PLACES, patch_size=PATCH, other_moments=options.other_moments)
-    rows, pictures = [], {}
+    rows, films = [], []
     for number, (kind, shakes) in enumerate(KINDS[options.split].items()):
         chosen = names[(number + seed) % 2 :: 2]  # every photograph moves in one of the ways per seed
         for clip in film([(name, photos.load(name)) for name in chosen], shakes, 5000 + 100 * seed, len(chosen)):
             sharp, seen = stack_frames(clip.originals()), {"blurred": stack_frames(clip.blurry)}
+            took = {"blurred": (0.0, 0.0)}
             task = source.task(clip, torch.Generator().manual_seed(seed))
             for start, network in found.items():
                 rates = {start: None}
@@ -267,23 +269,85 @@ def run(networks, tasks, seed, options, folder):
                         rates[f"{after(start, passes)} by {rate:g}"] = inner(rate, passes)
                 for label, settings in rates.items():
                     objective = MetaObjective(network, reblur, settings=MetaSettings(settings or inner(0.0, 1)))
-                    values = dict(objective.weights())
+                    values, begun = dict(objective.weights()), (time.perf_counter(), time.process_time())
                     if settings:
                         values, _ = objective.adapt(values, task, torch.Generator().manual_seed(seed))
                     seen[label] = restore_all(network, reblur, values, clip)
+                    took[label] = time.perf_counter() - begun[0], time.process_time() - begun[1]
             scores = {name: psnr(frames, sharp).tolist() for name, frames in seen.items()}
             rows.append({"seed": seed, "kind": kind, "clip": clip.name, "psnr": scores})
-            pictures[f"{kind}-{clip.name}".replace(" ", "-")] = seen | {"original": sharp}
+            seconds = {name: (wall / FRAMES, cpu / FRAMES) for name, (wall, cpu) in took.items()}
+            films.append(Film(seed, kind, clip.name, seen, sharp, scores, seconds))
             print(kind, clip.name, " ".join(f"{statistics.mean(scores[row]):.2f}" for row in ROWS), flush=True)
-    return rows, pictures, spent
+    return rows, films, spent
 
 
-def draw(pictures, rows, folder):
-    """Per clip, the frame with the strongest blur: every row's result, and the original."""
-    for (name, found), row in zip(pictures.items(), rows, strict=True):
-        worst = min(range(FRAMES), key=lambda t: row["psnr"]["blurred"][t])
-        tiles = [found[key][worst] for key in (*ROWS, "original")]
-        write_image(folder / f"seed{row['seed']}-{name}.png", Image(contact_sheet(tiles, columns=4)))
+@dataclass(frozen=True)
+class Film:
+    """A test clip as every row left it: frames, PSNR of each in dB, seconds per frame (wall, processor)."""
+
+    seed: int
+    kind: str
+    name: str
+    frames: dict
+    sharp: torch.Tensor
+    scores: dict
+    seconds: dict
+
+    def records(self, number):
+        """Of every row and frame; the clip is the one of this number in its stream."""
+        for row in ROWS:
+            similar = ssim(self.frames[row], self.sharp).tolist()
+            for t, (db, index) in enumerate(zip(self.scores[row], similar, strict=True)):
+                place = (self.seed, number * FRAMES + t, self.kind, self.name, t)
+                yield FrameRecord(row, *place, db, index, *self.seconds[row])
+
+    def sample(self, t, rule, before, failure=False):
+        pictures = {row: self.frames[row][t] for row in ROWS}
+        scores = {row: self.scores[row][t] for row in ROWS}
+        title = f"{self.kind}: {self.name}, frame {t + 1}, seed {self.seed}"
+        return Sample(title, rule, pictures, self.sharp[t], scores, before, ROWS[-1], failure)
+
+
+def write_pages(path, films, options):
+    """The HTML report: tables with intervals, and frames chosen by rule."""
+    places = {}
+    for film in films:
+        places[film.seed, sum(seed == film.seed for seed, _ in places)] = film
+    result = StreamResult(tuple(r for (_, number), film in places.items() for r in film.records(number)))
+    samples = []
+    for film in films:
+        t = min(range(FRAMES), key=lambda t: film.scores["blurred"][t])
+        samples.append(film.sample(t, "The most blurred frame of this clip.", "blurred"))
+    shown, rival = ROWS[-1], after("pre-trained", PASSES[-1])
+    record, gain = result.worst(shown, rival)
+    worst = places[record.stream, record.index // FRAMES]
+    rule = f"{worst_frame_rule(shown, rival)} Here: {gain:+.2f} dB."
+    samples.append(worst.sample(record.position, rule, rival, failure=True))
+    contrasts = [(shown, "meta-trained"), (shown, rival), (shown, after("trained on", PASSES[-1]))]
+    facts = {"clips": f"{len(films)} of {FRAMES} frames of {SIZE} x {SIZE}", "torch": torch.__version__}
+    facts["options"] = ", ".join(f"{name} {value}" for name, value in settings_of(options).items())
+    notes = {
+        "blurred": MethodNote("The clip as it came."),
+        "pre-trained": MethodNote("Trained with true pairs of one camera, which pans within 15 degrees."),
+        "trained on": MethodNote("The same, trained further with true pairs of other cameras."),
+        "meta-trained": MethodNote("Trained further on the same clips, the last steps of it being meta-training."),
+    }
+    limits = [
+        "Frames that were sharp before are left as they are, in every row.",
+        "A clip is 16 frames of one photograph.",
+    ]
+    report = Report(
+        "Meta-training for clips of an unseen blur", result, "blurred", contrasts, ROWS, notes, samples, facts=facts,
+        limits=limits, group="pan", stream=False,
+    )  # fmt: skip
+    write_report(path, report)
+    print(f"Report: {path}", flush=True)
+
+
+def settings_of(options):
+    """What a result depends on."""
+    return {k: v for k, v in vars(options).items() if k not in ("output", "report", "seeds", "keep", "rates")}
 
 
 def table(results, rows=ROWS):
@@ -326,7 +390,7 @@ def main():
     parser.add_argument("--split", choices=("test", "dev"), default="test", help="clips (default: %(default)s)")
     parser.add_argument("--keep", type=Path, help="file of pre-trained networks, used again")
     parser.add_argument("--output", type=Path, help="JSON file; rows of other seeds in it are kept")
-    parser.add_argument("--pictures", type=Path, help="folder for pictures")
+    parser.add_argument("--report", type=Path, help="HTML page, with pictures, of the seeds that are run")
     options = parser.parse_args()
     torch.set_num_threads(1)
     known = json.loads(options.output.read_text()) if options.output and options.output.exists() else {"rows": []}
@@ -337,20 +401,20 @@ def main():
     others = training_clips(OTHERS, 3000, options.others)
     tasks = Tasks(others, networks[1], inner(options.inner, 1), options.other_moments)
     print(f"pre-training, mining: {time.process_time():.0f} s", flush=True)
+    films = []
     for seed in options.seeds:
         begun = time.process_time()
         with tempfile.TemporaryDirectory() as folder:
-            rows, pictures, spent = run(networks, tasks, seed, options, Path(folder))
+            rows, found, spent = run(networks, tasks, seed, options, Path(folder))
         results += rows
         seconds[str(seed)] = spent | {"all": round(time.process_time() - begun), "load": os.getloadavg()[0]}
         print(f"seed {seed}: {seconds[str(seed)]}", flush=True)
-        if options.pictures:
-            draw(pictures, rows, options.pictures)
+        films += found
         if options.output:
-            left_out = ("output", "pictures", "seeds", "keep", "rates")
-            chosen = {key: value for key, value in vars(options).items() if key not in left_out}
-            content = {"options": chosen, "torch": torch.__version__, "seconds": seconds, "rows": results}
+            content = {"options": settings_of(options), "torch": torch.__version__, "seconds": seconds, "rows": results}
             options.output.write_text(json.dumps(content, indent=1) + "\n")
+    if options.report:
+        write_pages(options.report, films, options)
     table(results, list(results[0]["psnr"]) if options.split == "dev" else ROWS)
 
 
