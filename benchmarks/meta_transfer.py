@@ -43,7 +43,7 @@ from tta_restore.engine.meta import MetaObjective
 from tta_restore.engine.meta_settings import MetaSettings
 from tta_restore.engine.meta_tasks import MetaTask, TaskSource, query_windows
 from tta_restore.engine.pretrain_reblur import ReblurSettings, pretrain_reblur
-from tta_restore.engine.report import MethodNote, Report, Sample, worst_frame_rule, write_report
+from tta_restore.engine.report import MethodNote, Report, Sample, require_packages, worst_frame_rule, write_report
 from tta_restore.engine.stream import FrameRecord
 from tta_restore.engine.train_demo import sharp_bank
 from tta_restore.engine.training import TrainingRun, train
@@ -254,7 +254,7 @@ def run(networks, tasks, seed, options, folder):
     print(spent, flush=True)
     names = getattr(photos, options.split.upper())
     source = TaskSource([None], num_patches=PLACES, patch_size=PATCH, other_moments=options.other_moments)
-    rows, films = [], []
+    rows, restored = [], []
     for number, (kind, shakes) in enumerate(KINDS[options.split].items()):
         chosen = names[(number + seed) % 2 :: 2]  # every photograph moves in one of the ways per seed
         for clip in film([(name, photos.load(name)) for name in chosen], shakes, 5000 + 100 * seed, len(chosen)):
@@ -277,16 +277,19 @@ def run(networks, tasks, seed, options, folder):
             scores = {name: psnr(frames, sharp).tolist() for name, frames in seen.items()}
             rows.append({"seed": seed, "kind": kind, "clip": clip.name, "psnr": scores})
             seconds = {name: (wall / FRAMES, cpu / FRAMES) for name, (wall, cpu) in took.items()}
-            films.append(Film(seed, kind, clip.name, seen, sharp, scores, seconds))
+            restored.append(RestoredClip(seed, len(restored), kind, clip.name, seen, sharp, scores, seconds))
             print(kind, clip.name, " ".join(f"{statistics.mean(scores[row]):.2f}" for row in ROWS), flush=True)
-    return rows, films, spent
+    return rows, restored, spent
 
 
 @dataclass(frozen=True)
-class Film:
-    """A test clip as every row left it: frames, PSNR of each in dB, seconds per frame (wall, processor)."""
+class RestoredClip:
+    """A test clip, of this number with its seed, as every row left it: frames, PSNR of each in dB, seconds per frame
+    (wall, processor).
+    """
 
     seed: int
+    number: int
     kind: str
     name: str
     frames: dict
@@ -294,12 +297,12 @@ class Film:
     scores: dict
     seconds: dict
 
-    def records(self, number):
-        """Of every row and frame; the clip is the one of this number in its stream."""
+    def records(self):
+        """Of every row and frame."""
         for row in ROWS:
             similar = ssim(self.frames[row], self.sharp).tolist()
             for t, (db, index) in enumerate(zip(self.scores[row], similar, strict=True)):
-                place = (self.seed, number * FRAMES + t, self.kind, self.name, t)
+                place = (self.seed, self.number * FRAMES + t, self.kind, self.name, t)
                 yield FrameRecord(row, *place, db, index, *self.seconds[row])
 
     def sample(self, t, rule, before, failure=False):
@@ -309,23 +312,20 @@ class Film:
         return Sample(title, rule, pictures, self.sharp[t], scores, before, ROWS[-1], failure)
 
 
-def write_pages(path, films, options):
+def write_html(path, clips, options):
     """The HTML report: tables with intervals, and frames chosen by rule."""
-    places = {}
-    for film in films:
-        places[film.seed, sum(seed == film.seed for seed, _ in places)] = film
-    result = StreamResult(tuple(r for (_, number), film in places.items() for r in film.records(number)))
+    result = StreamResult(tuple(record for clip in clips for record in clip.records()))
     samples = []
-    for film in films:
-        t = min(range(FRAMES), key=lambda t: film.scores["blurred"][t])
-        samples.append(film.sample(t, "The most blurred frame of this clip.", "blurred"))
+    for clip in clips:
+        t = min(range(FRAMES), key=clip.scores["blurred"].__getitem__)
+        samples.append(clip.sample(t, "The most blurred frame of this clip.", "blurred"))
     shown, rival = ROWS[-1], after("pre-trained", PASSES[-1])
     record, gain = result.worst(shown, rival)
-    worst = places[record.stream, record.index // FRAMES]
+    worst = {(clip.seed, clip.number): clip for clip in clips}[record.stream, record.index // FRAMES]
     rule = f"{worst_frame_rule(shown, rival)} Here: {gain:+.2f} dB."
     samples.append(worst.sample(record.position, rule, rival, failure=True))
     contrasts = [(shown, "meta-trained"), (shown, rival), (shown, after("trained on", PASSES[-1]))]
-    facts = {"clips": f"{len(films)} of {FRAMES} frames of {SIZE} x {SIZE}", "torch": torch.__version__}
+    facts = {"clips": f"{len(clips)} of {FRAMES} frames of {SIZE} x {SIZE}", "torch": torch.__version__}
     facts["options"] = ", ".join(f"{name} {value}" for name, value in settings_of(options).items())
     notes = {
         "blurred": MethodNote("The clip as it came."),
@@ -335,7 +335,8 @@ def write_pages(path, films, options):
     }
     limits = [
         "Frames that were sharp before are left as they are, in every row.",
-        "A clip is 16 frames of one photograph.",
+        "The pre-trained restorer has not seen the clips that the other two were trained further on: what meta-training "
+        "is worth beyond these clips is its lead over the restorer that was trained on.",
     ]
     report = Report(
         "Meta-training for clips of an unseen blur", result, "blurred", contrasts, ROWS, notes, samples, facts=facts,
@@ -393,6 +394,8 @@ def main():
     parser.add_argument("--report", type=Path, help="HTML page, with pictures, of the seeds that are run")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    if options.report:
+        require_packages("jinja2", "matplotlib", "torchmetrics")  # not after all the work
     known = json.loads(options.output.read_text()) if options.output and options.output.exists() else {"rows": []}
     results = [row for row in known["rows"] if row["seed"] not in options.seeds]
     seconds = {key: value for key, value in known.get("seconds", {}).items() if int(key) not in options.seeds}
@@ -401,7 +404,7 @@ def main():
     others = training_clips(OTHERS, 3000, options.others)
     tasks = Tasks(others, networks[1], inner(options.inner, 1), options.other_moments)
     print(f"pre-training, mining: {time.process_time():.0f} s", flush=True)
-    films = []
+    restored = []
     for seed in options.seeds:
         begun = time.process_time()
         with tempfile.TemporaryDirectory() as folder:
@@ -409,12 +412,12 @@ def main():
         results += rows
         seconds[str(seed)] = spent | {"all": round(time.process_time() - begun), "load": os.getloadavg()[0]}
         print(f"seed {seed}: {seconds[str(seed)]}", flush=True)
-        films += found
+        restored += found
         if options.output:
             content = {"options": settings_of(options), "torch": torch.__version__, "seconds": seconds, "rows": results}
             options.output.write_text(json.dumps(content, indent=1) + "\n")
     if options.report:
-        write_pages(options.report, films, options)
+        write_html(options.report, restored, options)
     table(results, list(results[0]["psnr"]) if options.split == "dev" else ROWS)
 
 
