@@ -335,8 +335,8 @@ def write_html(path, clips, options):
     }
     limits = [
         "Frames that were sharp before are left as they are, in every row.",
-        "The pre-trained restorer has not seen the clips that the other two were trained further on: what meta-training "
-        "is worth beyond these clips is its lead over the restorer that was trained on.",
+        "The pre-trained restorer has not seen the clips that the other two were trained further on: what meta-training"
+        " is worth beyond these clips is its lead over the restorer that was trained on.",
     ]
     report = Report(
         "Meta-training for clips of an unseen blur", result, "blurred", contrasts, ROWS, notes, samples, facts=facts,
