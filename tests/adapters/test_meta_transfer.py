@@ -11,6 +11,9 @@ from tta_restore import models
 from tta_restore.adapters import MetaTransfer, create_adapter
 from tta_restore.adapters.critic import Critic
 from tta_restore.adapters.inner_loop import Item
+from tta_restore.adapters.meta_transfer import left_sharp
+from tta_restore.data import photos
+from tta_restore.data.camera_shake import CameraShake, ShakenClips
 from tta_restore.data.sharp_patches import mine_patches
 from tta_restore.models import RestorerSpec
 
@@ -341,6 +344,18 @@ def test_frames_that_are_sharp_are_left():
     assert not torch.equal(restored[:3], x[:3])
     assert torch.equal(left.predict(x), kept)
     assert torch.equal(left.predict(x[4:5]), plain.predict(x[4:5]))  # one frame shows no motion
+
+
+def test_the_ends_of_a_clip_that_moves_are_no_sharp_frames():
+    steady = CameraShake(pan=4.0, direction=0.5, variation=0.0)
+    made = ShakenClips([("astronaut", photos.load("astronaut"))], [steady], frames=6, size=64, moments=9)[0]
+    blurred, sharp = (torch.stack(list(side)) for side in (made.blurry, made.originals()))
+    reblur = models.create_model("motion_reblur", exposure=0.8)
+    assert torch.equal(left_sharp(blurred, sharp, reblur), sharp)
+    resting = blurred[:1].expand(6, -1, -1, -1)
+    assert torch.equal(left_sharp(resting, sharp, reblur), resting)
+    for length in (1, 2):  # no frame has two neighbours
+        assert left_sharp(blurred[:length], sharp[:length], reblur).shape == (length, 3, 64, 64)
 
 
 def test_noise_comes_from_the_seed():

@@ -332,14 +332,16 @@ class MetaTransfer(Adapter, method="meta_transfer"):
 def left_sharp(frames: Tensor, restored: Tensor, reblur: Callable[[Tensor], Tensor], num_frames: int = 5) -> Tensor:
     """The restored frames of a clip; those that were sharp before are left as they were.
 
-    Both versions of a frame are reblurred as the clip moves around it. What comes closer to the frame explains it: a
-    frame that is sharp already, and does not move, is its own best explanation.
+    Both versions of a frame are reblurred as the clip moves around it, at its ends as around the frame next to them,
+    which has two neighbours. What comes closer to the frame explains it: a frame that is sharp already, and does not
+    move, is its own best explanation.
 
     Shape: frames, restored (T, 3, H, W) in [0, 1] -> (T, 3, H, W); reblur takes (1, num_frames, 3, H, W).
     """
-    kept = restored.clone()
+    kept, length = restored.clone(), len(frames)
     for time, frame in enumerate(frames):
-        around = frames[torch.as_tensor(window(time, len(frames), num_frames))]
+        inner = min(max(time, 1), max(length - 2, 0))  # an end that stands in for its neighbour halves the motion
+        around = frames[torch.as_tensor(window(inner, length, num_frames))]
         errors = []
         for middle in (frame, restored[time]):
             around[num_frames // 2] = middle
