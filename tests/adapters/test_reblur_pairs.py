@@ -58,23 +58,6 @@ def test_radii_are_drawn_as_far_from_those_read_as_the_estimator_is_unsure():
     assert changes[0.5].min() < changes[0.0].min()
 
 
-def test_pairs_are_kept_that_are_read_as_the_frames_were():
-    leaves = dead_leaves.bank(12, 96, torch.Generator().manual_seed(3))
-    disk = lenses.aperture_pictures([lenses.SOURCE])
-    radii, error, off = torch.full((256, 2), 1.6), torch.full((256, 1), 0.25), {}
-    for candidates in (1, 6):
-        adapter = ReblurPairs(_specialist(), batch=24, spread=1.2, candidates=candidates, sharp=leaves, seed=1)
-        with adapter._working_on(adapter.state.view()):
-            blurry, sharp = adapter._pair(disk, radii, error)
-        estimate = adapter.read_lens(blurry)
-        sure = estimate.confidence.flatten(1)
-        read = (estimate.radius.log().flatten(1) * sure).sum(1) / sure.sum(1)
-        off[candidates] = (read - radii[0, 0].log()).abs().mean()
-        assert blurry.shape == sharp.shape == (24, 3, 48, 48)
-        assert len({tuple(patch.flatten()[:50].tolist()) for patch in blurry}) == 24  # none twice
-    assert off[6] < 0.6 * off[1]
-
-
 def test_unsure_readings_are_drawn_less_often_and_never_believed_to_be_off_without_end():
     adapter = ReblurPairs(_specialist())
     reading = {"radii": torch.tensor([[1.0, 1.0], [2.0, 2.0]]), "weights": torch.tensor([8.0, 1e-3])}

@@ -26,9 +26,6 @@ _LOOK, _LOOKS = 256, 3  # large frames are read at 3 x 3 places of this many pix
 _NEIGHBOUR = 4  # cells of 8 pixels between two radii that one patch runs through
 _FULL_LEAD = 1.25  # dB that the student is ahead of the source on pairs when all of it is trusted
 _LARGEST_ERROR = 1.0  # of the logarithm of a radius, whatever the estimator says
-_SURE = 2.5  # power of the estimator's confidence by which places of the frames are drawn: unsure ones are misread
-_DOUBT = 0.5  # by how much of the spread candidates are less blurred than was read: soft scenes are read as blur
-_ALIKE = 0.6  # what being read as surely counts against being read as large, both as logarithms
 _SOFT = 0.8  # share of the material that is soft by itself, as most of a photograph is
 _MARGIN = lenses.KERNEL_SIZE - 1
 
@@ -38,12 +35,11 @@ class ReblurPairs(LensAdapter, method="reblur_pairs"):
 
     On every frame the estimator reads the aperture and the blur radii; the apertures of the latest frames are pooled.
     Then, `steps` times: sharp patches are photographed through that aperture (linear light, noise, rounding) at radii
-    that occur in the frames, or as far from them as the estimator is unsure; those are kept of which it says what it
-    says of the frames, so that what is soft by itself is taken for soft as often as it would look so; the student
-    restores them, and the teacher follows the student. When no aperture that fits a frame is near the pooled one, or
-    its radii are of another size, the lens was changed: what was learnt is remembered, and the adapter continues from
-    the remembered lens that fits or from the source, with `burst` times the steps on that frame. What is given is the
-    teacher's self-ensemble, after the steps.
+    that occur in the frames, or as far from them as the estimator is unsure, the student restores them, and the teacher
+    follows the student. When no aperture that fits a frame is near the pooled one, or its radii are of another size,
+    the lens was changed: what was learnt is remembered, and the adapter continues from the remembered lens that fits or
+    from the source, with `burst` times the steps on that frame. What is given is the teacher's self-ensemble, after the
+    steps.
 
     The target of a pair is known and does not depend on the adapting restorer, so that no error feeds on itself.
 
@@ -67,7 +63,6 @@ class ReblurPairs(LensAdapter, method="reblur_pairs"):
             that nothing is gained for one aperture by losing for another one that fits as well, nor for hard pictures
             by losing for easy ones.
         spread: how far radii are drawn from those read, in units of what the estimator says that they may be off by.
-        candidates: pairs that are made for each that is kept; 1 keeps all, at radii around those read.
         memory: frames whose readings are pooled.
         switch: distance, 0 to 2, of the pooled aperture from all that fit a frame by itself, beyond which the lens
             counts as changed; None to never ask.
@@ -101,8 +96,7 @@ class ReblurPairs(LensAdapter, method="reblur_pairs"):
         restore: float = 0.0,
         hypotheses: int = 16,
         caution: float = 0.5,
-        spread: float = 1.2,
-        candidates: int = 3,
+        spread: float = 0.8,
         memory: int = 4,
         switch: float | None = 0.15,
         rescale: float = 0.45,
@@ -115,7 +109,6 @@ class ReblurPairs(LensAdapter, method="reblur_pairs"):
         **options: Any,
     ) -> None:
         counts = {"burst": burst, "batch": batch, "patch": patch, "memory": memory, "hypotheses": hypotheses}
-        counts["candidates"] = candidates
         for name, value in counts.items():
             _checks.expect_int("ReblurPairs", name, value, minimum=1)
         _checks.expect_int("ReblurPairs", "remember", remember, minimum=0)
@@ -141,7 +134,7 @@ class ReblurPairs(LensAdapter, method="reblur_pairs"):
         self.burst, self.batch, self.patch = burst, batch, patch
         self.lr, self.lr_half = lr, lr_half
         self.ema, self.restore_probability, self.rescale = ema, restore, rescale
-        self.hypotheses, self.caution, self.candidates = hypotheses, caution, candidates
+        self.hypotheses, self.caution = hypotheses, caution
         self.spread, self.memory, self.switch, self.remember, self.noise = spread, memory, switch, remember, noise
         self.consistency, self.anchor = consistency, anchor
 
@@ -245,7 +238,6 @@ class ReblurPairs(LensAdapter, method="reblur_pairs"):
             "hypotheses",
             "caution",
             "spread",
-            "candidates",
             "memory",
             "switch",
             "remember",
@@ -258,10 +250,9 @@ class ReblurPairs(LensAdapter, method="reblur_pairs"):
     def cost(self) -> str:
         """Passes through the model for each frame."""
         frame = " and on the frame" if self.consistency else ""
-        among = f", chosen among {self.batch * self.candidates} by the estimator" if self.candidates > 1 else ""
         return (
             f"per frame 1 look of the estimator, {self.steps} forward and backward on {self.batch} patches of "
-            f"{self.patch} x {self.patch}{among}{frame} ({self.burst} times as many after a change of lens), "
+            f"{self.patch} x {self.patch}{frame} ({self.burst} times as many after a change of lens), "
             f"{len(self.views)} forward of the frame"
         )
 
@@ -307,7 +298,7 @@ class ReblurPairs(LensAdapter, method="reblur_pairs"):
         """Radii that were read, surer ones more often, and what their logarithms may be off by: (256, 2), (256, 1)."""
         readings = self.extra["readings"]
         weights = torch.cat([reading["weights"] for reading in readings])
-        chosen = torch.multinomial(weights**_SURE, 256, replacement=True, generator=self.generator)
+        chosen = torch.multinomial(weights, 256, replacement=True, generator=self.generator)
         error = (1 / weights[chosen, None]).clamp(max=_LARGEST_ERROR)
         return torch.cat([reading["radii"] for reading in readings])[chosen], error
 
@@ -318,12 +309,11 @@ class ReblurPairs(LensAdapter, method="reblur_pairs"):
 
     def _pair(self, apertures: Tensor, radii: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
         """Patches photographed through one aperture each, blur growing across each from one radius to another."""
-        generator, count, side = self.generator, self.batch * self.candidates, self.patch
+        generator, count, side = self.generator, self.batch, self.patch
         material = _material() if self._sharp is None else self._sharp
         sharp = random_patches(material, count, side + _MARGIN, generator)
         chosen = torch.randint(0, len(radii), (count,), generator=generator)
-        drift = torch.randn(count, 1, generator=generator) - (_DOUBT if self.candidates > 1 else 0.0)
-        ends = radii[chosen] * torch.exp(self.spread * error[chosen] * drift)
+        ends = radii[chosen] * torch.exp(self.spread * error[chosen] * torch.randn(count, 1, generator=generator))
         pictures = apertures[torch.randint(0, len(apertures), (count,), generator=generator)].repeat_interleave(2, 0)
         kernels = rasterize_picture(pictures, ends.flatten(), size=lenses.KERNEL_SIZE, reach=self.estimator.reach)
         angle = 2 * math.pi * torch.rand(count, 1, 1, generator=generator)
@@ -332,24 +322,7 @@ class ReblurPairs(LensAdapter, method="reblur_pairs"):
         weights = torch.stack([1 - ramp, ramp], dim=1)
         kernels = kernels.view(count, 2, *kernels.shape[-2:])
         blurry = lenses.photograph(sharp, kernels, weights, generator, noise=self.noise)
-        sharp = sharp[..., _MARGIN // 2 : -(_MARGIN // 2), _MARGIN // 2 : -(_MARGIN // 2)]
-        if self.candidates == 1:
-            return blurry, sharp
-        kept = self._alike(blurry, radii[chosen[: self.batch]], error[chosen[: self.batch]])
-        return blurry[kept], sharp[kept]
-
-    def _alike(self, patches: Tensor, radii: Tensor, error: Tensor) -> list[int]:
-        """For each reading, (B, 2) and (B, 1), the patch that is read most nearly so; none twice."""
-        estimate = self.read_lens(patches)
-        sure = estimate.confidence.clamp(max=10).flatten(1).cpu()
-        size = (estimate.radius.log().flatten(1).cpu() * sure).sum(1) / sure.sum(1)
-        surer = (error * sure.mean(1)).clamp(min=1e-3).log()  # than the reading
-        apart = (radii.log().mean(1, keepdim=True) - size).abs() + _ALIKE * surer.abs()
-        kept = []
-        for distances in apart:
-            kept.append(int(distances.argmin()))
-            apart[:, kept[-1]] = math.inf
-        return kept
+        return blurry, sharp[..., _MARGIN // 2 : -(_MARGIN // 2), _MARGIN // 2 : -(_MARGIN // 2)]
 
     def _change_lens(self, fitting: Tensor, log_radius: float) -> None:
         """Remember the lens that goes, and continue from the one that fits best, or from the source."""
