@@ -65,8 +65,8 @@ def test_numbers():
         _checks.expect_number("op", "share", value, minimum=0, maximum=1)
     _checks.expect_number("op", "clip", math.inf, above=0)
     for value, error, match in (
-        (-0.1, ValueError, "^op: expected share to be a number >= 0 and < 1, got -0.1$"),
-        (1, ValueError, ">= 0 and < 1, got 1$"),
+        (-0.1, ValueError, "^op: expected share to be a number in \\[0, 1\\), got -0.1$"),
+        (1, ValueError, "got 1$"),
         (math.nan, ValueError, "got nan$"),
         ("0.5", TypeError, "^op: expected share to be a number, got str '0.5'$"),
         (True, TypeError, "got bool True$"),
@@ -74,7 +74,7 @@ def test_numbers():
     ):
         with pytest.raises(error, match=match):
             _checks.expect_number("op", "share", value, minimum=0, below=1)
-    with pytest.raises(ValueError, match="lr to be a number > 0 and <= 1, got 0$"):
+    with pytest.raises(ValueError, match="lr to be a number in \\(0, 1\\], got 0$"):
         _checks.expect_number("op", "lr", 0, above=0, maximum=1)
     with pytest.raises(ValueError, match="pan to be a number, got nan$"):
         _checks.expect_number("op", "pan", math.nan)

@@ -113,9 +113,13 @@ def expect_number(
         raise TypeError(f"{function}: expected {name} to be a number, got {type(value).__name__} {value!r}")
     within = value >= minimum and value <= maximum
     if not within or (above is not None and not value > above) or (below is not None and not value < below):
-        limits = {">=": minimum, ">": above, "<=": maximum, "<": below}
-        wanted = [f"{sign} {limit}" for sign, limit in limits.items() if limit is not None and not math.isinf(limit)]
-        kind = " ".join(["a number", " and ".join(wanted)]).strip()
+        low, opening, more = (minimum, "[", ">=") if above is None else (above, "(", ">")
+        high, closing, less = (maximum, "]", "<=") if below is None else (below, ")", "<")
+        if math.isinf(low) or math.isinf(high):
+            sides = ((more, low), (less, high))
+            kind = " ".join(["a number", *(f"{sign} {limit}" for sign, limit in sides if not math.isinf(limit))])
+        else:
+            kind = f"a number in {opening}{low}, {high}{closing}"
         raise ValueError(f"{function}: expected {name} to be {kind}, got {value}")
 
 
