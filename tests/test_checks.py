@@ -1,5 +1,8 @@
 """Messages of the argument checks."""
 
+import math
+from fractions import Fraction
+
 import pytest
 import torch
 
@@ -55,6 +58,26 @@ def test_integers():
             _checks.expect_int("op", "num_steps", value, minimum=1)
     with pytest.raises(ValueError, match="kernel_size to be an odd integer >= 1, got 4"):
         _checks.expect_int("op", "kernel_size", 4, minimum=1, odd=True)
+
+
+def test_numbers():
+    for value in (0, 0.5, 1, Fraction(1, 3)):
+        _checks.expect_number("op", "share", value, minimum=0, maximum=1)
+    _checks.expect_number("op", "clip", math.inf, above=0)
+    for value, error, match in (
+        (-0.1, ValueError, "^op: expected share to be a number in \\[0, 1\\), got -0.1$"),
+        (1, ValueError, "got 1$"),
+        (math.nan, ValueError, "got nan$"),
+        ("0.5", TypeError, "^op: expected share to be a number, got str '0.5'$"),
+        (True, TypeError, "got bool True$"),
+        (None, TypeError, "got NoneType None$"),
+    ):
+        with pytest.raises(error, match=match):
+            _checks.expect_number("op", "share", value, minimum=0, below=1)
+    with pytest.raises(ValueError, match="lr to be a number in \\(0, 1\\], got 0$"):
+        _checks.expect_number("op", "lr", 0, above=0, maximum=1)
+    with pytest.raises(ValueError, match="pan to be a number, got nan$"):
+        _checks.expect_number("op", "pan", math.nan)
 
 
 def test_choices():

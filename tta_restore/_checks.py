@@ -6,8 +6,10 @@ Every function takes the public function's name first, so that the message names
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Collection, Iterable, Sequence
 from difflib import get_close_matches
+from numbers import Real
 from typing import Any
 
 import torch
@@ -94,6 +96,31 @@ def expect_int(function: str, name: str, value: object, *, minimum: int, odd: bo
         raise TypeError(f"{function}: expected {name} to be {kind} >= {minimum}, got {type(value).__name__} {value!r}")
     if value < minimum or (odd and value % 2 == 0):
         raise ValueError(f"{function}: expected {name} to be {kind} >= {minimum}, got {value}")
+
+
+def expect_number(
+    function: str,
+    name: str,
+    value: object,
+    *,
+    minimum: float = -math.inf,
+    maximum: float = math.inf,
+    above: float | None = None,
+    below: float | None = None,
+) -> None:
+    """Raise TypeError for a value that is no number, ValueError for one out of its range, and for NaN."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, Real, torch.SymInt, torch.SymFloat)):
+        raise TypeError(f"{function}: expected {name} to be a number, got {type(value).__name__} {value!r}")
+    within = value >= minimum and value <= maximum
+    if not within or (above is not None and not value > above) or (below is not None and not value < below):
+        low, opening, more = (minimum, "[", ">=") if above is None else (above, "(", ">")
+        high, closing, less = (maximum, "]", "<=") if below is None else (below, ")", "<")
+        if math.isinf(low) or math.isinf(high):
+            sides = ((more, low), (less, high))
+            kind = " ".join(["a number", *(f"{sign} {limit}" for sign, limit in sides if not math.isinf(limit))])
+        else:
+            kind = f"a number in {opening}{low}, {high}{closing}"
+        raise ValueError(f"{function}: expected {name} to be {kind}, got {value}")
 
 
 def expect_choice(function: str, name: str, value: object, choices: Collection[object]) -> None:

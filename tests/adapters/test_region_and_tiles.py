@@ -127,5 +127,5 @@ def test_settings_are_checked():
     for arguments in [(0, 0), (10, 6), (10, -1)]:
         with pytest.raises(ValueError, match="Tiles: expected"):
             Tiles(*arguments)
-    with pytest.raises(ValueError, match="CentreCrop: expected size >= 1"):
+    with pytest.raises(ValueError, match="CentreCrop: expected size to be an integer >= 1"):
         CentreCrop(0)

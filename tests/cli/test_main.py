@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 import pytest
@@ -83,8 +84,18 @@ def test_a_registered_model_with_its_own_weights(folder, capsys):
     before_input = ["restore", *own, "--set", "widths=[32, 48, 72]", "in/a.png", "-o", "after.png"]
     assert main([*before_input, "--method", "source"]) == 0
     assert torch.equal(read_image(folder / "after.png").pixels, read_image(folder / "shipped.png").pixels)
+    picture = read_image(folder / "in" / "a.png")
+    for side in ("blur", "gt"):
+        write_image(folder / "videos" / "test" / "scene" / side / f"{side}_1.png", picture)
+    clip = ["restore", "videos/test/scene/blur", "--clips", "-o", "film", "--method", "source", *own]
+    assert main(clip) == 0
+    restored = read_image(folder / "film" / "blur" / "blur_1.png").pixels
+    assert torch.equal(restored, read_image(folder / "shipped.png").pixels)
+    assert main(["evaluate-clips", "videos", "--layout", "realblur", "--out", "film.csv", *own]) == 0
+    row = next(csv.DictReader((folder / "film.csv").read_text().splitlines()))
+    assert row["psnr"] != row["input_psnr"]  # those of the model, not of nothing
     for side in ("blurry", "sharp"):
-        write_image(folder / "pairs" / side / "a.png", read_image(folder / "in" / "a.png"))
+        write_image(folder / "pairs" / side / "a.png", picture)
     assert main(["evaluate-pairs", "pairs", "--layout", "folders", "--flow", "lucas_kanade", *own]) == 0
     assert "1 pairs: " in capsys.readouterr().out
     assert main([*shared, "-o", "other.png", *own[:2]]) == 2
@@ -216,6 +227,16 @@ def test_evaluate_on_ones_own_photographs(folder, capsys):
     arguments = ["evaluate", "--photos", "mine", "--seeds", "1", "--frames", "1", "--methods", "generalist"]
     assert main([*arguments, "--out", "report"]) == 0
     assert ",scene," in (folder / "report" / "frames.csv").read_text()
+    for name in ("scene_10", "scene_2"):
+        write_image(folder / "mine" / f"{name}.png", Image(torch.rand(3, 260, 260, generator=torch.manual_seed(1))))
+    arguments = ["evaluate", "--photos", "mine", "--frames", "3", "--methods", "generalist", "--seeds", "1", "3"]
+    assert main([*arguments, "--out", "three"]) == 0
+    rows = list(csv.DictReader((folder / "three" / "frames.csv").read_text().splitlines()))
+    for seed in ("1", "3"):  # an order of its own for each
+        order = torch.randperm(3, generator=torch.Generator().manual_seed(int(seed))).tolist()
+        first = {"method": "generalist", "stream": seed, "family": "gaussian"}
+        shown = [row["photo"] for row in rows if first.items() <= row.items()]
+        assert shown == [("scene", "scene_2", "scene_10")[i] for i in order]
 
 
 def test_an_interrupt_is_a_line_and_130(monkeypatch, capsys):

@@ -103,10 +103,10 @@ def test_ones_own_model(tmp_path, monkeypatch):
             "expected train_c/source and train_c/target and train_r/sour",
         ),
         ("[data]\nradius = 3\n", r"\[data\] expected layout and root, or pictures"),
-        ("[augmentation]\nnoise = 3\n", "noise to be a probability"),
+        ("[augmentation]\nnoise = 3\n", "noise to be a number in"),
         ("[validation]\nsize = 3\n", r"\[validation\] expected layout and root, or pictures"),
         ("[reblur]\nwidth = 3\n", r"\[reblur\] has no width; there is: checkpoint"),
-        ("[run]\nsteps = 0\n", "steps >= 1"),
+        ("[run]\nsteps = 0\n", "steps to be an integer >= 1"),
     ],
 )
 def test_wrong_files(tmp_path, capsys, text, message):

@@ -93,9 +93,9 @@ def test_probabilities(pictures):
 
 
 def test_bad_arguments(pictures):
-    with pytest.raises(ValueError, match="noise to be a probability, got 2"):
+    with pytest.raises(ValueError, match="noise to be a number in .0, 1., got 2"):
         Augmentation(noise=2)
-    with pytest.raises(ValueError, match="smallest in"):
+    with pytest.raises(ValueError, match="smallest to be a number in"):
         Augmentation(smallest=0)
     with pytest.raises(ValueError, match="sigma"):
         Augmentation(sigma=(2.0, 1.0))

@@ -180,11 +180,11 @@ def test_switches_of_the_release_go_through_one_clip_at_a_time():
         objective.update([task(), task()], 0, objective.optimisers(), Processes())
     with pytest.raises(ValueError, match="have no second order"):
         MetaSettings(second_order=True, outer_start="adapted")
-    with pytest.raises(ValueError, match="critic_lr >= 0"):
+    with pytest.raises(ValueError, match="critic_lr to be a number >= 0"):
         MetaSettings(critic_lr=-1.0)
-    with pytest.raises(ValueError, match=r"reblur_weight in \[0, 1\]"):
+    with pytest.raises(ValueError, match=r"reblur_weight to be a number in \[0, 1\]"):
         MetaSettings(reblur_weight=2.0)
-    with pytest.raises(ValueError, match=r"start_weight in \[0, 1\]"):
+    with pytest.raises(ValueError, match=r"start_weight to be a number in \[0, 1\]"):
         MetaSettings(start_weight=-0.5)
     for switch in ({"outer_start": "adapted"}, {"outer_steps": "frame"}):
         with pytest.raises(ValueError, match="start_weight is for outer_steps 'clip'"):

@@ -102,7 +102,7 @@ class TestCharbonnierEdge(Pair):
 
     def bad(self):
         image = torch.zeros(1, 3, 4, 4)
-        return [*super().bad(), Bad((image, image), ValueError, "eps > 0, got -1", {"eps": -1})]
+        return [*super().bad(), Bad((image, image), ValueError, "eps to be a number > 0, got -1", {"eps": -1})]
 
     def equal(self, generator):
         image = random(1, 3, 5, 4, generator=generator)

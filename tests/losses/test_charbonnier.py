@@ -20,7 +20,7 @@ class TestCharbonnier(LossTests):
             Bad((image, image[..., 1:]), ValueError, r"expected target of shape .*\(1, 3, 4, 4\), got \(1, 3, 4, 3\)"),
             Bad((image, image.byte()), TypeError, "expected target with a floating dtype"),
             Bad((image, 0.5), TypeError, "got float"),
-            Bad((image, image), ValueError, "eps > 0, got 0", {"eps": 0}),
+            Bad((image, image), ValueError, "eps to be a number > 0, got 0", {"eps": 0}),
         ]
 
     def equal(self, generator):

@@ -215,13 +215,15 @@ def test_a_model_that_returns_no_image_is_explained():
 
 
 @pytest.mark.parametrize("arguments", [
-    {"scale": 0}, {"value_range": (1, 0)}, {"frames": 0}, {"scale": 1.5}
+    {"scale": 0}, {"value_range": (1, 0)}, {"frames": 0}
 ])  # fmt: skip
 def test_specs_are_checked(arguments):
     with pytest.raises(ValueError, match="RestorerSpec: expected"):
         RestorerSpec(**arguments)
     with pytest.raises(ValueError, match="SizeRequirements: expected multiple_of"):
         SizeRequirements(multiple_of=0)
+    with pytest.raises(TypeError, match="RestorerSpec: expected scale to be an integer >= 1, got float 1.5"):
+        RestorerSpec(scale=1.5)
 
 
 def test_a_frame_that_an_undeclared_model_refuses_is_named():

@@ -221,8 +221,8 @@ def test_what_does_not_fit_is_named():
     for bad, message in (
         ({"num_frames": 4}, "num_frames to be an odd integer"),
         ({"token_order": "sorted"}, "token_order to be one of 'aligned', 'released', got 'sorted'"),
-        ({"drop_path": 1.0}, r"drop_path in \[0, 1\), got 1.0"),
-        ({"mlp_ratio": 0}, "mlp_ratio > 0"),
+        ({"drop_path": 1.0}, r"drop_path to be a number in \[0, 1\), got 1.0"),
+        ({"mlp_ratio": 0}, "mlp_ratio to be a number > 0"),
     ):
         with pytest.raises(ValueError, match=message):
             nn.CrossFrameFusionBlock(8, 2, **bad)

@@ -9,6 +9,8 @@ from statistics import median
 
 from torch import Tensor
 
+from tta_restore import _checks
+
 _REMEMBERED = 32
 _NEEDED = 8
 
@@ -32,9 +34,8 @@ class Guards:
 
     def __post_init__(self) -> None:
         for name in ("spike", "drift", "divergence"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"Guards: expected {name} > 0 or None, got {value}")
+            if getattr(self, name) is not None:
+                _checks.expect_number("Guards", name, getattr(self, name), above=0)
 
     def refuses(self, loss: float, history: Sequence[float]) -> str | None:
         """Why a step with this loss is to be skipped, or None."""

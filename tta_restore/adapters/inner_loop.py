@@ -92,19 +92,14 @@ class InnerLoopSettings:
     least_blur: float = 0.0
 
     def __post_init__(self) -> None:
-        name = "InnerLoopSettings"
+        name = "inner loop"  # the settings of whoever runs one
         _checks.expect_choice(name, "optimiser", self.optimiser, ("adam", "sgd"))
         _checks.expect_choice(name, "order", self.order, ("repaired", "published", "published_torch1"))
         _checks.expect_choice(name, "real", self.real, ("neighbour", "blurriest"))
         _checks.expect_int(name, "passes", self.passes, minimum=1)
-        if not 0 <= self.adversarial_weight <= 1:
-            raise ValueError(f"{name}: expected adversarial_weight in [0, 1], got {self.adversarial_weight}")
-        if not (self.lr >= 0 and self.reblur_lr >= 0):
-            raise ValueError(f"{name}: expected rates >= 0, got lr {self.lr} and reblur_lr {self.reblur_lr}")
-        if not (self.noise >= 0 and self.least_blur >= 0):
-            raise ValueError(
-                f"{name}: expected noise and least_blur >= 0, got noise {self.noise} and least_blur {self.least_blur}"
-            )
+        _checks.expect_number(name, "adversarial_weight", self.adversarial_weight, minimum=0, maximum=1)
+        for setting in ("lr", "reblur_lr", "noise", "least_blur"):
+            _checks.expect_number(name, setting, getattr(self, setting), minimum=0)
 
     @property
     def has_reblur_stage(self) -> bool:

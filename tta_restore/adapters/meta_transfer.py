@@ -137,10 +137,10 @@ class MetaTransfer(Adapter, method="meta_transfer"):
         _checks.expect_choice(name, "places", places, ("random", "tile"))
         _checks.expect_choice(name, "outputs", outputs, ("main", "all"))
         _checks.expect_choice(name, "adversarial", adversarial, ("wasserstein", "least_squares"))
-        if not least_gain >= 0:
-            raise ValueError(f"{name}: expected least_gain >= 0, got {least_gain}")
-        if not critic_lr >= 0 or (critic_clip is not None and not critic_clip > 0):
-            raise ValueError(f"{name}: expected critic_lr >= 0 and critic_clip > 0, got {critic_lr} and {critic_clip}")
+        _checks.expect_number(name, "least_gain", least_gain, minimum=0)
+        _checks.expect_number(name, "critic_lr", critic_lr, minimum=0)
+        if critic_clip is not None:
+            _checks.expect_number(name, "critic_clip", critic_clip, above=0)
         if options.get("semantic") is not None or options.get("steps") is not None:
             raise ValueError(f"{name}: takes no semantic prior, and its steps follow from num_patches and passes")
         super().__init__(model, select=select, guards=guards or Guards(spike=None), seed=seed, **options)

@@ -71,12 +71,11 @@ class ReblurConsistency(LensAdapter, method="reblur_consistency"):
         **options: Any,
     ) -> None:
         _checks.expect_int("ReblurConsistency", "border", border, minimum=0)
-        if not 0 <= ema <= 1:
-            raise ValueError(f"ReblurConsistency: expected ema in [0, 1], got {ema}")
-        if not (lr > 0 and anchor >= 0 and (trust is None or trust > 0)):
-            raise ValueError(
-                f"ReblurConsistency: expected lr > 0, anchor >= 0 and trust > 0 or None, got {lr}, {anchor}, {trust}"
-            )
+        _checks.expect_number("ReblurConsistency", "ema", ema, minimum=0, maximum=1)
+        _checks.expect_number("ReblurConsistency", "lr", lr, above=0)
+        _checks.expect_number("ReblurConsistency", "anchor", anchor, minimum=0)
+        if trust is not None:
+            _checks.expect_number("ReblurConsistency", "trust", trust, above=0)
         super().__init__(model, estimator, select=select, views=views, steps=steps, seed=seed, **options)
         self.lr, self.ema, self.anchor, self.trust, self.border = lr, ema, anchor, trust, border
 

@@ -113,15 +113,12 @@ class ReblurPairs(LensAdapter, method="reblur_pairs"):
             _checks.expect_int("ReblurPairs", name, value, minimum=1)
         _checks.expect_int("ReblurPairs", "remember", remember, minimum=0)
         for name, value in (("ema", ema), ("restore", restore)):
-            if not 0 <= value <= 1:
-                raise ValueError(f"ReblurPairs: expected {name} in [0, 1], got {value}")
+            _checks.expect_number("ReblurPairs", name, value, minimum=0, maximum=1)
         for name, value in (("lr", lr), ("lr_half", lr_half), ("rescale", rescale)):
-            if not value > 0:
-                raise ValueError(f"ReblurPairs: expected {name} > 0, got {value}")
+            _checks.expect_number("ReblurPairs", name, value, above=0)
         weights = {"noise": noise, "spread": spread, "caution": caution, "consistency": consistency, "anchor": anchor}
         for name, value in weights.items():
-            if not value >= 0:
-                raise ValueError(f"ReblurPairs: expected {name} >= 0, got {value}")
+            _checks.expect_number("ReblurPairs", name, value, minimum=0)
         if sharp is not None:
             _checks.expect_tensor("ReblurPairs", sharp=sharp)
             if sharp.ndim != 4 or sharp.shape[1] != 3 or min(sharp.shape[-2:]) < patch + _MARGIN:

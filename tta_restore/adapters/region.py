@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from tta_restore import _checks
 from tta_restore.models import SizeRequirements
 
 
@@ -23,8 +24,7 @@ class CentreCrop:
     above: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
-        if self.size < 1:
-            raise ValueError(f"CentreCrop: expected size >= 1, got {self.size}")
+        _checks.expect_int("CentreCrop", "size", self.size, minimum=1)
 
     def __call__(self, image: Tensor, requirements: SizeRequirements) -> Tensor:
         """The crop of (..., H, W), or the frame itself."""

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tta_restore import _checks
 from tta_restore.adapters import parameter_sets
 from tta_restore.adapters.frame import Frame
 from tta_restore.adapters.self_taught import SelfTaught, view_variance
@@ -31,8 +32,7 @@ class ROID(SelfTaught, method="roid"):
     def __init__(
         self, model: Any, *, lr: float = 1e-3, keep: float = 0.99, temperature: float = 1e-3, **options: Any
     ) -> None:
-        if not 0 <= keep <= 1:
-            raise ValueError(f"ROID: expected keep in [0, 1], got {keep}")
+        _checks.expect_number("ROID", "keep", keep, minimum=0, maximum=1)
         super().__init__(model, form="regression", **options)
         self.lr, self.kept, self.temperature = lr, keep, temperature
 

@@ -63,8 +63,7 @@ class SiamCTTA(Adapter, method="siam_ctta"):
         **options: Any,
     ) -> None:
         for name, value in (("lr_decay", lr_decay), ("lr_floor", lr_floor), ("ema", ema), ("restore", restore)):
-            if not 0 <= value <= 1:
-                raise ValueError(f"SiamCTTA: expected {name} in [0, 1], got {value}")
+            _checks.expect_number("SiamCTTA", name, value, minimum=0, maximum=1)
         _checks.expect_choice("SiamCTTA", "emit", emit, ("teacher_mean", "teacher", "student", "source"))
         seen = RELEASED_REGION if region is None else None if region == "full" else region
         super().__init__(model, select=select, views=views, steps=steps, region=seen, seed=seed, **options)

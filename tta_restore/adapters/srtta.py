@@ -69,8 +69,10 @@ class SRTTA(Adapter, method="srtta"):
     ) -> None:
         for name, value in (("patches", patches), ("patch", patch)):
             _checks.expect_int("SRTTA", name, value, minimum=1)
-        if not (lr > 0 and blur > 0 and noise >= 0 and 0 <= keep <= 1):
-            raise ValueError(f"SRTTA: expected lr, blur > 0, noise >= 0, keep in [0, 1], got {lr, blur, noise, keep}")
+        for name, value in (("lr", lr), ("blur", blur)):
+            _checks.expect_number("SRTTA", name, value, above=0)
+        _checks.expect_number("SRTTA", "noise", noise, minimum=0)
+        _checks.expect_number("SRTTA", "keep", keep, minimum=0, maximum=1)
         super().__init__(model, select=select, steps=steps, views=views, **options)
         self.at = find_site(self.restorer, at, asker="SRTTA").path
         self.lr, self.patches, self.patch = lr, patches, patch

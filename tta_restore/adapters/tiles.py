@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tta_restore import _checks
 from tta_restore.models import Restoration, SizeRequirements
 from tta_restore.models.restorer import pad
 
@@ -28,10 +29,10 @@ class Tiles:
     overlap: int = 64
 
     def __post_init__(self) -> None:
-        if self.size < 1 or not 0 <= self.overlap <= self.size // 2:
-            raise ValueError(
-                f"Tiles: expected size >= 1 and 0 <= overlap <= size / 2, got size {self.size}, overlap {self.overlap}"
-            )
+        _checks.expect_int("Tiles", "size", self.size, minimum=1)
+        _checks.expect_int("Tiles", "overlap", self.overlap, minimum=0)
+        if self.overlap > self.size // 2:
+            raise ValueError(f"Tiles: expected overlap <= size / 2, got size {self.size}, overlap {self.overlap}")
 
     def needed(self, image: Tensor) -> bool:
         """Whether the image is larger than a tile."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tta_restore import _checks
 from tta_restore._srgb import linear_to_srgb
 
 # The last weight is a slip of 0.0722 that the published training had; it makes grey pictures brighter by 8e-5.
@@ -40,10 +41,8 @@ class Augmentation:
 
     def __post_init__(self) -> None:
         for name in ("noise", "grey", "scale"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"Augmentation: expected {name} to be a probability, got {getattr(self, name)}")
-        if not 0 < self.smallest <= 1:
-            raise ValueError(f"Augmentation: expected smallest in (0, 1], got {self.smallest}")
+            _checks.expect_number("Augmentation", name, getattr(self, name), minimum=0, maximum=1)  # probabilities
+        _checks.expect_number("Augmentation", "smallest", self.smallest, above=0, maximum=1)
         if len(self.sigma) != 2 or not 0 <= self.sigma[0] <= self.sigma[1]:
             raise ValueError(f"Augmentation: expected sigma (low, high) with 0 <= low <= high, got {self.sigma}")
 

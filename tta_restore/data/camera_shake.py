@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tta_restore import _checks
 from tta_restore._srgb import srgb_to_linear
 from tta_restore.data.clips import Clip
 from tta_restore.data.lenses import sense
@@ -47,14 +48,13 @@ class CameraShake:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name != "direction" and not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"CameraShake: expected {field.name} >= 0, got {value}")
-        if not 0 < self.exposure <= 1 or not self.period >= 1 or not self.rest < 1:
-            raise ValueError(
-                f"CameraShake: expected 0 < exposure <= 1, period >= 1 and rest < 1, got {self.exposure}, "
-                f"{self.period} and {self.rest}"
-            )
+            if field.name != "direction":
+                _checks.expect_number("CameraShake", field.name, getattr(self, field.name), minimum=0, below=math.inf)
+        if self.direction is not None:
+            _checks.expect_number("CameraShake", "direction", self.direction, above=-math.inf, below=math.inf)
+        _checks.expect_number("CameraShake", "exposure", self.exposure, above=0, maximum=1)
+        _checks.expect_number("CameraShake", "period", self.period, minimum=1)
+        _checks.expect_number("CameraShake", "rest", self.rest, below=1)
 
 
 @dataclass(frozen=True)
@@ -82,8 +82,8 @@ def camera_path(shake: CameraShake, frames: int, generator: torch.Generator, *, 
     Raises:
         ValueError: ``frames`` is not positive, or ``moments`` no odd number of at least 3.
     """
-    if frames < 1 or moments < 3 or moments % 2 == 0:
-        raise ValueError(f"camera_path: expected frames >= 1 and an odd moments >= 3, got {frames} and {moments}")
+    _checks.expect_int("camera_path", "frames", frames, minimum=1)
+    _checks.expect_int("camera_path", "moments", moments, minimum=3, odd=True)
     fine = math.ceil((moments - 1) / shake.exposure)  # steps of time per frame
     steps = frames * fine + moments
     knots = math.ceil(steps / (fine * shake.period)) + 3

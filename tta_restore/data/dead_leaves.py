@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tta_restore import _checks
+
 
 def palette_of(picture: Tensor) -> Tensor:
     """Colours to draw leaves with, taken from a picture.
@@ -33,8 +35,8 @@ def tile(size: int, generator: torch.Generator, *, palette: Tensor | None = None
     Raises:
         ValueError: `size` or `oversample` below 1.
     """
-    if size < 1 or oversample < 1:
-        raise ValueError(f"dead_leaves.tile: expected size and oversample of at least 1, got {size} and {oversample}")
+    _checks.expect_int("dead_leaves.tile", "size", size, minimum=1)
+    _checks.expect_int("dead_leaves.tile", "oversample", oversample, minimum=1)
 
     def rand(*shape: int) -> Tensor:
         return torch.rand(*shape, generator=generator)

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tta_restore import _checks
 from tta_restore.data import lenses
 from tta_restore.data.image_files import images_below
 from tta_restore.data.image_io import read_image
@@ -36,8 +37,7 @@ class Misalignment:
 
     def __post_init__(self) -> None:
         for name in ("shift", "zoom", "rotation", "local"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"Misalignment: expected {name} >= 0, got {getattr(self, name)}")
+            _checks.expect_number("Misalignment", name, getattr(self, name), minimum=0)
 
     def reach(self, size: int) -> int:
         """Pixels beyond a picture of this side that its misaligned twin may show."""

@@ -10,6 +10,8 @@ import math
 import torch
 from torch import Tensor
 
+from tta_restore import _checks
+
 _LONGEST = 4.0  # pixels, of the bell's standard deviation: what is out of focus by itself; half are below a quarter
 _CORNER = 0.03  # cycles per pixel above which a spectrum falls faster
 _STEEPEST = 0.7  # exponent that it falls faster by
@@ -29,8 +31,7 @@ def soften(pictures: Tensor, generator: torch.Generator, *, share: float = 0.5) 
         raise ValueError(
             f"soften: expected floating-point pictures (N, C, H, W), got {tuple(pictures.shape)} of {pictures.dtype}"
         )
-    if not 0 <= share <= 1:
-        raise ValueError(f"soften: expected share in [0, 1], got {share}")
+    _checks.expect_number("soften", "share", share, minimum=0, maximum=1)
     height, width = pictures.shape[-2:]
     mirrored = torch.cat([pictures, pictures.flip(-1)], dim=-1)  # so that opposite borders do not mix
     spectrum = torch.fft.rfft2(torch.cat([mirrored, mirrored.flip(-2)], dim=-2))

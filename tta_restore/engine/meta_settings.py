@@ -51,11 +51,9 @@ class MetaSettings:
         _checks.expect_choice("MetaSettings", "outer_start", self.outer_start, ("initial", "adapted"))
         _checks.expect_int("MetaSettings", "query_batch", self.query_batch, minimum=1)
         for name in ("critic_lr", "reblur_lr", "lr"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"MetaSettings: expected {name} >= 0, got {getattr(self, name)}")
+            _checks.expect_number("MetaSettings", name, getattr(self, name), minimum=0)
         for name in ("reblur_weight", "start_weight"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"MetaSettings: expected {name} in [0, 1], got {getattr(self, name)}")
+            _checks.expect_number("MetaSettings", name, getattr(self, name), minimum=0, maximum=1)
         if self.start_weight and self.as_released:
             raise ValueError("MetaSettings: start_weight is for outer_steps 'clip' and outer_start 'initial'")
         if self.second_order and self.outer_start == "adapted":

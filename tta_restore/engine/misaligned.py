@@ -64,13 +64,11 @@ class MisalignedSettings:
 
     def __post_init__(self) -> None:
         for name in ("reblur_first", "warm_up", "reblur_weight", "map_weight", "edge_weight", "border", "halve_every"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"MisalignedSettings: expected {name} >= 0, got {getattr(self, name)}")
+            _checks.expect_number("MisalignedSettings", name, getattr(self, name), minimum=0)
         choices_of = {"flow": ("estimate", "given", "pixel"), "precision": ("fp32", "bf16"), "outputs": ("main", "all")}
         for name, choices in choices_of.items():
             _checks.expect_choice("MisalignedSettings", name, getattr(self, name), choices)
-        if not self.lr > 0:
-            raise ValueError(f"MisalignedSettings: expected lr > 0, got {self.lr}")
+        _checks.expect_number("MisalignedSettings", "lr", self.lr, above=0)
 
     @staticmethod
     def released(*, steps_per_epoch: int, journal: bool = False) -> MisalignedSettings:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tta_restore import losses
+from tta_restore import _checks, losses
 from tta_restore.data.clips import Clip
 from tta_restore.engine.contact_sheet import contact_sheet
 from tta_restore.engine.meta_tasks import draw_clips, query_windows
@@ -50,8 +50,8 @@ class ReblurSettings:
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
-            if not isinstance(value, bool) and not value >= 0:
-                raise ValueError(f"ReblurSettings: expected {name} >= 0, got {value}")
+            if not isinstance(value, bool):
+                _checks.expect_number("ReblurSettings", name, value, minimum=0)
 
 
 @dataclass(frozen=True)

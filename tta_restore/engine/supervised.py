@@ -76,11 +76,9 @@ class SupervisedSettings:
         for name, allowed in choices.items():
             _checks.expect_choice("SupervisedSettings", name, getattr(self, name), allowed)
         for name in ("disparity_weight", "reblur_weight", "weight_decay", "cosine_steps", "warm_up", "clip"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"SupervisedSettings: expected {name} >= 0, got {getattr(self, name)}")
+            _checks.expect_number("SupervisedSettings", name, getattr(self, name), minimum=0)
         for name in ("lr", "decay"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"SupervisedSettings: expected {name} > 0, got {getattr(self, name)}")
+            _checks.expect_number("SupervisedSettings", name, getattr(self, name), above=0)
 
     def rate(self, step: int) -> float:
         """Factor on the learning rate at a step, from 0; a decay after n steps is first felt at step n + 1."""

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from tta_restore import _checks
 from tta_restore.data.image import Image
 from tta_restore.data.image_io import write_image
 from tta_restore.engine.processes import Processes
@@ -56,11 +57,9 @@ class TrainingRun:
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "save_every", "log_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"TrainingRun: expected {name} >= 1, got {getattr(self, name)}")
+            _checks.expect_int("TrainingRun", name, getattr(self, name), minimum=1)
         for name in ("draw_every", "validate_every", "workers"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"TrainingRun: expected {name} >= 0, got {getattr(self, name)}")
+            _checks.expect_int("TrainingRun", name, getattr(self, name), minimum=0)
 
 
 @dataclass

@@ -22,8 +22,7 @@ def charbonnier(restored: Tensor, target: Tensor, *, eps: float = 1e-3) -> Tenso
     """
     _checks.expect_floating("charbonnier", restored=restored, target=target)
     _checks.expect_shape("charbonnier", "target", target, "restored.shape", tuple(restored.shape))
-    if not eps > 0:
-        raise ValueError(f"charbonnier: expected eps > 0, got {eps}")
+    _checks.expect_number("charbonnier", "eps", eps, above=0)
     if restored.dtype.itemsize < 4:
         restored = restored.float()
     return ((restored - target).square() + eps**2).sqrt().mean()

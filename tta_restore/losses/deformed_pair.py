@@ -63,8 +63,7 @@ def calibration_mask(flow: Tensor, *, sigma: float = 0.35) -> Tensor:
 
     Source: JDRL (Li et al., AAAI 2023), the calibration mask of its deformation loss.
     """
-    if not sigma >= 0:
-        raise ValueError(f"calibration_mask: expected sigma >= 0, got {sigma}")
+    _checks.expect_number("calibration_mask", "sigma", sigma, minimum=0)
     grey = flow_grey(flow)
     mean = grey.mean((1, 2, 3), keepdim=True)
     return ((grey >= (1 - sigma) * mean) & (grey <= (1 + sigma) * mean)).to(flow.dtype)

@@ -54,8 +54,7 @@ def edge(restored: Tensor, target: Tensor, *, eps: float = 1e-3) -> Tensor:
     _checks.expect_floating("edge", restored=restored, target=target)
     _checks.expect_shape("edge", "restored", restored, "(B, C, H, W)")
     _checks.expect_shape("edge", "target", target, "restored.shape", tuple(restored.shape))
-    if not eps > 0:
-        raise ValueError(f"edge: expected eps > 0, got {eps}")
+    _checks.expect_number("edge", "eps", eps, above=0)
     if restored.dtype.itemsize < 4:
         restored, target = restored.float(), target.float()
     with torch.autocast(restored.device.type, enabled=False):
@@ -92,8 +91,7 @@ def charbonnier_edge(restored: Tensor, target: Tensor, *, edge_weight: float = 0
     _checks.expect_floating("charbonnier_edge", restored=restored, target=target)
     _checks.expect_shape("charbonnier_edge", "restored", restored, "(B, C, H, W)")
     _checks.expect_shape("charbonnier_edge", "target", target, "restored.shape", tuple(restored.shape))
-    if not eps > 0:
-        raise ValueError(f"charbonnier_edge: expected eps > 0, got {eps}")
+    _checks.expect_number("charbonnier_edge", "eps", eps, above=0)
     return charbonnier(restored, target, eps=eps) + edge_weight * edge(restored, target, eps=eps)
 
 

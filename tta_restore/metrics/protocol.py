@@ -10,6 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from tta_restore import _checks
+
 # ITU-R BT.601 luma in the 16..235 range of 8-bit video, the "Y channel" of the restoration literature.
 _LUMA_WEIGHTS = (65.738 / 256, 129.057 / 256, 25.064 / 256)
 _LUMA_OFFSET = 16 / 255
@@ -41,11 +43,8 @@ class Protocol:
             "aggregation": ("image", "group"),
         }
         for name, allowed in choices.items():
-            value = getattr(self, name)
-            if value not in allowed:
-                raise ValueError(f"Protocol: expected {name} to be one of {allowed}, got {value!r}")
-        if not isinstance(self.border, int) or self.border < 0:
-            raise ValueError(f"Protocol: expected border to be a number of pixels >= 0, got {self.border!r}")
+            _checks.expect_choice("Protocol", name, getattr(self, name), allowed)
+        _checks.expect_int("Protocol", "border", self.border, minimum=0)
 
     def prepare(self, image: Tensor) -> Tensor:
         """The image as it is measured: clamped to [0, 1], rounded, cut and converted.

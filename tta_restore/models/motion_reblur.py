@@ -60,8 +60,7 @@ class MotionReblur(nn.Module):
         super().__init__()
         _checks.expect_int("MotionReblur", "moments", moments, minimum=2)
         _checks.expect_int("MotionReblur", "num_frames", num_frames, minimum=3, odd=True)
-        if not 0 < exposure <= 1:
-            raise ValueError(f"MotionReblur: expected 0 < exposure <= 1, got {exposure}")
+        _checks.expect_number("MotionReblur", "exposure", exposure, above=0, maximum=1)
         if flow is not None and not callable(flow):
             raise TypeError(f"MotionReblur: expected flow to be a function of two images, got {type(flow).__name__}")
         self.moments, self.num_frames = moments, num_frames

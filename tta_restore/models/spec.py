@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
+from tta_restore import _checks
+
 OutputSelection = int | str | tuple[int | str, ...] | Callable[[Any], Tensor] | None
 
 
@@ -27,8 +29,7 @@ class SizeRequirements:
 
     def __post_init__(self) -> None:
         for name, value in (("minimum", self.minimum), ("multiple_of", self.multiple_of)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"SizeRequirements: expected {name} to be an integer >= 1, got {value!r}")
+            _checks.expect_int("SizeRequirements", name, value, minimum=1)
 
     def fit(self, height: int, width: int) -> tuple[int, int]:
         """Smallest legal (height, width) that holds the given one."""
@@ -72,5 +73,5 @@ class RestorerSpec:
             raise ValueError(f"RestorerSpec: expected value_range (low, high) with low < high, got {self.value_range}")
         for name in ("scale", "frames"):
             value = getattr(self, name)
-            if (name, value) != ("frames", None) and (not isinstance(value, int) or value < 1):
-                raise ValueError(f"RestorerSpec: expected {name} to be an integer >= 1, got {value!r}")
+            if (name, value) != ("frames", None):
+                _checks.expect_int("RestorerSpec", name, value, minimum=1)

@@ -183,10 +183,8 @@ class CrossFrameFusionBlock(nn.Module):
         _checks.expect_int(name, "window_size", window_size, minimum=1)
         _checks.expect_int(name, "num_frames", num_frames, minimum=1, odd=True)
         _checks.expect_choice(name, "token_order", token_order, ("aligned", "released"))
-        if not mlp_ratio > 0:
-            raise ValueError(f"{name}: expected mlp_ratio > 0, got {mlp_ratio}")
-        if not 0 <= drop_path < 1:
-            raise ValueError(f"{name}: expected drop_path in [0, 1), got {drop_path}")
+        _checks.expect_number(name, "mlp_ratio", mlp_ratio, above=0)
+        _checks.expect_number(name, "drop_path", drop_path, minimum=0, below=1)
         self.dim, self.num_heads, self.window_size, self.num_frames = dim, num_heads, window_size, num_frames
         self.mlp_ratio, self.token_order = mlp_ratio, token_order
         factory: dict[str, Any] = {"device": device, "dtype": dtype}

@@ -173,8 +173,8 @@ def _options(name: str, num_steps: int, kernel_size: int, negative_slope: float,
     _checks.expect_int(name, "num_steps", num_steps, minimum=1)
     _checks.expect_int(name, "kernel_size", kernel_size, minimum=1, odd=True)
     _checks.expect_choice(name, "horizontal", horizontal, ("own", "vertical"))
-    if not negative_slope >= 0:  # the sign of an activation must tell the sign of its input
-        raise ValueError(f"{name}: expected negative_slope to be a number >= 0, got {negative_slope}")
+    # The sign of an activation must tell the sign of its input.
+    _checks.expect_number(name, "negative_slope", negative_slope, minimum=0)
 
 
 def _one_dtype(name: str, x: Tensor, filters: Tensor, **more: Tensor) -> tuple[Tensor, ...]:
