@@ -111,8 +111,9 @@ def expect_number(
     """Raise TypeError for a value that is no number, ValueError for one out of its range, and for NaN."""
     if isinstance(value, bool) or not isinstance(value, (int, float, Real, torch.SymInt, torch.SymFloat)):
         raise TypeError(f"{function}: expected {name} to be a number, got {type(value).__name__} {value!r}")
-    within = value >= minimum and value <= maximum
-    if not within or (above is not None and not value > above) or (below is not None and not value < below):
+    number: Any = value
+    within = number >= minimum and number <= maximum
+    if not within or (above is not None and not number > above) or (below is not None and not number < below):
         low, opening, more = (minimum, "[", ">=") if above is None else (above, "(", ">")
         high, closing, less = (maximum, "]", "<=") if below is None else (below, ")", "<")
         if math.isinf(low) or math.isinf(high):

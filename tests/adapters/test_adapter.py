@@ -38,7 +38,7 @@ def test_settings_are_checked_in_the_callers_words():
         ({"mode": "test"}, "SiamCTTA: expected mode to be one of 'eval', 'train', got 'test'"),
         ({"bad_frames": "skip"}, "SiamCTTA: expected bad_frames"),
         ({"views": "rot3"}, "views: expected one of identity"),
-        ({"ema": 1.5}, r"SiamCTTA: expected ema in \[0, 1\], got 1.5"),
+        ({"ema": 1.5}, r"SiamCTTA: expected ema to be a number in \[0, 1\], got 1.5"),
         ({"emit": "best"}, "SiamCTTA: expected emit to be one of 'teacher_mean'"),
     ]:
         with pytest.raises(ValueError, match=message):

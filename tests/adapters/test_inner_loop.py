@@ -287,8 +287,8 @@ def test_steps_are_those_of_the_settings():
         ({"optimiser": "rmsprop"}, "optimiser to be one of 'adam', 'sgd'"),
         ({"order": "right"}, "order to be one of 'repaired', 'published', 'published_torch1', got 'right'"),
         ({"real": "sharp"}, "real to be one of"),
-        ({"adversarial_weight": 1.5}, r"adversarial_weight in \[0, 1\], got 1.5"),
-        ({"lr": -1.0}, "rates >= 0"),
+        ({"adversarial_weight": 1.5}, r"adversarial_weight to be a number in \[0, 1\], got 1.5"),
+        ({"lr": -1.0}, "inner loop: expected lr to be a number >= 0"),
         ({"passes": 0}, "passes to be an integer >= 1"),
     ],
 )

@@ -96,7 +96,7 @@ def test_consistency_with_the_frame_is_one_more_term():
     assert adapter(frame).isfinite().all()
     assert adapter.report.updated
     assert "and on the frame" in adapter.cost()
-    with pytest.raises(ValueError, match="consistency >= 0, got -1"):
+    with pytest.raises(ValueError, match="consistency to be a number >= 0, got -1"):
         ReblurPairs(_specialist(), consistency=-1.0)
 
 
@@ -220,7 +220,7 @@ def test_looking_at_kernels_changes_nothing():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"ema": 1.5}, r"expected ema in \[0, 1\], got 1.5"),
+        ({"ema": 1.5}, r"expected ema to be a number in \[0, 1\], got 1.5"),
         ({"restore": -0.1}, "expected restore"),
         ({"batch": 0}, "batch"),
         ({"lr": 0.0}, "expected lr to be a number > 0, got 0.0"),

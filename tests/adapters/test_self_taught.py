@@ -127,7 +127,7 @@ def test_roid_mixes_the_source_back_in():
     mixed(x)
     for name, source in kept.source.items():
         torch.testing.assert_close(mixed.student[name], source.lerp(kept.student[name], 0.75).detach())
-    with pytest.raises(ValueError, match="expected keep in"):
+    with pytest.raises(ValueError, match="expected keep to be a number in"):
         ROID(build("plain"), keep=1.5)
 
 

@@ -313,10 +313,10 @@ def test_bfloat16_stays_near():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"warm_up": -1}, "warm_up >= 0"),
+        ({"warm_up": -1}, "warm_up to be a number >= 0"),
         ({"outputs": 2}, "outputs to be one of"),
         ({"flow": "raft"}, "flow to be one of"),
-        ({"lr": 0}, "lr > 0"),
+        ({"lr": 0}, "lr to be a number > 0"),
     ],
 )
 def test_settings_refuse(settings, message):

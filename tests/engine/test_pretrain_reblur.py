@@ -91,7 +91,7 @@ def test_material_is_checked():
         WindowSource([])
     with pytest.raises(ValueError, match="no sharp originals"):
         WindowSource([Clip("alone", torch.rand(3, 3, 20, 20))], size=16)(1, torch.Generator())
-    with pytest.raises(ValueError, match="lr >= 0"):
+    with pytest.raises(ValueError, match="lr to be a number >= 0"):
         ReblurSettings(lr=-1.0)
 
 

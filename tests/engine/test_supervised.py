@@ -188,7 +188,7 @@ def test_refusals():
         SupervisedObjective(nn.Identity(), nn.Identity())
     with pytest.raises(ValueError, match="loss to be one of 'mse'"):
         SupervisedSettings(loss="huber")
-    with pytest.raises(ValueError, match="lr > 0"):
+    with pytest.raises(ValueError, match="lr to be a number > 0"):
         SupervisedSettings(lr=0)
     with pytest.raises(ValueError, match=r"restored images of shape \(1, 3, 24, 24\), got \(1, 3, 48, 48\)"):
         SupervisedObjective(nn.Upsample(scale_factor=2))(pairs(views=False)(1, torch.Generator()), 0)

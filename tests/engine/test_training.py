@@ -264,9 +264,9 @@ def test_other_settings_and_damage_are_told(tmp_path):
     (tmp_path / "state.pt").write_bytes(b"nothing")
     with pytest.raises(UsageError, match=r"state.pt is damaged"):
         run_small(tmp_path, 5)
-    with pytest.raises(ValueError, match="steps >= 1"):
+    with pytest.raises(ValueError, match="steps to be an integer >= 1"):
         TrainingRun(tmp_path, steps=0)
-    with pytest.raises(ValueError, match="workers >= 0"):
+    with pytest.raises(ValueError, match="workers to be an integer >= 0"):
         TrainingRun(tmp_path, workers=-1)
 
 
