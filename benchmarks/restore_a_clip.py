@@ -286,7 +286,7 @@ def main(arguments: list[str]) -> None:
         least[side] = {name: min(run["seconds"][side][name] for run in runs) for name in parts}
         least[side]["total"] = sum(least[side].values())
     row = {
-        "settings": {key: str(value) if key == "output" else value for key, value in vars(options).items()},
+        "settings": {key: value for key, value in vars(options).items() if key != "output"},
         "seconds": least,
         "ratio": least["ours"]["total"] / least["published"]["total"],
         "ratios_of_single_runs": [run["ratio"] for run in runs],
