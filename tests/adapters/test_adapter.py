@@ -9,7 +9,7 @@ import warnings
 import pytest
 import torch
 from adapters._base import leaves, picture, same_bits
-from adapters.recipes import make_pairs, make_siam_ctta
+from adapters.recipes import RECIPES, make_pairs, make_siam_ctta
 from adapters.zoo import Residual, Tied, build, frames
 from torch import nn
 
@@ -29,6 +29,13 @@ def test_around_a_function_or_a_model_it_is_the_source():
         assert torch.equal(SiamCTTA(net, select="all", views="identity").predict(x), expected)
     with pytest.raises(TypeError, match="a function has no weights"):
         SiamCTTA(lambda x: x, select="all")
+
+
+@pytest.mark.parametrize("method", [name for name, recipe in RECIPES.items() if recipe.learns and name != "pairs"])
+@pytest.mark.parametrize(("lr", "error"), [(-1.0, ValueError), (float("nan"), ValueError), ("1e-3", TypeError)])
+def test_every_method_refuses_a_wrong_rate_before_the_first_frame(method, lr, error):
+    with pytest.raises(error, match="expected lr to be a number"):
+        RECIPES[method].make(Residual(), lr=lr)
 
 
 def test_settings_are_checked_in_the_callers_words():

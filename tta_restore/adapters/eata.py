@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tta_restore import _checks
 from tta_restore.adapters.frame import Frame
 from tta_restore.adapters.self_taught import Form, SelfTaught, entropy, view_variance
 
@@ -48,6 +49,11 @@ class EATA(SelfTaught, method="eata"):
         fisher_weight: float = 2000.0,
         **options: Any,
     ) -> None:
+        for name, value in (("lr", lr), ("margin", margin), ("fisher_weight", fisher_weight)):
+            _checks.expect_number("EATA", name, value, minimum=0)
+        _checks.expect_number("EATA", "temperature", temperature, above=0)
+        if redundant is not None:
+            _checks.expect_number("EATA", "redundant", redundant)
         super().__init__(model, form=form, **options)
         self.lr, self.margin, self.temperature = lr, margin, temperature
         self.redundant = (0.05 if form == "literal" else 0.99) if redundant is None else redundant

@@ -32,6 +32,8 @@ class ROID(SelfTaught, method="roid"):
     def __init__(
         self, model: Any, *, lr: float = 1e-3, keep: float = 0.99, temperature: float = 1e-3, **options: Any
     ) -> None:
+        _checks.expect_number("ROID", "lr", lr, minimum=0)
+        _checks.expect_number("ROID", "temperature", temperature, above=0)
         _checks.expect_number("ROID", "keep", keep, minimum=0, maximum=1)
         super().__init__(model, form="regression", **options)
         self.lr, self.kept, self.temperature = lr, keep, temperature

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tta_restore import _checks
 from tta_restore.adapters.frame import Frame
 from tta_restore.adapters.guards import Guards
 from tta_restore.adapters.self_taught import Form, SelfTaught, entropy, view_variance
@@ -47,6 +48,9 @@ class SAR(SelfTaught, method="sar"):
         quantile: float = 0.9,
         **options: Any,
     ) -> None:
+        for name, value in (("lr", lr), ("rho", rho), ("margin", margin), ("collapse", collapse)):
+            _checks.expect_number("SAR", name, value, minimum=0)
+        _checks.expect_number("SAR", "quantile", quantile, minimum=0, maximum=1)
         defaults: dict[str, Any] = {"guards": Guards(divergence=20.0)} if form == "regression" else {}
         super().__init__(model, form=form, **(defaults | options))
         self.lr, self.rho, self.margin, self.collapse, self.quantile = lr, rho, margin, collapse, quantile

@@ -62,9 +62,11 @@ class SiamCTTA(Adapter, method="siam_ctta"):
         seed: int = 0,
         **options: Any,
     ) -> None:
+        method = type(self).__name__
+        _checks.expect_number(method, "lr", lr, minimum=0)
         for name, value in (("lr_decay", lr_decay), ("lr_floor", lr_floor), ("ema", ema), ("restore", restore)):
-            _checks.expect_number("SiamCTTA", name, value, minimum=0, maximum=1)
-        _checks.expect_choice("SiamCTTA", "emit", emit, ("teacher_mean", "teacher", "student", "source"))
+            _checks.expect_number(method, name, value, minimum=0, maximum=1)
+        _checks.expect_choice(method, "emit", emit, ("teacher_mean", "teacher", "student", "source"))
         seen = RELEASED_REGION if region is None else None if region == "full" else region
         super().__init__(model, select=select, views=views, steps=steps, region=seen, seed=seed, **options)
         self.lr, self.lr_decay, self.lr_floor, self.betas = lr, lr_decay, lr_floor, tuple(betas)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tta_restore import _checks
 from tta_restore.adapters.frame import Frame
 from tta_restore.adapters.self_taught import Form, SelfTaught, entropy, view_variance
 
@@ -37,6 +38,7 @@ class Tent(SelfTaught, method="tent"):
         betas: tuple[float, float] = (0.9, 0.999),
         **options: Any,
     ) -> None:
+        _checks.expect_number("Tent", "lr", lr, minimum=0)
         super().__init__(model, form=form, **options)
         self.lr, self.betas = lr, tuple(betas)
 
