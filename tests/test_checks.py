@@ -76,6 +76,11 @@ def test_numbers():
             _checks.expect_number("op", "share", value, minimum=0, below=1)
     with pytest.raises(ValueError, match="lr to be a number in \\(0, 1\\], got 0$"):
         _checks.expect_number("op", "lr", 0, above=0, maximum=1)
+    _checks.expect_number("op", "clip", None, above=0, optional=True)
+    with pytest.raises(ValueError, match="clip to be a number > 0 or None, got 0$"):
+        _checks.expect_number("op", "clip", 0, above=0, optional=True)
+    with pytest.raises(TypeError, match="clip to be a number or None, got str 'x'$"):
+        _checks.expect_number("op", "clip", "x", above=0, optional=True)
     with pytest.raises(ValueError, match="pan to be a number, got nan$"):
         _checks.expect_number("op", "pan", math.nan)
 

@@ -107,10 +107,17 @@ def expect_number(
     maximum: float = math.inf,
     above: float | None = None,
     below: float | None = None,
+    optional: bool = False,
 ) -> None:
-    """Raise TypeError for a value that is no number, ValueError for one out of its range, and for NaN."""
+    """Raise TypeError for a value that is no number, ValueError for one out of its range, and for NaN.
+
+    ``minimum`` and ``maximum`` belong to the range, ``above`` and ``below`` do not. An ``optional`` one may be None.
+    """
+    if optional and value is None:
+        return
+    tail = " or None" if optional else ""
     if isinstance(value, bool) or not isinstance(value, (int, float, Real, torch.SymInt, torch.SymFloat)):
-        raise TypeError(f"{function}: expected {name} to be a number, got {type(value).__name__} {value!r}")
+        raise TypeError(f"{function}: expected {name} to be a number{tail}, got {type(value).__name__} {value!r}")
     number: Any = value
     within = number >= minimum and number <= maximum
     if not within or (above is not None and not number > above) or (below is not None and not number < below):
@@ -121,7 +128,7 @@ def expect_number(
             kind = " ".join(["a number", *(f"{sign} {limit}" for sign, limit in sides if not math.isinf(limit))])
         else:
             kind = f"a number in {opening}{low}, {high}{closing}"
-        raise ValueError(f"{function}: expected {name} to be {kind}, got {value}")
+        raise ValueError(f"{function}: expected {name} to be {kind}{tail}, got {value}")
 
 
 def expect_choice(function: str, name: str, value: object, choices: Collection[object]) -> None:

@@ -173,5 +173,5 @@ def test_memory_of_a_method_may_not_be_written_into():
 
 def test_settings_are_checked():
     for name in ("spike", "drift", "divergence"):
-        with pytest.raises(ValueError, match=f"Guards: expected {name} to be a number > 0, got 0"):
+        with pytest.raises(ValueError, match=f"Guards: expected {name} to be a number > 0 or None, got 0"):
             Guards(**{name: 0})

@@ -251,7 +251,7 @@ def test_a_gradient_that_is_no_number_is_refused():
         ({"num_patches": 0}, "num_patches to be an integer >= 1"),
         ({"places": "grid"}, "places to be one of 'random', 'tile'"),
         ({"least_gain": -1.0}, "least_gain to be a number >= 0, got -1.0"),
-        ({"critic_clip": 0.0}, "critic_clip to be a number > 0, got 0.0"),
+        ({"critic_clip": 0.0}, "critic_clip to be a number > 0 or None, got 0.0"),
         ({"outputs": "first"}, "outputs to be one of 'main', 'all'"),
         ({"num_frames": 4}, "num_frames to be an odd integer"),
         ({"steps": 3}, "its steps follow from num_patches and passes"),

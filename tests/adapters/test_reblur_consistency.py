@@ -78,7 +78,7 @@ def test_it_brings_the_restoration_nearer_to_the_frame():
 
 
 def test_refusals():
-    with pytest.raises(ValueError, match="trust to be a number > 0, got -1"):
+    with pytest.raises(ValueError, match="trust to be a number > 0 or None, got -1"):
         ReblurConsistency(specialist(), trust=-1)
     with pytest.raises(ValueError, match=r"ema to be a number in \[0, 1\]"):
         ReblurConsistency(specialist(), ema=2)

@@ -52,8 +52,7 @@ class EATA(SelfTaught, method="eata"):
         for name, value in (("lr", lr), ("margin", margin), ("fisher_weight", fisher_weight)):
             _checks.expect_number("EATA", name, value, minimum=0)
         _checks.expect_number("EATA", "temperature", temperature, above=0)
-        if redundant is not None:
-            _checks.expect_number("EATA", "redundant", redundant)
+        _checks.expect_number("EATA", "redundant", redundant, optional=True)
         super().__init__(model, form=form, **options)
         self.lr, self.margin, self.temperature = lr, margin, temperature
         self.redundant = (0.05 if form == "literal" else 0.99) if redundant is None else redundant

@@ -34,8 +34,7 @@ class Guards:
 
     def __post_init__(self) -> None:
         for name in ("spike", "drift", "divergence"):
-            if getattr(self, name) is not None:
-                _checks.expect_number("Guards", name, getattr(self, name), above=0)
+            _checks.expect_number("Guards", name, getattr(self, name), above=0, optional=True)
 
     def refuses(self, loss: float, history: Sequence[float]) -> str | None:
         """Why a step with this loss is to be skipped, or None."""

@@ -139,8 +139,7 @@ class MetaTransfer(Adapter, method="meta_transfer"):
         _checks.expect_choice(name, "adversarial", adversarial, ("wasserstein", "least_squares"))
         _checks.expect_number(name, "least_gain", least_gain, minimum=0)
         _checks.expect_number(name, "critic_lr", critic_lr, minimum=0)
-        if critic_clip is not None:
-            _checks.expect_number(name, "critic_clip", critic_clip, above=0)
+        _checks.expect_number(name, "critic_clip", critic_clip, above=0, optional=True)
         if options.get("semantic") is not None or options.get("steps") is not None:
             raise ValueError(f"{name}: takes no semantic prior, and its steps follow from num_patches and passes")
         super().__init__(model, select=select, guards=guards or Guards(spike=None), seed=seed, **options)

@@ -74,8 +74,7 @@ class ReblurConsistency(LensAdapter, method="reblur_consistency"):
         _checks.expect_number("ReblurConsistency", "ema", ema, minimum=0, maximum=1)
         _checks.expect_number("ReblurConsistency", "lr", lr, above=0)
         _checks.expect_number("ReblurConsistency", "anchor", anchor, minimum=0)
-        if trust is not None:
-            _checks.expect_number("ReblurConsistency", "trust", trust, above=0)
+        _checks.expect_number("ReblurConsistency", "trust", trust, above=0, optional=True)
         super().__init__(model, estimator, select=select, views=views, steps=steps, seed=seed, **options)
         self.lr, self.ema, self.anchor, self.trust, self.border = lr, ema, anchor, trust, border
 

@@ -50,8 +50,9 @@ class CameraShake:
         for field in fields(self):
             if field.name != "direction":
                 _checks.expect_number("CameraShake", field.name, getattr(self, field.name), minimum=0, below=math.inf)
-        if self.direction is not None:
-            _checks.expect_number("CameraShake", "direction", self.direction, above=-math.inf, below=math.inf)
+        _checks.expect_number(
+            "CameraShake", "direction", self.direction, above=-math.inf, below=math.inf, optional=True
+        )
         _checks.expect_number("CameraShake", "exposure", self.exposure, above=0, maximum=1)
         _checks.expect_number("CameraShake", "period", self.period, minimum=1)
         _checks.expect_number("CameraShake", "rest", self.rest, below=1)
