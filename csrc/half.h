@@ -38,17 +38,25 @@ inline To reinterpret_bits(From from) {
 
 inline float load(float value) { return value; }
 inline double load(double value) { return value; }
-inline float load(BFloat16 value) { return reinterpret_bits<float>(uint32_t(value.bits) << 16); }
+// Bits to values, for uint32_t and float as for vectors of them (vector.h).
+template <typename Real, typename Word>
+inline __attribute__((always_inline)) Real bfloat16_value(Word bits) {
+  return reinterpret_bits<Real>(bits << 16);
+}
 
 // Branch-free, so that loops over it vectorise. A subnormal m is m * 2^-24, which is the spacing of floats above 0.5.
-inline float load(Float16 value) {
-  const uint32_t sign = uint32_t(value.bits & 0x8000u) << 16;
-  const uint32_t exponent = value.bits & 0x7c00u, fraction = value.bits & 0x3ffu;
-  const uint32_t shifted = uint32_t(value.bits & 0x7fffu) << 13;
-  const uint32_t subnormal = reinterpret_bits<uint32_t>(reinterpret_bits<float>(0x3f000000u | fraction) - 0.5f);
-  const uint32_t finite = exponent == 0 ? subnormal : shifted + 0x38000000u;
-  return reinterpret_bits<float>(sign | (exponent == 0x7c00u ? shifted | 0x7f800000u : finite));
+template <typename Real, typename Word>
+inline __attribute__((always_inline)) Real float16_value(Word bits) {
+  const Word sign = (bits & 0x8000u) << 16;
+  const Word exponent = bits & 0x7c00u, fraction = bits & 0x3ffu;
+  const Word shifted = (bits & 0x7fffu) << 13;
+  const Word subnormal = reinterpret_bits<Word>(reinterpret_bits<Real>(0x3f000000u | fraction) - 0.5f);
+  const Word finite = exponent == 0 ? subnormal : shifted + 0x38000000u;
+  return reinterpret_bits<Real>(sign | (exponent == 0x7c00u ? shifted | 0x7f800000u : finite));
 }
+
+inline float load(BFloat16 value) { return bfloat16_value<float>(uint32_t(value.bits)); }
+inline float load(Float16 value) { return float16_value<float>(uint32_t(value.bits)); }
 
 inline void store(float value, float& to) { to = value; }
 inline void store(double value, double& to) { to = value; }

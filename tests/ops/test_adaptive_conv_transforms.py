@@ -75,6 +75,21 @@ def test_any_shape_layout_and_dtype(shape, steps, taps, features, dtype, horizon
             assert_agrees(got, want, what=function.__name__, tolerance=tolerance)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("taps", [3, 5, 7])
+def test_frames_around_the_width_of_vectors(taps, dtype):
+    """The forward sweep keeps whole vectors from one pixel to the next: rows that just fill some, or just do not."""
+    summed_in = torch.promote_types(dtype, torch.float32)
+    for height, width in [*((3, width) for width in range(5, 67)), (1, 48), (2, 97), (5, 105), (95, 97)]:
+        x, *_, filters = draw(1, 2, height, width, 2, taps, 1, seed=width, dtype=dtype)
+        options = {"num_steps": 2, "kernel_size": taps}
+        found = ops.iac(x, filters, **options)
+        with tta_restore.backend("reference"):
+            expected = ops.iac(x.double(), filters.double(), **options)
+        rounding = 4 * torch.finfo(summed_in).eps * expected.abs().max() + torch.finfo(dtype).eps * expected.abs()
+        assert ((found - expected).abs() <= rounding).all(), (height, width)
+
+
 @pytest.mark.parametrize("horizontal", ["own", "vertical"])
 @pytest.mark.parametrize("activate_last", [True, False])
 @pytest.mark.parametrize("taps", [1, 3, 5])

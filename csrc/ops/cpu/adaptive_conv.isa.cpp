@@ -1,5 +1,6 @@
 // All steps of one channel after another, forward and backward, with taps read from memory.
 #include "adaptive_conv_block.h"
+#include "adaptive_conv_sweep.h"
 
 namespace tta::TTA_ISA {
 
@@ -8,9 +9,12 @@ void adaptive_conv_forward(const AdaptiveConvForward<S>& args, int64_t begin, in
   using T = accumulate_t<S>;
   constexpr bool in_place = sizeof(S) == sizeof(T);
   const AdaptiveConv& conv = args.conv;
-  const int64_t plane = conv.H * conv.W, rows = block_rows(conv.H, conv.W), capacity = rows * conv.W;
+  const bool sweep = sweeps<T>(conv);
+  const int64_t plane = conv.H * conv.W, rows = block_rows(conv.H, conv.W), capacity = sweep ? 0 : rows * conv.W;
   TapReader<S> reader(conv, capacity);
   Scratch<T> planes(2 * plane), middle(capacity);
+  Scratch<S> no_bias(sweep && !args.taps.bias ? plane : 0);
+  if (sweep && !args.taps.bias) std::memset(no_bias, 0, size_t(plane) * sizeof(S));
   for (int64_t i = begin; i < end; ++i) {
     const int64_t b = i / conv.C, c = i % conv.C;
     T* spare = planes + plane;
@@ -21,9 +25,13 @@ void adaptive_conv_forward(const AdaptiveConvForward<S>& args, int64_t begin, in
       if (n < conv.N - 1 && args.states) z = args.states + ((b * (conv.N - 1) + n) * conv.C + c) * plane;
       if constexpr (in_place)
         if (n == conv.N - 1) z = args.out + i * plane;
-      each_block(conv, rows, [&](const Block& block, int64_t first, int64_t pixels) {
-        forward_block<T>(block, reader.read(taps, first, pixels), slope_of<T>(conv, n), u, middle, z + first);
-      });
+      if (sweep)
+        sweep_frame<LANES<T>, S, T>(conv, {taps.vertical, conv.own ? taps.horizontal : taps.vertical,
+                                 taps.bias ? taps.bias : no_bias, plane}, slope_of<T>(conv, n), u, z);
+      else
+        each_block(conv, rows, [&](const Block& block, int64_t first, int64_t pixels) {
+          forward_block<T>(block, reader.read(taps, first, pixels), slope_of<T>(conv, n), u, middle, z + first);
+        });
       u = z;
     }
     if constexpr (!in_place) put(args.out + i * plane, u, plane, false);

@@ -14,7 +14,7 @@ struct BlockTaps {
   int64_t stride;
 };
 
-// z = leaky_relu(H V u + b); slope 1 is no activation. `middle` is room for the block.
+// z = leaky_relu(H V u + b); slope 1 is no activation. Leaves V u in `middle`.
 template <typename T>
 void forward_block(const Block& block, const BlockTaps<const T>& taps, T slope, const T* u, T* middle, T* z);
 
@@ -25,6 +25,23 @@ void backward_block(const Block& block, const BlockTaps<const T>& taps, T slope,
                     const T* g, const BlockTaps<T>* grad_taps, T* rooms, T* grad_u);
 
 namespace {
+
+// Whether the loops are unrolled for so many taps
+template <typename T>
+bool unrolls(int64_t K) {
+  return K == 3 || (sizeof(T) == sizeof(float) && (K == 5 || K == 7));
+}
+
+// call.operator()<KS>() with the number of taps as a constant where the loops are unrolled for it
+template <typename T, typename Call>
+void with_taps(int64_t K, Call call) {
+  if (K == 3) return call.template operator()<3>();
+  if constexpr (sizeof(T) == sizeof(float)) {
+    if (K == 5) return call.template operator()<5>();
+    if (K == 7) return call.template operator()<7>();
+  }
+  call.template operator()<0>();
+}
 
 template <typename S>
 S* locate(S* base, const TapLayout& layout, int64_t b, int64_t n, int64_t c) {

@@ -4,17 +4,6 @@
 namespace tta::TTA_ISA {
 namespace {
 
-// call.operator()<KS>() with the number of taps as a constant where the loops are unrolled for it
-template <typename T, typename Call>
-void with_taps(int64_t K, Call call) {
-  if (K == 3) return call.template operator()<3>();
-  if constexpr (sizeof(T) == sizeof(float)) {
-    if (K == 5) return call.template operator()<5>();
-    if (K == 7) return call.template operator()<7>();
-  }
-  call.template operator()<0>();
-}
-
 template <int KS, typename T>
 void forward_of(const Block& block, const BlockTaps<const T>& taps, T slope, const T* u, T* middle, T* z) {
   const T *k1 = taps.vertical, *k2 = taps.horizontal, *bias = taps.bias;

@@ -1,0 +1,98 @@
+// Vectors of L values in the compiler's own notation: a * b + c, a > b ? a : b. For *.isa.cpp only, and there for loops
+// that keep whole vectors from one turn to the next; others vectorise by themselves.
+#pragma once
+
+#include <cstdint>
+
+#include "half.h"
+
+namespace tta::TTA_ISA {
+namespace {
+
+// The most lanes that the instruction set has for a type.
+template <typename T>
+#if defined(__AVX512F__)
+constexpr int LANES = 64 / int(sizeof(T));
+#elif defined(__AVX2__)
+constexpr int LANES = 32 / int(sizeof(T));
+#else
+constexpr int LANES = 16 / int(sizeof(T));
+#endif
+
+template <typename T>
+struct SameSize;
+template <>
+struct SameSize<float> {
+  using integer = int32_t;
+};
+template <>
+struct SameSize<double> {
+  using integer = int64_t;
+};
+template <typename T>
+using Integer = typename SameSize<T>::integer;
+
+template <typename T, int L>
+struct VectorTypes {
+  typedef T values __attribute__((vector_size(L * sizeof(T))));
+  typedef T in_memory __attribute__((vector_size(L * sizeof(T)), aligned(alignof(T)), may_alias));
+};
+template <typename T, int L>
+using Vector = typename VectorTypes<T, L>::values;
+template <typename T, int L>
+using Integers = Vector<Integer<T>, L>;  // comparisons of Vectors give these
+
+template <int L, typename T>
+inline __attribute__((always_inline)) auto load_vector(const T* from) {
+  const Vector<T, L> values = *reinterpret_cast<const typename VectorTypes<T, L>::in_memory*>(from);
+  return values;
+}
+template <int L>
+inline __attribute__((always_inline)) Vector<float, L> load_vector(const BFloat16* from) {
+  const auto bits = load_vector<L>(&from->bits);
+  return bfloat16_value<Vector<float, L>>(__builtin_convertvector(bits, Vector<uint32_t, L>));
+}
+template <int L>
+inline __attribute__((always_inline)) Vector<float, L> load_vector(const Float16* from) {
+  const auto bits = load_vector<L>(&from->bits);
+  return float16_value<Vector<float, L>>(__builtin_convertvector(bits, Vector<uint32_t, L>));
+}
+
+template <int L, typename T>
+inline __attribute__((always_inline)) void store_vector(T* to, Vector<T, L> values) {
+  *reinterpret_cast<typename VectorTypes<T, L>::in_memory*>(to) = values;
+}
+
+// first, first + 1, ...
+template <int L, typename T>
+inline __attribute__((always_inline)) Vector<T, L> count_from(T first) {
+  Vector<T, L> result{};
+  for (int lane = 0; lane < L; ++lane) result[lane] = first + lane;
+  return result;
+}
+
+#if !__has_builtin(__builtin_shuffle)
+template <int... I>
+struct Lanes {};
+template <int N, int... I>
+struct FirstLanes : FirstLanes<N - 1, N - 1, I...> {};
+template <int... I>
+struct FirstLanes<0, I...> {
+  using type = Lanes<I...>;
+};
+#endif
+
+// The lanes first, first + 1, ... of low and high laid end to end
+template <int first, typename T, int L>
+inline __attribute__((always_inline)) Vector<T, L> lanes_from(Vector<T, L> low, Vector<T, L> high) {
+#if __has_builtin(__builtin_shuffle)  // GCC, which has the other only since 12
+  return __builtin_shuffle(low, high, count_from<L, Integer<T>>(first));
+#else
+  return [&]<int... lane>(Lanes<lane...>) {
+    return __builtin_shufflevector(low, high, (first + lane)...);
+  }(typename FirstLanes<L>::type{});
+#endif
+}
+
+}  // namespace
+}  // namespace tta::TTA_ISA
