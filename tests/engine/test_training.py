@@ -18,7 +18,9 @@ from torch import Tensor, nn
 
 from tta_restore.data.image_io import read_image
 from tta_restore.engine.training import Objective, Step, TrainingRun, moved, step_seed, train
+from tta_restore.engine.training_config import built_from, model_from
 from tta_restore.engine.usage import UsageError
+from tta_restore.models import create_model
 
 RUN = TrainingRun(Path(), batch=2, save_every=4, log_every=2, draw_every=6, seed=3, progress=False)
 forks = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork.*:DeprecationWarning")
@@ -285,3 +287,12 @@ def test_batches_of_all_kinds_are_moved():
     batch = moved({"pair": Pair(torch.zeros(2), None, "a"), "list": [torch.ones(1)], "n": 3}, "meta")
     assert (batch["pair"].x.device.type, batch["pair"].y, batch["pair"].name) == ("meta", None, "a")
     assert (batch["list"][0].device.type, batch["n"]) == ("meta", 3)
+
+
+@pytest.mark.parametrize("section", [{"name": "specialist"}, {"name": "lens_unet", "checkpoint": "specialist"}])
+def test_a_configuration_names_shipped_weights_as_the_command_line_does(section):
+    shipped = create_model("lens_unet", checkpoint="specialist").state_dict()
+    named = model_from(section, default="jdrl_unet").state_dict()
+    assert named.keys() == shipped.keys()
+    assert all(torch.equal(named[key], shipped[key]) for key in shipped)
+    assert not built_from(section, default="jdrl_unet"), "training on from given weights"

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from tta_restore.data import photos
 from tta_restore.data.patches import random_patches
+from tta_restore.engine.model_source import SHIPPED
 from tta_restore.engine.training import TrainingRun
 from tta_restore.engine.usage import UsageError
 from tta_restore.models import create_model, list_models
@@ -69,29 +70,35 @@ def built_from(section: Mapping[str, Any], *, default: str) -> dict[str, tuple[s
 
     Configuration that a checkpoint brought is not in the section, so that nothing is said then, either.
     """
-    options = dict(section)
-    name = options.pop("name", default)
-    if ":" in name or options.get("checkpoint") is not None:
-        return {}
-    options.pop("checkpoint", None)
-    return {"restorer": (name, options)}
+    name, checkpoint, options = _named(section, default)
+    return {} if ":" in name or checkpoint is not None else {"restorer": (name, options)}
 
 
 def model_from(section: Mapping[str, Any], *, default: str, kind: str = "restorer") -> nn.Module:
-    """A network: ``name`` (registered, or ``module.path:callable``), ``checkpoint``, and the builder's keywords.
+    """A network: ``name``, ``checkpoint``, and the builder's keywords.
+
+    The name is that of a registered network, of shipped weights such as ``specialist``, or ``module.path:callable``.
 
     Raises:
         ValueError: there is no such network or checkpoint.
         TypeError: it does not take one of the keywords.
     """
-    options = dict(section)
-    name, checkpoint = options.pop("name", default), options.pop("checkpoint", None)
+    name, checkpoint, options = _named(section, default)
     if ":" in name:
         module, _, attribute = name.partition(":")
         return getattr(importlib.import_module(module), attribute)(**options)
     if name not in list_models(kind):
         raise ValueError(f"no {kind} {name!r}; there are: {', '.join(list_models(kind))}")
     return create_model(name, checkpoint=checkpoint, **options)
+
+
+def _named(section: Mapping[str, Any], default: str) -> tuple[str, Any, dict[str, Any]]:
+    """The name of a network, its checkpoint or None, and the other entries."""
+    options = dict(section)
+    name, checkpoint = options.pop("name", default), options.pop("checkpoint", None)
+    if name in SHIPPED and checkpoint is None:
+        return SHIPPED[name], name, options
+    return name, checkpoint, options
 
 
 def bundled_pictures(size: int, names: Sequence[str] = photos.TRAIN) -> Tensor:
