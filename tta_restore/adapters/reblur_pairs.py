@@ -24,7 +24,7 @@ from tta_restore.models.apertures import rasterize_picture
 
 _LOOK, _LOOKS = 256, 3  # large frames are read at 3 x 3 places of this many pixels
 _NEIGHBOUR = 4  # cells of 8 pixels between two radii that one patch runs through
-_FULL_LEAD = 1.25  # dB that the student is ahead of the source on pairs when all of it is trusted
+_FULL_LEAD = 1.6  # dB that the student is ahead of the source on pairs when all of it is trusted
 _LARGEST_ERROR = 1.0  # of the logarithm of a radius, whatever the estimator says
 _SOFT = 0.8  # share of the material that is soft by itself, as most of a photograph is
 _MARGIN = lenses.KERNEL_SIZE - 1
@@ -56,7 +56,7 @@ class ReblurPairs(LensAdapter, method="reblur_pairs"):
         lr: learning rate of the first steps with a lens.
         lr_half: steps with a lens after which the learning rate has halved; it falls as 1 / (1 + t / lr_half).
         ema: share of itself that the teacher keeps at each step. It follows only a share of the way from the source to
-            the student, which grows with the student's lead over the source on pairs: none at 0 dB, all at 1.25 dB.
+            the student, which grows with the student's lead over the source on pairs: none at 0 dB, all at 1.6 dB.
         restore: probability with which a scalar of the student returns to the source, per step.
         hypotheses: how many apertures that fit the frames are looked at; the pairs are made with them.
         caution: weight of what is lost to the source on single pairs, each in parts of the source's error on it, so
@@ -86,12 +86,12 @@ class ReblurPairs(LensAdapter, method="reblur_pairs"):
         *,
         sharp: Tensor | None = None,
         select: Select = "all",
-        steps: int = 48,
+        steps: int = 144,
         burst: int = 3,
         batch: int = 4,
         patch: int = 48,
         lr: float = 1e-3,
-        lr_half: float = 64.0,
+        lr_half: float = 192.0,
         ema: float = 0.9,
         restore: float = 0.0,
         hypotheses: int = 16,
