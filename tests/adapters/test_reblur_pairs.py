@@ -78,6 +78,40 @@ def test_most_of_the_material_is_soft():
     assert 8 < crisp.sum() < 32  # a fifth of 96 was left as it was
 
 
+def test_some_sharp_patches_are_of_the_scene():
+    white, black, picture = torch.ones(1, 3, 80, 80), torch.zeros(1, 3, 64, 70), torch.full((1, 23, 23), 1 / 23**2)
+    for scene, batch, rounds, expected in (
+        (0.25, 4, 3, {1}),
+        (0.5, 4, 3, {2}),
+        (1.0, 3, 1, {3}),
+        (0.25, 1, 40, {0, 1}),
+    ):
+        adapter = ReblurPairs(_specialist(), sharp=white, scene=scene, batch=batch)
+        with adapter._working_on(adapter.state.view()):
+            lent = [
+                int((adapter._pair(picture, torch.ones(4, 2), torch.zeros(4, 1), black)[1].amax((1, 2, 3)) == 0).sum())
+                for _ in range(rounds)
+            ]
+        assert set(lent) == expected
+    assert 3 <= sum(lent) <= 20  # a quarter of 40
+    with pytest.raises(ValueError, match=r"expected scene to be a number in \[0, 1\], got 2"):
+        ReblurPairs(_specialist(), scene=2)
+
+
+def test_the_scene_is_what_the_source_restores():
+    model, frame = _specialist(), _frames(lenses.SOURCE, 1)[0].blurry[None]
+    for scene, x, expected in (
+        (0.25, frame, SelfEnsemble(model)(frame).clamp(0, 1)),
+        (0.0, frame, None),
+        (0.25, frame[..., :63], None),  # a patch with its margin takes 64
+    ):
+        adapter = ReblurPairs(model, steps=1, burst=1, scene=scene)
+        with adapter._session(x) as looked_at, adapter._working_on(adapter.state):
+            adapter.begin_frame(looked_at)
+        found = looked_at.notes["scene"]
+        assert found is None if expected is None else torch.equal(found, expected)
+
+
 def test_consistency_with_the_frame_is_one_more_term():
     frame = _frames(lenses.SOURCE, 1)[0].blurry[None]
     losses, terms = [], []
@@ -159,6 +193,24 @@ def test_a_change_of_lens_starts_over_and_a_known_lens_is_remembered():
     for lens in (first, second):
         never.adapt(_frames(lens, 1)[0].blurry[None])
     assert never.extra["switches"] == 0
+
+
+def test_after_a_change_of_lens_it_continues_from_what_restores_its_pairs_best():
+    ring = lenses.Lens("ring", lenses.ring(0.65), (3.0, 4.5))
+    adapter = ReblurPairs(_specialist(), steps=48, burst=1, switch=0.15)
+    adapter.adapt(_frames(ring, 1)[0].blurry[None])
+    learnt, source = adapter.snapshot()["student"], adapter.source
+    sharp = lenses.Lens("disk", lenses.disk, (0.8, 1.0))  # which the source knows and what was learnt spoils
+    for lens, expected, other in ((sharp, source, learnt), (ring, learnt, source)):
+        frame = _frames(lens, 1)[0].blurry[None]
+        with adapter._session(frame) as looked_at, adapter._working_on(adapter.state):
+            adapter.switch = -1.0  # every frame is of a new lens
+            adapter.begin_frame(looked_at)
+            assert looked_at.extra["lens_changed"] == 1
+            assert all(torch.equal(tensor, expected[name]) for name, tensor in adapter.student.items())
+            assert not all(torch.equal(tensor, other[name]) for name, tensor in adapter.student.items())
+            assert (adapter.extra["lead"] > 0.3) == (expected is learnt)
+            assert adapter.state.updates == 0, "the schedule starts over"
 
 
 def test_a_lens_is_new_only_when_nothing_that_fits_the_frame_is_near(monkeypatch):
@@ -254,3 +306,14 @@ def test_an_estimator_of_ones_own_is_used_and_left_as_it_was():
     assert all(torch.equal(weight, before[name]) for name, weight in estimator.state_dict().items())
     with pytest.raises(TypeError, match="ReblurPairs: expected sharp to be a torch.Tensor, got list"):
         ReblurPairs(_specialist(), estimator, sharp=[torch.rand(3, 96, 96)])
+
+
+def test_its_plan_counts_one_moment_for_filters_and_two_for_biases():
+    model = _specialist()
+    expected = sum(tensor.numel() * 4 * (3 if tensor.ndim > 1 else 4) for tensor in model.parameters())
+    adapter = ReblurPairs(model, steps=1, burst=1)
+    assert adapter.plan().bytes == expected
+    adapter.adapt(_frames(lenses.SOURCE, 1)[0].blurry[None])
+    kept = [value for entry in adapter.state.optimiser.state.values() for value in entry.values() if value.ndim]
+    tensors = [tensor for role in adapter.state.sets.values() for tensor in role.values()]
+    assert sum(tensor.nbytes for tensor in (*kept, *tensors)) == expected

@@ -7,6 +7,7 @@ from tta_restore.adapters.eata import EATA
 from tta_restore.adapters.frame import Frame
 from tta_restore.adapters.guards import Guards
 from tta_restore.adapters.meta_transfer import MetaTransfer
+from tta_restore.adapters.muon import Muon
 from tta_restore.adapters.reblur_consistency import ReblurConsistency
 from tta_restore.adapters.reblur_pairs import ReblurPairs
 from tta_restore.adapters.recommended import recommended
@@ -36,6 +37,7 @@ __all__ = [
     "Frame",
     "Guards",
     "MetaTransfer",
+    "Muon",
     "Plan",
     "ReblurConsistency",
     "ReblurPairs",

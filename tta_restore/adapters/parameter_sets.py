@@ -35,7 +35,9 @@ def average(target: ParameterSet, newest: ParameterSet, keep: float) -> None:
 @torch.no_grad()
 def between(source: ParameterSet, target: ParameterSet, share: float) -> ParameterSet:
     """New tensors ``share`` of the way from ``source`` to ``target``."""
-    return {name: source[name].to(tensor).lerp(tensor, share) for name, tensor in target.items()}
+    tensors = list(target.values())
+    mixed = torch._foreach_lerp([source[name].to(target[name]) for name in target], tensors, share)
+    return dict(zip(target, mixed, strict=True))
 
 
 @torch.no_grad()

@@ -138,22 +138,27 @@ def plan(adapter: Adapter) -> Plan:
     """What an adapter adapts, where, and at which cost."""
     own = adapter._backbone.parameters()
     roles = adapter.roles if adapter.adapted else ()
-    size = sum(own[name].numel() * max(4, own[name].element_size()) for name in adapter.adapted)
+    # beside a vector and beside a matrix, which some optimisers keep less for
+    moments = [_moments(adapter, shape) if "student" in roles else 0 for shape in ((2,), (2, 2))]
+
+    def size(tensor: Tensor) -> int:
+        return tensor.numel() * max(4, tensor.element_size()) * (len(roles) + moments[tensor.ndim > 1])
+
     return Plan(
         method=type(adapter).__name__,
         tensors={name: tuple(own[name].shape) for name in adapter.adapted},
         total=sum(parameter.numel() for parameter in own.values()),
         roles=roles,
-        bytes=size * (len(roles) + (_moments(adapter) if "student" in roles else 0)),
+        bytes=sum(size(own[name]) for name in adapter.adapted),
         sites=() if adapter.injection is None else tuple(site.path for site in adapter.injection.sites),
         cost=adapter.cost(),
     )
 
 
-def _moments(adapter: Adapter) -> int:
-    """How many tensors of its size the optimiser keeps for each tensor, found on two numbers."""
-    trial = torch.zeros(2, requires_grad=True)
-    trial.grad = torch.ones(2)
+def _moments(adapter: Adapter, shape: tuple[int, ...]) -> int:
+    """How many tensors of its size the optimiser keeps for a tensor, found on a small one."""
+    trial = torch.zeros(shape, requires_grad=True)
+    trial.grad = torch.ones(shape)
     optimiser = adapter.make_optimiser([trial])
     if optimiser is None:
         return 0

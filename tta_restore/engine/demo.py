@@ -92,7 +92,7 @@ def comparison(*, more: bool = False) -> Comparison:
                 SHOWN,
                 pairs(specialist),
                 "Estimates the lens from the frame, blurs sharp material with it, and trains the restorer on those "
-                "pairs; starts anew, or from a lens it remembers, when the lens changes.",
+                "pairs; starts anew, or from what it learnt for another lens, when the lens changes.",
                 "#0072B2",
             ),
             *([consistency] if more else []),
