@@ -296,3 +296,25 @@ def test_a_configuration_names_shipped_weights_as_the_command_line_does(section)
     assert named.keys() == shipped.keys()
     assert all(torch.equal(named[key], shipped[key]) for key in shipped)
     assert not built_from(section, default="jdrl_unet"), "training on from given weights"
+
+
+@pytest.mark.parametrize(
+    ("section", "error", "message"),
+    [
+        ({"name": 5}, TypeError, "expected the name of a network, got 5"),
+        ({"name": ["ifan"]}, TypeError, r"expected the name of a network, got \['ifan'\]"),
+        ({"name": "specialis"}, ValueError, "no restorer 'specialis'; there are"),
+        ({"name": "no_such_module:net"}, ValueError, "no_such_module:net: No module named"),
+        ({"name": "torch.nn:no_such_layer"}, ValueError, "torch.nn has no no_such_layer"),
+        ({"name": "torch.nn:Identity", "checkpoint": "x"}, ValueError, "a checkpoint belongs to a registered"),
+    ],
+)
+def test_a_configuration_that_names_no_network_is_told_so(section, error, message):
+    with pytest.raises(error, match=message):
+        model_from(section, default="jdrl_unet")
+
+
+def test_a_configuration_may_name_a_function():
+    layer = model_from({"name": "torch.nn:Conv2d", "in_channels": 3, "out_channels": 4, "kernel_size": 1}, default="")
+    assert isinstance(layer, nn.Conv2d)
+    assert layer.weight.shape == (4, 3, 1, 1)

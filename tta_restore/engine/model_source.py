@@ -55,8 +55,8 @@ def load_restorer(
         model = create_model(SHIPPED[source], checkpoint=source)
     elif Path(source).is_file():
         model = _from_file(Path(source))
-    elif found := _CALLABLE.fullmatch(source):
-        model = _from_code(found["module"], found["name"])
+    elif _CALLABLE.fullmatch(source):
+        model = model_from_code(source)
     else:
         hint = ""
         if ".py:" in source:
@@ -120,21 +120,29 @@ def _architectures(spandrel: Any) -> Any:
     return registry
 
 
-def _from_code(module: str, name: str) -> Any:
+def model_from_code(source: str, **keywords: Any) -> Any:
+    """What `module.path:callable` gives for the keywords, or the module of that name; from the current folder, too.
+
+    Raises:
+        ValueError: there is no such thing, or it cannot be called, or is a module already and takes no keywords.
+    """
+    module, _, name = source.partition(":")
     with _current_folder_importable():
         try:
             found: Any = importlib.import_module(module)
         except ImportError as error:
-            raise ValueError(f"{module}:{name}: {error}") from error
+            raise ValueError(f"{source}: {error}") from error
     for part in name.split("."):
         if not hasattr(found, part):
-            raise ValueError(f"{module}:{name}: {module} has no {name}")
+            raise ValueError(f"{source}: {module} has no {name}")
         found = getattr(found, part)
     if isinstance(found, nn.Module):
+        if keywords:
+            raise ValueError(f"{source}: is a module already and takes no keywords, got {', '.join(keywords)}")
         return found
     if not callable(found):
-        raise ValueError(f"{module}:{name}: expected a module or a function that gives one, got {type(found).__name__}")
-    return found()
+        raise ValueError(f"{source}: expected a module or a function that gives one, got {type(found).__name__}")
+    return found(**keywords)
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 
 from tta_restore.data import photos
 from tta_restore.data.patches import random_patches
-from tta_restore.engine.model_source import SHIPPED
+from tta_restore.engine.model_source import SHIPPED, model_from_code
 from tta_restore.engine.training import TrainingRun
 from tta_restore.engine.usage import UsageError
 from tta_restore.models import create_model, list_models
@@ -81,12 +80,13 @@ def model_from(section: Mapping[str, Any], *, default: str, kind: str = "restore
 
     Raises:
         ValueError: there is no such network or checkpoint.
-        TypeError: it does not take one of the keywords.
+        TypeError: the name is none, or the network does not take one of the keywords.
     """
     name, checkpoint, options = _named(section, default)
     if ":" in name:
-        module, _, attribute = name.partition(":")
-        return getattr(importlib.import_module(module), attribute)(**options)
+        if checkpoint is not None:
+            raise ValueError(f"a checkpoint belongs to a registered network, and {name!r} is a function")
+        return model_from_code(name, **options)
     if name not in list_models(kind):
         raise ValueError(f"no {kind} {name!r}; there are: {', '.join(list_models(kind))}")
     return create_model(name, checkpoint=checkpoint, **options)
@@ -96,6 +96,8 @@ def _named(section: Mapping[str, Any], default: str) -> tuple[str, Any, dict[str
     """The name of a network, its checkpoint or None, and the other entries."""
     options = dict(section)
     name, checkpoint = options.pop("name", default), options.pop("checkpoint", None)
+    if not isinstance(name, str):
+        raise TypeError(f"expected the name of a network, got {name!r}")
     if name in SHIPPED and checkpoint is None:
         return SHIPPED[name], name, options
     return name, checkpoint, options
