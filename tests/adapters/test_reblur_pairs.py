@@ -150,6 +150,19 @@ def test_caution_counts_pairs_on_which_the_source_is_better_in_parts_of_its_erro
             assert looked_at.notes["lead"] == pytest.approx(20 * math.log10(0.105 / 0.06))
 
 
+def test_a_student_that_goes_to_infinity_is_a_step_not_taken(monkeypatch):
+    frame = _frames(lenses.SOURCE, 1)[0].blurry[None]
+    adapter = ReblurPairs(_specialist(), steps=1, burst=1)
+    adapter.adapt(frame)
+    before = adapter.snapshot()
+    errors = iter((torch.tensor([torch.inf], requires_grad=True), torch.tensor([0.1])))
+    monkeypatch.setattr(reblur_pairs, "_errors", lambda restored, sharp: next(errors))
+    report = adapter.adapt(frame)
+    assert report.skipped_because == "loss is inf"
+    for role, tensors in adapter.snapshot().items():
+        assert all(torch.equal(tensor, before[role][name]) for name, tensor in tensors.items())
+
+
 def test_the_teacher_goes_part_of_the_way():
     model, frame = _specialist(), _frames(lenses.SOURCE, 1)[0].blurry[None]
     adapter = ReblurPairs(model, steps=1, burst=1, ema=0.5)

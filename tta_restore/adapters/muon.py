@@ -21,9 +21,9 @@ _BETAS, _EPS = (0.9, 0.999), 1e-8
 class Muon(torch.optim.Optimizer):
     """Steps filters and matrices along their orthogonalised momentum, and all other tensors as Adam does.
 
-    Every direction that a layer can change in gets a step of like size, however small its share of the gradient: 96
-    steps reach what takes Adam more than 144 (:class:`ReblurPairs`). Filters count as matrices of one row per output
-    channel. :class:`torch.optim.Muon` takes matrices only.
+    Every direction that a layer can change in gets a step of like size, however small its share of the gradient, which
+    pays where steps are few. Filters count as matrices of one row per output channel. :class:`torch.optim.Muon` takes
+    matrices only.
 
     Args:
         parameters: tensors to step; those with one row, one column, or more than 256 of both go as in Adam.
