@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from tta_restore.adapters import ReblurPairs, SelfEnsemble, reblur_pairs
-from tta_restore.adapters.reblur_pairs import _FULL_LEAD, _material, aperture_distance
+from tta_restore.adapters.reblur_pairs import _FULL_LEAD, _material
 from tta_restore.data import dead_leaves, lenses, photos
 from tta_restore.metrics import psnr
 from tta_restore.models import RestorerSpec, as_restorer, create_model
@@ -56,19 +56,6 @@ def test_radii_are_drawn_as_far_from_those_read_as_the_estimator_is_unsure():
         changes[error] = (pair[0] - pair[1]).square().mean((1, 2, 3)).sqrt()  # grows with the radius
     assert changes[0.5].std() > 2 * changes[0.0].std()
     assert changes[0.5].min() < changes[0.0].min()
-
-
-def test_unsure_readings_are_drawn_less_often_and_never_believed_to_be_off_without_end():
-    adapter = ReblurPairs(_specialist())
-    reading = {"radii": torch.tensor([[1.0, 1.0], [2.0, 2.0]]), "weights": torch.tensor([8.0, 1e-3])}
-    adapter.state.extra["readings"] = [reading]
-    with adapter._working_on(adapter.state.view()):
-        radii, error = adapter._radii()
-    assert (radii[:, 0] == 1).float().mean() > 0.95
-    assert torch.equal(error[radii[:, 0] == 1], torch.full_like(error[radii[:, 0] == 1], 1 / 8))
-    reading["weights"] = torch.zeros(2) + 1e-3
-    with adapter._working_on(adapter.state.view()):
-        assert adapter._radii()[1].max() == 1.0
 
 
 def test_most_of_the_material_is_soft():
@@ -238,14 +225,6 @@ def test_a_lens_is_new_only_when_nothing_that_fits_the_frame_is_near(monkeypatch
         assert adapter.adapt(frames[1].blurry[None]).extra["lens_changed"] == changed
 
 
-def test_aperture_distance():
-    disk, ring = torch.rand(5, 5), torch.zeros(5, 5)
-    ring[0, 0] = 1.0
-    disk[0, 0] = 0.0
-    assert aperture_distance(disk, disk) == 0
-    assert aperture_distance(disk, ring) == pytest.approx(2.0)
-
-
 def test_grey_frames_and_batches_and_small_frames():
     class Grey(nn.Module):
         def __init__(self):
@@ -258,14 +237,6 @@ def test_grey_frames_and_batches_and_small_frames():
     adapter = ReblurPairs(Grey(), steps=1, burst=1)
     assert adapter(torch.rand(2, 1, 40, 36)).shape == (2, 1, 40, 36)
     assert adapter(torch.rand(1, 1, 9, 20)).shape == (1, 1, 9, 20)
-
-
-def test_large_frames_are_read_in_nine_places():
-    from tta_restore.adapters.reblur_pairs import _looks
-
-    assert _looks(torch.rand(1, 3, 700, 500)).shape == (1, 3, 700, 500)
-    assert _looks(torch.rand(2, 3, 1000, 1200)).shape == (18, 3, 256, 256)
-    assert _looks(torch.rand(1, 3, 100, 1200)).shape == (9, 3, 100, 256)
 
 
 def test_looking_at_kernels_changes_nothing():

@@ -14,6 +14,7 @@ from tta_restore import _checks
 from tta_restore.adapters.frame import Frame
 from tta_restore.adapters.frame_blur import disagreement
 from tta_restore.adapters.lens_adapter import LensAdapter
+from tta_restore.adapters.lens_readings import Reading, looks, mean_log_radius, nearest, radii_of, reading_of
 from tta_restore.adapters.muon import Muon
 from tta_restore.adapters.selection import Select
 from tta_restore.adapters.views import Views
@@ -23,11 +24,8 @@ from tta_restore.data.softness import soften
 from tta_restore.losses import charbonnier
 from tta_restore.models.apertures import rasterize_picture
 
-_LOOK, _LOOKS = 256, 3  # large frames are read at 3 x 3 places of this many pixels
-_NEIGHBOUR = 4  # cells of 8 pixels between two radii that one patch runs through
 _FULL_LEAD = 1.25  # dB that the student is ahead of the source on pairs when all of it is trusted
 _TRIED = 16  # pairs that what is known is tried on after a change of lens
-_LARGEST_ERROR = 1.0  # of the logarithm of a radius, whatever the estimator says
 _SOFT = 0.8  # share of the material that is soft by itself, as most of a photograph is
 _MARGIN = lenses.KERNEL_SIZE - 1
 
@@ -156,20 +154,23 @@ class ReblurPairs(LensAdapter, method="reblur_pairs"):
     def begin_frame(self, frame: Frame) -> None:
         """Read the lens; on a change of lens remember the old one and start from what fits the new one best."""
         super().begin_frame(frame)
-        reading = self._read(frame.image)
+        reading = reading_of(self.read_lens(looks(frame.image)))
         readings = self.extra["readings"]
         fitting = self._plausible([reading])
         distance = growth = 0.0
         if readings:
-            distance = _nearest(fitting, self.aperture())
-            growth = abs(_mean_log_radius([reading]) - _mean_log_radius(readings))
+            distance = nearest(fitting, self.aperture())
+            growth = abs(mean_log_radius([reading]) - mean_log_radius(readings))
         changed = self.switch is not None and (distance > self.switch or growth > self.rescale)
         if changed:
             readings = []
         if not readings:
             frame.steps *= self.burst
         self.extra["readings"] = [*readings, reading][-self.memory :]
-        frame.notes["apertures"], frame.notes["radii"] = self._plausible(self.extra["readings"]), self._radii()
+        frame.notes["apertures"], frame.notes["radii"] = (
+            self._plausible(self.extra["readings"]),
+            radii_of(self.extra["readings"], self.generator),
+        )
         frame.notes["scene"] = self._scene(frame.region) if self.scene else None
         if changed:
             self._change_lens(frame)
@@ -272,39 +273,14 @@ class ReblurPairs(LensAdapter, method="reblur_pairs"):
         frame.extra["reblur_loss"] = seen.mean().item()
         return loss.mean()
 
-    def _read(self, image: Tensor) -> dict[str, Tensor]:
-        """What a frame says of its lens: statistics of the aperture, pairs of neighbouring radii and their weights."""
-        estimate = self.read_lens(_looks(image))
-        radius, confidence = estimate.radius.cpu(), estimate.confidence.clamp(max=10).cpu()
-        pairs, weights = [], []
-        for axis in (1, 2):
-            reach = min(_NEIGHBOUR, radius.shape[axis] - 1)
-            count = radius.shape[axis] - reach
-            for store, values in ((pairs, radius), (weights, confidence)):
-                two = torch.stack([values.narrow(axis, 0, count), values.narrow(axis, reach, count)], dim=-1)
-                store.append(two.reshape(-1, 2))
-        return {
-            "statistics": estimate.statistics.sum(0, keepdim=True).cpu(),
-            "radii": torch.cat(pairs),
-            "weights": torch.cat(weights).amin(1),
-        }
-
     def _aperture(self, statistics: Tensor) -> Tensor:
         with torch.no_grad():  # an estimator of one's own may want gradients
             return self.estimator.aperture(statistics)[0].cpu()
 
-    def _statistics(self, readings: list[dict[str, Tensor]]) -> Tensor:
+    def _statistics(self, readings: list[Reading]) -> Tensor:
         return torch.stack([reading["statistics"] for reading in readings]).sum(0).to(self._estimator_device())
 
-    def _radii(self) -> tuple[Tensor, Tensor]:
-        """Radii that were read, surer ones more often, and what their logarithms may be off by: (256, 2), (256, 1)."""
-        readings = self.extra["readings"]
-        weights = torch.cat([reading["weights"] for reading in readings])
-        chosen = torch.multinomial(weights, 256, replacement=True, generator=self.generator)
-        error = (1 / weights[chosen, None]).clamp(max=_LARGEST_ERROR)
-        return torch.cat([reading["radii"] for reading in readings])[chosen], error
-
-    def _plausible(self, readings: list[dict[str, Tensor]]) -> Tensor:
+    def _plausible(self, readings: list[Reading]) -> Tensor:
         """Apertures that the frames may have been taken through: (N, A, A)."""
         with torch.no_grad():
             return self.estimator.plausible(self._statistics(readings)[0], self.hypotheses).cpu()
@@ -313,7 +289,7 @@ class ReblurPairs(LensAdapter, method="reblur_pairs"):
         """What a frame shows, as the source restores it: (N, 3, h, w); None for frames smaller than a patch."""
         if min(image.shape[-2:]) < self.patch + _MARGIN:
             return None
-        return self.ensemble("source", _looks(image)).image.float().clamp(0, 1).expand(-1, 3, -1, -1).cpu()
+        return self.ensemble("source", looks(image)).image.float().clamp(0, 1).expand(-1, 3, -1, -1).cpu()
 
     def _pair(
         self, apertures: Tensor, radii: Tensor, error: Tensor, scene: Tensor | None = None
@@ -370,15 +346,6 @@ class ReblurPairs(LensAdapter, method="reblur_pairs"):
         return blurry.to(frame.image), sharp.to(frame.image.device)
 
 
-def aperture_distance(first: Tensor, second: Tensor) -> float:
-    """Squared distance of two aperture pictures, (A, A), over the mean of their squares: 0 equal, 2 disjoint."""
-    return float((first - second).square().sum() / (first.square().sum() + second.square().sum()) * 2)
-
-
-def _nearest(apertures: Tensor, other: Tensor) -> float:
-    return min(aperture_distance(aperture, other) for aperture in apertures)
-
-
 def _errors(restored: Tensor, sharp: Tensor) -> Tensor:
     return torch.stack([charbonnier(one.float(), other) for one, other in zip(restored, sharp, strict=True)])
 
@@ -387,24 +354,6 @@ def _lead(source: float, student: float) -> float:
     """How much less a student's error is than the source's, dB."""
     # not of the ratio: a student without bounds is infinitely behind, which the guards then say
     return 20 * (math.log10(max(source, 1e-12)) - math.log10(max(student, 1e-12)))
-
-
-def _mean_log_radius(readings: list[dict[str, Tensor]]) -> float:
-    weights = torch.cat([reading["weights"] for reading in readings])
-    logs = torch.cat([reading["radii"] for reading in readings]).log().mean(1)
-    return float((logs * weights).sum() / weights.sum())
-
-
-def _looks(image: Tensor) -> Tensor:
-    """The frame, or where it is large, 3 x 3 parts of it: (B or 9 B, C, h, w)."""
-    height, width = image.shape[-2:]
-    if max(height, width) <= _LOOK * _LOOKS:
-        return image
-    sides = [min(side, _LOOK) for side in (height, width)]
-    starts = [
-        [round(i * (n - s) / (_LOOKS - 1)) for i in range(_LOOKS)] for n, s in zip((height, width), sides, strict=True)
-    ]
-    return torch.cat([image[..., y : y + sides[0], x : x + sides[1]] for y in starts[0] for x in starts[1]])
 
 
 @cache
