@@ -260,6 +260,7 @@ def test_looking_at_kernels_changes_nothing():
         ({"restore": -0.1}, "expected restore"),
         ({"batch": 0}, "batch"),
         ({"lr": 0.0}, "expected lr to be a number > 0, got 0.0"),
+        ({"switch": 2.5}, r"expected switch to be a number in \[0, 2\], got 2.5"),
         ({"caution": -1.0}, "expected caution to be a number >= 0"),
         ({"sharp": torch.rand(2, 3, 50, 50)}, "S >= patch"),
         ({"select": "no_such_layer*"}, "no_such_layer"),

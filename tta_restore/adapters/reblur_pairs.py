@@ -120,6 +120,8 @@ class ReblurPairs(LensAdapter, method="reblur_pairs"):
             _checks.expect_number("ReblurPairs", name, value, minimum=0, maximum=1)
         for name, value in (("lr", lr), ("lr_half", lr_half), ("rescale", rescale)):
             _checks.expect_number("ReblurPairs", name, value, above=0)
+        if switch is not None:
+            _checks.expect_number("ReblurPairs", "switch", switch, minimum=0, maximum=2)
         weights = {"noise": noise, "spread": spread, "caution": caution, "consistency": consistency, "anchor": anchor}
         for name, value in weights.items():
             _checks.expect_number("ReblurPairs", name, value, minimum=0)
