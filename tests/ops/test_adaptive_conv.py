@@ -289,6 +289,16 @@ def test_gradient_of_one_argument(generator, op, test):
         assert_agrees(found, expected)
 
 
+def test_a_graph_on_the_cpu_holds_the_inputs_alone(generator):
+    """The states between steps would be N - 1 times as large as the frame; filters in the cache make them again."""
+    sample = TestIac().samples(generator)[0]
+    leaves = [tensor.requires_grad_() for tensor in sample.tensors]
+    held = []
+    with torch.autograd.graph.saved_tensors_hooks(held.append, lambda tensor: tensor):
+        ops.iac(*leaves, **sample.options)
+    assert {tensor.data_ptr() for tensor in held if tensor.numel()} == {tensor.data_ptr() for tensor in leaves}
+
+
 def test_third_derivative_refuses(generator):
     sample = TestIac().samples(generator)[0]
     x, filters = sample.leaves()

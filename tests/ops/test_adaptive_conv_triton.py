@@ -116,6 +116,19 @@ def check(case, device="cpu"):
     assert not any(gradient.any() for gradient in empty[1:])
 
 
+def check_states():
+    """The backward pass is the same whether the forward one saved its states, as on a GPU, or they are made again."""
+    case = Case("iac", (2, 3, 5, 7), 3, 3)
+    x, filters = tensors(case, "cpu")
+    options = 3, 3, 0.1, True, True
+    out, states = launchers.iac(x, filters, *options, True)
+    _, none = launchers.iac(x, filters, *options, False)
+    assert states.shape == (2, 2, 3, 5, 7)
+    assert none.numel() == 0
+    saved, again = (launchers.iac_backward(torch.ones_like(out), x, filters, s, *options, True) for s in (states, none))
+    assert all(torch.equal(a, b) for a, b in zip(saved, again, strict=True))
+
+
 def check_groups():
     made = tensors(GROUPS, "cpu")
     with tta_restore.backend("triton"), torch.no_grad():
@@ -133,6 +146,7 @@ import test_adaptive_conv_triton as tests
 for case in tests.SMALL:
     tests.check(case)
     print(case)
+tests.check_states()
 tests.check_groups()
 """
 

@@ -1,5 +1,6 @@
-// A step of adaptive convolution in one sweep over the frame: all taps of a pixel are read at once, a kilobyte ahead of
-// their use, so that reading goes on beside computing. For *.isa.cpp only.
+// A step of adaptive convolution in one sweep over the frame: all taps of a pixel are read at once, and fetched a kilobyte
+// ahead of their use, those of the next step while this one ends, so that reading goes on beside computing. For *.isa.cpp
+// only.
 //
 // V u stays in registers. The horizontal pass follows the vertical one at a distance of one vector and finds its
 // neighbours among the lanes of three vectors. Rows are taken as one long row: a tap that would read past a border takes
@@ -12,10 +13,18 @@
 namespace tta::TTA_ISA {
 namespace {
 
+// Taps that are fetched while a sweep is before pixel `end`: those of pixel i stand at i.
+template <typename S>
+struct Fetched {
+  BlockTaps<const S> taps;
+  int64_t end;
+};
+
 // z = leaky_relu(H V u + b) for `pixels` pixels in whole rows of W; tap t of the first one reads u[t][0]. Sums are taken
 // in the order of filter_columns and filter_rows.
 template <int KS, int L, typename S, typename T>
-void sweep_rows(const BlockTaps<const S>& taps, T slope, const T* const (&u)[KS], int64_t W, int64_t pixels, T* z) {
+void sweep_rows(const BlockTaps<const S>& taps, const Fetched<S> (&ahead)[2], T slope, const T* const (&u)[KS], int64_t W,
+                int64_t pixels, T* z) {
   using V = Vector<T, L>;
   using Columns = Integers<T, L>;
   constexpr int reach = KS / 2;
@@ -23,13 +32,12 @@ void sweep_rows(const BlockTaps<const S>& taps, T slope, const T* const (&u)[KS]
   const S *k1 = taps.vertical, *k2 = taps.horizontal, *bias = taps.bias;
   const int64_t stride = taps.stride;
 
-  const auto fetch = [=](int64_t i) __attribute__((always_inline)) {
-    const int64_t ahead = i + 1024 / int64_t(sizeof(S));
+  const auto fetch = [=](const BlockTaps<const S>& of, int64_t i) __attribute__((always_inline)) {
     unroll<KS>([&]<int t>() __attribute__((always_inline)) {
-      __builtin_prefetch(k1 + t * stride + ahead);
-      __builtin_prefetch(k2 + t * stride + ahead);
+      __builtin_prefetch(of.vertical + t * stride + i);
+      __builtin_prefetch(of.horizontal + t * stride + i);
     });
-    __builtin_prefetch(bias + ahead);
+    __builtin_prefetch(of.bias + i);
   };
   const auto column = [&](int64_t i) __attribute__((always_inline)) {
     V sum = load_vector<L>(k1 + i) * load_vector<L>(u[0] + i);
@@ -58,15 +66,16 @@ void sweep_rows(const BlockTaps<const S>& taps, T slope, const T* const (&u)[KS]
   V before{}, here = column(0);
   Columns x = count_from<L>(Integer<T>(0));
   int64_t i = 0;
-  for (; i + 2 * L <= pixels; i += L) {
-    fetch(i);
-    const V after = column(i + L);
-    row(i, x, before, here, after);
-    before = here;
-    here = after;
-    x += Integer<T>(L);
-    x = x < width ? x : x - width;
-  }
+  for (const Fetched<S>& now : ahead)
+    for (; i < now.end && i + 2 * L <= pixels; i += L) {
+      fetch(now.taps, i);
+      const V after = column(i + L);
+      row(i, x, before, here, after);
+      before = here;
+      here = after;
+      x += Integer<T>(L);
+      x = x < width ? x : x - width;
+    }
   // Fewer than two vectors are left: the last two of the run, which may overlap those before.
   const V last = column(pixels - L);
   here = column(pixels - 2 * L);
@@ -82,20 +91,28 @@ bool sweeps(const AdaptiveConv& conv) {
   return unrolls<T>(conv.K) && conv.W >= 3 * SHORTEST_VECTOR / int64_t(sizeof(T)) && conv.W <= int64_t(1) << 30;
 }
 
-// As forward_block for a whole frame for which sweeps() holds, with taps where they are kept. V u is kept nowhere; u and
-// z must not overlap. In vectors of L, or shorter ones for narrow frames.
+template <typename S>
+BlockTaps<const S> from_pixel(const BlockTaps<const S>& taps, int64_t i) {
+  return {taps.vertical + i, taps.horizontal + i, taps.bias + i, taps.stride};
+}
+
+// As forward_block for a whole frame for which sweeps() holds, with taps where they are kept; `next` are read after
+// them. V u is kept nowhere; u and z must not overlap. In vectors of L, or shorter ones for narrow frames.
 template <int L, typename S, typename T>
-void sweep_frame(const AdaptiveConv& conv, const BlockTaps<const S>& taps, T slope, const T* u, T* z) {
+void sweep_frame(const AdaptiveConv& conv, const BlockTaps<const S>& taps, const BlockTaps<const S>& next, T slope,
+                 const T* u, T* z) {
   if constexpr (L * int64_t(sizeof(T)) > SHORTEST_VECTOR)
-    if (conv.W < 3 * L) return sweep_frame<L / 2>(conv, taps, slope, u, z);
+    if (conv.W < 3 * L) return sweep_frame<L / 2>(conv, taps, next, slope, u, z);
+  constexpr int64_t AHEAD = 1024 / sizeof(S);
+  const int64_t turn = conv.H * conv.W - AHEAD;  // the pixel beside which the first one of `next` is fetched
   with_taps<T>(conv.K, [&]<int KS>() {
     if constexpr (KS > 0)
       column_runs(Block{conv.H, conv.W, 0, conv.H, conv.K}, [&](int64_t y, int64_t end) {
         const T* source[KS];
         for (int t = 0; t < KS; ++t) source[t] = u + clamp(y + t - KS / 2, conv.H - 1) * conv.W;
-        const int64_t i = y * conv.W;
-        sweep_rows<KS, L, S, T>({taps.vertical + i, taps.horizontal + i, taps.bias + i, taps.stride}, slope, source,
-                                conv.W, (end - y) * conv.W, z + i);
+        const int64_t i = y * conv.W, pixels = (end - y) * conv.W;
+        const Fetched<S> ahead[] = {{from_pixel(taps, i + AHEAD), turn - i}, {from_pixel(next, i - turn), pixels}};
+        sweep_rows<KS, L, S, T>(from_pixel(taps, i), ahead, slope, source, conv.W, pixels, z + i);
       });
   });
 }

@@ -99,7 +99,8 @@ def iac(
     channels = num_steps * c * (2 * kernel_size + 1)
     _checks.expect_shape("iac", "filters", filters, "(B, N*C*(2K+1), H, W)", (b, channels, h, w))
     x, filters = _one_dtype("iac", x, filters)
-    save = torch.is_grad_enabled() and (x.requires_grad or filters.requires_grad)
+    # A GPU would read all filters once more to make the states again; a CPU finds them in its cache afterwards.
+    save = x.is_cuda and torch.is_grad_enabled() and (x.requires_grad or filters.requires_grad)
     own = horizontal == "own"
     options = num_steps, kernel_size, float(negative_slope), bool(activate_last), own
     return _library.apply(Iac, "iac", x, filters, *options, save)[0]
