@@ -61,18 +61,17 @@ class Case:
         return (made[0], *made[1].chunk(2, 1)) if self.op == "sac" else made
 
     def least_bytes(self, direction: str) -> int:
-        """Bytes that any implementation must move, with the states of all steps kept for the backward pass."""
+        """Bytes that any implementation must move: for the backward pass, inputs again, and gradients."""
         b, c, h, w = self.shape
         size = torch.finfo(self.dtype).bits // 8
-        plane, wide = b * c * h * w * size, b * c * h * w * max(size, 4)
+        plane = b * c * h * w * size
         filters = 0 if self.features else b * self.filter_channels * h * w * size
         weights = b * self.features * h * w * size + self.filter_channels * (self.features + 1) * size
         inputs = filters + (weights if self.features else 0)
         forward = inputs + 2 * plane
         if direction == "forward":
             return forward
-        states = 0 if self.features else (self.num_steps - 1) * wide
-        return forward + inputs + inputs + 3 * plane + 2 * states
+        return forward + inputs + inputs + 3 * plane
 
     def operations(self, direction: str) -> int:
         """Multiplications and additions: the filters' use, and the products of their predictor."""
