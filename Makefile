@@ -32,7 +32,6 @@ bench-gpu: install
 	$(BIN)/pytest -q -m gpu tests
 	$(BIN)/pytest -q -m "not slow" --device cuda tests/ops tests/nn tests/losses
 	$(BIN)/python -m benchmarks report --device cuda
-	$(BIN)/pytest -q benchmarks/test_isotropic.py -k ratio
 
 docs: install
 	$(PIP) install -c constraints.txt sphinx myst-parser furo

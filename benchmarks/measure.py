@@ -88,7 +88,7 @@ def compare(
     tensors = case.tensors(device)
     calls = {
         name: cases.runner(function, tensors, direction)
-        for name, function in cases.contenders(case, device).items()
+        for name, function in case.contenders(device).items()
         if not only or name in only
     }
     size = 448 << 20
@@ -99,7 +99,7 @@ def peak_memory(case: cases.Case, direction: str, device: str, contender: str) -
     """Bytes that one call needs at its peak above its inputs, results included."""
     tensors = case.tensors(device)
     small = tuple(t[..., :4, :4].contiguous() if t.ndim == 4 else t for t in tensors)
-    function = cases.contenders(case, device)[contender]
+    function = case.contenders(device)[contender]
     warm_up = cases.runner(function, small, direction)
     if contender != "compiled":
         warm_up()  # libraries load on first use
@@ -162,12 +162,12 @@ def anonymous_growth(call: Callable[[], object]) -> int:
 def call_overhead(device: str, calls: int = 2000) -> dict[str, float]:
     """Microseconds of a call whose arithmetic is nothing, without gradients: the best of seven runs."""
     tiny = {
-        op: cases.Case(op, cases.TINY, 2, 3, features=2 * (op == "iac_from_features"))
+        op: cases.AdaptiveConv(op, cases.TINY, 2, 3, features=2 * (op == "iac_from_features"))
         for op in ("iac", "iac_from_features")
     }
     options = {"num_steps": 2}
     made = {op: case.tensors(device) for op, case in tiny.items()}
-    sac = cases.Case("sac", cases.TINY, 1, 3).tensors(device)
+    sac = cases.AdaptiveConv("sac", cases.TINY, 1, 3).tensors(device)
     timed: dict[str, Callable[[], Any]] = {
         "torch.mul": lambda: torch.mul(sac[0], sac[0]),
         "sac": lambda: ops.sac(*sac),

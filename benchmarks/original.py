@@ -1,9 +1,17 @@
-"""The adaptive convolution as it was released, written anew from its description: unfold, permute, multiply, sum.
+"""The algorithms as they were released, written anew from their descriptions: what the ops replace, and the baseline of
+every ratio.
 
-Every step makes the K shifted views of its input, brings taps and views into one layout, multiplies and sums over K.
-This is what the ops replace, and the baseline of every ratio.
+Adaptive convolution: unfold, permute, multiply, sum. Every step makes the K shifted views of its input, brings taps and
+views into one layout, multiplies and sums over K.
+
+Isotropic blur: every kernel is made tap by tap for a quadrant, mirrored twice and normalised; the image is stacked once
+per tap; product, sum.
 """
 
+import math
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -30,3 +38,36 @@ def iac(x: Tensor, filters: Tensor, *, num_steps: int, kernel_size: int = 3, hor
 
 def predict(features: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return functional.conv2d(features, weight[:, :, None, None], bias)
+
+
+def isotropic_kernel(seeds: Tensor, size: int) -> Tensor:
+    m, a = size // 2, seeds.abs()
+    rows = []
+    for i in range(m + 1):
+        row = []
+        for j in range(m + 1):
+            r = math.hypot(m - i, m - j)
+            low, part = int(r), r - int(r)
+            if r > m:
+                row.append(torch.zeros_like(a[:, 0]))
+            elif part == 0:
+                row.append(a[:, low])
+            else:
+                row.append((1 - part) * a[:, low] + part * a[:, low + 1])
+        rows.append(torch.stack(row, 1))
+    quadrant = torch.stack(rows, 1)
+    half = torch.cat((quadrant, quadrant[:, :, :-1].flip(2)), 2)
+    logits = torch.cat((half, half[:, :-1].flip(1)), 1)
+    return logits.flatten(1, 2).softmax(1)
+
+
+def isotropic_reblur(image: Tensor, seeds: Tensor, weights: Tensor, *, kernel_sizes: Sequence[int]) -> Tensor:
+    h, w = image.shape[2:]
+    out, first = weights[:, :1] * image, 0
+    for n, size in enumerate(kernel_sizes, 1):
+        kernel = isotropic_kernel(seeds[:, first : first + (size + 1) // 2], size)
+        first += (size + 1) // 2
+        padded = functional.pad(image, (size // 2,) * 4)
+        views = torch.stack([padded[:, :, i : i + h, j : j + w] for i in range(size) for j in range(size)], 2)
+        out = out + weights[:, n : n + 1] * (views * kernel[:, None]).sum(2)
+    return out

@@ -114,7 +114,7 @@ def collect(options: argparse.Namespace, path: Path | None) -> tuple[dict[str, A
                     save({**result, "load_after": os.getloadavg()}, path)
             if options.memory:
                 memory = {}
-                for contender in cases.contenders(case, device):
+                for contender in case.contenders(device):
                     if options.contenders and contender not in options.contenders:
                         continue
                     request = {**base, "kind": "memory", "case": index, "direction": direction, "contender": contender}

@@ -12,6 +12,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 THREADS = [1] if DEVICE == "cuda" else sorted({1, os.cpu_count() or 1})
 # The original needs seconds per backward pass; `python -m benchmarks report` has it.
 CONTENDERS = ("ours", "composed", "reference", "original")
+SMALL = (cases.PATCH, cases.PHOTO)
 
 
 @pytest.mark.parametrize("threads", THREADS)
@@ -19,7 +20,7 @@ CONTENDERS = ("ours", "composed", "reference", "original")
 @pytest.mark.parametrize("case", cases.cases(DEVICE), ids=lambda case: case.name.replace(" ", "-"))
 @pytest.mark.parametrize("contender", CONTENDERS)
 def test_speed(benchmark, case, direction, threads, contender):
-    function = cases.contenders(case, DEVICE).get(contender)
+    function = case.contenders(DEVICE).get(contender)
     if function is None:
         pytest.skip(f"{case.op} has no contender {contender!r}")
     if contender != "ours" and direction != "forward":
@@ -42,16 +43,14 @@ def test_speed(benchmark, case, direction, threads, contender):
         torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize(
-    "case", [case for case in cases.cases("cpu") if case.shape == cases.PATCH], ids=lambda case: case.op
-)
+@pytest.mark.parametrize("case", [c for c in cases.cases("cpu") if c.shape in SMALL], ids=lambda case: case.op)
 def test_contenders_agree(case):
     """A ratio between functions that compute different things would mean nothing."""
     tensors = case.tensors("cpu")
     with torch.no_grad(), tta_restore.backend("reference"):
-        expected = cases.contenders(case, "cpu")["original"](*tensors)
+        expected = case.contenders("cpu")["original"](*tensors)
     for name in ("ours", "composed", "reference"):
-        function = cases.contenders(case, "cpu").get(name)
+        function = case.contenders("cpu").get(name)
         if function:
             with torch.no_grad():
                 torch.testing.assert_close(function(*tensors), expected, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,30 @@
+"""The command that measures: what it writes and prints, on the smallest case."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_a_report_has_times_stream_memory_and_machine(tmp_path):
+    """`make bench-gpu` runs this command where no test ever does."""
+    options = ["--only", "isotropic", "--contenders", "ours", "--directions", "forward", "--allocators", "default"]
+    file = tmp_path / "report.json"
+    run = subprocess.run(
+        [sys.executable, "-m", "benchmarks", "report", *options, "--threads", "1", "--rounds", "2", "--output", file],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    result = json.loads(file.read_text())
+    (row,) = result["measurements"]
+    assert (row["op"], row["direction"], row["threads"]) == ("isotropic_reblur", "forward", 1)
+    assert {"ours", "stream read", "stream copy"} == row["times"].keys()
+    assert all(taken["wall"]["median"] > 0 for taken in row["times"].values())
+    assert 0 < row["peak_bytes"]["ours"] < 1 << 26
+    assert {"device", "torch", "cores"} <= result["machine"].keys()
+    assert "isotropic_reblur 1x3x256x256 float32" in run.stdout
+    assert file.with_suffix(".svg").exists()
