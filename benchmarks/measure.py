@@ -1,8 +1,10 @@
 """Timing, peak memory and the bandwidth of this machine. Every function here runs in a fresh process (see report.py).
 
 Contenders are timed in turn, round after round, in one process: whatever else the machine does meets all of them alike,
-and ratios of medians hold where absolute times do not. Beside the wall clock stands the processor time of the process,
-which others cannot take; on a busy machine the two differ, and the load is recorded.
+and ratios of medians hold where absolute times do not. Each is timed in its second call of a round, so that it finds
+memory and caches as it left them itself, as in a loop of its own, and not as another contender did. Beside the wall
+clock stands the processor time of the process, which others cannot take; on a busy machine the two differ, and the load
+is recorded.
 """
 
 from __future__ import annotations
@@ -51,7 +53,10 @@ def _summary(samples: list[float]) -> dict[str, float]:
 def in_turn(
     calls: dict[str, Callable[[], Any]], device: str, rounds: int, seconds: float, *, warm_up: bool = True
 ) -> dict[str, dict[str, Any]]:
-    """Time the calls in turn for ``rounds`` rounds, or fewer once ``seconds`` have passed; one warm-up each."""
+    """Time the calls in turn for ``rounds`` rounds, or fewer once ``seconds`` have passed.
+
+    ``warm_up=False`` leaves out the call before each one that is timed, for calls of minutes.
+    """
     results: dict[str, dict[str, Any]] = {}
     samples: dict[str, list[tuple[float, float]]] = {}
     for name, call in calls.items():
@@ -67,6 +72,8 @@ def in_turn(
         if done >= 3 and time.perf_counter() > end:
             break
         for name, taken in samples.items():
+            if warm_up:
+                calls[name]()
             taken.append(_timed(calls[name], device))
     for name, taken in samples.items():
         processor, wall = zip(*taken, strict=True)
