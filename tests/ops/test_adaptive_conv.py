@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 import tta_restore
 from tta_restore import ops
+from tta_restore.ops.adaptive_conv import functional
 
 GOLDEN = Path(__file__).parents[1] / "golden/ifan"
 CASES = sorted(path.stem for path in GOLDEN.glob("iac_k*.safetensors"))
@@ -289,14 +290,26 @@ def test_gradient_of_one_argument(generator, op, test):
         assert_agrees(found, expected)
 
 
-def test_a_graph_on_the_cpu_holds_the_inputs_alone(generator):
-    """The states between steps would be N - 1 times as large as the frame; filters in the cache make them again."""
-    sample = TestIac().samples(generator)[0]
-    leaves = [tensor.requires_grad_() for tensor in sample.tensors]
-    held = []
-    with torch.autograd.graph.saved_tensors_hooks(held.append, lambda tensor: tensor):
-        ops.iac(*leaves, **sample.options)
-    assert {tensor.data_ptr() for tensor in held if tensor.numel()} == {tensor.data_ptr() for tensor in leaves}
+@pytest.mark.parametrize("activate_last", [True, False])
+def test_states_are_made_again_while_filters_stay_in_the_cache(generator, monkeypatch, activate_last):
+    """A graph holds the inputs alone, or the states, too, N - 1 frames; the gradients are the same to the last bit."""
+    steps, shape = 3, (2, 3, 5, 67)
+    x = random(*shape, generator=generator, low=-1).float().requires_grad_()
+    filters = taps(2, steps * 3 * 7, 5, 67, generator=generator).float().requires_grad_()
+
+    def held_and_gradients():
+        held = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: held.append(t) or t, lambda t: t):
+            out = ops.iac(x, filters, num_steps=steps, activate_last=activate_last)
+        found = torch.autograd.grad(out.square().sum(), (x, filters))
+        return sum(tensor.numel() for tensor in held), found
+
+    inputs = x.numel() + filters.numel()
+    alone, again = held_and_gradients()
+    monkeypatch.setattr(functional, "_CHANNEL_IN_CACHE", 0)
+    with_states, saved = held_and_gradients()
+    assert (alone, with_states) == (inputs, inputs + (steps - 1) * x.numel())
+    assert all(torch.equal(a, b) for a, b in zip(again, saved, strict=True))
 
 
 def test_third_derivative_refuses(generator):

@@ -117,7 +117,7 @@ def check(case, device="cpu"):
 
 
 def check_states():
-    """The backward pass is the same whether the forward one saved its states, as on a GPU, or they are made again."""
+    """The backward pass is the same whether the forward one saved its states, as for large frames, or not."""
     case = Case("iac", (2, 3, 5, 7), 3, 3)
     x, filters = tensors(case, "cpu")
     options = 3, 3, 0.1, True, True

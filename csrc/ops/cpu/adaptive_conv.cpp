@@ -97,7 +97,7 @@ Tensor sac(const Tensor& x_in, const Tensor& vertical_in, const Tensor& horizont
   if (out.numel() == 0) return out;
   tta::dispatch("sac", x.scalar_type(), [&]<typename S>() {
     forward<S>({conv, tta::data<S>(x), separate_taps(tta::data<S>(vertical), tta::data<S>(horizontal), conv),
-                tta::mutable_data<S>(out)});
+                tta::mutable_data<S>(out), nullptr});
   });
   return out;
 }
@@ -115,7 +115,7 @@ std::tuple<Tensor, Tensor, Tensor> sac_backward(const Tensor& grad_in, const Ten
   tta::dispatch("sac_backward", x.scalar_type(), [&]<typename S>() {
     S* none = nullptr;
     backward<S>({conv, tta::data<S>(grad), tta::data<S>(x),
-                 separate_taps(tta::data<S>(vertical), tta::data<S>(horizontal), conv),
+                 separate_taps(tta::data<S>(vertical), tta::data<S>(horizontal), conv), nullptr,
                  tta::mutable_data<S>(grad_x),
                  separate_taps(need_taps ? tta::mutable_data<S>(grad_vertical) : none,
                                need_taps ? tta::mutable_data<S>(grad_horizontal) : none, conv),
@@ -127,32 +127,38 @@ std::tuple<Tensor, Tensor, Tensor> sac_backward(const Tensor& grad_in, const Ten
 std::tuple<Tensor, Tensor> iac(const Tensor& x_in, const Tensor& filters_in, int64_t num_steps, int64_t kernel_size,
                                double slope, bool activate_last, bool own, bool save_states) {
   const AdaptiveConv conv = all_steps("iac", x_in, filters_in, num_steps, kernel_size, slope, activate_last, own);
-  STD_TORCH_CHECK(!save_states, "iac: the kernel of the CPU saves no states");
   const Tensor x = torch::stable::contiguous(x_in), filters = torch::stable::contiguous(filters_in);
   Tensor out = empty_result(x);
-  Tensor states = torch::stable::new_empty(x, {conv.B, 0, conv.C, conv.H, conv.W}, computing_type(x));
+  Tensor states = torch::stable::new_empty(
+      x, {conv.B, save_states ? conv.N - 1 : 0, conv.C, conv.H, conv.W}, computing_type(x));
+  tta::prefer_huge_pages(states.mutable_data_ptr(), states.numel() * int64_t(states.element_size()));
   if (out.numel() == 0) return {out, states};
   tta::dispatch("iac", x.scalar_type(), [&]<typename S>() {
-    forward<S>({conv, tta::data<S>(x), filter_taps(tta::data<S>(filters), conv), tta::mutable_data<S>(out)});
+    using T = tta::accumulate_t<S>;
+    forward<S>({conv, tta::data<S>(x), filter_taps(tta::data<S>(filters), conv), tta::mutable_data<S>(out),
+                save_states ? tta::mutable_data<T>(states) : nullptr});
   });
   return {out, states};
 }
 
 std::tuple<Tensor, Tensor> iac_backward(const Tensor& grad_in, const Tensor& x_in, const Tensor& filters_in,
-                                        const Tensor& states, int64_t num_steps, int64_t kernel_size, double slope,
+                                        const Tensor& states_in, int64_t num_steps, int64_t kernel_size, double slope,
                                         bool activate_last, bool own, bool need_filters) {
   const AdaptiveConv conv =
       all_steps("iac_backward", x_in, filters_in, num_steps, kernel_size, slope, activate_last, own);
-  STD_TORCH_CHECK(alike(grad_in, x_in) && states.numel() == 0, "iac_backward: expected grad like x, and no states");
+  STD_TORCH_CHECK(alike(grad_in, x_in) && states_in.scalar_type() == computing_type(x_in),
+                  "iac_backward: expected grad like x, and states in the computing type");
   const Tensor grad = torch::stable::contiguous(grad_in), x = torch::stable::contiguous(x_in),
-               filters = torch::stable::contiguous(filters_in);
+               filters = torch::stable::contiguous(filters_in), states = torch::stable::contiguous(states_in);
+  const bool saved = states.numel() == (conv.N - 1) * x.numel();
   Tensor grad_x = empty_result(x);
   Tensor grad_filters = need_filters ? empty_result(filters) : torch::stable::new_empty(x, {0});
   if (x.numel() == 0) return {grad_x, grad_filters};
   tta::dispatch("iac_backward", x.scalar_type(), [&]<typename S>() {
+    using T = tta::accumulate_t<S>;
     S* none = nullptr;
     backward<S>({conv, tta::data<S>(grad), tta::data<S>(x), filter_taps(tta::data<S>(filters), conv),
-                 tta::mutable_data<S>(grad_x),
+                 saved ? tta::data<T>(states) : nullptr, tta::mutable_data<S>(grad_x),
                  filter_taps(need_filters ? tta::mutable_data<S>(grad_filters) : none, conv),
                  streams(grad_filters, sizeof(S))});
   });

@@ -36,6 +36,7 @@ struct AdaptiveConvForward {
   const S* x;
   Taps<const S> taps;
   S* out;
+  accumulate_t<S>* states;  // u_1 .. u_{N-1}, (B, N-1, C, H, W), or null
 };
 
 template <typename S>
@@ -43,6 +44,7 @@ struct AdaptiveConvBackward {
   AdaptiveConv conv;
   const S *grad, *x;
   Taps<const S> taps;
+  const accumulate_t<S>* states;  // null: computed again
   S* grad_x;
   Taps<S> grad_taps;
   bool stream;  // write grad_taps past the cache

@@ -56,9 +56,11 @@ void adaptive_conv_forward(const AdaptiveConvForward<S>& args, int64_t begin, in
   Scratch<T> planes(2 * plane);
   const auto taps = [&](int64_t i, int64_t n) { return locate(args.taps, i / conv.C, n, i % conv.C); };
   for (int64_t i = begin; i < end; ++i) {
+    const int64_t b = i / conv.C, c = i % conv.C;
     const T* u = widen(args.x + i * plane, plane, planes + plane);
     for (int64_t n = 0; n < conv.N; ++n) {
       T* z = u == planes ? planes + plane : planes + 0;
+      if (n < conv.N - 1 && args.states) z = args.states + ((b * (conv.N - 1) + n) * conv.C + c) * plane;
       if constexpr (in_place)
         if (n == conv.N - 1) z = args.out + i * plane;
       const Taps<const S> next = n < conv.N - 1 ? taps(i, n + 1) : taps(i + 1 < end ? i + 1 : i, 0);
@@ -78,16 +80,21 @@ void adaptive_conv_backward(const AdaptiveConvBackward<S>& args, int64_t begin, 
   Steps<S> steps(conv, args.taps.bias != nullptr);
   TapReader<S> reader(conv, capacity);
   TapWriter<S> writer(conv, capacity, wanted, args.stream);
-  Scratch<T> planes(3 * plane), states((conv.N - 1) * plane), rooms(3 * capacity);
+  Scratch<T> planes(3 * plane), again(args.states ? 0 : (conv.N - 1) * plane), rooms(3 * capacity);
   for (int64_t i = begin; i < end; ++i) {
-    const auto taps = [&](int64_t n) { return locate(args.taps, i / conv.C, n, i % conv.C); };
+    const int64_t b = i / conv.C, c = i % conv.C;
+    const auto taps = [&](int64_t n) { return locate(args.taps, b, n, c); };
     const T* x = widen(args.x + i * plane, plane, planes);
-    const auto state = [&](int64_t n) { return n == 0 ? x : states + (n - 1) * plane; };  // u_n, the input of step n
-    for (int64_t n = 0; n < conv.N - 1; ++n) steps.run(taps(n), taps(n + 1), T(conv.slope), state(n), states + n * plane);
+    const auto state = [&](int64_t n) {  // u_n, the input of step n
+      if (n == 0) return x;
+      return args.states ? args.states + ((b * (conv.N - 1) + n - 1) * conv.C + c) * plane : again + (n - 1) * plane;
+    };
+    for (int64_t n = 0; !args.states && n < conv.N - 1; ++n)
+      steps.run(taps(n), taps(n + 1), T(conv.slope), state(n), again + n * plane);
     T *g = planes + plane, *g_next = planes + 2 * plane;
     const T* source = widen(args.grad + i * plane, plane, g);
     for (int64_t n = conv.N - 1; n >= 0; --n) {
-      const Taps<S> grad_taps = locate(args.grad_taps, i / conv.C, n, i % conv.C);
+      const Taps<S> grad_taps = locate(args.grad_taps, b, n, c);
       const T slope = slope_of<T>(conv, n);
       const T* u = state(n);
       // The sign of the last output is made again; where there is no activation any finite values will do.

@@ -13,6 +13,10 @@ from .calculus import Iac, IacFromFeatures, Sac
 
 Horizontal = Literal["own", "vertical"]
 
+# Bytes of one channel's filters up to which the CPU makes the states of `iac` again in the backward pass: that brings
+# the filters into the cache, where the backward pass wants them, and costs nothing. Of more, all would be read twice.
+_CHANNEL_IN_CACHE = 4 << 20
+
 
 def sac(x: Tensor, vertical: Tensor, horizontal: Tensor) -> Tensor:
     r"""Filter every pixel of every channel first along its column, then along its row, with taps of its own.
@@ -99,8 +103,8 @@ def iac(
     channels = num_steps * c * (2 * kernel_size + 1)
     _checks.expect_shape("iac", "filters", filters, "(B, N*C*(2K+1), H, W)", (b, channels, h, w))
     x, filters = _one_dtype("iac", x, filters)
-    # A GPU would read all filters once more to make the states again; a CPU finds them in its cache afterwards.
-    save = x.is_cuda and torch.is_grad_enabled() and (x.requires_grad or filters.requires_grad)
+    cached = not x.is_cuda and num_steps * (2 * kernel_size + 1) * h * w * filters.element_size() <= _CHANNEL_IN_CACHE
+    save = not cached and torch.is_grad_enabled() and (x.requires_grad or filters.requires_grad)
     own = horizontal == "own"
     options = num_steps, kernel_size, float(negative_slope), bool(activate_last), own
     return _library.apply(Iac, "iac", x, filters, *options, save)[0]
