@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -17,11 +18,24 @@ from _samples import Bad, Sample, channels_last, gradients, offset, random, reco
 from torch import Tensor
 
 import tta_restore
-from tta_restore import _backend
+from tta_restore import _backend, _extension
 
-__all__ = ["Bad", "FunctionTests", "LossTests", "ModuleTests", "OpTests", "Sample", "gradients", "random"]
+__all__ = [
+    "Bad",
+    "FunctionTests",
+    "LossTests",
+    "ModuleTests",
+    "OpTests",
+    "Sample",
+    "gradients",
+    "needs_extension",
+    "random",
+]
 
 HALF_TYPES = (torch.float16, torch.bfloat16)
+
+# For what the C++ kernels alone promise. `make test` works without a compiler, too.
+needs_extension = pytest.mark.skipif(not _extension.AVAILABLE, reason="the C++ extension is not built, or switched off")
 
 
 class FunctionTests(ABC):
@@ -197,19 +211,21 @@ class OpTests(FunctionTests):
             assert got.shape == leaf.shape
             assert not got.any()
 
-    def test_opcheck(self, device, generator):
+    @pytest.mark.parametrize("backend", [None, "reference"])
+    def test_opcheck(self, device, generator, backend):
         """Schema, fake and dispatch of every registered op that the function and its derivatives run."""
         sample = self.on(device, generator)[0]
-        with recorded_operators() as calls:
-            leaves = sample.leaves()
-            out = self.call(*leaves, **sample.options)
-            taking = [leaf for leaf in leaves if leaf.requires_grad]
-            first = torch.autograd.grad(out, taking, torch.ones_like(out), create_graph=True)
-            again = [g for g in first if g.requires_grad]
-            if again:
-                torch.autograd.grad(again, taking, [torch.ones_like(g) for g in again], allow_unused=True)
-        for name, args in dict(calls).items():  # one call of each
-            torch.library.opcheck(getattr(torch.ops.tta_restore, name).default, args)
+        with tta_restore.backend(backend) if backend else nullcontext():
+            with recorded_operators() as calls:
+                leaves = sample.leaves()
+                out = self.call(*leaves, **sample.options)
+                taking = [leaf for leaf in leaves if leaf.requires_grad]
+                first = torch.autograd.grad(out, taking, torch.ones_like(out), create_graph=True)
+                again = [g for g in first if g.requires_grad]
+                if again:
+                    torch.autograd.grad(again, taking, [torch.ones_like(g) for g in again], allow_unused=True)
+            for name, args in dict(calls).items():  # one call of each
+                torch.library.opcheck(getattr(torch.ops.tta_restore, name).default, args)
 
     def test_registered_ops_match_their_references(self, device, generator):
         """Each kernel beneath the function equals its own reference, backward ops included."""

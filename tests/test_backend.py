@@ -9,14 +9,13 @@ import threading
 
 import pytest
 import torch
+from _base import needs_extension
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import tta_restore
 from tta_restore import BackendUnavailable, _backend, _extension, _library, ops
 from tta_restore.ops.adaptive_conv import calculus
-
-needs_extension = pytest.mark.skipif(not _extension.AVAILABLE, reason="the C++ extension is not built")
 
 
 def run_python(program: str, **environment: str) -> subprocess.CompletedProcess:

@@ -5,9 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+from _base import needs_extension
+
 ROOT = Path(__file__).parents[1]
 
 
+@needs_extension
 def test_a_report_has_times_stream_memory_and_machine(tmp_path):
     """`make bench-gpu` runs this command where no test ever does."""
     options = ["--only", "isotropic", "--contenders", "ours", "--directions", "forward", "--allocators", "default"]

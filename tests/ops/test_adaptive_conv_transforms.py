@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from _base import random
+from _base import needs_extension, random
 from _compare import TOLERANCES, assert_agrees
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -224,6 +224,7 @@ def test_export(function, picked):
     assert_agrees(program.module()(*larger), function(*larger))
 
 
+@needs_extension
 def test_same_bits_for_any_number_of_threads():
     x, features, weight, bias, filters = draw(1, 6, 40, 70, 3, 3, 8, seed=0, dtype=torch.float32)
     before = torch.get_num_threads()
@@ -273,11 +274,10 @@ def norms_at(level):
     return json.loads(run.stdout)
 
 
+@needs_extension
 @pytest.mark.parametrize("level", ["v2", "v3"])
 def test_every_instruction_set_computes_the_same(level):
     """The kernels of older processors, on this one."""
-    if not tta_restore._backend._extension.AVAILABLE:
-        pytest.skip("the extension is switched off or cannot be built here")
     best, older = dict(norms_at("")), dict(norms_at(level))
     assert older.pop("level") <= f"x86-64-{level}"
     best.pop("level")
@@ -313,15 +313,15 @@ print(rows * size * size * 4 / 2**20, rise(forward), rise(lambda: out.sum().back
 """
 
 
+@needs_extension
 @pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="needs Linux's /proc")
 def test_predicted_filters_never_exist():
     """Forward and backward stay far below the size of the filters that they use."""
     run = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
     filters, forward, backward = map(float, run.stdout.split())
-    if tta_restore._backend._extension.AVAILABLE:
-        assert filters > 115
-        assert forward < filters / 25
-        assert backward < filters / 5
+    assert filters > 115
+    assert forward < filters / 25
+    assert backward < filters / 5
 
 
 @pytest.mark.slow

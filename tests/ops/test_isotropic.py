@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from _base import Bad, OpTests, Sample, random
+from _base import Bad, OpTests, Sample, needs_extension, random
 from _compare import assert_agrees
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -127,7 +127,10 @@ def test_recorded_kernels(size):
 @pytest.mark.parametrize(
     ("case", "dtype", "backend"),
     [
-        *product(("b1_17x23", "b1_5x4", "b2_16x16"), (torch.float32, torch.float64), ("cpu",)),
+        *(
+            pytest.param(case, dtype, "cpu", marks=needs_extension)
+            for case, dtype in product(("b1_17x23", "b1_5x4", "b2_16x16"), (torch.float32, torch.float64))
+        ),
         ("b1_5x4", torch.float64, "reference"),  # slower; the other tests compare with it
     ],
 )
@@ -243,6 +246,7 @@ def test_export(generator):
     assert "isotropic_reblur" in str(program.graph)
 
 
+@needs_extension
 def test_threads_do_not_change_results(generator):
     image, seeds, weights = (t.float() for t in draw(1, 3, 100, 33, SIZES, generator=generator))
 

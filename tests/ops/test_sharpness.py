@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from _base import Bad, OpTests, Sample, random
+from _base import Bad, OpTests, Sample, needs_extension, random
 from safetensors.torch import load_file
 
 import tta_restore
@@ -106,11 +106,10 @@ print(json.dumps(result))
 """
 
 
+@needs_extension
 @pytest.mark.parametrize("level", ["v2", "v3"])
 def test_every_instruction_set_computes_the_same(level):
     """The kernels of older processors, on this one."""
-    if not tta_restore._backend._extension.AVAILABLE:
-        pytest.skip("the extension is switched off or cannot be built here")
     results = []
     for wish in ("", level):
         run = subprocess.run(

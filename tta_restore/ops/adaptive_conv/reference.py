@@ -200,8 +200,10 @@ def iac_from_features_backward(
     filters = predict_filters(h, w, b)
     grad_x, grad_filters = iac_backward(g, plane, filters, plane.new_empty(0), *settings, need_features or need_weight)
     none = x.new_empty(0)
-    grad_features = torch.einsum("od,bohw->bdhw", w, grad_filters).to(x.dtype) if need_features else none
+    grad_features = none
+    if need_features:
+        grad_features = torch.einsum("od,bohw->bdhw", w, grad_filters).to(x.dtype).contiguous()
     if not need_weight:
         return grad_x.to(x.dtype), grad_features, none, none.clone()
-    grad_weight = torch.einsum("bohw,bdhw->od", grad_filters, h).to(x.dtype)
+    grad_weight = torch.einsum("bohw,bdhw->od", grad_filters, h).to(x.dtype).contiguous()
     return grad_x.to(x.dtype), grad_features, grad_weight, grad_filters.sum((0, 2, 3)).to(x.dtype)
