@@ -7,11 +7,13 @@ An op has one definition, its reference in plain torch, and up to two kernels th
 from __future__ import annotations
 
 import contextvars
+import ctypes
 import importlib
 import importlib.util
 import logging
 import os
 import platform
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -160,7 +162,7 @@ class backend:  # noqa: N801  used as a function: with backend("cpu"): ...
         if reason:
             raise BackendUnavailable(f"{self.name}: {reason}")
         self._tokens.append(_requested.set(self.name))
-        torch._C._stash_obj_in_tls(_BACKWARD_THREAD_KEY, self.name)
+        _tell_backward_threads(self.name)
         return self
 
     def __exit__(
@@ -168,7 +170,30 @@ class backend:  # noqa: N801  used as a function: with backend("cpu"): ...
     ) -> None:
         """Go back to the choice that held before."""
         _requested.reset(self._tokens.pop())
-        torch._C._stash_obj_in_tls(_BACKWARD_THREAD_KEY, _requested.get())
+        _tell_backward_threads(_requested.get())
+
+
+def _stash_steals() -> bool:
+    """Whether ``_stash_obj_in_tls`` later drops a reference that it never took, as torch 2.11 does."""
+    probe = object()
+    before = sys.getrefcount(probe)
+    torch._C._stash_obj_in_tls(_BACKWARD_THREAD_KEY, probe)
+    steals = sys.getrefcount(probe) == before
+    if steals:
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(probe))
+    return steals
+
+
+_STASH_STEALS = _stash_steals()
+
+
+def _tell_backward_threads(name: str | None) -> None:
+    if _STASH_STEALS:
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(name))
+    torch._C._stash_obj_in_tls(_BACKWARD_THREAD_KEY, name)
+
+
+_tell_backward_threads(None)
 
 
 def requested() -> str | None:

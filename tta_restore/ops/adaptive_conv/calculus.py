@@ -1,7 +1,7 @@
 """How the adaptive convolutions are differentiated, twice.
 
 The backward of every function is a function again: (grad, x, filters) -> gradients. What it saves besides its inputs is
-a cache and takes no gradient.
+a cache and takes no gradient. ``forward`` names every argument: torch.compile of older versions counts them.
 """
 
 from __future__ import annotations
@@ -69,8 +69,11 @@ class Iac(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(*inputs: Any) -> tuple[Tensor, Tensor]:
-        return ops.iac(*inputs)
+    def forward(
+        x: Tensor, filters: Tensor,
+        num_steps: int, kernel_size: int, negative_slope: float, activate_last: bool, own: bool, save_states: bool,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        return ops.iac(x, filters, num_steps, kernel_size, negative_slope, activate_last, own, save_states)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -92,8 +95,14 @@ class IacBackward(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(*inputs: Any) -> tuple[Tensor, Tensor]:
-        return ops.iac_backward(*inputs)
+    def forward(
+        grad: Tensor, x: Tensor, filters: Tensor, states: Tensor,
+        num_steps: int, kernel_size: int, negative_slope: float, activate_last: bool, own: bool,
+        need_filters: bool,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        return ops.iac_backward(
+            grad, x, filters, states, num_steps, kernel_size, negative_slope, activate_last, own, need_filters
+        )
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -114,8 +123,13 @@ class IacDoubleBackward(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-        return ops.iac_double_backward(*inputs)
+    def forward(
+        dx: Tensor | None, dfilters: Tensor | None, grad: Tensor, x: Tensor, filters: Tensor,
+        num_steps: int, kernel_size: int, negative_slope: float, activate_last: bool, own: bool,
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        return ops.iac_double_backward(
+            dx, dfilters, grad, x, filters, num_steps, kernel_size, negative_slope, activate_last, own
+        )
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -130,8 +144,13 @@ class IacFromFeatures(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(*inputs: Any) -> Tensor:
-        return ops.iac_from_features(*inputs)
+    def forward(
+        x: Tensor, features: Tensor, weight: Tensor, bias: Tensor,
+        num_steps: int, kernel_size: int, negative_slope: float, activate_last: bool, own: bool,
+    ) -> Tensor:  # fmt: skip
+        return ops.iac_from_features(
+            x, features, weight, bias, num_steps, kernel_size, negative_slope, activate_last, own
+        )
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -151,8 +170,25 @@ class IacFromFeaturesBackward(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return ops.iac_from_features_backward(*inputs)
+    def forward(
+        grad: Tensor, x: Tensor, features: Tensor, weight: Tensor, bias: Tensor,
+        num_steps: int, kernel_size: int, negative_slope: float, activate_last: bool, own: bool,
+        need_features: bool, need_weight: bool,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+        return ops.iac_from_features_backward(
+            grad,
+            x,
+            features,
+            weight,
+            bias,
+            num_steps,
+            kernel_size,
+            negative_slope,
+            activate_last,
+            own,
+            need_features,
+            need_weight,
+        )
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -176,8 +212,16 @@ class IacFromFeaturesDoubleBackward(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(*inputs: Any) -> tuple[Tensor, ...]:
-        return features_double_backward(inputs[0], inputs[1:4], inputs[4:9], inputs[9:])
+    def forward(
+        dx: Tensor, dfeatures: Tensor | None, dweight: Tensor | None, dbias: Tensor | None,
+        grad: Tensor, x: Tensor, features: Tensor, weight: Tensor, bias: Tensor,
+        num_steps: int, kernel_size: int, negative_slope: float, activate_last: bool, own: bool,
+    ) -> tuple[Tensor, ...]:  # fmt: skip
+        tensors, options = (
+            (grad, x, features, weight, bias),
+            (num_steps, kernel_size, negative_slope, activate_last, own),
+        )
+        return features_double_backward(dx, (dfeatures, dweight, dbias), tensors, options)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:

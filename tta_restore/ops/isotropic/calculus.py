@@ -34,8 +34,11 @@ class ReblurBackward(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-        return ops.isotropic_reblur_backward(*inputs)
+    def forward(
+        grad: Tensor, image: Tensor, seeds: Tensor, weights: Tensor, kernel_sizes: list[int],
+        need_image: bool, need_kernels: bool,
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        return ops.isotropic_reblur_backward(grad, image, seeds, weights, kernel_sizes, need_image, need_kernels)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -55,8 +58,12 @@ class ReblurDoubleBackward(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return ops.isotropic_reblur_double_backward(*inputs)
+    def forward(
+        dimage: Tensor | None, dseeds: Tensor | None, dweights: Tensor | None,
+        grad: Tensor, image: Tensor, seeds: Tensor, weights: Tensor, kernel_sizes: list[int],
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+        tangents = dimage, dseeds, dweights
+        return ops.isotropic_reblur_double_backward(*tangents, grad, image, seeds, weights, kernel_sizes)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
