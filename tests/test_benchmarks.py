@@ -27,7 +27,7 @@ def test_a_report_has_times_stream_memory_and_machine(tmp_path):
     assert (row["op"], row["direction"], row["threads"]) == ("isotropic_reblur", "forward", 1)
     assert {"ours", "stream read", "stream copy"} == row["times"].keys()
     assert all(taken["wall"]["median"] > 0 for taken in row["times"].values())
-    assert 0 < row["peak_bytes"]["ours"] < 1 << 26
+    assert 0 <= row["peak_bytes"]["ours"] < 1 << 26  # 0 where the allocator had the room already
     assert {"device", "torch", "cores"} <= result["machine"].keys()
     assert "isotropic_reblur 1x3x256x256 float32" in run.stdout
     assert file.with_suffix(".svg").exists()
