@@ -210,6 +210,9 @@ def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return torch.compile(function, dynamic=False)
 
 
+DIRECTIONS = ("forward", "forward+backward")
+CONTENDERS = ("ours", "reference", "composed", "original", "compiled")
+
 FRAME, PATCH, TINY = (1, 128, 70, 105), (2, 128, 32, 32), (1, 2, 4, 4)
 PHOTO = (1, 3, 256, 256)
 GPU_FRAME = (1, 128, 140, 210)

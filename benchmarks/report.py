@@ -209,16 +209,23 @@ def times_per_byte(value: dict[str, Any], count: int) -> float:
     return value["processor"]["median"] / count
 
 
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected a positive number, got {text}")
+    return value
+
+
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     report = commands.add_parser("report", help="measure, print the table, write JSON and a plot")
     report.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    report.add_argument("--threads", type=int, nargs="+", default=[1, os.cpu_count() or 1])
+    report.add_argument("--threads", type=_positive, nargs="+", default=[1, os.cpu_count() or 1])
     report.add_argument("--allocators", nargs="+", default=["default", "huge pages"], choices=list(ALLOCATORS))
-    report.add_argument("--directions", nargs="+", default=["forward", "forward+backward"])
-    report.add_argument("--contenders", nargs="+", default=[], help="default: all")
-    report.add_argument("--rounds", type=int, default=15)
+    report.add_argument("--directions", nargs="+", default=list(cases.DIRECTIONS), choices=cases.DIRECTIONS)
+    report.add_argument("--contenders", nargs="+", default=[], choices=cases.CONTENDERS, help="default: all")
+    report.add_argument("--rounds", type=_positive, default=15)
     report.add_argument(
         "--seconds", type=float, default=60, help="stop a comparison after this many, but not before 3 rounds"
     )
@@ -236,6 +243,9 @@ def main(arguments: list[str]) -> int:
     if options.command == "table":
         print(table(json.loads(options.file.read_text())))
         return 0
+    names = [case.name for case in cases.cases(options.device)]
+    if not any(options.only in name for name in names):
+        report.error(f"--only: no case is called {options.only!r}; there are\n  " + "\n  ".join(names))
     if options.device == "cuda":
         options.threads = [1]
     result, path = collect(options, options.output)

@@ -10,13 +10,13 @@ from benchmarks import cases
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 THREADS = [1] if DEVICE == "cuda" else sorted({1, os.cpu_count() or 1})
-# The original needs seconds per backward pass; `python -m benchmarks report` has it.
-CONTENDERS = ("ours", "composed", "reference", "original")
+# Compiling takes half a minute, and the original seconds per backward pass; `python -m benchmarks report` has both.
+CONTENDERS = [name for name in cases.CONTENDERS if name != "compiled"]
 SMALL = (cases.PATCH, cases.PHOTO)
 
 
 @pytest.mark.parametrize("threads", THREADS)
-@pytest.mark.parametrize("direction", ["forward", "forward+backward"])
+@pytest.mark.parametrize("direction", cases.DIRECTIONS)
 @pytest.mark.parametrize("case", cases.cases(DEVICE), ids=lambda case: case.name.replace(" ", "-"))
 @pytest.mark.parametrize("contender", CONTENDERS)
 def test_speed(benchmark, case, direction, threads, contender):

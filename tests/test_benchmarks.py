@@ -1,10 +1,12 @@
 """The command that measures: what it writes and prints, on the smallest case."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from _base import needs_extension
 
 ROOT = Path(__file__).parents[1]
@@ -31,3 +33,26 @@ def test_a_report_has_times_stream_memory_and_machine(tmp_path):
     assert {"device", "torch", "cores"} <= result["machine"].keys()
     assert "isotropic_reblur 1x3x256x256 float32" in run.stdout
     assert file.with_suffix(".svg").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ["--only", "nothing"],
+            "--only: no case is called 'nothing'; there are.* isotropic_reblur 1x3x256x256 float32",
+        ),
+        (["--contenders", "our"], "--contenders: invalid choice: 'our'"),
+        (["--directions", "sideways"], "--directions: invalid choice: 'sideways'"),
+        (["--threads", "0"], "--threads: expected a positive number, got 0"),
+        (["--rounds", "x"], "--rounds: invalid .* value: 'x'"),
+    ],
+)
+def test_wrong_options_are_usage_errors(options, message, tmp_path):
+    """Not minutes of measuring, and then a table of nothing."""
+    file = tmp_path / "report.json"
+    command = [sys.executable, "-m", "benchmarks", "report", *options, "--output", file]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert run.returncode == 2
+    assert re.search(message, run.stderr, re.DOTALL)
+    assert not file.exists()
