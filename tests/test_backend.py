@@ -35,7 +35,6 @@ def probe(monkeypatch):
         cpu_dtypes=(torch.float32,),
         triton=None,
         triton_dtypes=(),
-        refuse=None,
     )
     operator._kernels["cpu"] = lambda x: ran.append("cpu") or x.clone()
     monkeypatch.setattr(_extension, "AVAILABLE", True)
@@ -103,15 +102,6 @@ def test_forced_backend_explains_why_it_cannot(probe):
     with tta_restore.backend("cpu"), pytest.raises(BackendUnavailable, match="needs a CPU tensor, got meta"):
         probe(torch.ones(1, device="meta"))
     assert probe.ran == []
-
-
-def test_op_can_refuse_arguments(probe):
-    probe.refuse = lambda name, x: "takes at most 2 numbers" if x.numel() > 2 else None
-    with tta_restore.backend("cpu"), pytest.raises(BackendUnavailable, match="probe takes at most 2 numbers"):
-        probe(torch.ones(3))
-    probe(torch.ones(3))
-    probe(torch.ones(2))
-    assert probe.ran == ["reference", "cpu"]
 
 
 def test_fallback_is_audible_once(probe, caplog):

@@ -51,7 +51,6 @@ class Operator:
     cpu_dtypes: tuple[torch.dtype, ...]
     triton: str | None
     triton_dtypes: tuple[torch.dtype, ...]
-    refuse: Callable[..., str | None] | None
     _kernels: dict[str, Callable[..., Any]] = field(default_factory=dict)
     # Device and dtype of the first tensor to backend, once it ran there: saves 10 microseconds a call.
     _settled: dict[tuple[str, torch.dtype], str] = field(default_factory=dict)
@@ -68,7 +67,7 @@ class Operator:
     def _fastest(self, args: tuple[Any, ...]) -> str:
         first = _first_tensor(args)
         kind = (first.device.type, first.dtype)
-        if kind in self._settled and not self.refuse:
+        if kind in self._settled:
             return self._settled[kind]
         native = {"cpu": "cpu", "cuda": "triton"}.get(first.device.type)
         reason = self.refusal(native, args) if native else f"has no kernel for {first.device.type} tensors"
@@ -95,9 +94,7 @@ class Operator:
         if first.device.type != expected:
             return f"needs a {expected.upper()} tensor, got {first.device}"
         supported = self.cpu_dtypes if name == "cpu" else self.triton_dtypes
-        if first.dtype not in supported:
-            return f"has no kernel for {first.dtype}"
-        return self.refuse(name, *args) if self.refuse else None
+        return None if first.dtype in supported else f"has no kernel for {first.dtype}"
 
     def missing(self, name: str) -> str | None:
         """Return why backend ``name`` has no kernel for this op at all, or None when it has."""

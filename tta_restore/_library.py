@@ -29,7 +29,6 @@ def define(
     cpu_dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.float64, *HALF_TYPES),
     triton: str | None = None,
     triton_dtypes: tuple[torch.dtype, ...] = (torch.float32, *HALF_TYPES),
-    refuse: Callable[..., str | None] | None = None,
 ) -> OpOverload:
     """Register ``torch.ops.tta_restore.<name>`` and return it.
 
@@ -41,7 +40,6 @@ def define(
         cpu_dtypes: dtypes of the first tensor that it takes.
         triton: ``"package.module"`` or ``"package.module:function"`` with the Triton launcher, imported at first use.
         triton_dtypes: dtypes of the first tensor that it takes.
-        refuse: called as ``refuse(backend, *args)``; returns why that kernel cannot take these arguments, or None.
 
     The op has no gradient of its own: call it from an ``autograd.Function`` whose backward is itself differentiable
     (``register_autograd`` would drop second-order gradients without a word).
@@ -49,7 +47,7 @@ def define(
     name = schema.partition("(")[0]
     if name in OPERATORS:
         raise ValueError(f"define: an op called {name!r} exists already")
-    operator = Operator(name, reference, cpu, cpu_dtypes, triton, triton_dtypes, refuse)
+    operator = Operator(name, reference, cpu, cpu_dtypes, triton, triton_dtypes)
     LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     LIBRARY.impl(name, operator, "CompositeExplicitAutograd")
     if cpu:
