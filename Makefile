@@ -56,7 +56,7 @@ endif
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "tta_restore needs Python >= 3.11; name one with: make PYTHON=python3.12"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@echo "tta_restore: setting up .venv; torch alone is a download of several GB, once"
+	@echo "tta_restore: setting up .venv: 6 GB on disk, most of them torch, once"
 	$(PIP) install -c constraints.txt torch torchvision scikit-build-core cmake ninja
 	$(PIP) install -c constraints.txt --no-build-isolation -C wheel.cmake=false -e '.[dev]'
 	@touch $@
