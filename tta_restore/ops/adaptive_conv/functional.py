@@ -14,7 +14,7 @@ from .calculus import Iac, IacFromFeatures, Sac
 Horizontal = Literal["own", "vertical"]
 
 # Bytes of one channel's filters up to which the CPU makes the states of `iac` again in the backward pass: that brings
-# the filters into the cache, where the backward pass wants them, and costs nothing. Of more, all would be read twice.
+# the filters into the cache, where the backward pass wants them, and costs little. Of more, all would be read twice.
 _CHANNEL_IN_CACHE = 4 << 20
 
 
