@@ -151,8 +151,9 @@ class AdapterTests:
             adapter(bad)
         with pytest.raises(ValueError, match="NaN or infinity"):
             adapter.adapt(bad)
-        with pytest.raises(ValueError, match=r"expected values in \[0, 1\], got up to .*; divide bytes by 255"):
-            adapter((good[1] * 255).round())
+        for call in (adapter, adapter.adapt, adapter.predict):
+            with pytest.raises(ValueError, match=r"expected values in \[0, 1\], got up to .*; divide bytes by 255"):
+                call((good[1] * 255).round())
         adapter.bad_frames = "pass"
         assert leaves(adapter(bad)).keys() == leaves(adapter.predict(bad)).keys()
         report = adapter.adapt(bad)

@@ -155,7 +155,10 @@ class Adapter(Method):
         return self._refuses(x) or self._transact(x, emit=False)[0]
 
     def predict(self, x: Tensor) -> Any:
-        """Restore a frame with what was learnt so far; nothing changes. Takes and returns what a call does."""
+        """Restore a frame with what was learnt so far; nothing changes.
+
+        Takes and returns what a call does, and raises for bytes as it does; NaN passes through.
+        """
         with self._session(x) as frame, self._working_on(self.state.view()):
             return self.emit(frame).output()
 
@@ -237,21 +240,20 @@ class Adapter(Method):
 
     def _refuses(self, x: Tensor) -> StepReport | None:
         """Report on a frame that is not adapted on, because it holds NaN or infinity; None for good frames."""
-        name = type(self).__name__
-        _checks.expect_floating(name, x=x)
-        if x.numel() == 0:
-            return None
-        low, high = (float(bound) for bound in x.aminmax())  # one pass, and NaN comes through
-        if math.isfinite(low) and math.isfinite(high):
-            if high > _BYTES:
-                raise ValueError(f"{name}: expected values in [0, 1], got up to {high:g}; divide bytes by 255")
+        if math.isfinite(self._largest(x)):
             return None
         bad = x.numel() - int(x.isfinite().sum())
         problem = f"the frame holds NaN or infinity in {bad} of {x.numel()} values"
         if self.bad_frames == "raise":
+            name = type(self).__name__
             raise ValueError(f'{name}: {problem}; bad_frames="pass" would restore it without adapting')
         self.report = StepReport(frame=self.state.frames, skipped_because=problem)
         return self.report
+
+    def _largest(self, x: Tensor) -> float:
+        """The largest magnitude in a frame, NaN where a value is."""
+        _checks.expect_floating(type(self).__name__, x=x)
+        return max(abs(float(bound)) for bound in x.aminmax()) if x.numel() else 0.0
 
     def _transact(self, x: Tensor, *, emit: bool) -> tuple[StepReport, Any]:
         """Adapt on a frame and, if asked, restore it; the state changes at the end, at once, or not at all."""
@@ -290,7 +292,9 @@ class Adapter(Method):
     @contextlib.contextmanager
     def _session(self, x: Tensor) -> Iterator[Frame]:
         self._expect_attached()
-        _checks.expect_floating(type(self).__name__, x=x)
+        if _BYTES < (largest := self._largest(x)) < math.inf:
+            name = type(self).__name__
+            raise ValueError(f"{name}: expected values in [0, 1], got up to {largest:g}; divide bytes by 255")
         with torch.inference_mode(False):
             image = x.clone() if x.is_inference() else x.detach()
         companions = [module for name, module in self.named_children() if name != "restorer"]
