@@ -2,7 +2,10 @@
 PYTHON ?= python3
 JOBS ?= 2
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+# SYSTEM=1 takes the packages that PYTHON has as they are, and adds the kernels: for machines without a network.
+RUN := $(if $(SYSTEM),$(PYTHON),$(BIN)/python) -m
+BUILT := $(if $(SYSTEM),build/system,.venv/built)
+PIP := $(RUN) pip --disable-pip-version-check --quiet
 
 # Without a compiler the references run; with one, a binary that is missing is an error.
 COMPILER := $(shell echo 'int main() {}' | $(CXX) -x c++ - -o /dev/null 2>/dev/null && echo yes)
@@ -13,10 +16,10 @@ endif
 .PHONY: demo test lint bench bench-gpu docs build install clean
 
 demo: install
-	$(BIN)/tta-restore demo
+	$(RUN) tta_restore demo
 
 test: install
-	$(BIN)/pytest -q -m "not slow" -n $(JOBS) --dist worksteal
+	$(RUN) pytest -q -m "not slow" -n $(JOBS) --dist worksteal
 
 lint: install
 	$(BIN)/ruff check
@@ -25,31 +28,31 @@ lint: install
 	$(BIN)/pyrefly check
 
 bench: install
-	$(BIN)/pytest benchmarks -q
+	$(RUN) pytest benchmarks -q
 
 # Everything that only a machine with a GPU can tell: results, then times. Commit benchmarks/results.
 bench-gpu: install
-	$(BIN)/pytest -q -m gpu tests
-	$(BIN)/pytest -q -m "not slow" --device cuda tests/ops tests/nn tests/losses
-	$(BIN)/python -m benchmarks report --device cuda
+	$(RUN) pytest -q -m gpu tests
+	$(RUN) pytest -q -m "not slow" --device cuda tests/ops tests/nn tests/losses
+	$(RUN) benchmarks report --device cuda
 
 docs: install
 	$(PIP) install -c constraints.txt sphinx myst-parser furo
 	$(BIN)/sphinx-build -W -b html docs build/docs
 
-install: .venv/built
+install: $(BUILT)
 
 # The extension again, whatever the time stamps say.
-build: .venv/installed
-	rm -f .venv/built
-	$(MAKE) .venv/built
+build:
+	rm -f $(BUILT)
+	$(MAKE) $(BUILT)
 
-.venv/built: .venv/installed $(shell find csrc -type f 2>/dev/null)
+$(BUILT): $(if $(SYSTEM),,.venv/installed) $(shell find csrc -type f 2>/dev/null)
 ifneq ($(COMPILER),yes)
 	@echo "tta_restore: no working C++ compiler ($(CXX)); the reference kernels will run, same results but slower"
 endif
-	$(PIP) install --no-build-isolation --no-deps -e .
-	@touch $@
+	$(PIP) install $(if $(SYSTEM),--no-index) --no-build-isolation --no-deps -e .
+	@mkdir -p $(@D) && touch $@
 
 # torch comes first: the build of the package asks the installed one for its headers (--no-build-isolation).
 .venv/installed: pyproject.toml constraints.txt

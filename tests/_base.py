@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -23,6 +23,7 @@ from tta_restore import _backend, _extension
 __all__ = [
     "Bad",
     "FunctionTests",
+    "GRID_SAMPLE",
     "LossTests",
     "ModuleTests",
     "OpTests",
@@ -33,6 +34,8 @@ __all__ = [
 ]
 
 HALF_TYPES = (torch.float16, torch.bfloat16)
+TORCH = tuple(int(part) for part in torch.__version__.split(".")[:2])
+GRID_SAMPLE = {"test_gradgradcheck": (2, 12), "test_opcheck": (2, 12), "test_jvp": (2, 15)}
 
 # For what the C++ kernels alone promise. `make test` works without a compiler, too.
 needs_extension = pytest.mark.skipif(not _extension.AVAILABLE, reason="the C++ extension is not built, or switched off")
@@ -44,6 +47,7 @@ class FunctionTests(ABC):
     op: Callable[..., Tensor]
     dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.float64, *HALF_TYPES)
     jvp = "raises"  # or "right"
+    torch_since: ClassVar[dict[str, tuple[int, int]]] = {}  # tests of what torch itself has only since a version
 
     @abstractmethod
     def samples(self, generator: torch.Generator) -> list[Sample]:
@@ -52,6 +56,12 @@ class FunctionTests(ABC):
     @abstractmethod
     def bad(self) -> list[Bad]:
         """Calls that must be refused."""
+
+    @pytest.fixture(autouse=True)
+    def _torch_has_it(self, request):
+        since = self.torch_since.get(request.node.originalname, (0, 0))
+        if TORCH < since:
+            pytest.skip("needs torch {}.{}".format(*since))
 
     def call(self, *tensors: Tensor, **options: Any) -> Tensor:
         """Call the function under test (a class attribute would bind self)."""

@@ -130,12 +130,6 @@ def test_absent_backend_is_refused_on_entering(monkeypatch):
     assert _backend.requested() is None
 
 
-def test_an_older_triton_is_refused_with_its_version(monkeypatch):
-    monkeypatch.setattr(_backend, "_triton_version", lambda: (3, 6))
-    with pytest.raises(BackendUnavailable, match=r"Triton 3\.6 is older than 3\.9"), tta_restore.backend("triton"):
-        pass
-
-
 def test_forcing_a_backend_keeps_the_references_of_its_name():
     """torch 2.11 drops one more than it takes: the string was freed while in use."""
     name = "".join(("refer", "ence"))

@@ -10,7 +10,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy
 import pytest
+import triton
+
+VERSIONS = [tuple(int(part) for part in package.__version__.split(".")[:2]) for package in (triton, numpy)]
+interprets_loops = pytest.mark.skipif(
+    VERSIONS[0] < (3, 7) and VERSIONS[1] >= (2, 4),
+    reason="Triton 3.6 beside NumPy 2.4 cannot interpret a loop whose bound is no constant",
+)
 
 
 def run_interpreted(program: str, *, timeout: float = 300) -> str:

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import contextvars
 import ctypes
-import functools
 import importlib
-import importlib.metadata
 import importlib.util
 import logging
 import os
@@ -208,26 +206,10 @@ def interpreting() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
-# With 3.6, which comes with torch 2.11, one of the kernels does not compile; those between were not tried.
-OLDEST_TRITON = (3, 9)
-
-
-@functools.cache
-def _triton_version() -> tuple[int, ...]:
-    """(major, minor), or the oldest that will do where the installed package has another name."""
-    try:
-        return tuple(int(part) for part in importlib.metadata.version("triton").split(".")[:2])
-    except (importlib.metadata.PackageNotFoundError, ValueError):
-        return OLDEST_TRITON
-
-
 def triton_missing() -> str | None:
     """Return why no Triton kernel can run on this machine, or None."""
     if importlib.util.find_spec("triton") is None:
         return "the triton package is not installed"
-    if _triton_version() < OLDEST_TRITON:
-        found, oldest = (".".join(map(str, version)) for version in (_triton_version(), OLDEST_TRITON))
-        return f"Triton {found} is older than {oldest}, the oldest that the kernels are checked with"
     if not interpreting() and not torch.cuda.is_available():
         return "no CUDA device is available"
     return None

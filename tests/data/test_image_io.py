@@ -8,7 +8,6 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import imagecodecs
 import numpy as np
 import pytest
 import tifffile
@@ -20,6 +19,7 @@ from tta_restore.data.atomic_file import atomic_file
 from tta_restore.data.image import Image, ImageError
 from tta_restore.data.image_io import read_image, write_image
 
+imagecodecs = pytest.importorskip("imagecodecs")
 RNG = np.random.default_rng(7)
 RGB8 = RNG.integers(0, 256, (21, 34, 3), dtype=np.uint8)
 RGB16 = RNG.integers(0, 65536, (21, 34, 3), dtype=np.uint16)

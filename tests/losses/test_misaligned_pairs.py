@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from _base import Bad, LossTests, Sample, random
+from _base import GRID_SAMPLE, Bad, LossTests, Sample, random
 from safetensors.torch import load_file
 
 from tta_restore import losses
@@ -17,6 +17,7 @@ class TestDeformedPair(LossTests):
     op = losses.deformed_pair
     module = losses.DeformedPair
     jvp = "right"
+    torch_since = GRID_SAMPLE
 
     def samples(self, generator):
         images = tuple(random(2, 3, 6, 7, generator=generator) for _ in range(2))

@@ -18,7 +18,7 @@ def written_out(weights, x):
         size = weight.shape[-1]
         before = (size - 1) // 2
         x = F.conv2d(F.pad(x, (before, size - 1 - before, before, size - 1 - before)), weight, bias)
-        return x.clamp(min=0) if relu else x
+        return x * (x > 0) if relu else x
 
     stages = []
     for stage in range(5):
@@ -48,7 +48,7 @@ def test_large_pictures_take_the_merged_upsampling_and_come_out_the_same():
     x = torch.rand(2, 3, 96, 128, dtype=torch.float64, requires_grad=True)
     flat = list(net.parameters())
     expected = written_out(zip(flat[::2], flat[1::2], strict=True), x)
-    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+    with profile(activities=[ProfilerActivity.CPU], acc_events=True) as profiled:
         restored = net.eval()(x)
     assert "aten::conv_transpose2d" in {event.key for event in profiled.key_averages()}
     torch.testing.assert_close(restored, expected, rtol=1e-12, atol=1e-12)

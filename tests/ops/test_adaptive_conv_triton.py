@@ -13,7 +13,7 @@ from tta_restore import ops
 
 triton = pytest.importorskip("triton")
 from triton_aot import assert_compiles_without_spills  # noqa: E402
-from triton_interpreter import run_interpreted  # noqa: E402
+from triton_interpreter import interprets_loops, run_interpreted  # noqa: E402
 
 from tta_restore.ops.adaptive_conv import triton as launchers  # noqa: E402
 from tta_restore.ops.adaptive_conv import triton_kernels as kernels  # noqa: E402
@@ -151,6 +151,7 @@ tests.check_groups()
 """
 
 
+@interprets_loops
 def test_interpreted_kernels_equal_the_reference():
     assert run_interpreted(INTERPRETED).count("Case") == len(SMALL)
 

@@ -4,7 +4,7 @@ import pytest
 
 pytest.importorskip("triton")
 from triton_aot import assert_compiles_without_spills
-from triton_interpreter import run_interpreted
+from triton_interpreter import interprets_loops, run_interpreted
 
 PROGRAM = """
 import torch, tta_restore
@@ -37,6 +37,7 @@ print("agrees")
 """
 
 
+@interprets_loops
 def test_results_under_the_interpreter():
     assert run_interpreted(PROGRAM).strip() == "agrees"
 

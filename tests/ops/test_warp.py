@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from _base import Bad, OpTests, Sample, random
+from _base import GRID_SAMPLE, Bad, OpTests, Sample, random
 from _compare import assert_agrees
 from safetensors.torch import load_file
 
@@ -58,6 +58,7 @@ class TestFlowWarp(OpTests):
     op = staticmethod(ops.flow_warp)
     dtypes = (torch.float32, torch.float64)
     jvp = "right"
+    torch_since = GRID_SAMPLE
 
     def reference(self, *tensors, **options):
         return gather(*tensors, **options)
@@ -91,6 +92,7 @@ class TestDisparityWarp(OpTests):
     op = staticmethod(ops.disparity_warp)
     dtypes = (torch.float32, torch.float64)
     jvp = "right"
+    torch_since = GRID_SAMPLE
 
     def reference(self, x, disparity):
         return gather(x, torch.cat((disparity, torch.zeros_like(disparity)), 1))

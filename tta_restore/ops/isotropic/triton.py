@@ -24,7 +24,10 @@ _BAND_BYTES = 24 << 20
 
 
 def _tables(kernel_sizes: Sequence[int]) -> dict[str, Any]:
-    """Constants of the kernels; flat tuples with positions, which Triton indexes at compile time."""
+    """Constants of the kernels; flat tuples with positions, which Triton indexes at compile time.
+
+    Triton before 3.9 takes plain numbers out of them, which count as constants in sums but not as bounds of loops.
+    """
     branches = geometry.branches(tuple(kernel_sizes))
     radius = geometry.largest_radius(tuple(kernel_sizes))
     rings = [ring for branch in branches for ring in branch.rings]
@@ -56,7 +59,7 @@ def _exponentials(
     b_corner = tl.exp(-b_peak)
     b_sum = CORNERS[N] * b_corner
     b_e = ()
-    for r in tl.static_range(START[N], START[N + 1]):
+    for r in tl.static_range(tl.constexpr(START[N]), tl.constexpr(START[N + 1])):
         b_logit = b_a[BELOW[r]]
         if FRACTION[r] > 0:
             b_logit += FRACTION[r] * (b_a[BELOW[r] + 1] - b_logit)
@@ -171,7 +174,7 @@ def kernel_gradients_kernel(
         b_carried = tl.zeros([BLOCK], dtype=tl.float32)  # what rings below a seed's distance give to it
         for k in tl.static_range(RADII[n] + 1):
             b_own, b_next = b_carried, tl.zeros([BLOCK], dtype=tl.float32)
-            for r in tl.static_range(START[n], START[n + 1]):
+            for r in tl.static_range(tl.constexpr(START[n]), tl.constexpr(START[n + 1])):
                 if BELOW[r] == k:
                     b_q = tl.zeros([BLOCK], dtype=tl.float32)
                     for c in tl.static_range(len(RING[n])):
