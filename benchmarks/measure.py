@@ -10,6 +10,8 @@ is recorded.
 from __future__ import annotations
 
 import gc
+import importlib.metadata
+import importlib.util
 import os
 import statistics
 import threading
@@ -24,25 +26,32 @@ from tta_restore import ops
 from . import cases
 
 
+# Cycles, some 5 ms, for which a GPU sleeps while what it is to do next is launched: many small kernels would wait for
+# their launches in turn, which the wall clock tells.
+_SLEEP = 10_000_000
+
+
 def _wait(device: str) -> None:
     if device == "cuda":
         torch.cuda.synchronize()
 
 
 def _timed(call: Callable[[], Any], device: str) -> tuple[float, float]:
-    """Seconds of processor time (on a GPU: between two events) and of the wall clock."""
+    """Seconds of processor time (on a GPU: of its own, launches not counted) and of the wall clock."""
+    _wait(device)
+    processor, wall = time.process_time(), time.perf_counter()
+    call()
+    _wait(device)
+    processor, wall = time.process_time() - processor, time.perf_counter() - wall
     if device == "cuda":
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        _wait(device)
-        wall = time.perf_counter()
+        torch.cuda._sleep(_SLEEP)
         start.record()
         call()
         end.record()
         _wait(device)
-        return start.elapsed_time(end) / 1e3, time.perf_counter() - wall
-    processor, wall = time.process_time(), time.perf_counter()
-    call()
-    return time.process_time() - processor, time.perf_counter() - wall
+        processor = start.elapsed_time(end) / 1e3
+    return processor, wall
 
 
 def _summary(samples: list[float]) -> dict[str, float]:
@@ -108,9 +117,8 @@ def peak_memory(case: cases.Case, direction: str, device: str, contender: str) -
     small = tuple(t[..., :4, :4].contiguous() if t.ndim == 4 else t for t in tensors)
     function = case.contenders(device)[contender]
     warm_up = cases.runner(function, small, direction)
-    if contender != "compiled":
-        warm_up()  # libraries load on first use
     call = cases.runner(function, tensors, direction)
+    (call if contender == "compiled" else warm_up)()  # libraries load on first use
     gc.collect()
     if device == "cuda":
         torch.cuda.synchronize()
@@ -118,9 +126,6 @@ def peak_memory(case: cases.Case, direction: str, device: str, contender: str) -
         before = torch.cuda.memory_allocated()
         call()
         return torch.cuda.max_memory_allocated() - before
-    if contender == "compiled":
-        call()
-
     return resident_growth(call)
 
 
@@ -209,5 +214,6 @@ def machine(device: str) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "instruction_set": _extension.instruction_set() if _extension.AVAILABLE else None,
         "torch": torch.__version__,
+        "triton": importlib.metadata.version("triton") if importlib.util.find_spec("triton") else None,
         "cuda": torch.version.cuda if device == "cuda" else None,
     }

@@ -132,7 +132,7 @@ def table(result: dict[str, Any]) -> str:
         f"{machine['device']}, {machine['cores']} cores, {machine['instruction_set']}, torch {machine['torch']}, "
         f"commit {result['commit']}, {result['date']}",
         f"load {result['load_before'][0]:.1f} before, {result['load_after'][0]:.1f} after; "
-        "processor time (GPU: events), medians; ratio in brackets: by the wall clock",
+        "processor time (GPU: its own), medians; ratio in brackets: by the wall clock",
         "microseconds per call on tiny tensors, no gradient: "
         + ", ".join(f"{name} {value:.0f}" for name, value in result["overhead_microseconds"].items()),
         "",

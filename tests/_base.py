@@ -21,9 +21,9 @@ import tta_restore
 from tta_restore import _backend, _extension
 
 __all__ = [
+    "GRID_SAMPLE",
     "Bad",
     "FunctionTests",
-    "GRID_SAMPLE",
     "LossTests",
     "ModuleTests",
     "OpTests",
@@ -60,7 +60,7 @@ class FunctionTests(ABC):
     @pytest.fixture(autouse=True)
     def _torch_has_it(self, request):
         since = self.torch_since.get(request.node.originalname, (0, 0))
-        if TORCH < since:
+        if since > TORCH:
             pytest.skip("needs torch {}.{}".format(*since))
 
     def call(self, *tensors: Tensor, **options: Any) -> Tensor:
