@@ -25,7 +25,6 @@ from tta_restore import ops
 
 from . import cases
 
-
 # Cycles, some 5 ms, for which a GPU sleeps while what it is to do next is launched: many small kernels would wait for
 # their launches in turn, which the wall clock tells.
 _SLEEP = 10_000_000

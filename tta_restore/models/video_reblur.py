@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from tta_restore import _checks
@@ -50,8 +51,8 @@ class _Embedding(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         r = self.window
-        pixels = x.unflatten(3, (-1, r)).unflatten(2, (-1, r)).permute(0, 2, 4, 3, 5, 1)
-        return self.norm(self.proj["1"](pixels.flatten(3).flatten(1, 2)))
+        pixels = rearrange(x, "n c (rows y) (columns x) -> n (rows columns) (y x c)", y=r, x=r)
+        return self.norm(self.proj["1"](pixels))
 
 
 class _AttentionFusion(nn.Module):

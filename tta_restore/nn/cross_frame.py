@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from .. import _checks
@@ -42,16 +43,17 @@ class _WindowAttention(nn.Module):
 
         Shape: tokens (N, S, D), mask to be added, (1 or N, heads, S, S) -> (N, first, D).
         """
-        heads = (self.num_heads, -1)
+        apart = "n s (kinds heads d) -> kinds n heads s d"
         if first is None:
-            q, k, v = self.qkv(tokens).unflatten(-1, (3, *heads)).permute(2, 0, 3, 1, 4)
+            q, k, v = rearrange(self.qkv(tokens), apart, kinds=3, heads=self.num_heads)
         else:
             weight, bias, dim = self.qkv.weight, self.qkv.bias, tokens.shape[-1]
-            q = F.linear(tokens[:, :first], weight[:dim], bias[:dim]).unflatten(-1, heads).transpose(1, 2)
-            pairs = F.linear(tokens, weight[dim:], bias[dim:])
-            k, v = pairs.unflatten(-1, (2, *heads)).permute(2, 0, 3, 1, 4)
+            (q,) = rearrange(
+                F.linear(tokens[:, :first], weight[:dim], bias[:dim]), apart, kinds=1, heads=self.num_heads
+            )
+            k, v = rearrange(F.linear(tokens, weight[dim:], bias[dim:]), apart, kinds=2, heads=self.num_heads)
         mask = None if mask is None else mask[..., :first, :].to(q.dtype)
-        return self.proj(_attend(q, k, v, mask).transpose(1, 2).flatten(2))
+        return self.proj(rearrange(_attend(q, k, v, mask), "n heads s d -> n s (heads d)"))
 
     def bias(self) -> Tensor:
         """Bias of a regional token, which has none, followed by those of its pixels: (1, heads, 1 + r*r, 1 + r*r)."""
@@ -109,13 +111,12 @@ class CrossFrameAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Tokens of all frames, those of the middle one changed."""
         _check_tokens("CrossFrameAttention", "x", x, self.dim, self.num_frames)
-        frames = x.unflatten(0, (-1, self.num_frames))  # (B, T, S, D)
+        frames = rearrange(x, "(b t) s d -> b t s d", t=self.num_frames)
         middle = self.num_frames // 2
-        heads = (self.num_heads, -1)
-        q = self.q(frames[:, middle]).unflatten(-1, heads).transpose(1, 2)  # (B, heads, S, d)
-        k, v = self.kv(frames).unflatten(-1, (2, *heads)).permute(3, 0, 1, 4, 2, 5)  # (B, T, heads, S, d) each
-        read = F.scaled_dot_product_attention(q[:, None].expand_as(k), k, v)
-        read = self.proj(read.permute(0, 3, 1, 2, 4).flatten(2))  # (B, S, T*D)
+        q = rearrange(self.q(frames[:, middle]), "b s (heads d) -> b 1 heads s d", heads=self.num_heads)
+        k, v = rearrange(self.kv(frames), "b t s (kinds heads d) -> kinds b t heads s d", kinds=2, heads=self.num_heads)
+        read = F.scaled_dot_product_attention(q.expand_as(k), k, v)
+        read = self.proj(rearrange(read, "b t heads s d -> b s (t heads d)"))
         parts = [frames[:, :middle], (frames[:, middle] + read)[:, None], frames[:, middle + 1 :]]
         return torch.cat(parts, 1).flatten(0, 1)
 
@@ -282,13 +283,14 @@ class CrossFrameFusionBlock(nn.Module):
         """(N, H*W, D) -> (N*nW, r*r, D)."""
         r, (rows, columns) = self.window_size, self._grid(size)
         pixels = F.pad(local.unflatten(1, size), (0, 0, 0, columns * r - size[1], 0, rows * r - size[0]))
-        return pixels.unflatten(1, (rows, r)).unflatten(3, (columns, r)).transpose(2, 3).flatten(3, 4).flatten(0, 2)
+        return rearrange(pixels, "n (rows y) (columns x) d -> (n rows columns) (y x) d", y=r, x=r)
 
     def _pixels(self, windows: Tensor, size: tuple[int, int]) -> Tensor:
         """(N*nW, r*r, D) -> (N, H*W, D)."""
         r, (rows, columns) = self.window_size, self._grid(size)
-        pixels = windows.unflatten(1, (r, r)).unflatten(0, (-1, rows, columns)).transpose(2, 3)
-        return pixels.flatten(1, 2).flatten(2, 3)[:, : size[0], : size[1]].flatten(1, 2)
+        sides = {"rows": rows, "columns": columns, "y": r, "x": r}
+        pixels = rearrange(windows, "(n rows columns) (y x) d -> n (rows y) (columns x) d", **sides)
+        return pixels[:, : size[0], : size[1]].flatten(1, 2)
 
     def _grid(self, size: tuple[int, int]) -> tuple[int, int]:
         return -(-size[0] // self.window_size), -(-size[1] // self.window_size)

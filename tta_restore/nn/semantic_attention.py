@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from .. import _checks
@@ -91,14 +92,14 @@ class SemanticCrossAttention(nn.Module):
         if context.ndim == 2 or context.shape[1] == 1:
             shift = self.scale * self.to_out(self.to_v(context.flatten(1)))
             return x + (shift[:, :, None, None] if x.ndim == 4 else shift[:, None]).to(x.dtype)
-        tokens = x.flatten(2).transpose(1, 2) if x.ndim == 4 else x
+        tokens = rearrange(x, "b c h w -> b (h w) c") if x.ndim == 4 else x
         q, k, v = (
-            part.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
+            rearrange(part, "b s (heads d) -> b heads s d", heads=self.num_heads)
             for part in (self.to_q(tokens), self.to_k(context), self.to_v(context))
         )
-        read = self.to_out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(-2))
+        read = self.to_out(rearrange(F.scaled_dot_product_attention(q, k, v), "b heads s d -> b s (heads d)"))
         if x.ndim == 4:
-            read = read.transpose(1, 2).reshape(x.shape)
+            read = rearrange(read, "b (h w) c -> b c h w", h=x.shape[2])
         return x + (self.scale * read).to(x.dtype)
 
     def extra_repr(self) -> str:
