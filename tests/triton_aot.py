@@ -49,7 +49,7 @@ def compile_kernel(
     # Triton warns where fusion of multiply and add is left to its changing default; launchers name it as well.
     options = {"enable_fp_fusion": True, **options}
     compiled = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
-    return _resources(compiled.asm["cubin"], compiled.metadata.shared)
+    return resources(compiled.asm["cubin"], compiled.metadata.shared)
 
 
 def assert_compiles_without_spills(
@@ -62,7 +62,8 @@ def assert_compiles_without_spills(
     return found
 
 
-def _resources(cubin: bytes, shared: int) -> Resources:
+def resources(cubin: bytes, shared: int) -> Resources:
+    """Read what a compiled kernel with so much shared memory uses."""
     with NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()

@@ -14,6 +14,7 @@ from tta_restore import ops
 triton = pytest.importorskip("triton")
 from triton_aot import assert_compiles_without_spills  # noqa: E402
 from triton_interpreter import interprets_loops, run_interpreted  # noqa: E402
+from triton_launches import absent_device  # noqa: E402
 
 from tta_restore.ops.adaptive_conv import triton as launchers  # noqa: E402
 from tta_restore.ops.adaptive_conv import triton_kernels as kernels  # noqa: E402
@@ -284,6 +285,32 @@ def test_sizes_of_one_compile(kernel):
 )
 def test_no_spills_in_any_form(kernel, dtype, taps, changes):
     compile_everywhere(kernel, dtype, taps, **changes)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_launches_compile_without_spills(dtype, generator):
+    """As a call hands them over, on H100 and H200."""
+    steps, channels, features = 2, 32, 48
+
+    def rand(*planes):
+        return random(*planes, generator=generator).to(dtype)
+
+    x, grad, filters = (rand(2, c, 12, 20) for c in (channels, channels, steps * 7 * channels))
+    states = rand(2, steps - 1, channels, 12, 20).float()
+    predictor = rand(2, features, 12, 20), rand(steps * 7 * channels, features), rand(steps * 7 * channels)
+    taps = rand(2, 3 * channels, 12, 20), rand(2, 3 * channels, 12, 20)
+    with absent_device() as found:
+        launchers.sac(x, *taps)
+        launchers.sac_backward(grad, x, *taps, True)
+        for activate_last, own in ((True, True), (False, False)):
+            options = (steps, 3, 0.1, activate_last, own)
+            launchers.iac(x, filters, *options, True)
+            launchers.iac_backward(grad, x, filters, states, *options, True)
+            launchers.iac_backward(grad, x, filters, states, *options, False)
+            launchers.iac_from_features(x, *predictor, *options)
+            launchers.iac_from_features_backward(grad, x, *predictor, *options, True, True)
+    assert found.keys() == {kernel.__name__ for kernel in KERNELS.values()}
+    assert not any(used.stack or used.local for forms in found.values() for used in forms)
 
 
 def test_a_frame_beyond_32_bit_offsets_is_refused():

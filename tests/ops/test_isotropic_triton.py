@@ -1,10 +1,14 @@
 """The Triton kernels of the isotropic blur: results under the interpreter, and compiled code for absent GPUs."""
 
 import pytest
+import torch
 
 pytest.importorskip("triton")
 from triton_aot import assert_compiles_without_spills
 from triton_interpreter import interprets_loops, run_interpreted
+from triton_launches import absent_device
+
+from tta_restore.ops.isotropic import triton as launchers
 
 PROGRAM = """
 import torch, tta_restore
@@ -48,8 +52,6 @@ def test_results_under_the_interpreter():
     [((3,), "bf16"), *(pytest.param((3, 5, 7, 9, 11, 13, 15), t, marks=pytest.mark.slow) for t in ("fp32", "bf16"))],
 )
 def test_compiles_without_spills(sizes, dtype):
-    from tta_restore.ops.isotropic import triton as launchers
-
     tables = launchers._tables(sizes)
     block, ints = {"BLOCK": launchers._OPTIONS["BLOCK"]}, dict.fromkeys(("C", "H", "W"), "i32")
     tensors = dict.fromkeys(("p_image", "p_seeds", "p_weights", "p_out"), f"*{dtype}")
@@ -66,3 +68,15 @@ def test_compiles_without_spills(sizes, dtype):
     numbers = dict.fromkeys(("first", "count", "row", "rows", "C", "H", "W"), "i32")
     constants = {"RADIUS": max(sizes) // 2, **block}
     assert_compiles_without_spills(launchers.image_gradient_kernel, {**images, **numbers}, constants, num_warps=4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_launches_compile_without_spills(dtype, generator):
+    """As a call hands them over, on H100 and H200."""
+    image, seeds, weights = (torch.rand(2, c, 12, 20, generator=generator).to(dtype) for c in (3, 5, 3))
+    with absent_device() as found:
+        launchers.isotropic_reblur(image, seeds, weights, (3, 5))
+        launchers.isotropic_reblur_backward(image, image, seeds, weights, (3, 5), True, True)
+    kernels = {"reblur_kernel", "kernel_gradients_kernel", "coefficients_kernel", "image_gradient_kernel"}
+    assert found.keys() == kernels
+    assert not any(used.stack or used.local for forms in found.values() for used in forms)
