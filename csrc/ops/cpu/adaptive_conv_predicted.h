@@ -10,7 +10,7 @@ struct PredictedLayout {
   int64_t rows;      // of the frame, in a chunk
   int64_t chunks;    // in a frame
   int64_t columns;   // of a chunk, with padding
-  int64_t depth;     // D with padding
+  int64_t depth;     // D, the one that the bias is multiplied with, and padding
   int64_t features;  // values in a frame's packed features
 };
 
@@ -30,7 +30,7 @@ struct PredictedBackward {
   Predicted<S> forward;
   int64_t frame;
   const S* grad;
-  const T* transposed;  // features of this frame, (H * W, padded D)
+  const T* transposed;  // features of this frame and a one, (H * W, depth)
   S* grad_x;
   T *grad_weight, *grad_bias;  // null: not wanted; added to
 };

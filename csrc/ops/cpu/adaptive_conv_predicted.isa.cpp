@@ -109,7 +109,7 @@ PredictedLayout predicted_layout(const AdaptiveConv& conv, int64_t D) {
   for (int64_t rows = 1; rows <= conv.H && rows * conv.W <= 1024; ++rows)
     if (rows * conv.W <= 256 || waste(rows) <= waste(best)) best = rows;
   const int64_t chunks = (conv.H + best - 1) / best, columns = padded<T>(best * conv.W);
-  return {best, chunks, columns, padded<T>(D), chunks * columns * padded_rows(D)};
+  return {best, chunks, columns, padded<T>(D + 1), chunks * columns * padded_rows(D)};
 }
 
 template <typename S>
@@ -129,7 +129,7 @@ void pack_features(const AdaptiveConv& conv, int64_t D, const S* features, accum
       }
     for (int64_t d = 0; transposed && d < layout.depth; ++d)
       for (int64_t j = first; j < first + pixels; ++j)
-        transposed[j * layout.depth + d] = d < D ? load(features[d * plane + j]) : T(0);
+        transposed[j * layout.depth + d] = d < D ? load(features[d * plane + j]) : T(d == D);
   });
 }
 
@@ -196,7 +196,7 @@ void predicted_backward(const PredictedBackward<S>& args, accumulate_t<S>* grad_
   // u_n of channel k, and the gradients in the outputs and inputs of a step
   Scratch<T> states(conv.N * group * plane), grads(2 * group * plane), rooms(3 * layout.columns);
   Scratch<T> grad_tile(wanted ? most_rows * layout.columns : 0);
-  Scratch<T> grad_rows(args.grad_weight ? most_rows * layout.depth : 0);  // of weight, in this step
+  Scratch<T> grad_rows(args.grad_weight ? most_rows * layout.depth : 0);  // of weight and bias, in this step
   Scratch<T> columns(grad_features ? most_rows * padded_rows(D) : 0);     // of weight: its transpose in panels
   for (int64_t j = 0; wanted && j < most_rows * layout.columns; ++j) grad_tile[j] = 0;
   const auto state = [&](int64_t n, int64_t k) { return states + (n * group + k) * plane; };
@@ -239,15 +239,9 @@ void predicted_backward(const PredictedBackward<S>& args, accumulate_t<S>* grad_
           backward_block<T>(block, predictor.taps(k), slope, state(n, k), output ? output + first : nullptr,
                                 g + first, wanted ? &grad_taps : nullptr, rooms, grad_next + k * plane);
         }
-        if (args.grad_weight) {
+        if (args.grad_weight)
           multiply_rows<T>(grad_tile, rows.total, pixels, layout.columns, args.transposed + first * layout.depth,
                            layout.depth, layout.depth, grad_rows, layout.depth);
-          each_row(rows, [&](int64_t r, int64_t row) {
-            T sum = 0;
-            for (int64_t j = 0; j < pixels; ++j) sum += grad_tile[r * layout.columns + j];
-            args.grad_bias[row] += sum;
-          });
-        }
         if (grad_features)
           multiply<T>(columns, D, rows.total, grad_tile, PANEL_COLUMNS<T>, layout.columns, layout.columns, nullptr,
                       grad_features + chunk * layout.columns * padded_rows(D), layout.columns);
@@ -255,6 +249,7 @@ void predicted_backward(const PredictedBackward<S>& args, accumulate_t<S>* grad_
       if (args.grad_weight)
         each_row(rows, [&](int64_t r, int64_t row) {
           for (int64_t d = 0; d < D; ++d) args.grad_weight[row * D + d] += grad_rows[r * layout.depth + d];
+          args.grad_bias[row] += grad_rows[r * layout.depth + D];
         });
       T* const done = grad;
       grad = grad_next;
