@@ -53,6 +53,10 @@ def _timed(call: Callable[[], Any], device: str) -> tuple[float, float]:
     return processor, wall
 
 
+def _failure(error: Exception) -> dict[str, Any]:
+    return {"error": f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"}
+
+
 def _summary(samples: list[float]) -> dict[str, float]:
     quarters = statistics.quantiles(samples, n=4) if len(samples) > 1 else [samples[0]] * 3
     return {"median": statistics.median(samples), "low": min(samples), "iqr": quarters[2] - quarters[0]}
@@ -74,7 +78,7 @@ def in_turn(
             _wait(device)
             samples[name] = []
         except Exception as error:  # a contender that cannot run is a result too
-            results[name] = {"error": f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"}
+            results[name] = _failure(error)
     end = time.perf_counter() + seconds
     for done in range(rounds):
         if done >= 3 and time.perf_counter() > end:
@@ -110,8 +114,18 @@ def compare(
     return in_turn({**calls, **{f"stream {k}": v for k, v in stream(device, size).items()}}, device, rounds, seconds)
 
 
-def peak_memory(case: cases.Case, direction: str, device: str, contender: str) -> int:
-    """Bytes that one call needs at its peak above its inputs, results included."""
+def memory(case: cases.Case, direction: str, device: str, contenders: list[str]) -> dict[str, int | dict[str, Any]]:
+    """Bytes that one call of each needs at its peak above its inputs, results included."""
+    found: dict[str, int | dict[str, Any]] = {}
+    for name in contenders:
+        try:
+            found[name] = _peak_memory(case, direction, device, name)
+        except Exception as error:
+            found[name] = _failure(error)
+    return found
+
+
+def _peak_memory(case: cases.Case, direction: str, device: str, contender: str) -> int:
     tensors = case.tensors(device)
     small = tuple(t[..., :4, :4].contiguous() if t.ndim == 4 else t for t in tensors)
     function = case.contenders(device)[contender]
