@@ -5,6 +5,8 @@ BIN := .venv/bin
 # SYSTEM=1 takes the packages that PYTHON has as they are, and adds the kernels: for machines without a network.
 RUN := $(if $(SYSTEM),$(PYTHON),$(BIN)/python) -m
 BUILT := $(if $(SYSTEM),build/system,.venv/built)
+# Packages of other versions warn of other things.
+PYTEST := $(RUN) pytest -q $(if $(SYSTEM),-W default)
 PIP := $(RUN) pip --disable-pip-version-check --quiet
 
 # Without a compiler the references run; with one, a binary that is missing is an error.
@@ -19,7 +21,7 @@ demo: install
 	$(RUN) tta_restore demo
 
 test: install
-	$(RUN) pytest -q -m "not slow" -n $(JOBS) --dist worksteal
+	$(PYTEST) -m "not slow" -n $(JOBS) --dist worksteal
 
 lint: install
 	$(BIN)/ruff check
@@ -28,12 +30,12 @@ lint: install
 	$(BIN)/pyrefly check
 
 bench: install
-	$(RUN) pytest benchmarks -q
+	$(PYTEST) benchmarks
 
 # Everything that only a machine with a GPU can tell: results, then times. Commit benchmarks/results.
 bench-gpu: install
-	$(RUN) pytest -q -m gpu tests
-	$(RUN) pytest -q -m "not slow" --device cuda tests/ops tests/nn tests/losses
+	$(PYTEST) -m gpu tests
+	$(PYTEST) -m "not slow" --device cuda tests/ops tests/nn tests/losses
 	$(RUN) benchmarks report --device cuda
 
 docs: install
