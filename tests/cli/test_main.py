@@ -161,12 +161,25 @@ def test_a_state_of_another_method_is_wrong_usage(folder, capsys):
     assert "--state camera.safetensors" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("arguments", [[], ["restore"], ["restore", "a.png"], ["dance"], ["demo", "--frames", "0"]])
-def test_arguments_that_do_not_parse_exit_with_2(arguments, capsys):
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "COMMAND"),
+        (["restore"], "INPUT"),
+        (["restore", "a.png"], "--out"),
+        (["dance"], "'dance'"),
+        (["demo", "--frames", "0"], "--frames: expected a whole number >= 1, got 0"),
+        (["demo", "--seed", "-1"], "--seed: expected a whole number >= 0, got -1"),
+        (["evaluate", "--seeds", "1", "two"], "--seeds: expected a whole number >= 0, got two"),
+    ],
+)
+def test_arguments_that_do_not_parse_exit_with_2(arguments, message, capsys):
     with pytest.raises(SystemExit) as caught:
         main(arguments)
     assert caught.value.code == 2
-    assert "usage: tta-restore" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "usage: tta-restore" in said
+    assert message in said
 
 
 def test_the_version_is_said(capsys):

@@ -42,7 +42,9 @@ def build_parser() -> argparse.ArgumentParser:
     demo = commands.add_parser("demo", help="adapt to lenses never seen, on photographs, and write a report")
     demo.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder (default: %(default)s)")
     demo.add_argument("--quick", action="store_true", help="a few frames only, to see that it runs")
-    demo.add_argument("--seed", type=int, default=0, help="of crops, depths, noise and adapters (default: %(default)s)")
+    demo.add_argument(
+        "--seed", type=_seed, default=0, help="of crops, depths, noise and adapters (default: %(default)s)"
+    )
     demo.add_argument("--frames", type=_positive, help="frames per lens")
     demo.set_defaults(run=_demo)
 
@@ -52,7 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
         description="On simulated lenses (the default); with --data on data sets: the restorer alone as published "
         "for defocus deblurring, or, with --methods, methods around it, nothing reset in between.",
     )
-    evaluate.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="one stream each (default: 1 2 3)")
+    evaluate.add_argument("--seeds", type=_seed, nargs="+", default=[1, 2, 3], help="one stream each (default: 1 2 3)")
     evaluate.add_argument("--frames", type=_positive, default=6, help="frames per lens (default: %(default)s)")
     evaluate.add_argument(
         "--split", choices=("test", "dev"), default="test", help="lenses and photographs (default: %(default)s)"
@@ -91,14 +93,14 @@ def build_parser() -> argparse.ArgumentParser:
     restore.add_argument("--state", type=Path, help="file that keeps what was learned; the run continues from it")
     restore.add_argument("--overwrite", action="store_true", help="restore again what is there already")
     restore.add_argument("--device", default=None, help="such as cpu or cuda (default: cuda where there is one)")
-    restore.add_argument("--seed", type=int, default=0, help="of the adapter (default: %(default)s)")
+    restore.add_argument("--seed", type=_seed, default=0, help="of the adapter (default: %(default)s)")
     restore.add_argument("--quiet", action="store_true", help="no progress bar, no summary; errors are still told")
     restore.set_defaults(run=_restore)
 
     train = commands.add_parser("train-demo", help="train the small models that the demo ships")
     train.add_argument("models", nargs="*", metavar="MODEL", help="which of them (default: all)")
     train.add_argument("--steps", type=_positive, help="fewer or more steps than the shipped weights had")
-    train.add_argument("--seed", type=int, default=0, help="of weights, crops and lenses (default: %(default)s)")
+    train.add_argument("--seed", type=_seed, default=0, help="of weights, crops and lenses (default: %(default)s)")
     train.add_argument("--device", default="cpu", help="such as cpu or cuda (default: %(default)s)")
     train.add_argument("--out", type=Path, default=Path("runs/train-demo"), help="folder (default: %(default)s)")
     train.set_defaults(run=_train)
@@ -122,7 +124,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_networks(clips)
     clips.add_argument("--limit", type=_positive, help="frames of each video, from its beginning")
     clips.add_argument("--device", default="cpu", help="such as cpu or cuda (default: %(default)s)")
-    clips.add_argument("--seed", type=int, default=0, help="of the method (default: %(default)s)")
+    clips.add_argument("--seed", type=_seed, default=0, help="of the method (default: %(default)s)")
     clips.add_argument("--out", type=Path, help="CSV file, a row per frame")
     clips.set_defaults(run=_evaluate_clips)
 
@@ -293,8 +295,14 @@ def _setting(text: str) -> tuple[str, Any]:
         return name, value
 
 
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected a number >= 1, got {text}")
+def _number(text: str, minimum: int) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = minimum - 1
+    if value < minimum:
+        raise argparse.ArgumentTypeError(f"expected a whole number >= {minimum}, got {text}")
     return value
+
+
+_positive, _seed = partial(_number, minimum=1), partial(_number, minimum=0)
