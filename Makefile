@@ -53,6 +53,10 @@ $(BUILT): $(if $(SYSTEM),,.venv/installed) $(shell find csrc -type f 2>/dev/null
 ifneq ($(COMPILER),yes)
 	@echo "tta_restore: no working C++ compiler ($(CXX)); the reference kernels will run, same results but slower"
 endif
+ifdef SYSTEM
+	@$(PYTHON) -c 'import torch, scikit_build_core' || \
+		{ echo "SYSTEM=1 takes the packages that $(PYTHON) has; CONTRIBUTING.md names those it needs"; exit 1; }
+endif
 	$(PIP) install $(if $(SYSTEM),--no-index) --no-build-isolation --no-deps -e .
 	@mkdir -p $(@D) && touch $@
 

@@ -35,6 +35,7 @@ __all__ = [
 
 HALF_TYPES = (torch.float16, torch.bfloat16)
 TORCH = tuple(int(part) for part in torch.__version__.split(".")[:2])
+# Of functions made of grid_sample, whose derivatives torch has written bit by bit
 GRID_SAMPLE = {"test_gradgradcheck": (2, 12), "test_opcheck": (2, 12), "test_jvp": (2, 15)}
 
 # For what the C++ kernels alone promise. `make test` works without a compiler, too.

@@ -22,6 +22,8 @@ def pytest_configure(config):
     # Memory that nobody wrote reads as NaN: torch.empty and its relatives, also when C++ kernels call them.
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = True
+    if torch.cuda.is_available():  # where some of torch's own operators, such as grid_sample, are not deterministic
+        config.addinivalue_line("filterwarnings", "ignore:.*does not have a deterministic implementation:UserWarning")
 
 
 def pytest_collection_modifyitems(config, items):
