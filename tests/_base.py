@@ -94,7 +94,8 @@ class FunctionTests(ABC):
                 rounded = sample.to(dtype)
                 exact = rounded.to(torch.float64)
                 expected = self.reference(*exact.tensors, **exact.options)
-                weights = random(*expected.shape, generator=generator, low=-1, high=1).to(device)
+                weights = random(*expected.shape, generator=generator, low=-1, high=1)
+                weights = weights.to(device, dtype)  # an input, too
                 if not any(leaf.requires_grad for leaf in sample.leaves()):
                     assert_agrees(self.call(*rounded.tensors, **rounded.options), expected, what=f"{dtype}")
                     continue

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from _base import Bad, OpTests, Sample, gradients, random
-from _compare import assert_agrees
+from _compare import Tolerance, assert_agrees
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -138,10 +138,20 @@ class TestIacFromFeatures(OpTests):
     def samples(self, generator):
         # 17 channels: a full group and a rest; 33 features: more than a vector, and a rest
         cases = [*IAC_SAMPLES, ((2, 17, 5, 67), 2, 3, {}), ((1, 5, 3, 400), 2, 3, {"horizontal": "vertical"})]
-        return [
+        samples = [
             self.sample(generator, shape, n, k, (2, 33, 5)[i % 3], options)
             for i, (shape, n, k, options) in enumerate(cases)
         ]
+        # 48 features fill whole vectors
+        return [*samples, self.sample(generator, (1, 2, 4, 9), 2, 3, 48, {})]
+
+    def test_sums_over_a_frame_do_not_round_against_their_total(self, device, generator):
+        """Gradients of the predictor are sums over all pixels: as exact as torch's own, and not ten times worse."""
+        sample = self.sample(generator, (1, 4, 70, 105), 2, 3, 8, {}).to(torch.float32).map(lambda t: t.to(device))
+        exact = sample.to(torch.float64)
+        limit = Tolerance(element=1e-6, norm=5e-7, cosine=1e-12, bias=1e-6)
+        for got, want in zip(gradients(self.call, sample)[1][2:], gradients(self.reference, exact)[1][2:], strict=True):
+            assert_agrees(got, want, tolerance=limit)
 
     def test_gradgradcheck(self, device, generator):
         sample = self.sample(generator, (2, 1, 2, 3), 2, 3, 2, {}).map(lambda tensor: tensor.to(device))

@@ -36,7 +36,8 @@ constexpr int64_t padded(int64_t columns) {
 
 inline int64_t padded_rows(int64_t rows) { return (rows + PANEL_ROWS - 1) / PANEL_ROWS * PANEL_ROWS; }
 
-// c[i, j] = start[i], or else c[i, j], + sum over k of a(i, k) * b[k, j] for i < PANEL_ROWS, j < PANEL_COLUMNS.
+// c[i, j] = start[i], or else c[i, j], + sum over k of a(i, k) * b[k, j] for i < PANEL_ROWS, j < PANEL_COLUMNS. The sum
+// over k is added to c at its end: one after another, terms would round against a total that many blocks have made large.
 template <typename T, typename Factor>
 inline void product_block(int64_t depth, Factor a, const T* b, int64_t b_row, const T* start, T* c, int64_t c_row) {
   using V = typename Vector<T>::type;
@@ -45,7 +46,7 @@ inline void product_block(int64_t depth, Factor a, const T* b, int64_t b_row, co
   V sum[PANEL_ROWS][VECTORS];
   unroll<PANEL_ROWS>([&]<int i>() __attribute__((always_inline)) {
     unroll<VECTORS>([&]<int v>() __attribute__((always_inline)) {
-      sum[i][v] = start ? start[i] - V{} : V(*(const Anywhere*)(c + i * c_row + v * LANES));
+      sum[i][v] = start ? start[i] - V{} : V{};
     });
   });
   for (int64_t k = 0; k < depth; ++k, b += b_row) {
@@ -58,7 +59,8 @@ inline void product_block(int64_t depth, Factor a, const T* b, int64_t b_row, co
   }
   unroll<PANEL_ROWS>([&]<int i>() __attribute__((always_inline)) {
     unroll<VECTORS>([&]<int v>() __attribute__((always_inline)) {
-      *(Anywhere*)(c + i * c_row + v * LANES) = sum[i][v];
+      Anywhere* const to = (Anywhere*)(c + i * c_row + v * LANES);
+      *to = start ? sum[i][v] : V(*to) + sum[i][v];
     });
   });
 }
@@ -78,17 +80,20 @@ __attribute__((noinline)) void multiply(const T* a, int64_t rows, int64_t depth,
     }
 }
 
-// c[rows, columns] += a * b, with rows of `a` in memory as they are, a_row apart.
+// c[rows, columns] += a * b, with rows of `a` in memory as they are, a_row apart. In short sums, which round less.
 template <typename T>
 __attribute__((noinline)) void multiply_rows(const T* a, int64_t rows, int64_t depth, int64_t a_row, const T* b,
                                              int64_t b_row, int64_t columns, T* c, int64_t c_row) {
-  for (int64_t i = 0; i < rows; i += PANEL_ROWS)
-    for (int64_t j = 0; j < columns; j += PANEL_COLUMNS<T>) {
-      const T* first = a + i * a_row;
-      product_block<T>(
-          depth, [=](int r, int64_t k) __attribute__((always_inline)) { return first[r * a_row + k]; }, b + j, b_row,
-          nullptr, c + i * c_row + j, c_row);
-    }
+  constexpr int64_t SHORT = 128;
+  for (int64_t k = 0; k < depth; k += SHORT)
+    for (int64_t i = 0; i < rows; i += PANEL_ROWS)
+      for (int64_t j = 0; j < columns; j += PANEL_COLUMNS<T>) {
+        const T* first = a + i * a_row + k;
+        product_block<T>(
+            depth - k < SHORT ? depth - k : SHORT,
+            [=](int r, int64_t k) __attribute__((always_inline)) { return first[r * a_row + k]; }, b + k * b_row + j,
+            b_row, nullptr, c + i * c_row + j, c_row);
+      }
 }
 
 }  // namespace
