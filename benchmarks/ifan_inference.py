@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from tta_restore import models
 from tta_restore.adapters import Tiles
-from tta_restore.models.ifan_checkpoint import official_names
+from tta_restore.models.ifan.checkpoint import official_names
 
 from . import measure
 from .ifan_original import ReleasedIfan

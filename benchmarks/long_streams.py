@@ -20,9 +20,8 @@ from typing import Any
 import torch
 
 from tta_restore import adapters
-from tta_restore.data import lenses
-from tta_restore.engine.evaluate import StreamResult, evaluate_stream
-from tta_restore.engine.stream import FrameRecord
+from tta_restore.data.synthetic import defocus
+from tta_restore.engine.evaluate.stream import FrameRecord, StreamResult, evaluate_stream
 from tta_restore.models import as_restorer, create_model
 
 RESULTS = Path(__file__).parent / "results"
@@ -76,7 +75,7 @@ def main(arguments: list[str]) -> None:
     torch.set_num_threads(1)
     stream = {"frames_per_lens": options.frames_per_lens, **STREAM}
     source = as_restorer(create_model("lens_unet", checkpoint="specialist").eval())
-    frames = lenses.lens_stream(**stream)
+    frames = defocus.lens_stream(**stream)
     path = RESULTS / f"long_streams-{len(frames)}.json"
     rows = json.loads(path.read_text())["methods"] if path.exists() else {}
     reference = evaluate_stream(frames, {"source": lambda: adapters.Adapter(source)}, progress=False)

@@ -219,13 +219,13 @@ def machine(device: str) -> dict[str, Any]:
     if os.path.exists("/proc/cpuinfo"):
         with open("/proc/cpuinfo") as lines:
             model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model)
-    from tta_restore import _extension
+    from tta_restore._core import extension
 
     return {
         "device": torch.cuda.get_device_name() if device == "cuda" else model,
         "processor": model,
         "cores": os.cpu_count(),
-        "instruction_set": _extension.instruction_set() if _extension.AVAILABLE else None,
+        "instruction_set": extension.instruction_set() if extension.AVAILABLE else None,
         "torch": torch.__version__,
         "triton": importlib.metadata.version("triton") if importlib.util.find_spec("triton") else None,
         "cuda": torch.version.cuda if device == "cuda" else None,

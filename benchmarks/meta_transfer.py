@@ -34,20 +34,26 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from tta_restore.adapters.inner_loop import InnerLoopSettings, Item
-from tta_restore.adapters.meta_transfer import left_sharp
-from tta_restore.data import photos
-from tta_restore.data.camera_shake import CameraShake, ShakenClips
-from tta_restore.data.clips import Clip, stack_frames
-from tta_restore.engine.evaluate import StreamResult
-from tta_restore.engine.meta import MetaObjective
-from tta_restore.engine.meta_settings import MetaSettings
-from tta_restore.engine.meta_tasks import MetaTask, TaskSource, query_windows
-from tta_restore.engine.pretrain_reblur import ReblurSettings, pretrain_reblur
-from tta_restore.engine.report import MethodNote, Report, Sample, require_packages, worst_frame_rule, write_report
-from tta_restore.engine.stream import FrameRecord
-from tta_restore.engine.train_demo import sharp_bank
-from tta_restore.engine.training import TrainingRun, train
+from tta_restore.adapters.methods.inner_loop import InnerLoopSettings, Item
+from tta_restore.adapters.methods.meta_transfer import left_sharp
+from tta_restore.data.datasets.clips import Clip, stack_frames
+from tta_restore.data.synthetic import photos
+from tta_restore.data.synthetic.camera_shake import CameraShake, ShakenClips
+from tta_restore.engine.demo.train import sharp_bank
+from tta_restore.engine.evaluate.stream import FrameRecord, StreamResult
+from tta_restore.engine.report.page import (
+    MethodNote,
+    Report,
+    Sample,
+    require_packages,
+    worst_frame_rule,
+    write_report,
+)
+from tta_restore.engine.train.loop import TrainingRun, train
+from tta_restore.engine.train.meta import MetaObjective
+from tta_restore.engine.train.meta_settings import MetaSettings
+from tta_restore.engine.train.meta_tasks import MetaTask, TaskSource, query_windows
+from tta_restore.engine.train.reblur import ReblurSettings, pretrain_reblur
 from tta_restore.metrics import psnr, ssim
 from tta_restore.models.registry import create_model
 

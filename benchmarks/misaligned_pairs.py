@@ -16,24 +16,23 @@ from pathlib import Path
 
 import torch
 
-from tta_restore.data import lenses, photos
-from tta_restore.data.misaligned import GeneratedPairs
-from tta_restore.engine.misaligned import MisalignedSettings
-from tta_restore.engine.train_demo import sharp_bank
-from tta_restore.engine.train_misaligned import train_misaligned
-from tta_restore.engine.training import TrainingRun
+from tta_restore.data.datasets.misaligned import GeneratedPairs
+from tta_restore.data.synthetic import defocus, photos
+from tta_restore.engine.demo.train import sharp_bank
+from tta_restore.engine.train.loop import TrainingRun
+from tta_restore.engine.train.misaligned import MisalignedSettings, train_misaligned
 from tta_restore.metrics import psnr
+from tta_restore.models.defocus.unet import LensUNet
 from tta_restore.models.jdrl import JdrlReblur
-from tta_restore.models.lens_unet import LensUNet
 from tta_restore.models.optical_flow import LucasKanade
 
 WIDTHS = (24, 32, 48)
 
 
 def lens(generator):
-    low, high = lenses.SOURCE.radius
+    low, high = defocus.SOURCE.radius
     ends = (low + (high - low) * torch.rand(2, generator=generator)).sort().values.tolist()
-    return lenses.Lens("disk", lenses.disk, (ends[0], ends[1]))
+    return defocus.Lens("disk", defocus.disk, (ends[0], ends[1]))
 
 
 def settings(variant, steps):
@@ -49,7 +48,7 @@ def held_out(restorer):
     """PSNR of every photograph, in dB: blurry, restored."""
     rows = {}
     for name in photos.TEST:
-        frames = lenses.lens_stream([lenses.SOURCE], (name,), frames_per_lens=3, size=160, seed=77)
+        frames = defocus.lens_stream([defocus.SOURCE], (name,), frames_per_lens=3, size=160, seed=77)
         with torch.no_grad():
             before = [float(psnr(frame.blurry[None], frame.sharp[None])) for frame in frames]
             after = [float(psnr(restorer(f.blurry[None]).clamp(0, 1), f.sharp[None])) for f in frames]

@@ -32,9 +32,9 @@ from torch import nn
 
 from tta_restore import models, ops
 from tta_restore.adapters import MetaTransfer
-from tta_restore.data import photos
-from tta_restore.data.clips import PictureFrames, stack_frames
-from tta_restore.data.sharp_patches import ShiftTables, place_patches
+from tta_restore.data.datasets.clips import PictureFrames, stack_frames
+from tta_restore.data.datasets.mining import ShiftTables, place_patches
+from tta_restore.data.synthetic import photos
 from tta_restore.models import RestorerSpec
 
 from .measure import machine

@@ -1,4 +1,4 @@
-// A last line of defence. Callers get their messages from Python (tta_restore/_checks.py), before a kernel runs.
+// A last line of defence. Callers get their messages from Python (tta_restore/_core/checks.py), before a kernel runs.
 #pragma once
 
 #include <torch/headeronly/util/Exception.h>

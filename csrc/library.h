@@ -1,4 +1,4 @@
-// Registration of CPU kernels. Schemas live in Python (tta_restore/_library.py: define); this only implements them:
+// Registration of CPU kernels. Schemas live in Python (tta_restore/_core/library.py: define); this only implements them:
 //
 //     TTA_CPU_KERNELS(m) { m.impl("op", TORCH_BOX(&op)); }
 #pragma once

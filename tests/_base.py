@@ -18,7 +18,8 @@ from _samples import Bad, Sample, channels_last, gradients, offset, random, reco
 from torch import Tensor
 
 import tta_restore
-from tta_restore import _backend, _extension
+from tta_restore._core import dispatch as _backend
+from tta_restore._core import extension as _extension
 
 __all__ = [
     "GRID_SAMPLE",

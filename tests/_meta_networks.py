@@ -3,9 +3,9 @@
 import torch
 from torch import nn
 
-from tta_restore.adapters.inner_loop import Item
-from tta_restore.data.clips import Clip
-from tta_restore.engine.meta_tasks import MetaTask
+from tta_restore.adapters.methods.inner_loop import Item
+from tta_restore.data.datasets.clips import Clip
+from tta_restore.engine.train.meta_tasks import MetaTask
 
 
 def seeded(build, seed=0):

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tta_restore import _backend
+from tta_restore._core import dispatch
 
 
 @dataclass
@@ -82,14 +82,14 @@ def offset(tensor: Tensor) -> Tensor:
 def recorded_operators() -> Iterator[list[tuple[str, tuple[Any, ...]]]]:
     """Collect name and arguments of every registered op of the package that runs inside."""
     calls: list[tuple[str, tuple[Any, ...]]] = []
-    original = _backend.Operator.__call__
+    original = dispatch.Operator.__call__
 
-    def record(self: _backend.Operator, *args: Any) -> Any:
+    def record(self: dispatch.Operator, *args: Any) -> Any:
         calls.append((self.name, tuple(a.detach().clone() if isinstance(a, Tensor) else a for a in args)))
         return original(self, *args)
 
-    _backend.Operator.__call__ = record
+    dispatch.Operator.__call__ = record
     try:
         yield calls
     finally:
-        _backend.Operator.__call__ = original
+        dispatch.Operator.__call__ = original

@@ -14,8 +14,10 @@ from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import tta_restore
-from tta_restore import BackendUnavailable, _backend, _extension, _library, ops
-from tta_restore.ops.adaptive_conv import calculus
+from tta_restore import BackendUnavailable, ops
+from tta_restore._core import dispatch, library
+from tta_restore._core import extension as _extension
+from tta_restore.ops.adaptive_conv import autograd as calculus
 
 
 def run_python(program: str, **environment: str) -> subprocess.CompletedProcess:
@@ -28,7 +30,7 @@ def run_python(program: str, **environment: str) -> subprocess.CompletedProcess:
 def probe(monkeypatch):
     """An op whose reference tells that it ran."""
     ran = []
-    operator = _backend.Operator(
+    operator = dispatch.Operator(
         name="probe",
         reference=lambda x: ran.append("reference") or x.clone(),
         cpu=True,
@@ -39,7 +41,7 @@ def probe(monkeypatch):
     operator._kernels["cpu"] = lambda x: ran.append("cpu") or x.clone()
     monkeypatch.setattr(_extension, "AVAILABLE", True)
     monkeypatch.setattr(_extension, "implements", lambda name: True)
-    monkeypatch.setattr(_backend, "_said", set())
+    monkeypatch.setattr(dispatch, "_said", set())
     operator.ran = ran
     return operator
 
@@ -58,21 +60,21 @@ def test_forced_reference_runs(probe):
 def test_blocks_nest_and_end(probe):
     with tta_restore.backend("reference"):
         with tta_restore.backend("cpu"):
-            assert _backend.requested() == "cpu"
-        assert _backend.requested() == "reference"
-    assert _backend.requested() is None
+            assert dispatch.requested() == "cpu"
+        assert dispatch.requested() == "reference"
+    assert dispatch.requested() is None
 
 
 def test_block_ends_on_error():
     with pytest.raises(KeyError), tta_restore.backend("reference"):
         raise KeyError
-    assert _backend.requested() is None
+    assert dispatch.requested() is None
 
 
 def test_choice_belongs_to_the_thread():
     seen = []
     with tta_restore.backend("reference"):
-        thread = threading.Thread(target=lambda: seen.append(_backend.requested()))
+        thread = threading.Thread(target=lambda: seen.append(dispatch.requested()))
         thread.start()
         thread.join()
     assert seen == [None]
@@ -82,11 +84,11 @@ def test_choice_belongs_to_the_task():
     async def ask(name, seen):
         with tta_restore.backend(name):
             await asyncio.sleep(0)
-            seen.append((name, _backend.requested()))
+            seen.append((name, dispatch.requested()))
 
     async def both(seen):
         await asyncio.gather(ask("reference", seen), ask("reference", seen), asyncio.sleep(0))
-        seen.append((None, _backend._requested.get()))
+        seen.append((None, dispatch._requested.get()))
 
     seen = []
     asyncio.run(both(seen))
@@ -127,7 +129,7 @@ def test_absent_backend_is_refused_on_entering(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with pytest.raises(BackendUnavailable, match="triton: no CUDA device"), tta_restore.backend("triton"):
         pass
-    assert _backend.requested() is None
+    assert dispatch.requested() is None
 
 
 def test_forcing_a_backend_keeps_the_references_of_its_name():
@@ -145,7 +147,7 @@ def test_forcing_a_backend_keeps_the_references_of_its_name():
 def test_compiled_graph_obeys_the_block():
     torch._dynamo.reset()
     ran = []
-    original = _backend.OPERATORS["self_shift_products"]
+    original = dispatch.OPERATORS["self_shift_products"]
     compiled = torch.compile(ops.self_shift_score, fullgraph=True, backend="aot_eager")
     frame = torch.rand(1, 3, 8, 8)
     compiled(frame)
@@ -170,14 +172,14 @@ def test_bare_operator_refuses_a_gradient():
 
 def test_names_of_ops_are_unique():
     with pytest.raises(ValueError, match="an op called 'self_shift_products' exists already"):
-        _library.define("self_shift_products(Tensor a) -> Tensor", reference=None, fake=None)
+        library.define("self_shift_products(Tensor a) -> Tensor", reference=None, fake=None)
 
 
 def test_show_config_names_every_op_and_reason():
     text = tta_restore.show_config()
     assert tta_restore.__version__ in text
     assert torch.__version__ in text
-    for name in _backend.OPERATORS:
+    for name in dispatch.OPERATORS:
         assert f"\n{name} " in text
     with tta_restore.backend("reference"):
         assert "forced backend  reference" in tta_restore.show_config()

@@ -6,7 +6,7 @@ from fractions import Fraction
 import pytest
 import torch
 
-from tta_restore import _checks
+from tta_restore._core import checks as _checks
 
 
 def test_shape_returns_its_sizes():

@@ -63,9 +63,9 @@ def test_modules_are_there_when_they_are_named():
     program = """
 import tta_restore as t
 for named in (
-    t.engine.evaluate_stream, t.engine.supervised.train_supervised, t.engine.misaligned.MisalignedObjective,
-    t.engine.meta_train.meta_train, t.engine.pretrain_reblur.pretrain_reblur, t.data.lenses.lens_stream,
-    t.data.dead_leaves, t.data.pairs, t.models.optical_flow, t.models.jdrl.BlurConditioned,
+    t.engine.evaluate_stream, t.engine.train.supervised.train_supervised, t.engine.train.misaligned.MisalignedObjective,
+    t.engine.train.meta_train.meta_train, t.engine.train.reblur.pretrain_reblur, t.data.synthetic.defocus.lens_stream,
+    t.data.synthetic.dead_leaves, t.data.datasets.pairs, t.models.optical_flow, t.models.jdrl.BlurConditioned,
 ):
     assert named is not None
 for package in (t.engine, t.data, t.models):

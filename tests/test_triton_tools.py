@@ -43,7 +43,7 @@ def test_spills_are_noticed():
 
 INTERPRETED = """
 import torch, tta_restore
-from tta_restore import _backend
+from tta_restore._core import dispatch as _backend
 assert _backend.interpreting()
 assert _backend.triton_missing() is None
 with tta_restore.backend("triton"):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ._backend import BackendUnavailable, backend, show_config
-from ._submodules import submodule
+from tta_restore._core.dispatch import BackendUnavailable, backend, show_config
+from tta_restore._core.lazy import submodule
 
 if TYPE_CHECKING:
     from . import adapters, data, engine, losses, metrics, models, nn, ops

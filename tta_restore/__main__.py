@@ -8,11 +8,11 @@ import sys
 def main() -> int:
     """Run the command line and return its exit code."""
     if sys.argv[1:] == ["info"]:
-        from . import show_config
+        from tta_restore import show_config
 
         print(show_config())
         return 0
-    from .cli import main as command_line
+    from tta_restore.cli import main as command_line
 
     return command_line() or 0
 

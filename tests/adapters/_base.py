@@ -13,7 +13,8 @@ from adapters.zoo import LARGE, ZOO, build, declared, frames
 from torch import nn
 
 from tta_restore.adapters import Adapter
-from tta_restore.models import as_restorer, structure
+from tta_restore.models import as_restorer
+from tta_restore.models.restorer import outputs as structure
 
 
 def quick(recipe: str, network: str) -> bool:

@@ -11,9 +11,9 @@ from torch import nn
 from torch.func import functional_call
 
 from tta_restore import models
-from tta_restore.adapters.critic import Critic
-from tta_restore.adapters.inner_loop import InnerLoop, InnerLoopSettings, Item, Step
-from tta_restore.adapters.picture_in_clip import pictures
+from tta_restore.adapters.methods.clip_model import pictures
+from tta_restore.adapters.methods.discriminator import Critic
+from tta_restore.adapters.methods.inner_loop import InnerLoop, InnerLoopSettings, Item, Step
 from tta_restore.models import RestorerSpec, SizeRequirements, as_restorer
 
 GOLDEN = Path(__file__).parents[1] / "golden/meta"

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tta_restore.adapters.lens_readings import aperture_distance, looks, radii_of
+from tta_restore.adapters.methods.psf_tracking import aperture_distance, looks, radii_of
 
 
 def test_unsure_readings_are_drawn_less_often_and_never_believed_to_be_off_without_end():

@@ -9,12 +9,12 @@ from torch import nn
 
 from tta_restore import models
 from tta_restore.adapters import MetaTransfer, create_adapter
-from tta_restore.adapters.critic import Critic
-from tta_restore.adapters.inner_loop import Item
-from tta_restore.adapters.meta_transfer import left_sharp
-from tta_restore.data import photos
-from tta_restore.data.camera_shake import CameraShake, ShakenClips
-from tta_restore.data.sharp_patches import mine_patches
+from tta_restore.adapters.methods.discriminator import Critic
+from tta_restore.adapters.methods.inner_loop import Item
+from tta_restore.adapters.methods.meta_transfer import left_sharp
+from tta_restore.data.datasets.mining import mine_patches
+from tta_restore.data.synthetic import photos
+from tta_restore.data.synthetic.camera_shake import CameraShake, ShakenClips
 from tta_restore.models import RestorerSpec
 
 SPEC = RestorerSpec()

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tta_restore.adapters import Muon
-from tta_restore.adapters.muon import orthogonalised
+from tta_restore.adapters.methods._muon import orthogonalised
 
 
 def _leaf(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:

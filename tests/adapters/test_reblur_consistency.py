@@ -4,9 +4,8 @@ import pytest
 import torch
 
 from tta_restore.adapters import ReblurConsistency
-from tta_restore.adapters.frame_blur import _seed_table, reblur
-from tta_restore.adapters.lens_adapter import SMALLEST
-from tta_restore.data import lenses, photos
+from tta_restore.adapters.methods.defocus import SMALLEST, _seed_table, reblur
+from tta_restore.data.synthetic import defocus, photos
 from tta_restore.models import RestorerSpec, as_restorer, create_model
 
 
@@ -15,7 +14,7 @@ def specialist():
 
 
 def stream(count, size=64):
-    return lenses.lens_stream([lenses.DEV[3]], photos.DEV[:1], frames_per_lens=count, size=size, seed=3)
+    return defocus.lens_stream([defocus.DEV[3]], photos.DEV[:1], frames_per_lens=count, size=size, seed=3)
 
 
 def test_seeds_are_the_aperture_at_its_radius():

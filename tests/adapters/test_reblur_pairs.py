@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from tta_restore.adapters import ReblurPairs, SelfEnsemble, reblur_pairs
-from tta_restore.adapters.reblur_pairs import _FULL_LEAD, _material
-from tta_restore.data import dead_leaves, lenses, photos
+from tta_restore.adapters import ReblurPairs, SelfEnsemble
+from tta_restore.adapters.methods import reblur_pairs
+from tta_restore.adapters.methods.reblur_pairs import _FULL_LEAD, _material
+from tta_restore.data.synthetic import dead_leaves, defocus, photos
 from tta_restore.metrics import psnr
 from tta_restore.models import RestorerSpec, as_restorer, create_model
 
@@ -17,12 +18,12 @@ def _specialist() -> nn.Module:
     return create_model("lens_unet", checkpoint="specialist").eval()
 
 
-def _frames(lens: lenses.Lens, count: int, seed: int = 11) -> list[lenses.LensFrame]:
-    return lenses.lens_stream([lens], photos.DEV[:2], frames_per_lens=count, size=128, seed=seed)
+def _frames(lens: defocus.Lens, count: int, seed: int = 11) -> list[defocus.LensFrame]:
+    return defocus.lens_stream([lens], photos.DEV[:2], frames_per_lens=count, size=128, seed=seed)
 
 
 def test_it_learns_a_lens_that_the_restorer_never_saw():
-    frames = _frames(lenses.Lens("ring", lenses.ring(0.5), (2.5, 4.0)), 3)
+    frames = _frames(defocus.Lens("ring", defocus.ring(0.5), (2.5, 4.0)), 3)
     model = _specialist()
     adapter, frozen = ReblurPairs(model, steps=24), SelfEnsemble(model)
     gains = []
@@ -86,7 +87,7 @@ def test_some_sharp_patches_are_of_the_scene():
 
 
 def test_the_scene_is_what_the_source_restores():
-    model, frame = _specialist(), _frames(lenses.SOURCE, 1)[0].blurry[None]
+    model, frame = _specialist(), _frames(defocus.SOURCE, 1)[0].blurry[None]
     for scene, x, expected in (
         (0.25, frame, SelfEnsemble(model)(frame).clamp(0, 1)),
         (0.0, frame, None),
@@ -100,7 +101,7 @@ def test_the_scene_is_what_the_source_restores():
 
 
 def test_consistency_with_the_frame_is_one_more_term():
-    frame = _frames(lenses.SOURCE, 1)[0].blurry[None]
+    frame = _frames(defocus.SOURCE, 1)[0].blurry[None]
     losses, terms = [], []
     for weight in (0.0, 0.5, 1.0):
         adapter = ReblurPairs(_specialist(), steps=1, consistency=weight)
@@ -122,7 +123,7 @@ def test_consistency_with_the_frame_is_one_more_term():
 
 
 def test_caution_counts_pairs_on_which_the_source_is_better_in_parts_of_its_error(monkeypatch):
-    frame = _frames(lenses.SOURCE, 1)[0].blurry[None]
+    frame = _frames(defocus.SOURCE, 1)[0].blurry[None]
     student, source = (
         torch.tensor([0.10, 0.02]),
         torch.tensor([0.20, 0.01]),
@@ -138,7 +139,7 @@ def test_caution_counts_pairs_on_which_the_source_is_better_in_parts_of_its_erro
 
 
 def test_a_student_that_goes_to_infinity_is_a_step_not_taken(monkeypatch):
-    frame = _frames(lenses.SOURCE, 1)[0].blurry[None]
+    frame = _frames(defocus.SOURCE, 1)[0].blurry[None]
     adapter = ReblurPairs(_specialist(), steps=1, burst=1)
     adapter.adapt(frame)
     before = adapter.snapshot()
@@ -151,7 +152,7 @@ def test_a_student_that_goes_to_infinity_is_a_step_not_taken(monkeypatch):
 
 
 def test_the_teacher_goes_part_of_the_way():
-    model, frame = _specialist(), _frames(lenses.SOURCE, 1)[0].blurry[None]
+    model, frame = _specialist(), _frames(defocus.SOURCE, 1)[0].blurry[None]
     adapter = ReblurPairs(model, steps=1, burst=1, ema=0.5)
     adapter.extra["lead"] = _FULL_LEAD  # of which half is kept: the first step starts level with the source
     adapter.adapt(frame)
@@ -166,7 +167,7 @@ def test_the_teacher_goes_part_of_the_way():
 
 
 def test_a_student_is_followed_by_as_much_as_it_leads():
-    frame = _frames(lenses.SOURCE, 1)[0].blurry[None]
+    frame = _frames(defocus.SOURCE, 1)[0].blurry[None]
     shares = []
     for lead in (-3.0, 0.0, 1.0, 50.0):
         adapter = ReblurPairs(_specialist(), steps=1, burst=1)
@@ -178,8 +179,8 @@ def test_a_student_is_followed_by_as_much_as_it_leads():
 
 
 def test_a_change_of_lens_starts_over_and_a_known_lens_is_remembered():
-    first = lenses.Lens("bubble", lenses.ring(0.75), (3.0, 4.5))
-    second = lenses.Lens("core", lenses.exponential, (2.5, 3.5))
+    first = defocus.Lens("bubble", defocus.ring(0.75), (3.0, 4.5))
+    second = defocus.Lens("core", defocus.exponential, (2.5, 3.5))
     adapter = ReblurPairs(_specialist(), steps=1, burst=2, memory=3)
     switches = []
     for lens in (first, second, first):
@@ -196,11 +197,11 @@ def test_a_change_of_lens_starts_over_and_a_known_lens_is_remembered():
 
 
 def test_after_a_change_of_lens_it_continues_from_what_restores_its_pairs_best():
-    ring = lenses.Lens("ring", lenses.ring(0.65), (3.0, 4.5))
+    ring = defocus.Lens("ring", defocus.ring(0.65), (3.0, 4.5))
     adapter = ReblurPairs(_specialist(), steps=48, burst=1, switch=0.15)
     adapter.adapt(_frames(ring, 1)[0].blurry[None])
     learnt, source = adapter.snapshot()["student"], adapter.source
-    sharp = lenses.Lens("disk", lenses.disk, (0.8, 1.0))  # which the source knows and what was learnt spoils
+    sharp = defocus.Lens("disk", defocus.disk, (0.8, 1.0))  # which the source knows and what was learnt spoils
     for lens, expected, other in ((sharp, source, learnt), (ring, learnt, source)):
         frame = _frames(lens, 1)[0].blurry[None]
         with adapter._session(frame) as looked_at, adapter._working_on(adapter.state):
@@ -214,7 +215,7 @@ def test_after_a_change_of_lens_it_continues_from_what_restores_its_pairs_best()
 
 
 def test_a_lens_is_new_only_when_nothing_that_fits_the_frame_is_near(monkeypatch):
-    frames = _frames(lenses.Lens("ring", lenses.ring(0.75), (3.0, 3.5)), 2)
+    frames = _frames(defocus.Lens("ring", defocus.ring(0.75), (3.0, 3.5)), 2)
     adapter = ReblurPairs(_specialist(), steps=1, burst=1, switch=0.15)
     adapter.adapt(frames[0].blurry[None])
     pooled = adapter.aperture()
@@ -241,7 +242,7 @@ def test_grey_frames_and_batches_and_small_frames():
 
 def test_looking_at_kernels_changes_nothing():
     adapter = ReblurPairs(_specialist(), steps=1, burst=1)
-    x = _frames(lenses.SOURCE, 1)[0].blurry[None]
+    x = _frames(defocus.SOURCE, 1)[0].blurry[None]
     with pytest.raises(ValueError, match="no frame was seen yet"):
         adapter.aperture()
     adapter(x)
@@ -284,7 +285,7 @@ def test_an_estimator_of_ones_own_is_used_and_left_as_it_was():
     estimator = create_model("lens_estimator", checkpoint="lens_estimator").train()
     before = {name: weight.clone() for name, weight in estimator.state_dict().items()}
     adapter = ReblurPairs(_specialist(), estimator, steps=1, burst=1)
-    restored = adapter(_frames(lenses.SOURCE, 1)[0].blurry[None])
+    restored = adapter(_frames(defocus.SOURCE, 1)[0].blurry[None])
     assert not restored.requires_grad
     assert estimator.training
     assert all(weight.requires_grad and weight.grad is None for weight in estimator.parameters())
@@ -298,7 +299,7 @@ def test_its_plan_counts_one_moment_for_filters_and_two_for_biases():
     expected = sum(tensor.numel() * 4 * (3 if tensor.ndim > 1 else 4) for tensor in model.parameters())
     adapter = ReblurPairs(model, steps=1, burst=1)
     assert adapter.plan().bytes == expected
-    adapter.adapt(_frames(lenses.SOURCE, 1)[0].blurry[None])
+    adapter.adapt(_frames(defocus.SOURCE, 1)[0].blurry[None])
     kept = [value for entry in adapter.state.optimiser.state.values() for value in entry.values() if value.ndim]
     tensors = [tensor for role in adapter.state.sets.values() for tensor in role.values()]
     assert sum(tensor.nbytes for tensor in (*kept, *tensors)) == expected

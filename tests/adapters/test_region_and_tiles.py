@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tta_restore.adapters import Adapter, CentreCrop, SelfEnsemble, SiamCTTA, Tiles
-from tta_restore.adapters.region import RELEASED_REGION
+from tta_restore.adapters.tiling import RELEASED_REGION
 from tta_restore.models import RestorerSpec, SizeRequirements
 
 

@@ -15,8 +15,8 @@ from adapters.zoo import Residual, build, frames
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from tta_restore.adapters import Adapter, SelfEnsemble, SiamCTTA, storage
-from tta_restore.adapters.storage import FORMAT_VERSION
+from tta_restore.adapters import Adapter, SelfEnsemble, SiamCTTA, checkpoint
+from tta_restore.adapters.checkpoint import FORMAT_VERSION
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def test_the_file_is_small_holds_no_pickle_and_reads_back(learnt, tmp_path):
     assert header["method"] == "Pairs"
     assert list(header["adapted"]) == list(learnt.adapted)
     assert kept < 4.1 * weights  # student, teacher, two moments, step counters
-    read, held = storage.read(path), learnt.state_dict()
+    read, held = checkpoint.read(path), learnt.state_dict()
     assert read.keys() == held.keys()
     assert read["tensors"].keys() == held["tensors"].keys()
     assert all(same_bits(tensor, held["tensors"][key]) for key, tensor in read["tensors"].items())
@@ -73,7 +73,7 @@ def damages():
                 content = json.loads(file.metadata()["tta_restore.adapter"])
             tensors = load_file(path)
             change(content, tensors)
-            content["checksum"] = storage._checksum(tensors)
+            content["checksum"] = checkpoint._checksum(tensors)
             save_file(tensors, path, metadata={"tta_restore.adapter": json.dumps(content)})
 
         return damage
@@ -149,18 +149,18 @@ def test_what_a_killed_process_left_of_a_state_is_overwritten(learnt, tmp_path):
     (tmp_path / ".state.safetensors.partial").write_bytes(b"half a state" * 100_000)
     learnt.save(path)
     assert [file.name for file in tmp_path.iterdir()] == ["state.safetensors"]
-    assert storage.read(path)["method"] == "Pairs"
+    assert checkpoint.read(path)["method"] == "Pairs"
 
 
 def test_fingerprints_tell_models_apart_and_ignore_what_adapters_do():
     net = build("batch_norm")
-    fingerprint = storage.fingerprint([net])
+    fingerprint = checkpoint.fingerprint([net])
     adapter = SiamCTTA(net, select="all", lr=0.1)
     adapter(frames("batch_norm", 1)[0])
-    assert storage.fingerprint([net]) == fingerprint == storage.fingerprint([build("batch_norm")])
+    assert checkpoint.fingerprint([net]) == fingerprint == checkpoint.fingerprint([build("batch_norm")])
     with torch.no_grad():
         net.body[1].running_mean[3] += 1e-3
-    assert storage.fingerprint([net]) != fingerprint
+    assert checkpoint.fingerprint([net]) != fingerprint
 
 
 def test_methods_without_weights_have_a_state_too(tmp_path):

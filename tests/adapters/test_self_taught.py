@@ -10,7 +10,7 @@ from adapters.zoo import build, frames
 from torch import nn
 
 from tta_restore.adapters import EATA, ROID, SAR, CoTTA, Guards, Semantic, Tent
-from tta_restore.adapters.self_taught import entropy, view_variance
+from tta_restore.adapters.baselines.entropy import entropy, view_variance
 from tta_restore.models import RestorerSpec
 
 SPEC = RestorerSpec()

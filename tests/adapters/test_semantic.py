@@ -9,7 +9,7 @@ from torch import nn
 
 from tta_restore import models
 from tta_restore.adapters import Adapter, CauSiam, Semantic, SiamCTTA
-from tta_restore.adapters.sites import find_site
+from tta_restore.adapters.injection import find_site
 from tta_restore.models import Restorer, RestorerSpec, SizeRequirements, as_restorer
 
 

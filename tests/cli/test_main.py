@@ -13,9 +13,10 @@ from safetensors.torch import save_file
 import tta_restore
 from tta_restore.cli import main
 from tta_restore.cli.main import build_parser
-from tta_restore.data.image import Image
-from tta_restore.data.image_io import read_image, write_image
-from tta_restore.engine import demo, train_demo
+from tta_restore.data.io.image import read_image, write_image
+from tta_restore.data.io.pixels import Image
+from tta_restore.engine.demo import demo
+from tta_restore.engine.demo import train as train_demo
 from tta_restore.models import create_model
 
 MODEL = """

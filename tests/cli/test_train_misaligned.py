@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import load_file
 
 from tta_restore.cli import main
-from tta_restore.data.image import Image
-from tta_restore.data.image_io import write_image
+from tta_restore.data.io.image import write_image
+from tta_restore.data.io.pixels import Image
 from tta_restore.models import create_model
 
 CONFIG = """
@@ -90,7 +90,7 @@ def test_wrong_files(tmp_path, capsys, text, message):
 
 
 def test_bundled_photographs_need_no_folder():
-    from tta_restore.engine.misaligned_config import _source
+    from tta_restore.engine.train.misaligned import _source
 
     pair = _source({"size": 32, "shift": 1.0})(2, torch.Generator().manual_seed(0))
     assert pair.blurry.shape == (2, 3, 32, 32)

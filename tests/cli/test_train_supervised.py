@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file
 
 from tta_restore.cli import main
-from tta_restore.data.image import Image
-from tta_restore.data.image_io import write_image
+from tta_restore.data.io.image import write_image
+from tta_restore.data.io.pixels import Image
 from tta_restore.models import create_model
 
 GENERATED = """

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from tta_restore.data.augmentation import Augmentation, to_grey
+from tta_restore.data.datasets.augmentation import Augmentation, to_grey
 
 GOLDEN = Path(__file__).parents[1] / "golden/ifan"
 
@@ -55,7 +55,7 @@ def test_smaller_scales_fit_the_crop(pictures):
 @pytest.mark.parametrize("factor", [0.5, 0.75, 0.7])
 def test_reduction_is_by_area(factor):
     """A finer grid averaged by blocks is the same, where the factor allows one."""
-    from tta_restore.data.augmentation import _Window
+    from tta_restore.data.datasets.augmentation import _Window
 
     length, size = 40, int(40 * factor)
     window = _Window.random(length, factor, size, generator())

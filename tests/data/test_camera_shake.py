@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from tta_restore._srgb import linear_to_srgb, srgb_to_linear
-from tta_restore.data import photos
-from tta_restore.data.camera_shake import CameraPath, CameraShake, ShakenClips, camera_path, shake_photo
+from tta_restore._core.color import linear_to_srgb, srgb_to_linear
+from tta_restore.data.synthetic import photos
+from tta_restore.data.synthetic.camera_shake import CameraPath, CameraShake, ShakenClips, camera_path, shake_photo
 
 PICTURE = (
     torch.rand(3, 12, 16, generator=torch.Generator().manual_seed(0)).repeat_interleave(8, 1).repeat_interleave(8, 2)

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from tta_restore.data.clip_folders import clip_of_folder, find_clips
-from tta_restore.data.clips import Clip, stack_frames, window
-from tta_restore.data.image import Image
-from tta_restore.data.image_io import write_image
+from tta_restore.data.datasets.clips import Clip, stack_frames, window
+from tta_restore.data.datasets.layouts import clip_of_folder, find_clips
+from tta_restore.data.io.image import write_image
+from tta_restore.data.io.pixels import Image
 
 
 def write(path, value):

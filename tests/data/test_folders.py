@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from tta_restore.data.folders import folder_frames
-from tta_restore.data.image import Image
-from tta_restore.data.image_io import write_image
+from tta_restore.data.datasets.layouts import folder_frames
+from tta_restore.data.io.image import write_image
+from tta_restore.data.io.pixels import Image
 
 
 def put(path, value=0.5):

@@ -15,9 +15,9 @@ import torch
 from PIL import Image as PilImage
 from PIL import ImageCms, ImageOps
 
-from tta_restore.data.atomic_file import atomic_file
-from tta_restore.data.image import Image, ImageError
-from tta_restore.data.image_io import read_image, write_image
+from tta_restore.data.io.atomic import atomic_file
+from tta_restore.data.io.image import read_image, write_image
+from tta_restore.data.io.pixels import Image, ImageError
 
 imagecodecs = pytest.importorskip("imagecodecs")
 RNG = np.random.default_rng(7)

@@ -4,13 +4,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tta_restore.data import lenses
-from tta_restore.data.augmentation import Augmentation
-from tta_restore.data.folders import folder_frames
-from tta_restore.data.image import Image
-from tta_restore.data.image_io import read_image, write_image
-from tta_restore.data.pair_folders import PictureFiles, find_files, find_pairs
-from tta_restore.data.pairs import FolderCrops, LensPairs, photograph_views, read_pictures
+from tta_restore.data.datasets.augmentation import Augmentation
+from tta_restore.data.datasets.layouts import PictureFiles, find_files, find_pairs, folder_frames
+from tta_restore.data.datasets.pairs import FolderCrops, LensPairs, photograph_views, read_pictures
+from tta_restore.data.io.image import read_image, write_image
+from tta_restore.data.io.pixels import Image
+from tta_restore.data.synthetic import defocus
 
 
 def put(path, pixels=None, bit_depth=8):
@@ -121,7 +120,7 @@ def test_views_lie_on_both_sides_of_the_picture():
     """A bright point: the views show it left and right of where the picture has it, and both together are it."""
     point = torch.zeros(1, 3, 56, 56)
     point[..., 28, 28] = 1
-    lens = lenses.Lens("disk", lenses.disk, (5.0, 5.0))
+    lens = defocus.Lens("disk", defocus.disk, (5.0, 5.0))
     pair = photograph_views(point, [lens], torch.Generator().manual_seed(0))
     axis = torch.arange(40.0)
 

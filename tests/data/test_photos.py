@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from tta_restore.data import photos
-from tta_restore.data.image import Image
-from tta_restore.data.image_io import write_image
+from tta_restore.data.io.image import write_image
+from tta_restore.data.io.pixels import Image
+from tta_restore.data.synthetic import photos
 
 
 @pytest.mark.parametrize(("size", "loaded"), [((700, 1050), (512, 768)), ((300, 260), (300, 260))])

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from tta_restore import ops
-from tta_restore.data import sharp_patches
-from tta_restore.data.sharp_patches import ShiftTables, mine_patches, place_patches
+from tta_restore.data.datasets import mining as sharp_patches
+from tta_restore.data.datasets.mining import ShiftTables, mine_patches, place_patches
 
 GOLDEN = Path(__file__).parents[1] / "golden/meta"
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from tta_restore.data.softness import soften
+from tta_restore.data.synthetic.soften import soften
 
 
 def _edges(pictures):

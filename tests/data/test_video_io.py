@@ -5,9 +5,9 @@ from fractions import Fraction
 import pytest
 import torch
 
-from tta_restore.data.clips import stack_frames
-from tta_restore.data.image import ImageError
-from tta_restore.data.video_io import VideoFile, write_video
+from tta_restore.data.datasets.clips import stack_frames
+from tta_restore.data.io.pixels import ImageError
+from tta_restore.data.io.video import VideoFile, write_video
 
 av = pytest.importorskip("av")
 np = pytest.importorskip("numpy")

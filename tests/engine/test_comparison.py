@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from tta_restore.adapters import Adapter
-from tta_restore.data.lenses import LensFrame
-from tta_restore.engine.comparison import Comparison, Contender, compare
-from tta_restore.engine.usage import UsageError
+from tta_restore.data.synthetic.defocus import LensFrame
+from tta_restore.engine.evaluate.lenses import Comparison, Contender, compare
+from tta_restore.engine.run.usage import UsageError
 
 
 def stream(seed: int) -> list[LensFrame]:

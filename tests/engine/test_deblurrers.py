@@ -7,10 +7,10 @@ import pytest
 import torch
 from _meta_networks import Reblur, seeded, task
 
-from tta_restore.adapters.inner_loop import InnerLoopSettings
-from tta_restore.engine.meta import MetaObjective
-from tta_restore.engine.meta_settings import MetaSettings
-from tta_restore.engine.model_source import load_restorer
+from tta_restore.adapters.methods.inner_loop import InnerLoopSettings
+from tta_restore.engine.run.models import load_restorer
+from tta_restore.engine.train.meta import MetaObjective
+from tta_restore.engine.train.meta_settings import MetaSettings
 
 TABLE = json.loads((Path(__file__).parents[1] / "conformance/architectures.json").read_text())
 SMALL = {entry["key"]: entry["config"] for entry in TABLE}

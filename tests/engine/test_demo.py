@@ -7,15 +7,15 @@ from types import SimpleNamespace
 import torch
 
 from tta_restore.adapters import ReblurConsistency
-from tta_restore.data import lenses
-from tta_restore.engine.demo import comparison, estimate_kernels
+from tta_restore.data.synthetic import defocus
+from tta_restore.engine.demo.demo import comparison, estimate_kernels
 from tta_restore.models import create_model
 
 
 def test_kernels_are_estimated_where_the_true_ones_are_known():
     """An estimator that knows the true radius everywhere puts each kernel in its place."""
-    frame = lenses.lens_stream([lenses.SOURCE], frames_per_lens=1, size=96, seed=3)[0]
-    unit = lenses.rms_radius(lenses.SOURCE.aperture)
+    frame = defocus.lens_stream([defocus.SOURCE], frames_per_lens=1, size=96, seed=3)[0]
+    unit = defocus.rms_radius(defocus.SOURCE.aperture)
 
     class Oracle:
         def __call__(self, x):
@@ -23,7 +23,7 @@ def test_kernels_are_estimated_where_the_true_ones_are_known():
             return SimpleNamespace(radius=radius, statistics=torch.zeros(1, 1))
 
         def kernels(self, statistics, radius, *, size):
-            return lenses.rasterize(lenses.SOURCE.aperture, radius / unit, size=size)
+            return defocus.rasterize(defocus.SOURCE.aperture, radius / unit, size=size)
 
     estimated = estimate_kernels(Oracle(), frame.blurry[None], frame.kernels)
     assert estimated.shape == frame.kernels.shape
@@ -33,7 +33,7 @@ def test_kernels_are_estimated_where_the_true_ones_are_known():
 
 
 def test_the_lens_estimator_fits_in():
-    frame = lenses.lens_stream([lenses.SOURCE], frames_per_lens=1, size=96, seed=3)[0]
+    frame = defocus.lens_stream([defocus.SOURCE], frames_per_lens=1, size=96, seed=3)[0]
     estimated = estimate_kernels(create_model("lens_estimator").eval(), frame.blurry[None], frame.kernels)
     assert estimated.shape == frame.kernels.shape
     torch.testing.assert_close(estimated.sum((-2, -1)), torch.ones(frame.kernels.shape[:2]))

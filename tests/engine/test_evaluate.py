@@ -11,10 +11,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from tta_restore.engine.bootstrap import bootstrap_mean
-from tta_restore.engine.evaluate import StreamResult, evaluate_stream
-from tta_restore.engine.stream import FrameRecord, identity, scalars
-from tta_restore.engine.table import text_table
+from tta_restore.engine.evaluate.stream import (
+    FrameRecord,
+    StreamResult,
+    bootstrap_mean,
+    evaluate_stream,
+    identity,
+    scalars,
+)
+from tta_restore.engine.report.table import text_table
 
 
 @dataclass

@@ -7,11 +7,11 @@ import torch
 
 from tta_restore import metrics
 from tta_restore.cli import main
-from tta_restore.data import photos
-from tta_restore.data.camera_shake import CameraShake, shake_photo
-from tta_restore.data.image import Image
-from tta_restore.data.image_io import write_image
-from tta_restore.engine.evaluate_clips import evaluate_clips, summary
+from tta_restore.data.io.image import write_image
+from tta_restore.data.io.pixels import Image
+from tta_restore.data.synthetic import photos
+from tta_restore.data.synthetic.camera_shake import CameraShake, shake_photo
+from tta_restore.engine.evaluate.clips import evaluate_clips, summary
 
 
 def clip(frames=2):
@@ -65,7 +65,7 @@ def test_from_end_to_end(tmp_path, capsys, layout, names):
 
 
 def test_means_over_frames_and_over_clips():
-    from tta_restore.engine.evaluate_clips import ClipFrameRecord
+    from tta_restore.engine.evaluate.clips import ClipFrameRecord
 
     rows = [ClipFrameRecord(c, 0, 20.0, 0.5, p, 0.9, True) for c, p in (("a", 30.0), ("a", 30.0), ("b", 24.0))]
     assert "restored  PSNR 28 (27) dB" in summary(rows)

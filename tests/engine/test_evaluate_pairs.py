@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 
 from tta_restore.cli import main
-from tta_restore.data import photos
-from tta_restore.data.image import Image
-from tta_restore.data.image_io import write_image
-from tta_restore.data.pair_folders import find_pairs
-from tta_restore.engine.evaluate_pairs import evaluate_pairs
+from tta_restore.data.datasets.layouts import find_pairs
+from tta_restore.data.io.image import write_image
+from tta_restore.data.io.pixels import Image
+from tta_restore.data.synthetic import photos
+from tta_restore.engine.evaluate.pairs import evaluate_pairs
 from tta_restore.models import as_restorer
 from tta_restore.models.optical_flow import LucasKanade
 

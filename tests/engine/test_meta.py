@@ -9,12 +9,12 @@ from _second_derivatives import Squares, TheirLayerNorm2d
 from torch import nn
 
 from tta_restore import losses
-from tta_restore.adapters.inner_loop import InnerLoopSettings
-from tta_restore.engine.meta import MetaObjective
-from tta_restore.engine.meta_settings import MetaSettings
-from tta_restore.engine.meta_tasks import TaskSource, query_windows
-from tta_restore.engine.processes import Processes
-from tta_restore.engine.usage import UsageError
+from tta_restore.adapters.methods.inner_loop import InnerLoopSettings
+from tta_restore.engine.run.usage import UsageError
+from tta_restore.engine.train.loop import Processes
+from tta_restore.engine.train.meta import MetaObjective
+from tta_restore.engine.train.meta_settings import MetaSettings
+from tta_restore.engine.train.meta_tasks import TaskSource, query_windows
 from tta_restore.nn import IsotropicReblur, IterativeFilterAdaptiveBlock
 
 squared = nn.functional.mse_loss

@@ -11,14 +11,14 @@ import torch
 from _meta_networks import Critic, Deblur, Reblur, clips, seeded
 from safetensors.torch import load_file
 
-from tta_restore.adapters.inner_loop import InnerLoopSettings
-from tta_restore.data.clips import Clip
-from tta_restore.engine.meta import MetaObjective
-from tta_restore.engine.meta_settings import MetaSettings
-from tta_restore.engine.meta_tasks import TaskSource
-from tta_restore.engine.meta_train import meta_train
-from tta_restore.engine.training import TrainingRun, step_seed
-from tta_restore.engine.usage import UsageError
+from tta_restore.adapters.methods.inner_loop import InnerLoopSettings
+from tta_restore.data.datasets.clips import Clip
+from tta_restore.engine.run.usage import UsageError
+from tta_restore.engine.train.loop import TrainingRun, step_seed
+from tta_restore.engine.train.meta import MetaObjective
+from tta_restore.engine.train.meta_settings import MetaSettings
+from tta_restore.engine.train.meta_tasks import TaskSource
+from tta_restore.engine.train.meta_train import meta_train
 
 TESTS = Path(__file__).parents[1]
 PROGRAM = f"""
@@ -90,7 +90,7 @@ def test_two_processes_learn_from_both_their_clips(tmp_path):
     optimiser, source = objective.optimisers()["optimiser"], TaskSource(
         clips(), num_patches=2, patch_size=16, query_frames=2
     )  # fmt: skip
-    from tta_restore.engine.processes import Processes
+    from tta_restore.engine.train.loop import Processes
 
     for step in range(2):
         total = {}

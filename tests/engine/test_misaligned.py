@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import load_file
 
 from tta_restore import losses, models, nn, ops
-from tta_restore.data.misaligned import MisalignedPair
-from tta_restore.engine.misaligned import MisalignedObjective, MisalignedSettings
+from tta_restore.data.datasets.misaligned import MisalignedPair
+from tta_restore.engine.train.misaligned import MisalignedObjective, MisalignedSettings
 from tta_restore.models.jdrl import BlurConditioned, JdrlReblur
 from tta_restore.models.optical_flow import NetworkFlow
 

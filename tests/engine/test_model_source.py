@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tta_restore.engine.model_source import SHIPPED, load_restorer
+from tta_restore.engine.run.models import SHIPPED, load_restorer
 from tta_restore.models import Restorer, list_models
 
 

@@ -10,10 +10,9 @@ from _meta_networks import Critic, Deblur, Reblur, clips, seeded
 from safetensors.torch import load_file
 
 from tta_restore import losses
-from tta_restore.data.clips import Clip
-from tta_restore.engine.pretrain_reblur import ReblurObjective, ReblurSettings, WindowSource, pretrain_reblur
-from tta_restore.engine.processes import Processes
-from tta_restore.engine.training import TrainingRun
+from tta_restore.data.datasets.clips import Clip
+from tta_restore.engine.train.loop import Processes, TrainingRun
+from tta_restore.engine.train.reblur import ReblurObjective, ReblurSettings, WindowSource, pretrain_reblur
 
 
 def run_in(out, steps, **options):

@@ -9,11 +9,11 @@ from torch import nn
 
 from tta_restore import metrics, models
 from tta_restore.cli.main import main
-from tta_restore.data.image import Image
-from tta_restore.data.image_io import read_image, write_image
-from tta_restore.engine import published
-from tta_restore.engine.published import PUBLISHED, run_published
-from tta_restore.engine.usage import UsageError
+from tta_restore.data.io.image import read_image, write_image
+from tta_restore.data.io.pixels import Image
+from tta_restore.engine.evaluate import dpdd as published
+from tta_restore.engine.evaluate.dpdd import PUBLISHED, run_published
+from tta_restore.engine.run.usage import UsageError
 
 SMALL = {"base_channels": 2, "num_steps": 2, "num_res_blocks": 1}
 

@@ -15,11 +15,10 @@ import pytest
 import torch
 from PIL import Image as PilImage
 
-from tta_restore.engine import report_images
-from tta_restore.engine.evaluate import StreamResult
-from tta_restore.engine.report import KernelSample, MethodNote, Report, Sample, render_report, write_report
-from tta_restore.engine.stream import FrameRecord
-from tta_restore.engine.usage import UsageError
+from tta_restore.engine.evaluate.stream import FrameRecord, StreamResult
+from tta_restore.engine.report import images
+from tta_restore.engine.report.page import KernelSample, MethodNote, Report, Sample, render_report, write_report
+from tta_restore.engine.run.usage import UsageError
 
 GAINS = {"ours": (1.0, 0.4), "idle": (0.0, 0.0), "bad": (-0.7, -0.5)}
 
@@ -189,14 +188,14 @@ def test_a_missing_package_says_what_to_install(package, report, monkeypatch):
 def test_kernel_sheet_and_overlap():
     kernels = torch.zeros(2, 3, 5, 5)
     kernels[..., 2, 2] = 1
-    sheet = report_images.kernel_sheet(kernels, gap=1)
+    sheet = images.kernel_sheet(kernels, gap=1)
     assert sheet.shape == (3, 2 * 6 + 1, 3 * 6 + 1)
     assert sheet.dtype == torch.uint8
     assert sheet[0, 3, 3] == 0  # the centre of the first kernel, darkest
     assert sheet[0, 1, 1] == 255  # its corner, without light
     moved = kernels.roll(1, dims=-1)
-    assert report_images.kernel_overlap(kernels, kernels) == 1
-    assert report_images.kernel_overlap(moved, kernels) == 0
-    assert report_images.kernel_overlap(0.5 * moved + 0.5 * kernels, kernels) == pytest.approx(0.5)
+    assert images.kernel_overlap(kernels, kernels) == 1
+    assert images.kernel_overlap(moved, kernels) == 0
+    assert images.kernel_overlap(0.5 * moved + 0.5 * kernels, kernels) == pytest.approx(0.5)
     wide = torch.nn.functional.pad(kernels, (1, 1, 1, 1))
-    assert report_images.kernel_overlap(wide, kernels) == 1
+    assert images.kernel_overlap(wide, kernels) == 1

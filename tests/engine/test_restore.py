@@ -17,10 +17,10 @@ from PIL import Image as PilImage
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tta_restore.data.image import Image
-from tta_restore.data.image_io import read_image, write_image
-from tta_restore.engine.restore import Job, plan_jobs, restore_files
-from tta_restore.engine.usage import UsageError
+from tta_restore.data.io.image import read_image, write_image
+from tta_restore.data.io.pixels import Image
+from tta_restore.engine.run.restore import Job, plan_jobs, restore_files
+from tta_restore.engine.run.usage import UsageError
 
 
 class Learner:
@@ -246,8 +246,8 @@ def test_kill_9_in_mid_stream_and_the_same_command_again_gives_the_same_bits(sec
         textwrap.dedent(
             f"""
             import sys, time, torch
-            from tta_restore.engine.methods import create_method
-            from tta_restore.engine.restore import plan_jobs, restore_files
+            from tta_restore.engine.run.methods import create_method
+            from tta_restore.engine.run.restore import plan_jobs, restore_files
             from tta_restore.models import as_restorer
             torch.manual_seed(0)
             method = create_method("siam-ctta", as_restorer(torch.nn.Conv2d(3, 3, 3, padding=1)))
@@ -296,8 +296,8 @@ def test_24_megapixels_in_bounded_memory(tmp_path):
     write_image(tmp_path / "large.jpg", Image(large))
     program = f"""
 import torch
-from tta_restore.engine.methods import create_method
-from tta_restore.engine.restore import plan_jobs, restore_files
+from tta_restore.engine.run.methods import create_method
+from tta_restore.engine.run.restore import plan_jobs, restore_files
 from tta_restore.models import as_restorer
 method = create_method("self-ensemble", as_restorer(torch.nn.Conv2d(3, 3, 1)))
 jobs, _ = plan_jobs([{str(tmp_path / "large.jpg")!r}], {str(tmp_path / "out.jpg")!r})

@@ -10,13 +10,13 @@ from safetensors.torch import save_file
 from tta_restore import adapters
 from tta_restore.adapters import create_adapter
 from tta_restore.cli import main
-from tta_restore.data.clips import stack_frames
-from tta_restore.data.image import Image
-from tta_restore.data.image_io import read_image, write_image
-from tta_restore.engine.clip_methods import BY_MOTION, create_clip_method, load_critic, load_reblurrer
-from tta_restore.engine.restore import Job
-from tta_restore.engine.restore_clips import holds_clips, plan_clips, restore_clips
-from tta_restore.engine.usage import UsageError
+from tta_restore.data.datasets.clips import stack_frames
+from tta_restore.data.io.image import read_image, write_image
+from tta_restore.data.io.pixels import Image
+from tta_restore.engine.run.methods import BY_MOTION, create_clip_method, load_critic, load_reblurrer
+from tta_restore.engine.run.restore import Job
+from tta_restore.engine.run.restore_clips import holds_clips, plan_clips, restore_clips
+from tta_restore.engine.run.usage import UsageError
 from tta_restore.models import as_restorer, create_model
 
 
@@ -98,7 +98,7 @@ def test_a_clip_that_fails_is_told_and_the_others_go_on(tmp_path):
 def test_a_video_from_end_to_end(tmp_path, capsys):
     """`tta-restore restore clip.mp4` with a method of frames: as many frames, at the same rate."""
     pytest.importorskip("av")
-    from tta_restore.data.video_io import VideoFile, write_video
+    from tta_restore.data.io.video import VideoFile, write_video
 
     write_video(tmp_path / "clip.mp4", frames(4, 64), frame_rate=12)
     arguments = ["restore", str(tmp_path / "clip.mp4"), "-o", str(tmp_path / "out.mp4"), "--method", "source"]

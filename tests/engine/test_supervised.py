@@ -10,17 +10,16 @@ from safetensors.torch import load_file
 from torch import nn
 
 from tta_restore import models
-from tta_restore.data.lenses import Lens, disk
-from tta_restore.data.pairs import LensPairs, Pair
-from tta_restore.engine.processes import Processes
-from tta_restore.engine.supervised import (
+from tta_restore.data.datasets.pairs import LensPairs, Pair
+from tta_restore.data.synthetic.defocus import Lens, disk
+from tta_restore.engine.train.loop import Processes, TrainingRun
+from tta_restore.engine.train.supervised import (
     SupervisedObjective,
     SupervisedSettings,
     mean_psnr,
     reblur_of,
     train_supervised,
 )
-from tta_restore.engine.training import TrainingRun
 
 GOLDEN = Path(__file__).parents[1] / "golden/ifan"
 SMALL = {"base_channels": 4, "num_steps": 3, "num_res_blocks": 1}

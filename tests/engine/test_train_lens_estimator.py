@@ -2,9 +2,9 @@
 
 import torch
 
-from tta_restore.data.softness import soften
-from tta_restore.engine import train_lens_estimator
-from tta_restore.engine.train_lens_estimator import LensLibrary, fit_estimator
+from tta_restore.data.synthetic.soften import soften
+from tta_restore.engine.train import defocus_estimator
+from tta_restore.engine.train.defocus_estimator import LensLibrary, fit_estimator
 from tta_restore.models import create_model
 
 BANK = (torch.rand(3, 3, 160, 160, generator=torch.Generator().manual_seed(0)) * 255).to(torch.uint8)
@@ -27,7 +27,7 @@ def test_half_of_the_scenes_are_soft_by_themselves(monkeypatch):
         soften(pictures, generator)  # the same random numbers
         return pictures
 
-    monkeypatch.setattr(train_lens_estimator, "soften", left_crisp)
+    monkeypatch.setattr(defocus_estimator, "soften", left_crisp)
     crisp = LensLibrary.simulate(BANK, count=4, seed=1, progress=False)
     assert torch.equal(crisp.log_radius, library.log_radius)
     same = (crisp.spectra == library.spectra).flatten(2).all(2)
@@ -38,7 +38,7 @@ def test_half_of_the_scenes_are_soft_by_themselves(monkeypatch):
 
 
 def test_it_learns_and_remembers(monkeypatch):
-    monkeypatch.setattr(train_lens_estimator, "LENSES", 204)
+    monkeypatch.setattr(defocus_estimator, "LENSES", 204)
     few = LensLibrary.simulate(BANK, count=8, seed=1, progress=False)
     many = LensLibrary(*(part.repeat_interleave(26, 0)[:204] for part in (few.spectra, few.log_radius, few.apertures)))
     monkeypatch.setattr(LensLibrary, "simulate", classmethod(lambda cls, *a, **k: many))

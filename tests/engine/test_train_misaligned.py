@@ -12,12 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tta_restore.data.image_io import read_image
-from tta_restore.data.misaligned import GeneratedPairs, Misalignment
-from tta_restore.engine.misaligned import MisalignedSettings
-from tta_restore.engine.train_misaligned import train_misaligned
-from tta_restore.engine.training import TrainingRun, step_seed
-from tta_restore.engine.usage import UsageError
+from tta_restore.data.datasets.misaligned import GeneratedPairs, Misalignment
+from tta_restore.data.io.image import read_image
+from tta_restore.engine.run.usage import UsageError
+from tta_restore.engine.train.loop import TrainingRun, step_seed
+from tta_restore.engine.train.misaligned import MisalignedSettings, train_misaligned
 from tta_restore.models.jdrl import JdrlReblur
 from tta_restore.models.optical_flow import LucasKanade
 
@@ -138,8 +137,8 @@ def test_two_processes(tmp_path):
     with pytest.raises(UsageError, match="processes 2 there, 1 here"):
         run_small(tmp_path / "two", 5)
     # the same steps by hand: the mean of both processes' gradients
-    from tta_restore.data.misaligned import MisalignedPair
-    from tta_restore.engine.misaligned import MisalignedObjective
+    from tta_restore.data.datasets.misaligned import MisalignedPair
+    from tta_restore.engine.train.misaligned import MisalignedObjective
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

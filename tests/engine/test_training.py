@@ -16,10 +16,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from tta_restore.data.image_io import read_image
-from tta_restore.engine.training import Objective, Step, TrainingRun, moved, step_seed, train
-from tta_restore.engine.training_config import built_from, model_from
-from tta_restore.engine.usage import UsageError
+from tta_restore.data.io.image import read_image
+from tta_restore.engine.run.usage import UsageError
+from tta_restore.engine.train.config import built_from, model_from
+from tta_restore.engine.train.loop import Objective, Step, TrainingRun, moved, step_seed, train
 from tta_restore.models import create_model
 
 RUN = TrainingRun(Path(), batch=2, save_every=4, log_every=2, draw_every=6, seed=3, progress=False)

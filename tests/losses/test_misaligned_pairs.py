@@ -114,7 +114,7 @@ def test_recorded_calibration_mask(case):
 
 
 def test_colour_wheel():
-    from tta_restore.losses.deformed_pair import colour_wheel
+    from tta_restore.losses.alignment import colour_wheel
 
     torch.testing.assert_close(colour_wheel(), FLOWS["colorwheel_55x3"])
 

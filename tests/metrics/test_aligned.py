@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from tta_restore.data import photos
+from tta_restore.data.synthetic import photos
 from tta_restore.metrics import aligned_scores, psnr
-from tta_restore.metrics.aligned import align_by_correlation
+from tta_restore.metrics.realblur import align_by_correlation
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "meta"
 

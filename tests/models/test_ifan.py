@@ -10,8 +10,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from tta_restore import models
-from tta_restore.models import ifan_checkpoint
-from tta_restore.models.ifan import IFAN
+from tta_restore.models.ifan import checkpoint as ifan_checkpoint
+from tta_restore.models.ifan.network import IFAN
 
 GOLDEN = Path(__file__).parents[1] / "golden/ifan"
 SMALL = {"base_channels": 4, "num_steps": 3, "num_res_blocks": 1}

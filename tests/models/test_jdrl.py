@@ -220,7 +220,7 @@ def test_pwc_net_file_with_old_names(tmp_path):
 @pytest.mark.parametrize("motion", ["shift", "zoom", "rotation"])
 def test_lucas_kanade_finds_known_motion_between_a_blurry_and_a_sharp_photograph(motion):
     from tta_restore import ops
-    from tta_restore.data import photos
+    from tta_restore.data.synthetic import photos
     from tta_restore.models.optical_flow import _blur
 
     sharp = photos.load("motorcycle_left")[None, :, 150:342, 200:392]

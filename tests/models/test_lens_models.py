@@ -5,10 +5,10 @@ import json
 import pytest
 import torch
 
-from tta_restore.data import lenses
-from tta_restore.models.apertures import rasterize_picture
+from tta_restore.data.synthetic import defocus
 from tta_restore.models.checkpoint import WEIGHTS
-from tta_restore.models.lens_estimator import LensEstimate
+from tta_restore.models.defocus.estimator import LensEstimate
+from tta_restore.models.defocus.pupil import rasterize_picture
 from tta_restore.models.registry import create_model, list_models
 
 
@@ -66,8 +66,8 @@ def test_statistics_of_two_halves_add_up_to_those_of_the_whole():
 
 def test_a_turned_picture_has_a_turned_aperture():
     model = create_model("lens_estimator", checkpoint="lens_estimator").eval()
-    lens = lenses.Lens("ellipse", lenses.ellipse(0.4, 0.3), (2.5, 3.5))
-    (frame,) = lenses.lens_stream([lens], ("grace_hopper",), frames_per_lens=1, size=160, seed=2)
+    lens = defocus.Lens("ellipse", defocus.ellipse(0.4, 0.3), (2.5, 3.5))
+    (frame,) = defocus.lens_stream([lens], ("grace_hopper",), frames_per_lens=1, size=160, seed=2)
     with torch.no_grad():
         upright = model.aperture(model(frame.blurry[None]).statistics)[0]
         turned = model.aperture(model(frame.blurry.rot90(1, (1, 2))[None]).statistics)[0]
@@ -91,11 +91,11 @@ def test_estimator_shapes_and_refusals():
 
 @pytest.mark.parametrize("radius", [1.0, 2.0, 3.5])
 def test_rasterised_pictures_are_the_kernels_of_their_lens(radius):
-    for lens in (lenses.SOURCE, *lenses.DEV, *lenses.TEST):
-        unit = lenses.rms_radius(lens.aperture)
-        picture = lenses.aperture_pictures([lens])[0]
+    for lens in (defocus.SOURCE, *defocus.DEV, *defocus.TEST):
+        unit = defocus.rms_radius(lens.aperture)
+        picture = defocus.aperture_pictures([lens])[0]
         drawn = rasterize_picture(picture, torch.tensor([radius]), size=17, reach=2.3)[0]
-        true = lenses.rasterize(lens.aperture, torch.tensor([radius / unit]))[0]
+        true = defocus.rasterize(lens.aperture, torch.tensor([radius / unit]))[0]
         # a 23 x 23 picture rounds the corners of an aperture; it must not move, turn, mirror or scale it
         assert (drawn - true).abs().sum() < 0.35, lens.family
         for turned in (true.flip(0), true.flip(1), true.rot90(1), true.rot90(2)):
@@ -114,7 +114,7 @@ def test_shipped_weights_come_with_the_log_that_made_them(name):
 
 
 def test_the_specialist_earns_a_decibel_on_photographs_it_never_saw():
-    from tta_restore.engine.train_demo import held_out
+    from tta_restore.engine.demo.train import held_out
 
     report = held_out(create_model("lens_unet", checkpoint="specialist").eval(), frames_per_lens=4)
     assert report["disk"]["gain"] >= 1.0
@@ -122,7 +122,7 @@ def test_the_specialist_earns_a_decibel_on_photographs_it_never_saw():
 
 @pytest.mark.parametrize("level", [0.2, 0.5, 0.8])
 def test_pure_noise_has_a_signal_to_noise_ratio_of_one(level):
-    from tta_restore.models.lens_spectra import WindowSpectra
+    from tta_restore.models.defocus.spectra import WindowSpectra
 
     generator = torch.Generator().manual_seed(0)
     x = level + torch.randn(1, 3, 128, 128, generator=generator) / 255

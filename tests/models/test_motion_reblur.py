@@ -5,9 +5,9 @@ import torch
 from torch.autograd import gradcheck
 
 from tta_restore import models
-from tta_restore.data.camera_shake import CameraShake, shake_photo
-from tta_restore.data.clips import stack_frames
-from tta_restore.data.dead_leaves import tile
+from tta_restore.data.datasets.clips import stack_frames
+from tta_restore.data.synthetic.camera_shake import CameraShake, shake_photo
+from tta_restore.data.synthetic.dead_leaves import tile
 from tta_restore.metrics import psnr
 from tta_restore.models.motion_reblur import MotionReblur
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from tta_restore import models
 from tta_restore.models import RestorerSpec, SizeRequirements, as_restorer
-from tta_restore.models.restorer import pad
+from tta_restore.models.restorer.restorer import pad
 
 
 class Strict(nn.Module):
@@ -63,7 +63,7 @@ def test_the_image_is_found_and_the_structure_kept(wrap, path):
     assert restored.path == path
     assert torch.equal(restored.image, net.conv(x))
     output = restored.with_image(restored.image * 0).output()
-    found, expected = dict(models.structure.leaves(output)), dict(models.structure.leaves(net(x)))
+    found, expected = dict(models.restorer.outputs.leaves(output)), dict(models.restorer.outputs.leaves(net(x)))
     assert type(output) is type(net(x))
     assert found.pop(path).abs().max() == 0
     expected.pop(path)

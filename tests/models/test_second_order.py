@@ -7,8 +7,8 @@ import torch
 from _second_derivatives import Squares, TheirLayerNorm2d
 from torch import nn
 
-from tta_restore.models import second_order
-from tta_restore.models.second_order import examine_second_order, plain_layer_norms
+from tta_restore.models.restorer import second_order
+from tta_restore.models.restorer.second_order import examine_second_order, plain_layer_norms
 
 EXAMPLE = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 

@@ -5,7 +5,7 @@ from collections import OrderedDict
 import pytest
 import torch
 
-from tta_restore.models import structure
+from tta_restore.models.restorer import outputs
 
 Pair = collections.namedtuple("Pair", ["image", "score"])
 
@@ -38,33 +38,33 @@ OUTPUTS = [
 
 @pytest.mark.parametrize("output", OUTPUTS, ids=lambda output: type(output).__name__)
 def test_one_leaf_is_replaced_and_the_original_stays(output):
-    paths = dict(structure.leaves(output))
+    paths = dict(outputs.leaves(output))
     first = next(iter(paths))
     assert paths[first] is A
-    changed = structure.transform(output, lambda path, leaf: leaf + 7 if path == first else leaf)
+    changed = outputs.transform(output, lambda path, leaf: leaf + 7 if path == first else leaf)
     assert type(changed) is type(output)
-    assert structure.at(changed, first).item() == 7
-    assert structure.at(output, first) is A
-    rest = [(path, leaf) for path, leaf in structure.leaves(changed) if path != first]
+    assert outputs.at(changed, first).item() == 7
+    assert outputs.at(output, first) is A
+    rest = [(path, leaf) for path, leaf in outputs.leaves(changed) if path != first]
     assert all(leaf is B for _, leaf in rest)
     assert len(rest) == len(paths) - 1
 
 
 def test_attributes_of_a_model_output_follow_its_keys():
-    changed = structure.transform(Output(reconstruction=A), lambda path, leaf: leaf + 1)
+    changed = outputs.transform(Output(reconstruction=A), lambda path, leaf: leaf + 1)
     assert changed.reconstruction.item() == changed["reconstruction"].item() == 1
 
 
 def test_at_takes_negative_positions_and_refuses_what_is_not_there():
-    assert structure.at([A, (B, A)], (-1, -2)) is B
+    assert outputs.at([A, (B, A)], (-1, -2)) is B
     for path in [(2,), ("image",), (0, 0)]:
         with pytest.raises(LookupError):
-            structure.at([A, (B, A)], path)
+            outputs.at([A, (B, A)], path)
 
 
 def test_single_images_are_joined_to_a_batch():
     single = [{"image": torch.full((1, 3), float(i)), "scale": torch.tensor(2.0), "name": "x"} for i in range(3)]
-    joined = structure.concatenate(single)
+    joined = outputs.concatenate(single)
     assert joined["image"][:, 0].tolist() == [0, 1, 2]
     assert joined["scale"].item() == 2
     assert joined["name"] == "x"

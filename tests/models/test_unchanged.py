@@ -1,7 +1,7 @@
 import torch
 from torch import nn
 
-from tta_restore.models.unchanged import left_unchanged
+from tta_restore.models.restorer.preserve import left_unchanged
 
 
 class Restless(nn.Module):

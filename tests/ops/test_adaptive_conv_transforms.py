@@ -245,7 +245,8 @@ INSTRUCTION_SETS = """
 import json, sys, torch, tta_restore
 sys.path.insert(0, sys.argv[1])
 from test_adaptive_conv_transforms import derivatives, draw
-from tta_restore import _extension, ops
+from tta_restore import ops
+from tta_restore._core import extension as _extension
 result = {"level": _extension.instruction_set()}
 with tta_restore.backend("cpu"):
     for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16):

@@ -94,7 +94,8 @@ def test_same_bits_for_any_number_of_threads(generator):
 
 INSTRUCTION_SET_PROGRAM = """
 import json, torch, tta_restore
-from tta_restore import _extension, ops
+from tta_restore import ops
+from tta_restore._core import extension as _extension
 with tta_restore.backend("cpu"):
     result = {"level": _extension.instruction_set()}
     for dtype in (torch.float32, torch.float16, torch.bfloat16):

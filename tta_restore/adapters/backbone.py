@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from tta_restore.adapters.injection import CONTEXT, Injection, is_injected
-from tta_restore.adapters.shared_prefix import SharedPrefix
+from tta_restore.adapters.prefix_cache import SharedPrefix
 from tta_restore.models import Restoration, Restorer
-from tta_restore.models.unchanged import left_unchanged
+from tta_restore.models.restorer.preserve import left_unchanged
 
 _locks: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
 _lock_of_functions = threading.RLock()

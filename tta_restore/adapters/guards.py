@@ -9,7 +9,7 @@ from statistics import median
 
 from torch import Tensor
 
-from tta_restore import _checks
+from tta_restore._core import checks
 
 _REMEMBERED = 32
 _NEEDED = 8
@@ -34,7 +34,7 @@ class Guards:
 
     def __post_init__(self) -> None:
         for name in ("spike", "drift", "divergence"):
-            _checks.expect_number("Guards", name, getattr(self, name), above=0, optional=True)
+            checks.expect_number("Guards", name, getattr(self, name), above=0, optional=True)
 
     def refuses(self, loss: float, history: Sequence[float]) -> str | None:
         """Why a step with this loss is to be skipped, or None."""

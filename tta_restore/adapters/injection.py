@@ -1,16 +1,155 @@
-"""Layers of an adapter inside somebody else's model, through hooks that exist only while the model runs."""
+"""Find a place in a model where features can be changed: what its modules put out, found by running it once."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from tta_restore.adapters.sites import Site, hooked
+from tta_restore._core import checks
+from tta_restore.models import Restorer
+from tta_restore.models.restorer.preserve import left_unchanged
+from tta_restore.models.restorer.probing import example_frame
+from tta_restore.nn import SemanticCrossAttention
+
+_WIDE = 128
+
+
+@dataclass(frozen=True)
+class Site:
+    """A module of a model, and how to read what it puts out.
+
+    Attributes:
+        path: dotted name of the module.
+        channels: width of the features.
+        axis: which axis of the output holds the channels: 1 for (B, C, H, W), -1 for (B, L, C) and (B, H, W, C).
+        pixels: places per image that the features had on the frame tried.
+        dtype: of the features.
+        device: of the features.
+        restored: the model's restoration of the frame tried, (B, C, H, W).
+    """
+
+    path: str
+    channels: int
+    axis: int
+    pixels: int
+    dtype: torch.dtype
+    device: torch.device
+    restored: Tensor
+
+
+@contextmanager
+def hooked(root: nn.Module, path: str, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """For the time of the block, what the module at ``path`` puts out is changed; of several tensors the first."""
+
+    def hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+        if isinstance(output, Tensor):
+            return change(output)
+        if isinstance(output, (tuple, list)) and output and isinstance(output[0], Tensor):
+            return type(output)([change(output[0]), *output[1:]])
+        raise TypeError(f"expected {path} to put out a tensor or a list that starts with one")
+
+    handle = root.get_submodule(path).register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def find_site(restorer: Restorer, path: str, *, asker: str = "Semantic") -> Site:
+    """The site at ``path``, or for "auto" the deepest: fewest pixels, then widest, then last.
+
+    "auto" takes what the model names in an attribute ``semantic_site``, if it has one; else it looks among modules that
+    are called once and are at least 128 channels wide (or as wide as the model gets). Errors begin with ``asker``.
+
+    Raises:
+        ValueError: there is no such module, or it puts out nothing that features could be read from.
+        TypeError: the model is a function, or was compiled.
+    """
+    root = restorer.module
+    if not isinstance(root, nn.Module):
+        raise TypeError(f"{asker}: expected a module to inject into, got a function")
+    if hasattr(root, "_orig_mod"):
+        raise TypeError(f"{asker}: hooks do not reach into a compiled module; wrap the module that was compiled")
+    path = getattr(root, "semantic_site", path) if path == "auto" else path
+    names = [name for name, _ in root.named_modules() if name]
+    if path != "auto" and path not in names:
+        near = ", ".join(get_close_matches(path, names, n=3, cutoff=0.4) or names[:6])
+        hint = f"did you mean {near}?" if near else "it has no modules inside"
+        raise ValueError(f"{asker}: {type(root).__name__} has no module {path!r}; {hint}")
+    found = _observe(restorer, root, names if path == "auto" else [path])
+    if not found:
+        where = "any of its modules" if path == "auto" else repr(path)
+        raise ValueError(
+            f"{asker}: {where} of {type(root).__name__} puts out no features (B, C, H, W) or (B, L, C) exactly once"
+        )
+    enough = min(_WIDE, max(site.channels for site in found))
+    return min(
+        (site for site in reversed(found) if site.channels >= enough), key=lambda site: (site.pixels, -site.channels)
+    )
+
+
+def _observe(restorer: Restorer, root: nn.Module, paths: list[str]) -> list[Site]:
+    """Sites among the modules at ``paths``, in the order in which they finish."""
+    outputs: dict[str, list[Any]] = {}
+    handles = []
+    frame = example_frame(restorer)
+    frame = frame if frame.ndim == 5 else torch.cat([frame, frame[..., : frame.shape[-1] // 2]], -1)  # not square
+    with torch.inference_mode(False), torch.no_grad(), left_unchanged(root, training=False):
+        spec = restorer.known_spec(frame)
+
+        def note(path: str, output: Any) -> None:
+            outputs.setdefault(path, []).append(output)
+
+        try:
+            for path in paths:
+                hook = partial(lambda path, _module, _inputs, output: note(path, output), path)
+                handles.append(root.get_submodule(path).register_forward_hook(hook))
+            restored = restorer(frame)
+        finally:
+            for handle in handles:
+                handle.remove()
+    height, width = spec.size.fit(frame.shape[-2], frame.shape[-1])
+    sites = []
+    for path, seen in outputs.items():
+        features: Any = seen[0][0] if isinstance(seen[0], (tuple, list)) and seen[0] else seen[0]
+        strict = len(paths) > 1  # nobody chose these
+        axis = _channel_axis(features, height, width, strict) if len(seen) == 1 or not strict else None
+        if axis is not None:
+            channels = features.shape[axis]
+            sites.append(
+                Site(
+                    path, channels, axis, features[0].numel() // channels, features.dtype, features.device,
+                    restored if restored.ndim == 4 else restored[:, 0],
+                )
+            )  # fmt: skip
+    return sites
+
+
+def _channel_axis(features: Any, height: int, width: int, strict: bool) -> int | None:
+    """Where the channels are, from the shape alone; None for what are no features.
+
+    ``strict`` wants the frame's proportions, which weights, windows and tables of attention do not have.
+    """
+    if not isinstance(features, Tensor) or not features.is_floating_point() or features.ndim not in (3, 4, 5):
+        return None
+    if features.ndim == 3:
+        batch, length, _ = features.shape
+        return -1 if length > 1 and not (strict and (batch != 1 or height * width % length)) else None
+    a, b, c = features.shape[-3:]
+    if min(b, c) > 1 and b * width == c * height:
+        return features.ndim - 3
+    if features.ndim == 4 and a * width == b * height and a > 1:
+        return -1
+    return features.ndim - 3 if min(b, c) > 1 and not strict else None
+
 
 CONTEXT = "injected_context"
 """Keyword of ``run`` and ``ensemble`` that goes to what was injected, not to the model."""
@@ -78,3 +217,86 @@ def _changed(site: Site, layer: nn.Module, used: dict[str, Tensor], context: Ten
     if flat.shape[0] != context.shape[0]:
         context = context.repeat_interleave(flat.shape[0] // context.shape[0], 0)
     return functional_call(layer, used, (flat, context)).reshape(shape)
+
+
+class Semantic(nn.Module):
+    """Tells a model what the frame shows: a context, read from the source's restoration.
+
+    Either by cross-attention behind modules of the model, ``Semantic(encoder, at="decoder.0")``, or, where the model
+    takes a context, by keyword, ``Semantic(encoder, argument="context")``. Injected layers start as the identity. They
+    live in hooks that exist only while the adapter runs the model.
+
+    Args:
+        encoder: from images (B, 3, H, W) in [0, 1] to a context (B, D) or (B, S, D), such as
+            :class:`tta_restore.nn.OpenClipEncoder`. A module is run in eval mode and never trained.
+        at: path of the module behind which to inject, or several; "auto" for the deepest wide one, which ``plan()``
+            shows.
+        argument: keyword by which the model takes the context.
+        every: frames for which one context serves; 1 reads a new one for each.
+        num_heads: heads of the cross-attention.
+        scale: of what it adds.
+        zero_init: whether it starts as the identity; False for random weights.
+        seed: of its weights.
+
+    Raises:
+        ValueError: neither or both of ``at`` and ``argument`` are given, or ``argument`` cannot be a keyword.
+        TypeError: ``encoder`` cannot be called.
+
+    Source: CauSiam (arXiv 2501.09052), semantic prior by cross-attention.
+    """
+
+    def __init__(
+        self,
+        encoder: Callable[[Tensor], Tensor],
+        at: str | Sequence[str] | None = None,
+        *,
+        argument: str | None = None,
+        every: int = 1,
+        num_heads: int = 8,
+        scale: float = 0.05,
+        zero_init: bool = True,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if not callable(encoder):
+            raise TypeError(f"Semantic: expected encoder to be callable, got {type(encoder).__name__}")
+        if (at is None) == (argument is None):
+            raise ValueError("Semantic: expected either at=<module path> or argument=<keyword of the model>")
+        if argument is not None and not argument.isidentifier():
+            raise ValueError(f"Semantic: expected argument to be the name of a keyword, got {argument!r}")
+        checks.expect_int("Semantic", "every", every, minimum=1)
+        self.encoder, self.argument, self.every = encoder, argument, every
+        self.at = None if at is None else (at,) if isinstance(at, str) else tuple(at)
+        self.num_heads, self.scale, self.zero_init, self.seed = num_heads, scale, zero_init, seed
+
+    def forward(self, restored: Tensor) -> Tensor:
+        """Context of a source restoration (B, C, H, W), or of a clip's (B, T, C, H, W) middle frame."""
+        if restored.ndim == 5:
+            restored = restored[:, restored.shape[1] // 2]
+        return self.encoder(restored.clamp(0, 1)).detach()
+
+    def keywords(self, context: Tensor) -> dict[str, Any]:
+        """Keywords for ``run`` and ``ensemble``."""
+        return {self.argument or CONTEXT: context}
+
+    def injection(self, restorer: Restorer) -> Injection | None:
+        """The layers to inject into ``restorer``, after one run of it and of the encoder; None for ``argument=``."""
+        if self.at is None:
+            return None
+        sites = [find_site(restorer, path) for path in self.at]
+        with torch.inference_mode(False), torch.no_grad():
+            width = self(sites[0].restored).shape[-1]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            layers = [
+                SemanticCrossAttention(
+                    site.channels, width, num_heads=self.num_heads, scale=self.scale, zero_init=self.zero_init
+                ).to(site.device, site.dtype)
+                for site in sites
+            ]
+        return Injection(sites, layers)
+
+    def extra_repr(self) -> str:
+        """Show where the context goes."""
+        where = f"argument={self.argument!r}" if self.at is None else f"at={self.at!r}"
+        return f"{where}, every={self.every}"

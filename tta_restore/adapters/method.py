@@ -10,12 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tta_restore.adapters import parameter_sets
-from tta_restore.adapters.frame import Frame
+from tta_restore.adapters import state as parameter_sets
+from tta_restore.adapters.frame import Frame, StepReport
 from tta_restore.adapters.guards import Guards
-from tta_restore.adapters.region import CentreCrop
-from tta_restore.adapters.report import StepReport
 from tta_restore.adapters.roles import Roles
+from tta_restore.adapters.tiling import CentreCrop
 from tta_restore.models import Restoration
 
 

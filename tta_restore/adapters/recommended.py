@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from tta_restore.adapters.base import Adapter
-from tta_restore.adapters.reblur_pairs import ReblurPairs
-from tta_restore.adapters.self_ensemble import SelfEnsemble
+from tta_restore.adapters.adapter import Adapter
+from tta_restore.adapters.methods.reblur_pairs import ReblurPairs
+from tta_restore.adapters.methods.self_ensemble import SelfEnsemble
 from tta_restore.models import Restorer, as_restorer
 
 

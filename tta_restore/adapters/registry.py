@@ -9,10 +9,10 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
-from tta_restore import _checks
+from tta_restore._core import checks
 
 if TYPE_CHECKING:
-    from tta_restore.adapters.base import Adapter
+    from tta_restore.adapters.adapter import Adapter
 
 _methods: dict[str, type[Adapter]] = {}
 
@@ -42,14 +42,14 @@ def expect_options(method: type, keywords: Iterable[str]) -> None:
         known |= {parameter.name: None for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD}
         if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in parameters):
             break
-    _checks.expect_known(method.__name__, keywords, list(known))
+    checks.expect_known(method.__name__, keywords, list(known))
 
 
 def list_adapters() -> list[str]:
     """Names that :func:`create_adapter` knows, sorted."""
     package = importlib.import_module("tta_restore.adapters")
-    for module in pkgutil.iter_modules(package.__path__):
-        importlib.import_module(f"tta_restore.adapters.{module.name}")
+    for module in pkgutil.walk_packages(package.__path__, "tta_restore.adapters."):
+        importlib.import_module(module.name)
     return sorted(_methods)
 
 

@@ -8,14 +8,14 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from tta_restore.adapters import parameter_sets, registry
+from tta_restore.adapters import registry
+from tta_restore.adapters import state as parameter_sets
 from tta_restore.adapters.backbone import Backbone
 from tta_restore.adapters.frame import Frame
-from tta_restore.adapters.parameter_sets import ParameterSet
-from tta_restore.adapters.selection import Select, select_parameters
-from tta_restore.adapters.semantic import Semantic
-from tta_restore.adapters.state import State
-from tta_restore.adapters.tiles import Tiles
+from tta_restore.adapters.injection import Semantic
+from tta_restore.adapters.select import Select, select_parameters
+from tta_restore.adapters.state import ParameterSet, State
+from tta_restore.adapters.tiling import Tiles
 from tta_restore.adapters.views import NAMED, Views, resolve_views
 from tta_restore.models import Restoration, Restorer
 

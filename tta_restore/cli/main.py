@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import tta_restore
-from tta_restore.engine.usage import UsageError
+from tta_restore.engine.run.usage import UsageError
 
 OK, SOME_FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -146,14 +146,14 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _info(options: argparse.Namespace) -> int:
-    from tta_restore.engine.information import describe
+    from tta_restore.engine.run.info import describe
 
     print(describe(options.model))
     return OK
 
 
 def _demo(options: argparse.Namespace) -> int:
-    from tta_restore.engine.demo import run_demo
+    from tta_restore.engine.demo.demo import run_demo
 
     run_demo(options.out, seed=options.seed, frames_per_lens=options.frames, quick=options.quick)
     return OK
@@ -168,7 +168,7 @@ def _evaluate(command: argparse.ArgumentParser, options: argparse.Namespace) -> 
     shared = _named(options, "limit", "lpips_weights", "device")
     if not options.data:
         only("--data", "model", "checkpoint", "set", *shared, "bits", "save_pictures", "rounds")
-        from tta_restore.engine.demo import run_evaluation
+        from tta_restore.engine.demo.demo import run_evaluation
 
         streams = {"frames_per_lens": options.frames, **_named(options, "seeds", "split", "methods")}
         run_evaluation(options.out, folder=options.photos, **streams)
@@ -177,12 +177,12 @@ def _evaluate(command: argparse.ArgumentParser, options: argparse.Namespace) -> 
     shared |= _model(options)
     if options.methods is None:
         only("--methods", "rounds")
-        from tta_restore.engine.published import run_published
+        from tta_restore.engine.evaluate.dpdd import run_published
 
         run_published(dict(options.data), options.out, **_named(options, "bits", "save_pictures"), **shared)
         return OK
     only("the published protocol, without --methods", "bits", "save_pictures")
-    from tta_restore.engine.continual import run_continual
+    from tta_restore.engine.evaluate.continual import run_continual
 
     methods = None if options.methods == ["all"] else options.methods
     run_continual(dict(options.data), options.out, methods=methods, rounds=options.rounds, **shared)
@@ -190,9 +190,9 @@ def _evaluate(command: argparse.ArgumentParser, options: argparse.Namespace) -> 
 
 
 def _restore(options: argparse.Namespace) -> int:
-    from tta_restore.engine.clip_methods import CLIP_METHODS
-    from tta_restore.engine.restore import restore_inputs
-    from tta_restore.engine.restore_clips import holds_clips, restore_clip_inputs
+    from tta_restore.engine.run.methods import CLIP_METHODS
+    from tta_restore.engine.run.restore import restore_inputs
+    from tta_restore.engine.run.restore_clips import holds_clips, restore_clip_inputs
 
     common = _named(options, "method", "overwrite", "device", "seed") | _model(options)
     common["progress"] = not options.quiet
@@ -210,7 +210,7 @@ def _restore(options: argparse.Namespace) -> int:
 
 
 def _evaluate_clips(options: argparse.Namespace) -> int:
-    from tta_restore.engine import evaluate_clips as engine
+    from tta_restore.engine.evaluate import clips as engine
 
     chosen = _named(options, "method", "limit", "device", "seed", "out") | _model(options) | _networks(options)
     print(engine.run(options.root, options.layout, options.split, **chosen))
@@ -218,7 +218,7 @@ def _evaluate_clips(options: argparse.Namespace) -> int:
 
 
 def _train(options: argparse.Namespace) -> int:
-    from tta_restore.engine.train_demo import STEPS, train
+    from tta_restore.engine.demo.train import STEPS, train
 
     if unknown := set(options.models) - set(STEPS):
         raise UsageError(f"no model {min(unknown)!r}; there are: {', '.join(STEPS)}")
@@ -228,7 +228,7 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _evaluate_pairs(options: argparse.Namespace) -> int:
-    from tta_restore.engine import evaluate_pairs as engine
+    from tta_restore.engine.evaluate import pairs as engine
 
     chosen = _named(options, "flow", "device", "out") | _model(options)
     print(engine.run(options.root, options.layout, options.split, **chosen))
@@ -236,7 +236,9 @@ def _evaluate_pairs(options: argparse.Namespace) -> int:
 
 
 def _train_from_config(options: argparse.Namespace) -> int:
-    from tta_restore.engine import meta_config, misaligned_config, supervised_config
+    from tta_restore.engine.train import meta_config
+    from tta_restore.engine.train import misaligned as misaligned_config
+    from tta_restore.engine.train import supervised as supervised_config
 
     kinds = {
         "supervised": supervised_config.train_from_config,

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from tta_restore._submodules import submodule
+from tta_restore._core.lazy import submodule
 
 
 def __getattr__(name: str) -> Any:

@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from tta_restore._submodules import submodule
+from tta_restore._core.lazy import submodule
 
 
 def __getattr__(name: str) -> Any:
     """Import a module of this floor, or one of its functions with a module of another name, when it is first named."""
     if name in ("StreamResult", "evaluate_stream"):
-        return getattr(submodule(__name__, "evaluate"), name)
+        return getattr(submodule(__name__, "evaluate.stream"), name)
     return submodule(__name__, name)

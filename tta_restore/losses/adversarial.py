@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tta_restore import _checks
+from tta_restore._core import checks
 
 Kind = Literal["wasserstein", "least_squares"]
 
@@ -26,8 +28,8 @@ def adversarial(fake: Tensor, *, kind: Kind = "wasserstein") -> Tensor:
 
     Source: Arjovsky et al., Wasserstein GAN, ICML 2017; Mao et al., Least squares GAN, ICCV 2017.
     """
-    _checks.expect_floating("adversarial", fake=fake)
-    _checks.expect_choice("adversarial", "kind", kind, _KINDS)
+    checks.expect_floating("adversarial", fake=fake)
+    checks.expect_choice("adversarial", "kind", kind, _KINDS)
     fake = _wide(fake)
     return -fake.mean() if kind == "wasserstein" else (fake - 1).square().mean()
 
@@ -46,8 +48,8 @@ def critic(fake: Tensor, real: Tensor, *, kind: Kind = "wasserstein") -> Tensor:
 
     Source: as of :func:`adversarial`.
     """
-    _checks.expect_floating("critic", fake=fake, real=real)
-    _checks.expect_choice("critic", "kind", kind, _KINDS)
+    checks.expect_floating("critic", fake=fake, real=real)
+    checks.expect_choice("critic", "kind", kind, _KINDS)
     fake, real = _wide(fake), _wide(real)
     if kind == "wasserstein":
         return fake.mean() - real.mean()
@@ -88,3 +90,45 @@ class Critic(nn.Module):
     def extra_repr(self) -> str:
         """Arguments shown by repr."""
         return f"kind={self.kind!r}"
+
+
+def cycle(
+    reblurred: Tensor,
+    sharp: Tensor,
+    *,
+    restore: Callable[[Tensor], Tensor],
+    distance: Callable[[Tensor, Tensor], Tensor] = F.l1_loss,
+) -> Tensor:
+    """Distance of a sharp picture from the restoration of its reblurred form, which is cut to [0, 1] first.
+
+    Args:
+        reblurred: gets the gradient, and through ``restore`` so do its weights.
+        sharp: what ``restore`` is to find again.
+        restore: a deblurrer from pictures in [0, 1] to pictures.
+        distance: of two pictures, a scalar.
+
+    Shape: reblurred, sharp (B, C, H, W), sharp in [0, 1] -> scalar.
+
+    Raises:
+        TypeError: an argument is no floating-point tensor.
+        ValueError: the shapes differ.
+
+    Source: Meta Transferring for Deblurring (Liu et al., BMVC 2022), equation 4.
+    """
+    checks.expect_floating("cycle", reblurred=reblurred, sharp=sharp)
+    checks.expect_shape("cycle", "sharp", sharp, "reblurred.shape", tuple(reblurred.shape))
+    return distance(restore(reblurred.clamp(0, 1)), sharp)
+
+
+class Cycle(nn.Module):
+    """Module of :func:`cycle`."""
+
+    def __init__(
+        self, *, restore: Callable[[Tensor], Tensor], distance: Callable[[Tensor, Tensor], Tensor] = F.l1_loss
+    ) -> None:
+        super().__init__()
+        self.restore, self.distance = restore, distance
+
+    def forward(self, reblurred: Tensor, sharp: Tensor) -> Tensor:
+        """Loss of a reblurred picture."""
+        return cycle(reblurred, sharp, restore=self.restore, distance=self.distance)

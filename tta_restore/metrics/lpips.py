@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from tta_restore.metrics.protocol import Protocol
+from tta_restore.metrics.image import Protocol
 
 #: What torchvision calls the file; torchmetrics brings the weights of LPIPS itself, the rest is AlexNet's.
 WEIGHTS = "alexnet-owt-7be5be79.pth"

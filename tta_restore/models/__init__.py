@@ -2,13 +2,13 @@
 
 from typing import Any
 
-from tta_restore._submodules import submodule
+from tta_restore._core.lazy import submodule
 from tta_restore.models.checkpoint import load_checkpoint
-from tta_restore.models.macs import Macs, count_macs
-from tta_restore.models.probe import ProbeReport, probe
+from tta_restore.models.complexity import Macs, count_macs
 from tta_restore.models.registry import create_model, list_models, register_model
-from tta_restore.models.restorer import Restoration, Restorer, as_restorer
-from tta_restore.models.spec import RestorerSpec, SizeRequirements
+from tta_restore.models.restorer.probing import ProbeReport, probe
+from tta_restore.models.restorer.restorer import Restoration, Restorer, as_restorer
+from tta_restore.models.restorer.spec import RestorerSpec, SizeRequirements
 
 __all__ = [
     "Macs",

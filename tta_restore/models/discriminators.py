@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tta_restore import _checks
+from tta_restore._core import checks
 from tta_restore.models.registry import register_model
 
 _VGG19 = (64, 64, 0, 128, 128, 0, 256, 256, 256, 256, 0, 512, 512, 512, 512, 0, 512, 512, 512, 512, 0)  # 0 halves
@@ -89,7 +89,7 @@ class PatchCritic(nn.Module):
         self, *, base_channels: int = 32, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> None:
         super().__init__()
-        _checks.expect_int("patch_critic", "base_channels", base_channels, minimum=1)
+        checks.expect_int("patch_critic", "base_channels", base_channels, minimum=1)
         n = base_channels
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.layers = nn.ModuleList(
@@ -118,7 +118,7 @@ class PatchCritic(nn.Module):
 
 
 def _check_picture(function: str, x: Tensor, smallest: int) -> None:
-    _checks.expect_floating(function, x=x)
-    shape = _checks.expect_shape(function, "x", x, "(B, 3, H, W)", (None, 3, None, None))
+    checks.expect_floating(function, x=x)
+    shape = checks.expect_shape(function, "x", x, "(B, 3, H, W)", (None, 3, None, None))
     if min(shape[-2:]) < smallest:
         raise ValueError(f"{function}: expected H and W of at least {smallest}, got {shape}")

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tta_restore import _checks
+from tta_restore._core import checks
 from tta_restore.models.registry import register_model
-from tta_restore.models.spec import RestorerSpec, SizeRequirements
+from tta_restore.models.restorer.spec import RestorerSpec, SizeRequirements
 
 _LEVELS = 4
 _WORTH_MERGING = 32 * 32
@@ -69,9 +69,9 @@ class DPDNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Restored picture."""
-        _checks.expect_floating("dpdnet_s", x=x)
+        checks.expect_floating("dpdnet_s", x=x)
         sizes = (None, self.spec.in_channels, None, None)
-        height, width = _checks.expect_shape("dpdnet_s", "x", x, "(B, C, H, W)", sizes)[2:]
+        height, width = checks.expect_shape("dpdnet_s", "x", x, "(B, C, H, W)", sizes)[2:]
         if height % 16 or width % 16:
             raise ValueError(f"dpdnet_s: expected H and W to be multiples of 16, got {tuple(x.shape)}")
         stages = dict(self.named_children())

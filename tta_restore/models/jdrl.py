@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tta_restore import _checks
+from tta_restore._core import checks
 from tta_restore.models.registry import register_model
-from tta_restore.models.spec import RestorerSpec, SizeRequirements
+from tta_restore.models.restorer.spec import RestorerSpec, SizeRequirements
 from tta_restore.nn import (
     BlurMapEstimator,
     BlurMapFusion,
@@ -23,7 +23,7 @@ from tta_restore.nn import (
     IsotropicReblur,
     seed_channels,
 )
-from tta_restore.nn.isotropic import KERNEL_SIZES
+from tta_restore.nn.reblur import KERNEL_SIZES
 
 _DROPOUT = 0.4
 
@@ -113,14 +113,14 @@ class JdrlUNet(nn.Module):
         """Deblur ``x``."""
         if (blur_map is None) == self.prior:
             raise ValueError(f"jdrl_unet: expected {'a' if self.prior else 'no'} blur map with prior={self.prior}")
-        _checks.expect_floating("jdrl_unet", x=x)
-        b, _, h, w = _checks.expect_shape("jdrl_unet", "x", x, "(B, 3, H, W)", (None, 3, None, None))
+        checks.expect_floating("jdrl_unet", x=x)
+        b, _, h, w = checks.expect_shape("jdrl_unet", "x", x, "(B, 3, H, W)", (None, 3, None, None))
         if h % 16 or w % 16:
             raise ValueError(f"jdrl_unet: expected H and W to be multiples of 16, got {tuple(x.shape)}")
         if self.channel_attention is not None and blur_map is not None:
-            _checks.expect_floating("jdrl_unet", blur_map=blur_map)
+            checks.expect_floating("jdrl_unet", blur_map=blur_map)
             letters = "(B, sum((K+1)/2), H, W)"
-            _checks.expect_shape("jdrl_unet", "blur_map", blur_map, letters, (b, self.map_channels, h, w))
+            checks.expect_shape("jdrl_unet", "blur_map", blur_map, letters, (b, self.map_channels, h, w))
             x = self.channel_attention(torch.cat((x, blur_map), 1))
         first, second, third, fourth, x = self.encoder(x)
         x = self.block6(torch.cat((self.up6(x), fourth), 1))

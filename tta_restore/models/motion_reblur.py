@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tta_restore import _checks
-from tta_restore._srgb import linear_to_srgb, srgb_to_linear
+from tta_restore._core import checks
+from tta_restore._core.color import linear_to_srgb, srgb_to_linear
 from tta_restore.models.optical_flow import FlowEstimator, LucasKanade
 from tta_restore.models.registry import register_model
 
@@ -58,9 +58,9 @@ class MotionReblur(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        _checks.expect_int("MotionReblur", "moments", moments, minimum=2)
-        _checks.expect_int("MotionReblur", "num_frames", num_frames, minimum=3, odd=True)
-        _checks.expect_number("MotionReblur", "exposure", exposure, above=0, maximum=1)
+        checks.expect_int("MotionReblur", "moments", moments, minimum=2)
+        checks.expect_int("MotionReblur", "num_frames", num_frames, minimum=3, odd=True)
+        checks.expect_number("MotionReblur", "exposure", exposure, above=0, maximum=1)
         if flow is not None and not callable(flow):
             raise TypeError(f"MotionReblur: expected flow to be a function of two images, got {type(flow).__name__}")
         self.moments, self.num_frames = moments, num_frames
@@ -69,8 +69,8 @@ class MotionReblur(nn.Module):
 
     def forward(self, clip: Tensor) -> Tensor:
         """The middle frame, blurred."""
-        _checks.expect_floating("MotionReblur", clip=clip)
-        _checks.expect_shape("MotionReblur", "clip", clip, "(B, T, 3, H, W)", (None, self.num_frames, 3, None, None))
+        checks.expect_floating("MotionReblur", clip=clip)
+        checks.expect_shape("MotionReblur", "clip", clip, "(B, T, 3, H, W)", (None, self.num_frames, 3, None, None))
         middle = self.num_frames // 2
         before, sharp, after = clip[:, middle - 1 : middle + 2].unbind(1)
         with torch.no_grad():  # one way and back, for a path that is symmetric in time

@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tta_restore import _checks, ops
+from tta_restore import ops
+from tta_restore._core import checks
 from tta_restore.models.checkpoint import load_checkpoint
 from tta_restore.models.pwc_net import PwcNet
 
@@ -33,8 +34,8 @@ def resized_flow(
 
     Source: JDRL (Li et al., AAAI 2023), how it calls its flow network.
     """
-    _, _, height, width = _checks.expect_shape("resized_flow", "first", first, "(B, C, H, W)")
-    _checks.expect_shape("resized_flow", "second", second, "first.shape", tuple(first.shape))
+    _, _, height, width = checks.expect_shape("resized_flow", "first", first, "(B, C, H, W)")
+    checks.expect_shape("resized_flow", "second", second, "first.shape", tuple(first.shape))
     size = (math.ceil(height / multiple) * multiple, math.ceil(width / multiple) * multiple)
     a, b = (F.interpolate(x, size=size, mode="bilinear") for x in (first, second))
     flow = F.interpolate(network(a, b), size=(height, width), mode="bilinear") * scale
@@ -102,15 +103,15 @@ class LucasKanade(nn.Module):
     def __init__(self, *, levels: int = 4, iterations: int = 4, window: int = 41, smooth: float = 1.5) -> None:
         super().__init__()
         for name, value in (("levels", levels), ("iterations", iterations)):
-            _checks.expect_int("LucasKanade", name, value, minimum=1)
-        _checks.expect_int("LucasKanade", "window", window, minimum=3, odd=True)
+            checks.expect_int("LucasKanade", name, value, minimum=1)
+        checks.expect_int("LucasKanade", "window", window, minimum=3, odd=True)
         self.levels, self.iterations, self.window, self.smooth = levels, iterations, window, smooth
 
     @torch.no_grad()
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
         """Flow from ``first`` to ``second``."""
-        _checks.expect_floating("LucasKanade", first=first, second=second)
-        _checks.expect_shape("LucasKanade", "second", second, "first.shape", tuple(first.shape))
+        checks.expect_floating("LucasKanade", first=first, second=second)
+        checks.expect_shape("LucasKanade", "second", second, "first.shape", tuple(first.shape))
         with torch.autocast(first.device.type, enabled=False):
             weights = first.new_tensor(_GREY, dtype=torch.float32)[:, None, None]
             pyramid = [tuple((x.float() * weights).sum(1, keepdim=True) for x in (first, second))]
@@ -166,7 +167,7 @@ def create_flow(name: str = "auto", *, checkpoint: str | Path | None = None, **o
     Raises:
         ValueError: there is no such estimator, or its weights are missing.
     """
-    _checks.expect_choice("create_flow", "name", name, ("auto", "lucas_kanade", "pwc", "raft"))
+    checks.expect_choice("create_flow", "name", name, ("auto", "lucas_kanade", "pwc", "raft"))
     if name == "lucas_kanade" or (name == "auto" and checkpoint is None and _raft_file() is None):
         return LucasKanade(**options)
     if name == "pwc":

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from tta_restore import _checks
+from tta_restore._core import checks
 from tta_restore.models import checkpoint as checkpoints
 
 KINDS = ("restorer", "reblurrer", "discriminator", "estimator")
@@ -101,7 +101,7 @@ def create_model(name: str, *, checkpoint: str | Path | None = None, **config: A
 
 def _build(name: str, config: dict[str, Any]) -> nn.Module:
     builder = _entries[name].builder
-    _checks.expect_keywords(f"create_model: {name!r}", builder, config)
+    checks.expect_keywords(f"create_model: {name!r}", builder, config)
     return builder(**config)
 
 
@@ -112,9 +112,9 @@ def _discover() -> None:
         if _discovered:
             return
         package = importlib.import_module("tta_restore.models")
-        for module in pkgutil.iter_modules(package.__path__):
-            if not module.name.startswith("_"):
-                importlib.import_module(f"tta_restore.models.{module.name}")
+        for module in pkgutil.walk_packages(package.__path__, "tta_restore.models."):
+            if not module.name.rpartition(".")[2].startswith("_"):
+                importlib.import_module(module.name)
         for point in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP):
             try:
                 loaded = point.load()

@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from tta_restore import _checks
+from tta_restore._core import checks
 from tta_restore.models.registry import register_model
-from tta_restore.models.restorer import pad
-from tta_restore.models.spec import SizeRequirements
+from tta_restore.models.restorer.restorer import pad
+from tta_restore.models.restorer.spec import SizeRequirements
 from tta_restore.nn import CrossFrameFusionBlock
 from tta_restore.nn.cross_frame import TokenOrder
 
@@ -129,10 +129,10 @@ class VideoReblur(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        _checks.expect_int("video_reblur", "num_frames", num_frames, minimum=1, odd=True)
-        _checks.expect_int("video_reblur", "num_layers", num_layers, minimum=1)
-        _checks.expect_int("video_reblur", "base_channels", base_channels, minimum=1)
-        _checks.expect_choice("video_reblur", "fusion", fusion, ("attention", "conv3d", "channels"))
+        checks.expect_int("video_reblur", "num_frames", num_frames, minimum=1, odd=True)
+        checks.expect_int("video_reblur", "num_layers", num_layers, minimum=1)
+        checks.expect_int("video_reblur", "base_channels", base_channels, minimum=1)
+        checks.expect_choice("video_reblur", "fusion", fusion, ("attention", "conv3d", "channels"))
         if fusion == "conv3d" and num_frames != 5:
             raise ValueError(f"video_reblur: expected num_frames = 5 with fusion='conv3d', got {num_frames}")
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
@@ -163,8 +163,8 @@ class VideoReblur(nn.Module):
     def forward(self, clip: Tensor) -> Tensor:
         """The middle frame, reblurred."""
         frames = self.num_frames
-        _checks.expect_floating("video_reblur", clip=clip)
-        _checks.expect_shape("video_reblur", "clip", clip, "(B, T, 3, H, W)", (None, frames, 3, None, None))
+        checks.expect_floating("video_reblur", clip=clip)
+        checks.expect_shape("video_reblur", "clip", clip, "(B, T, 3, H, W)", (None, frames, 3, None, None))
         height, width = clip.shape[-2:]
         clip = pad(clip, SizeRequirements(multiple_of=4 * _WINDOW if self.fusion == "attention" else 4))
         x = self._laid_out(clip.flatten(1, 2) if self.fusion == "channels" else clip.flatten(0, 1))

@@ -2,8 +2,7 @@
 
 from tta_restore.nn.adaptive_conv import IterativeAdaptiveConv2d, IterativeFilterAdaptiveBlock
 from tta_restore.nn.cross_frame import CrossFrameAttention, CrossFrameFusionBlock
-from tta_restore.nn.encoders import OpenClipEncoder, TimmEncoder
-from tta_restore.nn.isotropic import (
+from tta_restore.nn.reblur import (
     BlurMapEstimator,
     BlurMapFusion,
     ChannelGate,
@@ -13,7 +12,7 @@ from tta_restore.nn.isotropic import (
     seed_channels,
 )
 from tta_restore.nn.residual import DisparityEstimator, ResidualChain
-from tta_restore.nn.semantic_attention import SemanticCrossAttention
+from tta_restore.nn.semantic import OpenClipEncoder, SemanticCrossAttention, TimmEncoder
 
 __all__ = [
     "BlurMapEstimator",

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import ops
-from ..ops.adaptive_conv import Horizontal
+from tta_restore import ops
+from tta_restore.ops.adaptive_conv import Horizontal
 
 
 class IterativeAdaptiveConv2d(nn.Module):

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from .. import _checks
+from tta_restore._core import checks
 
 TokenOrder = Literal["aligned", "released"]
 
@@ -101,7 +101,7 @@ class CrossFrameAttention(nn.Module):
     ) -> None:
         super().__init__()
         _check_heads("CrossFrameAttention", dim, num_heads)
-        _checks.expect_int("CrossFrameAttention", "num_frames", num_frames, minimum=1, odd=True)
+        checks.expect_int("CrossFrameAttention", "num_frames", num_frames, minimum=1, odd=True)
         self.dim, self.num_heads, self.num_frames = dim, num_heads, num_frames
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.kv = nn.Linear(dim, 2 * dim, **factory)
@@ -181,11 +181,11 @@ class CrossFrameFusionBlock(nn.Module):
         super().__init__()
         name = "CrossFrameFusionBlock"
         _check_heads(name, dim, num_heads)
-        _checks.expect_int(name, "window_size", window_size, minimum=1)
-        _checks.expect_int(name, "num_frames", num_frames, minimum=1, odd=True)
-        _checks.expect_choice(name, "token_order", token_order, ("aligned", "released"))
-        _checks.expect_number(name, "mlp_ratio", mlp_ratio, above=0)
-        _checks.expect_number(name, "drop_path", drop_path, minimum=0, below=1)
+        checks.expect_int(name, "window_size", window_size, minimum=1)
+        checks.expect_int(name, "num_frames", num_frames, minimum=1, odd=True)
+        checks.expect_choice(name, "token_order", token_order, ("aligned", "released"))
+        checks.expect_number(name, "mlp_ratio", mlp_ratio, above=0)
+        checks.expect_number(name, "drop_path", drop_path, minimum=0, below=1)
         self.dim, self.num_heads, self.window_size, self.num_frames = dim, num_heads, window_size, num_frames
         self.mlp_ratio, self.token_order = mlp_ratio, token_order
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
@@ -321,8 +321,8 @@ class CrossFrameFusionBlock(nn.Module):
 
 
 def _check_heads(function: str, dim: int, num_heads: int) -> None:
-    _checks.expect_int(function, "dim", dim, minimum=1)
-    _checks.expect_int(function, "num_heads", num_heads, minimum=1)
+    checks.expect_int(function, "dim", dim, minimum=1)
+    checks.expect_int(function, "num_heads", num_heads, minimum=1)
     if dim % num_heads:
         raise ValueError(f"{function}: expected dim to be a multiple of num_heads, got {dim} and {num_heads}")
 

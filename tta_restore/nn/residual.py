@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import _checks
+from tta_restore._core import checks
 
 SLOPE = 0.1
 
@@ -56,7 +56,7 @@ class ResidualChain(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        _checks.expect_int("ResidualChain", "num_units", num_units, minimum=1)
+        checks.expect_int("ResidualChain", "num_units", num_units, minimum=1)
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.stem = nn.ModuleList(
             nn.Sequential(
@@ -115,7 +115,7 @@ class DisparityEstimator(nn.Sequential):
 
     def forward(self, features: Tensor) -> Tensor:
         """Disparity of every pixel."""
-        _checks.expect_floating("DisparityEstimator", features=features)
+        checks.expect_floating("DisparityEstimator", features=features)
         sizes = (None, self.channels, None, None)
-        _checks.expect_shape("DisparityEstimator", "features", features, "(B, C, H, W)", sizes)
+        checks.expect_shape("DisparityEstimator", "features", features, "(B, C, H, W)", sizes)
         return super().forward(features)

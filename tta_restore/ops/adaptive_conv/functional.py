@@ -7,9 +7,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ... import _checks, _library
-from ..._autocast import autocast_dtype
-from .calculus import Iac, IacFromFeatures, Sac
+from tta_restore._core import checks as _checks
+from tta_restore._core import library
+from tta_restore._core.library import autocast_dtype
+from tta_restore.ops.adaptive_conv.autograd import Iac, IacFromFeatures, Sac
 
 Horizontal = Literal["own", "vertical"]
 
@@ -52,7 +53,7 @@ def sac(x: Tensor, vertical: Tensor, horizontal: Tensor) -> Tensor:
         )
     _checks.expect_shape("sac", "horizontal", horizontal, "(B, C*K, H, W)", (b, c * taps, h, w))
     x, vertical, horizontal = _one_dtype("sac", x, vertical, horizontal=horizontal)
-    return _library.apply(Sac, "sac", x, vertical, horizontal)
+    return library.apply(Sac, "sac", x, vertical, horizontal)
 
 
 def iac(
@@ -107,7 +108,7 @@ def iac(
     save = not cached and torch.is_grad_enabled() and (x.requires_grad or filters.requires_grad)
     own = horizontal == "own"
     options = num_steps, kernel_size, float(negative_slope), bool(activate_last), own
-    return _library.apply(Iac, "iac", x, filters, *options, save)[0]
+    return library.apply(Iac, "iac", x, filters, *options, save)[0]
 
 
 def iac_from_features(
@@ -164,7 +165,7 @@ def iac_from_features(
     _checks.expect_same_dtype(name, **dict(zip(("x", "features", "weight", "bias"), tensors, strict=True)))
     own = horizontal == "own"
     options = num_steps, kernel_size, float(negative_slope), bool(activate_last), own
-    return _library.apply(IacFromFeatures, name, *tensors, *options)
+    return library.apply(IacFromFeatures, name, *tensors, *options)
 
 
 def _frames(name: str, x: Tensor) -> tuple[int, ...]:

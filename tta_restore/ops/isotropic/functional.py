@@ -7,10 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ... import _checks, _library
-from ..._autocast import autocast_dtype
-from . import geometry, reference
-from .calculus import Reblur
+from tta_restore._core import checks as _checks
+from tta_restore._core import library
+from tta_restore._core.library import autocast_dtype
+from tta_restore.ops.isotropic import reference, symmetry
+from tta_restore.ops.isotropic.autograd import Reblur
 
 
 def isotropic_kernels(seeds: Tensor, kernel_size: int) -> Tensor:
@@ -85,7 +86,7 @@ def isotropic_reblur(
     for size in kernel_sizes:
         _checks.expect_int(name, "every kernel size", size, minimum=1, odd=True)
     b, _, h, w = shape
-    channels = geometry.seed_channels(tuple(kernel_sizes))
+    channels = symmetry.seed_channels(tuple(kernel_sizes))
     _checks.expect_shape(name, "seeds", seeds, "(B, sum((K+1)/2), H, W)", (b, channels, h, w))
     _checks.expect_shape(name, "weights", weights, "(B, 1+N, H, W)", (b, 1 + len(kernel_sizes), h, w))
     _checks.expect_same_device(name, image=image, seeds=seeds, weights=weights)
@@ -93,4 +94,4 @@ def isotropic_reblur(
         widest = torch.promote_types(torch.promote_types(image.dtype, seeds.dtype), weights.dtype)
         image, seeds, weights = (t.to(widest) for t in (image, seeds, weights))
     _checks.expect_same_dtype(name, image=image, seeds=seeds, weights=weights)
-    return _library.apply(Reblur, name, image, seeds, weights, list(kernel_sizes))
+    return library.apply(Reblur, name, image, seeds, weights, list(kernel_sizes))

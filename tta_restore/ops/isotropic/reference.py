@@ -1,6 +1,6 @@
 """Definition of the isotropic kernels and of the blur that they make, in plain torch; also the kernel of last resort.
 
-The blur is linear in the image and in one coefficient per class of offsets (geometry.py):
+The blur is linear in the image and in one coefficient per class of offsets (symmetry.py):
 ``out = sum over classes of coefficient * (sum of the image over the class)``. The coefficients are a function of seeds
 and weights at the same pixel alone, so derivatives of both parts are written apart.
 """
@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from . import geometry
-from .geometry import Branch
+from tta_restore.ops.isotropic import symmetry
+from tta_restore.ops.isotropic.symmetry import Branch
 
 
 def widen(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -54,8 +54,8 @@ def _tap_weights(seeds: Tensor, branch: Branch) -> Tensor:
 
 def isotropic_kernels(seeds: Tensor, kernel_size: int) -> Tensor:
     """(B, (K+1)/2, H, W) -> (B, K*K, H, W), rows of the kernel one after the other."""
-    branch = geometry.branch(kernel_size // 2)
-    index = {pair: i for i, pair in enumerate(geometry.classes(branch.radius))}
+    branch = symmetry.branch(kernel_size // 2)
+    index = {pair: i for i, pair in enumerate(symmetry.classes(branch.radius))}
     reach = range(-branch.radius, branch.radius + 1)
     places = [index[max(abs(i), abs(j)), min(abs(i), abs(j))] for i in reach for j in reach]
     rings = torch.tensor([branch.ring_of_class[place] for place in places], device=seeds.device)
@@ -66,9 +66,9 @@ def _class_sums(image: Tensor, radius: int) -> Tensor:
     """Sum of the image over every class of offsets, zeros outside: (B, C, H, W) -> (B, C, classes, H, W)."""
     padded = F.pad(image, (radius,) * 4)
     h, w = image.shape[2:]
-    out = image.new_zeros(*image.shape[:2], len(geometry.classes(radius)), h, w)
-    for i, (a, b) in enumerate(geometry.classes(radius)):
-        for y, x in geometry.offsets(a, b):
+    out = image.new_zeros(*image.shape[:2], len(symmetry.classes(radius)), h, w)
+    for i, (a, b) in enumerate(symmetry.classes(radius)):
+        for y, x in symmetry.offsets(a, b):
             out[:, :, i] += padded[:, :, radius + y : radius + y + h, radius + x : radius + x + w]
     return out
 
@@ -91,9 +91,9 @@ def _to_rings(classes: Tensor, branch: Branch) -> Tensor:
 def _coefficients(seeds: Tensor, weights: Tensor, kernel_sizes: Sequence[int]) -> Tensor:
     """(B, seeds, H, W), (B, 1+n, H, W) -> (B, classes, H, W): the kernels of all branches, mixed."""
     sizes = tuple(kernel_sizes)
-    out = weights.new_zeros(weights.shape[0], len(geometry.classes(geometry.largest_radius(sizes))), *weights.shape[2:])
+    out = weights.new_zeros(weights.shape[0], len(symmetry.classes(symmetry.largest_radius(sizes))), *weights.shape[2:])
     out[:, 0] += weights[:, 0]
-    for n, branch in enumerate(geometry.branches(sizes), 1):
+    for n, branch in enumerate(symmetry.branches(sizes), 1):
         kernel = _to_classes(_tap_weights(_own_seeds(seeds, branch), branch), branch)
         out[:, : kernel.shape[1]] += weights[:, n, None] * kernel
     return out
@@ -108,8 +108,8 @@ def _apply_adjoint(grad: Tensor, coefficients: Tensor, radius: int) -> Tensor:
     padded = F.pad(grad[:, :, None] * coefficients[:, None], (radius,) * 4)
     h, w = grad.shape[2:]
     out = torch.zeros_like(grad)
-    for i, (a, b) in enumerate(geometry.classes(radius)):
-        for y, x in geometry.offsets(a, b):
+    for i, (a, b) in enumerate(symmetry.classes(radius)):
+        for y, x in symmetry.offsets(a, b):
             out += padded[:, :, i, radius + y : radius + y + h, radius + x : radius + x + w]
     return out
 
@@ -117,7 +117,7 @@ def _apply_adjoint(grad: Tensor, coefficients: Tensor, radius: int) -> Tensor:
 def isotropic_reblur(image: Tensor, seeds: Tensor, weights: Tensor, kernel_sizes: Sequence[int]) -> Tensor:
     """Blur the image with the mixed kernels; see functional.py."""
     x, s, w = widen(image, seeds, weights)
-    radius = geometry.largest_radius(tuple(kernel_sizes))
+    radius = symmetry.largest_radius(tuple(kernel_sizes))
     return _apply(x, _coefficients(s, w, kernel_sizes), radius).to(image.dtype).contiguous()
 
 
@@ -127,7 +127,7 @@ def _kernel_gradients(
     """Gradients in seeds and weights of ``sum(coefficients * correlation)``, correlation (B, classes, H, W)."""
     grad_seeds, grad_weights = torch.empty_like(seeds), torch.empty_like(weights)
     grad_weights[:, 0] = correlation[:, 0]
-    for n, branch in enumerate(geometry.branches(tuple(kernel_sizes)), 1):
+    for n, branch in enumerate(symmetry.branches(tuple(kernel_sizes)), 1):
         own = _own_seeds(seeds, branch)
         tap, q = _tap_weights(own, branch), _to_rings(correlation, branch)
         expected = (tap * q).sum(1, keepdim=True)
@@ -148,7 +148,7 @@ def isotropic_reblur_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients in image, seeds and weights; empty where not needed."""
     g, x, s, w = widen(grad, image, seeds, weights)
-    radius = geometry.largest_radius(tuple(kernel_sizes))
+    radius = symmetry.largest_radius(tuple(kernel_sizes))
     none = image.new_empty(0)
     grad_image, grad_seeds, grad_weights = none, none.clone(), none.clone()
     if need_image:
@@ -179,14 +179,14 @@ def isotropic_reblur_double_backward(
     dx = torch.zeros_like(x) if dimage is None else widen(dimage)[0]
     ds = torch.zeros_like(s) if dseeds is None else widen(dseeds)[0]
     dw = torch.zeros_like(w) if dweights is None else widen(dweights)[0]
-    radius = geometry.largest_radius(tuple(kernel_sizes))
+    radius = symmetry.largest_radius(tuple(kernel_sizes))
     sums = _class_sums(x, radius)
     first, second = (_class_sums(dx, radius) * g[:, :, None]).sum(1), (sums * g[:, :, None]).sum(1)
     # what dimage adds is a gradient of first order; what (dseeds, dweights) add is a Hessian of the kernels
     grad_seeds, grad_weights = _kernel_gradients(first, s, w, kernel_sizes)
     change = torch.zeros_like(second)
     change[:, 0] += dw[:, 0]
-    for n, branch in enumerate(geometry.branches(tuple(kernel_sizes)), 1):
+    for n, branch in enumerate(symmetry.branches(tuple(kernel_sizes)), 1):
         own, taps = _own_seeds(s, branch), _taps(branch, s)
         weight, dweight = w[:, n, None], dw[:, n, None]
         tap = _tap_weights(own, branch)

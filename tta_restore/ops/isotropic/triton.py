@@ -1,6 +1,6 @@
 """Triton kernels of the isotropic blur: one pixel per lane, the coefficients of all classes of offsets in registers.
 
-Forward: seeds and weights become one coefficient per class (geometry.py), which meets the sum of the image over it.
+Forward: seeds and weights become one coefficient per class (symmetry.py), which meets the sum of the image over it.
 Backward: the gradients of seeds and weights read the image in the same way. The gradient of the image gathers what the
 neighbours' kernels give, so their coefficients are written to memory, for one band of rows at a time: a band stays in
 the cache of the device, and no kernel is ever held. No atomics: results do not depend on the order of blocks.
@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import geometry
+from tta_restore.ops.isotropic import symmetry
 
 # Bytes of coefficients per band: about half of what the second-level cache of a large device holds.
 _BAND_BYTES = 24 << 20
@@ -28,8 +28,8 @@ def _tables(kernel_sizes: Sequence[int]) -> dict[str, Any]:
 
     Triton before 3.9 takes plain numbers out of them, which count as constants in sums but not as bounds of loops.
     """
-    branches = geometry.branches(tuple(kernel_sizes))
-    radius = geometry.largest_radius(tuple(kernel_sizes))
+    branches = symmetry.branches(tuple(kernel_sizes))
+    radius = symmetry.largest_radius(tuple(kernel_sizes))
     rings = [ring for branch in branches for ring in branch.rings]
     return {
         "RADIUS": radius,
@@ -275,7 +275,7 @@ def isotropic_reblur_backward(
         )
     if need_image:
         radius = tables["RADIUS"]
-        classes = len(geometry.classes(radius))
+        classes = len(symmetry.classes(radius))
         band = max(_BAND_BYTES // (b * classes * w * 4) - 2 * radius, 16)
         room = image.new_empty(b * classes * min(band + 2 * radius, h) * w, dtype=torch.float32)
         for first in range(0, h, band):

@@ -7,17 +7,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ... import _checks, _library
+from tta_restore._core import checks as _checks
+from tta_restore._core import library
+
 from . import reference
 
 # Both ops are linear in each argument and each is the other's derivative: together they are closed under
 # differentiation.
-_products = _library.define(
+_products = library.define(
     "self_shift_products(Tensor a, Tensor b) -> Tensor",
     reference=reference.self_shift_products,
     fake=lambda a, b: a.new_empty(a.shape[0], 4, dtype=torch.promote_types(a.dtype, torch.float32)),
 )
-_laplacian = _library.define(
+_laplacian = library.define(
     "self_shift_laplacian(Tensor x, Tensor weights) -> Tensor",
     reference=reference.self_shift_laplacian,
     fake=lambda x, weights: torch.empty_like(x, memory_format=torch.contiguous_format),
@@ -51,7 +53,7 @@ def self_shift_score(x: Tensor) -> Tensor:
         raise ValueError(
             f"self_shift_score: expected x of shape (B, C, H, W) with C >= 1, H >= 2 and W >= 2, got {tuple(x.shape)}"
         )
-    errors = _library.differentiate(_Errors, "self_shift_score", x)
+    errors = library.differentiate(_Errors, "self_shift_score", x)
     equal = errors == 0
     decibels = -10 * torch.log10(torch.where(equal, 1, errors))
     return torch.where(equal, 100, decibels).sum(1)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ... import _checks
+from tta_restore._core import checks
 
 _PADDING_MODES = ("zeros", "border", "reflection")
 
@@ -41,11 +41,11 @@ def flow_warp(x: Tensor, flow: Tensor, *, padding_mode: str = "zeros", align_cor
     >>> flow_warp(ramp, right).flatten().tolist()
     [1.0, 2.0, 3.0, 0.0]
     """
-    _checks.expect_floating("flow_warp", x=x, flow=flow)
-    b, _, h, w = _checks.expect_shape("flow_warp", "x", x, "(B, C, H, W)")
-    _checks.expect_shape("flow_warp", "flow", flow, "(B, 2, H, W)", (b, 2, h, w))
-    _checks.expect_same_device("flow_warp", x=x, flow=flow)
-    _checks.expect_choice("flow_warp", "padding_mode", padding_mode, _PADDING_MODES)
+    checks.expect_floating("flow_warp", x=x, flow=flow)
+    b, _, h, w = checks.expect_shape("flow_warp", "x", x, "(B, C, H, W)")
+    checks.expect_shape("flow_warp", "flow", flow, "(B, 2, H, W)", (b, 2, h, w))
+    checks.expect_same_device("flow_warp", x=x, flow=flow)
+    checks.expect_choice("flow_warp", "padding_mode", padding_mode, _PADDING_MODES)
     if not align_corners and min(h, w) < 2:
         raise ValueError(f"flow_warp: expected H >= 2 and W >= 2 with align_corners=False, got {tuple(x.shape)}")
     return _sample(x, flow, padding_mode, exact=align_corners)
@@ -72,10 +72,10 @@ def disparity_warp(x: Tensor, disparity: Tensor) -> Tensor:
     >>> disparity_warp(ramp, torch.ones(1, 1, 1, 4)).flatten().tolist()
     [2.0, 3.0, 4.0, 0.0]
     """
-    _checks.expect_floating("disparity_warp", x=x, disparity=disparity)
-    b, _, h, w = _checks.expect_shape("disparity_warp", "x", x, "(B, C, H, W)")
-    _checks.expect_shape("disparity_warp", "disparity", disparity, "(B, 1, H, W)", (b, 1, h, w))
-    _checks.expect_same_device("disparity_warp", x=x, disparity=disparity)
+    checks.expect_floating("disparity_warp", x=x, disparity=disparity)
+    b, _, h, w = checks.expect_shape("disparity_warp", "x", x, "(B, C, H, W)")
+    checks.expect_shape("disparity_warp", "disparity", disparity, "(B, 1, H, W)", (b, 1, h, w))
+    checks.expect_same_device("disparity_warp", x=x, disparity=disparity)
     return _sample(x, F.pad(disparity, (0, 0, 0, 0, 0, 1)), "zeros", exact=True)
 
 

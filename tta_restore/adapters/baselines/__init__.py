@@ -1,0 +1,1 @@
+"""Published baselines of test-time adaptation, for comparison."""

@@ -1,0 +1,338 @@
+"""The inner loop of Meta Transferring: from mined patches to a restorer of one clip, as steps on sets of weights.
+
+Nothing here knows of adapters or modules' own weights, so that meta-training can differentiate through it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from tta_restore import losses
+from tta_restore._core import checks
+from tta_restore.adapters.methods.discriminator import Critic
+from tta_restore.adapters.state import ParameterSet, overall_norm
+from tta_restore.data.datasets.mining import MinedPatch
+
+_TOGETHER = 8  # patches that are reblurred at once
+
+Order = Literal["repaired", "published", "published_torch1"]
+
+
+@dataclass(frozen=True)
+class Item:
+    """A place of a clip at the time when it is sharpest.
+
+    Shape:
+        - clip: (T, C, h, w) in [0, 1], the middle frame pseudo-sharp
+        - blurred: (C, h, w), the place when it is most blurred; None where that is not asked for
+    """
+
+    clip: Tensor
+    blurred: Tensor | None = None
+
+    @property
+    def sharp(self) -> Tensor:
+        """The middle frame: (1, C, h, w)."""
+        return self.clip[None, len(self.clip) // 2]
+
+    @classmethod
+    def of(cls, patches: Iterable[MinedPatch]) -> list[Item]:
+        """Of each patch one, and one for each of its other moments."""
+        return [cls(clip, patch.blurred) for patch in patches for clip in (patch.clip, *patch.others)]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step: ``stage`` "reblur" or "deblur", number of the item, frame that serves as real blur (None: the most
+    blurred crop), seed of the noise.
+    """
+
+    stage: Literal["reblur", "deblur"]
+    item: int
+    real: int | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class InnerLoopSettings:
+    """How the two stages go.
+
+    Attributes:
+        lr: rate of the restorer.
+        reblur_lr: rate of the reblurrer; 0 leaves the reblur stage out, if the restorer does not learn in it either.
+        optimiser: "adam", as released, or "sgd", as the paper writes it.
+        adversarial_weight: of the adversarial loss in the reblur stage; the cycle loss has the rest.
+        order: "repaired": the restorer waits for its own stage, as in the paper; "published": the cycle loss steps it
+            too, at full size under Adam, as released; "published_torch1": and the reblurrer goes on by its momentum in
+            the deblur stage, as the release did on PyTorch before 2.0.
+        real: what serves as real blur: "neighbour", a random other frame of the patch, as released, or "blurriest",
+            the place when it is most blurred, as in the paper.
+        passes: over the items, in each stage.
+        noise: standard deviation of what is added to reblurred pictures: those of a camera have some, and a restorer
+            that is taught without amplifies it; 0 as published.
+        least_blur: root mean square, in values of [0, 1], by which reblurring has to change a patch; of the others the
+            restorer would learn to do nothing. 0 for all, as published.
+    """
+
+    lr: float = 2.5e-6
+    reblur_lr: float = 2.5e-6
+    optimiser: Literal["adam", "sgd"] = "adam"
+    adversarial_weight: float = 0.99
+    order: Order = "repaired"
+    real: Literal["neighbour", "blurriest"] = "neighbour"
+    passes: int = 1
+    noise: float = 0.0
+    least_blur: float = 0.0
+
+    def __post_init__(self) -> None:
+        name = "inner loop"  # the settings of whoever runs one
+        checks.expect_choice(name, "optimiser", self.optimiser, ("adam", "sgd"))
+        checks.expect_choice(name, "order", self.order, ("repaired", "published", "published_torch1"))
+        checks.expect_choice(name, "real", self.real, ("neighbour", "blurriest"))
+        checks.expect_int(name, "passes", self.passes, minimum=1)
+        checks.expect_number(name, "adversarial_weight", self.adversarial_weight, minimum=0, maximum=1)
+        for setting in ("lr", "reblur_lr", "noise", "least_blur"):
+            checks.expect_number(name, setting, getattr(self, setting), minimum=0)
+
+    @property
+    def has_reblur_stage(self) -> bool:
+        """Whether anything learns in it."""
+        return self.reblur_lr > 0 or self.order != "repaired"
+
+    @torch.no_grad()
+    def worth(self, items: Sequence[Item], reblur: Callable[[Tensor], Tensor]) -> list[Item]:
+        """The items that reblurring, (B, T, C, h, w) to (B, C, h, w), changes enough."""
+        if not self.least_blur:
+            return list(items)
+        kept: list[Item] = []
+        for first in range(0, len(items), _TOGETHER):
+            some = items[first : first + _TOGETHER]
+            changes = reblur(torch.stack([item.clip for item in some])) - torch.cat([item.sharp for item in some])
+            enough = changes.square().mean((1, 2, 3)).sqrt() >= self.least_blur
+            kept += [item for item, changed in zip(some, enough.tolist(), strict=True) if changed]
+        return kept
+
+    def steps(self, items: int, frames: int, generator: torch.Generator) -> list[Step]:
+        """The steps over so many items of T = ``frames`` frames, in random order."""
+
+        def shuffled() -> Iterator[int]:
+            for _ in range(self.passes):
+                yield from torch.randperm(items, generator=generator).tolist()
+
+        others = [t for t in range(frames) if t != frames // 2] or [0]
+        reblur = []
+        for item in shuffled() if self.has_reblur_stage else ():
+            drawn = others[int(torch.randint(len(others), (), generator=generator))]
+            reblur.append(Step("reblur", item, drawn if self.real == "neighbour" else None))
+        steps = reblur + [Step("deblur", item) for item in shuffled()]
+        if not self.noise:
+            return steps
+        seeds = torch.randint(2**62, (len(steps),), generator=generator).tolist()
+        return [replace(step, seed=seed) for step, seed in zip(steps, seeds, strict=True)]
+
+
+class InnerLoop:
+    """The weights of restorer and reblurrer on their way through the steps.
+
+    ``loss(step, item)`` and ``update(loss)`` in turn, or :meth:`run` for all. Every step makes new tensors; with
+    ``create_graph`` they depend on the first ones, differentiably, the critic taken as given.
+
+    Args:
+        settings: how the stages go.
+        restore: pictures that a restorer with these weights makes of a picture, (1, C, h, w), which stands in the
+            middle of a clip, (T, C, h, w); see
+            :func:`tta_restore.adapters.methods.clip_model.pictures`.
+        reblur: the middle frame, (1, C, h, w), that a reblurrer with these weights makes of (1, T, C, h, w).
+        restorer_weights: at the start, of any kind with ``create_graph``; else they are copied.
+        reblur_weights: the same.
+        critic: of reblurred pictures; None for the cycle loss alone.
+        distance: of two pictures, a scalar.
+        create_graph: keep the graph, for second derivatives.
+
+    Source: Meta Transferring for Deblurring (Liu et al., BMVC 2022), equations 3 to 6.
+    """
+
+    def __init__(
+        self,
+        settings: InnerLoopSettings,
+        *,
+        restore: Callable[[ParameterSet, Tensor, Tensor], Sequence[Tensor]],
+        reblur: Callable[[ParameterSet, Tensor], Tensor],
+        restorer_weights: ParameterSet,
+        reblur_weights: ParameterSet,
+        critic: Critic | None = None,
+        distance: Callable[[Tensor, Tensor], Tensor] = F.l1_loss,
+        create_graph: bool = False,
+    ) -> None:
+        self.settings, self.restore, self.reblur, self.critic = settings, restore, reblur, critic
+        self.distance, self.create_graph = distance, create_graph
+        self.restorer_weights, self.reblur_weights = self._next(restorer_weights), self._next(reblur_weights)
+        self.terms: dict[str, float] = {}
+        """The parts of the latest loss, by name."""
+        self.grad_norm: float | None = None
+        self._step: Step | None = None
+        self._made: tuple[ParameterSet | None, dict[int, Tensor]] = (None, {})
+        self._optimisers = {
+            "restorer": _Optimiser(settings, settings.lr),
+            "reblur": _Optimiser(settings, settings.reblur_lr),
+        }
+
+    def loss(self, step: Step, item: Item) -> Tensor:
+        """What a step minimises; in the reblur stage the critic takes its own step on the way."""
+        self._step = step
+        if self.create_graph:
+            # The gradient of a step is the partial one: that earlier steps took the other network's weights from these
+            # is no part of it, as without a graph.
+            self.restorer_weights, self.reblur_weights = _aliases(self.restorer_weights), _aliases(self.reblur_weights)
+        with torch.enable_grad(), self._twice_differentiable():
+            if step.stage == "deblur":
+                reblurred = self._taught_by(step, item)
+                loss = self._cycle(reblurred, item)
+                self.terms = {"deblur_loss": loss.item()}
+                return loss
+            reblurred = self._noisy(self.reblur(self.reblur_weights, item.clip[None]), step)
+            share = self.settings.adversarial_weight if self.critic is not None else 0.0
+            self.terms, parts = {}, []
+            if self.critic is not None and share > 0:
+                real = item.blurred if step.real is None else item.clip[step.real]
+                if real is None:
+                    raise ValueError("InnerLoop: expected items with their most blurred crop for real='blurriest'")
+                adversarial = self.critic.judge(reblurred, real[None])
+                self.terms["adversarial_loss"] = adversarial.item()
+                parts.append(share * adversarial)
+            if share < 1:
+                cycle = self._cycle(reblurred, item)
+                self.terms["cycle_loss"] = cycle.item()
+                parts.append((1 - share) * cycle)
+            return parts[0] if len(parts) == 1 else parts[0] + parts[1]
+
+    def update(self, loss: Tensor) -> str | None:
+        """Step the weights that this loss is for; why not, or None."""
+        step, order = self._step, self.settings.order
+        if step is None:
+            raise RuntimeError("InnerLoop.update: expected a loss of this loop first")
+        sets = {"reblur": self.reblur_weights, "restorer": self.restorer_weights}
+        taught = {"deblur": ["restorer"], "reblur": ["reblur"] + ["restorer"] * (order != "repaired")}[step.stage]
+        tensors = [tensor for name in taught for tensor in sets[name].values()]
+        if not tensors:
+            return None  # a reblurrer without weights
+        with self._twice_differentiable():
+            found = torch.autograd.grad(loss, tensors, create_graph=self.create_graph, allow_unused=True)
+        reached = [gradient.detach() for gradient in found if gradient is not None]
+        self.grad_norm = overall_norm(reached) if reached else 0.0
+        if not reached or not torch.tensor(self.grad_norm).isfinite():
+            return "gradient holds NaN or infinity" if reached else "the loss depends on none of the weights"
+        gradients = iter(found)
+        for name in taught:
+            values: dict[str, Tensor | None] = {key: next(gradients) for key in sets[name]}
+            sets[name] = self._stepped(name, sets[name], values)
+        if step.stage == "deblur" and order == "published_torch1":
+            still: dict[str, Tensor | None] = {key: torch.zeros_like(value) for key, value in sets["reblur"].items()}
+            sets["reblur"] = self._stepped("reblur", sets["reblur"], still)
+        self.reblur_weights, self.restorer_weights = sets["reblur"], sets["restorer"]
+        return None
+
+    def run(self, items: Sequence[Item], generator: torch.Generator) -> InnerLoop:
+        """All steps over the items, and this loop itself.
+
+        Raises:
+            RuntimeError: a gradient is not finite.
+        """
+        for step in self.settings.steps(len(items), len(items[0].clip) if items else 1, generator):
+            problem = self.update(self.loss(step, items[step.item]))
+            if problem:
+                raise RuntimeError(f"InnerLoop: {problem}, in the {step.stage} stage")
+        return self
+
+    def _taught_by(self, step: Step, item: Item) -> Tensor:
+        """The pseudo-blurred picture of a deblur step; further passes find it made, with noise of their own."""
+        if self.create_graph:
+            return self._noisy(self.reblur(self.reblur_weights, item.clip[None]), step)
+        weights, made = self._made
+        if weights is not self.reblur_weights:
+            made = {}
+            self._made = self.reblur_weights, made
+        with torch.no_grad():
+            if step.item not in made:
+                made[step.item] = self.reblur(self.reblur_weights, item.clip[None])
+            return self._noisy(made[step.item], step)
+
+    def _noisy(self, reblurred: Tensor, step: Step) -> Tensor:
+        if not self.settings.noise:
+            return reblurred
+        grain = torch.randn(reblurred.shape, generator=torch.Generator().manual_seed(step.seed))
+        return reblurred + self.settings.noise * grain.to(reblurred)
+
+    def _cycle(self, reblurred: Tensor, item: Item) -> Tensor:
+        weights, clip = self.restorer_weights, item.clip
+
+        def distance(outputs: Any, target: Tensor) -> Tensor:
+            return losses.over_outputs(outputs, target, distance=self.distance)
+
+        def restore(picture: Tensor) -> Any:
+            return self.restore(weights, picture, clip)
+
+        return losses.cycle(reblurred, item.sharp, restore=restore, distance=distance)
+
+    def _stepped(self, name: str, tensors: ParameterSet, gradients: dict[str, Tensor | None]) -> ParameterSet:
+        with contextlib.nullcontext() if self.create_graph else torch.no_grad():
+            return self._next(self._optimisers[name](tensors, gradients, safe=self.create_graph))
+
+    def _next(self, tensors: ParameterSet) -> ParameterSet:
+        if self.create_graph:
+            return dict(tensors)
+        return {name: tensor.detach().requires_grad_() for name, tensor in tensors.items()}
+
+    def _twice_differentiable(self) -> contextlib.AbstractContextManager[Any]:
+        # torch's fast attentions have no second derivative, and say so
+        return sdpa_kernel(SDPBackend.MATH) if self.create_graph else contextlib.nullcontext()
+
+
+def _aliases(tensors: ParameterSet) -> ParameterSet:
+    """The same values, each a node of its own in the graph."""
+    return {name: tensor.view_as(tensor) for name, tensor in tensors.items()}
+
+
+class _Optimiser:
+    """Adam or gradient descent as a function of the weights; Adam counts the steps of each tensor, as torch's does."""
+
+    def __init__(self, settings: InnerLoopSettings, lr: float) -> None:
+        self.plain, self.lr = settings.optimiser == "sgd", lr
+        self.moments: dict[str, tuple[Tensor, Tensor, int]] = {}
+
+    def __call__(self, tensors: ParameterSet, gradients: dict[str, Tensor | None], *, safe: bool) -> ParameterSet:
+        found = {name: gradient for name, gradient in gradients.items() if gradient is not None}
+        if not found:
+            return dict(tensors)
+        directions = list(found.values()) if self.plain else self._directions(found, safe)
+        own = [tensors[name] for name in found]
+        stepped = torch._foreach_sub(own, torch._foreach_mul(directions, self.lr))
+        return dict(tensors) | dict(zip(found, stepped, strict=True))
+
+    def _directions(self, gradients: ParameterSet, safe: bool) -> list[Tensor]:
+        new, grads = {name: g for name, g in gradients.items() if name not in self.moments}, list(gradients.values())
+        self.moments |= {name: (torch.zeros_like(g), torch.zeros_like(g), 0) for name, g in new.items()}
+        firsts, seconds, counts = zip(*(self.moments[name] for name in gradients), strict=True)
+        first = torch._foreach_lerp(list(firsts), grads, 0.1)
+        squares = torch._foreach_mul(torch._foreach_mul(grads, grads), 0.001)
+        second = torch._foreach_add(torch._foreach_mul(list(seconds), 0.999), squares)
+        counts = [count + 1 for count in counts]
+        self.moments |= dict(zip(gradients, zip(first, second, counts, strict=True), strict=True))
+        if safe:  # a weight without gradient: the root has no derivative at zero
+            roots = [torch.where(s > 0, s, 1).sqrt() * (s > 0) for s in second]
+        else:
+            roots = list(torch._foreach_sqrt(second))
+        roots = torch._foreach_div(roots, [(1 - 0.999**count) ** 0.5 for count in counts])
+        return list(
+            torch._foreach_div(
+                torch._foreach_div(first, [1 - 0.9**count for count in counts]), torch._foreach_add(roots, 1e-8)
+            )
+        )

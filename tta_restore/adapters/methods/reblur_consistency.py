@@ -1,0 +1,145 @@
+"""ReblurConsistency: the restoration, blurred again with the blur that the frame shows, has to meet the frame."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tta_restore._core import checks
+from tta_restore.adapters.frame import Frame
+from tta_restore.adapters.methods.defocus import LensAdapter, disagreement
+from tta_restore.adapters.select import Select
+from tta_restore.adapters.views import Views
+from tta_restore.data.synthetic.defocus import KERNEL_SIZE
+from tta_restore.models import Restoration
+
+
+class ReblurConsistency(LensAdapter, method="reblur_consistency"):
+    """Adapts a restorer until its restoration, blurred again, meets the frame, and keeps it from making things up.
+
+    On every frame the estimator reads the spatially varying blur, reduced to isotropic kernels, from the frame alone:
+    the adapting restorer has no say in it. Then, `steps` times, the student's restoration is blurred with them in
+    linear light and compared with the frame. What blurring removes, that comparison cannot see, and a restorer that
+    follows it alone fills the blind spot with patterns, faster at higher learning rates. Four things hold it:
+
+    - `anchor`: the part of the change from the source's restoration that the blur would remove is held back;
+    - `trust`: the image that is given lies within a ball around the source's restoration, whose radius is this share of
+      what the source itself changed in the frame, whatever the weights have become;
+    - a student that starts a frame outside twice that ball is put back to the source;
+    - where the source's own restoration meets the frame better, by the same measure, that is given.
+
+    What is given otherwise is the teacher's self-ensemble, projected onto that ball.
+
+    Args:
+        model: a restorer of single frames at scale 1; see :class:`Adapter`, as for ``options``.
+        estimator: a :class:`tta_restore.models.defocus.estimator.LensEstimator`; the shipped one by default.
+        select: which weights to adapt.
+        steps: optimiser steps per frame.
+        lr: learning rate.
+        ema: share of itself that the teacher keeps at each step.
+        anchor: weight of the change that the comparison cannot see.
+        trust: radius of the ball, relative to the root mean square change that the source makes; None for no ball, no
+            way back and no comparison with the source.
+        border: pixels at each side that are not compared: blurring sees zeros beyond the frame.
+        views: views that the output is averaged over, see :func:`resolve_views`.
+        seed: of the adapter.
+
+    Raises:
+        ValueError: a setting is out of range; the model enlarges, or takes clips or other than 1 or 3 channels.
+
+    Source: the reblurring loss of JDRL (Li et al., AAAI 2023), at test time; the estimate from the frame alone, the
+    anchor and the ball are ours.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        estimator: nn.Module | None = None,
+        *,
+        select: Select = "all",
+        steps: int = 8,
+        lr: float = 2e-4,
+        ema: float = 0.9,
+        anchor: float = 0.5,
+        trust: float | None = 0.5,
+        border: int = KERNEL_SIZE // 2,
+        views: Views = "rot4",
+        seed: int = 0,
+        **options: Any,
+    ) -> None:
+        checks.expect_int("ReblurConsistency", "border", border, minimum=0)
+        checks.expect_number("ReblurConsistency", "ema", ema, minimum=0, maximum=1)
+        checks.expect_number("ReblurConsistency", "lr", lr, above=0)
+        checks.expect_number("ReblurConsistency", "anchor", anchor, minimum=0)
+        checks.expect_number("ReblurConsistency", "trust", trust, above=0, optional=True)
+        super().__init__(model, estimator, select=select, views=views, steps=steps, seed=seed, **options)
+        self.lr, self.ema, self.anchor, self.trust, self.border = lr, ema, anchor, trust, border
+
+    def make_optimiser(self, parameters: list[Tensor]) -> torch.optim.Optimizer:
+        """Adam."""
+        return torch.optim.Adam(parameters, lr=self.lr)
+
+    def begin_frame(self, frame: Frame) -> None:
+        """Read the blur; put a student that has left the source's neighbourhood back."""
+        super().begin_frame(frame)
+        frame.notes["seeds"] = self.blur_map(frame.region)
+        frame.notes["anchor"] = self.run("source", frame.region).image.float()
+        if self.trust is not None:
+            reach = self.trust * _rms(frame.notes["anchor"] - frame.region)
+            strayed = (_rms(self.run("student", frame.region).image.float() - frame.notes["anchor"]) > 2 * reach).any()
+            frame.extra["restarted"] = float(strayed)
+            if strayed:
+                self.restart()
+
+    def objective(self, frame: Frame) -> Tensor:
+        """Charbonnier distance of the reblurred restoration from the frame, and of the unseen change from none."""
+        restored, source = self.run("student", frame.region).image.float(), frame.notes["anchor"]
+        seen, loss = self._judge_image(restored, source, frame.notes["seeds"], frame.region)
+        frame.extra["reblur_loss"] = seen.mean().item()
+        return loss.mean()
+
+    def after_step(self, frame: Frame) -> None:
+        """The teacher follows."""
+        self.average_teacher(self.ema)
+
+    def emit(self, frame: Frame) -> Restoration:
+        """The teacher's self-ensemble, no farther from the source's than `trust` allows, or the source's if better."""
+        restored = self.ensemble("teacher", frame.image)
+        if self.trust is None:
+            return restored
+        source = self.ensemble("source", frame.image).image.float()
+        change = restored.image.float() - source
+        reach, length = self.trust * _rms(source - frame.image), _rms(change)
+        share = (reach / length.clamp(min=1e-12)).clamp(max=1)
+        # a change that is no number is none
+        near = torch.where((share < 1) | ~length.isfinite(), source + (share * change).nan_to_num(0), restored.image)
+        seeds = self.blur_map(frame.image) if frame.cropped or not frame.notes else frame.notes["seeds"]
+        own, others = (self._judge_image(image, source, seeds, frame.image)[1] for image in (near, source))
+        better = (own < others)[:, None, None, None]
+        near = torch.where(better, near, source)
+        frame.extra["share_given"] = float((share.nan_to_num(0) * better).mean())
+        return restored.with_image(near.to(restored.image.dtype))
+
+    def _judge_image(self, image: Tensor, source: Tensor, seeds: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Distance from the frame, and the objective, of every sample by itself: (B,), (B,)."""
+        return disagreement(image, x, seeds, source=source, anchor=self.anchor, border=self.border)
+
+    def config(self) -> dict[str, Any]:
+        """Settings that a saved state depends on."""
+        own = ("lr", "ema", "anchor", "trust", "border")
+        return super().config() | {name: getattr(self, name) for name in own}
+
+    def cost(self) -> str:
+        """Passes through the model for each frame."""
+        views = len(self.views) * (1 if self.trust is None else 2)
+        return (
+            f"per frame 1 look of the estimator, 2 forward, {self.steps} forward and backward, {views} forward "
+            "for the output"
+        )
+
+
+def _rms(change: Tensor) -> Tensor:
+    """Root mean square of every sample: (B, C, H, W) -> (B, 1, 1, 1)."""
+    return change.float().square().mean((1, 2, 3), keepdim=True).sqrt()

@@ -1,0 +1,96 @@
+"""A video as a clip of blurred frames and, where there are any, sharp originals; frames are read when asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tta_restore.data.io.image import read_image
+
+#: Frames in time: a tensor (T, 3, H, W), or anything that has a length and gives frame t as (3, H, W), in [0, 1].
+Frames = Tensor | Sequence[Tensor]
+
+
+class PictureFrames(Sequence[Tensor]):
+    """Frames that lie in files, each read when it is asked for.
+
+    Args:
+        paths: in time.
+    """
+
+    def __init__(self, paths: Iterable[Path]) -> None:
+        self.paths = tuple(paths)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int | slice) -> Any:
+        """One frame, (3, H, W) in [0, 1]; or the frames of a slice, unread."""
+        if isinstance(index, slice):
+            return PictureFrames(self.paths[index])
+        return read_image(self.paths[index]).as_rgb()
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A video.
+
+    Args:
+        name: of the video, unique in its data set.
+        blurry: its frames.
+        sharp: their originals, as many; None for videos without.
+
+    Raises:
+        ValueError: there are no frames, or not as many originals.
+    """
+
+    name: str
+    blurry: Frames
+    sharp: Frames | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.blurry) == 0:
+            raise ValueError(f"Clip: {self.name} has no frames")
+        if self.sharp is not None and len(self.sharp) != len(self.blurry):
+            raise ValueError(
+                f"Clip: {self.name} has {len(self.blurry)} blurred frames and {len(self.sharp)} originals; "
+                "expected one for each"
+            )
+
+    def __len__(self) -> int:
+        return len(self.blurry)
+
+    def originals(self) -> Frames:
+        """The sharp frames.
+
+        Raises:
+            ValueError: there are none.
+        """
+        if self.sharp is None:
+            raise ValueError(f"Clip: {self.name} has no sharp originals")
+        return self.sharp
+
+
+def stack_frames(frames: Frames, times: Iterable[int] | None = None) -> Tensor:
+    """Some frames, by default all of them, as one tensor (T, 3, H, W).
+
+    Raises:
+        ValueError: they differ in size.
+    """
+    if isinstance(frames, Tensor):
+        return frames if times is None else frames[torch.as_tensor(list(times))]
+    chosen = [frames[t] for t in (range(len(frames)) if times is None else times)]
+    if sizes := {tuple(frame.shape) for frame in chosen} - {tuple(chosen[0].shape)}:
+        raise ValueError(f"stack_frames: expected frames of one size, got {tuple(chosen[0].shape)} and {min(sizes)}")
+    return torch.stack(chosen)
+
+
+def window(time: int, length: int, num_frames: int) -> list[int]:
+    """Times of the ``num_frames`` frames around ``time``, those before the first and after the last repeated."""
+    half = num_frames // 2
+    return [min(max(t, 0), length - 1) for t in range(time - half, time - half + num_frames)]

@@ -1,0 +1,158 @@
+"""Aligned pairs of a blurry and a sharp picture, with the views of dual pixels: of files, or made of sharp pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tta_restore._core.color import srgb_to_linear
+from tta_restore.data.datasets.augmentation import Augmentation
+from tta_restore.data.datasets.layouts import PictureFiles
+from tta_restore.data.datasets.mining import random_patches
+from tta_restore.data.io.image import read_image
+from tta_restore.data.synthetic import defocus
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A batch of pairs.
+
+    Shape: blurry, sharp (B, 3, H, W), RGB in [0, 1]; right, left likewise, or both None where there are no views.
+    """
+
+    blurry: Tensor
+    sharp: Tensor
+    right: Tensor | None = None
+    left: Tensor | None = None
+
+
+class FolderCrops:
+    """Random crops of files; the same generator gives the same crops.
+
+    Args:
+        files: what :func:`tta_restore.data.datasets.layouts.find_files` found; with originals.
+        size: side of the crops in pixels.
+        augmentation: what happens to them; None for nothing but the crop.
+        bit_depth: 8 to read files of 16 bits as the published 8-bit training did; None for all their bits.
+
+    Raises:
+        ValueError: there are no files, or no originals.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[PictureFiles],
+        *,
+        size: int = 256,
+        augmentation: Augmentation | None = Augmentation(),  # noqa: B008 (frozen)
+        bit_depth: int | None = None,
+    ) -> None:
+        if not files:
+            raise ValueError("FolderCrops: expected at least one pair of files")
+        if alone := next((entry.blurry for entry in files if entry.sharp is None), None):
+            raise ValueError(f"FolderCrops: {alone} has no sharp original to learn from")
+        self.files, self.size, self.bit_depth = list(files), size, bit_depth
+        self.augmentation = augmentation or Augmentation(noise=0, grey=0, scale=0)
+
+    def __call__(self, count: int, generator: torch.Generator) -> Pair:
+        """The next batch."""
+        crops = []
+        for index in torch.randint(0, len(self.files), (count,), generator=generator).tolist():
+            entry = self.files[index]
+            pictures = read_pictures(entry, bit_depth=self.bit_depth)
+            if min(pictures.shape[-2:]) < self.size:
+                raise ValueError(
+                    f"{entry.blurry}: smaller than a crop of {self.size} pixels, {tuple(pictures.shape[-2:])}"
+                )
+            crops.append(self.augmentation(pictures, self.size, generator))
+        return Pair(*torch.stack(crops, 1))
+
+
+def read_pictures(entry: PictureFiles, *, bit_depth: int | None = None) -> Tensor:
+    """Blurry, sharp and, where they are, right and left picture: (2 or 4, 3, H, W) in [0, 1].
+
+    Raises:
+        ValueError: they differ in size, or there is no sharp one.
+        ImageError: one cannot be read.
+    """
+    paths = [path for path in (entry.blurry, entry.sharp, entry.right, entry.left) if path is not None]
+    if entry.sharp is None or len(paths) == 3:
+        raise ValueError(f"{entry.blurry}: expected a sharp original, and both views or none")
+    pictures = [read_image(path).as_rgb(bit_depth=bit_depth) for path in paths]
+    if len({picture.shape for picture in pictures}) > 1:
+        sizes = ", ".join(
+            f"{path.name} {tuple(picture.shape[1:])}" for path, picture in zip(paths, pictures, strict=True)
+        )
+        raise ValueError(f"{entry.blurry}: expected one size of all pictures, got {sizes}")
+    return torch.stack(pictures)
+
+
+class LensPairs:
+    """Pairs made of sharp pictures by lenses, with the views of dual pixels; the same generator gives the same pairs.
+
+    Each view sees the scene through one half of the aperture, as the two photodiodes of a dual pixel do; the picture
+    itself through all of it.
+
+    Args:
+        pictures: (N, 3, S, S), uint8 or floats in [0, 1].
+        size: side of the pairs in pixels.
+        lens: draws a lens.
+        views: whether the views are made, too; they triple the work.
+
+    Raises:
+        ValueError: the pictures are too small.
+    """
+
+    def __init__(
+        self,
+        pictures: Tensor,
+        *,
+        size: int = 96,
+        lens: Callable[[torch.Generator], defocus.Lens] = defocus.random_lens,
+        views: bool = False,
+    ) -> None:
+        self.pictures, self.size, self.lens, self.views = pictures, size, lens, views
+        self.needed = size + defocus.KERNEL_SIZE - 1
+        if pictures.ndim != 4 or min(pictures.shape[-2:], default=0) < self.needed:
+            raise ValueError(
+                f"LensPairs: expected pictures (N, 3, S, S) with S >= {self.needed} for pairs of {size} pixels, "
+                f"got {tuple(pictures.shape)}"
+            )
+
+    def __call__(self, count: int, generator: torch.Generator) -> Pair:
+        """The next batch."""
+        sharp = random_patches(self.pictures, count, self.needed, generator)
+        chosen = [self.lens(generator) for _ in range(count)]
+        if self.views:
+            return photograph_views(sharp, chosen, generator)
+        blurry, _, centre = defocus.render(sharp, chosen, generator, levels=4, knots=3)
+        return Pair(blurry, centre.contiguous())
+
+
+def photograph_views(sharp: Tensor, chosen: Sequence[defocus.Lens], generator: torch.Generator) -> Pair:
+    """Photograph sharp pictures through lenses with a dual-pixel sensor.
+
+    Shape: sharp (B, 3, H + K - 1, W + K - 1) in [0, 1], K = ``defocus.KERNEL_SIZE`` -> pictures (B, 3, H, W).
+    """
+    margin = defocus.KERNEL_SIZE // 2
+    centre = sharp[..., margin:-margin, margin:-margin].contiguous()
+    low, high = (torch.tensor([lens.radius[i] for lens in chosen])[:, None] for i in (0, 1))
+    steps = low + (high - low) * torch.linspace(0, 1, 4)
+    height, width = centre.shape[-2:]
+    depth = defocus.depth_field(len(chosen), height, width, generator, knots=3)
+    weights = defocus.level_weights(low[..., None] + (high - low)[..., None] * depth, steps)
+    linear, pictures = srgb_to_linear(sharp), []
+    for side in (0, 1, -1):
+        apertures = [_half(lens.aperture, side) for lens in chosen]
+        kernels = torch.stack([defocus.rasterize(a, s) for a, s in zip(apertures, steps, strict=True)])
+        pictures.append(defocus.sense(defocus.mix_blur(linear, kernels, weights), generator))
+    blurry, right, left = pictures
+    return Pair(blurry, centre, right, left)
+
+
+def _half(aperture: defocus.Aperture, side: int) -> defocus.Aperture:
+    """The part of an aperture to one side of its vertical diameter; side 0 is all of it."""
+    return (lambda u, v: aperture(u, v) * (u * side > 0)) if side else aperture

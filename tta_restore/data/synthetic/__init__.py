@@ -1,0 +1,10 @@
+"""Bundled photographs, dead leaves, softening, and simulated defocus and camera shake."""
+
+from typing import Any
+
+from tta_restore._core.lazy import submodule
+
+
+def __getattr__(name: str) -> Any:
+    """Import a module of this package when it is first named."""
+    return submodule(__name__, name)

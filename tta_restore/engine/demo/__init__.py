@@ -1,0 +1,10 @@
+"""The demonstration and the training of the models that it shows."""
+
+from typing import Any
+
+from tta_restore._core.lazy import submodule
+
+
+def __getattr__(name: str) -> Any:
+    """Import a module of this package when it is first named."""
+    return submodule(__name__, name)

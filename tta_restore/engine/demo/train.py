@@ -1,0 +1,184 @@
+"""Trains the small models of the demo from photographs bundled with scikit-image and scikit-learn, nothing downloaded.
+
+Four models, each from one command (``python -m tta_restore train-demo MODEL``):
+
+- ``specialist``: a restorer that knows one lens, the ideal one (``defocus.SOURCE``)
+- ``generalist``: the same network on random lenses (``defocus.random_lens``)
+- ``lens_estimator``: reads aperture and radius from blurred pictures, trained on random lenses and some without an edge
+- ``conditioned``: the same restorer told the estimated lens
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from tta_restore import __version__
+from tta_restore.data.datasets.mining import random_patches
+from tta_restore.data.synthetic import dead_leaves, defocus, photos
+from tta_restore.engine.train.defocus_estimator import fit_estimator
+from tta_restore.losses import charbonnier
+from tta_restore.metrics import psnr
+from tta_restore.models import create_model
+from tta_restore.models.defocus.estimator import LensEstimator
+from tta_restore.models.defocus.unet import ConditionedLensUNet, LensUNet
+
+MARGIN = defocus.KERNEL_SIZE - 1
+STEPS = {"specialist": 3000, "generalist": 4000, "lens_estimator": 4500, "conditioned": 2500}
+
+
+def sharp_bank(generator: torch.Generator, *, size: int = 176, count: int = 512) -> Tensor:
+    """Sharp tiles to learn from: `count` crops of the training photographs and as many dead leaves in their colours.
+
+    Shape:
+        - output: (2 * count, 3, S, S), uint8
+    """
+    pictures = []
+    for name in photos.TRAIN:
+        photo = photos.load(name)[None]
+        # smaller copies are sharper than the camera was
+        scales = [s for s in (1.0, 0.7, 0.5) if min(photo.shape[-2:]) * s >= size]
+        pictures.append([photo if s == 1 else F.interpolate(photo, scale_factor=s, mode="area") for s in scales])
+    tiles: list[Tensor] = []
+    while len(tiles) < count:
+        copies = pictures[len(tiles) % len(pictures)]
+        picture = copies[int(torch.randint(len(copies), (), generator=generator))][0]
+        top, left = (int(torch.randint(0, n - size + 1, (), generator=generator)) for n in picture.shape[1:])
+        tiles.append(picture[:, top : top + size, left : left + size])
+    for index in range(count):
+        tiles.append(dead_leaves.tile(size, generator, palette=dead_leaves.palette_of(tiles[index])))
+    return (torch.stack(tiles) * 255).round().to(torch.uint8)
+
+
+def train(
+    name: str,
+    *,
+    steps: int | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+    out: Path | None = None,
+    progress: bool = True,
+    estimator: Path | str = "lens_estimator",
+) -> dict:
+    """Train one model of the demo, write its weights and its log, and return the log.
+
+    The conditioned restorer learns with the weights of `estimator`.
+
+    Raises:
+        ValueError: `name` is none of ``STEPS``.
+    """
+    if name not in STEPS:
+        raise ValueError(f"train: expected one of {sorted(STEPS)}, got {name!r}")
+    steps = STEPS[name] if steps is None else steps
+    bank = sharp_bank(torch.Generator().manual_seed(seed))
+    started = time.perf_counter()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)  # initial weights
+        model: nn.Module
+        if name == "lens_estimator":
+            model = LensEstimator().to(device)
+            losses = fit_estimator(model, bank, steps=steps, seed=seed, device=device, progress=progress)
+        else:
+            model = LensUNet() if name != "conditioned" else _conditioned(str(estimator))
+            losses = _fit(name, model.to(device), bank, steps=steps, seed=seed, device=device, progress=progress)
+    seconds = time.perf_counter() - started
+    model = model.cpu().eval()
+    log = {
+        "model": name,
+        "command": f"python -m tta_restore train-demo {name} --seed {seed} --steps {steps}",
+        "seed": seed,
+        "steps": steps,
+        "seconds": round(seconds, 1),
+        "threads": torch.get_num_threads(),
+        "device": device,
+        "machine": platform.processor() or platform.machine(),
+        "torch": torch.__version__,
+        "tta_restore": __version__,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "loss": [[t + 250, sum(losses[t : t + 250]) / 250] for t in range(0, len(losses) - 249, 250)],
+        "held_out": held_out(model),
+    }
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        state = {key: value.contiguous() for key, value in model.state_dict().items()}
+        save_file(state, out / f"{name}.safetensors", metadata={"command": log["command"]})
+        (out / f"{name}.json").write_text(json.dumps(log, indent=1) + "\n")
+    return log
+
+
+def _fit(
+    name: str, model: nn.Module, bank: Tensor, *, steps: int, seed: int, device: str, progress: bool
+) -> list[float]:
+    """Train a restorer on sharp tiles photographed through the source lens or through random ones."""
+    generator = torch.Generator().manual_seed(seed)
+    # the conditioned restorer reads its lens from the picture and needs one large enough to read from
+    count, size = (8, 80) if name != "conditioned" else (4, 112)
+    model.to(memory_format=torch.channels_last)  # the faster layout for convolutions on CPUs
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    optimiser = torch.optim.AdamW(trainable, lr=1.2e-3, betas=(0.9, 0.99), weight_decay=1e-4)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimiser, lambda t: min((t + 1) / 100, 0.5 * (1 + math.cos(math.pi * t / steps)) + 1e-3)
+    )
+    losses = []
+    for _ in tqdm(range(steps), desc=name, disable=None if progress else True):
+        sharp = random_patches(bank, count, size + MARGIN, generator)
+        chosen = [_source_lens(generator) if name == "specialist" else defocus.random_lens(generator) for _ in sharp]
+        blurry, _, target = defocus.render(sharp, chosen, generator, levels=4, knots=3)
+        loss = charbonnier(model(blurry.to(device)), target.to(device))
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(trainable, 0.5)
+        optimiser.step()
+        schedule.step()
+        losses.append(loss.item())
+    return losses
+
+
+def _conditioned(estimator: str) -> ConditionedLensUNet:
+    model = ConditionedLensUNet()
+    reader = create_model("lens_estimator", checkpoint=estimator)
+    with torch.no_grad():  # not what it remembers, which only the adapter asks for
+        for name, parameter in reader.named_parameters():
+            model.estimator.get_parameter(name).copy_(parameter)
+    return model
+
+
+def _source_lens(generator: torch.Generator) -> defocus.Lens:
+    low, high = defocus.SOURCE.radius
+    ends = sorted((low + (high - low) * torch.rand(2, generator=generator)).tolist())
+    return defocus.Lens(defocus.SOURCE.family, defocus.SOURCE.aperture, (ends[0], ends[1]))
+
+
+@torch.no_grad()
+def held_out(model: nn.Module, *, seed: int = 1234, frames_per_lens: int = 8) -> dict:
+    """How well a model does on photographs it never saw, through the source lens and the families for development."""
+    report = {}
+    for lens in (defocus.SOURCE, *defocus.DEV):
+        frames = defocus.lens_stream([lens], photos.DEV, frames_per_lens=frames_per_lens, seed=seed)
+        blurry, sharp = (torch.stack([getattr(f, key) for f in frames]) for key in ("blurry", "sharp"))
+        if isinstance(model, LensEstimator):
+            unit = torch.tensor([defocus.rms_radius(lens.aperture)])
+            estimate = model(blurry)
+            radius = torch.stack([frame.radius for frame in frames])[:, None]
+            truth = F.interpolate(radius, size=estimate.radius.shape[-2:], mode="area")[:, 0] * unit
+            error = (estimate.radius.log() - truth.clamp(min=0.15).log()).abs()
+            true = defocus.aperture_pictures([lens], size=model.aperture_size, reach=model.reach)
+            drawn = model.aperture(estimate.statistics)
+            report[lens.family] = {
+                "log_radius_error": float((error * estimate.confidence).sum() / estimate.confidence.sum()),
+                "aperture_error": float(((drawn - true).square().sum((1, 2)) / true.square().sum()).mean()),
+            }
+        else:
+            restored = torch.cat([model(x[None]) for x in blurry]).clamp(0, 1)
+            before, after = float(psnr(blurry, sharp).mean()), float(psnr(restored, sharp).mean())
+            report[lens.family] = {"input": before, "restored": after, "gain": after - before}
+    return report

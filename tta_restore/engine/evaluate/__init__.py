@@ -1,0 +1,10 @@
+"""Evaluation of restorers and methods on streams, data sets, pairs and clips."""
+
+from typing import Any
+
+from tta_restore._core.lazy import submodule
+
+
+def __getattr__(name: str) -> Any:
+    """Import a module of this package when it is first named."""
+    return submodule(__name__, name)

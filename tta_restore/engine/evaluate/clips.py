@@ -1,0 +1,150 @@
+"""Measure a method on the videos of a data set by the protocol that the data set is reported under."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from tta_restore import metrics
+from tta_restore.data.datasets.clips import Clip
+from tta_restore.data.datasets.layouts import find_clips
+from tta_restore.data.io.atomic import atomic_file
+from tta_restore.engine.run.methods import ClipMethod, create_clip_method
+from tta_restore.engine.run.models import load_restorer
+from tta_restore.engine.run.usage import UsageError
+
+
+@dataclass(frozen=True)
+class ClipFrameRecord:
+    """One frame: PSNR in dB and SSIM of the blurred and of the restored frame against the sharp one.
+
+    Results are rounded to 8 bits first. SSIM is that of the luma, except for aligned scores (RealBlur), which are RGB
+    after brightness and geometry were fitted; ``aligned`` is False where that failed and the frames were compared as
+    they are.
+    """
+
+    clip: str
+    frame: int
+    input_psnr: float
+    input_ssim: float
+    psnr: float
+    ssim: float
+    aligned: bool
+
+
+def evaluate_clips(
+    method: ClipMethod, clips: Sequence[Clip], *, align: bool = False, limit: int | None = None, progress: bool = True
+) -> list[ClipFrameRecord]:
+    """Restore every clip and compare its frames with their originals, which the method never sees.
+
+    Args:
+        method: from the blurred frames of a clip to the restored ones.
+        clips: with originals.
+        align: score by :func:`tta_restore.metrics.aligned_scores`, as RealBlur is.
+        limit: frames of each clip, from its beginning; None for all.
+        progress: whether a bar is shown on a terminal.
+
+    Raises:
+        ValueError: there are no clips, they have no originals, or frames and originals differ in size.
+    """
+    if not clips:
+        raise ValueError("evaluate_clips: expected at least one clip")
+    records = []
+    for clip in tqdm(clips, disable=None if progress else True):
+        seen = clip if limit is None else Clip(clip.name, clip.blurry[:limit], clip.originals()[:limit])
+        for time, restored in enumerate(method(seen.blurry)):
+            blurry, sharp = seen.blurry[time][None], seen.originals()[time][None]
+            before, _ = _scores(blurry, sharp, align)
+            after, aligned = _scores(restored.detach().float().cpu()[None], sharp, align)
+            records.append(ClipFrameRecord(clip.name, time, *before, *after, aligned))
+    return records
+
+
+def run(
+    root: Path,
+    layout: str,
+    split: str,
+    *,
+    model: str,
+    checkpoint: str | Path | None = None,
+    config: Mapping[str, Any] | None = None,
+    method: str = "source",
+    reblur: Path | None = None,
+    critic: Path | None = None,
+    limit: int | None = None,
+    device: str = "cpu",
+    seed: int = 0,
+    out: Path | None = None,
+    **options: Any,
+) -> str:
+    """Measure a method named on the command line on a data set, write the records, and return their summary.
+
+    `model`, `checkpoint` and `config` are what :func:`tta_restore.engine.run.models.load_restorer` takes.
+
+    Raises:
+        UsageError: the data set, the model or the method cannot be used; the message says why.
+    """
+    try:
+        clips = find_clips(root, layout, split)
+        restorer = load_restorer(model, device=device, checkpoint=checkpoint, config=config)
+    except (ValueError, TypeError, ImportError, RuntimeError) as error:
+        raise UsageError(str(error)) from error
+    networks = {"reblur": reblur, "critic": critic}
+    restore = create_clip_method(method, restorer, **networks, seed=seed, device=device, **options)
+    try:
+        records = evaluate_clips(restore, clips, align=layout == "realblur", limit=limit)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    if out is not None:
+        write_records(records, out)
+    return summary(records)
+
+
+def write_records(records: Sequence[ClipFrameRecord], path: str | Path) -> None:
+    """Write one row per frame."""
+    with atomic_file(path) as partial, open(partial, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, [field.name for field in fields(ClipFrameRecord)])
+        writer.writeheader()
+        writer.writerows(asdict(record) for record in records)
+
+
+def summary(records: Sequence[ClipFrameRecord]) -> str:
+    """Means over all frames, as the paper reports them, and over clips."""
+    clips = {record.clip for record in records}
+
+    def means(name: str) -> str:
+        values: dict[str, list[float]] = {clip: [] for clip in clips}
+        for record in records:
+            values[record.clip].append(getattr(record, name))
+        every = [value for found in values.values() for value in found]
+        per_clip = sum(sum(found) / len(found) for found in values.values()) / len(values)
+        return f"{sum(every) / len(every):.4g} ({per_clip:.4g})"
+
+    lines = [f"{len(records)} frames of {len(clips)} clips; means over frames (over clips)"]
+    lines += [
+        f"  {what:9} PSNR {means(f'{prefix}psnr')} dB, SSIM {means(f'{prefix}ssim')}"
+        for what, prefix in (("blurred", "input_"), ("restored", ""))
+    ]
+    lost = sum(not record.aligned for record in records)
+    if lost and lost < len(records):
+        lines.append(f"  {lost} frames could not be aligned and were compared as they are")
+    return "\n".join(lines)
+
+
+def _scores(picture: Tensor, sharp: Tensor, align: bool) -> tuple[tuple[float, float], bool]:
+    for_psnr, for_ssim = metrics.PUBLISHED["meta-transferring"]
+    if picture.shape != sharp.shape:
+        raise ValueError(f"evaluate_clips: expected frames of {tuple(sharp.shape)}, got {tuple(picture.shape)}")
+    with torch.no_grad():
+        if align:
+            found = metrics.aligned_scores(for_psnr.prepare(picture), sharp)
+            return (found.psnr, found.ssim), found.converged
+        psnr = metrics.psnr(picture, sharp, protocol=for_psnr)
+        return (psnr.item(), metrics.ssim(picture, sharp, protocol=for_ssim).item()), False

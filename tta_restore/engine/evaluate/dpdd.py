@@ -1,0 +1,313 @@
+"""The published protocol for defocus deblurring: one restorer, whole pictures, its numbers beside those in the paper.
+
+Source: Iterative Filter Adaptive Network for Single Image Defocus Deblurring (Lee, Son, Rim, Cho, Lee; CVPR 2021).
+"""
+
+from __future__ import annotations
+
+import csv
+import inspect
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from tta_restore import __version__, metrics
+from tta_restore.data.datasets.layouts import FolderFrame, folder_frames
+from tta_restore.data.io.atomic import atomic_file
+from tta_restore.data.io.image import read_image, write_image
+from tta_restore.data.io.pixels import Image
+from tta_restore.engine.evaluate.runner import claim, open_lpips, run_resumable, task_of
+from tta_restore.engine.evaluate.stream import QUANTITIES, FrameRecord, StreamResult, identity, inputs_of
+from tta_restore.engine.report.images import to_bytes
+from tta_restore.engine.report.page import MethodNote, Report, Sample, require_packages, write_report
+from tta_restore.engine.report.table import lay_out
+from tta_restore.engine.run.models import load_restorer
+from tta_restore.engine.run.usage import UsageError
+from tta_restore.models import Restorer
+
+INPUT = "input"
+_MULTIPLE = 8
+_WINDOW = 384
+_ROTATED = ("pixeldp",)
+LIMITS = (
+    "Pictures are cropped at the right and the bottom to multiples of 8 and restored whole; results are clipped to "
+    "[0, 1] and measured as floats, without rounding; SSIM is scikit-image's with a uniform 7x7 window.",
+    "Published numbers are quoted, not measured here; theirs was a GPU, whose convolutions differ in the last digits.",
+)
+
+#: Data set -> row -> PSNR (dB), SSIM, MAE, LPIPS, as printed in the paper and on its project page.
+PUBLISHED: dict[str, dict[str, tuple[float, float, float, float]]] = {
+    "dpdd": {
+        "input": (23.89, 0.725, 0.0471, 0.349),
+        "JNB": (23.69, 0.707, 0.0480, 0.442),
+        "EBDB": (23.94, 0.723, 0.0468, 0.402),
+        "DMENet": (23.90, 0.720, 0.0470, 0.410),
+        "DPDNet-S": (24.03, 0.735, 0.0461, 0.279),
+        "DPDNet-D": (25.23, 0.787, 0.0401, 0.224),
+        "IFAN": (25.37, 0.789, 0.0394, 0.217),
+    },
+    "realdof": {
+        "input": (22.33, 0.633, 0.0513, 0.524),
+        "JNB": (22.36, 0.635, 0.0511, 0.601),
+        "EBDB": (22.38, 0.638, 0.0509, 0.594),
+        "DMENet": (22.41, 0.639, 0.0508, 0.597),
+        "DPDNet-S": (22.67, 0.666, 0.0506, 0.420),
+        "IFAN": (24.71, 0.748, 0.0407, 0.306),
+    },
+}
+
+
+@dataclass(frozen=True)
+class PublishedFrame:
+    """A picture as the protocol shows it: cropped to multiples of 8, on 8 or 16 bits, PixelDP's turned upright."""
+
+    files: FolderFrame
+    bits: int
+
+    @property
+    def blurry(self) -> Tensor:
+        """(3, H, W) in [0, 1]."""
+        return self._read(self.files.blurry_path)
+
+    @property
+    def sharp(self) -> Tensor:
+        """Likewise."""
+        return self._read(self.files.sharp_path) if self.files.sharp_path is not None else self.files.sharp
+
+    @property
+    def views(self) -> tuple[Tensor, ...]:
+        """Right and left view; nothing where they were not asked for."""
+        return tuple(self._read(p) for p in (self.files.right_path, self.files.left_path) if p is not None)
+
+    @property
+    def blurry_path(self) -> Path:
+        """The file."""
+        return self.files.blurry_path
+
+    @property
+    def sharp_path(self) -> Path | None:
+        """That of the original."""
+        return self.files.sharp_path
+
+    @property
+    def family(self) -> str:
+        """The data set."""
+        return self.files.family
+
+    @property
+    def photo(self) -> str:
+        """The file's name."""
+        return self.files.photo
+
+    @property
+    def position(self) -> int:
+        """In the data set."""
+        return self.files.position
+
+    def back(self, picture: Tensor) -> Tensor:
+        """A result as the file lies. Shape: (..., H, W)."""
+        return picture.rot90(-1, (-2, -1)) if self._rotated else picture
+
+    @property
+    def _rotated(self) -> bool:
+        return self.family.lower() in _ROTATED
+
+    def _read(self, path: Path) -> Tensor:
+        picture = read_image(path).as_rgb(bit_depth=8 if self.bits == 8 else None)
+        height, width = (side // _MULTIPLE * _MULTIPLE for side in picture.shape[1:])
+        if not height or not width:
+            raise ValueError(f"{path}: smaller than {_MULTIPLE} pixels")
+        picture = picture[:, :height, :width]
+        return picture.rot90(1, (1, 2)) if self._rotated else picture
+
+
+class Plain:
+    """A restorer, or nothing at all, as a method that learns nothing."""
+
+    report = None
+
+    def __init__(self, restorer: Restorer | None) -> None:
+        self._restorer = restorer
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor, *views: Tensor) -> Tensor:
+        """The restored frame, clipped to [0, 1]."""
+        if self._restorer is None:
+            return identity(x)
+        return self._restorer(x, **dict(zip(("right", "left"), views, strict=False))).clamp(0, 1)
+
+    def save(self, path: Path, /) -> None:
+        """Write that there is nothing to remember."""
+        save_file({}, path)
+
+    def load(self, path: Path, /) -> None:
+        """Nothing to remember."""
+
+
+def run_published(
+    domains: Mapping[str, str | Path],
+    out: str | Path,
+    *,
+    model: str,
+    checkpoint: str | Path | None = None,
+    config: Mapping[str, Any] | None = None,
+    bits: int = 8,
+    limit: int | None = None,
+    lpips_weights: str | Path | None = None,
+    save_pictures: bool = False,
+    device: str | None = None,
+    progress: bool = True,
+    say: Callable[[str], None] = print,
+) -> StreamResult | None:
+    """Measure a restorer as the paper did; print the table beside the published one, write report, CSV and JSON.
+
+    Results of pictures without an original (CUHK, PixelDP) are written to ``pictures/`` instead; those of the others
+    when ``save_pictures``. An interrupted run is continued when it is called again with the same ``out``.
+
+    Args:
+        domains: name -> folder; the names DPDD, RealDOF, CUHK and PixelDP say where in it files are looked for.
+        out: folder for everything.
+        model: what :func:`tta_restore.engine.run.models.load_restorer` takes, like the next two.
+        checkpoint: weights of a registered model.
+        config: keywords of its builder.
+        bits: 8 cuts the lower bits of 16-bit files off, as the published numbers were measured; 16 keeps them.
+        limit: first pictures of each data set only.
+        lpips_weights: see :class:`tta_restore.metrics.Lpips`; without them LPIPS is left out, and said.
+        save_pictures: write all results.
+        device: where to run; None takes a CUDA device where there is one.
+        progress: show a bar on stderr where it is a terminal.
+        say: takes the text for the user.
+
+    Returns:
+        The records; None when no picture has an original.
+
+    Raises:
+        UsageError: a folder, file or package is missing; nothing was run.
+    """
+    require_packages("torchmetrics", "jinja2", "matplotlib", "skimage")
+    if bits not in (8, 16):
+        raise UsageError(f"expected 8 or 16 bits, got {bits}")
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        restorer = load_restorer(model, device=device, checkpoint=checkpoint, config=config)
+        frames = [PublishedFrame(f, bits) for f in folder_frames(domains, limit=limit, views=_takes_views(restorer))]
+    except (ValueError, TypeError, ImportError, RuntimeError) as error:
+        raise UsageError(str(error)) from error
+    out, name = Path(out), f"{model} (restored)" if model == INPUT else model.replace("/", "_").replace(":", ".")
+    lpips, without = open_lpips(lpips_weights, device)
+    psnr, ssim = metrics.PUBLISHED["ifan"]
+    measures = metrics.Measures(psnr, ssim, lpips)
+    settings = {"model": model, "checkpoint": None if checkpoint is None else str(checkpoint), "bits": bits}
+    claim(out / "run", task_of([frame.files for frame in frames], measures, config=config, **settings))
+    methods = {INPUT: Plain(None), name: Plain(restorer)}
+
+    def keep(index: int, output: Tensor) -> None:
+        frame = frames[index]
+        if save_pictures or frame.sharp_path is None:
+            path = out / "pictures" / frame.family / f"{frame.photo}.png"
+            write_image(path, Image(frame.back(output)[0].clamp(0, 1).cpu()), bit_depth=8)
+
+    options: dict[str, Any] = {"measures": measures, "device": device, "progress": progress}
+    records = run_resumable(frames, INPUT, methods[INPUT], out / "run", **options)
+    records += run_resumable(frames, name, methods[name], out / "run", look=keep, **options)
+    counts = ", ".join(f"{family} {sum(f.family == family for f in frames)}" for family in domains)
+    if blind := [family for family in domains if not any(r.family == family for r in records)]:
+        kept = f"no originals, nothing to measure; results are in {out / 'pictures'}."
+        without = [*without, f"{', '.join(blind)}: {kept}"]
+    if not records:
+        say("\n".join(without))
+        return None
+    stored = settings | {"config": dict(config or {}), "measures": measures.as_dict()}
+    result = StreamResult(tuple(records), stored | {"domains": {n: str(path) for n, path in domains.items()}})
+    table = beside(result, name)
+    say("\n".join([lay_out("Means over pictures", table[0], table[1:]), *without]))
+    facts = {
+        "model": model, "checkpoint": str(checkpoint), "pictures": counts, "bits": str(bits), "device": device,
+        "versions": f"tta_restore {__version__}, torch {torch.__version__}, Python {platform.python_version()}",
+    }  # fmt: skip
+    notes = {INPUT: MethodNote("As the camera took it."), name: MethodNote(f"{type(restorer.module).__name__}.")}
+    samples = _samples(result, frames, name, methods[name], device)
+    report = Report(
+        "The published protocol", result, INPUT, [(name, INPUT)], [name], notes, samples,
+        facts=facts, limits=[*LIMITS, *without], group="data set", stream=False, beside=table,
+    )  # fmt: skip
+    write_report(out / "report.html", report)
+    result.to_csv(out / "frames.csv")
+    result.to_json(out / "results.json", INPUT)
+    with atomic_file(out / "table.csv") as partial, open(partial, "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(table)
+    say(f"\nReport: {out / 'report.html'}   table: {out / 'table.csv'}   numbers: {out / 'results.json'}")
+    return result
+
+
+def beside(result: StreamResult, name: str) -> list[list[str]]:
+    """Header and rows: what was measured on each data set, then what was published for it."""
+    rows = [["", "data set", "pictures", *(QUANTITIES[quantity][0] for quantity in QUANTITIES), ""]]
+    for family in result.families:
+        for method in (INPUT, name):
+            values = [
+                f"{result.value(method, q, family).mean:.{QUANTITIES[q][2]}f}" if q in result.quantities else "-"
+                for q in QUANTITIES
+            ]
+            rows.append([method, family, str(len(result.of(method, family))), *values, "measured"])
+        for row, numbers in PUBLISHED.get(family.lower(), {}).items():
+            values = [f"{n:.{QUANTITIES[q][2]}f}" for q, n in zip(QUANTITIES, numbers, strict=True)]
+            rows.append([row, family, "", *values, "published"])
+    return rows
+
+
+def _takes_views(restorer: Restorer) -> bool:
+    module = restorer.module
+    call = module.forward if isinstance(module, torch.nn.Module) else module
+    return {"right", "left"} <= set(inspect.signature(call).parameters)
+
+
+def _samples(
+    result: StreamResult, frames: Sequence[PublishedFrame], name: str, method: Plain, device: str
+) -> list[Sample]:
+    """Of each data set the picture of median gain, chosen by rule; last, the worst of all: windows of their middles."""
+
+    def sample(frame: PublishedFrame, rule: str, psnr: Mapping[str, float], *, failure: bool = False) -> Sample:
+        restored = frame.back(method(*inputs_of(frame, device)))[0]
+        pictures = {INPUT: frame.back(frame.blurry), name: restored}
+        sharp = None if frame.sharp_path is None else frame.sharp
+        return Sample(
+            title=f"{frame.family}: {frame.photo}",
+            rule=rule,
+            pictures={key: to_bytes(_middle(picture)) for key, picture in pictures.items()},
+            sharp=None if sharp is None else to_bytes(_middle(sharp)),
+            psnr=psnr,
+            before=INPUT,
+            after=name,
+            failure=failure,
+        )
+
+    def known(record: FrameRecord) -> dict[str, float]:
+        return {r.method: r.psnr for r in result.records if r.index == record.index}
+
+    samples = []
+    for family in dict.fromkeys(frame.family for frame in frames):
+        if family in result.families:
+            ranked = sorted(result.gains(name, INPUT, family=family), key=lambda pair: pair[1])
+            record, gain = ranked[(len(ranked) - 1) // 2]
+            rule = (
+                f"The picture of this data set with the median gain over the input: {gain:+.2f} dB. The middle of it."
+            )
+            samples.append(sample(frames[record.index], rule, known(record)))
+        else:
+            first = next(frame for frame in frames if frame.family == family)
+            samples.append(sample(first, "The first picture of a data set without originals. The middle of it.", {}))
+    record, gain = result.worst(name, INPUT)
+    rule = f"The picture with the smallest gain over the input of all: {gain:+.2f} dB. The middle of it."
+    return [*samples, sample(frames[record.index], rule, known(record), failure=True)]
+
+
+def _middle(picture: Tensor) -> Tensor:
+    top, left = ((side - min(side, _WINDOW)) // 2 for side in picture.shape[-2:])
+    return picture[..., top : top + _WINDOW, left : left + _WINDOW]

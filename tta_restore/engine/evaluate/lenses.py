@@ -1,0 +1,221 @@
+"""Run methods on lens streams, print the tables, and write report, CSV and JSON into one folder."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from tta_restore import __version__
+from tta_restore.adapters import Adapter
+from tta_restore.data.synthetic.defocus import LensFrame
+from tta_restore.engine.evaluate.stream import FrameRecord, Method, StreamResult, evaluate_stream
+from tta_restore.engine.report.images import to_bytes
+from tta_restore.engine.report.page import (
+    KernelSample,
+    MethodNote,
+    Report,
+    Sample,
+    lens_name,
+    require_packages,
+    worst_frame_rule,
+    write_report,
+)
+from tta_restore.engine.report.table import text_table
+from tta_restore.engine.run.usage import UsageError
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One row of a comparison.
+
+    Args:
+        name: of the row.
+        build: seed -> a fresh method.
+        description: what it does, for the report.
+        color: in plots, a CSS colour.
+    """
+
+    name: str
+    build: Callable[[int], Method]
+    description: str
+    color: str = ""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What is compared with what.
+
+    Args:
+        title: of the report.
+        contenders: the rows.
+        baseline: row that gains are measured against.
+        contrasts: pairs of rows that the report opens with.
+        curves: rows drawn in the plots.
+        shown: row whose pictures are shown after, and whose worst frame is the failure case.
+        before: row whose pictures are shown before.
+        estimate: blurry (1, 3, H, W) and true kernels (G, G, K, K) -> estimated kernels of the same shape; the true
+            ones give the shape alone. `None` leaves the kernels out.
+        limits: sentences on how the numbers must be read.
+    """
+
+    title: str
+    contenders: Sequence[Contender]
+    baseline: str
+    contrasts: Sequence[tuple[str, str]]
+    curves: Sequence[str]
+    shown: str
+    before: str
+    estimate: Callable[[Tensor, Tensor], Tensor] | None = None
+    limits: Sequence[str] = field(default_factory=tuple)
+
+    def only(self, names: Sequence[str]) -> Comparison:
+        """The same with some of the rows; the baseline is always one of them.
+
+        Raises:
+            UsageError: a name is no row.
+        """
+        there = [contender.name for contender in self.contenders]
+        unknown = [name for name in names if name not in there]
+        if unknown:
+            raise UsageError(f"no row {unknown[0]!r}; there are: {', '.join(there)}")
+        kept = {*names, self.baseline}
+        shown = self.shown if self.shown in kept else next(name for name in [*names, self.baseline])
+        return Comparison(
+            title=self.title,
+            contenders=[contender for contender in self.contenders if contender.name in kept],
+            baseline=self.baseline,
+            contrasts=[pair for pair in self.contrasts if set(pair) <= kept],
+            curves=[name for name in there if name in kept],
+            shown=shown,
+            before=self.before if self.before in kept else self.baseline,
+            estimate=self.estimate,
+            limits=self.limits,
+        )
+
+
+def compare(
+    comparison: Comparison,
+    streams: Mapping[int, Sequence[LensFrame]],
+    out: str | Path,
+    *,
+    progress: bool = True,
+    say: Callable[[str], None] = print,
+) -> StreamResult:
+    """Run the comparison on every stream (seed -> frames), print tables, write `report.html`, `frames.csv` and
+    `results.json` into `out`, and return the result.
+
+    Raises:
+        UsageError: a package for metrics or report is missing; said before the work, not after it.
+    """
+    require_packages("torchmetrics", "jinja2", "matplotlib")
+    started = time.perf_counter()
+    outputs: dict[tuple[str, int, int], Tensor] = {}
+    plans: dict[str, str] = {}
+
+    def look(record: FrameRecord, output: Tensor, method: Method) -> None:
+        outputs[record.method, record.stream, record.index] = to_bytes(output[0])
+        if record.method not in plans and isinstance(method, Adapter):
+            plan = method.plan()
+            plans[record.method] = str(plan) if plan.tensors else ""
+
+    results = []
+    for seed, frames in streams.items():
+        factories = {c.name: (lambda build=c.build, seed=seed: build(seed)) for c in comparison.contenders}
+        results.append(evaluate_stream(frames, factories, stream=seed, progress=progress, on_frame=look))
+    merged = StreamResult.merge(results)
+    seconds = time.perf_counter() - started
+    facts = _facts(streams, seconds)
+    result = StreamResult(merged.records, merged.settings | facts)
+    say(text_table(result, comparison.baseline))
+    out = Path(out)
+    report = Report(
+        title=comparison.title,
+        result=result,
+        baseline=comparison.baseline,
+        contrasts=comparison.contrasts,
+        curves=comparison.curves,
+        notes={c.name: MethodNote(c.description, plans.get(c.name, ""), c.color) for c in comparison.contenders},
+        samples=_samples(comparison, result, streams, outputs),
+        kernels=_kernels(comparison, result, streams),
+        facts=facts,
+        limits=comparison.limits,
+    )
+    write_report(out / "report.html", report)
+    result.to_csv(out / "frames.csv")
+    result.to_json(out / "results.json", comparison.baseline)
+    say(f"\nReport: {out / 'report.html'}   every frame: {out / 'frames.csv'}   numbers: {out / 'results.json'}")
+    return result
+
+
+def _samples(
+    comparison: Comparison,
+    result: StreamResult,
+    streams: Mapping[int, Sequence[LensFrame]],
+    outputs: Mapping[tuple[str, int, int], Tensor],
+) -> list[Sample]:
+    """For each lens the frame of median gain, chosen by rule and not by eye; last, the worst frame of all."""
+    shown, baseline = comparison.shown, comparison.baseline
+
+    def sample(record: FrameRecord, rule: str, before: str, *, failure: bool = False) -> Sample:
+        where = (record.stream, record.index)
+        place = f"frame {record.position + 1} after the lens changed"
+        return Sample(
+            title=f"{lens_name(record.family)}: {record.photo}, {place}",
+            rule=rule,
+            pictures={method: outputs[method, *where] for method in result.methods},
+            sharp=streams[record.stream][record.index].sharp,
+            psnr={r.method: r.psnr for r in result.records if (r.stream, r.index) == where},
+            before=before,
+            after=shown,
+            failure=failure,
+        )
+
+    samples = []
+    for family in result.families:
+        ranked = sorted(result.gains(shown, baseline, family=family), key=lambda pair: pair[1])
+        record, gain = ranked[(len(ranked) - 1) // 2]
+        rule = f"The frame of this lens on which {shown} has its median gain over {baseline}: {gain:+.2f} dB."
+        samples.append(sample(record, rule, comparison.before))
+    record, gain = result.worst(shown, baseline)
+    rule = f"{worst_frame_rule(shown, baseline)} Here: {gain:+.2f} dB."
+    samples.append(sample(record, rule, baseline, failure=True))
+    return samples
+
+
+def _kernels(
+    comparison: Comparison, result: StreamResult, streams: Mapping[int, Sequence[LensFrame]]
+) -> list[KernelSample]:
+    """For each lens the last frame of the first stream: no choice that could flatter the estimate."""
+    if comparison.estimate is None:
+        return []
+    last = {frame.family: frame for frame in next(iter(streams.values()))}
+    return [
+        KernelSample(lens_name(family), frame.kernels, comparison.estimate(frame.blurry[None], frame.kernels))
+        for family, frame in last.items()
+        if family in result.families
+    ]
+
+
+def _facts(streams: Mapping[int, Sequence[LensFrame]], seconds: float) -> dict[str, str]:
+    frames = [frame for stream in streams.values() for frame in stream]
+    height, width = frames[0].sharp.shape[-2:]
+    return {
+        "command": " ".join([Path(sys.argv[0]).name.replace("__main__.py", "tta-restore"), *sys.argv[1:]]),
+        "date": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "seeds": ", ".join(map(str, streams)),
+        "frames": f"{len(frames)} of {width}x{height} pixels",
+        "photographs": ", ".join(dict.fromkeys(frame.photo for frame in frames)),
+        "protocol": "RGB floats clamped to [0, 1], no border cut; SSIM with an 11x11 Gaussian window",
+        "versions": f"tta_restore {__version__}, torch {torch.__version__}, Python {platform.python_version()}",
+        "machine": f"{platform.platform()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
+        "seconds in all": f"{seconds:.1f}",
+    }

@@ -1,0 +1,129 @@
+"""A method over the pictures of data sets: measured, interrupted and continued at will."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor
+from tqdm import tqdm
+
+from tta_restore import metrics
+from tta_restore.data.datasets.layouts import FolderFrame
+from tta_restore.engine.evaluate.stream import Frame, FrameRecord, inputs_of, measure
+from tta_restore.engine.run.usage import UsageError
+
+_SAVE_EVERY = 20
+
+
+class Resumable(Protocol):
+    """A method whose state can be written and read back."""
+
+    __call__: Callable[..., Tensor]
+    """Restore a frame (1, C, H, W), given its views where it has any."""
+
+    def save(self, path: Path, /) -> None:
+        """Write the state."""
+        ...
+
+    def load(self, path: Path, /) -> None:
+        """Go on from a state."""
+        ...
+
+
+def run_resumable(
+    frames: Sequence[FolderFrame] | Sequence[Frame],
+    name: str,
+    method: Resumable,
+    folder: str | Path,
+    *,
+    measures: metrics.Measures = metrics.Measures(),  # noqa: B008 (frozen)
+    device: str = "cpu",
+    progress: bool = True,
+    save_every: int = _SAVE_EVERY,
+    look: Callable[[int, Tensor], None] | None = None,
+) -> list[FrameRecord]:
+    """Records of one method over the frames, from where an earlier run left off.
+
+    After every ``save_every`` frames the method's state is written to ``<name>.<frames done>.safetensors``, next to the
+    records in ``<name>.jsonl``: those that a killed run wrote beyond its last state are dropped and made again.
+    ``look`` is called with the number of every frame and what became of it, (1, C, H, W).
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    log, states = folder / f"{name}.jsonl", sorted(folder.glob(f"{name}.*.safetensors"), key=_frames_done)
+    done = _frames_done(states[-1]) if states else 0
+    lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
+    records = [FrameRecord(**entry) for entry in map(json.loads, lines) if entry["index"] < done]
+    log.write_text("".join(_line(record) for record in records), encoding="utf-8")
+    if done:
+        method.load(states[-1])
+    hidden = not (progress and sys.stderr.isatty())
+    bar = tqdm(range(done, len(frames)), desc=name, unit="frame", disable=hidden, leave=False)
+    with log.open("a", encoding="utf-8") as file:
+        for index in bar:
+            frame = frames[index]
+            if getattr(frame, "sharp_path", frame) is None:
+                output = method(*inputs_of(frame, device))
+            else:
+                record, output = measure(name, method, frame, 0, index, measures, device=device)
+                records.append(record)
+                file.write(_line(record))
+            if look is not None:
+                look(index, output.detach())
+            if (index + 1) % save_every == 0 or index + 1 == len(frames):
+                file.flush()
+                method.save(folder / f"{name}.{index + 1}.safetensors")
+                for state in folder.glob(f"{name}.*.safetensors"):
+                    if _frames_done(state) < index + 1:
+                        state.unlink()
+    return records
+
+
+def _line(record: FrameRecord) -> str:
+    return json.dumps(asdict(record)) + "\n"
+
+
+def _frames_done(state: Path) -> int:
+    return int(state.name.split(".")[-2])
+
+
+def open_lpips(weights: str | Path | None, device: str) -> tuple[metrics.Lpips | None, list[str]]:
+    """LPIPS where its weights are, else the sentence that says why it is left out.
+
+    Raises:
+        UsageError: a file was named, and cannot be used.
+    """
+    try:
+        return metrics.Lpips(weights).to(device), []
+    except metrics.LpipsUnavailable as error:
+        if weights is not None:
+            raise UsageError(str(error)) from error
+        return None, [f"LPIPS is left out: {error}."]
+
+
+def task_of(
+    frames: Sequence[FolderFrame], measures: metrics.Measures, *, config: Mapping[str, Any] | None, **settings: Any
+) -> dict[str, Any]:
+    """What makes a run this run and no other, as it is stored."""
+    own = {name: str(value) if isinstance(value, Path) else value for name, value in settings.items()}
+    files = [[str(frame.blurry_path), frame.family] for frame in frames]
+    return own | {"config": dict(config or {}), "measures": measures.as_dict(), "frames": files}
+
+
+def claim(folder: Path, task: Mapping[str, Any]) -> None:
+    """Refuse to continue a run of something else.
+
+    Raises:
+        UsageError: the folder holds one.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "task.json"
+    text = json.dumps(task)
+    if path.exists() and path.read_text(encoding="utf-8") != text:
+        raise UsageError(f"{folder} holds a run of another model, seed or data; give another --out, or remove it")
+    path.write_text(text, encoding="utf-8")

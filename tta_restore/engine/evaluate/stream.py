@@ -1,0 +1,459 @@
+"""Percentile bootstrap intervals of a mean, over single values or over blocks of values that belong together."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from tta_restore import metrics
+from tta_restore.data.io.atomic import atomic_file
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean with the range that holds `level` of the bootstrap means, and what was drawn with replacement."""
+
+    mean: float
+    low: float
+    high: float
+    count: int
+    over: str
+    level: float = 0.95
+
+    @property
+    def half_width(self) -> float:
+        """Half the length of the range."""
+        return (self.high - self.low) / 2
+
+
+def bootstrap_mean(
+    values: Sequence[float],
+    *,
+    blocks: Sequence[Hashable] | None = None,
+    over: str = "frames",
+    draws: int = 2000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """Interval of the mean of `values`.
+
+    With `blocks`, whole blocks are drawn: frames of one lens share its difficulty and the state of the adapter, so
+    intervals that treat them as independent are too narrow. A single block (or value) has no interval: its
+    ends are NaN.
+
+    Args:
+        values: one number per frame.
+        blocks: one label per value; values of equal labels are drawn together.
+        over: what is drawn, for the reader of the result.
+        draws: number of bootstrap samples.
+        level: share of the bootstrap means inside the interval.
+        seed: of the draws; the same values and seed give the same interval.
+
+    Raises:
+        ValueError: no values, or not one block label per value.
+    """
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim != 1 or array.size == 0:
+        raise ValueError(f"bootstrap_mean: expected a sequence of at least one value, got shape {array.shape}")
+    labels = list(range(array.size)) if blocks is None else list(blocks)
+    if len(labels) != array.size:
+        raise ValueError(f"bootstrap_mean: expected one block per value ({array.size}), got {len(labels)}")
+    members: dict[Hashable, list[int]] = {}
+    for index, label in enumerate(labels):
+        members.setdefault(label, []).append(index)
+    mean = float(array.mean())
+    if len(members) < 2:
+        return Interval(mean, float("nan"), float("nan"), len(members), over, level)
+    sums = np.array([array[rows].sum() for rows in members.values()])
+    sizes = np.array([len(rows) for rows in members.values()])
+    drawn = np.random.default_rng(seed).integers(0, len(members), (draws, len(members)))
+    means = sums[drawn].sum(1) / sizes[drawn].sum(1)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(mean, float(low), float(high), len(members), over, level)
+
+
+Method = Callable[..., Tensor]
+"""From a frame (1, C, H, W), and its views where it has any, to the restored one."""
+
+
+class Frame(Protocol):
+    """What a stream consists of: `data.synthetic.defocus.LensFrame`, or anything with the same fields.
+
+    Shape: blurry, sharp (3, H, W) in [0, 1]. `position` counts from 0 at each change of lens.
+    """
+
+    @property
+    def blurry(self) -> Tensor: ...  # noqa: D102 (the class says it)
+    @property
+    def sharp(self) -> Tensor: ...  # noqa: D102
+    @property
+    def family(self) -> str: ...  # noqa: D102
+    @property
+    def photo(self) -> str: ...  # noqa: D102
+    @property
+    def position(self) -> int: ...  # noqa: D102
+
+
+@dataclass(frozen=True)
+class FrameRecord:
+    """What one method did with one frame.
+
+    Args:
+        method: its name.
+        stream: which stream (its seed) the frame belongs to.
+        index: of the frame in the stream.
+        family: of the lens.
+        photo: the photograph.
+        position: frames since the lens changed.
+        psnr: of the output, dB.
+        ssim: of the output.
+        wall_seconds: time the call took.
+        cpu_seconds: time it took on all cores together.
+        report: what the method said about its step (loss, updated, skipped_because, ...), scalars only.
+        mae: mean absolute error of the output.
+        lpips: perceptual distance; None where it was not measured.
+    """
+
+    method: str
+    stream: int
+    index: int
+    family: str
+    photo: str
+    position: int
+    psnr: float
+    ssim: float
+    wall_seconds: float
+    cpu_seconds: float
+    report: dict[str, Any] = field(default_factory=dict)
+    mae: float | None = None
+    lpips: float | None = None
+
+
+def run_stream(
+    frames: Sequence[Frame],
+    methods: Mapping[str, Callable[[], Method]],
+    *,
+    stream: int = 0,
+    progress: bool = True,
+    on_frame: Callable[[FrameRecord, Tensor, Method], None] | None = None,
+    measures: metrics.Measures = metrics.Measures(),  # noqa: B008 (frozen)
+) -> list[FrameRecord]:
+    """Show the frames to each method in turn, from its construction on, and measure what comes out.
+
+    Args:
+        frames: in the order of the stream.
+        methods: name -> factory; the factory's result maps (1, C, H, W) to (1, C, H, W) and may keep state.
+        stream: number written into the records, such as the seed that made the frames.
+        progress: show a bar on stderr where it is a terminal.
+        on_frame: called after each frame with the record, the output (1, C, H, W) and the method.
+        measures: how the outputs are measured.
+
+    Raises:
+        ValueError: no frames or no methods, or an output of another shape than the sharp original.
+    """
+    if not frames or not methods:
+        raise ValueError(f"run_stream: expected frames and methods, got {len(frames)} and {len(methods)}")
+    records = []
+    hidden = not (progress and sys.stderr.isatty())
+    with tqdm(total=len(frames) * len(methods), unit="frame", disable=hidden, leave=False) as bar:
+        for name, factory in methods.items():
+            bar.set_description(name)
+            method = factory()
+            for index, frame in enumerate(frames):
+                record, output = measure(name, method, frame, stream, index, measures)
+                records.append(record)
+                if on_frame is not None:
+                    on_frame(record, output, method)
+                bar.update()
+    return records
+
+
+def measure(
+    name: str,
+    method: Method,
+    frame: Frame,
+    stream: int,
+    index: int,
+    measures: metrics.Measures,
+    *,
+    device: torch.device | str = "cpu",
+) -> tuple[FrameRecord, Tensor]:
+    """Show one frame, and its ``views`` if it has any, to a method; the record, and the output (1, C, H, W)."""
+    inputs, sharp = inputs_of(frame, device), frame.sharp[None]
+    wall, cpu = time.perf_counter(), time.process_time()
+    output = method(*inputs)
+    cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+    output = output.detach()
+    if output.shape != sharp.shape:
+        raise ValueError(
+            f"run_stream: {name} returned {tuple(output.shape)} for frame {index}, expected {tuple(sharp.shape)}"
+        )
+    sharp = sharp.to(output.device)
+    record = FrameRecord(
+        method=name,
+        stream=stream,
+        index=index,
+        family=frame.family,
+        photo=frame.photo,
+        position=frame.position,
+        wall_seconds=wall,
+        cpu_seconds=cpu,
+        report=scalars(getattr(method, "report", None)),
+        **measures(output, sharp),
+    )
+    return record, output
+
+
+def inputs_of(frame: Frame, device: torch.device | str) -> list[Tensor]:
+    """The blurry picture, then the views of a frame that has ``views``: (1, C, H, W) each."""
+    return [picture[None].to(device) for picture in (frame.blurry, *getattr(frame, "views", ()))]
+
+
+def scalars(report: Any) -> dict[str, Any]:
+    """The numbers, flags and words of a step report, ready for JSON; `{}` for a method that reports nothing."""
+    if dataclasses.is_dataclass(report) and not isinstance(report, type):
+        content = {entry.name: getattr(report, entry.name) for entry in dataclasses.fields(report)}
+    elif isinstance(report, Mapping):
+        content = dict(report)
+    else:
+        return {}
+    plain = {}
+    for name, value in content.items():
+        if isinstance(value, Tensor) and value.numel() == 1:
+            value = value.item()
+        if isinstance(value, float) and not math.isfinite(value):
+            value = str(value)  # JSON has no word for it
+        if value is None or isinstance(value, (bool, int, float, str)):
+            plain[name] = value
+        elif isinstance(value, Mapping):  # what a method adds of its own
+            plain |= {inner: entry for inner, entry in scalars(value).items() if inner not in content}
+    return plain
+
+
+def identity(frame: Tensor) -> Tensor:
+    """The method that does nothing: its row shows the input."""
+    return frame
+
+
+Quantity = Literal["psnr", "ssim", "mae", "lpips"]
+
+#: Quantity -> how it is written: name, unit, digits, and whether more is better.
+QUANTITIES: dict[Quantity, tuple[str, str, int, bool]] = {
+    "psnr": ("PSNR", "dB", 2, True),
+    "ssim": ("SSIM", "", 3, True),
+    "mae": ("MAE", "", 4, False),
+    "lpips": ("LPIPS", "", 3, False),
+}
+
+
+def evaluate_stream(
+    frames: Sequence[Frame],
+    methods: Mapping[str, Callable[[], Method]],
+    *,
+    stream: int = 0,
+    progress: bool = True,
+    on_frame: Callable[[FrameRecord, Tensor, Method], None] | None = None,
+    measures: metrics.Measures = metrics.Measures(),  # noqa: B008 (frozen)
+) -> StreamResult:
+    """Run every method over the frames; the arguments are those of :func:`run_stream`.
+
+    Raises:
+        ValueError: no frames or no methods, or an output of another shape than the sharp original.
+    """
+    records = run_stream(frames, methods, stream=stream, progress=progress, on_frame=on_frame, measures=measures)
+    return StreamResult(tuple(records), settings={"measures": measures.as_dict()})
+
+
+@dataclass(frozen=True)
+class StreamResult:
+    """The records of several methods on the same frames, and the questions that can be put to them.
+
+    Args:
+        records: one per method and frame.
+        settings: how they came about, written along with them.
+    """
+
+    records: tuple[FrameRecord, ...]
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    @staticmethod
+    def merge(results: Iterable[StreamResult]) -> StreamResult:
+        """One result of several streams, such as seeds; they must have different stream numbers.
+
+        Raises:
+            ValueError: a frame occurs twice.
+        """
+        results = list(results)
+        records = tuple(record for result in results for record in result.records)
+        keys = {(r.method, r.stream, r.index) for r in records}
+        if len(keys) != len(records):
+            raise ValueError("StreamResult.merge: the same method and frame occur twice; give each stream its number")
+        return StreamResult(records, results[0].settings if results else {})
+
+    @property
+    def methods(self) -> list[str]:
+        """Names in the order in which they were run."""
+        return list(dict.fromkeys(r.method for r in self.records))
+
+    @property
+    def families(self) -> list[str]:
+        """Lens families in the order in which they appeared."""
+        return list(dict.fromkeys(r.family for r in self.records))
+
+    @property
+    def quantities(self) -> list[Quantity]:
+        """What was measured of every frame."""
+        return [q for q in QUANTITIES if all(getattr(r, q) is not None for r in self.records)]
+
+    def of(self, method: str, family: str | None = None) -> list[FrameRecord]:
+        """The records of one method, optionally of one family.
+
+        Raises:
+            ValueError: there are none.
+        """
+        found = [r for r in self.records if r.method == method and family in (None, r.family)]
+        if not found:
+            raise ValueError(
+                f"StreamResult: no records of {method!r}{f' on {family!r}' if family else ''}; "
+                f"methods are {self.methods}, families {self.families}"
+            )
+        return found
+
+    def value(self, method: str, quantity: Quantity = "psnr", family: str | None = None) -> Interval:
+        """Mean of a quantity over frames, with its interval over frames."""
+        return bootstrap_mean([getattr(r, quantity) for r in self.of(method, family)])
+
+    def gains(
+        self, method: str, baseline: str, quantity: Quantity = "psnr", family: str | None = None
+    ) -> list[tuple[FrameRecord, float]]:
+        """Every frame of a method with its gain over the baseline on that frame."""
+        reference = {(r.stream, r.index): getattr(r, quantity) for r in self.of(baseline, family)}
+        return [(r, getattr(r, quantity) - reference[r.stream, r.index]) for r in self.of(method, family)]
+
+    def gain(
+        self,
+        method: str,
+        baseline: str,
+        quantity: Quantity = "psnr",
+        family: str | None = None,
+        *,
+        over: Literal["frames", "blocks"] = "frames",
+    ) -> Interval:
+        """Mean gain over the baseline with an interval over frames, or over blocks of (stream, family).
+
+        Frames of a block share lens, adapter state and seed; the interval over blocks is the more honest one.
+        """
+        pairs = self.gains(method, baseline, quantity, family)
+        values = [gain for _, gain in pairs]
+        if over == "blocks":
+            blocks = [(r.stream, r.family) for r, _ in pairs]
+            return bootstrap_mean(values, blocks=blocks, over="blocks of stream x family")
+        return bootstrap_mean(values)
+
+    def gain_by_position(self, method: str, baseline: str) -> list[tuple[int, Interval]]:
+        """Mean PSNR gain of the first, second, ... frame after the lens changed."""
+        groups: dict[int, list[float]] = {}
+        for record, gain in self.gains(method, baseline):
+            groups.setdefault(record.position, []).append(gain)
+        return [(position, bootstrap_mean(groups[position])) for position in sorted(groups)]
+
+    def worst_window(self, method: str, baseline: str, length: int) -> tuple[int, float]:
+        """Where ``length`` frames in a row gain least (lose most) over the baseline in the mean, and that mean in dB.
+
+        Raises:
+            ValueError: no stream is that long.
+        """
+        worst: tuple[int, float] | None = None
+        streams: dict[int, list[float]] = {}
+        for record, gain in sorted(self.gains(method, baseline), key=lambda pair: pair[0].index):
+            streams.setdefault(record.stream, []).append(gain)
+        for gains in streams.values():
+            for start in range(len(gains) - length + 1):
+                mean = sum(gains[start : start + length]) / length
+                if worst is None or mean < worst[1]:
+                    worst = start, mean
+        if worst is None:
+            raise ValueError(f"StreamResult: expected a stream of at least {length} frames")
+        return worst
+
+    def share_above(self, method: str, baseline: str) -> float:
+        """Share of frames on which a method has the higher PSNR."""
+        pairs = self.gains(method, baseline)
+        return sum(gain > 0 for _, gain in pairs) / len(pairs)
+
+    def cost(self, method: str) -> dict[str, float]:
+        """Seconds per frame: means of processor time (all cores) and of time on the clock, and the longest frame."""
+        records = self.of(method)
+        return {
+            "cpu_seconds": sum(r.cpu_seconds for r in records) / len(records),
+            "wall_seconds": sum(r.wall_seconds for r in records) / len(records),
+            "longest_wall_seconds": max(r.wall_seconds for r in records),
+        }
+
+    def worst(self, method: str, baseline: str, family: str | None = None) -> tuple[FrameRecord, float]:
+        """The frame on which a method loses most (or gains least) against the baseline, in PSNR."""
+        return min(self.gains(method, baseline, family=family), key=lambda pair: pair[1])
+
+    def summary(self, baseline: str) -> dict[str, Any]:
+        """All the numbers, per method, as they go into JSON."""
+        rows = {}
+        for method in self.methods:
+            row: dict[str, Any] = {"cost": self.cost(method)}
+            for quantity in self.quantities:
+                row[quantity] = {
+                    "all": asdict(self.value(method, quantity)),
+                    **{family: asdict(self.value(method, quantity, family)) for family in self.families},
+                }
+                row[f"{quantity}_gain"] = {
+                    "all": asdict(self.gain(method, baseline, quantity)),
+                    "all, over blocks": asdict(self.gain(method, baseline, quantity, over="blocks")),
+                    **{family: asdict(self.gain(method, baseline, quantity, family)) for family in self.families},
+                }
+            row["psnr_gain_by_position"] = {p: asdict(g) for p, g in self.gain_by_position(method, baseline)}
+            row["share_of_frames_above_baseline"] = self.share_above(method, baseline)
+            rows[method] = row
+        return {"baseline": baseline, "families": self.families, "methods": rows}
+
+    def to_csv(self, path: str | Path) -> None:
+        """Write one row per record; what methods reported goes into columns of its own."""
+        extra = sorted({name for record in self.records for name in record.report})
+        names = [name for name in FrameRecord.__dataclass_fields__ if name != "report"]
+        with atomic_file(path) as partial, open(partial, "w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow([*names, *(f"report.{name}" for name in extra)])
+            for record in self.records:
+                writer.writerow([*(getattr(record, n) for n in names), *(record.report.get(n, "") for n in extra)])
+
+    def to_json(self, path: str | Path, baseline: str) -> None:
+        """Write settings, summary against the baseline, and all records."""
+        content = {
+            "settings": self.settings,
+            "summary": self.summary(baseline),
+            "records": [asdict(record) for record in self.records],
+        }
+        with atomic_file(path) as partial:
+            partial.write_text(json.dumps(_finite(content), indent=1), encoding="utf-8")
+
+
+def _finite(content: Any) -> Any:
+    """The same content without NaN and infinity, which JSON cannot say: they become `None` and words."""
+    if isinstance(content, dict):
+        return {str(key): _finite(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [_finite(value) for value in content]
+    if isinstance(content, float) and not math.isfinite(content):
+        return None if math.isnan(content) else str(content)
+    return content

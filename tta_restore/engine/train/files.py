@@ -1,0 +1,161 @@
+"""What a training writes: states to continue from, weights, the best weights, and the log."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from tta_restore.data.io.atomic import atomic_file
+from tta_restore.engine.run.usage import UsageError
+
+
+def save_state(
+    out: Path, identity: Mapping[str, Any], networks: nn.Module, optimisers: Mapping[str, Any], step: int
+) -> None:
+    """Write ``state.pt``, completely or not at all."""
+    state = {
+        "step": step,
+        "identity": dict(identity),
+        "weights": networks.state_dict(),
+        "optimisers": {name: optimiser.state_dict() for name, optimiser in optimisers.items()},
+    }
+    with atomic_file(out / "state.pt") as partial:
+        torch.save(state, partial)
+
+
+def resume_state(
+    out: Path, identity: Mapping[str, Any], networks: nn.Module, optimisers: Mapping[str, Any], device: str
+) -> int:
+    """Load ``state.pt`` where there is one and return the step to go on with.
+
+    Raises:
+        UsageError: it is damaged, or of a run with another identity.
+    """
+    path = out / "state.pt"
+    if not path.is_file():
+        return 0
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+        there = state["identity"]
+        differing = [
+            f"{name} {there.get(name)!r} there, {identity.get(name)!r} here"
+            for name in dict.fromkeys([*identity, *there])
+            if there.get(name) != identity.get(name)
+        ]
+        if differing:
+            raise UsageError(f"{path} is of another run ({'; '.join(differing)}); continue that one or move it away")
+        networks.load_state_dict(state["weights"])
+        for name, optimiser in optimisers.items():
+            optimiser.load_state_dict(state["optimisers"][name])
+        return int(state["step"])
+    except (RuntimeError, KeyError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        if isinstance(error, UsageError):
+            raise
+        raise UsageError(f"{path} is damaged or of other networks: {str(error).splitlines()[0]}") from error
+
+
+def write_weights(
+    folder: Path, networks: Mapping[str, nn.Module], built: Mapping[str, tuple[str, Mapping[str, Any]]]
+) -> None:
+    """Write every network to ``<name>.safetensors``, with what ``create_model`` builds it from where that is known."""
+    for name, module in networks.items():
+        weights = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in module.state_dict().items()}
+        metadata = None
+        if name in built:
+            model, config = built[name]
+            metadata = {"model": model, "config": json.dumps(dict(config))}
+        with atomic_file(folder / f"{name}.safetensors") as partial:
+            save_file(weights, partial, metadata)
+
+
+def keep_best(out: Path, step: int, scores: Mapping[str, float], write: Callable[[Path], None]) -> None:
+    """Have weights written to ``best/``, with ``score.json``, if the first of the scores is the highest one yet."""
+    if not scores:
+        return
+    name, score = next(iter(scores.items()))
+    path = out / "best" / "score.json"
+    if path.is_file() and not score > json.loads(path.read_text(encoding="utf-8"))[name]:
+        return
+    write(path.parent)
+    with atomic_file(path) as partial:
+        partial.write_text(json.dumps({"step": step, **scores}), encoding="utf-8")
+
+
+class Log:
+    """Numbers in ``log.jsonl`` and, where it is installed, numbers and pictures in TensorBoard."""
+
+    def __init__(self, out: Path, first: int) -> None:
+        out.mkdir(parents=True, exist_ok=True)
+        path = out / "log.jsonl"
+        if path.is_file():  # what a killed run wrote beyond its last state comes again
+            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+            path.write_text("".join(line for line in lines if _step(line) < first), encoding="utf-8")
+        self._file = path.open("a", encoding="utf-8")
+        self._started = time.perf_counter()
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(out / "tensorboard"), purge_step=first)
+        except ImportError:
+            self._board = None
+
+    def numbers(self, step: int, values: Mapping[str, float]) -> None:
+        """Add a line; nothing for no values."""
+        if not values:
+            return
+        line = {"step": step, **values, "seconds": round(time.perf_counter() - self._started, 2)}
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+        if self._board is not None:
+            for name, value in values.items():
+                self._board.add_scalar(name if "/" in name else f"loss/{name}", value, step)
+
+    def picture(self, step: int, picture: Tensor) -> None:
+        """Show a picture (3, H, W) in [0, 1]."""
+        if self._board is not None:
+            self._board.add_image("step", picture, step)
+
+    def close(self) -> None:
+        """Close the files."""
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+
+class NoLog:
+    """The log of a process that writes nothing."""
+
+    def numbers(self, step: int, values: Mapping[str, float]) -> None:
+        """Nothing."""
+
+    def picture(self, step: int, picture: Tensor) -> None:
+        """Nothing."""
+
+
+@contextmanager
+def open_log(out: Path, first: int, *, silent: bool) -> Iterator[Log | NoLog]:
+    """The log of a run in ``out`` that goes on at step ``first``."""
+    if silent:
+        yield NoLog()
+        return
+    log = Log(out, first)
+    try:
+        yield log
+    finally:
+        log.close()
+
+
+def _step(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except ValueError:  # a line that was being written when the process died
+        return float("inf")

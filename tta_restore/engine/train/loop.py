@@ -1,0 +1,349 @@
+"""The loop that every training here runs in: one process or several, killed and resumed at will, watched as it runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from tta_restore._core import checks
+from tta_restore.data.io.image import write_image
+from tta_restore.data.io.pixels import Image
+from tta_restore.engine.train.files import keep_best, open_log, resume_state, save_state, write_weights
+
+Optimisers = dict[str, torch.optim.Optimizer]
+BatchSource = Callable[[int, torch.Generator], Any]
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """How long, how often, where to.
+
+    Attributes:
+        out: folder; ``state.pt`` in it is continued from when it is there.
+        steps: in all.
+        batch: samples per step and process.
+        save_every: steps between states.
+        log_every: steps between lines of the log.
+        draw_every: steps between pictures; 0 for none.
+        validate_every: steps between validations, where there is anything to validate on; 0 for none.
+        workers: threads that make batches ahead; they change the time it takes and nothing else.
+        seed: of samples and dropout; weights are the caller's.
+        device: of the networks.
+        progress: whether a bar is shown on a terminal.
+    """
+
+    out: Path
+    steps: int = 2000
+    batch: int = 4
+    save_every: int = 200
+    log_every: int = 50
+    draw_every: int = 500
+    validate_every: int = 500
+    workers: int = 0
+    seed: int = 0
+    device: str = "cpu"
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "save_every", "log_every"):
+            checks.expect_int("TrainingRun", name, getattr(self, name), minimum=1)
+        for name in ("draw_every", "validate_every", "workers"):
+            checks.expect_int("TrainingRun", name, getattr(self, name), minimum=0)
+
+
+@dataclass
+class Step:
+    """What one step computed: the loss, its named parts as they enter it, and what can be drawn of it."""
+
+    loss: Tensor
+    parts: dict[str, Tensor]
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+
+    @staticmethod
+    def sum_of(parts: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> Step:
+        """The step whose loss is the sum of its parts; only the loss keeps its graph."""
+        loss = torch.stack(list(parts.values())).sum()
+        detached = {name: part.detach() for name, part in parts.items()}
+        return Step(loss, detached, {name: tensor.detach() for name, tensor in tensors.items()})
+
+
+class Objective(nn.Module, ABC):
+    """Networks, and the rule by which a step of training changes them.
+
+    A subclass has its networks as submodules and gives :meth:`groups`, :meth:`exports` and ``forward(batch, step)``,
+    the :class:`Step` of a batch; a rule that is not "loss, backward, one optimiser step" overrides :meth:`update`
+    instead. Whatever must survive a restart is in the state dicts of the module and of its optimisers; everything
+    random is drawn from the generator of the batch or, inside the networks, from the global one, which the loop seeds
+    for every step.
+    """
+
+    #: Largest L2 norm of the gradient over all parameters of an optimiser; None for any.
+    clip: float | None = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        #: Name of an export -> registered model and configuration that it was built from, written with its weights.
+        self.built: dict[str, tuple[str, dict[str, Any]]] = {}
+
+    @abstractmethod
+    def groups(self) -> list[dict[str, Any]]:
+        """Parameter groups, each with its ``lr`` where it has one of its own."""
+
+    def optimisers(self) -> Optimisers:
+        """Name -> optimiser; called once, when the networks are on their device."""
+        return {"optimiser": torch.optim.Adam(self.groups(), betas=(0.9, 0.999), eps=1e-8)}
+
+    def rate(self, step: int) -> float:
+        """Factor on all learning rates at a step."""
+        return 1.0
+
+    def update(self, batch: Any, step: int, optimisers: Optimisers, processes: Processes) -> Step:
+        """Learn from a batch: gradients averaged over the processes, clipped, one step of every optimiser."""
+        found = self(batch, step)
+        for optimiser in optimisers.values():
+            optimiser.zero_grad(set_to_none=True)
+        found.loss.backward()
+        for optimiser in optimisers.values():
+            parameters = [p for group in optimiser.param_groups for p in group["params"] if p.grad is not None]
+            processes.average([p.grad for p in parameters if p.grad is not None])
+            if self.clip is not None:
+                nn.utils.clip_grad_norm_(parameters, self.clip)
+            optimiser.step()
+        return found
+
+    def identity(self) -> dict[str, Any]:
+        """Plain values that a state must agree with to be continued from."""
+        return {}
+
+    @abstractmethod
+    def exports(self) -> dict[str, nn.Module]:
+        """File name without suffix -> network whose weights are handed out at the end."""
+
+    def write(self, folder: Path) -> None:
+        """Write the exports."""
+        write_weights(folder, self.exports(), self.built)
+
+    def status(self, step: int) -> dict[str, str]:
+        """What the progress bar says beside the loss."""
+        return {}
+
+    def picture(self, found: Step) -> Tensor | None:
+        """A step as one picture (3, H, W) in [0, 1]; None for a step of which there is nothing to see."""
+        return None
+
+
+O = TypeVar("O", bound=Objective)  # noqa: E741
+
+
+def train(
+    objective: O,
+    source: BatchSource,
+    run: TrainingRun,
+    *,
+    validate: Callable[[O], Mapping[str, float]] | None = None,
+    on_step: Callable[[int, Step], None] | None = None,
+) -> O:
+    """Train the networks of an objective and return it in eval mode.
+
+    Every step draws its batch and dropout masks from numbers that the seed, the step and the process alone decide, so a
+    run that was killed and continued ends with the same weights as one that was not. Under ``torchrun`` every process
+    takes batches of its own and gradients are averaged. Writes to ``run.out``: ``state.pt`` (to continue from), the
+    exported networks as safetensors, ``log.jsonl``, pictures, and TensorBoard events where the package ``tensorboard``
+    is installed.
+
+    Args:
+        objective: networks and their rule.
+        source: makes batches; called as ``source(run.batch, generator)``, from threads when ``run.workers`` says so.
+        run: how long and where to.
+        validate: numbers of the networks as they are, in eval mode and without gradients, the first of them the better
+            the higher; the weights that were best are kept in ``best/``.
+        on_step: called after every step.
+
+    Raises:
+        UsageError: ``run.out`` holds the state of a run with other settings.
+        FloatingPointError: the loss is not finite any more; the last good state stays where it is.
+    """
+    with Processes.join(run.device) as processes:
+        objective.to(run.device).train()
+        optimisers = objective.optimisers()
+        rates = {name: [group["lr"] for group in optimiser.param_groups] for name, optimiser in optimisers.items()}
+        identity = objective.identity() | {"batch": run.batch, "seed": run.seed, "processes": processes.count}
+        first = resume_state(run.out, identity, objective, optimisers, run.device)
+        processes.broadcast(objective.state_dict().values())
+        with open_log(run.out, first, silent=not processes.first) as log:
+            steps = range(first, run.steps)
+            shown = run.progress and processes.first
+            bar = tqdm(steps, initial=first, total=run.steps, disable=None if shown else True)
+            for step, batch in zip(bar, _batches(source, run, steps, processes.rank), strict=True):
+                for name, optimiser in optimisers.items():
+                    for group, rate in zip(optimiser.param_groups, rates[name], strict=True):
+                        group["lr"] = rate * objective.rate(step)
+                with _seeded(step_seed(run.seed, step, processes.rank), run.device):
+                    found = objective.update(moved(batch, run.device), step, optimisers, processes)
+                if on_step is not None:
+                    on_step(step, found)
+                last = step + 1 == run.steps
+                saving = (step + 1) % run.save_every == 0 or last
+                if step % run.log_every == 0 or last or saving:
+                    loss = _finite(found, step)
+                    bar.set_postfix({"loss": f"{loss:.4f}", **objective.status(step)})
+                    if step % run.log_every == 0 or last:
+                        log.numbers(step, {"loss": loss} | {name: part.item() for name, part in found.parts.items()})
+                if processes.first and run.draw_every and (step % run.draw_every == 0 or last):
+                    _draw(objective, found, run.out, step, log.picture)
+                if validate is not None and run.validate_every and ((step + 1) % run.validate_every == 0 or last):
+                    scores = _validate(objective, validate, run.device) if processes.first else {}
+                    log.numbers(step, {f"validation/{name}": score for name, score in scores.items()})
+                    keep_best(run.out, step, scores, objective.write)
+                if saving:
+                    if processes.first:
+                        save_state(run.out, identity, objective, optimisers, step + 1)
+                    processes.wait()
+        objective.eval()
+        if processes.first:
+            objective.write(run.out)
+        return objective
+
+
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """Seed of everything random in a step of a process."""
+    mixed = (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + rank * 0x94D049BB133111EB + 1) & (2**64 - 1)
+    mixed = (mixed ^ (mixed >> 31)) * 0xD6E8FEB86659FD93 & (2**64 - 1)
+    return (mixed ^ (mixed >> 32)) & (2**62 - 1)
+
+
+def moved(batch: Any, device: str | torch.device) -> Any:
+    """The batch with its tensors on a device: tensors, dataclasses, mappings and sequences of them; others as is."""
+    if isinstance(batch, Tensor):
+        return batch.to(device)
+    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
+        entries = {entry.name: moved(getattr(batch, entry.name), device) for entry in dataclasses.fields(batch)}
+        return dataclasses.replace(batch, **entries)
+    if isinstance(batch, Mapping):
+        return {name: moved(value, device) for name, value in batch.items()}
+    if isinstance(batch, (list, tuple)):
+        return type(batch)(moved(value, device) for value in batch)
+    return batch
+
+
+def _batches(source: BatchSource, run: TrainingRun, steps: Sequence[int], rank: int) -> Iterator[Any]:
+    """The batch of every step, ``run.workers`` of them made ahead."""
+
+    def make(step: int) -> Any:
+        return source(run.batch, torch.Generator().manual_seed(step_seed(run.seed, step, rank)))
+
+    if not run.workers:
+        yield from map(make, steps)
+        return
+    with ThreadPoolExecutor(run.workers) as pool:
+        waiting: list[Future[Any]] = []
+        try:
+            for step in steps:
+                waiting.append(pool.submit(make, step))
+                if len(waiting) > run.workers:
+                    yield waiting.pop(0).result()
+            while waiting:
+                yield waiting.pop(0).result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+@contextmanager
+def _seeded(seed: int, device: str) -> Iterator[None]:
+    """The global generator, which dropout draws from, at a seed; afterwards it is as it was."""
+    with torch.random.fork_rng(devices=[torch.device(device)] if torch.device(device).type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+def _finite(found: Step, step: int) -> float:
+    loss = found.loss.item()
+    if loss - loss != 0:
+        parts = ", ".join(f"{name} {part.item():g}" for name, part in found.parts.items())
+        raise FloatingPointError(f"the loss at step {step} is {loss} ({parts}); a lower learning rate may help")
+    return loss
+
+
+def _validate(objective: O, validate: Callable[[O], Mapping[str, float]], device: str) -> dict[str, float]:
+    objective.eval()
+    try:
+        with torch.no_grad():
+            return {name: float(value) for name, value in validate(objective).items()}
+    finally:
+        objective.train()
+
+
+def _draw(objective: Objective, found: Step, out: Path, step: int, show: Callable[[int, Tensor], None]) -> None:
+    picture = objective.picture(found)
+    if picture is None:
+        return
+    write_image(out / "pictures" / f"{step:06d}.png", Image(picture))
+    show(step, picture)
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among those that train together.
+
+    Attributes:
+        rank: of this one, from 0.
+        count: of all.
+    """
+
+    rank: int = 0
+    count: int = 1
+
+    @staticmethod
+    @contextmanager
+    def join(device: str) -> Iterator[Processes]:
+        """Meet the other processes that ``torchrun`` started, if it did; a group that is there already is used."""
+        if dist.is_available() and dist.is_initialized():
+            yield Processes(dist.get_rank(), dist.get_world_size())
+            return
+        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+            yield Processes()
+            return
+        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+        try:
+            yield Processes(dist.get_rank(), dist.get_world_size())
+        finally:
+            dist.destroy_process_group()
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the one that writes files."""
+        return self.rank == 0
+
+    def broadcast(self, tensors: Iterable[Tensor]) -> None:
+        """Overwrite the tensors with those of the first process."""
+        if self.count > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor, 0)
+
+    def average(self, tensors: Sequence[Tensor]) -> None:
+        """Overwrite the tensors with their means over the processes, which must all bring the same ones."""
+        if self.count == 1 or not tensors:
+            return
+        flat = torch.cat([tensor.flatten() for tensor in tensors])
+        dist.all_reduce(flat)
+        flat /= self.count
+        for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+            tensor.copy_(part.view_as(tensor))
+
+    def wait(self) -> None:
+        """Go on when all processes are here."""
+        if self.count > 1:
+            dist.barrier()

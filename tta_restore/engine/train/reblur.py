@@ -1,0 +1,240 @@
+"""Train a reblurrer on clips whose sharp originals are known: sharp frames in, the blurred one in their middle out.
+
+Source: Meta Transferring for Deblurring (BMVC 2022), its pre-training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from math import cos, pi
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tta_restore import losses
+from tta_restore._core import checks
+from tta_restore.data.datasets.clips import Clip
+from tta_restore.engine.report.images import contact_sheet
+from tta_restore.engine.train.loop import Objective, Optimisers, Processes, Step, TrainingRun, train
+from tta_restore.engine.train.meta_tasks import draw_clips, query_windows
+from tta_restore.engine.train.windows import Distance, Outputs, window_loss, window_pictures
+from tta_restore.models import as_restorer
+
+
+@dataclass(frozen=True)
+class ReblurSettings:
+    """Weights of the losses, and rates. The defaults are those of the release, but for the constant rate.
+
+    Attributes:
+        reblur_weight: of the distance of the reblurred frame from the blurred one.
+        cycle_weight: of the restoration of the reblurred frame, where there is a restorer.
+        adversarial_weight: of the critic's opinion, where there is a critic.
+        lr: Adam's.
+        critic_lr: of the critic, by RMSprop.
+        critic_clip: largest absolute value of the critic's weights.
+        train_restorer: whether the restorer learns, too, as released; else it only judges.
+        cosine: whether rates fall to almost nothing, along a cosine, until the last step.
+    """
+
+    reblur_weight: float = 0.5
+    cycle_weight: float = 0.5
+    adversarial_weight: float = 0.5
+    lr: float = 1e-4
+    critic_lr: float = 2e-6
+    critic_clip: float = 0.01
+    train_restorer: bool = True
+    cosine: bool = True
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if not isinstance(value, bool):
+                checks.expect_number("ReblurSettings", name, value, minimum=0)
+
+
+@dataclass(frozen=True)
+class ReblurBatch:
+    """Windows of true pairs. Shape: blurry, sharp (B, T, 3, S, S)."""
+
+    blurry: Tensor
+    sharp: Tensor
+
+
+class WindowSource:
+    """Batches of windows at random places of random clips, turned by quarter turns and flipped at random.
+
+    Args:
+        clips: with originals.
+        size: side of the windows in pixels.
+        num_frames: T.
+    """
+
+    def __init__(self, clips: Sequence[Clip], *, size: int = 256, num_frames: int = 5) -> None:
+        if len(clips) == 0:
+            raise ValueError("WindowSource: expected at least one clip")
+        self.clips, self.size, self.num_frames = clips, size, num_frames
+
+    def __call__(self, count: int, generator: torch.Generator) -> ReblurBatch:
+        """The next batch."""
+        pairs = []
+        for clip in draw_clips(self.clips, count, generator):
+            both = query_windows(clip, self.size, generator, count=1, num_frames=self.num_frames)
+            turns, flip = (int(torch.randint(0, n, (), generator=generator)) for n in (4, 2))
+            turned = [windows.rot90(turns, (-2, -1)) for windows in both]
+            pairs.append([windows.flip(-1) for windows in turned] if flip else turned)
+        return ReblurBatch(*(torch.cat(side) for side in zip(*pairs, strict=True)))
+
+
+class ReblurObjective(Objective):
+    """A reblurrer, what it reblurs compared with true blur, restored again, and judged by a critic.
+
+    Args:
+        reblur: from windows of sharp frames (B, T, 3, H, W) to the blurred centre frame.
+        restorer: any module for frames or clips; None for no cycle.
+        critic: from patches to scores, higher for real blur; None for none.
+        settings: weights and rates.
+        steps: of the whole run, for the cosine.
+        distance: of two pictures, a scalar: the restorer's own loss.
+        outputs: "main" for the restored image, "all" for all stages and scales that the restorer returns.
+    """
+
+    def __init__(
+        self,
+        reblur: nn.Module,
+        restorer: nn.Module | None = None,
+        critic: nn.Module | None = None,
+        *,
+        settings: ReblurSettings = ReblurSettings(),
+        steps: int = 1,
+        distance: Distance = F.l1_loss,
+        outputs: Outputs = "main",
+    ) -> None:
+        super().__init__()
+        self.reblur, self.restorer, self.critic = reblur, restorer, critic
+        self.settings, self.steps, self.distance, self.outputs = settings, steps, distance, outputs
+        self._run = None if restorer is None else as_restorer(restorer)
+
+    def forward(self, batch: ReblurBatch, step: int) -> Step:
+        """Loss of a batch."""
+        return self._judge(batch, self.reblur(batch.sharp))
+
+    def update(self, batch: ReblurBatch, step: int, optimisers: Optimisers, processes: Processes) -> Step:
+        """Critic first, then the others, as released."""
+        fake = self.reblur(batch.sharp)
+        if self.critic is not None:
+            self._teach(self.critic, fake.detach(), self._real(batch), optimisers["critic"], processes)
+        found = self._judge(batch, fake)
+        optimiser = optimisers["networks"]
+        optimiser.zero_grad(set_to_none=True)
+        weights = [p for group in optimiser.param_groups for p in group["params"]]
+        found.loss.backward(inputs=weights)
+        processes.average([p.grad for p in weights if p.grad is not None])
+        optimiser.step()
+        return found
+
+    def groups(self) -> list[dict[str, Any]]:
+        """The reblurrer's and, where it learns, the restorer's weights."""
+        trained = [self.reblur]
+        if self.restorer is not None and self.settings.train_restorer:
+            trained.append(self.restorer)
+        return [{"params": [p for module in trained for p in module.parameters() if p.requires_grad]}]
+
+    def optimisers(self) -> Optimisers:
+        """Adam, and RMSprop for the critic."""
+        found: Optimisers = {"networks": torch.optim.Adam(self.groups(), lr=self.settings.lr)}
+        if self.critic is not None:
+            found["critic"] = torch.optim.RMSprop(self.critic.parameters(), lr=self.settings.critic_lr)
+        return found
+
+    def rate(self, step: int) -> float:
+        """From 1 to 1e-4, along a cosine."""
+        if not self.settings.cosine:
+            return 1.0
+        return 1e-4 + (1 - 1e-4) * 0.5 * (1 + cos(pi * step / self.steps))
+
+    def identity(self) -> dict[str, Any]:
+        """The settings, and the length of the run where rates depend on it."""
+        return asdict(self.settings) | ({"steps": self.steps} if self.settings.cosine else {})
+
+    def exports(self) -> dict[str, nn.Module]:
+        """The networks."""
+        found = {"reblur": self.reblur, "restorer": self.restorer, "critic": self.critic}
+        return {name: module for name, module in found.items() if module is not None}
+
+    def picture(self, found: Step) -> Tensor:
+        """A sharp frame, reblurred, the true blur, and what the restorer makes of both."""
+        return contact_sheet([picture[0] for picture in found.tensors.values()], columns=len(found.tensors))
+
+    def _judge(self, batch: ReblurBatch, fake: Tensor) -> Step:
+        settings, centre = self.settings, batch.sharp.shape[1] // 2
+        sharp, blurry = batch.sharp[:, centre], batch.blurry[:, centre]
+        seen = {"sharp": sharp, "reblurred": fake, "blurry": blurry}
+        parts = {"reblur": settings.reblur_weight * losses.charbonnier_edge(fake, blurry)}
+        if self._run is not None:
+            restored = window_pictures(
+                self._run, self._run.restore, batch.sharp, fake.clamp(0, 1), outputs=self.outputs
+            )
+            parts["cycle"] = settings.cycle_weight * window_loss(restored, sharp, self.distance)
+            seen["restored"] = restored[0][0]
+        if self.critic is not None:
+            parts["adversarial"] = settings.adversarial_weight * losses.adversarial(self.critic(fake))
+        return Step.sum_of(parts, seen)
+
+    def _real(self, batch: ReblurBatch) -> Tensor:
+        """A neighbour of the blurred centre frame, drawn at random, as released: as blurred, and not the same."""
+        others = [t for t in range(batch.blurry.shape[1]) if t != batch.blurry.shape[1] // 2]
+        return batch.blurry[:, others[int(torch.randint(0, len(others), ()))]]
+
+    def _teach(
+        self, critic: nn.Module, fake: Tensor, real: Tensor, optimiser: torch.optim.Optimizer, processes: Processes
+    ) -> None:
+        optimiser.zero_grad(set_to_none=True)
+        losses.critic(critic(fake), critic(real)).backward()
+        processes.average([p.grad for p in critic.parameters() if p.grad is not None])
+        optimiser.step()
+        with torch.no_grad():
+            for parameter in critic.parameters():
+                parameter.clamp_(-self.settings.critic_clip, self.settings.critic_clip)
+
+
+def pretrain_reblur(
+    reblur: nn.Module,
+    clips: Sequence[Clip],
+    run: TrainingRun,
+    *,
+    restorer: nn.Module | None = None,
+    critic: nn.Module | None = None,
+    settings: ReblurSettings = ReblurSettings(),
+    size: int = 256,
+    num_frames: int = 5,
+    distance: Distance = F.l1_loss,
+    outputs: Outputs = "main",
+    on_step: Callable[[int, Step], None] | None = None,
+) -> ReblurObjective:
+    """Train a reblurrer on clips with originals and return the objective that holds it, in eval mode.
+
+    Runs as :func:`tta_restore.engine.train.loop.train` says, and writes ``reblur.safetensors`` and, where they take
+    part, ``restorer.safetensors`` and ``critic.safetensors``.
+
+    Args:
+        reblur: from windows (B, T, 3, H, W) to the blurred centre frame.
+        clips: with originals.
+        run: how long and where to; a batch is that many windows.
+        restorer: see :class:`ReblurObjective`.
+        critic: see :class:`ReblurObjective`.
+        settings: weights and rates.
+        size: side of the windows in pixels.
+        num_frames: T.
+        distance: see :class:`ReblurObjective`.
+        outputs: see :class:`ReblurObjective`.
+        on_step: called after every step.
+
+    Raises:
+        UsageError: ``run.out`` holds the state of a run with other settings.
+        ValueError: there are no clips, or they have no originals.
+    """
+    options: dict[str, Any] = {"settings": settings, "distance": distance, "outputs": outputs}
+    objective = ReblurObjective(reblur, restorer, critic, steps=run.steps, **options)
+    return train(objective, WindowSource(clips, size=size, num_frames=num_frames), run, on_step=on_step)

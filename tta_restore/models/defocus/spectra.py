@@ -1,0 +1,82 @@
+"""Small windows of a picture as log spectra over log frequency and direction, where a larger blur is a shift."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from tta_restore._core.color import srgb_slope, srgb_to_linear
+
+WINDOW, STRIDE = 32, 8
+SCALES, DIRECTIONS = 20, 16
+_LOWEST, _HIGHEST = 1.5 / WINDOW, 0.5  # cycles per pixel
+_CANONICAL_LOWEST, _CANONICAL_HIGHEST = 0.06, 1.0  # cycles per root mean square radius
+_NOISE = (1.0 / 255) ** 2 * 1.1  # power of read noise and rounding of stored values
+
+
+class WindowSpectra(nn.Module):
+    """Log signal to noise ratio of every window in linear light, where blur is a convolution.
+
+    Shape:
+        - input: (B, 3, H, W), RGB in [0, 1], H and W at least ``WINDOW``
+        - output: (B, rows, columns, F, D) with F = ``SCALES``, D = ``DIRECTIONS``, windows every ``STRIDE`` pixels
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        hann = torch.hann_window(WINDOW, periodic=False)
+        self.register_buffer("taper", hann[:, None] * hann[None, :], persistent=False)
+        self.register_buffer("polar", _log_polar_matrix(), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Cut (B, 3, H, W) into windows and transform them."""
+        windows = _windows(srgb_to_linear(x.float()).mean(1))
+        energy = self.taper.square()
+        windows = (windows - (windows * self.taper).sum((-2, -1), keepdim=True) / self.taper.sum()) * self.taper
+        power = torch.fft.fft2(windows).abs().square().flatten(-2) / energy.sum()
+        # the curve spreads the noise where it is steep; the mean of three channels carries a third of that of one
+        spread = (_windows(srgb_slope(x.float()).square().mean(1)) * energy).sum((-2, -1)) / energy.sum()
+        ratio = power @ self.polar.T / (_NOISE / 3 * spread[..., None])
+        return torch.log1p(ratio).unflatten(-1, (SCALES, DIRECTIONS))
+
+
+def at_unit_radius(spectra: Tensor, log_radius: Tensor) -> tuple[Tensor, Tensor]:
+    """Spectra shifted to where those of a blur of unit radius lie, without their level, and where they are known.
+
+    Shape:
+        - spectra: (..., F, D); log_radius: (...), of pixels
+        - output: two of (..., F, D), over frequencies relative to the radius; the second in [0, 1]
+    """
+    span = math.log(_HIGHEST / _LOWEST)
+    canonical = torch.linspace(math.log(_CANONICAL_LOWEST), math.log(_CANONICAL_HIGHEST), SCALES, device=spectra.device)
+    place = (canonical - log_radius[..., None] - math.log(_LOWEST)) / span * (SCALES - 1)
+    cell = torch.arange(SCALES, device=spectra.device)
+    hat = (1 - (place[..., None] - cell).abs()).clamp(min=0)  # (..., canonical, measured)
+    shifted = hat @ spectra
+    # a bin counts where it lies in what the window shows and stands out of the noise
+    valid = hat.sum(-1)[..., None] * torch.sigmoid(2 * (shifted - 1.5))
+    level = (valid * shifted).sum((-2, -1), keepdim=True) / (valid.sum((-2, -1), keepdim=True) + 1e-3)
+    return (shifted - level) * valid, valid
+
+
+def _windows(values: Tensor) -> Tensor:
+    return values.unfold(1, WINDOW, STRIDE).unfold(2, WINDOW, STRIDE)
+
+
+def _log_polar_matrix() -> Tensor:
+    """Bilinear samples of a window's power spectrum at log spaced frequencies and even directions: (cells, 32 * 32)."""
+    steps = torch.linspace(0, 1, SCALES)
+    frequency = _LOWEST * (_HIGHEST / _LOWEST) ** steps
+    direction = torch.arange(DIRECTIONS) * (math.pi / DIRECTIONS)
+    fx = (frequency[:, None] * torch.cos(direction)).flatten() * WINDOW
+    fy = (frequency[:, None] * torch.sin(direction)).flatten() * WINDOW
+    matrix = torch.zeros(len(fx), WINDOW, WINDOW)
+    cells = torch.arange(len(fx))
+    for dy in (0, 1):
+        for dx in (0, 1):
+            ix, iy = fx.floor() + dx, fy.floor() + dy
+            weight = (1 - (fx - ix).abs()) * (1 - (fy - iy).abs())
+            matrix.index_put_((cells, iy.long() % WINDOW, ix.long() % WINDOW), weight, accumulate=True)
+    return matrix.flatten(1)

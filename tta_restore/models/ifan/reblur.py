@@ -1,0 +1,109 @@
+"""The reblurring network of IFAN: it makes the predicted filters know the blur.
+
+Source: Iterative Filter Adaptive Network for Single Image Defocus Deblurring (Lee, Son, Rim, Cho, Lee; CVPR 2021).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tta_restore._core import checks
+from tta_restore.models.ifan import checkpoint
+from tta_restore.models.ifan.network import REDUCTION, xavier_uniform
+from tta_restore.models.registry import register_model
+from tta_restore.nn import IterativeAdaptiveConv2d, ResidualChain
+from tta_restore.nn.residual import activated_conv
+from tta_restore.ops.adaptive_conv import Horizontal
+
+
+@register_model("ifan_reblur", kind="reblurrer")
+class IfanReblur(nn.Module):
+    """Turns the filters that deblur a picture into filters that blur its sharp version; for training only.
+
+    Args:
+        base_channels: those of the deblurring network, likewise the next four.
+        num_steps: N.
+        kernel_size: K.
+        num_res_blocks: units of each residual chain.
+        horizontal: which taps horizontal passes read.
+        reblur_steps: how often the reblurring filters are applied; None for N. (The published configuration of 26 steps
+            has 9, those of 35 and 44 have 17.)
+        reblur_kernel_size: their size, odd; None for K.
+        device: of the parameters.
+        dtype: of the parameters.
+
+    Shape:
+        - sharp: (B, 3, H, W), RGB in [0, 1], H and W multiples of 8
+        - filters: (B, N*C*(2K+1), H/8, W/8), C = 4 * base_channels
+        - output: (B, 3, H/8, W/8)
+
+    19 139 685 parameters by default. The sharp picture is reduced by taking the first pixel of every 8x8 block; what
+    the result is compared with is reduced by averaging. Both as published.
+    """
+
+    name = "ifan_reblur"
+
+    def __init__(
+        self,
+        *,
+        base_channels: int = 32,
+        num_steps: int = 17,
+        kernel_size: int = 3,
+        num_res_blocks: int = 2,
+        horizontal: Horizontal | None = None,
+        reblur_steps: int | None = None,
+        reblur_kernel_size: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        wide = 4 * base_channels
+        self._chosen = horizontal is not None
+        self.reblur = IterativeAdaptiveConv2d(
+            3,
+            num_steps=num_steps if reblur_steps is None else reblur_steps,
+            kernel_size=kernel_size if reblur_kernel_size is None else reblur_kernel_size,
+            activate_last=False,
+            horizontal=horizontal or "own",
+        )
+        self.filter_channels = num_steps * wide * (2 * kernel_size + 1)
+        self.predictor = nn.Sequential(
+            activated_conv(self.filter_channels, wide, **factory),
+            *(ResidualChain(wide, num_units=num_res_blocks, **factory) for _ in range(2)),
+            nn.Conv2d(wide, self.reblur.filter_channels, 3, padding=1, **factory),
+        )
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw all weights anew, as published."""
+        xavier_uniform(self)
+
+    @property
+    def horizontal(self) -> Horizontal:
+        """Which taps the horizontal passes read."""
+        return self.reblur.horizontal
+
+    def convert_state_dict(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Official names to ours; what belongs to the deblurring network is left out."""
+        return checkpoint.reblurring(weights, warn=not self._chosen)
+
+    @classmethod
+    def config_of_state_dict(cls, weights: Mapping[str, Tensor]) -> dict[str, Any]:
+        """The configuration that these weights belong to."""
+        return checkpoint.reblurring_config(weights)
+
+    def forward(self, sharp: Tensor, filters: Tensor) -> Tensor:
+        """Blur ``sharp``, at an eighth of its size, as ``filters`` tell."""
+        checks.expect_floating(self.name, sharp=sharp, filters=filters)
+        b, _, h, w = checks.expect_shape(self.name, "sharp", sharp, "(B, 3, H, W)", (None, 3, None, None))
+        if h % REDUCTION or w % REDUCTION:
+            raise ValueError(f"{self.name}: expected H and W to be multiples of {REDUCTION}, got {tuple(sharp.shape)}")
+        size = (b, self.filter_channels, h // REDUCTION, w // REDUCTION)
+        checks.expect_shape(self.name, "filters", filters, "(B, N*C*(2K+1), H/8, W/8)", size)
+        small = sharp[..., ::REDUCTION, ::REDUCTION]
+        return self.reblur(small, self.predictor(filters)) + small

@@ -1,0 +1,84 @@
+"""Infer the scale and the size requirements of a model from trial runs."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tta_restore.models.restorer.outputs import described, found_scale, is_vector, leaves
+from tta_restore.models.restorer.preserve import left_unchanged
+from tta_restore.models.restorer.spec import RestorerSpec, SizeRequirements
+
+_MULTIPLES = (1, 2, 4, 8, 16, 32, 64, 128)
+_SIDES = (1, 2, 4, 8, 16, 24, 32, 48, 64)
+
+
+def measure(module: nn.Module | Callable[..., Any], like: Tensor) -> RestorerSpec:
+    """Spec of ``module`` from runs on small noise with the channels, dtype and device of ``like``.
+
+    The multiple is the smallest power of two of which odd multiples near 64 pixels run and give an image of the right
+    size; a few larger sides are not tried, so a declared spec is to be preferred. Nothing stays changed in the module.
+
+    Shape: like (B, C, H, W) or (B, T, C, H, W), RGB in [0, 1].
+
+    Raises:
+        ValueError: no small size gives an image, and ``like`` itself gives none either or is refused by the model.
+    """
+    generator = torch.Generator().manual_seed(0)
+
+    def scale_at(height: int, width: int) -> int | None:
+        noise = torch.rand((1, *like.shape[1:-2], height, width), generator=generator)
+        try:
+            raw = module(noise.to(like))
+        except Exception:  # whatever a stranger's model raises for a size it cannot take
+            return None
+        scale = found_scale(raw, (height, width), clips=like.ndim == 5)
+        return scale if all(leaf.isfinite().all() for _, leaf in leaves(raw)) else None
+
+    def requirement() -> tuple[int, SizeRequirements] | None:
+        for square in (False, True):
+            for multiple in _MULTIPLES:
+                side = multiple * (64 // multiple | 1)  # an odd multiple: not by chance one of 2 * multiple as well
+                scale = scale_at(side, side if square else side + 2 * multiple)
+                if scale is not None:
+                    return scale, SizeRequirements(smallest(multiple, scale), multiple, square)
+        return None
+
+    def smallest(multiple: int, scale: int) -> int:
+        sides = sorted({-(-side // multiple) * multiple for side in _SIDES})
+        return next((side for side in sides if scale_at(side, side) == scale), sides[-1])
+
+    kept = left_unchanged(module, training=False) if isinstance(module, nn.Module) else contextlib.nullcontext()
+    with kept, torch.no_grad():
+        found = requirement()
+        if found is None:  # a model of one fixed size, perhaps this one
+            size = (like.shape[-2], like.shape[-1])
+            try:
+                raw = module(like.clone())
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:
+                letters = "(B, C, H, W)" if like.ndim == 4 else "(B, T, C, H, W)"
+                problem = " ".join(str(error).split()) or "no reason given"
+                last = like.shape[-1] in (1, 3, 4) and like.shape[-3] not in (1, 3, 4)
+                hint = " (channels come before rows and columns: move the last axis)" if last else ""
+                raise ValueError(
+                    f"restorer: expected x of a shape that the model takes, got {letters} = {tuple(like.shape)}{hint}; "
+                    f"the model raised {type(error).__name__}: {problem}"
+                ) from error
+            if [leaf.shape[0] for _, leaf in leaves(raw) if is_vector(leaf)] == [like.shape[0]]:
+                return RestorerSpec(frames=None if like.ndim == 5 else 1, dense=False)
+            scale = found_scale(raw, size, clips=like.ndim == 5)
+            if scale is None:
+                raise ValueError(
+                    "restorer: found no image in the model's output for any small frame, nor for "
+                    f"{size[0]}x{size[1]}, where it gave {described(raw)}; declare scale, size and output in a "
+                    "RestorerSpec"
+                )
+            found = scale, SizeRequirements()
+    scale, size = found
+    return RestorerSpec(scale=scale, size=size, frames=None if like.ndim == 5 else 1)

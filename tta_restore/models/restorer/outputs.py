@@ -1,0 +1,167 @@
+"""Walk and rebuild what models return: tensors in lists, tuples, mappings and dataclasses, nested as they like."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tta_restore.models.restorer.spec import RestorerSpec
+
+Path = tuple[int | str, ...]
+
+
+def leaves(value: Any, path: Path = ()) -> Iterator[tuple[Path, Tensor]]:
+    """Paths and tensors in ``value``, in its own order."""
+    if isinstance(value, Tensor):
+        yield path, value
+    for key, child in _children(value):
+        yield from leaves(child, (*path, key))
+
+
+def at(value: Any, path: Path) -> Any:
+    """What ``value`` holds at ``path``; LookupError where there is nothing."""
+    for key in path:
+        value = dict(_children(value))[_normal(value, key)]
+    return value
+
+
+def transform(value: Any, change: Callable[[Path, Tensor], Tensor], path: Path = ()) -> Any:
+    """Copy of ``value`` with ``change(path, tensor)`` in place of each tensor; everything else passes through."""
+    if isinstance(value, Tensor):
+        return change(path, value)
+    changed = {key: transform(child, change, (*path, key)) for key, child in _children(value)}
+    return _rebuild(value, changed) if changed else value
+
+
+def concatenate(values: Sequence[Any]) -> Any:
+    """One structure from those of single images: tensors with a batch axis of one are joined, the rest is the first."""
+    if len(values) == 1:
+        return values[0]
+
+    def join(path: Path, first: Tensor) -> Tensor:
+        if first.ndim == 0 or first.shape[0] != 1:
+            return first
+        return torch.cat([at(value, path) for value in values])
+
+    return transform(values[0], join)
+
+
+def _children(value: Any) -> list[tuple[int | str, Any]]:
+    if isinstance(value, Mapping):  # before dataclasses: a transformers ModelOutput is both
+        return list(value.items())
+    if isinstance(value, (list, tuple)):
+        return list(enumerate(value))
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return [(entry.name, getattr(value, entry.name)) for entry in dataclasses.fields(value)]
+    return []
+
+
+def _normal(value: Any, key: int | str) -> int | str:
+    return key + len(value) if isinstance(value, (list, tuple)) and isinstance(key, int) and key < 0 else key
+
+
+def _rebuild(value: Any, changed: dict[int | str, Any]) -> Any:
+    if isinstance(value, tuple):
+        items = list(changed.values())
+        return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
+    rebuilt = copy.copy(value)
+    for key, child in changed.items():
+        if isinstance(value, (list, Mapping)):
+            rebuilt[key] = child
+        else:
+            object.__setattr__(rebuilt, str(key), child)  # frozen dataclasses too
+    return rebuilt
+
+
+def find_image(raw: Any, spec: RestorerSpec, size: tuple[int, int], *, clips: bool = False) -> Path:
+    """Path of the restored image in what the model returned for an input with sides ``size``.
+
+    Raises:
+        ValueError: there is none of that size; what is there is listed.
+    """
+    found = list(leaves(raw))
+    if not spec.dense:
+        vectors = [p for p, leaf in found if is_vector(leaf)]
+        if len(vectors) == 1:
+            return vectors[0]
+    expected = (size[0] * spec.scale, size[1] * spec.scale)
+    path = _declared_path(raw, spec)
+    if path is None:
+        images = [(p, leaf) for p, leaf in _images(found, spec, clips) if _is(leaf, expected)]
+        if images:
+            return images[0][0]
+    elif _is(at(raw, path), expected):
+        return path
+    wanted = "the largest image-like tensor" if path is None else f"the tensor at {list(path)}"
+    raise ValueError(
+        f"restorer: expected {wanted} of the output to be (..., {expected[0]}, {expected[1]}) for an input of "
+        f"{size[0]}x{size[1]} at scale {spec.scale}, got {described(raw)}; "
+        "declare scale, size and output in a RestorerSpec"
+    )
+
+
+def _declared_path(raw: Any, spec: RestorerSpec) -> Path | None:
+    if spec.output is None:
+        return None
+    if callable(spec.output):
+        picked = spec.output(raw)
+        paths = [path for path, leaf in leaves(raw) if leaf is picked]
+        if not paths:
+            raise ValueError("restorer: RestorerSpec.output must return one of the tensors in the model's output")
+        return paths[0]
+    declared = spec.output if isinstance(spec.output, tuple) else (spec.output,)
+    try:
+        picked = at(raw, declared)
+    except LookupError:
+        picked = None
+    paths = [path for path, leaf in leaves(raw) if leaf is picked]
+    if not paths:
+        there = ", ".join(str(list(path)) for path, _ in leaves(raw)) or type(raw).__name__
+        raise ValueError(f"restorer: the model's output has no tensor at {list(declared)}; there are: {there}")
+    return paths[0]
+
+
+def _image_like(leaf: Tensor, spec: RestorerSpec, clips: bool) -> bool:
+    if not leaf.is_floating_point() or leaf.ndim not in ((4, 5) if clips else (4,)):
+        return False
+    return leaf.shape[-3] == spec.out_channels if spec.out_channels else 1 <= leaf.shape[-3] <= 4
+
+
+def _images(found: list[tuple[Path, Tensor]], spec: RestorerSpec, clips: bool) -> list[tuple[Path, Tensor]]:
+    """Image-like tensors; where there are none, the only one with rows and columns, whatever its channels."""
+    images = [(path, leaf) for path, leaf in found if _image_like(leaf, spec, clips)]
+    if images or spec.out_channels:
+        return images
+    only = [(path, leaf) for path, leaf in found if leaf.is_floating_point() and leaf.ndim == 4]
+    return only if len(only) == 1 else []
+
+
+def described(raw: Any) -> str:
+    """Paths and shapes of the tensors that a model gave, or the kind of what it gave instead."""
+    shapes = [f"{list(path)}: {tuple(leaf.shape)}" for path, leaf in leaves(raw)]
+    return ", ".join(shapes) or type(raw).__name__
+
+
+def is_vector(leaf: Tensor) -> bool:
+    """Whether a tensor holds one vector per frame: (B, K)."""
+    return leaf.is_floating_point() and leaf.ndim == 2
+
+
+def _is(leaf: Any, size: tuple[int, int] | torch.Size) -> bool:
+    return isinstance(leaf, Tensor) and leaf.ndim >= 3 and tuple(leaf.shape[-2:]) == tuple(size)
+
+
+def found_scale(raw: Any, size: tuple[int, int], *, clips: bool = False) -> int | None:
+    """Scale of the largest image-like tensor in the output for an input with sides ``size``; None without any."""
+    scales = []
+    for _, leaf in _images(list(leaves(raw)), RestorerSpec(), clips):
+        height, width = leaf.shape[-2:]
+        scale = height // size[0]
+        if scale >= 1 and (height, width) == (size[0] * scale, size[1] * scale):
+            scales.append(scale)
+    return max(scales, default=None)

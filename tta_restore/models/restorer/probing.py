@@ -1,0 +1,259 @@
+"""Measure what a stranger's restorer does, before anything is adapted."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from tta_restore.models.restorer import outputs
+from tta_restore.models.restorer.normalization import normalization_layers
+from tta_restore.models.restorer.outputs import found_scale
+from tta_restore.models.restorer.preserve import left_unchanged
+from tta_restore.models.restorer.restorer import Restoration, Restorer, as_restorer
+from tta_restore.models.restorer.second_order import own_functions
+from tta_restore.models.restorer.spec import RestorerSpec
+
+_CHANNELS = (3, 1, 4, 6)
+
+
+@dataclass(frozen=True)
+class ProbeReport:
+    """What :func:`probe` measured.
+
+    Attributes:
+        model: class name.
+        parameters: number of weights.
+        spec: how the model has to be run; ``scale``, ``size`` and ``in_channels`` are in it.
+        output: type of what the model returns.
+        image_at: where in it the image is.
+        other_images: where else it holds tensors of the image's size.
+        batch: whether two images at once give what each gives alone.
+        writes_input: whether it writes into its input.
+        repeatable: whether it gives the same twice in eval mode.
+        random_in_train: whether train mode differs from call to call.
+        backward_in_eval: None, or why gradients of the weights cannot be had in eval mode.
+        backward_in_train: the same in train mode.
+        without_gradient: weights that an image's gradient does not reach in eval mode.
+        without_gradient_in_train: the same in train mode.
+        normalization: how many normalisation layers there are of each class.
+        autograd_functions: Python autograd Functions in the graph but those of this package; their second derivative is
+            often wrong.
+    """
+
+    model: str
+    parameters: int
+    spec: RestorerSpec
+    output: str
+    image_at: outputs.Path
+    other_images: tuple[outputs.Path, ...]
+    batch: bool
+    writes_input: bool
+    repeatable: bool
+    random_in_train: bool
+    backward_in_eval: str | None
+    backward_in_train: str | None
+    without_gradient: tuple[str, ...]
+    without_gradient_in_train: tuple[str, ...]
+    normalization: dict[str, int]
+    autograd_functions: tuple[str, ...]
+
+    @property
+    def advice(self) -> dict[str, Any]:
+        """Options for an adapter: the spec, the mode in which more weights get a gradient, and those weights."""
+        train = self.backward_in_train is None and (
+            self.backward_in_eval is not None or len(self.without_gradient_in_train) < len(self.without_gradient)
+        )
+        unreached = self.without_gradient_in_train if train else self.without_gradient
+        return {
+            "spec": self.spec,
+            "mode": "train" if train else "eval",
+            "select": ["all", *(f"!{name}" for name in unreached)] if unreached else "all",
+        }
+
+    @property
+    def traps(self) -> tuple[str, ...]:
+        """What breaks naive wrappers, in words."""
+        found = {
+            f"returns {self.output}": self.output != "tensor",
+            f"takes {self.spec.in_channels} channels": self.spec.in_channels != _CHANNELS[0],
+            "writes into its input": self.writes_input,
+            "one image at a time": not self.batch,
+            "not repeatable": not self.repeatable,
+            "random in train mode": self.random_in_train,
+            "no backward in eval mode": self.backward_in_eval is not None,
+            "no backward in train mode": self.backward_in_train is not None,
+            f"{len(self.without_gradient)} tensors without gradient in eval mode": bool(self.without_gradient),
+            "sizes must be padded": self.spec.size.multiple_of > 1 or self.spec.size.square,
+            f"own autograd functions ({', '.join(self.autograd_functions)})": bool(self.autograd_functions),
+        }
+        return tuple(words for words, holds in found.items() if holds)
+
+    def __str__(self) -> str:
+        rows = {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name != "spec"}
+        size = self.spec.size
+        square = ", square" if size.square else ""
+        rows["in_channels"] = self.spec.in_channels
+        rows["scale"] = self.spec.scale
+        rows["size"] = f"multiple of {size.multiple_of}, at least {size.minimum}{square}"
+        width = max(map(len, rows))
+        return "\n".join(f"{name.replace('_', ' '):<{width}}  {_shown(value)}" for name, value in rows.items())
+
+
+def probe(model: Any, example: Tensor | None = None) -> ProbeReport:
+    """Run ``model`` on small frames in every way that adaptation needs, and report what happened.
+
+    Nothing stays changed in the model, and the global random state is put back.
+
+    Args:
+        model: a module, a spandrel descriptor, or a :class:`Restorer`.
+        example: (B, C, H, W) in [0, 1], or a clip (B, T, C, H, W), for models that 64-pixel noise with 3, 1, 4 or 6
+            channels does not suit.
+
+    Raises:
+        TypeError: ``model`` is no module.
+        ValueError: the model gives no image for any frame tried.
+    """
+    restorer = as_restorer(model)
+    module = restorer.module
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"probe: expected a module or a spandrel descriptor, got {type(model).__name__}")
+    devices = [device for device in {p.device for p in module.parameters()} if device.type == "cuda"]
+    with torch.random.fork_rng(devices), left_unchanged(module):
+        torch.manual_seed(0)
+        frame = example[:1] if example is not None else example_frame(restorer)
+        return _report(restorer, module, frame)
+
+
+def example_frame(restorer: Restorer) -> Tensor:
+    """Noise of 64x64 pixels that a restorer takes: an image (1, C, 64, 64) with C 3, 1, 4 or 6, or a clip.
+
+    Raises:
+        ValueError: it takes none of them.
+    """
+    module: Any = restorer.module
+    weight = next(module.parameters(), torch.zeros(()))
+    declared = restorer.spec.in_channels if restorer.spec else None
+    clip = (restorer.spec.frames or 5,) if restorer.spec and restorer.spec.frames != 1 else ()
+    problem: Exception | None = None
+    for channels in (declared,) if declared else _CHANNELS:
+        frame = torch.rand(1, *clip, channels, 64, 64, generator=torch.Generator().manual_seed(0)).to(weight.device)
+        trial = Restorer(module, restorer.spec)
+        try:
+            with torch.no_grad(), left_unchanged(module, training=False):
+                trial(frame)
+            return frame
+        except Exception as error:  # whatever a stranger's model raises
+            problem = problem or error
+    raise ValueError(f"probe: no frame suits {type(module).__name__}; pass an example") from problem
+
+
+def _report(restorer: Restorer, module: nn.Module, frame: Tensor) -> ProbeReport:
+    with left_unchanged(module, training=False), torch.no_grad():
+        trial = Restorer(module, restorer.known_spec(frame))
+        spec = trial.known_spec(frame)
+        restored = trial.restore(frame)
+        alone = torch.cat([restored.image, trial(frame.flip(-1))])
+        repeatable = torch.equal(trial(frame), restored.image)
+        pair = torch.cat([frame, frame.flip(-1)])
+        batch = _holds(lambda: (both := trial(pair)).shape == alone.shape and (not repeatable or _close(both, alone)))
+        writes_input = _writes_input(trial, frame)
+    with left_unchanged(module, training=False):
+        backward_in_eval, unreached, functions = _backward(trial, module, frame)
+    with left_unchanged(module, training=True):
+        backward_in_train, unreached_in_train, _ = _backward(trial, module, frame)
+    with left_unchanged(module, training=True), torch.no_grad():
+        random_in_train = _holds(lambda: any(not torch.equal(trial(frame), trial(frame)) for _ in range(5)))
+    return ProbeReport(
+        model=type(getattr(module, "_orig_mod", module)).__name__,
+        parameters=sum(parameter.numel() for parameter in module.parameters()),
+        spec=replace(spec, in_channels=frame.shape[-3], batched=batch),
+        output=_kind(restored.raw),
+        image_at=restored.path,
+        other_images=tuple(path for path, leaf in outputs.leaves(restored.raw) if _rivals(path, leaf, restored)),
+        batch=batch,
+        writes_input=writes_input,
+        repeatable=repeatable,
+        random_in_train=random_in_train,
+        backward_in_eval=backward_in_eval,
+        backward_in_train=backward_in_train,
+        without_gradient=unreached,
+        without_gradient_in_train=unreached_in_train,
+        normalization=dict(Counter(type(layer).__name__ for _, layer in normalization_layers(module))),
+        autograd_functions=functions,
+    )
+
+
+def _writes_input(restorer: Restorer, frame: Tensor) -> bool:
+    changed = []
+
+    def watched(inputs: Tensor) -> Any:
+        before = inputs.clone()
+        raw = restorer.module(inputs)
+        changed.append(not torch.equal(before, inputs))
+        return raw
+
+    restorer.restore(frame, call=watched)
+    return any(changed)
+
+
+def _backward(
+    restorer: Restorer, module: nn.Module, frame: Tensor
+) -> tuple[str | None, tuple[str, ...], tuple[str, ...]]:
+    """Why there is no backward, the weights without gradient, and the Python Functions in the graph."""
+    weights = {n: p.detach().requires_grad_() for n, p in module.named_parameters() if p.is_floating_point()}
+    functions: tuple[str, ...] = ()
+    if not weights:
+        return "the model has no weights", (), functions
+    try:
+        with torch.enable_grad():
+            image = restorer.restore(frame, call=lambda x: functional_call(module, weights, (x,))).image
+            kinds: set[Any] = {type(node) for node in own_functions(image)}
+            functions = tuple(sorted(kind.__name__.removesuffix("Backward") for kind in kinds if not _is_ours(kind)))
+            gradients = torch.autograd.grad(image.float().square().mean(), list(weights.values()), allow_unused=True)
+    except Exception as error:  # whatever a stranger's model raises
+        return f"{type(error).__name__}: {str(error).splitlines()[0]}", (), functions
+    return None, tuple(n for n, g in zip(weights, gradients, strict=True) if g is None), functions
+
+
+def _is_ours(kind: Any) -> bool:
+    return kind._forward_cls.__module__.startswith("tta_restore.")  # differentiable twice, and tested to be
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    return torch.allclose(a, b, atol=1e-4)
+
+
+def _holds(condition: Callable[[], bool]) -> bool:
+    try:
+        return condition()
+    except Exception:  # whatever a stranger's model raises
+        return False
+
+
+def _rivals(path: outputs.Path, leaf: Tensor, restored: Restoration) -> bool:
+    clips = restored.image.ndim == 5
+    sides = (restored.image.shape[-2], restored.image.shape[-1])
+    return path != restored.path and found_scale(leaf, sides, clips=clips) == 1
+
+
+def _kind(raw: Any) -> str:
+    if isinstance(raw, Tensor):
+        return "tensor"
+    inner = ", ".join(f"{path[-1]}: {tuple(leaf.shape)}" for path, leaf in outputs.leaves(raw))
+    return f"{type(raw).__name__}({inner})"
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, (tuple, dict)):
+        if len(value) > 6:
+            return f"{len(value)}, such as {', '.join(map(str, list(value)[:3]))}"
+        return ", ".join(f"{k} x{v}" for k, v in value.items()) if isinstance(value, dict) else repr(list(value))
+    return "works" if value is None else str(value)

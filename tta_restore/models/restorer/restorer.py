@@ -1,0 +1,227 @@
+"""Run any restorer by one contract: pad, map values, call, pick the image, crop; differentiable all the way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tta_restore._core import checks
+from tta_restore._core.library import autocast_dtype
+from tta_restore.models.restorer import outputs
+from tta_restore.models.restorer.inference import measure
+from tta_restore.models.restorer.outputs import find_image
+from tta_restore.models.restorer.spec import RestorerSpec, SizeRequirements
+
+
+@dataclass(frozen=True)
+class Restoration:
+    """What a restorer made of a frame: the image in [0, 1], inside whatever structure the model returns it in."""
+
+    image: Tensor
+    raw: Any
+    path: outputs.Path
+
+    def with_image(self, image: Tensor) -> Restoration:
+        """The same, with another image."""
+        return replace(self, image=image)
+
+    def output(self) -> Any:
+        """What the model returned, with the image in its place; everything else as the model gave it."""
+        return outputs.transform(self.raw, lambda path, leaf: self.image if path == self.path else leaf)
+
+
+class Restorer(nn.Module):
+    """A restorer run by its :class:`RestorerSpec`; the wrapped module itself stays as it is.
+
+    Frames are padded to sides that the model takes, mapped from [0, 1] to its value range, given to it as a fresh
+    tensor (a model may write into its input), and the image found in its output is mapped back and cropped. Nothing is
+    clamped. Without a spec, scale and sizes are measured on the first frame by trying small ones.
+
+    Attributes:
+        module: the wrapped module or function, untouched.
+        spec: declared or measured; None until it is known.
+    """
+
+    module: nn.Module | Callable[..., Any]
+
+    def __init__(self, module: nn.Module | Callable[..., Any], spec: RestorerSpec | None = None) -> None:
+        super().__init__()
+        self.module = module
+        self.spec = spec
+
+    def forward(self, x: Tensor, **arguments: Any) -> Tensor:
+        """Restored image of a frame; ``arguments`` go to the model as they are.
+
+        Shape:
+            - x: (B, C, H, W), or (B, T, C, H, W) for a model of clips, RGB in [0, 1]
+            - output: (B, C, scale * H, scale * W), about [0, 1], not clamped
+
+        Raises:
+            TypeError: ``x`` is no floating-point tensor.
+            ValueError: ``x`` does not fit the spec, or the model returns no image of the expected size.
+        """
+        return self.restore(x, **arguments).image
+
+    def restore(self, x: Tensor, *, call: Callable[..., Any] | None = None, **arguments: Any) -> Restoration:
+        """Like :meth:`forward`, together with everything else that the model returns.
+
+        ``call`` runs instead of the module, on the tensor that the module would have got; that is how adapters run it
+        with other weights.
+        """
+        call = call or self.module
+        spec = self.known_spec(x)
+        self._check(x, spec)
+        if not spec.batched and x.shape[0] > 1:
+            parts = [
+                self._restore(image, spec, call, {name: _row(value, i, len(x)) for name, value in arguments.items()})
+                for i, image in enumerate(x.split(1))
+            ]
+            image = torch.cat([part.image for part in parts])
+            return Restoration(image, outputs.concatenate([part.raw for part in parts]), parts[0].path)
+        return self._restore(x, spec, call, arguments)
+
+    def images(self, restoration: Restoration) -> list[Tensor]:
+        """Every image of the restored one's shape in what the model returned, the restored one first, about [0, 1].
+
+        Models of several stages return one per stage, which their training compares with the target, too.
+        """
+        low, high = (0.0, 1.0) if self.spec is None else self.spec.value_range
+        found = [restoration.image]
+        for path, leaf in outputs.leaves(restoration.raw):
+            if path != restoration.path and leaf.shape == restoration.image.shape and leaf.is_floating_point():
+                found.append(((leaf - low) / (high - low)).to(restoration.image.dtype))
+        return found
+
+    def known_spec(self, x: Tensor) -> RestorerSpec:
+        """The spec; measured on small frames like ``x`` and kept where none was declared."""
+        if self.spec is None:
+            _expect_frames(x)
+            module = getattr(self.module, "_orig_mod", self.module)  # small sizes would recompile it again and again
+            self.spec = measure(module, self._cast(x.detach()))
+        return self.spec
+
+    def _restore(
+        self, x: Tensor, spec: RestorerSpec, call: Callable[..., Any], arguments: dict[str, Any]
+    ) -> Restoration:
+        height, width = x.shape[-2:]
+        low, high = spec.value_range
+        inputs = self._cast(pad(x, spec.size))
+        if (low, high) != (0, 1):
+            inputs = inputs * (high - low) + low
+        if inputs is x:
+            inputs = x.clone()  # the model may write into it
+        padded = inputs.shape[-2], inputs.shape[-1]
+        raw = call(inputs, **arguments)
+        path = find_image(raw, spec, padded, clips=x.ndim == 5)
+        size = outputs.at(raw, path).shape[-2:]
+        if padded != (height, width) and spec.dense:
+            raw = outputs.transform(
+                raw,
+                lambda _, leaf: (
+                    _crop(leaf, height * spec.scale, width * spec.scale) if leaf.shape[-2:] == size else leaf
+                ),
+            )
+        image = outputs.at(raw, path)
+        if (low, high) != (0, 1) and spec.dense:
+            image = (image - low) / (high - low)
+        if inputs.dtype != x.dtype:
+            image = image.to(x.dtype)
+        return Restoration(image, raw, path)
+
+    def _check(self, x: Tensor, spec: RestorerSpec) -> None:
+        checks.expect_floating("restorer", x=x)
+        if spec.frames == 1:
+            letters, sizes = "(B, C, H, W)", [None, spec.in_channels, None, None]
+        else:
+            letters, sizes = "(B, T, C, H, W)", [None, spec.frames, spec.in_channels, None, None]
+        _expect_frames(x)
+        checks.expect_shape("restorer", "x", x, letters, sizes)
+        weight = self._weight()
+        if weight is not None and weight.device != x.device:
+            raise ValueError(f"restorer: expected x on the model's device {weight.device}, got {x.device}")
+
+    def _weight(self) -> Tensor | None:
+        if not isinstance(self.module, nn.Module):
+            return None
+        return next((p for p in self.module.parameters() if p.is_floating_point()), None)
+
+    def _cast(self, x: Tensor) -> Tensor:
+        weight = self._weight()
+        if weight is None or autocast_dtype(x.device.type) is not None:
+            return x
+        return x.to(weight.dtype)
+
+
+def as_restorer(model: Any, spec: RestorerSpec | None = None) -> Restorer:
+    """Restorer around a module, a function, or a spandrel descriptor, none of which is edited or copied.
+
+    A descriptor is unwrapped to its module and keeps its scale, channels and size requirement. DataParallel and
+    DistributedDataParallel are unwrapped. A module may carry its own spec as attribute ``spec``.
+
+    Raises:
+        TypeError: ``model`` cannot be called.
+    """
+    if isinstance(model, Restorer):
+        return model if spec is None else Restorer(model.module, spec)
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        return as_restorer(model.module, spec)
+    if isinstance(model, nn.Module):
+        own = getattr(model, "spec", None)
+        return Restorer(model, spec or (own if isinstance(own, RestorerSpec) else None))
+    if isinstance(getattr(model, "model", None), nn.Module) and hasattr(model, "size_requirements"):
+        return Restorer(model.model, spec or _spec_of_descriptor(model))
+    if callable(model):
+        return Restorer(model, spec)
+    raise TypeError(f"as_restorer: expected a module, a function or a spandrel descriptor, got {type(model).__name__}")
+
+
+def pad(x: Tensor, size: SizeRequirements) -> Tensor:
+    """Extend the right and bottom of (..., H, W) by reflection (where too short, by the border) to a legal size."""
+    height, width = x.shape[-2:]
+    legal = size.fit(height, width)
+    if legal == (height, width):
+        return x
+    down, right = legal[0] - height, legal[1] - width
+    flat = x.reshape(-1, *x.shape[-3:])
+    flat = F.pad(flat, (0, right, 0, 0), mode="reflect" if right < width else "replicate")
+    flat = F.pad(flat, (0, 0, 0, down), mode="reflect" if down < height else "replicate")
+    return flat.reshape(*x.shape[:-2], *legal)
+
+
+def _expect_frames(x: Tensor) -> None:
+    """Raise where nothing that any restorer takes came, with what the caller may have meant."""
+    checks.expect_floating("restorer", x=x)
+    shape = tuple(x.shape)
+    hint = ""
+    if x.ndim == 3:
+        last = shape[-1] in (1, 3, 4) and shape[0] not in (1, 3, 4)
+        hint = f"; x{'.permute(2, 0, 1)' if last else ''}[None] has a batch axis{' and channels first' if last else ''}"
+    if x.ndim not in (4, 5):
+        raise ValueError(f"restorer: expected x of shape (B, C, H, W), or (B, T, C, H, W) for clips, got {shape}{hint}")
+    if min(shape[1:]) < 1:
+        raise ValueError(f"restorer: expected x (B, C, H, W) with C, H and W of at least 1, got {shape}")
+
+
+def _row(value: Any, index: int, batch: int) -> Any:
+    """What belongs to one image of a batch: a row of tensors that have one per image, anything else as it is."""
+    one_each = isinstance(value, Tensor) and value.ndim > 0 and value.shape[0] == batch
+    return value[index : index + 1] if one_each else value
+
+
+def _crop(leaf: Tensor, height: int, width: int) -> Tensor:
+    return leaf[..., :height, :width]
+
+
+def _spec_of_descriptor(descriptor: Any) -> RestorerSpec:
+    size = descriptor.size_requirements
+    return RestorerSpec(
+        scale=descriptor.scale,
+        in_channels=descriptor.input_channels,
+        out_channels=descriptor.output_channels,
+        size=SizeRequirements(max(1, size.minimum), max(1, size.multiple_of), bool(size.square)),
+    )

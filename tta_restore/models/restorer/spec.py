@@ -1,0 +1,77 @@
+"""What a restorer takes and gives: the contract that padding, mapping and cropping are derived from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from tta_restore._core import checks
+
+OutputSelection = int | str | tuple[int | str, ...] | Callable[[Any], Tensor] | None
+
+
+@dataclass(frozen=True)
+class SizeRequirements:
+    """Sides, in pixels, that a restorer can run on.
+
+    Attributes:
+        minimum: smallest side.
+        multiple_of: both sides must be a multiple of this.
+        square: both sides must be equal.
+    """
+
+    minimum: int = 1
+    multiple_of: int = 1
+    square: bool = False
+
+    def __post_init__(self) -> None:
+        for name, value in (("minimum", self.minimum), ("multiple_of", self.multiple_of)):
+            checks.expect_int("SizeRequirements", name, value, minimum=1)
+
+    def fit(self, height: int, width: int) -> tuple[int, int]:
+        """Smallest legal (height, width) that holds the given one."""
+        height, width = (self._round_up(max(side, self.minimum)) for side in (height, width))
+        return (max(height, width),) * 2 if self.square else (height, width)
+
+    def _round_up(self, side: int) -> int:
+        return -(-side // self.multiple_of) * self.multiple_of
+
+
+@dataclass(frozen=True)
+class RestorerSpec:
+    """What a restorer takes and gives.
+
+    Attributes:
+        scale: how many output pixels a pixel becomes, along each side.
+        in_channels: channels of the input, None where any will do.
+        out_channels: channels of the restored image, None for 1 to 4.
+        frames: 1 for images (B, C, H, W); T for clips (B, T, C, H, W), None for clips of any length.
+        value_range: what the model calls black and white; frames are mapped from [0, 1] to it and back.
+        size: sides that the model can run on; frames are padded to them, and the result is cropped.
+        output: where the image is in what the model returns: an index, key or attribute name, a tuple of them for
+            nested outputs, or a function that picks it. None takes the largest image-like tensor, the first of equals.
+        batched: False for a model that takes one image at a time; batches are then run image by image.
+        dense: False for a model that gives one vector per frame, (B, K), such as a classifier; nothing is padded then.
+    """
+
+    scale: int = 1
+    in_channels: int | None = None
+    out_channels: int | None = None
+    frames: int | None = 1
+    value_range: tuple[float, float] = (0.0, 1.0)
+    size: SizeRequirements = field(default_factory=SizeRequirements)
+    output: OutputSelection = None
+    batched: bool = True
+    dense: bool = True
+
+    def __post_init__(self) -> None:
+        low, high = self.value_range
+        if not low < high:
+            raise ValueError(f"RestorerSpec: expected value_range (low, high) with low < high, got {self.value_range}")
+        for name in ("scale", "frames"):
+            value = getattr(self, name)
+            if (name, value) != ("frames", None):
+                checks.expect_int("RestorerSpec", name, value, minimum=1)
