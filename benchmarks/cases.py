@@ -78,11 +78,11 @@ class AdaptiveConv(Case):
         def rand(*size: int) -> Tensor:
             return torch.rand(size, generator=generator)
 
-        centre = torch.zeros(self.kernel_size)
-        centre[self.kernel_size // 2] = 1
+        center = torch.zeros(self.kernel_size)
+        center[self.kernel_size // 2] = 1
         identity = torch.zeros(self.filter_channels)
         taps = self.num_steps * 2 * c * self.kernel_size
-        identity[:taps] = centre.repeat(taps // self.kernel_size)
+        identity[:taps] = center.repeat(taps // self.kernel_size)
         x = rand(b, c, h, w)
         if self.features:
             d = self.features

@@ -28,7 +28,7 @@ def main(chosen: list[str]) -> None:
     """Print a row for each of ``chosen``, by default for all."""
     torch.set_num_threads(1)
     model = create_model("lens_unet", checkpoint="specialist").eval()
-    frames = defocus.lens_stream(defocus.DEV, photos.DEV, frames_per_lens=3, size=128, seed=5)
+    frames = defocus.defocus_stream(defocus.DEV, photos.DEV, frames_per_lens=3, size=128, seed=5)
 
     def scores(adapter):
         restored = [adapter(frame.blurry[None]).clamp(0, 1) for frame in frames]

@@ -75,7 +75,7 @@ def main(arguments: list[str]) -> None:
     torch.set_num_threads(1)
     stream = {"frames_per_lens": options.frames_per_lens, **STREAM}
     source = as_restorer(create_model("lens_unet", checkpoint="specialist").eval())
-    frames = defocus.lens_stream(**stream)
+    frames = defocus.defocus_stream(**stream)
     path = RESULTS / f"long_streams-{len(frames)}.json"
     rows = json.loads(path.read_text())["methods"] if path.exists() else {}
     reference = evaluate_stream(frames, {"source": lambda: adapters.Adapter(source)}, progress=False)

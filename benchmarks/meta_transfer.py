@@ -5,7 +5,7 @@ restorer is pre-trained with true pairs of clips of one camera that pans within 
 others, in steps of 30 degrees, train it further, in two ways: with plain pairs, and by meta-training. Test clips pan at
 45 and -75 degrees, which neither has, over photographs that nothing was trained or chosen on, and nobody has sharp
 frames of them. A restorer is adapted to one by what it shows itself: patches that are sharp when the camera stands,
-blurred along the motion that other moments of the clip show (`MotionReblur`, whose exposure was learnt).
+blurred along the motion that other moments of the clip show (`MotionReblur`, whose exposure was learned).
 
 pre-trained         the start of the other two
 trained on          with true pairs of the clips of other cameras
@@ -155,9 +155,9 @@ def film(pictures, shakes, seed, length):
 def supervised(restorer, clips, seed, *, steps, lr, pairs=32):
     """Plain training with true pairs, Adam along a cosine."""
     restorer.train().to(memory_format=torch.channels_last)
-    optimiser = torch.optim.AdamW(restorer.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=1e-4)
+    optimizer = torch.optim.AdamW(restorer.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimiser, lambda t: min((t + 1) / 100, 0.5 * (1 + math.cos(math.pi * t / steps)) + 1e-3)
+        optimizer, lambda t: min((t + 1) / 100, 0.5 * (1 + math.cos(math.pi * t / steps)) + 1e-3)
     )
     generator = torch.Generator().manual_seed(seed)
     clips, gains = [in_motion(clip) for clip in clips], []
@@ -165,11 +165,11 @@ def supervised(restorer, clips, seed, *, steps, lr, pairs=32):
         chosen = torch.randint(0, len(clips), (pairs,), generator=generator).tolist()
         cut = [query_windows(clips[i], PATCH, generator, count=1, num_frames=1) for i in chosen]
         blurry, sharp = (torch.cat(side)[:, 0] for side in zip(*cut, strict=True))
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         restored = restorer(blurry.contiguous(memory_format=torch.channels_last))
         F.l1_loss(restored, sharp).backward()
         torch.nn.utils.clip_grad_norm_(restorer.parameters(), 0.5)
-        optimiser.step()
+        optimizer.step()
         schedule.step()
         gains.append((psnr(restored.detach(), sharp) - psnr(blurry, sharp)).mean().item())
         if len(gains) % 250 == 0:
@@ -236,10 +236,10 @@ def starts_of(restorer, tasks, seed, options, folder):
             before, adapted = (statistics.mean(part) for part in zip(*history[-100:], strict=True))
             print(f"meta-training {len(history)}: {before:.5f}, adapted {adapted:.5f}", flush=True)
 
-    learnt = Decaying(copy.deepcopy(restorer), MadeBefore(), settings=settings)
-    learnt.steps = options.further
-    train(learnt, tasks, run, on_step=show)
-    found["meta-trained"] = learnt.restorer.eval()
+    learned = Decaying(copy.deepcopy(restorer), MadeBefore(), settings=settings)
+    learned.steps = options.further
+    train(learned, tasks, run, on_step=show)
+    found["meta-trained"] = learned.restorer.eval()
     lap("meta-training")
     return found, spent
 

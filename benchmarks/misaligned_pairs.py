@@ -22,8 +22,8 @@ from tta_restore.engine.demo.train import sharp_bank
 from tta_restore.engine.train.loop import TrainingRun
 from tta_restore.engine.train.misaligned import MisalignedSettings, train_misaligned
 from tta_restore.metrics import psnr
-from tta_restore.models.defocus.unet import LensUNet
-from tta_restore.models.jdrl import JdrlReblur
+from tta_restore.models.defocus.unet import DefocusUNet
+from tta_restore.models.jdrl import JDRLReblur
 from tta_restore.models.optical_flow import LucasKanade
 
 WIDTHS = (24, 32, 48)
@@ -48,7 +48,7 @@ def held_out(restorer):
     """PSNR of every photograph, in dB: blurry, restored."""
     rows = {}
     for name in photos.TEST:
-        frames = defocus.lens_stream([defocus.SOURCE], (name,), frames_per_lens=3, size=160, seed=77)
+        frames = defocus.defocus_stream([defocus.SOURCE], (name,), frames_per_lens=3, size=160, seed=77)
         with torch.no_grad():
             before = [float(psnr(frame.blurry[None], frame.sharp[None])) for frame in frames]
             after = [float(psnr(restorer(f.blurry[None]).clamp(0, 1), f.sharp[None])) for f in frames]
@@ -59,7 +59,7 @@ def held_out(restorer):
 def train(variant, seed, steps, bank):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        restorer, reblur = LensUNet(widths=WIDTHS), JdrlReblur(width=8)
+        restorer, reblur = DefocusUNet(widths=WIDTHS), JDRLReblur(width=8)
     source = GeneratedPairs(bank, size=80, lens=lens)
     with tempfile.TemporaryDirectory() as folder:
         run = TrainingRun(Path(folder), steps=steps, save_every=steps, draw_every=0, seed=seed, progress=False)

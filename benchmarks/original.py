@@ -4,7 +4,7 @@ every ratio.
 Adaptive convolution: unfold, permute, multiply, sum. Every step makes the K shifted views of its input, brings taps and
 views into one layout, multiplies and sums over K.
 
-Isotropic blur: every kernel is made tap by tap for a quadrant, mirrored twice and normalised; the image is stacked once
+Isotropic blur: every kernel is made tap by tap for a quadrant, mirrored twice and normalized; the image is stacked once
 per tap; product, sum.
 """
 

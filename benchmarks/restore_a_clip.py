@@ -32,7 +32,7 @@ from torch import nn
 
 from tta_restore import models, ops
 from tta_restore.adapters import MetaTransfer
-from tta_restore.data.datasets.clips import PictureFrames, stack_frames
+from tta_restore.data.datasets.clips import ImageSequence, stack_frames
 from tta_restore.data.datasets.mining import ShiftTables, place_patches
 from tta_restore.data.synthetic import photos
 from tta_restore.models import RestorerSpec
@@ -179,7 +179,7 @@ def ours(paths: list[Path], options: argparse.Namespace, clock: Clock) -> tuple[
     generator = adapter.state.generator()
     start = time.process_time()
     with clock.timed("decoding"):
-        clip = stack_frames(PictureFrames(paths))
+        clip = stack_frames(ImageSequence(paths))
     with clock.timed("mining and both stages"):
         report = adapter.adapt(clip)
     with clock.timed("restoration"):
@@ -206,7 +206,7 @@ def compare(options: argparse.Namespace):
         paths = write_clip(Path(folder), options.frames, options.height, options.width)
         out, draws = ours(paths, options, clocks["ours"])
         with torch.no_grad():
-            plain = torch.cat([networks(options.channels)[0](x[None]) for x in PictureFrames(paths)])
+            plain = torch.cat([networks(options.channels)[0](x[None]) for x in ImageSequence(paths)])
         F.scaled_dot_product_attention = written_out_attention
         try:
             expected = direct(paths, options, draws, clocks["published"])

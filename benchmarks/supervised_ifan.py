@@ -1,7 +1,7 @@
 """Does IFAN learn from its first step on? `python -m benchmarks.supervised_ifan`.
 
 A small IFAN, the three published losses, pairs with dual-pixel views made of the training photographs by one lens, as
-a data set is made with one; the same pairs, steps and rates for both initialisations: ``identity`` (ours), and
+a data set is made with one; the same pairs, steps and rates for both initializations: ``identity`` (ours), and
 ``published``, whose filters are so small that nothing of the encoder's features passes N steps. PSNR is measured on
 photographs that nothing was trained on, through the same lens. Gradients are those of the last layer of the encoder
 whose features are filtered. ``--random-lenses`` draws one per picture: even the best linear filter gains 0.1 dB then.

@@ -1,7 +1,7 @@
 """Comparison of a result with its expectation: element by element, and as vectors.
 
 A small error everywhere in one direction, or a gradient that points slightly elsewhere, passes an elementwise tolerance
-and still ruins an optimisation. So four things must hold, and the message says which one did not.
+and still ruins an optimization. So four things must hold, and the message says which one did not.
 """
 
 from __future__ import annotations

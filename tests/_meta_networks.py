@@ -52,7 +52,7 @@ def task(seed=0, *, patches=2, queries=3, size=12, dtype=torch.float64):
 
 
 def clips(count=3, frames=6, size=32):
-    """Flicker of random patterns: the sharp frames move, the blurred ones are means of neighbours."""
+    """Flicker of random patterns: the sharp frames move, the blurred ones are means of neighbors."""
     found = []
     for number in range(count):
         generator = torch.Generator().manual_seed(number)

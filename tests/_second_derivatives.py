@@ -9,10 +9,10 @@ class SavesIntermediates(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, weight, bias, eps):
-        centred = x - x.mean(1, keepdim=True)
-        scale = (centred.square().mean(1, keepdim=True) + eps).rsqrt()
-        ctx.save_for_backward(centred * scale, scale, weight)
-        return centred * scale * weight[:, None, None] + bias[:, None, None]
+        centerd = x - x.mean(1, keepdim=True)
+        scale = (centerd.square().mean(1, keepdim=True) + eps).rsqrt()
+        ctx.save_for_backward(centerd * scale, scale, weight)
+        return centerd * scale * weight[:, None, None] + bias[:, None, None]
 
     @staticmethod
     def backward(ctx, grad):

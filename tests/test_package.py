@@ -64,7 +64,8 @@ def test_modules_are_there_when_they_are_named():
 import tta_restore as t
 for named in (
     t.engine.evaluate_stream, t.engine.train.supervised.train_supervised, t.engine.train.misaligned.MisalignedObjective,
-    t.engine.train.meta_train.meta_train, t.engine.train.reblur.pretrain_reblur, t.data.synthetic.defocus.lens_stream,
+    t.engine.train.meta_train.meta_train, t.engine.train.reblur.pretrain_reblur,
+    t.data.synthetic.defocus.defocus_stream,
     t.data.synthetic.dead_leaves, t.data.datasets.pairs, t.models.optical_flow, t.models.jdrl.BlurConditioned,
 ):
     assert named is not None

@@ -79,11 +79,11 @@ class AdapterTests:
         outputs = list(adapter.stream(stream))
         assert same_bits(picture(net), before)
         assert same_bits(stream, given)
-        learnt = adapter.state_dict()
+        learned = adapter.state_dict()
         assert same_bits([adapter.predict(x) for x in stream], [adapter.predict(x) for x in stream])
         adapter.plan()
-        assert same_bits(adapter.state_dict(), learnt)
-        changed = not same_bits(learnt["tensors"], start["tensors"])
+        assert same_bits(adapter.state_dict(), learned)
+        changed = not same_bits(learned["tensors"], start["tensors"])
         assert changed == RECIPES[recipe].learns
         assert adapter.report.updated == RECIPES[recipe].learns
         assert adapter.report.skipped_because is None or not RECIPES[recipe].learns

@@ -58,7 +58,7 @@ class Pairs(Adapter):
     def initial_extra(self):
         return {"recent": [], "lenses": [], "now": None, "switches": 0}
 
-    def make_optimiser(self, parameters):
+    def make_optimizer(self, parameters):
         return torch.optim.Adam(parameters, lr=self.lr, foreach=True)
 
     def begin_frame(self, frame):
@@ -81,8 +81,8 @@ class Pairs(Adapter):
         return charbonnier(self.run("student", small + 0.05 * noise).image, sharp)
 
     def after_step(self, frame):
-        self.average_teacher(0.9)
-        self.restore_student(0.1)
+        self.update_teacher(0.9)
+        self.stochastic_restore(0.1)
 
 
 def make_pairs(model: Any, **options: Any) -> Pairs:
@@ -108,7 +108,7 @@ def lens_estimator() -> nn.Module:
 
 
 def make_reblur_consistency(model: Any, **options: Any) -> ReblurConsistency:
-    # Gentle enough for what was learnt to be given: steps that do not help are made and not shown.
+    # Gentle enough for what was learned to be given: steps that do not help are made and not shown.
     return ReblurConsistency(model, lens_estimator(), **{"steps": 2, "lr": 1e-3, "anchor": 0.0} | options)
 
 
@@ -134,7 +134,7 @@ def make_meta_transfer(model: Any, **options: Any) -> MetaTransfer:
 
 
 def look(restored: Tensor) -> Tensor:
-    """Two tokens per picture: the colours of its halves."""
+    """Two tokens per picture: the colors of its halves."""
     return F.adaptive_avg_pool2d(restored, (1, 2)).flatten(2).transpose(1, 2)
 
 

@@ -54,7 +54,7 @@ def test_settings_are_checked_in_the_callers_words():
         (lambda: SiamCTTA(net, select="all", learning_rate=1e-3), "SiamCTTA has no learning_rate; "),
         (lambda: SiamCTTA(net, select="all", step=2), "SiamCTTA has no step; did you mean steps"),
         (lambda: adapters.CauSiam(net, sematic=None), "CauSiam has no sematic; did you mean semantic"),
-        (lambda: adapters.Tent(net, lr_decay=0.9), "Tent has no lr_decay; "),  # not among SelfTaught's either
+        (lambda: adapters.Tent(net, lr_decay=0.9), "Tent has no lr_decay; "),  # not among EntropyAdapter's either
     ]:
         with pytest.raises(TypeError, match=message):
             make()

@@ -11,7 +11,7 @@ from adapters.test_siam_ctta_golden import published
 from torch import nn
 
 from tta_restore import models
-from tta_restore.adapters import CauSiam, CentreCrop, Guards, Semantic
+from tta_restore.adapters import CauSiam, CenterCrop, Guards, Semantic
 from tta_restore.models import RestorerSpec
 from tta_restore.nn import OpenClipEncoder
 
@@ -55,7 +55,7 @@ def make(net, encoder, **options):
 def test_injected_it_equals_the_released_rule_with_the_attention_built_in(steps, encoder):
     torch.manual_seed(0)
     net = Plain()
-    adapter = make(net, encoder, steps=steps, restore=0.0, region=CentreCrop(24, above=(40, 28)))
+    adapter = make(net, encoder, steps=steps, restore=0.0, region=CenterCrop(24, above=(40, 28)))
     frames = [torch.rand(2, 3, *size) for size in [(32, 40), (24, 32), (24, 28), (48, 26), (24, 28)]]
     builtin = BuiltIn(net, adapter.injection.layers[0])
     expected, student = published(

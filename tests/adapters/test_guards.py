@@ -16,7 +16,7 @@ class Scripted(Adapter):
         super().__init__(model, select="all", **options)
         self.losses, self.lr = iter(losses), lr
 
-    def make_optimiser(self, parameters):
+    def make_optimizer(self, parameters):
         return torch.optim.SGD(parameters, lr=self.lr)
 
     def objective(self, frame):
@@ -24,7 +24,7 @@ class Scripted(Adapter):
         return image.mean() * 0 + image.square().mean() / image.square().mean().detach() * next(self.losses)
 
     def after_step(self, frame):
-        self.average_teacher(0.5)
+        self.update_teacher(0.5)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -52,11 +52,11 @@ def test_a_gradient_that_is_not_finite_is_not_followed():
     assert adapter.state.updates == 0
 
 
-def test_a_fused_optimiser_gets_gradients_in_the_order_of_the_weights():
+def test_a_fused_optimizer_gets_gradients_in_the_order_of_the_weights():
     class Strided(Scripted):
         fused = False
 
-        def make_optimiser(self, parameters):
+        def make_optimizer(self, parameters):
             return torch.optim.Adam(parameters, lr=self.lr, fused=self.fused)
 
         def gradients(self, loss):  # as some backends of convolutions give them

@@ -144,7 +144,7 @@ def test_recorded_critic():
 
 
 def by_hand(restorer, reblur, discriminator, items, real, second):
-    """The published inner loop with torch's optimisers on the networks themselves; ``second`` is the second order."""
+    """The published inner loop with torch's optimizers on the networks themselves; ``second`` is the second order."""
     adam = torch.optim.Adam(
         [{"params": reblur.parameters(), "lr": 1e-3}, {"params": restorer.parameters(), "lr": 2e-3}]
     )
@@ -197,11 +197,11 @@ def test_the_most_blurred_crop_can_be_the_real_one():
     assert moved.abs().max() > 1e-4  # another crop, other weights
 
 
-def test_a_critic_that_learns_at_every_second_judgement_along_a_schedule():
+def test_a_critic_that_learns_at_every_second_judgment_along_a_schedule():
     recorded = load_file(GOLDEN / "gan_tiny.safetensors")
     critic, theirs = (loaded(TinyCritic(), recorded, "d_init.") for _ in range(2))
     critic = Critic(critic, lr=1e-3, every=2)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(critic.optimiser, 15, eta_min=1e-9)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(critic.optimizer, 15, eta_min=1e-9)
     rms = torch.optim.RMSprop(theirs.parameters(), lr=1e-3)
     for step in range(4):
         fake, real = recorded[f"step{step % 3}.fake"], recorded[f"step{step % 3}.real"]
@@ -229,14 +229,14 @@ class TinyReblur(nn.Module):
         return clip[:, 1] + 0.1 * torch.tanh(self.conv(clip.flatten(1, 2)))
 
 
-@pytest.mark.parametrize("optimiser", ["sgd", "adam"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 @pytest.mark.parametrize("order", ["repaired", "published"])
-def test_second_order_is_that_of_finite_differences(optimiser, order):
+def test_second_order_is_that_of_finite_differences(optimizer, order):
     torch.manual_seed(0)
     restorer, reblur = OneConvolution().double(), TinyReblur().double()
     generator = torch.Generator().manual_seed(1)
     items = [Item(0.2 + 0.6 * torch.rand(3, 3, 5, 6, generator=generator, dtype=torch.float64)) for _ in range(2)]
-    settings = InnerLoopSettings(lr=0.05, reblur_lr=0.03, optimiser=optimiser, order=order)
+    settings = InnerLoopSettings(lr=0.05, reblur_lr=0.03, optimizer=optimizer, order=order)
     query = torch.rand(1, 3, 5, 6, generator=generator, dtype=torch.float64)
 
     def outer(a, b):
@@ -284,7 +284,7 @@ def test_steps_are_those_of_the_settings():
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        ({"optimiser": "rmsprop"}, "optimiser to be one of 'adam', 'sgd'"),
+        ({"optimizer": "rmsprop"}, "optimizer to be one of 'adam', 'sgd'"),
         ({"order": "right"}, "order to be one of 'repaired', 'published', 'published_torch1', got 'right'"),
         ({"real": "sharp"}, "real to be one of"),
         ({"adversarial_weight": 1.5}, r"adversarial_weight to be a number in \[0, 1\], got 1.5"),

@@ -41,7 +41,7 @@ def make(*modules, **options):
 
 
 @pytest.mark.parametrize("order", ["repaired", "published", "published_torch1"])
-@pytest.mark.parametrize("real", ["neighbour", "blurriest"])
+@pytest.mark.parametrize("real", ["neighbor", "blurriest"])
 def test_a_clip_is_the_inner_loop_on_its_patches(order, real):
     restorer, reblur, discriminator = networks()
     adapter = make(restorer, reblur, discriminator, order=order, real=real, passes=2, seed=3)
@@ -118,7 +118,7 @@ def test_small_frames_give_small_patches():
 
 
 class OfThree(nn.Module):
-    """Restores the middle one of three frames, and says how sharp its neighbours are."""
+    """Restores the middle one of three frames, and says how sharp its neighbors are."""
 
     spec = RestorerSpec(frames=3)
 
@@ -175,7 +175,7 @@ class Stages(OneConvolution):
         return [F.avg_pool2d(y, 2), y + 0.1, y]
 
 
-def test_all_outputs_of_a_model_are_learnt_from():
+def test_all_outputs_of_a_model_are_learned_from():
     seen = {}
     for outputs in ("main", "all"):
         sizes = []
@@ -354,7 +354,7 @@ def test_the_ends_of_a_clip_that_moves_are_no_sharp_frames():
     assert torch.equal(left_sharp(blurred, sharp, reblur), sharp)
     resting = blurred[:1].expand(6, -1, -1, -1)
     assert torch.equal(left_sharp(resting, sharp, reblur), resting)
-    for length in (1, 2):  # no frame has two neighbours
+    for length in (1, 2):  # no frame has two neighbors
         assert left_sharp(blurred[:length], sharp[:length], reblur).shape == (length, 3, 64, 64)
 
 

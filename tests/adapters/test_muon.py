@@ -11,12 +11,12 @@ def _leaf(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> tor
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype).requires_grad_()
 
 
-def _steps(optimiser: torch.optim.Optimizer, parameter: torch.Tensor, count: int = 4) -> torch.Tensor:
+def _steps(optimizer: torch.optim.Optimizer, parameter: torch.Tensor, count: int = 4) -> torch.Tensor:
     """The parameter after steps along gradients that depend on its number of elements only."""
     generator = torch.Generator().manual_seed(1)
     for _ in range(count):
         parameter.grad = torch.randn(parameter.numel(), generator=generator).to(parameter.dtype).view(parameter.shape)
-        optimiser.step()
+        optimizer.step()
     return parameter.detach()
 
 
@@ -75,28 +75,28 @@ def test_tensors_side_by_side_go_as_alone():
     """Those of one shape are stepped together; some have no gradient this time."""
     together = [_leaf(6, 8, seed=seed) for seed in range(3)] + [_leaf(5, seed=5), _leaf(6, 8, seed=7)]
     alone = [tensor.detach().clone().requires_grad_() for tensor in together]
-    optimisers = [Muon(together, lr=0.01), *(Muon([tensor], lr=0.01) for tensor in alone)]
+    optimizers = [Muon(together, lr=0.01), *(Muon([tensor], lr=0.01) for tensor in alone)]
     for step in range(3):
         for index, (one, other) in enumerate(zip(together, alone, strict=True)):
             gradient = None if (step + index) % 3 == 0 else torch.randn(one.shape)
             one.grad, other.grad = gradient, None if gradient is None else gradient.clone()
-        for optimiser in optimisers:
-            optimiser.step()
+        for optimizer in optimizers:
+            optimizer.step()
     for one, other in zip(together, alone, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
 
 
 def test_it_takes_a_closure():
     parameter = _leaf(4, 6)
-    optimiser = Muon([parameter], lr=0.5)
+    optimizer = Muon([parameter], lr=0.5)
 
     def closure() -> torch.Tensor:
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss = parameter.square().mean()
         loss.backward()
         return loss
 
-    losses = [optimiser.step(closure).item() for _ in range(8)]
+    losses = [optimizer.step(closure).item() for _ in range(8)]
     assert losses[-1] < 0.5 * losses[0]
 
 

@@ -14,7 +14,7 @@ def specialist():
 
 
 def stream(count, size=64):
-    return defocus.lens_stream([defocus.DEV[3]], photos.DEV[:1], frames_per_lens=count, size=size, seed=3)
+    return defocus.defocus_stream([defocus.DEV[3]], photos.DEV[:1], frames_per_lens=count, size=size, seed=3)
 
 
 def test_seeds_are_the_aperture_at_its_radius():

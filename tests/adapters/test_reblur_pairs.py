@@ -18,8 +18,8 @@ def _specialist() -> nn.Module:
     return create_model("lens_unet", checkpoint="specialist").eval()
 
 
-def _frames(lens: defocus.Lens, count: int, seed: int = 11) -> list[defocus.LensFrame]:
-    return defocus.lens_stream([lens], photos.DEV[:2], frames_per_lens=count, size=128, seed=seed)
+def _frames(lens: defocus.Lens, count: int, seed: int = 11) -> list[defocus.DefocusFrame]:
+    return defocus.defocus_stream([lens], photos.DEV[:2], frames_per_lens=count, size=128, seed=seed)
 
 
 def test_it_learns_a_lens_that_the_restorer_never_saw():
@@ -200,9 +200,9 @@ def test_after_a_change_of_lens_it_continues_from_what_restores_its_pairs_best()
     ring = defocus.Lens("ring", defocus.ring(0.65), (3.0, 4.5))
     adapter = ReblurPairs(_specialist(), steps=48, burst=1, switch=0.15)
     adapter.adapt(_frames(ring, 1)[0].blurry[None])
-    learnt, source = adapter.snapshot()["student"], adapter.source
-    sharp = defocus.Lens("disk", defocus.disk, (0.8, 1.0))  # which the source knows and what was learnt spoils
-    for lens, expected, other in ((sharp, source, learnt), (ring, learnt, source)):
+    learned, source = adapter.snapshot()["student"], adapter.source
+    sharp = defocus.Lens("disk", defocus.disk, (0.8, 1.0))  # which the source knows and what was learned spoils
+    for lens, expected, other in ((sharp, source, learned), (ring, learned, source)):
         frame = _frames(lens, 1)[0].blurry[None]
         with adapter._session(frame) as looked_at, adapter._working_on(adapter.state):
             adapter.switch = -1.0  # every frame is of a new lens
@@ -210,7 +210,7 @@ def test_after_a_change_of_lens_it_continues_from_what_restores_its_pairs_best()
             assert looked_at.extra["lens_changed"] == 1
             assert all(torch.equal(tensor, expected[name]) for name, tensor in adapter.student.items())
             assert not all(torch.equal(tensor, other[name]) for name, tensor in adapter.student.items())
-            assert (adapter.extra["lead"] > 0.3) == (expected is learnt)
+            assert (adapter.extra["lead"] > 0.3) == (expected is learned)
             assert adapter.state.updates == 0, "the schedule starts over"
 
 
@@ -226,8 +226,8 @@ def test_a_lens_is_new_only_when_nothing_that_fits_the_frame_is_near(monkeypatch
         assert adapter.adapt(frames[1].blurry[None]).extra["lens_changed"] == changed
 
 
-def test_grey_frames_and_batches_and_small_frames():
-    class Grey(nn.Module):
+def test_gray_frames_and_batches_and_small_frames():
+    class Gray(nn.Module):
         def __init__(self):
             super().__init__()
             self.conv = nn.Conv2d(1, 1, 3, padding=1)
@@ -235,7 +235,7 @@ def test_grey_frames_and_batches_and_small_frames():
         def forward(self, x):
             return x + 0.1 * self.conv(x)
 
-    adapter = ReblurPairs(Grey(), steps=1, burst=1)
+    adapter = ReblurPairs(Gray(), steps=1, burst=1)
     assert adapter(torch.rand(2, 1, 40, 36)).shape == (2, 1, 40, 36)
     assert adapter(torch.rand(1, 1, 9, 20)).shape == (1, 1, 9, 20)
 
@@ -300,6 +300,6 @@ def test_its_plan_counts_one_moment_for_filters_and_two_for_biases():
     adapter = ReblurPairs(model, steps=1, burst=1)
     assert adapter.plan().bytes == expected
     adapter.adapt(_frames(defocus.SOURCE, 1)[0].blurry[None])
-    kept = [value for entry in adapter.state.optimiser.state.values() for value in entry.values() if value.ndim]
+    kept = [value for entry in adapter.state.optimizer.state.values() for value in entry.values() if value.ndim]
     tensors = [tensor for role in adapter.state.sets.values() for tensor in role.values()]
     assert sum(tensor.nbytes for tensor in (*kept, *tensors)) == expected

@@ -5,7 +5,7 @@ from adapters.zoo import UNet, build
 from hypothesis import strategies as st
 from torch import nn
 
-from tta_restore.adapters import Adapter, CentreCrop, SelfEnsemble, SiamCTTA, Tiles
+from tta_restore.adapters import Adapter, CenterCrop, SelfEnsemble, SiamCTTA, Tiles
 from tta_restore.adapters.tiling import RELEASED_REGION
 from tta_restore.models import RestorerSpec, SizeRequirements
 
@@ -24,7 +24,7 @@ def test_the_released_rule_on_real_sizes_never_leaves_the_frame(size, expected):
 @hypothesis.given(st.integers(1, 80), st.integers(1, 80), st.integers(1, 60), st.sampled_from([1, 2, 8]))
 def test_crops_are_central_legal_and_never_empty(height, width, size, multiple):
     image = torch.arange(float(height * width)).view(1, 1, height, width)
-    region = CentreCrop(size)(image, SizeRequirements(multiple_of=multiple))
+    region = CenterCrop(size)(image, SizeRequirements(multiple_of=multiple))
     if height <= size and width <= size:
         assert region is image
         return
@@ -46,7 +46,7 @@ def test_large_frames_are_adapted_on_their_crop_and_restored_whole():
             return super().forward(x)
 
     adapter = SiamCTTA(
-        Watching(3, 3, 3, padding=1), select="all", region=CentreCrop(16, above=(30, 30)), spec=RestorerSpec(), lr=0.1
+        Watching(3, 3, 3, padding=1), select="all", region=CenterCrop(16, above=(30, 30)), spec=RestorerSpec(), lr=0.1
     )
     small, large = torch.rand(1, 3, 30, 20), torch.rand(1, 3, 24, 40)
     before = adapter.predict(small)
@@ -127,5 +127,5 @@ def test_settings_are_checked():
     for arguments in [(0, 0), (10, 6), (10, -1)]:
         with pytest.raises(ValueError, match="Tiles: expected"):
             Tiles(*arguments)
-    with pytest.raises(ValueError, match="CentreCrop: expected size to be an integer >= 1"):
-        CentreCrop(0)
+    with pytest.raises(ValueError, match="CenterCrop: expected size to be an integer >= 1"):
+        CenterCrop(0)

@@ -20,25 +20,25 @@ from tta_restore.adapters.checkpoint import FORMAT_VERSION
 
 
 @pytest.fixture
-def learnt():
+def learned():
     adapter = make_pairs(build("plain"))
     for x in frames("plain", 3):
         adapter(x)
     return adapter
 
 
-def test_the_file_is_small_holds_no_pickle_and_reads_back(learnt, tmp_path):
+def test_the_file_is_small_holds_no_pickle_and_reads_back(learned, tmp_path):
     path = tmp_path / "state.safetensors"
-    learnt.save(path)
-    weights = sum(parameter.numel() for parameter in learnt.restorer.parameters())
+    learned.save(path)
+    weights = sum(parameter.numel() for parameter in learned.restorer.parameters())
     with safe_open(path, framework="pt") as file:
         header = json.loads(file.metadata()["tta_restore.adapter"])
-        kept = sum(file.get_tensor(key).numel() for key in file.keys() if key.startswith(("sets", "optimiser")))  # noqa: SIM118
+        kept = sum(file.get_tensor(key).numel() for key in file.keys() if key.startswith(("sets", "optimizer")))  # noqa: SIM118
     assert header["format_version"] == FORMAT_VERSION
     assert header["method"] == "Pairs"
-    assert list(header["adapted"]) == list(learnt.adapted)
+    assert list(header["adapted"]) == list(learned.adapted)
     assert kept < 4.1 * weights  # student, teacher, two moments, step counters
-    read, held = checkpoint.read(path), learnt.state_dict()
+    read, held = checkpoint.read(path), learned.state_dict()
     assert read.keys() == held.keys()
     assert read["tensors"].keys() == held["tensors"].keys()
     assert all(same_bits(tensor, held["tensors"][key]) for key, tensor in read["tensors"].items())
@@ -46,11 +46,11 @@ def test_the_file_is_small_holds_no_pickle_and_reads_back(learnt, tmp_path):
     assert not list(tmp_path.glob(".*"))
 
 
-def test_a_state_dict_goes_through_torch_save(learnt, tmp_path):
-    torch.save(learnt.state_dict(), tmp_path / "state.pt")
+def test_a_state_dict_goes_through_torch_save(learned, tmp_path):
+    torch.save(learned.state_dict(), tmp_path / "state.pt")
     fresh = make_pairs(build("plain"))
     fresh.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
-    assert same_bits(fresh.state_dict(), learnt.state_dict())
+    assert same_bits(fresh.state_dict(), learned.state_dict())
 
 
 def damages():
@@ -91,15 +91,15 @@ def damages():
 
 
 @pytest.mark.parametrize("damage", [pytest.param(damage, id=name) for name, damage in damages()])
-def test_a_bad_file_is_explained_and_the_last_good_state_kept(damage, learnt, tmp_path):
+def test_a_bad_file_is_explained_and_the_last_good_state_kept(damage, learned, tmp_path):
     path = tmp_path / "state.safetensors"
-    learnt.save(path)
-    learnt(frames("plain", 1)[0])
-    kept = copy.deepcopy(learnt.state_dict())
+    learned.save(path)
+    learned(frames("plain", 1)[0])
+    kept = copy.deepcopy(learned.state_dict())
     damage(path)
     with pytest.raises(ValueError, match="^load: "):
-        learnt.load(path)
-    assert same_bits(learnt.state_dict(), kept)
+        learned.load(path)
+    assert same_bits(learned.state_dict(), kept)
 
 
 @pytest.mark.parametrize(("other", "message"), [
@@ -109,45 +109,45 @@ def test_a_bad_file_is_explained_and_the_last_good_state_kept(damage, learnt, tm
     (lambda: make_pairs(build("plain"), steps=5), "other settings: steps 2 against 5"),
     (lambda: make_pairs(build("plain"), views="d4"), "other settings: views 'rot4' against 'd4'"),
 ])  # fmt: skip
-def test_a_state_of_another_adapter_is_refused(other, message, learnt):
+def test_a_state_of_another_adapter_is_refused(other, message, learned):
     adapter = other()
     kept = adapter.state_dict()
     with pytest.raises(ValueError, match=message):
-        adapter.load_state_dict(learnt.state_dict())
+        adapter.load_state_dict(learned.state_dict())
     assert same_bits(adapter.state_dict(), kept)
     if "frozen" in message or "settings" in message:
-        adapter.load_state_dict(learnt.state_dict(), strict=False)
-        assert same_bits(adapter.state_dict()["tensors"], learnt.state_dict()["tensors"])
+        adapter.load_state_dict(learned.state_dict(), strict=False)
+        assert same_bits(adapter.state_dict()["tensors"], learned.state_dict()["tensors"])
 
 
-def test_another_estimator_is_another_frozen_weight(learnt):
+def test_another_estimator_is_another_frozen_weight(learned):
     adapter = make_pairs(build("plain"))
     with torch.no_grad():
         adapter.estimator[0].bias += 1
     with pytest.raises(ValueError, match="other frozen weights"):
-        adapter.load_state_dict(learnt.state_dict())
+        adapter.load_state_dict(learned.state_dict())
 
 
-def test_a_failed_write_leaves_the_old_file_and_no_rubbish(learnt, tmp_path, monkeypatch):
+def test_a_failed_write_leaves_the_old_file_and_no_rubbish(learned, tmp_path, monkeypatch):
     path = tmp_path / "state.safetensors"
-    learnt.save(path)
+    learned.save(path)
     old = path.read_bytes()
-    learnt(frames("plain", 1)[0])
+    learned(frames("plain", 1)[0])
 
     def fails(source, target):
         raise OSError("no space left")
 
     monkeypatch.setattr(os, "replace", fails)
     with pytest.raises(OSError, match="no space left"):
-        learnt.save(path)
+        learned.save(path)
     assert path.read_bytes() == old
     assert [file.name for file in tmp_path.iterdir()] == ["state.safetensors"]
 
 
-def test_what_a_killed_process_left_of_a_state_is_overwritten(learnt, tmp_path):
+def test_what_a_killed_process_left_of_a_state_is_overwritten(learned, tmp_path):
     path = tmp_path / "state.safetensors"
     (tmp_path / ".state.safetensors.partial").write_bytes(b"half a state" * 100_000)
-    learnt.save(path)
+    learned.save(path)
     assert [file.name for file in tmp_path.iterdir()] == ["state.safetensors"]
     assert checkpoint.read(path)["method"] == "Pairs"
 

@@ -86,7 +86,7 @@ def test_other_refusals():
         select_parameters(UNet(), [3])
     with pytest.raises(ValueError, match="Identity has no floating-point weights"):
         select_parameters(nn.Identity(), "all")
-    quantised = nn.Module()
-    quantised.weight = nn.Parameter(torch.zeros(2, dtype=torch.int8), requires_grad=False)
-    quantised.scale = nn.Parameter(torch.zeros(2))
-    assert select_parameters(quantised, "all") == ("scale",)
+    quantized = nn.Module()
+    quantized.weight = nn.Parameter(torch.zeros(2, dtype=torch.int8), requires_grad=False)
+    quantized.scale = nn.Parameter(torch.zeros(2))
+    assert select_parameters(quantized, "all") == ("scale",)

@@ -27,7 +27,7 @@ def test_entropy_of_pictures_is_nearly_flat():
     torch.testing.assert_close(entropy(other, image), expected)
 
 
-def test_literal_tent_saturates_colour():
+def test_literal_tent_saturates_color():
     torch.manual_seed(0)
     net = nn.Conv2d(3, 3, 1)
     with torch.no_grad():

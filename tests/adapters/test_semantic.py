@@ -44,7 +44,7 @@ class Pair(nn.Module):
 @pytest.mark.filterwarnings("ignore:.*torch.nn.utils.weight_norm.* is deprecated")
 @pytest.mark.filterwarnings("ignore:'saved_variables' is deprecated")
 @pytest.mark.parametrize("network", [name for name in ZOO if name != "compiled"])
-def test_wrapping_changes_nothing_until_something_is_learnt(network):
+def test_wrapping_changes_nothing_until_something_is_learned(network):
     net = build(network)
     before = picture(net)
     adapter = siam(net, "auto", emit="teacher", spec=declared(network))

@@ -8,7 +8,7 @@ from adapters.recipes import look
 from torch import nn
 
 from tta_restore import models
-from tta_restore.adapters import CauSiam, CentreCrop, Semantic, SiamCTTA, Tiles
+from tta_restore.adapters import CauSiam, CenterCrop, Semantic, SiamCTTA, Tiles
 from tta_restore.models import RestorerSpec, SizeRequirements
 
 PREFIX = (
@@ -46,7 +46,7 @@ def stream(count=4, height=32, width=48):
     return [torch.rand(1, 3, height, width, generator=generator) for _ in range(count)]
 
 
-@pytest.mark.parametrize("options", [{}, {"steps": 3}, {"region": CentreCrop(32)}, {"tiles": Tiles(32, overlap=8)}])
+@pytest.mark.parametrize("options", [{}, {"steps": 3}, {"region": CenterCrop(32)}, {"tiles": Tiles(32, overlap=8)}])
 def test_the_same_bits_with_and_without(options):
     net = dpdnet()
     shared, plain = causiam(net, **options), causiam(net, share_prefix=False, **options)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from torch import nn
 
-from tta_restore.adapters import CauSiam, CentreCrop, Guards, Semantic, SiamCTTA, resolve_views
+from tta_restore.adapters import CauSiam, CenterCrop, Guards, Semantic, SiamCTTA, resolve_views
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "causiam"
 ADAPTED = ["attention_norm", "attention.to_*"]
@@ -167,20 +167,20 @@ def test_large_frames_batches_and_masks_follow_the_rule_written_out(steps, resto
         lr=1e-2,
         restore=restore,
         steps=steps,
-        region=CentreCrop(24, above=(40, 28)),
+        region=CenterCrop(24, above=(40, 28)),
         guards=Guards(spike=None, drift=None),
     )
     # Masks of one number for all scalars: the rule asks for independent ones, but not which.
     drawn = iter([[0.1, 0.5, 0.2, 0.9, 0.25, 0.6, 0.7][i % 7] for i in range(1000)])
     replayed = iter([[0.1, 0.5, 0.2, 0.9, 0.25, 0.6, 0.7][i % 7] for i in range(1000)])
 
-    def restore_student(probability):
+    def stochastic_restore(probability):
         for name, tensor in adapter.student.items():
             if next(drawn) < probability:
                 with torch.no_grad():
                     tensor.copy_(adapter.source[name])
 
-    adapter.restore_student = restore_student
+    adapter.stochastic_restore = stochastic_restore
     expected, student = published(
         net, frames, lr=1e-2, restore=restore, steps=steps, crop=24, above=(40, 28),
         masks=lambda tensor: torch.full_like(tensor, next(replayed)),

@@ -36,11 +36,11 @@ def test_it_learns_to_see_through_the_degradation():
     blobs = torch.rand(1, 3, 6, 7, generator=torch.Generator().manual_seed(0))
     x = torch.nn.functional.interpolate(blobs, scale_factor=8, mode="bilinear")
     options = {"steps": 1, "keep": 0.0, "lr": 1e-3, "patches": 8, "noise": 0.1}
-    learnt, before, after = (make(**options) for _ in range(3))
+    learned, before, after = (make(**options) for _ in range(3))
     for _ in range(60):
-        learnt.adapt(x)
+        learned.adapt(x)
     for name, tensor in after.student.items():
-        tensor.data.copy_(learnt.student[name])
+        tensor.data.copy_(learned.student[name])
     assert after.adapt(x).loss < 0.98 * before.adapt(x).loss
 
 

@@ -51,7 +51,7 @@ def test_from_end_to_end(tmp_path):
     assert main(["train", "reblur", "--config", str(tmp_path / "reblur.toml"), "--out", str(first)]) == 0
     assert {path.stem for path in first.glob("*.safetensors")} == {"reblur", "restorer", "critic"}
     text = NETWORKS.format(reblur=f'checkpoint = "{first}/reblur.safetensors"')
-    (tmp_path / "meta.toml").write_text(text + '\n[inner]\noptimiser = "sgd"\n[settings]\nsecond_order = true\n')
+    (tmp_path / "meta.toml").write_text(text + '\n[inner]\noptimizer = "sgd"\n[settings]\nsecond_order = true\n')
     second = tmp_path / "second"
     arguments = ["train", "meta", "--config", str(tmp_path / "meta.toml"), "--out", str(second)]
     assert main(arguments) == 0

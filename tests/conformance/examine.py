@@ -89,7 +89,7 @@ def build(key: str) -> nn.Module:
         net = cls(**entry["config"])
         for name, parameter in net.named_parameters():
             if not parameter.any() and not name.endswith("bias"):
-                nn.init.constant_(parameter, 0.1)  # gates that are born shut let nothing be learnt in three frames
+                nn.init.constant_(parameter, 0.1)  # gates that are born shut let nothing be learned in three frames
     return net
 
 
@@ -136,7 +136,7 @@ def course(net: nn.Module, key: str, report: ProbeReport) -> float:
     expect(source is not None, "the source restores")
     first = adapter.predict(stream[0])
     outputs = [adapter(x) for x in stream]
-    expect(adapter.report.updated, "three frames are learnt from")
+    expect(adapter.report.updated, "three frames are learned from")
     expect(not same_bits(adapter.predict(stream[0]), first), "learning changes the output")
     with tempfile.TemporaryDirectory() as folder:
         adapter.save(Path(folder) / "state.safetensors")

@@ -39,7 +39,7 @@ def library(tmp_path_factory):
 def test_rounds_and_widens_as_torch_does(library, dtype):
     every = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(dtype)
     wide = every.float()
-    # each value, halfway to its neighbour, and just beside that
+    # each value, halfway to its neighbor, and just beside that
     halfway = (wide + wide.roll(1)) / 2
     infinity = torch.full_like(halfway, float("inf"))
     floats = torch.cat((wide, halfway, torch.nextafter(halfway, infinity), torch.nextafter(halfway, -infinity)))

@@ -1,4 +1,4 @@
-"""Augmentation as published: grey as recorded, areas exact, one noise for all but the sharp picture."""
+"""Augmentation as published: gray as recorded, areas exact, one noise for all but the sharp picture."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from tta_restore.data.datasets.augmentation import Augmentation, to_grey
+from tta_restore.data.datasets.augmentation import Augmentation, to_gray
 
 GOLDEN = Path(__file__).parents[1] / "golden/ifan"
 
@@ -21,14 +21,14 @@ def pictures():
     return torch.rand(4, 3, 30, 44, generator=generator())
 
 
-def test_grey_as_recorded():
+def test_gray_as_recorded():
     recorded = load_file(GOLDEN / "gray.safetensors")
-    grey = to_grey(recorded["input"].permute(2, 0, 1)).expand(3, -1, -1)
-    torch.testing.assert_close(grey, recorded["output"].permute(2, 0, 1), atol=1e-12, rtol=0)
+    gray = to_gray(recorded["input"].permute(2, 0, 1)).expand(3, -1, -1)
+    torch.testing.assert_close(gray, recorded["output"].permute(2, 0, 1), atol=1e-12, rtol=0)
 
 
 def test_a_plain_crop_is_a_part_at_one_place(pictures):
-    plain = Augmentation(noise=0, grey=0, scale=0)
+    plain = Augmentation(noise=0, gray=0, scale=0)
     seen = set()
     for seed in range(60):
         crop = plain(pictures, 28, generator(seed))
@@ -41,7 +41,7 @@ def test_a_plain_crop_is_a_part_at_one_place(pictures):
 
 
 def test_smaller_scales_fit_the_crop(pictures):
-    scaled = Augmentation(noise=0, grey=0, scale=1, smallest=1e-3)  # only the crop limits it
+    scaled = Augmentation(noise=0, gray=0, scale=1, smallest=1e-3)  # only the crop limits it
     for seed in range(20):
         assert scaled(pictures, 29, generator(seed)).shape == (4, 3, 29, 29)
     constant = torch.full((2, 3, 40, 40), 0.3)
@@ -72,7 +72,7 @@ def test_reduction_is_by_area(factor):
 
 
 def test_noise_is_one_for_all_but_the_sharp_picture(pictures):
-    alone = Augmentation(noise=1, grey=0, scale=0, sigma=(0.02, 0.02))
+    alone = Augmentation(noise=1, gray=0, scale=0, sigma=(0.02, 0.02))
     flat = torch.full((4, 3, 40, 40), 0.5)
     crop = alone(flat, 40, generator())
     assert torch.equal(crop[1], flat[1])
@@ -87,8 +87,8 @@ def test_probabilities(pictures):
         bool((crop[:, 0] == crop[:, 1]).all())
         for crop in (Augmentation(noise=0, scale=0)(pictures, 8, generator(seed)) for seed in range(200))
     )
-    assert 40 <= share <= 80  # grey: 0.3 of 200
-    crop = Augmentation(noise=0, grey=0, scale=0, flips=True)
+    assert 40 <= share <= 80  # gray: 0.3 of 200
+    crop = Augmentation(noise=0, gray=0, scale=0, flips=True)
     assert len({crop(pictures[..., :8, :8], 8, generator(seed)).numpy().tobytes() for seed in range(60)}) == 8
 
 

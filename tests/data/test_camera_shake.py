@@ -5,7 +5,7 @@ import torch
 
 from tta_restore._core.color import linear_to_srgb, srgb_to_linear
 from tta_restore.data.synthetic import photos
-from tta_restore.data.synthetic.camera_shake import CameraPath, CameraShake, ShakenClips, camera_path, shake_photo
+from tta_restore.data.synthetic.camera_shake import CameraPath, CameraShake, ShakenClips, camera_path, simulate_shake
 
 PICTURE = (
     torch.rand(3, 12, 16, generator=torch.Generator().manual_seed(0)).repeat_interleave(8, 1).repeat_interleave(8, 2)
@@ -14,7 +14,7 @@ STILL = CameraShake(pan=0.0, noise=0.0)
 
 
 def make(shake, seed=0, **options):
-    return shake_photo(PICTURE, shake, torch.Generator().manual_seed(seed), **{"frames": 4, "size": 48} | options)
+    return simulate_shake(PICTURE, shake, torch.Generator().manual_seed(seed), **{"frames": 4, "size": 48} | options)
 
 
 def test_seeds_decide_everything_and_the_global_generator_is_left_alone():
@@ -38,7 +38,7 @@ def test_light_is_averaged_and_not_its_stored_values():
     """A steady horizontal pan over stripes: the frame is the mean of the light that fell onto each pixel."""
     stripes = (torch.arange(200) % 8 < 4).float().expand(3, 60, 200).contiguous()
     shake = CameraShake(pan=64.0, direction=0.0, variation=0.0, exposure=1.0, noise=0.0)
-    clip = shake_photo(stripes, shake, torch.Generator().manual_seed(0), frames=1, size=32, moments=65)
+    clip = simulate_shake(stripes, shake, torch.Generator().manual_seed(0), frames=1, size=32, moments=65)
     assert clip.blurry[0].mean() == pytest.approx(linear_to_srgb(torch.tensor(0.5)).item(), abs=0.02)  # not 0.5
     assert clip.blurry[0].std() < 0.05
     assert clip.sharp[0].std() > 0.4
@@ -56,9 +56,9 @@ def test_each_kind_of_motion_blurs(shake):
 
 def test_blur_varies_within_a_clip():
     path = camera_path(CameraShake(variation=1.0), 30, torch.Generator().manual_seed(0))
-    travelled = path.displacement(96)
-    assert travelled.max() > 4 * travelled.min()
-    assert 2 < travelled.median() < 15
+    traveled = path.displacement(96)
+    assert traveled.max() > 4 * traveled.min()
+    assert 2 < traveled.median() < 15
     steady = camera_path(CameraShake(variation=0.0, direction=1.0), 30, torch.Generator().manual_seed(0)).displacement(
         96
     )
@@ -87,8 +87,8 @@ def test_the_original_is_the_middle_of_the_exposure():
 def test_displacement_of_a_turn():
     poses = torch.zeros(1, 2, 4)
     poses[0, 1, 3] = torch.pi / 2
-    travelled = CameraPath(poses).displacement(10)
-    torch.testing.assert_close(travelled, torch.tensor([10.0]))  # from one corner to the next
+    traveled = CameraPath(poses).displacement(10)
+    torch.testing.assert_close(traveled, torch.tensor([10.0]))  # from one corner to the next
 
 
 def test_shaken_clips_are_a_sequence():
@@ -121,17 +121,19 @@ def test_on_a_real_photograph():
     """Restoring is worth something: the blurred frames are far from their originals."""
     from tta_restore.metrics import psnr
 
-    clip = shake_photo(photos.load("grace_hopper"), CameraShake(), torch.Generator().manual_seed(0), frames=3, size=96)
+    clip = simulate_shake(
+        photos.load("grace_hopper"), CameraShake(), torch.Generator().manual_seed(0), frames=3, size=96
+    )
     assert 15 < psnr(clip.blurry, clip.sharp).mean() < 40
 
 
 def test_a_camera_rests_for_a_part_of_each_period():
     shake = CameraShake(pan=4.0, direction=0.0, variation=0.0, period=10.0, rest=0.3)
-    travelled = camera_path(shake, 100, torch.Generator().manual_seed(0)).displacement(64)
-    assert 0.1 <= (travelled < 1e-3).float().mean() <= 0.3  # whole exposures at rest; others are cut by its ends
-    moving = travelled.max()
+    traveled = camera_path(shake, 100, torch.Generator().manual_seed(0)).displacement(64)
+    assert 0.1 <= (traveled < 1e-3).float().mean() <= 0.3  # whole exposures at rest; others are cut by its ends
+    moving = traveled.max()
     assert moving == pytest.approx(3.2, rel=0.01)  # 0.8 of the time between two frames
-    assert (travelled > 0.99 * moving).float().mean() >= 0.5
+    assert (traveled > 0.99 * moving).float().mean() >= 0.5
     steady = CameraShake(pan=4.0, direction=0.0, variation=0.0, period=10.0)
     assert camera_path(steady, 9, torch.Generator().manual_seed(0)).displacement(64).min() == pytest.approx(
         3.2, rel=0.01

@@ -54,14 +54,14 @@ def save(folder: Path, name: str, content: bytes) -> Path:
 
 ROUND_TRIPS = {
     "png 8 rgb": (".png", RGB8, encoded(RGB8, "PNG")),
-    "png 8 grey": (".png", RGB8[..., :1], encoded(RGB8[..., 0], "PNG")),
+    "png 8 gray": (".png", RGB8[..., :1], encoded(RGB8[..., 0], "PNG")),
     "png 8 rgba": (".png", np.dstack([RGB8, RGB8[..., :1]]), encoded(np.dstack([RGB8, RGB8[..., :1]]), "PNG")),
-    "png 8 grey alpha": (".png", RGB8[..., :2], encoded(np.ascontiguousarray(RGB8[..., :2]), "PNG")),
+    "png 8 gray alpha": (".png", RGB8[..., :2], encoded(np.ascontiguousarray(RGB8[..., :2]), "PNG")),
     "png 16 rgb": (".png", RGB16, imagecodecs.png_encode(RGB16)),
-    "png 16 grey": (".png", RGB16[..., :1], imagecodecs.png_encode(np.ascontiguousarray(RGB16[..., 0]))),
+    "png 16 gray": (".png", RGB16[..., :1], imagecodecs.png_encode(np.ascontiguousarray(RGB16[..., 0]))),
     "png 16 rgba": (".png", RGBA16, imagecodecs.png_encode(RGBA16)),
     "tiff 8 rgb": (".tif", RGB8, tiff(RGB8, photometric="rgb")),
-    "tiff 8 grey": (".tif", RGB8[..., :1], tiff(RGB8[..., 0], photometric="minisblack")),
+    "tiff 8 gray": (".tif", RGB8[..., :1], tiff(RGB8[..., 0], photometric="minisblack")),
     "tiff 16 rgb": (".tiff", RGB16, tiff(RGB16, photometric="rgb")),
     "tiff 16 lzw": (".tiff", RGB16, tiff(RGB16, photometric="rgb", compression="lzw")),
     "tiff 16 planes": (".tif", RGB16, tiff(np.moveaxis(RGB16, -1, 0), photometric="rgb", planarconfig="separate")),
@@ -101,7 +101,7 @@ def test_float_tiff_round_trip(tmp_path):
     np.testing.assert_array_equal(tifffile.imread(tmp_path / "g.tif"), values)
 
 
-def test_jpeg_round_trip_stays_near_and_colour_is_not_subsampled(tmp_path):
+def test_jpeg_round_trip_stays_near_and_color_is_not_subsampled(tmp_path):
     ramp = np.linspace(0, 255, 64, dtype=np.uint8)
     smooth = np.stack([np.tile(ramp, (64, 1)), np.tile(ramp[:, None], (1, 64)), np.full((64, 64), 90, np.uint8)], -1)
     image = read_image(save(tmp_path, "a.jpg", encoded(smooth, "JPEG", quality=95)))
@@ -136,7 +136,7 @@ def test_orientation_is_obeyed_and_written_as_upright(orientation, suffix, tmp_p
 
 
 @pytest.mark.parametrize("kind", ["png 8", "png 16", "jpeg", "tiff"])
-def test_colour_profile_is_carried(kind, tmp_path):
+def test_color_profile_is_carried(kind, tmp_path):
     suffix = {"png 8": ".png", "png 16": ".png", "jpeg": ".jpg", "tiff": ".tif"}[kind]
     image = Image(torch.rand(3, 8, 9), bit_depth=16 if kind == "png 16" else 8, icc=PROFILE)
     write_image(tmp_path / ("a" + suffix), image)
@@ -194,7 +194,7 @@ def test_damaged_exif_is_left_out_with_a_note(tmp_path):
     assert image.notes == ("unreadable EXIF block: left out",)
 
 
-def test_palette_one_bit_and_transparent_colour(tmp_path):
+def test_palette_one_bit_and_transparent_color(tmp_path):
     quantized = PilImage.fromarray(RGB8).quantize(16)
     stream = io.BytesIO()
     quantized.save(stream, "PNG", transparency=3)
@@ -205,7 +205,7 @@ def test_palette_one_bit_and_transparent_colour(tmp_path):
 
     image = read_image(save(tmp_path, "one.png", encoded(RGB8, "PNG", mode="1")))
     assert set(image.pixels.unique().tolist()) == {0.0, 1.0}
-    assert image.notes == ("1-bit image: read as 8-bit grey",)
+    assert image.notes == ("1-bit image: read as 8-bit gray",)
 
     key = tuple(int(v) for v in RGB8[4, 5])
     image = read_image(save(tmp_path, "key.png", encoded(RGB8, "PNG", transparency=key)))
@@ -265,7 +265,7 @@ def bad_files() -> dict[str, tuple[str, bytes, str]]:
         "tiff lzw half": ("a.tif", lzw[: len(lzw) // 2], "truncated TIFF"),
         "tiff lzw end missing": ("a.tif", lzw[:-5], "truncated TIFF"),
         "tiff cmyk": ("a.tif", tiff(np.dstack([RGB8, RGB8[..., :1]]), photometric="separated"), "CMYK"),
-        "tiff lab": ("a.tif", tiff(RGB8, photometric="cielab"), "colour model CIELAB"),
+        "tiff lab": ("a.tif", tiff(RGB8, photometric="cielab"), "color model CIELAB"),
         "tiff nan": ("a.tif", tiff(nan, photometric="rgb"), "1 of 2142 samples are NaN or infinite"),
         "tiff above one": ("a.tif", tiff(RGB8.astype(np.float32), photometric="rgb"), r"values in \[0, 1\]"),
         "tiff integers": ("a.tif", tiff(RGB16.astype(np.int32), photometric="rgb"), "samples of type int32"),
@@ -408,7 +408,7 @@ def test_a_path_below_a_file_cannot_be_written(tmp_path):
         write_image(tmp_path / "file" / "a.png", Image(torch.rand(3, 4, 4)))
 
 
-def test_grey_goes_through_rgb_and_back_and_alpha_follows_a_scale():
+def test_gray_goes_through_rgb_and_back_and_alpha_follows_a_scale():
     image = Image(torch.rand(1, 4, 6), alpha=torch.rand(1, 4, 6))
     assert image.as_rgb().shape == (3, 4, 6)
     assert torch.equal(image.with_rgb(image.as_rgb()).pixels, image.pixels.expand(3, -1, -1).mean(0, keepdim=True))

@@ -36,7 +36,7 @@ def test_disk_has_the_area_of_a_disk():
     assert defocus.rms_radius(defocus.disk) == pytest.approx(math.sqrt(0.5), rel=0.01)
 
 
-def test_ring_has_no_centre_and_polygon_its_symmetry():
+def test_ring_has_no_center_and_polygon_its_symmetry():
     ring = defocus.rasterize(defocus.ring(), torch.tensor([6.0]))[0]
     assert ring[8, 8] == 0
     square = defocus.rasterize(defocus.polygon(4, 0.37), torch.tensor([6.0]))[0]
@@ -54,7 +54,7 @@ def test_vanishing_radius_is_no_blur():
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 10_000))
 @example(1664)
-def test_random_lenses_are_centred_and_seeded(seed):
+def test_random_lenses_are_centerd_and_seeded(seed):
     first = defocus.random_lens(torch.Generator().manual_seed(seed))
     second = defocus.random_lens(torch.Generator().manual_seed(seed))
     assert first.radius == second.radius
@@ -79,7 +79,7 @@ def test_mix_blur_is_the_plain_convolution():
     image = torch.rand(2, 3, 30, 33, generator=generator)
     kernels = torch.rand(2, 2, 5, 5, generator=generator)
     weights = torch.rand(2, 2, 26, 29, generator=generator)
-    out = defocus.mix_blur(image, kernels, weights)
+    out = defocus.blur_with_mixture(image, kernels, weights)
     expected = torch.zeros(2, 3, 26, 29)
     for b in range(2):
         for level in range(2):
@@ -90,7 +90,7 @@ def test_mix_blur_is_the_plain_convolution():
 
 def test_level_weights_interpolate():
     radius, levels = torch.tensor([[[0.0, 1.5, 9.0]]]), torch.tensor([[1.0, 2.0, 3.0]])
-    weights = defocus.level_weights(radius, levels)[0, :, 0]
+    weights = defocus.interpolation_weights(radius, levels)[0, :, 0]
     torch.testing.assert_close(weights, torch.tensor([[1.0, 0.5, 0], [0, 0.5, 0], [0, 0, 1]]))
 
 
@@ -110,9 +110,9 @@ def test_render_wants_one_lens_per_picture():
 
 
 def test_stream_is_seeded_and_says_what_it_shows():
-    frames = defocus.lens_stream(defocus.TEST[:2], frames_per_lens=2, size=64, seed=3)
-    again = defocus.lens_stream(defocus.TEST[:2], frames_per_lens=2, size=64, seed=3)
-    other = defocus.lens_stream(defocus.TEST[:2], frames_per_lens=2, size=64, seed=4)
+    frames = defocus.defocus_stream(defocus.TEST[:2], frames_per_lens=2, size=64, seed=3)
+    again = defocus.defocus_stream(defocus.TEST[:2], frames_per_lens=2, size=64, seed=3)
+    other = defocus.defocus_stream(defocus.TEST[:2], frames_per_lens=2, size=64, seed=4)
     assert [f.family for f in frames] == ["gaussian"] * 2 + ["ring"] * 2
     assert [f.position for f in frames] == [0, 1, 0, 1]
     assert all(
@@ -124,7 +124,7 @@ def test_stream_is_seeded_and_says_what_it_shows():
 
 def test_stream_refuses_photographs_smaller_than_a_crop():
     with pytest.raises(ValueError, match="smaller than the crop"):
-        defocus.lens_stream(defocus.TEST[:1], ("coins",), size=400)
+        defocus.defocus_stream(defocus.TEST[:1], ("coins",), size=400)
 
 
 def test_dead_leaves_fill_the_picture_and_are_seeded():
@@ -137,7 +137,7 @@ def test_dead_leaves_fill_the_picture_and_are_seeded():
     assert torch.equal(stack, dead_leaves.bank(3, 64, torch.Generator().manual_seed(1)))
 
 
-def test_dead_leaves_take_colours_from_a_palette():
+def test_dead_leaves_take_colors_from_a_palette():
     red = torch.tensor([[0.8, 0.1, 0.1]])
     picture = dead_leaves.tile(48, torch.Generator().manual_seed(0), palette=red)
     assert picture[0].mean() > 3 * picture[1].mean()

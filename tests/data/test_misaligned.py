@@ -5,7 +5,7 @@ import torch
 
 from tta_restore import ops
 from tta_restore.data.datasets.layouts import find_pairs
-from tta_restore.data.datasets.misaligned import FolderPairs, GeneratedPairs, Misalignment, sharp_pictures
+from tta_restore.data.datasets.misaligned import FolderPairs, GeneratedPairs, Misalignment, load_sharp_images
 from tta_restore.data.io.image import write_image
 from tta_restore.data.io.pixels import Image
 from tta_restore.data.synthetic import defocus
@@ -124,6 +124,6 @@ def test_a_folder_of_sharp_pictures(tmp_path):
     put(tmp_path / "a/one.png", size=(40, 70))
     put(tmp_path / "two.jpg", size=(32, 32))
     put(tmp_path / "small.png", size=(10, 10))
-    assert sharp_pictures(tmp_path, size=32).shape == (3, 3, 32, 32)
+    assert load_sharp_images(tmp_path, size=32).shape == (3, 3, 32, 32)
     with pytest.raises(ValueError, match="at least 64 x 64 pixels, found 3 files"):
-        sharp_pictures(tmp_path, size=64)
+        load_sharp_images(tmp_path, size=64)

@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from tta_restore.data.datasets.augmentation import Augmentation
-from tta_restore.data.datasets.layouts import PictureFiles, find_files, find_pairs, folder_frames
-from tta_restore.data.datasets.pairs import FolderCrops, LensPairs, photograph_views, read_pictures
+from tta_restore.data.datasets.layouts import PairFiles, find_files, find_pairs, folder_frames
+from tta_restore.data.datasets.pairs import FolderCrops, LensPairs, read_images, simulate_dual_pixel
 from tta_restore.data.io.image import read_image, write_image
 from tta_restore.data.io.pixels import Image
 from tta_restore.data.synthetic import defocus
@@ -34,7 +34,7 @@ def test_views_are_found_and_cropped_alike(dpdd):
     first = files[0]
     assert (first.sharp.name, first.right.name, first.left.name) == ("1P0A9.png", "1P0A209.png", "1P0A309.png")
     assert first.right.parent.parent.name == "train_r"
-    whole = read_pictures(first)
+    whole = read_images(first)
     assert whole.shape == (4, 3, 20, 24)
     pair = FolderCrops(files[:1], size=16, augmentation=None)(2, torch.Generator().manual_seed(0))
     for crop in (torch.stack([t[0] for t in (pair.blurry, pair.sharp, pair.right, pair.left)]),):
@@ -46,8 +46,8 @@ def test_views_are_found_and_cropped_alike(dpdd):
 def test_sixteen_bits_are_kept_or_cut_as_published(dpdd):
     files = find_files(dpdd, "dpdd", "train")
     exact = read_image(files[0].blurry).pixels
-    torch.testing.assert_close(read_pictures(files[0])[0], exact)
-    cut = read_pictures(files[0], bit_depth=8)[0] * 255
+    torch.testing.assert_close(read_images(files[0])[0], exact)
+    cut = read_images(files[0], bit_depth=8)[0] * 255
     assert torch.equal(cut.round(), ((exact * 65535).round() // 256))
     torch.testing.assert_close(cut, cut.round(), atol=1e-4, rtol=0)
     with pytest.raises(ValueError, match="bit_depth to be 8 or None, got 12"):
@@ -93,8 +93,8 @@ def test_pictures_of_a_pair_are_of_one_size(tmp_path):
     put(tmp_path / "a.png")
     put(tmp_path / "b.png", torch.zeros(3, 10, 10))
     with pytest.raises(ValueError, match=r"a.png: expected one size .* a.png \(20, 24\), b.png \(10, 10\)"):
-        read_pictures(PictureFiles(tmp_path / "a.png", tmp_path / "b.png"))
-    files = [PictureFiles(tmp_path / "a.png", tmp_path / "a.png")]
+        read_images(PairFiles(tmp_path / "a.png", tmp_path / "b.png"))
+    files = [PairFiles(tmp_path / "a.png", tmp_path / "a.png")]
     with pytest.raises(ValueError, match="smaller than a crop of 32"):
         FolderCrops(files, size=32)(1, torch.Generator())
     with pytest.raises(ValueError, match="at least one pair"):
@@ -121,20 +121,20 @@ def test_views_lie_on_both_sides_of_the_picture():
     point = torch.zeros(1, 3, 56, 56)
     point[..., 28, 28] = 1
     lens = defocus.Lens("disk", defocus.disk, (5.0, 5.0))
-    pair = photograph_views(point, [lens], torch.Generator().manual_seed(0))
+    pair = simulate_dual_pixel(point, [lens], torch.Generator().manual_seed(0))
     axis = torch.arange(40.0)
 
-    def centre(picture):
+    def center(picture):
         light = F.relu(picture[0, 0] - 0.02)
         return float((light.sum(0) * axis).sum() / light.sum())
 
-    assert centre(pair.blurry) == pytest.approx(20, abs=0.3)
-    assert centre(pair.right) - centre(pair.blurry) == pytest.approx(2.1, abs=0.5)  # half a disk's: 4 / (3 pi) radii
-    assert centre(pair.blurry) - centre(pair.left) == pytest.approx(2.1, abs=0.5)
+    assert center(pair.blurry) == pytest.approx(20, abs=0.3)
+    assert center(pair.right) - center(pair.blurry) == pytest.approx(2.1, abs=0.5)  # half a disk's: 4 / (3 pi) radii
+    assert center(pair.blurry) - center(pair.left) == pytest.approx(2.1, abs=0.5)
 
 
 def test_augmentation_is_used(tmp_path):
     put(tmp_path / "a.png", torch.rand(3, 20, 24, generator=torch.Generator().manual_seed(0)))
-    files = [PictureFiles(tmp_path / "a.png", tmp_path / "a.png")]
-    pair = FolderCrops(files, size=16, augmentation=Augmentation(noise=0, scale=0, grey=1))(1, torch.Generator())
+    files = [PairFiles(tmp_path / "a.png", tmp_path / "a.png")]
+    pair = FolderCrops(files, size=16, augmentation=Augmentation(noise=0, scale=0, gray=1))(1, torch.Generator())
     assert torch.equal(pair.blurry[:, 0], pair.blurry[:, 2])

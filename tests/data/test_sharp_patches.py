@@ -87,7 +87,7 @@ def test_short_videos_repeat_their_ends(length, way):
         assert torch.equal(patch.blurred, region[patch.blurred_time])
 
 
-def test_the_chosen_moment_is_the_sharpest_of_those_with_neighbours(way):
+def test_the_chosen_moment_is_the_sharpest_of_those_with_neighbors(way):
     video = torch.rand(8, 3, 16, 16, generator=torch.Generator().manual_seed(2))
     smooth = torch.nn.functional.avg_pool2d(video, 3, 1, 1)
     video[[0, 1, 3, 4, 5, 7]] = smooth[[0, 1, 3, 4, 5, 7]]  # 2 and 6 stay sharp; 6 has no two frames after it
@@ -141,7 +141,7 @@ def test_what_cannot_be_mined_is_named():
         mine_patches(torch.rand(3, 8, 8), 2, 4, generator=torch.Generator())
 
 
-def test_other_moments_give_the_sharp_frame_their_neighbours(way):
+def test_other_moments_give_the_sharp_frame_their_neighbors(way):
     video = torch.rand(9, 3, 16, 16, generator=torch.Generator().manual_seed(4))
     taken = set()
     for seed in range(30):
@@ -158,6 +158,6 @@ def test_other_moments_give_the_sharp_frame_their_neighbours(way):
                 assert torch.equal(other[2], video[time + 1])
                 taken.add(time)
         assert decoder.asked == list(range(9))
-    assert taken == set(range(1, 8))  # of all moments with neighbours
+    assert taken == set(range(1, 8))  # of all moments with neighbors
     with pytest.raises(ValueError, match="other_moments to be an integer >= 0"):
         mine_patches(video, 1, 8, generator=torch.Generator(), other_moments=-1)

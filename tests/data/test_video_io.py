@@ -1,4 +1,4 @@
-"""Video files there and back: pixels, colours, bits, odd sides, orientation, times, sound, and damaged files."""
+"""Video files there and back: pixels, colors, bits, odd sides, orientation, times, sound, and damaged files."""
 
 from fractions import Fraction
 
@@ -14,7 +14,7 @@ np = pytest.importorskip("numpy")
 
 
 def moving(count=5, height=48, width=64):
-    """A coloured pattern that moves a pixel per frame; its colours change slowly, for chroma has half the samples."""
+    """A colored pattern that moves a pixel per frame; its colors change slowly, for chroma has half the samples."""
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     waves = [torch.sin((x + t) / 5) * torch.cos(y / 7) for t in range(count)]
     return torch.stack([torch.stack([base + 0.3 * wave for base in (0.6, 0.4, 0.5)]) for wave in waves])
@@ -45,16 +45,16 @@ def test_round_trip(tmp_path, suffix, height, width):
 
 
 @pytest.mark.parametrize("matrix", [1, 5, 2])
-def test_colours_survive_whatever_matrix_the_file_uses(tmp_path, matrix):
+def test_colors_survive_whatever_matrix_the_file_uses(tmp_path, matrix):
     """BT.709, BT.601 and untagged files: the same red comes out, and is written again as it came."""
     red = torch.tensor([200, 30, 90]).view(3, 1, 1).expand(3, 32, 32) / 255
     write_video(tmp_path / "a.mp4", [red] * 3)
     first = VideoFile(tmp_path / "a.mp4")
-    object.__setattr__(first.info, "colours", (matrix, matrix, matrix if matrix != 5 else 6))
+    object.__setattr__(first.info, "colors", (matrix, matrix, matrix if matrix != 5 else 6))
     list(first)
     write_video(tmp_path / "b.mp4", [red] * 3, like=first, quality=4)
     second = VideoFile(tmp_path / "b.mp4")
-    assert second.info.colours[0] == matrix
+    assert second.info.colors[0] == matrix
     for frame in (next(iter(first)), next(iter(second))):
         torch.testing.assert_close(frame.mean((1, 2)), red[:, 0, 0], atol=0.008, rtol=0)
 

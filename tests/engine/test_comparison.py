@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from tta_restore.adapters import Adapter
-from tta_restore.data.synthetic.defocus import LensFrame
+from tta_restore.data.synthetic.defocus import DefocusFrame
 from tta_restore.engine.evaluate.lenses import Comparison, Contender, compare
 from tta_restore.engine.run.usage import UsageError
 
 
-def stream(seed: int) -> list[LensFrame]:
+def stream(seed: int) -> list[DefocusFrame]:
     generator = torch.Generator().manual_seed(seed)
     frames = []
     for family in ("disk", "cat_eye"):
@@ -25,12 +25,12 @@ def stream(seed: int) -> list[LensFrame]:
             blurry = (sharp + 0.1 * torch.randn(sharp.shape, generator=generator)).clamp(0, 1)
             kernels = torch.zeros(2, 2, 5, 5)
             kernels[..., 2, 2] = 1
-            frames.append(LensFrame(blurry, sharp, torch.ones(24, 24), kernels, family, "photo", position))
+            frames.append(DefocusFrame(blurry, sharp, torch.ones(24, 24), kernels, family, "photo", position))
     return frames
 
 
 class Fading(Adapter):
-    """Blends towards grey; worse on every frame than the one before."""
+    """Blends towards gray; worse on every frame than the one before."""
 
     def __init__(self, seed: int) -> None:
         super().__init__(torch.nn.Conv2d(3, 3, 1), select="all", seed=seed)
@@ -56,13 +56,13 @@ def rows(seeds) -> Comparison:
         title="Stand-ins",
         contenders=[
             Contender("input", lambda seed: lambda x: x, "As it came."),
-            Contender("grey", build, "Goes grey."),
+            Contender("gray", build, "Goes gray."),
             Contender("mean", lambda seed: lambda x: 0.9 * x + 0.05, "Less contrast."),
         ],
         baseline="input",
-        contrasts=[("grey", "input"), ("mean", "input")],
-        curves=["input", "grey"],
-        shown="grey",
+        contrasts=[("gray", "input"), ("mean", "input")],
+        curves=["input", "gray"],
+        shown="gray",
         before="input",
         estimate=lambda blurry, true: true.roll(1, -1),
         limits=["Noise is no lens."],
@@ -79,18 +79,18 @@ def test_files_tables_and_choices(rows, seeds, tmp_path):
         assert len(list(csv.DictReader(file))) == 3 * 12
     content = json.loads((tmp_path / "results.json").read_text())
     assert content["settings"]["seeds"] == "4, 9"
-    assert content["summary"]["methods"]["grey"]["psnr_gain"]["all"]["mean"] == result.gain("grey", "input").mean
+    assert content["summary"]["methods"]["gray"]["psnr_gain"]["all"]["mean"] == result.gain("gray", "input").mean
     assert "PSNR gain over input" in said[0]
     assert str(tmp_path / "report.html") in said[1]
     page = (tmp_path / "report.html").read_text()
-    worst, gain = result.worst("grey", "input")
+    worst, gain = result.worst("gray", "input")
     assert f"frame {worst.position + 1} after the lens changed" in page
     assert f"Here: {gain:+.2f} dB." in page
     assert "Fading: " in page  # its plan
     assert page.count("what it adapts") == 1
     assert "0 % of the light falls where it does in truth." in page
     assert "Noise is no lens." in page
-    medians = [sorted(g for _, g in result.gains("grey", "input", family=f))[2] for f in ("disk", "cat_eye")]
+    medians = [sorted(g for _, g in result.gains("gray", "input", family=f))[2] for f in ("disk", "cat_eye")]
     for median in medians:
         assert f"median gain over input: {median:+.2f} dB." in page
 
@@ -101,7 +101,7 @@ def test_chosen_rows_keep_the_baseline(rows, tmp_path):
     assert some.contrasts == [("mean", "input")]
     result = compare(some, {0: stream(0)}, tmp_path, progress=False, say=lambda line: None)
     assert result.methods == ["input", "mean"]
-    with pytest.raises(UsageError, match="no row 'nothing'; there are: input, grey, mean"):
+    with pytest.raises(UsageError, match="no row 'nothing'; there are: input, gray, mean"):
         rows.only(["nothing"])
 
 

@@ -74,8 +74,8 @@ def test_every_method_runs_side_by_side_and_nothing_is_measured_without_an_origi
     assert result.families == ["first", "second"]
     for name in result.methods:
         assert [r.index for r in result.of(name)] == [0, 1, 4, 5]
-    learnt = {r.method for r in result.records if r.report.get("updated")}
-    assert learnt == {"siam-ctta", "tent", "tent-literal"}
+    learned = {r.method for r in result.records if r.report.get("updated")}
+    assert learned == {"siam-ctta", "tent", "tent-literal"}
     # Two unmeasured frames were adapted on in between.
     assert [r.report["frame"] for r in result.of("siam-ctta")] == [0, 1, 4, 5]
     page = (tmp_path / "report.html").read_text()

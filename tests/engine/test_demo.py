@@ -14,7 +14,7 @@ from tta_restore.models import create_model
 
 def test_kernels_are_estimated_where_the_true_ones_are_known():
     """An estimator that knows the true radius everywhere puts each kernel in its place."""
-    frame = defocus.lens_stream([defocus.SOURCE], frames_per_lens=1, size=96, seed=3)[0]
+    frame = defocus.defocus_stream([defocus.SOURCE], frames_per_lens=1, size=96, seed=3)[0]
     unit = defocus.rms_radius(defocus.SOURCE.aperture)
 
     class Oracle:
@@ -33,7 +33,7 @@ def test_kernels_are_estimated_where_the_true_ones_are_known():
 
 
 def test_the_lens_estimator_fits_in():
-    frame = defocus.lens_stream([defocus.SOURCE], frames_per_lens=1, size=96, seed=3)[0]
+    frame = defocus.defocus_stream([defocus.SOURCE], frames_per_lens=1, size=96, seed=3)[0]
     estimated = estimate_kernels(create_model("lens_estimator").eval(), frame.blurry[None], frame.kernels)
     assert estimated.shape == frame.kernels.shape
     torch.testing.assert_close(estimated.sum((-2, -1)), torch.ones(frame.kernels.shape[:2]))

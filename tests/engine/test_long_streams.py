@@ -28,7 +28,7 @@ def test_the_worst_window_is_found_in_each_stream():
 def test_five_lenses_twenty_times_over(capsys):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    frames = defocus.lens_stream(frames_per_lens=2, rounds=20)
+    frames = defocus.defocus_stream(frames_per_lens=2, rounds=20)
     assert len(frames) == 200
     source = as_restorer(create_model("lens_unet", checkpoint="specialist").eval())
     result = evaluate_stream(

@@ -22,7 +22,7 @@ EXAMPLE = torch.rand(1, 5, 3, 16, 16, generator=torch.Generator().manual_seed(0)
 
 
 class KernelReblur(nn.Module):
-    """Blurs the centre frame by isotropic kernels that it predicts: through the kernels of ops.isotropic_reblur."""
+    """Blurs the center frame by isotropic kernels that it predicts: through the kernels of ops.isotropic_reblur."""
 
     def __init__(self):
         super().__init__()
@@ -47,14 +47,14 @@ class KernelDeblur(nn.Module):
         return x + self.last(self.block(features, features)).tanh()
 
 
-def learnt(objective, batch, seed=7):
-    """Gradients that an update leaves in the weights, with an optimiser that does nothing."""
-    optimisers = {"optimiser": torch.optim.SGD(objective.groups(), lr=0.0)}
-    for group in optimisers["optimiser"].param_groups:
+def learned(objective, batch, seed=7):
+    """Gradients that an update leaves in the weights, with an optimizer that does nothing."""
+    optimizers = {"optimizer": torch.optim.SGD(objective.groups(), lr=0.0)}
+    for group in optimizers["optimizer"].param_groups:
         group["lr"] = 0.0
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        found = objective.update(batch, 0, optimisers, Processes())
+        found = objective.update(batch, 0, optimizers, Processes())
     return {name: weight.grad.clone() for name, weight in objective.weights().items()}, found
 
 
@@ -69,11 +69,11 @@ def learnt(objective, batch, seed=7):
 def test_second_order_is_the_derivative_of_the_outer_loss(rule, rate, order, deblur, reblur):
     """Against central differences in float64, through both stages, the critic's opinion and our kernels."""
     networks = [seeded(build).double() for build in (deblur, reblur, Critic)]
-    inner = InnerLoopSettings(rate, rate, optimiser=rule, adversarial_weight=0.5, order=order)
+    inner = InnerLoopSettings(rate, rate, optimizer=rule, adversarial_weight=0.5, order=order)
     settings = MetaSettings(inner, second_order=True, critic_lr=0.0)  # the critic counts as given
     objective = MetaObjective(*networks, settings=settings, distance=squared, example=EXAMPLE)
     cut, weights = task(), objective.weights()
-    found, _ = learnt(objective, [cut])
+    found, _ = learned(objective, [cut])
     # the seed of the patches' order is drawn from the global generator: give the differences the same one
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(7)
@@ -94,11 +94,11 @@ def test_second_order_is_the_derivative_of_the_outer_loss(rule, rate, order, deb
         slope = sum((found[n] * direction[n]).sum().item() for n in weights)
         assert slope == pytest.approx(expected, rel=2e-5, abs=1e-9)
     first = MetaObjective(*networks, settings=MetaSettings(inner, critic_lr=0.0), distance=squared)
-    assert any(not torch.allclose(found[n], g, rtol=1e-2) for n, g in learnt(first, [cut])[0].items())  # not the same
+    assert any(not torch.allclose(found[n], g, rtol=1e-2) for n, g in learned(first, [cut])[0].items())  # not the same
 
 
 def by_hand(deblur, reblur, critic, cut, steps, *, lr):
-    """The inner loop as published, with torch's optimisers, written down step by step."""
+    """The inner loop as published, with torch's optimizers, written down step by step."""
     deblur, reblur, critic = (copy.deepcopy(module) for module in (deblur, reblur, critic))
     adam = torch.optim.Adam([{"params": reblur.parameters()}, {"params": deblur.parameters(), "lr": 2 * lr}], lr=lr)
     rms = torch.optim.RMSprop(critic.parameters(), lr=1e-3)
@@ -144,14 +144,14 @@ def test_first_order_of_every_clip(steps, start):
     mine = networks()
     settings = MetaSettings(outer_steps=steps, outer_start=start, **SETTINGS)
     objective = MetaObjective(*mine, settings=settings)
-    optimisers = objective.optimisers()
+    optimizers = objective.optimizers()
     theirs = networks()
     deblur, reblur, critic = theirs
     adam = torch.optim.Adam([{"params": reblur.parameters(), "lr": 1e-3}, {"params": deblur.parameters(), "lr": 2e-3}])
     for number, cut in enumerate(cuts):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(number)
-            objective.update([cut], number, optimisers, Processes())
+            objective.update([cut], number, optimizers, Processes())
             torch.manual_seed(number)
             generator = torch.Generator().manual_seed(int(torch.randint(2**62, ()).item()))
         adapted = by_hand(deblur, reblur, critic, cut, INNER.steps(2, 5, generator), lr=1e-3)
@@ -177,7 +177,7 @@ def test_first_order_of_every_clip(steps, start):
 def test_switches_of_the_release_go_through_one_clip_at_a_time():
     objective = MetaObjective(*networks(), settings=MetaSettings(outer_start="adapted"))
     with pytest.raises(UsageError, match="one clip at a time"):
-        objective.update([task(), task()], 0, objective.optimisers(), Processes())
+        objective.update([task(), task()], 0, objective.optimizers(), Processes())
     with pytest.raises(ValueError, match="have no second order"):
         MetaSettings(second_order=True, outer_start="adapted")
     with pytest.raises(ValueError, match="critic_lr to be a number >= 0"):
@@ -197,9 +197,9 @@ def test_the_start_is_judged_too(second_order):
 
     def gradients(share, cuts):
         settings = MetaSettings(
-            InnerLoopSettings(0.1, 0.1, optimiser="sgd"), second_order=second_order, start_weight=share
+            InnerLoopSettings(0.1, 0.1, optimizer="sgd"), second_order=second_order, start_weight=share
         )
-        return learnt(MetaObjective(*networks()[:2], settings=settings, example=EXAMPLE), cuts)
+        return learned(MetaObjective(*networks()[:2], settings=settings, example=EXAMPLE), cuts)
 
     cuts = [task(seed, patches=1, dtype=torch.float32) for seed in (1, 2)]
     adapted, _ = gradients(0.0, cuts)
@@ -220,12 +220,12 @@ def test_the_start_is_judged_too(second_order):
 @pytest.mark.parametrize("second_order", [False, True])
 def test_a_batch_of_clips_is_the_mean_of_its_clips(second_order):
     """And neither the weights nor the critic change while adapting."""
-    settings = MetaSettings(InnerLoopSettings(0.1, 0.1, optimiser="sgd"), second_order=second_order)
+    settings = MetaSettings(InnerLoopSettings(0.1, 0.1, optimizer="sgd"), second_order=second_order)
     objective = MetaObjective(*networks()[:2], settings=settings, example=EXAMPLE)
     before = copy.deepcopy(objective.state_dict())
     cuts = [task(seed, patches=1, dtype=torch.float32) for seed in (1, 2)]
-    single = [learnt(objective, [cut])[0] for cut in cuts]
-    both, found = learnt(objective, cuts)
+    single = [learned(objective, [cut])[0] for cut in cuts]
+    both, found = learned(objective, cuts)
     for name, gradient in both.items():
         torch.testing.assert_close(gradient, (single[0][name] + single[1][name]) / 2, atol=1e-6, rtol=1e-4)
     assert all(torch.equal(tensor, before[name]) for name, tensor in objective.state_dict().items())
@@ -235,8 +235,8 @@ def test_a_batch_of_clips_is_the_mean_of_its_clips(second_order):
 
 @pytest.mark.parametrize("order", ["repaired", "published"])
 def test_keeping_the_graph_changes_no_step(order):
-    """The gradient of an inner step is the partial one: a path through what the other network learnt is none of it."""
-    inner = InnerLoopSettings(0.3, 0.3, optimiser="sgd", order=order)
+    """The gradient of an inner step is the partial one: a path through what the other network learned is none of it."""
+    inner = InnerLoopSettings(0.3, 0.3, optimizer="sgd", order=order)
     found = []
     for second_order in (False, True):
         settings = MetaSettings(inner, second_order=second_order)
@@ -248,9 +248,9 @@ def test_keeping_the_graph_changes_no_step(order):
 
 def test_second_order_while_the_critic_learns():
     """Its steps are in no graph, and do not break the graph that runs through its opinion."""
-    inner = InnerLoopSettings(0.05, 0.05, optimiser="sgd", adversarial_weight=0.5)
+    inner = InnerLoopSettings(0.05, 0.05, optimizer="sgd", adversarial_weight=0.5)
     settings = MetaSettings(inner, second_order=True, critic_lr=1e-3)
-    found, _ = learnt(MetaObjective(*networks(), settings=settings, example=EXAMPLE), [task(dtype=torch.float32)])
+    found, _ = learned(MetaObjective(*networks(), settings=settings, example=EXAMPLE), [task(dtype=torch.float32)])
     assert all(gradient.isfinite().all() for gradient in found.values())
 
 
@@ -268,12 +268,12 @@ def test_second_order_through_a_layer_norm_that_is_wrong():
         def forward(self, x):
             return Squares.apply(x)
 
-    settings = MetaSettings(InnerLoopSettings(0.05, 0.05, optimiser="sgd"), second_order=True)
+    settings = MetaSettings(InnerLoopSettings(0.05, 0.05, optimizer="sgd"), second_order=True)
     wrong, right = seeded(lambda: restorer(TheirLayerNorm2d(4))), seeded(lambda: restorer(LayerNorm2d(4, eps=1e-6)))
     found = []
     for model in (wrong, right):
         objective = MetaObjective(model, seeded(Reblur), settings=settings, distance=squared, example=EXAMPLE)
-        found.append(learnt(objective, [task(dtype=torch.float32)])[0])
+        found.append(learned(objective, [task(dtype=torch.float32)])[0])
     for name in found[0]:
         torch.testing.assert_close(found[0][name], found[1][name], atol=1e-6, rtol=1e-4)
     assert "forward" not in vars(wrong[1])
@@ -296,13 +296,13 @@ def test_restorers_of_clips_see_the_pseudo_blur_among_their_frames():
             return self.conv(x.flatten(1, 2))
 
     objective = MetaObjective(seeded(OfClips), seeded(Reblur))
-    cut, centre = task(dtype=torch.float32), torch.zeros(2, 3, 12, 12)
+    cut, center = task(dtype=torch.float32), torch.zeros(2, 3, 12, 12)
     values, windows = dict(objective.weights()), torch.stack([item.clip for item in cut.items])
     seen = windows.clone()
     seen[:, 2] = 0
-    found = torch.cat([group[0] for group in objective.restored(values, windows, centre)])
+    found = torch.cat([group[0] for group in objective.restored(values, windows, center)])
     torch.testing.assert_close(found, objective.restorer(seen))
-    assert all(g.isfinite().all() for g in learnt(objective, [cut])[0].values())
+    assert all(g.isfinite().all() for g in learned(objective, [cut])[0].values())
 
 
 def test_tasks_are_cut_from_clips():
@@ -344,6 +344,6 @@ def test_outer_gradients_are_clipped(steps):
     objective = MetaObjective(*networks(), settings=MetaSettings(outer_steps=steps, **SETTINGS))
     for clip, holds in ((None, False), (1e-3, True)):
         objective.clip = clip
-        gradients, _ = learnt(objective, [task(dtype=torch.float32)])
+        gradients, _ = learned(objective, [task(dtype=torch.float32)])
         norm = torch.stack([gradient.norm() for gradient in gradients.values()]).norm().item()
         assert (norm <= 1.001e-3) == holds

@@ -87,7 +87,7 @@ def test_two_processes_learn_from_both_their_clips(tmp_path):
     )
     assert done.returncode == 0, done.stderr[-2000:]
     objective = MetaObjective(seeded(Deblur), seeded(Reblur), seeded(Critic), settings=MetaSettings(**RATES)).train()
-    optimiser, source = objective.optimisers()["optimiser"], TaskSource(
+    optimizer, source = objective.optimizers()["optimizer"], TaskSource(
         clips(), num_patches=2, patch_size=16, query_frames=2
     )  # fmt: skip
     from tta_restore.engine.train.loop import Processes
@@ -97,8 +97,8 @@ def test_two_processes_learn_from_both_their_clips(tmp_path):
         for rank in range(2):
             seed = step_seed(0, step, rank)
             (cut,) = source(1, torch.Generator().manual_seed(seed))
-            still = {"optimiser": torch.optim.SGD(objective.groups(), lr=0.0)}
-            for group in still["optimiser"].param_groups:
+            still = {"optimizer": torch.optim.SGD(objective.groups(), lr=0.0)}
+            for group in still["optimizer"].param_groups:
                 group["lr"] = 0.0
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
@@ -107,7 +107,7 @@ def test_two_processes_learn_from_both_their_clips(tmp_path):
                 total[name] = total.get(name, 0) + weight.grad / 2
         for name, weight in objective.weights().items():
             weight.grad = total[name]
-        optimiser.step()
+        optimizer.step()
     found = weights_of(tmp_path / "two")
     for module in (objective.restorer, objective.reblur):
         for name, weight in module.state_dict().items():
@@ -117,14 +117,14 @@ def test_two_processes_learn_from_both_their_clips(tmp_path):
 
 
 def shifted_clip(number, gain):
-    """A clip whose blur is a gain of its own: what must be learnt from the clip itself."""
+    """A clip whose blur is a gain of its own: what must be learned from the clip itself."""
     generator = torch.Generator().manual_seed(number)
     sharp = torch.rand(6, 3, 16, 16, generator=generator) * 0.5 + 0.2
     return Clip(f"clip{number}", sharp * gain, sharp)
 
 
 class Gain(torch.nn.Module):
-    """Multiplies; for windows, their centre."""
+    """Multiplies; for windows, their center."""
 
     def __init__(self, start):
         super().__init__()
@@ -139,7 +139,7 @@ def test_it_learns_to_adapt(tmp_path):
     the outer loss after adaptation falls."""
     tasks = [shifted_clip(number, 0.6) for number in range(4)]
     run = TrainingRun(tmp_path / "run", steps=25, batch=2, save_every=100, log_every=1, draw_every=0, progress=False)
-    inner = InnerLoopSettings(0.2, 0.0, optimiser="sgd")
+    inner = InnerLoopSettings(0.2, 0.0, optimizer="sgd")
     settings = MetaSettings(inner, second_order=True, reblur_lr=0.03, lr=0.03)
     objective = meta_train(
         Gain(1.0), Gain(1.0), tasks, run, num_patches=2, patch_size=16, query_frames=2, settings=settings

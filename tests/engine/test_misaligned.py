@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from tta_restore import losses, models, nn, ops
 from tta_restore.data.datasets.misaligned import MisalignedPair
 from tta_restore.engine.train.misaligned import MisalignedObjective, MisalignedSettings
-from tta_restore.models.jdrl import BlurConditioned, JdrlReblur
+from tta_restore.models.jdrl import BlurConditioned, JDRLReblur
 from tta_restore.models.optical_flow import NetworkFlow
 
 GOLDEN = Path(__file__).parents[1] / "golden/jdrl"
@@ -27,7 +27,7 @@ def prefixed(recorded, prefix):
 
 
 def recorded_objective(recorded, restorer, **settings):
-    reblur = models.load_checkpoint(JdrlReblur(width=8), prefixed(recorded, "reblur."))
+    reblur = models.load_checkpoint(JDRLReblur(width=8), prefixed(recorded, "reblur."))
     released = MisalignedSettings.released(steps_per_epoch=1, **settings)
     return MisalignedObjective(restorer, reblur, flow=NetworkFlow(Stub()), settings=released)
 
@@ -218,7 +218,7 @@ class Stages(torch.nn.Module):
 def test_all_stages_are_compared_as_the_port_sums_them():
     torch.manual_seed(0)
     settings = MisalignedSettings.multi_stage(warm_up=1)
-    objective = MisalignedObjective(Stages(), JdrlReblur(width=4), flow=NetworkFlow(Stub()), settings=settings)
+    objective = MisalignedObjective(Stages(), JDRLReblur(width=4), flow=NetworkFlow(Stub()), settings=settings)
     blurry, sharp = pair().blurry, pair().sharp
     step = objective(pair(), 1)
     assert set(step.parts) == {"pair", "edge", "reblur"}
@@ -248,7 +248,7 @@ def make(**settings):
     restorer = torch.nn.Conv2d(3, 3, 3, padding=1)
     options = {"warm_up": 2, **settings}
     flow = NetworkFlow(Stub())
-    return MisalignedObjective(restorer, JdrlReblur(width=4), flow=flow, settings=MisalignedSettings(**options))
+    return MisalignedObjective(restorer, JDRLReblur(width=4), flow=flow, settings=MisalignedSettings(**options))
 
 
 def pair(**more):
@@ -292,7 +292,7 @@ def test_a_conditioned_restorer_learns_its_map():
     torch.manual_seed(0)
     restorer = BlurConditioned(models.create_model("jdrl_unet", width=2, prior=True), argument="blur_map")
     settings = MisalignedSettings(warm_up=0, map_detach=True)
-    objective = MisalignedObjective(restorer, JdrlReblur(width=4), flow=NetworkFlow(Stub()), settings=settings)
+    objective = MisalignedObjective(restorer, JDRLReblur(width=4), flow=NetworkFlow(Stub()), settings=settings)
     generator = torch.Generator().manual_seed(0)
     blurry, sharp = torch.rand(2, 1, 3, 24, 40, generator=generator)  # 24 is no multiple of 16: padded inside
     step = objective(MisalignedPair(blurry, sharp), 0)

@@ -23,7 +23,7 @@ def network() -> torch.nn.Module:
 
 
 @pytest.mark.parametrize("name", ["net.pth", "net.safetensors", "net.checkpoint"])
-def test_checkpoints_are_recognised_whatever_they_are_called(name, network, tmp_path):
+def test_checkpoints_are_recognized_whatever_they_are_called(name, network, tmp_path):
     path = tmp_path / name
     if name.endswith(".safetensors"):
         save_file(network.state_dict(), path)

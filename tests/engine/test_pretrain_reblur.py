@@ -28,7 +28,7 @@ def test_one_step_by_hand():
     batch = WindowSource(clips(), size=16)(2, torch.Generator().manual_seed(0))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
-        found = objective.update(batch, 0, objective.optimisers(), Processes())
+        found = objective.update(batch, 0, objective.optimizers(), Processes())
         torch.manual_seed(1)
         real = batch.blurry[:, [0, 1, 3, 4][int(torch.randint(0, 4, ()))]]
     adam = torch.optim.Adam([*reblur.parameters(), *deblur.parameters()], lr=1e-3)

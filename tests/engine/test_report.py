@@ -113,7 +113,7 @@ def test_numbers_stand_where_they_belong(page, report):
     assert f"weakest lens cat eye +{report.result.gain('ours', 'base', family='cat_eye').mean:.2f}" in text
     assert "frames adapted on: 11" in text
     assert "skipped because loss spike: 1" in text
-    assert "optimiser steps: 192" in text
+    assert "optimizer steps: 192" in text
     assert "changes of lens noticed: 1" in text
     assert "100 % of the light" in text
     assert f"{report.result.value('base').mean:.2f}" in text
@@ -191,7 +191,7 @@ def test_kernel_sheet_and_overlap():
     sheet = images.kernel_sheet(kernels, gap=1)
     assert sheet.shape == (3, 2 * 6 + 1, 3 * 6 + 1)
     assert sheet.dtype == torch.uint8
-    assert sheet[0, 3, 3] == 0  # the centre of the first kernel, darkest
+    assert sheet[0, 3, 3] == 0  # the center of the first kernel, darkest
     assert sheet[0, 1, 1] == 255  # its corner, without light
     moved = kernels.roll(1, dims=-1)
     assert images.kernel_overlap(kernels, kernels) == 1

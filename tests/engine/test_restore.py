@@ -152,12 +152,12 @@ def test_nan_from_a_model_is_never_written(folder, tmp_path):
     assert not (tmp_path / "out" / "frame2.png").exists()
 
 
-def test_bits_alpha_and_grey_survive(tmp_path):
+def test_bits_alpha_and_gray_survive(tmp_path):
     root = tmp_path / "in"
     write_image(root / "a16.png", Image(photo(0), alpha=photo(1)[:1], bit_depth=16))
-    write_image(root / "grey.tif", Image(photo(2)[:1], bit_depth=16))
+    write_image(root / "gray.tif", Image(photo(2)[:1], bit_depth=16))
     restore_files(plan_jobs([root], tmp_path / "out")[0], lambda x: x)
-    for name in ("a16.png", "grey.tif"):
+    for name in ("a16.png", "gray.tif"):
         before, after = read_image(root / name), read_image(tmp_path / "out" / name)
         assert after.bit_depth == 16
         assert torch.equal(before.pixels, after.pixels)

@@ -54,7 +54,7 @@ def pairs(size=24, views=True):
     [("train_small_quirk", "ifan", "vertical"), ("train_dual_small_fixed", "ifan_dual", "own")],
 )
 def test_eight_recorded_steps(case, name, horizontal):
-    """Losses, optimiser, schedule and clip together are the published trainer."""
+    """Losses, optimizer, schedule and clip together are the published trainer."""
     recorded = load_file(GOLDEN / f"{case}.safetensors")
 
     def weights(prefix):
@@ -68,12 +68,12 @@ def test_eight_recorded_steps(case, name, horizontal):
     for network in networks:
         models.load_checkpoint(network, weights("state_dict0."))
     batch = Pair(*(recorded[f"input.{view}"] for view in ("C", "GT", "R", "L")))
-    optimisers = objective.train().optimisers()
-    group = optimisers["optimiser"].param_groups[0]
+    optimizers = objective.train().optimizers()
+    group = optimizers["optimizer"].param_groups[0]
     for step in range(8):
         group["lr"] = 1e-3 * objective.rate(step)
         assert group["lr"] == recorded["lr_used"][step]
-        found = objective.update(batch, step, optimisers, Processes())
+        found = objective.update(batch, step, optimizers, Processes())
         for ours, theirs in (("image", "image"), ("disparity", "dme"), ("reblur", "reblur")):
             torch.testing.assert_close(found.parts[ours], recorded[f"loss.{theirs}"][step], atol=1e-6, rtol=0)
         torch.testing.assert_close(found.loss.detach(), recorded["loss.total"][step], atol=1e-6, rtol=0)
@@ -146,7 +146,7 @@ def test_any_restorer(tmp_path):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = Mine()
-    settings = SupervisedSettings(loss="charbonnier", optimiser="adamw", lr=1e-2, clip=0, precision="bf16")
+    settings = SupervisedSettings(loss="charbonnier", optimizer="adamw", lr=1e-2, clip=0, precision="bf16")
     run = replace(RUN, out=tmp_path, steps=30, draw_every=30)
     objective = train_supervised(model, pairs(views=False), run, settings=settings)
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]

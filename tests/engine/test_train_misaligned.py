@@ -17,7 +17,7 @@ from tta_restore.data.io.image import read_image
 from tta_restore.engine.run.usage import UsageError
 from tta_restore.engine.train.loop import TrainingRun, step_seed
 from tta_restore.engine.train.misaligned import MisalignedSettings, train_misaligned
-from tta_restore.models.jdrl import JdrlReblur
+from tta_restore.models.jdrl import JDRLReblur
 from tta_restore.models.optical_flow import LucasKanade
 
 PROGRAM = """
@@ -51,7 +51,7 @@ class Small(torch.nn.Module):
 def run_small(out, steps, slow=0.0, **options):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        restorer, reblur = Small(), JdrlReblur(width=4)
+        restorer, reblur = Small(), JDRLReblur(width=4)
     generator = torch.Generator().manual_seed(1)
     pictures = torch.nn.functional.interpolate(torch.rand(4, 3, 20, 20, generator=generator), scale_factor=4)
     source = GeneratedPairs(pictures, size=24, misalignment=Misalignment(1.5, 0.01, 0.01, 0.5))
@@ -142,22 +142,22 @@ def test_two_processes(tmp_path):
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        restorer, reblur = Small(), JdrlReblur(width=4)
+        restorer, reblur = Small(), JDRLReblur(width=4)
         settings = MisalignedSettings(warm_up=3, border=2)
         flow = LucasKanade(levels=1, iterations=2, window=11)
         objective = MisalignedObjective(restorer, reblur, flow=flow, settings=settings).train()
-        optimiser = torch.optim.Adam(objective.groups())
+        optimizer = torch.optim.Adam(objective.groups())
         generator = torch.Generator().manual_seed(1)
         pictures = torch.nn.functional.interpolate(torch.rand(4, 3, 20, 20, generator=generator), scale_factor=4)
         source = GeneratedPairs(pictures, size=24, misalignment=Misalignment(1.5, 0.01, 0.01, 0.5))
         for step in range(4):
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             for rank in range(2):
                 seed = step_seed(3, step, rank)
                 pair: MisalignedPair = source(2, torch.Generator().manual_seed(seed))
                 torch.manual_seed(seed)
                 (objective(pair, step).loss / 2).backward()
-            optimiser.step()
+            optimizer.step()
     found = weights_of(tmp_path / "two")
     for name, tensor in {**restorer.state_dict(), **reblur.state_dict()}.items():
         torch.testing.assert_close(found[name], tensor, atol=1e-5, rtol=1e-4)

@@ -55,8 +55,8 @@ class Fit(Objective):
     def groups(self):
         return [{"params": list(self.parameters()), "lr": self.lr}]
 
-    def optimisers(self):  # not Adam, which does not care how long gradients are
-        return {"optimiser": torch.optim.SGD(self.groups(), momentum=0.9)}
+    def optimizers(self):  # not Adam, which does not care how long gradients are
+        return {"optimizer": torch.optim.SGD(self.groups(), momentum=0.9)}
 
     def rate(self, step):
         return 1.0 if step < 5 else 0.5
@@ -126,18 +126,18 @@ def test_a_step_is_clipped_and_at_its_rate(tmp_path):
     run_small(tmp_path, 8)
     found = weights_of(tmp_path)
     objective = Fit()
-    optimiser = objective.optimisers()["optimiser"]
+    optimizer = objective.optimizers()["optimizer"]
     norms = []
     with torch.random.fork_rng(devices=[]):
         for step in range(8):
-            optimiser.param_groups[0]["lr"] = 0.05 * (1.0 if step < 5 else 0.5)
+            optimizer.param_groups[0]["lr"] = 0.05 * (1.0 if step < 5 else 0.5)
             seed = step_seed(3, step, 0)
             batch = source(2, torch.Generator().manual_seed(seed))
             torch.manual_seed(seed)
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             objective(batch, step).loss.backward()
             norms.append(nn.utils.clip_grad_norm_(list(objective.parameters()), 2.4))
-            optimiser.step()
+            optimizer.step()
     assert min(norms) < 2.4 < max(norms)
     torch.testing.assert_close(found, dict(objective.layer.state_dict()))
 
@@ -202,17 +202,17 @@ def test_two_processes_are_one_with_both_batches(tmp_path):
     with pytest.raises(UsageError, match="processes 2 there, 1 here"):
         run_small(tmp_path / "two", 5)
     objective = Fit()
-    optimiser = objective.optimisers()["optimiser"]
+    optimizer = objective.optimizers()["optimizer"]
     with torch.random.fork_rng(devices=[]):
         for step in range(4):
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             for rank in range(2):
                 seed = step_seed(3, step, rank)
                 batch = source(2, torch.Generator().manual_seed(seed))
                 torch.manual_seed(seed)
                 (objective(batch, step).loss / 2).backward()
             nn.utils.clip_grad_norm_(list(objective.parameters()), 2.4)
-            optimiser.step()
+            optimizer.step()
     torch.testing.assert_close(weights_of(tmp_path / "two"), dict(objective.layer.state_dict()))
 
 
@@ -303,7 +303,7 @@ def test_a_configuration_names_shipped_weights_as_the_command_line_does(section)
     [
         ({"name": 5}, TypeError, "expected the name of a network, got 5"),
         ({"name": ["ifan"]}, TypeError, r"expected the name of a network, got \['ifan'\]"),
-        ({"name": "specialis"}, ValueError, "no restorer 'specialis'; there are"),
+        ({"name": "specializ"}, ValueError, "no restorer 'specializ'; there are"),
         ({"name": "no_such_module:net"}, ValueError, "no_such_module:net: No module named"),
         ({"name": "torch.nn:no_such_layer"}, ValueError, "torch.nn has no no_such_layer"),
         ({"name": "torch.nn:Identity", "checkpoint": "x"}, ValueError, "a checkpoint belongs to a registered"),

@@ -102,8 +102,8 @@ def test_recorded_charbonnier(case):
 @pytest.mark.parametrize("case", ["zero", "const", "smooth", "tiny", "outlier", "noise", "zoom", "wheel_360"])
 def test_recorded_calibration_mask(case):
     flow = FLOWS[f"{case}.flow"]
-    grey = losses.flow_grey(flow)
-    assert (grey - FLOWS[f"{case}.gray_u8"].float()).abs().max() <= 1
+    gray = losses.flow_gray(flow)
+    assert (gray - FLOWS[f"{case}.gray_u8"].float()).abs().max() <= 1
     for sigma in (0.35, 0.4):
         mask = losses.calibration_mask(flow, sigma=sigma)
         assert mask.shape == (flow.shape[0], 1, *flow.shape[2:])
@@ -113,10 +113,10 @@ def test_recorded_calibration_mask(case):
         assert losses.calibration_mask(flow).all()
 
 
-def test_colour_wheel():
-    from tta_restore.losses.alignment import colour_wheel
+def test_color_wheel():
+    from tta_restore.losses.alignment import color_wheel
 
-    torch.testing.assert_close(colour_wheel(), FLOWS["colorwheel_55x3"])
+    torch.testing.assert_close(color_wheel(), FLOWS["colorwheel_55x3"])
 
 
 def test_recorded_weighing_of_seeds():

@@ -45,9 +45,9 @@ def test_a_known_shift_turn_and_gain_are_found():
     found = aligned_scores(moved, sharp)
     assert plain < 20
     assert found.psnr > plain + 10
-    centre = torch.tensor([(width - 1) / 2, (height - 1) / 2, 1.0], dtype=torch.float64)
-    place = found.homography @ centre
-    torch.testing.assert_close((place[:2] / place[2] - centre[:2]), -torch.tensor(shift).double(), atol=0.15, rtol=0)
+    center = torch.tensor([(width - 1) / 2, (height - 1) / 2, 1.0], dtype=torch.float64)
+    place = found.homography @ center
+    torch.testing.assert_close((place[:2] / place[2] - center[:2]), -torch.tensor(shift).double(), atol=0.15, rtol=0)
 
 
 def test_the_same_picture_needs_nothing():

@@ -33,7 +33,7 @@ def test_the_definition(weights):
             x, y = layer(x.clone()), layer(y.clone())
             if isinstance(layer, torch.nn.ReLU):
                 difference = x / x.norm(dim=1, keepdim=True) - y / y.norm(dim=1, keepdim=True)
-                weight = next(heads).model[-1].weight  # the learnt one per channel
+                weight = next(heads).model[-1].weight  # the learned one per channel
                 expected += (difference.square() * weight[:, :, 0, 0].view(1, -1, 1, 1)).sum(1).mean((1, 2))
     assert next(heads, None) is None
     torch.testing.assert_close(lpips(a, b), expected, rtol=1e-4, atol=1e-6)

@@ -12,7 +12,7 @@ from tta_restore.models.defocus.pupil import alignments, polar_samples, turned
 
 def _known(count: int = 12) -> torch.Tensor:
     generator = torch.Generator().manual_seed(4)
-    pictures = defocus.aperture_pictures([defocus.random_lens(generator, tails=0.2) for _ in range(count)])
+    pictures = defocus.rasterize_pupils([defocus.random_lens(generator, tails=0.2) for _ in range(count)])
     return (pictures + pictures.flip((1, 2))) / 2
 
 
@@ -27,8 +27,8 @@ def test_turning_by_quarters_is_exact(quarters, mirrored):
 
 
 @pytest.mark.parametrize(("steps", "mirrored"), [(0, False), (3, False), (11, True)])
-def test_a_turned_picture_is_recognised_and_turned_back(steps, mirrored):
-    pictures = defocus.aperture_pictures([defocus.Lens("ellipse", defocus.ellipse(r, 0.4), (1, 2)) for r in (0.4, 0.9)])
+def test_a_turned_picture_is_recognized_and_turned_back(steps, mirrored):
+    pictures = defocus.rasterize_pupils([defocus.Lens("ellipse", defocus.ellipse(r, 0.4), (1, 2)) for r in (0.4, 0.9)])
     skewed = turned(pictures[:1], torch.tensor([0.8]), torch.tensor([False])).square() + 0.3 * pictures[:1].square()
     pictures = torch.cat([skewed / skewed.sum(), pictures])
     query = turned(pictures[:1], torch.tensor([steps * math.pi / 16]), torch.tensor([mirrored]))

@@ -8,7 +8,7 @@ from _base import ModuleTests, random
 from safetensors.torch import load_file
 
 from tta_restore import models
-from tta_restore.models.discriminators import PatchCritic, Vgg19Critic
+from tta_restore.models.discriminators import PatchDiscriminator, VGG19Discriminator
 
 GOLDEN = Path(__file__).parents[1] / "golden/meta"
 
@@ -30,7 +30,7 @@ def fill(parameter, number):
 def test_vgg19_is_the_recorded_one():
     recorded = load_file(GOLDEN / "vgg19_disc_formula.safetensors")
     with torch.no_grad():
-        model = Vgg19Critic(device="meta").to_empty(device="cpu").eval()
+        model = VGG19Discriminator(device="meta").to_empty(device="cpu").eval()
         for number, parameter in enumerate(model.parameters()):
             fill(parameter, number)
         features = model.features(recorded["x_64"])
@@ -60,7 +60,7 @@ class TestPatchCritic(ModuleTests):
     dtypes = (torch.float32, torch.float64, torch.bfloat16)
 
     def module(self, **factory):
-        return PatchCritic(base_channels=3, **factory)
+        return PatchDiscriminator(base_channels=3, **factory)
 
     def inputs(self, generator):
         return (random(2, 3, 17, 24, generator=generator),), {}
@@ -79,6 +79,6 @@ def test_patch_critic_sees_as_far_as_it_says():
 
 def test_what_does_not_fit_is_named():
     with pytest.raises(ValueError, match=r"patch_critic: expected H and W of at least 8, got \(1, 3, 7, 20\)"):
-        PatchCritic()(torch.rand(1, 3, 7, 20))
+        PatchDiscriminator()(torch.rand(1, 3, 7, 20))
     with pytest.raises(ValueError, match=r"vgg19_critic: expected x of shape \(B, 3, H, W\)"):
-        Vgg19Critic(device="meta")(torch.rand(1, 5, 3, 32, 32, device="meta"))
+        VGG19Discriminator(device="meta")(torch.rand(1, 5, 3, 32, 32, device="meta"))

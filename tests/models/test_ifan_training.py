@@ -1,4 +1,4 @@
-"""The optimiser and eight recorded training steps of IFAN and its reblurring network."""
+"""The optimizer and eight recorded training steps of IFAN and its reblurring network."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ GOLDEN = Path(__file__).parents[1] / "golden/ifan"
 
 
 def optimizer(parameters, lr):
-    """Torch's own RAdam, with decoupled decay, is the published optimiser."""
+    """Torch's own RAdam, with decoupled decay, is the published optimizer."""
     return torch.optim.RAdam(parameters, lr=lr, weight_decay=0.01, decoupled_weight_decay=True)
 
 
@@ -51,14 +51,14 @@ def test_eight_recorded_steps(case, name, horizontal):
     parameters = [p for module in networks for p in module.parameters()]
     radam = optimizer(parameters, 1e-3)
     schedule = torch.optim.lr_scheduler.MultiStepLR(radam, [4, 6], 0.5)
-    centre, right, left, sharp = (recorded[f"input.{view}"] for view in ("C", "R", "L", "GT"))
+    center, right, left, sharp = (recorded[f"input.{view}"] for view in ("C", "R", "L", "GT"))
     for step in range(8):
         assert radam.param_groups[0]["lr"] == recorded["lr_used"][step]
-        out = network.forward_train(centre, right, left)
+        out = network.forward_train(center, right, left)
         terms = {
             "image": F.mse_loss(out.result, sharp),
             "dme": losses.disparity(out.warped_right, out.left_small),
-            "reblur": losses.reblur(reblur(sharp, out.filters), centre),
+            "reblur": losses.reblur(reblur(sharp, out.filters), center),
         }
         terms["total"] = sum(terms.values())
         for key, value in terms.items():

@@ -10,7 +10,7 @@ from _restormer import Restormer
 from safetensors.torch import load_file
 
 from tta_restore import models, nn
-from tta_restore.models.jdrl import BlurConditioned, JdrlReblur, JdrlUNet
+from tta_restore.models.jdrl import BlurConditioned, JDRLReblur, JDRLUNet
 from tta_restore.models.optical_flow import LucasKanade, create_flow, resized_flow
 from tta_restore.models.pwc_net import PwcNet, cost_volume
 
@@ -46,7 +46,7 @@ def prefixed(recorded, prefix):
 
 @pytest.mark.parametrize("prior", [False, True])
 def test_unet_is_the_released_one(prior):
-    model = with_formula_weights(JdrlUNet(prior=prior))
+    model = with_formula_weights(JDRLUNet(prior=prior))
     recorded = load_file(GOLDEN / ("j_vgg38_formula.safetensors" if prior else "h_vgg_deblur_formula.safetensors"))
     assert sum(p.numel() for p in model.parameters()) == (31_053_723 if prior else 31_033_411)
     with torch.no_grad():
@@ -73,7 +73,7 @@ def test_unet_official_file(tmp_path):
 
 
 def test_unet_refuses():
-    model = JdrlUNet(width=2)
+    model = JDRLUNet(width=2)
     with pytest.raises(ValueError, match="multiples of 16"):
         model(torch.rand(1, 3, 20, 32))
     with pytest.raises(ValueError, match="no blur map"):
@@ -83,7 +83,7 @@ def test_unet_refuses():
 
 def test_reblur_is_the_released_one_and_takes_official_names():
     recorded = load_file(GOLDEN / "c_reblur_nf8.safetensors")
-    model = models.load_checkpoint(JdrlReblur(width=8), prefixed(recorded, "param."))
+    model = models.load_checkpoint(JDRLReblur(width=8), prefixed(recorded, "param."))
     restored, blurry = (recorded[name].requires_grad_() for name in ("im_s", "im_b"))
     seeds, weights = model.predictor(restored, blurry)
     torch.testing.assert_close(seeds, recorded["core"], atol=2e-5, rtol=1e-5)
@@ -96,7 +96,7 @@ def test_reblur_is_the_released_one_and_takes_official_names():
     expected = [recorded["grad_im_s"], recorded["grad_im_b"], *(official[name] for name in names)]
     for got, want in zip(gradients, expected, strict=True):
         torch.testing.assert_close(got, want, atol=2e-4 * want.abs().max().item(), rtol=1e-3)
-    assert sum(p.numel() for p in JdrlReblur().parameters()) == 474_987
+    assert sum(p.numel() for p in JDRLReblur().parameters()) == 474_987
 
 
 def test_blur_estimator_is_the_released_one():

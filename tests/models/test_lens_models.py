@@ -7,13 +7,13 @@ import torch
 
 from tta_restore.data.synthetic import defocus
 from tta_restore.models.checkpoint import WEIGHTS
-from tta_restore.models.defocus.estimator import LensEstimate
-from tta_restore.models.defocus.pupil import rasterize_picture
+from tta_restore.models.defocus.estimator import DefocusEstimate
+from tta_restore.models.defocus.pupil import rasterize_pupil
 from tta_restore.models.registry import create_model, list_models
 
 
 def _randomised(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
-    """Zero-initialised layers hide mistakes."""
+    """Zero-initialized layers hide mistakes."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -46,9 +46,9 @@ def test_conditioning_reaches_the_output():
     model = _randomised(create_model("conditioned_lens_unet"))
     x = torch.rand(1, 3, 32, 32)
     statistics = torch.rand(2, model.estimator.width * 16 + 1)
-    one = LensEstimate(torch.full((1, 4, 4), 1.0), torch.ones(1, 4, 4), statistics[:1])
-    larger = LensEstimate(torch.full((1, 4, 4), 3.0), torch.ones(1, 4, 4), statistics[:1])
-    other = LensEstimate(torch.full((1, 4, 4), 1.0), torch.ones(1, 4, 4), statistics[1:])
+    one = DefocusEstimate(torch.full((1, 4, 4), 1.0), torch.ones(1, 4, 4), statistics[:1])
+    larger = DefocusEstimate(torch.full((1, 4, 4), 3.0), torch.ones(1, 4, 4), statistics[:1])
+    other = DefocusEstimate(torch.full((1, 4, 4), 1.0), torch.ones(1, 4, 4), statistics[1:])
     with torch.no_grad():
         base = model(x, one)
         assert not torch.allclose(base, model(x, larger))
@@ -60,14 +60,14 @@ def test_statistics_of_two_halves_add_up_to_those_of_the_whole():
     x = torch.rand(1, 3, 32, 72)  # windows of 32 every 8 pixels: 0, 8, ..., 40
     with torch.no_grad():
         whole = model(x).statistics
-        halves = LensEstimate.pool([model(x[..., :48]), model(x[..., 24:])])  # 0, 8, 16 and 24, 32, 40
+        halves = DefocusEstimate.pool([model(x[..., :48]), model(x[..., 24:])])  # 0, 8, 16 and 24, 32, 40
     torch.testing.assert_close(halves, whole, rtol=1e-4, atol=1e-4)
 
 
 def test_a_turned_picture_has_a_turned_aperture():
     model = create_model("lens_estimator", checkpoint="lens_estimator").eval()
     lens = defocus.Lens("ellipse", defocus.ellipse(0.4, 0.3), (2.5, 3.5))
-    (frame,) = defocus.lens_stream([lens], ("grace_hopper",), frames_per_lens=1, size=160, seed=2)
+    (frame,) = defocus.defocus_stream([lens], ("grace_hopper",), frames_per_lens=1, size=160, seed=2)
     with torch.no_grad():
         upright = model.aperture(model(frame.blurry[None]).statistics)[0]
         turned = model.aperture(model(frame.blurry.rot90(1, (1, 2))[None]).statistics)[0]
@@ -85,16 +85,16 @@ def test_estimator_shapes_and_refusals():
         torch.testing.assert_close(picture.sum((1, 2)), torch.ones(2))
         assert model.kernels(estimate.statistics[0], torch.tensor([1.0, 2.0])).shape == (2, 17, 17)
     for bad in (torch.rand(3, 48, 48), torch.rand(1, 1, 48, 48), torch.rand(1, 3, 31, 48)):
-        with pytest.raises(ValueError, match="LensEstimator: expected"):
+        with pytest.raises(ValueError, match="DefocusEstimator: expected"):
             model(bad)
 
 
 @pytest.mark.parametrize("radius", [1.0, 2.0, 3.5])
-def test_rasterised_pictures_are_the_kernels_of_their_lens(radius):
+def test_rasterized_pictures_are_the_kernels_of_their_lens(radius):
     for lens in (defocus.SOURCE, *defocus.DEV, *defocus.TEST):
         unit = defocus.rms_radius(lens.aperture)
-        picture = defocus.aperture_pictures([lens])[0]
-        drawn = rasterize_picture(picture, torch.tensor([radius]), size=17, reach=2.3)[0]
+        picture = defocus.rasterize_pupils([lens])[0]
+        drawn = rasterize_pupil(picture, torch.tensor([radius]), size=17, reach=2.3)[0]
         true = defocus.rasterize(lens.aperture, torch.tensor([radius / unit]))[0]
         # a 23 x 23 picture rounds the corners of an aperture; it must not move, turn, mirror or scale it
         assert (drawn - true).abs().sum() < 0.35, lens.family

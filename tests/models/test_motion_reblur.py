@@ -6,7 +6,7 @@ from torch.autograd import gradcheck
 
 from tta_restore import models
 from tta_restore.data.datasets.clips import stack_frames
-from tta_restore.data.synthetic.camera_shake import CameraShake, shake_photo
+from tta_restore.data.synthetic.camera_shake import CameraShake, simulate_shake
 from tta_restore.data.synthetic.dead_leaves import tile
 from tta_restore.metrics import psnr
 from tta_restore.models.motion_reblur import MotionReblur
@@ -15,7 +15,7 @@ from tta_restore.models.motion_reblur import MotionReblur
 def pan(direction, speed=4.0, **options):
     photo = tile(160, torch.Generator().manual_seed(1), oversample=1)
     shake = CameraShake(pan=speed, direction=direction, variation=0.0, **options)
-    return shake_photo(photo, shake, torch.Generator().manual_seed(2), frames=5, size=80)
+    return simulate_shake(photo, shake, torch.Generator().manual_seed(2), frames=5, size=80)
 
 
 def windows(clip):
@@ -40,7 +40,7 @@ def test_a_sharp_frame_is_blurred_as_the_camera_moved(direction, speed):
     assert after > 33
 
 
-def test_the_middle_may_be_any_picture_and_is_blurred_as_its_neighbours_move():
+def test_the_middle_may_be_any_picture_and_is_blurred_as_its_neighbors_move():
     window, _ = windows(pan(1.5708))
     window[:, 2] = torch.rand(3, 80, 80, generator=torch.Generator().manual_seed(3))
     blurred = MotionReblur(exposure=0.8)(window)
@@ -54,15 +54,15 @@ def test_without_motion_the_frame_is_what_it_was():
     torch.testing.assert_close(out, frame[:, 0], atol=1e-5, rtol=0)
 
 
-def test_the_exposure_can_be_learnt():
+def test_the_exposure_can_be_learned():
     window, true = windows(pan(0.4, exposure=0.8))
     reblur = MotionReblur(exposure=0.3)
     assert [name for name, _ in reblur.named_parameters()] == ["exposure"]
-    optimiser = torch.optim.Adam(reblur.parameters(), lr=0.03)
+    optimizer = torch.optim.Adam(reblur.parameters(), lr=0.03)
     for _ in range(60):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         (inside(reblur(window)) - inside(true)).square().mean().backward()
-        optimiser.step()
+        optimizer.step()
     assert reblur.exposure.item() == pytest.approx(0.8, abs=0.08)
 
 

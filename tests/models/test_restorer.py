@@ -168,9 +168,9 @@ def test_one_image_at_a_time():
 
 def test_clips_and_functions_and_half_models_run():
     clip = torch.rand(1, 5, 3, 12, 10)
-    centre = as_restorer(lambda x: x[:, 2] * 2)
-    torch.testing.assert_close(centre(clip), clip[:, 2] * 2)
-    assert centre.spec.frames is None
+    center = as_restorer(lambda x: x[:, 2] * 2)
+    torch.testing.assert_close(center(clip), clip[:, 2] * 2)
+    assert center.spec.frames is None
     half = as_restorer(Strict(1).to(torch.bfloat16))
     assert half(torch.rand(1, 3, 8, 8)).dtype == torch.float32
     assert half(torch.rand(1, 3, 8, 8).to(torch.bfloat16)).dtype == torch.bfloat16

@@ -20,7 +20,7 @@ def network(norm):
 
 
 class Rounds(nn.Module):
-    """A quantiser: what comes before it is cut from the graph through .data."""
+    """A quantizer: what comes before it is cut from the graph through .data."""
 
     def __init__(self):
         super().__init__()

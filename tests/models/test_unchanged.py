@@ -1,7 +1,7 @@
 import torch
 from torch import nn
 
-from tta_restore.models.restorer.preserve import left_unchanged
+from tta_restore.models.restorer.preserve import preserve_state
 
 
 class Restless(nn.Module):
@@ -45,12 +45,12 @@ def test_everything_a_forward_does_to_a_module_is_undone(recwarn):
     module = Restless()
     module.norm.eval()
     before = picture(module)
-    with left_unchanged(module, training=False):
+    with preserve_state(module, training=False):
         assert not any(part.training for part in module.modules())
         module(torch.rand(2, 3, 4, 4))
         assert not same(before, picture(module))
     assert same(before, picture(module))
-    with left_unchanged(module, training=True):
+    with preserve_state(module, training=True):
         module(torch.rand(2, 3, 4, 4))
     assert same(before, picture(module))
     recwarn.clear()  # old-style weight_norm is deprecated, and still everywhere
@@ -60,7 +60,7 @@ def test_it_is_undone_after_an_interrupt_too(recwarn):
     module = Restless()
     before = picture(module)
     try:
-        with left_unchanged(module, training=False):
+        with preserve_state(module, training=False):
             module(torch.rand(1, 3, 4, 4))
             module.conv._parameters["weight"] = torch.zeros(3, 3, 1, 1)  # half-way through functional_call
             raise KeyboardInterrupt
@@ -87,7 +87,7 @@ def test_tensors_left_by_inference_mode_take_part_in_autograd():
         module(x)
     cache = module.cache
     assert cache.is_inference()
-    with left_unchanged(module):
+    with preserve_state(module):
         module(x).sum().backward()
     assert module.scale.grad is not None
     assert module.cache is cache

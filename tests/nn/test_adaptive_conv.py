@@ -38,7 +38,7 @@ def gradients():
     torch.manual_seed(0)
     block = nn.IterativeFilterAdaptiveBlock(128, 128, num_steps=17)
     x = torch.rand(1, 128, 6, 5, requires_grad=True)
-    # As large as the original's predicted taps were measured at its initialisation: 0.003 to 0.009 in the mean.
+    # As large as the original's predicted taps were measured at its initialization: 0.003 to 0.009 in the mean.
     features = 0.03 * torch.randn(1, 128, 6, 5)
 
     def run():
@@ -56,8 +56,8 @@ def test_gradients_reach_the_input_and_every_step_from_the_start(gradients):
     assert by_step.min() > 0.3 * by_step.max() > 0
 
 
-def test_the_original_initialisation_lets_nothing_through(gradients):
-    """What the block's own initialisation is for: with Xavier weights and no bias the first steps get exactly zero."""
+def test_the_original_initialization_lets_nothing_through(gradients):
+    """What the block's own initialization is for: with Xavier weights and no bias the first steps get exactly zero."""
     block, features, run = gradients
     torch.nn.init.xavier_uniform_(block.weight, gain=1.5)
     torch.nn.init.zeros_(block.bias)

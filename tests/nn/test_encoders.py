@@ -58,7 +58,7 @@ def test_timm_towers_of_every_layout(name):
         assert first.ndim == 3
         assert first.isfinite().all()
         assert (first.shape[1] == 1) == (output == "pooled")
-        other = encoder(torch.rand(2, 1, 30, 30))  # no second warning, and grey pictures
+        other = encoder(torch.rand(2, 1, 30, 30))  # no second warning, and gray pictures
         assert other.shape == (2, *first.shape[1:])
 
 

@@ -19,7 +19,7 @@ from tta_restore.adapters.methods.siam_ctta import SiamCTTA
 from tta_restore.adapters.recommended import recommended
 from tta_restore.adapters.registry import create_adapter, list_adapters
 from tta_restore.adapters.select import select_parameters
-from tta_restore.adapters.tiling import CentreCrop, Tiles
+from tta_restore.adapters.tiling import CenterCrop, Tiles
 from tta_restore.adapters.views import resolve_views
 
 __all__ = [
@@ -29,7 +29,7 @@ __all__ = [
     "SRTTA",
     "Adapter",
     "CauSiam",
-    "CentreCrop",
+    "CenterCrop",
     "CoTTA",
     "Frame",
     "Guards",

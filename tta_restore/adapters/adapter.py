@@ -21,7 +21,7 @@ from tta_restore.adapters.injection import Semantic
 from tta_restore.adapters.method import Method
 from tta_restore.adapters.select import Select
 from tta_restore.adapters.state import State, map_tensors
-from tta_restore.adapters.tiling import CentreCrop, Tiles
+from tta_restore.adapters.tiling import CenterCrop, Tiles
 from tta_restore.adapters.views import Views
 from tta_restore.models import Restoration, RestorerSpec, as_restorer
 
@@ -34,7 +34,7 @@ class Adapter(Method):
 
     ``adapter(x)`` adapts on a frame and restores it, ``predict`` only restores, ``adapt`` only adapts. This class alone
     adapts nothing: it is the source with the same handles. The model's weights are the *source*; the *student*, which
-    the optimiser steps, and the *teacher* are sets of the selected tensors in at least float32, and all of them run on
+    the optimizer steps, and the *teacher* are sets of the selected tensors in at least float32, and all of them run on
     the one model. ``parameters()`` are the model's own and those of injected layers. A frame
     is a transaction: after an error or an interrupt in the middle of it, the state is that of before. Adapters around
     one model take turns; a second thread waits.
@@ -47,10 +47,10 @@ class Adapter(Method):
                                 call ``self.restart``, change ``self.extra``
     ``objective(frame)``        the loss of one step, gradients on; None to learn nothing
     ``accept(frame, loss)``     None, or why this step is not to be taken
-    ``make_optimiser(tensors)`` a ``torch.optim`` optimiser of the student's tensors, or None for an own ``optimise``
-    ``learning_rate(update)``   rate of the update with that number, or None to leave the optimiser's
-    ``optimise(frame, loss)``   one optimiser step, by default ``step(frame, gradients(loss))``; for two-phase methods
-    ``after_step(frame)``       averaging and restoring: ``self.average_teacher``, ``self.restore_student``
+    ``make_optimizer(tensors)`` a ``torch.optim`` optimizer of the student's tensors, or None for an own ``optimize``
+    ``learning_rate(update)``   rate of the update with that number, or None to leave the optimizer's
+    ``optimize(frame, loss)``   one optimizer step, by default ``step(frame, gradients(loss))``; for two-phase methods
+    ``after_step(frame)``       averaging and restoring: ``self.update_teacher``, ``self.stochastic_restore``
     ``emit(frame)``             the restoration to give, called after the steps, and alone by ``predict``
     ``config()``, ``cost()``    settings that a saved state depends on; passes per frame in words
     ==========================  ========================================================================================
@@ -66,7 +66,7 @@ class Adapter(Method):
         model: module, function, spandrel descriptor or :class:`tta_restore.models.Restorer`.
         select: which weights to adapt, see :func:`select_parameters`; None for methods that change none.
         views: a group of views or pairs of functions, see :func:`resolve_views`; ``ensemble`` averages over them.
-        steps: optimiser steps per frame.
+        steps: optimizer steps per frame.
         region: what adaptation looks at in large frames; None for all of it.
         tiles: passes without gradient over images larger than a tile are made tile by tile.
         semantic: a context for every role but the source, by injected layers or by keyword, see :class:`Semantic`.
@@ -97,7 +97,7 @@ class Adapter(Method):
         select: Select | None = None,
         views: Views = "identity",
         steps: int = 1,
-        region: CentreCrop | None = None,
+        region: CenterCrop | None = None,
         tiles: Tiles | None = None,
         semantic: Semantic | None = None,
         guards: Guards | None = None,
@@ -153,7 +153,7 @@ class Adapter(Method):
         return self._refuses(x) or self._transact(x, emit=False)[0]
 
     def predict(self, x: Tensor) -> Any:
-        """Restore a frame with what was learnt so far; nothing changes.
+        """Restore a frame with what was learned so far; nothing changes.
 
         Takes and returns what a call does, and raises for bytes as it does; NaN passes through.
         """
@@ -173,7 +173,7 @@ class Adapter(Method):
             self._state, self._moved = self._initial_state(), False
 
     def state_dict(self) -> dict[str, Any]:  # type: ignore[override]
-        """Everything that was learnt, as plain values and CPU tensors; the model's own weights are not in it."""
+        """Everything that was learned, as plain values and CPU tensors; the model's own weights are not in it."""
         with self._backbone.lock:
             return checkpoint.state_dict(self)
 
@@ -188,7 +188,7 @@ class Adapter(Method):
         with self._backbone.lock:
             self._expect_attached()
             state = checkpoint.state_from(self, state_dict, strict=strict)
-            self._state, self._moved = state.copy(self.make_optimiser, self._devices()), False
+            self._state, self._moved = state.copy(self.make_optimizer, self._devices()), False
 
     def save(self, path: str | Path) -> None:
         """Write the state to a safetensors file, which at any moment is the old one or the new one, whole."""
@@ -205,7 +205,7 @@ class Adapter(Method):
             for name, value in vars(self).items():
                 twin.__dict__[name] = copy.copy(value) if isinstance(value, (dict, list, set)) else value
             twin._backbone = self._backbone.twin()
-            twin._state = self.state.copy(self.make_optimiser)
+            twin._state = self.state.copy(self.make_optimizer)
             if seed is not None:
                 checks.expect_int("fork", "seed", seed, minimum=0)
                 twin._seed = twin._state.seed = seed
@@ -259,7 +259,7 @@ class Adapter(Method):
             kept = self.state
             values: list[tuple[Tensor, int]] = []
             map_tensors(kept.extra, lambda tensor: values.append((tensor, tensor._version)) or tensor)
-            state = kept.copy(self.make_optimiser, self._devices())
+            state = kept.copy(self.make_optimizer, self._devices())
             with self._working_on(state):
                 report = self._take_steps(frame)
                 restoration = self.emit(frame) if emit or self.guards.divergence is not None else None
@@ -283,7 +283,7 @@ class Adapter(Method):
             state.diverged = 0
             return state, report, restoration
         lost = kept.diverged + 1 >= _DIVERGED_FRAMES
-        state = self._initial_state() if lost else kept.copy(self.make_optimiser, self._devices())
+        state = self._initial_state() if lost else kept.copy(self.make_optimizer, self._devices())
         state.seed, state.frames, state.diverged = kept.seed, kept.frames + 1, 0 if lost else kept.diverged + 1
         return state, replace(report, updated=False, skipped_because=strays), source
 

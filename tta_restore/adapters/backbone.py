@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from tta_restore.adapters.injection import CONTEXT, Injection, is_injected
-from tta_restore.adapters.prefix_cache import SharedPrefix
+from tta_restore.adapters.prefix_cache import PrefixCache
 from tta_restore.models import Restoration, Restorer
-from tta_restore.models.restorer.preserve import left_unchanged
+from tta_restore.models.restorer.preserve import preserve_state
 
 _locks: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
 _lock_of_functions = threading.RLock()
@@ -50,9 +50,9 @@ class Backbone:
         self.injection = injection
         self.training = training
         self.memory_format = memory_format
-        self.prefix: SharedPrefix | None = None
+        self.prefix: PrefixCache | None = None
         if isinstance(restorer.module, nn.Module) and not hasattr(restorer.module, "_orig_mod"):
-            self.prefix = SharedPrefix(restorer.module) if share and not training else None
+            self.prefix = PrefixCache(restorer.module) if share and not training else None
         self._frozen: dict[str, Tensor] | None = None
 
     def twin(self) -> Backbone:
@@ -103,9 +103,9 @@ class Backbone:
                 stack.enter_context(torch.autocast(device, dtype=dtype, cache_enabled=False))
             self.restorer.known_spec(frame)
             if isinstance(self.root, nn.Module):
-                stack.enter_context(left_unchanged(self.root, training=self.training))
+                stack.enter_context(preserve_state(self.root, training=self.training))
             for module in companions:
-                stack.enter_context(left_unchanged(module, training=False))
+                stack.enter_context(preserve_state(module, training=False))
             stack.callback(setattr, self, "_frozen", None)
             if self.prefix is not None:
                 stack.callback(self.prefix.look_at, None)

@@ -20,7 +20,7 @@ from tta_restore.adapters.frame import Plan
 from tta_restore.adapters.injection import WithInjection, is_injected
 from tta_restore.adapters.state import State, Tree
 from tta_restore.data.io.atomic import atomic_file
-from tta_restore.models.restorer.preserve import left_unchanged
+from tta_restore.models.restorer.preserve import preserve_state
 
 if TYPE_CHECKING:
     from tta_restore.adapters.adapter import Adapter
@@ -143,7 +143,7 @@ def state_from(adapter: Adapter, saved: Mapping[str, Any], *, strict: bool) -> S
     try:
         _check_belongs(adapter, saved, strict)
         tree = unpack(saved["structure"], dict(saved["tensors"]))
-        state = State.from_tree(tree, adapter.make_optimiser)
+        state = State.from_tree(tree, adapter.make_optimizer)
         _check_values(adapter, state)
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise ValueError(f"load: the state is damaged: {type(error).__name__} {error}") from error
@@ -218,7 +218,7 @@ def export(adapter: Adapter, role: str | None) -> nn.Module:
     role = role or next(reversed(sets), "source")
     if role != "source" and role not in sets:
         raise ValueError(f"export: expected one of the roles {', '.join(['source', *sets])}, got {role!r}")
-    with left_unchanged(root):
+    with preserve_state(root):
         for part in root.modules():  # deepcopy refuses what a forward computed, such as an old weight_norm's weight
             for name, value in part.__dict__.items():
                 if isinstance(value, Tensor) and not value.is_leaf:
@@ -236,7 +236,7 @@ def plan(adapter: Adapter) -> Plan:
     """What an adapter adapts, where, and at which cost."""
     own = adapter._backbone.parameters()
     roles = adapter.roles if adapter.adapted else ()
-    # beside a vector and beside a matrix, which some optimisers keep less for
+    # beside a vector and beside a matrix, which some optimizers keep less for
     moments = [_moments(adapter, shape) if "student" in roles else 0 for shape in ((2,), (2, 2))]
 
     def size(tensor: Tensor) -> int:
@@ -254,11 +254,11 @@ def plan(adapter: Adapter) -> Plan:
 
 
 def _moments(adapter: Adapter, shape: tuple[int, ...]) -> int:
-    """How many tensors of its size the optimiser keeps for a tensor, found on a small one."""
+    """How many tensors of its size the optimizer keeps for a tensor, found on a small one."""
     trial = torch.zeros(shape, requires_grad=True)
     trial.grad = torch.ones(shape)
-    optimiser = adapter.make_optimiser([trial])
-    if optimiser is None:
+    optimizer = adapter.make_optimizer([trial])
+    if optimizer is None:
         return 0
-    optimiser.step()
-    return sum(isinstance(value, Tensor) and value.shape == trial.shape for value in optimiser.state[trial].values())
+    optimizer.step()
+    return sum(isinstance(value, Tensor) and value.shape == trial.shape for value in optimizer.state[trial].values())

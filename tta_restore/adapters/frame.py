@@ -15,7 +15,7 @@ class Frame:
     Attributes:
         image: the whole frame, (B, C, H, W) or (B, T, C, H, W), RGB in [0, 1].
         region: the part that adaptation looks at; the frame itself where that is all of it.
-        steps: optimiser steps to take on it; a method may change it in ``begin_frame``.
+        steps: optimizer steps to take on it; a method may change it in ``begin_frame``.
         skip: why there is nothing to learn from it, where a method finds that in ``begin_frame``.
         remarks: for the :class:`StepReport`, in words.
         notes: what a method keeps until the frame is done.
@@ -46,9 +46,9 @@ class StepReport:
 
     Attributes:
         frame: how many frames were adapted on before this one.
-        updated: whether any step changed the adapted tensors' optimiser; see ``skipped_because`` where not.
+        updated: whether any step changed the adapted tensors' optimizer; see ``skipped_because`` where not.
         loss: mean over the steps taken or refused; None where no loss was computed.
-        steps: optimiser steps taken.
+        steps: optimizer steps taken.
         skipped_because: why the last skipped step was skipped, None when none was.
         drift: distance of the adapted tensors from the source, relative to the source's norm.
         grad_norm: Euclidean norm of the last gradient.
@@ -80,7 +80,7 @@ class Plan:
         tensors: name and shape of each adapted tensor.
         total: scalars in all the model's weights.
         roles: which sets of adapted tensors exist, besides the source.
-        bytes: memory of those sets and of the optimiser's moments.
+        bytes: memory of those sets and of the optimizer's moments.
         sites: where modules are injected.
         cost: passes through the model for each frame.
     """

@@ -15,7 +15,7 @@ from torch.func import functional_call
 
 from tta_restore._core import checks
 from tta_restore.models import Restorer
-from tta_restore.models.restorer.preserve import left_unchanged
+from tta_restore.models.restorer.preserve import preserve_state
 from tta_restore.models.restorer.probing import example_frame
 from tta_restore.nn import SemanticCrossAttention
 
@@ -102,7 +102,7 @@ def _observe(restorer: Restorer, root: nn.Module, paths: list[str]) -> list[Site
     handles = []
     frame = example_frame(restorer)
     frame = frame if frame.ndim == 5 else torch.cat([frame, frame[..., : frame.shape[-1] // 2]], -1)  # not square
-    with torch.inference_mode(False), torch.no_grad(), left_unchanged(root, training=False):
+    with torch.inference_mode(False), torch.no_grad(), preserve_state(root, training=False):
         spec = restorer.known_spec(frame)
 
         def note(path: str, output: Any) -> None:

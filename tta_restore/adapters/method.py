@@ -14,7 +14,7 @@ from tta_restore.adapters import state as parameter_sets
 from tta_restore.adapters.frame import Frame, StepReport
 from tta_restore.adapters.guards import Guards
 from tta_restore.adapters.roles import Roles
-from tta_restore.adapters.tiling import CentreCrop
+from tta_restore.adapters.tiling import CenterCrop
 from tta_restore.models import Restoration
 
 
@@ -22,7 +22,7 @@ class Method(Roles):
     """The part of an adapter that methods override; see :class:`Adapter`, which users make."""
 
     guards: Guards
-    region: CentreCrop | None
+    region: CenterCrop | None
     steps: int
     _moved = False  # whether a step ever changed the student, so that it need not be watched any more
 
@@ -38,11 +38,11 @@ class Method(Roles):
         return None
 
     def learning_rate(self, update: int) -> float | None:
-        """Learning rate of update 0, 1, 2, ..., or None to leave the optimiser's."""
+        """Learning rate of update 0, 1, 2, ..., or None to leave the optimizer's."""
         return None
 
-    def optimise(self, frame: Frame, loss: Tensor) -> str | None:
-        """One optimiser step on the student; why it was not taken, or None."""
+    def optimize(self, frame: Frame, loss: Tensor) -> str | None:
+        """One optimizer step on the student; why it was not taken, or None."""
         return self.step(frame, self.gradients(loss))
 
     def gradients(self, loss: Tensor) -> list[Tensor | None]:
@@ -61,27 +61,27 @@ class Method(Roles):
         return list(gradients)
 
     def step(self, frame: Frame, gradients: list[Tensor | None]) -> str | None:
-        """One optimiser step on the student with these gradients; why it was not taken, or None."""
+        """One optimizer step on the student with these gradients; why it was not taken, or None."""
         student = list(self.student.values())
         reached = [gradient for gradient in gradients if gradient is not None]
         norm = parameter_sets.overall_norm(reached)
         if not math.isfinite(norm):
             return "gradient holds NaN or infinity"
         frame.grad_norm = norm
-        optimiser = self.state.optimiser
-        if optimiser is None:
-            raise RuntimeError(f"{type(self).__name__}: there is nothing to optimise; pass select")
+        optimizer = self.state.optimizer
+        if optimizer is None:
+            raise RuntimeError(f"{type(self).__name__}: there is nothing to optimize; pass select")
         rate = self.learning_rate(self.state.updates)
         if rate is not None:
-            for group in optimiser.param_groups:
+            for group in optimizer.param_groups:
                 group["lr"] = rate
-        frame.learning_rate = float(optimiser.param_groups[0]["lr"])
+        frame.learning_rate = float(optimizer.param_groups[0]["lr"])
         before = None if self._moved else [tensor.detach().clone() for tensor in student]
         for tensor, gradient in zip(student, gradients, strict=True):
-            # torch's fused optimisers read a gradient in the tensor's order, whatever its strides say
+            # torch's fused optimizers read a gradient in the tensor's order, whatever its strides say
             laid_out = gradient is None or gradient.stride() == tensor.stride()
             tensor.grad = gradient if laid_out else torch.empty_like(tensor).copy_(gradient)
-        optimiser.step()
+        optimizer.step()
         for tensor in student:
             tensor.grad = None
         self.state.updates += 1
@@ -89,7 +89,7 @@ class Method(Roles):
         return None
 
     def after_step(self, frame: Frame) -> None:
-        """Average, restore, count: what follows every optimiser step."""
+        """Average, restore, count: what follows every optimizer step."""
 
     def emit(self, frame: Frame) -> Restoration:
         """The restoration to give for a frame."""
@@ -125,7 +125,7 @@ class Method(Roles):
             losses.append(loss.item())
             refusal = self.guards.refuses(losses[-1], state.losses) or self.accept(frame, loss)
             self.guards.remember(losses[-1], state.losses)
-            refusal = refusal or self.optimise(frame, loss)
+            refusal = refusal or self.optimize(frame, loss)
             del loss  # and the graph with it
             if refusal:
                 skipped = refusal

@@ -17,7 +17,7 @@ Pass = Callable[[], Restoration]
 Forward = Callable[..., Any]
 
 
-class SharedPrefix:
+class PrefixCache:
     """Outputs of frozen modules on one frame.
 
     A module whose output does not require grad, while the adapted tensors do, cannot depend on them: what it gives is

@@ -82,7 +82,7 @@ class Roles(nn.Module):
 
     @property
     def student(self) -> ParameterSet:
-        """Tensors that the optimiser steps."""
+        """Tensors that the optimizer steps."""
         return self.state.sets["student"]
 
     @property
@@ -133,7 +133,7 @@ class Roles(nn.Module):
         with torch.no_grad():
             return self._tiled(over_views, image)
 
-    def average_teacher(self, keep: float, *, share: float = 1.0) -> None:
+    def update_teacher(self, keep: float, *, share: float = 1.0) -> None:
         """Move the teacher towards the student: ``teacher = keep * teacher + (1 - keep) * student``.
 
         With a ``share`` below 1, towards the point that far on the way from the source to the student.
@@ -141,7 +141,7 @@ class Roles(nn.Module):
         newest = self.student if share == 1 else parameter_sets.between(self.source, self.student, share)
         parameter_sets.average(self.teacher, newest, keep)
 
-    def restore_student(self, probability: float) -> None:
+    def stochastic_restore(self, probability: float) -> None:
         """Put source values back into random scalars of the student."""
         parameter_sets.restore(self.student, self.source, probability, self.generator)
 
@@ -150,20 +150,20 @@ class Roles(nn.Module):
         return {role: parameter_sets.copied(tensors) for role, tensors in self.state.sets.items()}
 
     def restart(self, student: ParameterSet | None = None, teacher: ParameterSet | None = None) -> None:
-        """Continue from given values, by default the source's, with a fresh optimiser and schedule."""
+        """Continue from given values, by default the source's, with a fresh optimizer and schedule."""
         state, start = self.state, student or self.source
         parameter_sets.assign(state.sets["student"], start)
         if "teacher" in state.sets:
             parameter_sets.assign(state.sets["teacher"], teacher or start)
-        state.optimiser = self.make_optimiser(list(state.sets["student"].values()))
+        state.optimizer = self.make_optimizer(list(state.sets["student"].values()))
         state.updates, state.losses = 0, []
 
     def initial_extra(self) -> dict[str, Any]:
         """What the method remembers at the start: tensors, numbers, text, None in dicts, lists and tuples."""
         return {}
 
-    def make_optimiser(self, parameters: list[Tensor]) -> torch.optim.Optimizer | None:
-        """Optimiser of the student's tensors; None for a method whose ``optimise`` does without."""
+    def make_optimizer(self, parameters: list[Tensor]) -> torch.optim.Optimizer | None:
+        """Optimizer of the student's tensors; None for a method whose ``optimize`` does without."""
         return torch.optim.Adam(parameters, lr=1e-4)
 
     def _tensors(self, role: str) -> ParameterSet | None:
@@ -207,8 +207,8 @@ class Roles(nn.Module):
     def _initial_state(self) -> State:
         source = self.source
         sets = {role: parameter_sets.copied(source, trained=role == "student") for role in self._kept_roles()}
-        optimiser = self.make_optimiser(list(sets["student"].values())) if "student" in sets else None
-        return State(self._seed, sets, optimiser, extra=self.initial_extra())
+        optimizer = self.make_optimizer(list(sets["student"].values())) if "student" in sets else None
+        return State(self._seed, sets, optimizer, extra=self.initial_extra())
 
     def _kept_roles(self) -> tuple[str, ...]:
         return self.roles if self.adapted else ()

@@ -25,7 +25,7 @@ def select_parameters(
     """Names of the selected weights in the order of the module; weights that share a tensor count once.
 
     An entry is a glob over dotted names (``"decoder.*"``; a module's name means everything in it), ``"re:..."`` for a
-    full match, a module class, or a preset: ``"all"``, ``"norm"`` (scale and shift of every normalisation layer),
+    full match, a module class, or a preset: ``"all"``, ``"norm"`` (scale and shift of every normalization layer),
     ``"bias"``, ``"last_stage"`` (the last modules, as defined, that make up 5 % of the weights), ``"injected"`` (what
     an adapter adds; given in ``injected``). An entry ``"!..."`` takes away again. Prefixes of torch.compile and
     DataParallel may be written or left out.

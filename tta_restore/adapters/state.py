@@ -13,7 +13,7 @@ from torch import Tensor
 Tree = Any
 """Tensors, numbers, strings and None in dicts with string keys, lists and tuples."""
 
-OptimiserFactory = Callable[[list[Tensor]], torch.optim.Optimizer | None]
+OptimizerFactory = Callable[[list[Tensor]], torch.optim.Optimizer | None]
 
 
 @dataclass
@@ -23,19 +23,19 @@ class State:
     Attributes:
         seed: source of all its random numbers, together with ``frames``.
         sets: the adapted tensors, one set per role.
-        optimiser: steps ``sets["student"]``; None for methods without one.
+        optimizer: steps ``sets["student"]``; None for methods without one.
         frames: frames adapted on.
-        updates: optimiser steps taken since the start or the last restart.
+        updates: optimizer steps taken since the start or the last restart.
         losses: the latest losses, for the spike guard.
         diverged: frames in a row whose output strayed from the source's.
-        still: optimiser steps in a row that changed nothing.
+        still: optimizer steps in a row that changed nothing.
         context: what was last read in a frame, where it serves for several.
         extra: what a method remembers beyond that, a tree of tensors and plain values.
     """
 
     seed: int
     sets: dict[str, ParameterSet] = field(default_factory=dict)
-    optimiser: torch.optim.Optimizer | None = None
+    optimizer: torch.optim.Optimizer | None = None
     frames: int = 0
     updates: int = 0
     losses: list[float] = field(default_factory=list)
@@ -54,7 +54,7 @@ class State:
         return {
             "seed": self.seed,
             "sets": {role: dict(tensors) for role, tensors in self.sets.items()},
-            "optimiser": None if self.optimiser is None else _optimiser_tree(self.optimiser),
+            "optimizer": None if self.optimizer is None else _optimizer_tree(self.optimizer),
             "frames": self.frames,
             "updates": self.updates,
             "losses": list(self.losses),
@@ -65,26 +65,26 @@ class State:
         }
 
     @classmethod
-    def from_tree(cls, tree: Mapping[str, Tree], make_optimiser: OptimiserFactory) -> State:
+    def from_tree(cls, tree: Mapping[str, Tree], make_optimizer: OptimizerFactory) -> State:
         """State that owns the tensors of ``tree``; KeyError where part of it is missing."""
         values = {entry.name: tree[entry.name] for entry in fields(cls)}
         values["sets"] = {
             role: {name: tensor.detach().requires_grad_(role == "student") for name, tensor in tensors.items()}
             for role, tensors in values["sets"].items()
         }
-        saved = values["optimiser"]
+        saved = values["optimizer"]
         if saved is not None:
-            optimiser = make_optimiser(list(values["sets"]["student"].values()))
-            values["optimiser"] = None if optimiser is None else _optimiser_from(saved, optimiser)
+            optimizer = make_optimizer(list(values["sets"]["student"].values()))
+            values["optimizer"] = None if optimizer is None else _optimizer_from(saved, optimizer)
         return cls(**values)
 
     def view(self) -> State:
         """The same tensors in a state that may be thrown away: what a prediction works on."""
         tree = self.tree()
-        return replace(self, sets=tree["sets"], optimiser=None, losses=tree["losses"], extra=tree["extra"])
+        return replace(self, sets=tree["sets"], optimizer=None, losses=tree["losses"], extra=tree["extra"])
 
-    def copy(self, make_optimiser: OptimiserFactory, devices: Mapping[str, torch.device] | None = None) -> State:
-        """A state of its own: sets and optimiser are new tensors; those in ``extra`` are values, and shared.
+    def copy(self, make_optimizer: OptimizerFactory, devices: Mapping[str, torch.device] | None = None) -> State:
+        """A state of its own: sets and optimizer are new tensors; those in ``extra`` are values, and shared.
 
         ``devices`` says where the tensors of each name are to live.
         """
@@ -98,14 +98,14 @@ class State:
             role: {name: owned(tensor, devices[name] if devices else None) for name, tensor in tensors.items()}
             for role, tensors in self.sets.items()
         }
-        if tree["optimiser"] is not None:
-            moments = tree["optimiser"]["moments"]
-            tree["optimiser"]["moments"] = [
+        if tree["optimizer"] is not None:
+            moments = tree["optimizer"]["moments"]
+            tree["optimizer"]["moments"] = [
                 # A step counter stays where torch put it; moments live with their tensor.
                 map_tensors(entry, lambda t, place=place: owned(t, place if t.ndim else None))
                 for entry, place in zip(moments, places or [None] * len(moments), strict=True)
             ]
-        return State.from_tree(tree, make_optimiser)
+        return State.from_tree(tree, make_optimizer)
 
 
 def map_tensors(tree: Tree, change: Callable[[Tensor], Tensor]) -> Tree:
@@ -127,20 +127,20 @@ def map_tensors(tree: Tree, change: Callable[[Tensor], Tensor]) -> Tree:
     raise TypeError(f"adapter state: expected tensors, numbers, strings, None, lists or dicts, got {type(tree)}")
 
 
-def _optimiser_tree(optimiser: torch.optim.Optimizer) -> dict[str, Tree]:
-    groups = [{key: value for key, value in group.items() if key != "params"} for group in optimiser.param_groups]
-    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
-    return {"moments": [dict(optimiser.state.get(parameter, {})) for parameter in parameters], "groups": groups}
+def _optimizer_tree(optimizer: torch.optim.Optimizer) -> dict[str, Tree]:
+    groups = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    return {"moments": [dict(optimizer.state.get(parameter, {})) for parameter in parameters], "groups": groups}
 
 
-def _optimiser_from(saved: Mapping[str, Tree], optimiser: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    for group, values in zip(optimiser.param_groups, saved["groups"], strict=True):
+def _optimizer_from(saved: Mapping[str, Tree], optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    for group, values in zip(optimizer.param_groups, saved["groups"], strict=True):
         group.update(values)
-    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for parameter, moments in zip(parameters, saved["moments"], strict=True):
         if moments:
-            optimiser.state[parameter] = dict(moments)
-    return optimiser
+            optimizer.state[parameter] = dict(moments)
+    return optimizer
 
 
 ParameterSet = dict[str, Tensor]

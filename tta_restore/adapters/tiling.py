@@ -14,7 +14,7 @@ from tta_restore.models.restorer.restorer import pad
 
 
 @dataclass(frozen=True)
-class CentreCrop:
+class CenterCrop:
     """The middle of frames that are larger than ``above``; smaller frames whole.
 
     Attributes:
@@ -27,7 +27,7 @@ class CentreCrop:
     above: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
-        checks.expect_int("CentreCrop", "size", self.size, minimum=1)
+        checks.expect_int("CenterCrop", "size", self.size, minimum=1)
 
     def __call__(self, image: Tensor, requirements: SizeRequirements) -> Tensor:
         """The crop of (..., H, W), or the frame itself."""
@@ -45,7 +45,7 @@ class CentreCrop:
         return min(side, max(cropped, least))
 
 
-RELEASED_REGION = CentreCrop(1120, above=(1680, 1150))
+RELEASED_REGION = CenterCrop(1120, above=(1680, 1150))
 """The rule of the released SiamCTTA, with crops that never leave the frame."""
 
 
@@ -58,7 +58,7 @@ class Tiles:
 
     Attributes:
         size: sides of a tile in pixels, rounded down to what the model takes.
-        overlap: pixels that neighbouring tiles share; the outer quarters are dropped, the blend in between is linear.
+        overlap: pixels that neighboring tiles share; the outer quarters are dropped, the blend in between is linear.
     """
 
     size: int = 1024

@@ -1,7 +1,7 @@
 """Losses: a function and a module of the same name each."""
 
 from tta_restore.losses.adversarial import Adversarial, Critic, Cycle, adversarial, critic, cycle
-from tta_restore.losses.alignment import DeformedPair, calibration_mask, deformed_pair, flow_grey
+from tta_restore.losses.alignment import DeformedPair, calibration_mask, deformed_pair, flow_gray
 from tta_restore.losses.consistency import SiameseConsistency, siamese_consistency
 from tta_restore.losses.pixel import (
     Charbonnier,
@@ -52,7 +52,7 @@ __all__ = [
     "detail",
     "disparity",
     "edge",
-    "flow_grey",
+    "flow_gray",
     "l1_fourier",
     "over_outputs",
     "reblur",

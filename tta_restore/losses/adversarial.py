@@ -16,7 +16,7 @@ _KINDS = ("wasserstein", "least_squares")
 
 
 def adversarial(fake: Tensor, *, kind: Kind = "wasserstein") -> Tensor:
-    """What a generator minimises, given the critic's scores of what it made.
+    """What a generator minimizes, given the critic's scores of what it made.
 
     ``-mean(fake)``, or with least squares ``mean((fake - 1)^2)``. Half types are accumulated in float32.
 
@@ -35,7 +35,7 @@ def adversarial(fake: Tensor, *, kind: Kind = "wasserstein") -> Tensor:
 
 
 def critic(fake: Tensor, real: Tensor, *, kind: Kind = "wasserstein") -> Tensor:
-    """What a critic minimises, given its scores of made and of real pictures.
+    """What a critic minimizes, given its scores of made and of real pictures.
 
     ``mean(fake) - mean(real)``, or with least squares ``mean(fake^2) + mean((real - 1)^2)``. A Wasserstein critic must
     be kept from growing, as by clipping its weights after each step. Half types are accumulated in float32.

@@ -11,11 +11,11 @@ from tta_restore import ops
 from tta_restore._core import checks
 from tta_restore.losses.pixel import charbonnier
 
-_ARCS = (15, 6, 4, 11, 13, 6)  # steps of the colour wheel from red to yellow, green, cyan, blue, magenta and back
+_ARCS = (15, 6, 4, 11, 13, 6)  # steps of the color wheel from red to yellow, green, cyan, blue, magenta and back
 
 
-def colour_wheel() -> Tensor:
-    """The 55 colours by which optical flow is usually drawn, float64 in 0..255: (55, 3).
+def color_wheel() -> Tensor:
+    """The 55 colors by which optical flow is usually drawn, float64 in 0..255: (55, 3).
 
     Source: A database and evaluation methodology for optical flow (Baker et al., IJCV 2011).
     """
@@ -29,13 +29,13 @@ def colour_wheel() -> Tensor:
     return torch.tensor(rows, dtype=torch.float64)
 
 
-def flow_grey(flow: Tensor) -> Tensor:
-    """Grey value, 0 to 255, of the flow drawn in colour, each sample relative to its own largest displacement.
+def flow_gray(flow: Tensor) -> Tensor:
+    """Gray value, 0 to 255, of the flow drawn in color, each sample relative to its own largest displacement.
 
     Shape: flow (B, 2, H, W) in pixels -> (B, 1, H, W), integers as float32.
     """
-    checks.expect_floating("flow_grey", flow=flow)
-    checks.expect_shape("flow_grey", "flow", flow, "(B, 2, H, W)", (None, 2, None, None))
+    checks.expect_floating("flow_gray", flow=flow)
+    checks.expect_shape("flow_gray", "flow", flow, "(B, 2, H, W)", (None, 2, None, None))
     u, v = flow.detach().float().unbind(1)
     largest = (u.square() + v.square()).sqrt().amax((1, 2), keepdim=True)
     u, v = u / (largest + 1e-5), v / (largest + 1e-5)
@@ -43,17 +43,17 @@ def flow_grey(flow: Tensor) -> Tensor:
     place = (angle + 1) / 2 * 54
     low = place.floor()
     part = (place.double() - low.double())[:, None]
-    wheel = (colour_wheel().to(flow.device) / 255).T  # (3, 55)
+    wheel = (color_wheel().to(flow.device) / 255).T  # (3, 55)
     first, second = wheel[:, low.long()].movedim(0, 1), wheel[:, (low.long() + 1) % 55].movedim(0, 1)
-    colour = 1 - radius.double()[:, None] * (1 - ((1 - part) * first + part * second))
-    red, green, blue = (255 * colour).floor().long().split(1, 1)
+    color = 1 - radius.double()[:, None] * (1 - ((1 - part) * first + part * second))
+    red, green, blue = (255 * color).floor().long().split(1, 1)
     return ((9798 * red + 19235 * green + 3735 * blue + 16384) >> 15).float()
 
 
 def calibration_mask(flow: Tensor, *, sigma: float = 0.35) -> Tensor:
-    """Where the flow is like that of the sample as a whole: 1 where its grey is within ``sigma`` of the mean grey.
+    """Where the flow is like that of the sample as a whole: 1 where its gray is within ``sigma`` of the mean gray.
 
-    Greys are those of the flow drawn in colour, see :func:`flow_grey`: still pixels are white, fast ones dark, and
+    Grays are those of the flow drawn in color, see :func:`flow_gray`: still pixels are white, fast ones dark, and
     direction counts too. Zero and constant flow give a mask of ones. Without gradient.
 
     Shape: flow (B, 2, H, W) in pixels -> (B, 1, H, W), 0 or 1.
@@ -65,9 +65,9 @@ def calibration_mask(flow: Tensor, *, sigma: float = 0.35) -> Tensor:
     Source: JDRL (Li et al., AAAI 2023), the calibration mask of its deformation loss.
     """
     checks.expect_number("calibration_mask", "sigma", sigma, minimum=0)
-    grey = flow_grey(flow)
-    mean = grey.mean((1, 2, 3), keepdim=True)
-    return ((grey >= (1 - sigma) * mean) & (grey <= (1 + sigma) * mean)).to(flow.dtype)
+    gray = flow_gray(flow)
+    mean = gray.mean((1, 2, 3), keepdim=True)
+    return ((gray >= (1 - sigma) * mean) & (gray <= (1 + sigma) * mean)).to(flow.dtype)
 
 
 def deformed_pair(

@@ -159,7 +159,7 @@ def l1_fourier(
     Args:
         restored: gets the gradient.
         target: what it is to be.
-        fourier_weight: of the second term; coefficients are complex, not normalised.
+        fourier_weight: of the second term; coefficients are complex, not normalized.
         axes: transformed: "both", as MIMO-UNet does, or "width", as Meta Transferring does with MIMO-UNet.
 
     Shape: restored, target (B, C, H, W) in [0, 1] -> scalar.

@@ -89,7 +89,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
         raise ValueError(f"load_checkpoint: {path} is not a readable safetensors file: {error}") from error
 
 
-def told_config(kind: Any, content: Any, source: str) -> dict[str, Any]:
+def infer_config(kind: Any, content: Any, source: str) -> dict[str, Any]:
     """Configuration that weights tell by their names and shapes, where the class ``kind`` can read it off them."""
     tell = getattr(kind, "config_of_state_dict", None)
     if not callable(tell):

@@ -16,7 +16,7 @@ _VGG19 = (64, 64, 0, 128, 128, 0, 256, 256, 256, 256, 0, 512, 512, 512, 512, 0, 
 
 
 @register_model("vgg19_critic", kind="discriminator")
-class Vgg19Critic(nn.Module):
+class VGG19Discriminator(nn.Module):
     """VGG19 with one output, as Meta Transferring is published; torchvision's weights load.
 
     139.6 million parameters. Under the weight clipping of the published training a fresh one gives a gradient of
@@ -28,7 +28,7 @@ class Vgg19Critic(nn.Module):
         dtype: of the parameters.
 
     Shape:
-        - x: (B, 3, H, W) in [0, 1], not normalised, H and W at least 32
+        - x: (B, 3, H, W) in [0, 1], not normalized, H and W at least 32
         - output: (B, 1)
 
     Source: Simonyan and Zisserman, ICLR 2015; Meta Transferring for Deblurring (Liu et al., BMVC 2022).
@@ -69,7 +69,7 @@ class Vgg19Critic(nn.Module):
 
 
 @register_model("patch_critic", kind="discriminator")
-class PatchCritic(nn.Module):
+class PatchDiscriminator(nn.Module):
     """A small critic that scores overlapping patches and can be trained from nothing.
 
     Args:
@@ -82,7 +82,7 @@ class PatchCritic(nn.Module):
         - output: (B, 1, H/8, W/8), rounded up; each score sees 47 x 47 pixels
 
     Source: after Isola et al., Image-to-image translation with conditional adversarial networks, CVPR 2017; without
-    normalisation, which would hide how blurred a patch is.
+    normalization, which would hide how blurred a patch is.
     """
 
     def __init__(

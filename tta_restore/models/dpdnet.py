@@ -20,7 +20,7 @@ _WORTH_MERGING = 32 * 32
 
 @register_model("dpdnet_s")
 class DPDNet(nn.Module):
-    """U-Net of four halvings without normalisation; the sigmoid's output is the image itself.
+    """U-Net of four halvings without normalization; the sigmoid's output is the image itself.
 
     Args:
         in_channels: 3 for one picture, 6 for the two halves of a dual pixel.

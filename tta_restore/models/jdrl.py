@@ -65,7 +65,7 @@ class _Encoder(nn.Module):
 
 
 @register_model("jdrl_unet")
-class JdrlUNet(nn.Module):
+class JDRLUNet(nn.Module):
     """Deblurs by a U-Net of five levels with dropout; official checkpoints load.
 
     Args:
@@ -131,7 +131,7 @@ class JdrlUNet(nn.Module):
 
 
 @register_model("jdrl_reblur", kind="reblurrer")
-class JdrlReblur(nn.Module):
+class JDRLReblur(nn.Module):
     """Blurs a restored image so that it looks like an observation; official checkpoints load.
 
     Args:

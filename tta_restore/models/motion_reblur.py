@@ -1,4 +1,4 @@
-"""A reblurrer that needs no training: it smears a frame along the motion that its neighbours show."""
+"""A reblurrer that needs no training: it smears a frame along the motion that its neighbors show."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tta_restore.models.registry import register_model
 
 @register_model("motion_reblur", kind="reblurrer")
 class MotionReblur(nn.Module):
-    """Blurs the middle frame of a clip as its neighbours move, for the time that the shutter is open.
+    """Blurs the middle frame of a clip as its neighbors move, for the time that the shutter is open.
 
     The velocity at the middle frame is half of the optical flow between the frames before and after it. The middle
     itself is not looked at: it may be a sharp picture of the same place at another moment, too. What a shutter

@@ -95,7 +95,7 @@ def create_model(name: str, *, checkpoint: str | Path | None = None, **config: A
     if metadata.get("model", name) != name:
         raise ValueError(f"create_model: {path} holds weights of {metadata['model']!r}, not of {name!r}")
     builder, content = _entries[name].builder, checkpoints.read(path)
-    known = metadata["config"] if "config" in metadata else checkpoints.told_config(builder, content, str(path))
+    known = metadata["config"] if "config" in metadata else checkpoints.infer_config(builder, content, str(path))
     return checkpoints.load(_build(name, known | config), content, str(path))
 
 

@@ -75,7 +75,7 @@ class IterativeAdaptiveConv2d(nn.Module):
 class IterativeFilterAdaptiveBlock(IterativeAdaptiveConv2d):
     """Predict per-pixel filters from features by a 1x1 convolution and apply them N times, without holding the filters.
 
-    See :func:`tta_restore.ops.iac_from_features`. The block starts near the identity for positive values: every centre
+    See :func:`tta_restore.ops.iac_from_features`. The block starts near the identity for positive values: every center
     tap is 1 through the bias, and the features disturb it by about ``init_scale``. Gradients then reach ``x``, the
     features and every step from the first update on. (Filters that start near zero, as in the original network, let
     nothing of ``x`` through N steps, and the gradient of ``x`` is exactly zero.) Negative values pass N leaky ReLUs.
@@ -97,7 +97,7 @@ class IterativeFilterAdaptiveBlock(IterativeAdaptiveConv2d):
         - features: (B, D, H, W)
         - output: (B, C, H, W)
 
-    Source: Iterative Filter Adaptive Network (Lee et al., CVPR 2021); the initialisation is ours.
+    Source: Iterative Filter Adaptive Network (Lee et al., CVPR 2021); the initialization is ours.
 
     >>> block = IterativeFilterAdaptiveBlock(4, 8, num_steps=2, init_scale=0)
     >>> x = torch.rand(1, 4, 5, 6)

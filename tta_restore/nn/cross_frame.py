@@ -130,7 +130,7 @@ class CrossFrameFusionBlock(nn.Module):
 
     A frame has one *regional* token per window of r x r pixels and one *local* token per pixel. Four steps, each after
     a LayerNorm: the regional tokens of a frame attend to each other; those of the middle frame read those of all
-    frames (:class:`CrossFrameAttention`, behind which, as published, the normalised tokens go on without a residual);
+    frames (:class:`CrossFrameAttention`, behind which, as published, the normalized tokens go on without a residual);
     within a window the pixels and their regional token attend to each other, with the weights of the first step; an
     MLP. Sides that windows do not divide are filled with pixels that nobody attends to.
 

@@ -66,7 +66,7 @@ class ResidualTrunk(nn.Module):
         self.out = nn.Conv2d(width, out_channels, 3, padding=1, **factory)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Features of every pixel from its neighbourhood."""
+        """Features of every pixel from its neighborhood."""
         name = type(self).__name__
         checks.expect_floating(name, x=x)
         checks.expect_shape(name, "x", x, "(B, C, H, W)", (None, self.conv_first.in_channels, None, None))
@@ -256,7 +256,7 @@ class BlurMapFusion(nn.Module):
         - blur_map: (B, M, h, w), resized where it differs in size
         - output: (B, C, H, W)
 
-    Source: Reblurring-guided defocus deblurring (Ren et al., IJCV 2025), its fusion block; the initialisation is ours.
+    Source: Reblurring-guided defocus deblurring (Ren et al., IJCV 2025), its fusion block; the initialization is ours.
 
     >>> x = torch.rand(1, 3, 4, 4)
     >>> torch.allclose(BlurMapFusion()(x, torch.rand(1, 35, 4, 4)), x)

@@ -180,7 +180,7 @@ class _Encoder(nn.Module, ABC):
             return tower
 
     def _prepared(self, picture: Tensor, tower: nn.Module) -> Tensor:
-        """In the size and range of the tower, or as CauSiam was released: squeezed, not antialiased, not normalised."""
+        """In the size and range of the tower, or as CauSiam was released: squeezed, not antialiased, not normalized."""
         height, width, mean, std, mode = self._taken(tower)
         if self.preprocessing == "release":
             return F.interpolate(picture, (height, width), mode="bilinear")
@@ -216,7 +216,7 @@ class OpenClipEncoder(_Encoder):
         pretrained: tag of ``open_clip.list_pretrained()`` (fetched by open_clip), a file, or None for random weights
             with a warning.
         output: "pooled", the embedding (B, 1, D), or "patches", the last layer's tokens (B, S, D).
-        preprocessing: "standard", the tower's own: resized, centre crop, normalised; or "release", as CauSiam was
+        preprocessing: "standard", the tower's own: resized, center crop, normalized; or "release", as CauSiam was
             released: squeezed to the tower's size without antialiasing, values left in [0, 1].
 
     Source: Radford et al., Learning transferable visual models from natural language supervision, ICML 2021.

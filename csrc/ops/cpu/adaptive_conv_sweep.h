@@ -3,7 +3,7 @@
 // only.
 //
 // V u stays in registers. The horizontal pass follows the vertical one at a distance of one vector and finds its
-// neighbours among the lanes of three vectors. Rows are taken as one long row: a tap that would read past a border takes
+// neighbors among the lanes of three vectors. Rows are taken as one long row: a tap that would read past a border takes
 // what the tap beside it, one nearer to the pixel, has taken, and so in the end the border pixel.
 #pragma once
 

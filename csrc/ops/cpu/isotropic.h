@@ -42,7 +42,7 @@ template <typename S>
 struct IsotropicBackward {
   Isotropic blur;
   const S *grad, *image, *seeds, *weights;
-  // Rows are added to grad_image by the block that they belong to; what a block has for its neighbours' rows waits in
+  // Rows are added to grad_image by the block that they belong to; what a block has for its neighbors' rows waits in
   // `halo` (B, blocks, C, 2 * radius, W): the rows above the block, then those below.
   accumulate_t<S>*grad_image, *halo;
   S *grad_seeds, *grad_weights;
@@ -60,6 +60,6 @@ TTA_DECLARE_FOR_EACH_ISA(
     template <typename S>
     void isotropic_reblur_backward_blocks(const IsotropicBackward<S>& args, int64_t begin, int64_t end);
 
-    // add to the rows of blocks [begin, end) what the neighbouring blocks have for them
+    // add to the rows of blocks [begin, end) what the neighboring blocks have for them
     template <typename S>
     void isotropic_reblur_add_halos(const IsotropicBackward<S>& args, int64_t begin, int64_t end);)

@@ -10,7 +10,7 @@ TTA_DECLARE_FOR_EACH_ISA(
     template <typename T>
     void self_shift_row(const T* a, const T* a_below, const T* b, const T* b_below, int64_t W, double* sums);
 
-    // out[x] = sum over the neighbours n of x within the frame: weights[direction of n] * (row[x] - n)
+    // out[x] = sum over the neighbors n of x within the frame: weights[direction of n] * (row[x] - n)
     template <typename T>
     void self_shift_laplacian_row(const T* above, const T* row, const T* below, int64_t W,
                                   const accumulate_t<T>* weights, T* out);)

@@ -37,7 +37,7 @@ void self_shift_row(const T* a, const T* a_below, const T* b, const T* b_below, 
   for (int j = 0; j < 4; ++j) sums[j] = 0;
   for (int64_t x = 0; x < W; x += TILE) {
     const int64_t n = W - x < TILE ? W - x : TILE;
-    const int64_t pairs = x + n < W ? n : n - 1;  // pixels with a right neighbour
+    const int64_t pairs = x + n < W ? n : n - 1;  // pixels with a right neighbor
     load_tile(a, W, x, n + 1, p);
     load_tile(b, W, x, n + 1, q);
     sums[3] += product_sum(p, p + 1, q, q + 1, pairs);
@@ -56,21 +56,21 @@ void self_shift_laplacian_row(const T* above, const T* row, const T* below, int6
   using A = accumulate_t<T>;
   A rows[3][TILE + 2], sum[TILE];
   const T* sources[3] = {above, row, below};
-  // Direction of the neighbour at (dy, dx), -1 for the pixel itself.
+  // Direction of the neighbor at (dy, dx), -1 for the pixel itself.
   constexpr int direction[3][3] = {{2, 1, 0}, {3, -1, 3}, {0, 1, 2}};
   for (int64_t x = 0; x < W; x += TILE) {
     const int64_t n = W - x < TILE ? W - x : TILE;
     for (int r = 0; r < 3; ++r) load_tile(sources[r], W, x - 1, n + 2, rows[r]);
-    const A* centre = rows[1] + 1;
+    const A* center = rows[1] + 1;
     for (int64_t i = 0; i < n; ++i) sum[i] = 0;
     for (int r = 0; r < 3; ++r) {
       if (sources[r] == nullptr) continue;
       for (int dx = -1; dx <= 1; ++dx) {
         if (r == 1 && dx == 0) continue;
         const A weight = weights[direction[r][dx + 1]];
-        const A* neighbour = rows[r] + 1 + dx;
+        const A* neighbor = rows[r] + 1 + dx;
         const int64_t begin = x == 0 && dx == -1 ? 1 : 0, end = x + n == W && dx == 1 ? n - 1 : n;
-        for (int64_t i = begin; i < end; ++i) sum[i] += weight * (centre[i] - neighbour[i]);
+        for (int64_t i = begin; i < end; ++i) sum[i] += weight * (center[i] - neighbor[i]);
       }
     }
     for (int64_t i = 0; i < n; ++i) store(sum[i], out[x + i]);

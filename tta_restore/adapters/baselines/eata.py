@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tta_restore._core import checks
-from tta_restore.adapters.baselines.entropy import Form, SelfTaught, entropy, view_variance
+from tta_restore.adapters.baselines.entropy import EntropyAdapter, Form, entropy, view_variance
 from tta_restore.adapters.frame import Frame
 
 
-class EATA(SelfTaught, method="eata"):
+class EATA(EntropyAdapter, method="eata"):
     """:class:`Tent` with weights for reliable samples, none for redundant ones, and a pull to the source by Fisher.
 
     Literal: pixels whose entropy is below ``margin`` x ln C and whose softmax is not too near the running mean of those
@@ -24,8 +24,8 @@ class EATA(SelfTaught, method="eata"):
     that look like the running mean of those used (a thumbnail's cosine) are skipped.
 
     Args:
-        model: see :class:`SelfTaught`, as for ``options``.
-        form: see :class:`SelfTaught`.
+        model: see :class:`EntropyAdapter`, as for ``options``.
+        form: see :class:`EntropyAdapter`.
         lr: learning rate of SGD with momentum 0.9.
         margin: of reliable entropy, as a share of the largest possible one.
         redundant: cosine to the running mean beyond which a sample is redundant.
@@ -63,7 +63,7 @@ class EATA(SelfTaught, method="eata"):
         """Running mean of what was used, and counts of samples that were reliable and that were used."""
         return {"mean": None, "reliable": 0, "used": 0}
 
-    def make_optimiser(self, parameters: list[Tensor]) -> torch.optim.Optimizer:
+    def make_optimizer(self, parameters: list[Tensor]) -> torch.optim.Optimizer:
         """SGD with momentum."""
         return torch.optim.SGD(parameters, lr=self.lr, momentum=0.9)
 

@@ -32,8 +32,8 @@ def entropy(image: Tensor, target: Tensor | None = None) -> Tensor:
     return -(weights * logarithm).sum(-1)
 
 
-class SelfTaught(Adapter):
-    """A student that needs no teacher: it minimises the uncertainty of its own output.
+class EntropyAdapter(Adapter):
+    """A student that needs no teacher: it minimizes the uncertainty of its own output.
 
     In the literal form, uncertainty is the entropy of a softmax over channels, which means nothing for pictures; the
     model runs in train mode, so that BatchNorm uses the frame's statistics; what is given is the output of before the
@@ -43,7 +43,7 @@ class SelfTaught(Adapter):
     Args:
         model: see :class:`Adapter`, as for ``options``.
         form: "literal", the published rule; "regression", the same idea for pictures.
-        select: which weights to adapt; by default injected ones if there are any, else those of normalisation layers,
+        select: which weights to adapt; by default injected ones if there are any, else those of normalization layers,
             else all biases.
     """
 
@@ -113,7 +113,7 @@ def view_variance(views: Tensor) -> Tensor:
 
 
 def usual_selection(module: Any, semantic: Semantic | None) -> Select:
-    """Injected weights if there are any, else those of normalisation layers, else all biases."""
+    """Injected weights if there are any, else those of normalization layers, else all biases."""
     if semantic is not None and semantic.at is not None:
         return "injected"
     if isinstance(module, nn.Module) and any(True for _ in normalization_layers(module)):
@@ -121,16 +121,16 @@ def usual_selection(module: Any, semantic: Semantic | None) -> Select:
     return "bias"
 
 
-class Tent(SelfTaught, method="tent"):
-    """Entropy minimisation on the weights of normalisation layers, with Adam.
+class Tent(EntropyAdapter, method="tent"):
+    """Entropy minimization on the weights of normalization layers, with Adam.
 
-    On pictures the literal form saturates colours: the entropy of a softmax over values in [0, 1] lies between 0.975
-    and 1.099 whatever they show. The regression form minimises the variance between views. On the streams measured for
+    On pictures the literal form saturates colors: the entropy of a softmax over values in [0, 1] lies between 0.975
+    and 1.099 whatever they show. The regression form minimizes the variance between views. On the streams measured for
     this package neither gained anything over :class:`SelfEnsemble`.
 
     Args:
-        model: see :class:`SelfTaught`, as for ``options``.
-        form: see :class:`SelfTaught`.
+        model: see :class:`EntropyAdapter`, as for ``options``.
+        form: see :class:`EntropyAdapter`.
         lr: learning rate.
         betas: Adam's.
 
@@ -151,7 +151,7 @@ class Tent(SelfTaught, method="tent"):
         super().__init__(model, form=form, **options)
         self.lr, self.betas = lr, tuple(betas)
 
-    def make_optimiser(self, parameters: list[Tensor]) -> torch.optim.Optimizer:
+    def make_optimizer(self, parameters: list[Tensor]) -> torch.optim.Optimizer:
         """Adam."""
         return torch.optim.Adam(parameters, lr=self.lr, betas=self.betas)
 
@@ -166,14 +166,14 @@ class Tent(SelfTaught, method="tent"):
         return super().config() | {"lr": self.lr, "betas": list(self.betas)}
 
 
-class ROID(SelfTaught, method="roid"):
+class ROID(EntropyAdapter, method="roid"):
     """Consistency of the student's views, weighted by how certain they are, with the source mixed back in.
 
     Only the form for pictures exists: of the published method it keeps the weight ensembling, a deterministic
     counterpart of stochastic restore, and weights by certainty; its loss over classes has no meaning for pictures.
 
     Args:
-        model: see :class:`SelfTaught`, as for ``options``.
+        model: see :class:`EntropyAdapter`, as for ``options``.
         lr: learning rate of Adam.
         keep: share of itself that the student keeps after each step; the rest is the source's.
         temperature: variance at which a pixel's weight has fallen to 1 / e.
@@ -191,7 +191,7 @@ class ROID(SelfTaught, method="roid"):
         super().__init__(model, form="regression", **options)
         self.lr, self.kept, self.temperature = lr, keep, temperature
 
-    def make_optimiser(self, parameters: list[Tensor]) -> torch.optim.Optimizer:
+    def make_optimizer(self, parameters: list[Tensor]) -> torch.optim.Optimizer:
         """Adam."""
         return torch.optim.Adam(parameters, lr=self.lr)
 

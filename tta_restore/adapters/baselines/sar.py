@@ -1,4 +1,4 @@
-"""SAR: sharpness-aware minimisation on the reliable part of the output, with a restart when it collapses."""
+"""SAR: sharpness-aware minimization on the reliable part of the output, with a restart when it collapses."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from tta_restore._core import checks
-from tta_restore.adapters.baselines.entropy import Form, SelfTaught, entropy, view_variance
+from tta_restore.adapters.baselines.entropy import EntropyAdapter, Form, entropy, view_variance
 from tta_restore.adapters.frame import Frame
 from tta_restore.adapters.guards import Guards
 
 
-class SAR(SelfTaught, method="sar"):
+class SAR(EntropyAdapter, method="sar"):
     """:class:`Tent` that looks at reliable pixels only, at the worst point near the weights, and starts afresh.
 
     Two phases per step: gradient, a step of length ``rho`` up it, the gradient there, and that one is taken from where
@@ -24,8 +24,8 @@ class SAR(SelfTaught, method="sar"):
     variance between views, and the adapter starts afresh when its output leaves the source's (``Guards.divergence``).
 
     Args:
-        model: see :class:`SelfTaught`, as for ``options``.
-        form: see :class:`SelfTaught`.
+        model: see :class:`EntropyAdapter`, as for ``options``.
+        form: see :class:`EntropyAdapter`.
         lr: learning rate of SGD with momentum 0.9.
         rho: length of the first step.
         margin: of reliable entropy, as a share of the largest possible one.
@@ -59,7 +59,7 @@ class SAR(SelfTaught, method="sar"):
         """Running mean of the second loss."""
         return {"running": None}
 
-    def make_optimiser(self, parameters: list[Tensor]) -> torch.optim.Optimizer:
+    def make_optimizer(self, parameters: list[Tensor]) -> torch.optim.Optimizer:
         """SGD with momentum."""
         return torch.optim.SGD(parameters, lr=self.lr, momentum=0.9)
 
@@ -71,7 +71,7 @@ class SAR(SelfTaught, method="sar"):
         """Not without a reliable pixel."""
         return None if frame.notes["reliable"].any() else "no pixel is reliable"
 
-    def optimise(self, frame: Frame, loss: Tensor) -> str | None:
+    def optimize(self, frame: Frame, loss: Tensor) -> str | None:
         """The gradient of the worst point within ``rho``, applied where the weights are."""
         student = list(self.student.values())
         first = self.gradients(loss)

@@ -82,7 +82,7 @@ class SRTTA(Adapter, method="srtta"):
         """Which scalars return to the source, found on the first frame."""
         return {"important": None}
 
-    def make_optimiser(self, parameters: list[Tensor]) -> torch.optim.Optimizer:
+    def make_optimizer(self, parameters: list[Tensor]) -> torch.optim.Optimizer:
         """Adam."""
         return torch.optim.Adam(parameters, lr=self.lr)
 

@@ -9,7 +9,7 @@ from tta_restore.adapters.guards import Guards
 from tta_restore.adapters.injection import Semantic
 from tta_restore.adapters.methods.siam_ctta import SiamCTTA
 from tta_restore.adapters.select import Select
-from tta_restore.adapters.tiling import CentreCrop
+from tta_restore.adapters.tiling import CenterCrop
 from tta_restore.nn import OpenClipEncoder
 
 _RELEASED: dict[str, Any] = {
@@ -18,7 +18,7 @@ _RELEASED: dict[str, Any] = {
     "region": None,
     "guards": Guards(spike=None, drift=None),
 }
-_REPAIRED: dict[str, Any] = {"lr_floor": 0.1, "views": "rot4_flip", "region": CentreCrop(1120), "guards": Guards()}
+_REPAIRED: dict[str, Any] = {"lr_floor": 0.1, "views": "rot4_flip", "region": CenterCrop(1120), "guards": Guards()}
 
 
 class CauSiam(SiamCTTA, method="causiam"):
@@ -34,7 +34,7 @@ class CauSiam(SiamCTTA, method="causiam"):
         select: which weights to adapt, by default the injected ones; a model that is given its context by keyword has
             none of those.
         form: "released", exactly as released: the learning rate dies after about a hundred updates, four views, no
-            guards, CLIP's input not normalised; "repaired", for long streams: a floor under the learning rate (a
+            guards, CLIP's input not normalized; "repaired", for long streams: a floor under the learning rate (a
             tenth), five views as in the paper, a crop of 1120 pixels for whatever is larger, guards.
 
     Source: arXiv 2501.09052; deviations in :class:`SiamCTTA`, and the attention starts as the identity.

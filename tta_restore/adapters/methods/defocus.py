@@ -14,8 +14,8 @@ from tta_restore.adapters.adapter import Adapter
 from tta_restore.adapters.frame import Frame
 from tta_restore.data.synthetic.defocus import KERNEL_SIZE, linear_to_srgb, srgb_to_linear
 from tta_restore.models import create_model
-from tta_restore.models.defocus.estimator import LensEstimate
-from tta_restore.models.defocus.pupil import rasterize_picture
+from tta_restore.models.defocus.estimator import DefocusEstimate
+from tta_restore.models.defocus.pupil import rasterize_pupil
 
 _RADII = 24  # root mean square radii between which seeds are interpolated
 _LEAST, _MOST = 0.15, 7.0
@@ -23,7 +23,7 @@ _FLOOR = 1e-4  # weight, relative to the largest, below which a kernel is nothin
 _EPS = 1e-3  # of the Charbonnier distances
 
 
-def seeds_of(estimator: Any, estimate: LensEstimate, *, covered: tuple[int, int], size: tuple[int, int]) -> Tensor:
+def seeds_of(estimator: Any, estimate: DefocusEstimate, *, covered: tuple[int, int], size: tuple[int, int]) -> Tensor:
     """Seeds of the isotropic kernels nearest to the lens that an estimator read from a frame.
 
     Args:
@@ -96,7 +96,7 @@ def _distance(difference: Tensor) -> Tensor:
 def _seed_table(picture: Tensor, reach: float) -> Tensor:
     """Seeds of the isotropic kernels nearest to an aperture at log spaced radii: (radii, (K+1)/2)."""
     ratio = torch.linspace(math.log(_LEAST), math.log(_MOST), _RADII, device=picture.device)
-    kernels = rasterize_picture(picture, ratio.exp(), size=KERNEL_SIZE, reach=reach)
+    kernels = rasterize_pupil(picture, ratio.exp(), size=KERNEL_SIZE, reach=reach)
     axis = torch.arange(KERNEL_SIZE, device=picture.device, dtype=kernels.dtype) - KERNEL_SIZE // 2
     distance = (axis.square() + axis[:, None].square()).sqrt()
     # mean weight at every whole distance, taps between two counted for both
@@ -109,12 +109,12 @@ def _seed_table(picture: Tensor, reach: float) -> Tensor:
 SMALLEST = 32  # side in pixels that the estimator can read
 
 
-class LensAdapter(Adapter):
+class DefocusAdapter(Adapter):
     """An adapter of still frames at scale 1 that carries a lens estimator, which it does not train.
 
     Args:
         model: a restorer of single frames at scale 1; see :class:`Adapter`, as for ``options``.
-        estimator: a :class:`tta_restore.models.defocus.estimator.LensEstimator`; the shipped one by default.
+        estimator: a :class:`tta_restore.models.defocus.estimator.DefocusEstimator`; the shipped one by default.
     """
 
     def __init__(self, model: Any, estimator: nn.Module | None = None, **options: Any) -> None:
@@ -132,7 +132,7 @@ class LensAdapter(Adapter):
         if (scale := self.restorer.known_spec(frame.image).scale) != 1:
             raise ValueError(f"{type(self).__name__}: expected a model of scale 1, got scale {scale}")
 
-    def read_lens(self, x: Tensor) -> LensEstimate:
+    def read_lens(self, x: Tensor) -> DefocusEstimate:
         """The estimate of (B, C, H, W) with C of 1 or 3, smaller frames continued at their border."""
         device = self._estimator_device()
         short = [max(SMALLEST - side, 0) for side in x.shape[-2:]]

@@ -20,9 +20,9 @@ class Critic:
         kind: of the losses, see :func:`tta_restore.losses.adversarial`.
         lr: rate of its RMSprop.
         clip: bound of every weight of a Wasserstein critic after each step; None for none.
-        every: judgements between two steps.
+        every: judgments between two steps.
 
-    ``optimiser`` is that RMSprop, for a schedule of its rate.
+    ``optimizer`` is that RMSprop, for a schedule of its rate.
 
     Source: Arjovsky et al., Wasserstein GAN, ICML 2017, as Meta Transferring (Liu et al., BMVC 2022) releases it.
     """
@@ -41,11 +41,11 @@ class Critic:
         self.discriminator, self.kind, self.every = discriminator, kind, every
         self.clip = clip if kind == "wasserstein" else None
         self.weights: ParameterSet = copied(dict(discriminator.named_parameters()), trained=True)
-        self.optimiser = torch.optim.RMSprop(list(self.weights.values()), lr=lr)
+        self.optimizer = torch.optim.RMSprop(list(self.weights.values()), lr=lr)
         self._judged = 0
 
     def judge(self, fake: Tensor, real: Tensor) -> Tensor:
-        """Learn from the two, then say what the maker of ``fake`` is to minimise.
+        """Learn from the two, then say what the maker of ``fake`` is to minimize.
 
         Shape: fake, real (B, C, H, W) in [0, 1] -> scalar; gradients reach ``fake`` only.
         """
@@ -64,7 +64,7 @@ class Critic:
             return  # what it was shown is no picture; the step of the maker is refused as well
         for weight, gradient in zip(self.weights.values(), gradients, strict=True):
             weight.grad = gradient
-        self.optimiser.step()
+        self.optimizer.step()
         for weight in self.weights.values():
             weight.grad = None
             if self.clip is not None:

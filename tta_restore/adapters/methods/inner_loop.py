@@ -68,12 +68,12 @@ class InnerLoopSettings:
     Attributes:
         lr: rate of the restorer.
         reblur_lr: rate of the reblurrer; 0 leaves the reblur stage out, if the restorer does not learn in it either.
-        optimiser: "adam", as released, or "sgd", as the paper writes it.
+        optimizer: "adam", as released, or "sgd", as the paper writes it.
         adversarial_weight: of the adversarial loss in the reblur stage; the cycle loss has the rest.
         order: "repaired": the restorer waits for its own stage, as in the paper; "published": the cycle loss steps it
             too, at full size under Adam, as released; "published_torch1": and the reblurrer goes on by its momentum in
             the deblur stage, as the release did on PyTorch before 2.0.
-        real: what serves as real blur: "neighbour", a random other frame of the patch, as released, or "blurriest",
+        real: what serves as real blur: "neighbor", a random other frame of the patch, as released, or "blurriest",
             the place when it is most blurred, as in the paper.
         passes: over the items, in each stage.
         noise: standard deviation of what is added to reblurred pictures: those of a camera have some, and a restorer
@@ -84,19 +84,19 @@ class InnerLoopSettings:
 
     lr: float = 2.5e-6
     reblur_lr: float = 2.5e-6
-    optimiser: Literal["adam", "sgd"] = "adam"
+    optimizer: Literal["adam", "sgd"] = "adam"
     adversarial_weight: float = 0.99
     order: Order = "repaired"
-    real: Literal["neighbour", "blurriest"] = "neighbour"
+    real: Literal["neighbor", "blurriest"] = "neighbor"
     passes: int = 1
     noise: float = 0.0
     least_blur: float = 0.0
 
     def __post_init__(self) -> None:
         name = "inner loop"  # the settings of whoever runs one
-        checks.expect_choice(name, "optimiser", self.optimiser, ("adam", "sgd"))
+        checks.expect_choice(name, "optimizer", self.optimizer, ("adam", "sgd"))
         checks.expect_choice(name, "order", self.order, ("repaired", "published", "published_torch1"))
-        checks.expect_choice(name, "real", self.real, ("neighbour", "blurriest"))
+        checks.expect_choice(name, "real", self.real, ("neighbor", "blurriest"))
         checks.expect_int(name, "passes", self.passes, minimum=1)
         checks.expect_number(name, "adversarial_weight", self.adversarial_weight, minimum=0, maximum=1)
         for setting in ("lr", "reblur_lr", "noise", "least_blur"):
@@ -131,7 +131,7 @@ class InnerLoopSettings:
         reblur = []
         for item in shuffled() if self.has_reblur_stage else ():
             drawn = others[int(torch.randint(len(others), (), generator=generator))]
-            reblur.append(Step("reblur", item, drawn if self.real == "neighbour" else None))
+            reblur.append(Step("reblur", item, drawn if self.real == "neighbor" else None))
         steps = reblur + [Step("deblur", item) for item in shuffled()]
         if not self.noise:
             return steps
@@ -180,13 +180,13 @@ class InnerLoop:
         self.grad_norm: float | None = None
         self._step: Step | None = None
         self._made: tuple[ParameterSet | None, dict[int, Tensor]] = (None, {})
-        self._optimisers = {
-            "restorer": _Optimiser(settings, settings.lr),
-            "reblur": _Optimiser(settings, settings.reblur_lr),
+        self._optimizers = {
+            "restorer": _Optimizer(settings, settings.lr),
+            "reblur": _Optimizer(settings, settings.reblur_lr),
         }
 
     def loss(self, step: Step, item: Item) -> Tensor:
-        """What a step minimises; in the reblur stage the critic takes its own step on the way."""
+        """What a step minimizes; in the reblur stage the critic takes its own step on the way."""
         self._step = step
         if self.create_graph:
             # The gradient of a step is the partial one: that earlier steps took the other network's weights from these
@@ -284,7 +284,7 @@ class InnerLoop:
 
     def _stepped(self, name: str, tensors: ParameterSet, gradients: dict[str, Tensor | None]) -> ParameterSet:
         with contextlib.nullcontext() if self.create_graph else torch.no_grad():
-            return self._next(self._optimisers[name](tensors, gradients, safe=self.create_graph))
+            return self._next(self._optimizers[name](tensors, gradients, safe=self.create_graph))
 
     def _next(self, tensors: ParameterSet) -> ParameterSet:
         if self.create_graph:
@@ -301,11 +301,11 @@ def _aliases(tensors: ParameterSet) -> ParameterSet:
     return {name: tensor.view_as(tensor) for name, tensor in tensors.items()}
 
 
-class _Optimiser:
+class _Optimizer:
     """Adam or gradient descent as a function of the weights; Adam counts the steps of each tensor, as torch's does."""
 
     def __init__(self, settings: InnerLoopSettings, lr: float) -> None:
-        self.plain, self.lr = settings.optimiser == "sgd", lr
+        self.plain, self.lr = settings.optimizer == "sgd", lr
         self.moments: dict[str, tuple[Tensor, Tensor, int]] = {}
 
     def __call__(self, tensors: ParameterSet, gradients: dict[str, Tensor | None], *, safe: bool) -> ParameterSet:

@@ -26,7 +26,7 @@ from tta_restore.losses.adversarial import Kind
 from tta_restore.models import Restoration
 from tta_restore.models.restorer import outputs as structure
 
-_FLAT = 4 * 60.0  # dB: neighbouring pixels differ by a quarter of a grey level, there is no detail to be blurred
+_FLAT = 4 * 60.0  # dB: neighboring pixels differ by a quarter of a gray level, there is no detail to be blurred
 
 
 class MetaTransfer(Adapter, method="meta_transfer"):
@@ -55,14 +55,14 @@ class MetaTransfer(Adapter, method="meta_transfer"):
         places: "random", or "tile" row by row.
         num_frames: T of the reblurrer; None: its attribute of that name, else 5.
         other_moments: of each place, drawn at random: the reblurrer is given the pseudo-sharp patch among the
-            neighbours of each, too, so that it blurs as the clip does then; 0 as published, where it is given those of
+            neighbors of each, too, so that it blurs as the clip does then; 0 as published, where it is given those of
             the sharpest moment only.
         least_gain: dB of the self-shift score between the sharpest and the most blurred moment of a place, below which
             it is left out; 0 as published.
         select: which weights to adapt.
         lr: rate of the deblurrer.
         reblur_lr: rate of the reblurrer.
-        optimiser: "adam", as released, or "sgd", as the paper writes it.
+        optimizer: "adam", as released, or "sgd", as the paper writes it.
         adversarial: kind of the adversarial loss; the critic of a Wasserstein loss has its weights clipped.
         adversarial_weight: of it in the reblur stage; the cycle loss has the rest.
         critic_lr: rate of the critic.
@@ -71,13 +71,13 @@ class MetaTransfer(Adapter, method="meta_transfer"):
         order: "repaired", as the paper has it: the deblurrer waits for its stage; "published": the cycle loss steps it
             already in the reblur stage; "published_torch1": as before and the reblurrer goes on by its momentum in the
             deblur stage, which is what the release did on PyTorch before 2.0.
-        real: what the critic takes for real: "neighbour", another frame of the patch, as released, or "blurriest", the
+        real: what the critic takes for real: "neighbor", another frame of the patch, as released, or "blurriest", the
             place when it is most blurred, as in the paper.
         passes: over the patches, in each stage.
         noise: standard deviation of what is added to reblurred patches, as the camera's; 0 as published.
         least_blur: root mean square, in values of [0, 1], by which reblurring has to change a patch: of the others the
             deblurrer would learn to do nothing; 0 for all, as published.
-        leave_sharp: leave frames as they are that were sharp before, see :func:`left_sharp`; a deblurrer that learnt
+        leave_sharp: leave frames as they are that were sharp before, see :func:`left_sharp`; a deblurrer that learned
             the blur of a clip spoils them. For clips of num_frames at least.
         distance: of a restored picture from its target.
         outputs: "main", the restored image, or "all" images of a model with stages or scales, which add up.
@@ -107,14 +107,14 @@ class MetaTransfer(Adapter, method="meta_transfer"):
         select: Select = "all",
         lr: float = 2.5e-6,
         reblur_lr: float = 2.5e-6,
-        optimiser: Literal["adam", "sgd"] = "adam",
+        optimizer: Literal["adam", "sgd"] = "adam",
         adversarial: Kind = "wasserstein",
         adversarial_weight: float = 0.99,
         critic_lr: float = 1e-6,
         critic_clip: float | None = 0.01,
         critic_every: int = 1,
         order: Order = "repaired",
-        real: Literal["neighbour", "blurriest"] = "neighbour",
+        real: Literal["neighbor", "blurriest"] = "neighbor",
         passes: int = 1,
         noise: float = 0.0,
         least_blur: float = 0.0,
@@ -146,7 +146,7 @@ class MetaTransfer(Adapter, method="meta_transfer"):
         super().__init__(model, select=select, guards=guards or Guards(spike=None), seed=seed, **options)
         self.reblur, self.discriminator = reblur, discriminator
         self.settings = InnerLoopSettings(
-            lr, reblur_lr, optimiser, adversarial_weight, order, real, passes, noise, least_blur
+            lr, reblur_lr, optimizer, adversarial_weight, order, real, passes, noise, least_blur
         )
         self.num_patches, self.patch_size, self.places, self.num_frames = num_patches, patch_size, places, num_frames
         self.other_moments, self.least_gain, self.leave_sharp = other_moments, least_gain, leave_sharp
@@ -158,7 +158,7 @@ class MetaTransfer(Adapter, method="meta_transfer"):
             "every": critic_every,
         }
 
-    def make_optimiser(self, parameters: list[Tensor]) -> None:
+    def make_optimizer(self, parameters: list[Tensor]) -> None:
         """None: the inner loop brings its own, which starts anew with each clip."""
         return
 
@@ -217,7 +217,7 @@ class MetaTransfer(Adapter, method="meta_transfer"):
         frame.extra.update(loop.terms)
         return loss
 
-    def optimise(self, frame: Frame, loss: Tensor) -> str | None:
+    def optimize(self, frame: Frame, loss: Tensor) -> str | None:
         """Step reblurrer or deblurrer, or both where the order says so."""
         loop: InnerLoop = frame.notes["loop"]
         problem = loop.update(loss)
@@ -285,7 +285,7 @@ class MetaTransfer(Adapter, method="meta_transfer"):
     def _remark(self, frame: Frame, mined: list[MinedPatch], kept: list[MinedPatch]) -> None:
         length, (height, width) = len(frame.region), mined[0].clip.shape[-2:]
         if length == 1:
-            frame.remarks.append("one frame: there is no sharper moment, it stands in for its neighbours")
+            frame.remarks.append("one frame: there is no sharper moment, it stands in for its neighbors")
         elif length < self.num_frames:
             frame.remarks.append(f"{length} frames, fewer than {self.num_frames}: those at the ends are repeated")
         if (height, width) != (self.patch_size, self.patch_size):
@@ -333,14 +333,14 @@ def left_sharp(frames: Tensor, restored: Tensor, reblur: Callable[[Tensor], Tens
     """The restored frames of a clip; those that were sharp before are left as they were.
 
     Both versions of a frame are reblurred as the clip moves around it, at its ends as around the frame next to them,
-    which has two neighbours. What comes closer to the frame explains it: a frame that is sharp already, and does not
+    which has two neighbors. What comes closer to the frame explains it: a frame that is sharp already, and does not
     move, is its own best explanation.
 
     Shape: frames, restored (T, 3, H, W) in [0, 1] -> (T, 3, H, W); reblur takes (1, num_frames, 3, H, W).
     """
     kept, length = restored.clone(), len(frames)
     for time, frame in enumerate(frames):
-        inner = min(max(time, 1), max(length - 2, 0))  # an end that stands in for its neighbour halves the motion
+        inner = min(max(time, 1), max(length - 2, 0))  # an end that stands in for its neighbor halves the motion
         around = frames[torch.as_tensor(window(inner, length, num_frames))]
         errors = []
         for middle in (frame, restored[time]):

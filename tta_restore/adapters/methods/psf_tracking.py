@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tta_restore.models.defocus.estimator import LensEstimate
+from tta_restore.models.defocus.estimator import DefocusEstimate
 
 _LOOK, _LOOKS = 256, 3  # large frames are read at 3 x 3 places of this many pixels
 _NEIGHBOUR = 4  # cells of 8 pixels between two radii that one patch runs through
 _LARGEST_ERROR = 1.0  # of the logarithm of a radius, whatever the estimator says
 
 Reading = dict[str, Tensor]
-"""Of one frame: "statistics" of the aperture (1, P), pairs of neighbouring "radii" (N, 2), their "weights" (N,)."""
+"""Of one frame: "statistics" of the aperture (1, P), pairs of neighboring "radii" (N, 2), their "weights" (N,)."""
 
 
 def looks(image: Tensor) -> Tensor:
@@ -27,7 +27,7 @@ def looks(image: Tensor) -> Tensor:
     return torch.cat([image[..., y : y + sides[0], x : x + sides[1]] for y in starts[0] for x in starts[1]])
 
 
-def reading_of(estimate: LensEstimate) -> Reading:
+def reading_of(estimate: DefocusEstimate) -> Reading:
     """What the estimate of a frame says of its lens, on the CPU."""
     radius, confidence = estimate.radius.cpu(), estimate.confidence.clamp(max=10).cpu()
     pairs, weights = [], []

@@ -9,14 +9,14 @@ from torch import Tensor, nn
 
 from tta_restore._core import checks
 from tta_restore.adapters.frame import Frame
-from tta_restore.adapters.methods.defocus import LensAdapter, disagreement
+from tta_restore.adapters.methods.defocus import DefocusAdapter, disagreement
 from tta_restore.adapters.select import Select
 from tta_restore.adapters.views import Views
 from tta_restore.data.synthetic.defocus import KERNEL_SIZE
 from tta_restore.models import Restoration
 
 
-class ReblurConsistency(LensAdapter, method="reblur_consistency"):
+class ReblurConsistency(DefocusAdapter, method="reblur_consistency"):
     """Adapts a restorer until its restoration, blurred again, meets the frame, and keeps it from making things up.
 
     On every frame the estimator reads the spatially varying blur, reduced to isotropic kernels, from the frame alone:
@@ -34,9 +34,9 @@ class ReblurConsistency(LensAdapter, method="reblur_consistency"):
 
     Args:
         model: a restorer of single frames at scale 1; see :class:`Adapter`, as for ``options``.
-        estimator: a :class:`tta_restore.models.defocus.estimator.LensEstimator`; the shipped one by default.
+        estimator: a :class:`tta_restore.models.defocus.estimator.DefocusEstimator`; the shipped one by default.
         select: which weights to adapt.
-        steps: optimiser steps per frame.
+        steps: optimizer steps per frame.
         lr: learning rate.
         ema: share of itself that the teacher keeps at each step.
         anchor: weight of the change that the comparison cannot see.
@@ -77,12 +77,12 @@ class ReblurConsistency(LensAdapter, method="reblur_consistency"):
         super().__init__(model, estimator, select=select, views=views, steps=steps, seed=seed, **options)
         self.lr, self.ema, self.anchor, self.trust, self.border = lr, ema, anchor, trust, border
 
-    def make_optimiser(self, parameters: list[Tensor]) -> torch.optim.Optimizer:
+    def make_optimizer(self, parameters: list[Tensor]) -> torch.optim.Optimizer:
         """Adam."""
         return torch.optim.Adam(parameters, lr=self.lr)
 
     def begin_frame(self, frame: Frame) -> None:
-        """Read the blur; put a student that has left the source's neighbourhood back."""
+        """Read the blur; put a student that has left the source's neighborhood back."""
         super().begin_frame(frame)
         frame.notes["seeds"] = self.blur_map(frame.region)
         frame.notes["anchor"] = self.run("source", frame.region).image.float()
@@ -102,7 +102,7 @@ class ReblurConsistency(LensAdapter, method="reblur_consistency"):
 
     def after_step(self, frame: Frame) -> None:
         """The teacher follows."""
-        self.average_teacher(self.ema)
+        self.update_teacher(self.ema)
 
     def emit(self, frame: Frame) -> Restoration:
         """The teacher's self-ensemble, no farther from the source's than `trust` allows, or the source's if better."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tta_restore._core import checks
 from tta_restore.adapters.frame import Frame
 from tta_restore.adapters.methods._muon import Muon
-from tta_restore.adapters.methods.defocus import LensAdapter, disagreement
+from tta_restore.adapters.methods.defocus import DefocusAdapter, disagreement
 from tta_restore.adapters.methods.psf_tracking import Reading, looks, mean_log_radius, nearest, radii_of, reading_of
 from tta_restore.adapters.select import Select
 from tta_restore.adapters.views import Views
@@ -21,7 +21,7 @@ from tta_restore.data.datasets.mining import random_patches
 from tta_restore.data.synthetic import dead_leaves, defocus
 from tta_restore.data.synthetic.soften import soften
 from tta_restore.losses import charbonnier
-from tta_restore.models.defocus.pupil import rasterize_picture
+from tta_restore.models.defocus.pupil import rasterize_pupil
 
 _FULL_LEAD = 1.25  # dB that the student is ahead of the source on pairs when all of it is trusted
 _TRIED = 16  # pairs that what is known is tried on after a change of lens
@@ -29,15 +29,15 @@ _SOFT = 0.8  # share of the material that is soft by itself, as most of a photog
 _MARGIN = defocus.KERNEL_SIZE - 1
 
 
-class ReblurPairs(LensAdapter, method="reblur_pairs"):
+class ReblurPairs(DefocusAdapter, method="reblur_pairs"):
     """Fine-tunes a restorer on pairs blurred with the lens that took the frames.
 
     On every frame the estimator reads the aperture and the blur radii; the apertures of the latest frames are pooled.
     Then, `steps` times: sharp patches are photographed through that aperture (linear light, noise, rounding) at radii
     that occur in the frames, or as far from them as the estimator is unsure, the student restores them, and the teacher
     follows the student. When no aperture that fits a frame is near the pooled one, or its radii are of another size,
-    the lens was changed: what was learnt is remembered, and the adapter continues with `burst` times the steps on that
-    frame from what restores pairs of the new lens best, be it that, what was learnt for an earlier lens, or the source.
+    the lens was changed: what was learned is remembered, and the adapter continues with `burst` times the steps on that
+    frame from what restores pairs of the new lens best: that, what was learned for an earlier lens, or the source.
     What is given is the teacher's self-ensemble, after the steps.
 
     The target of a pair is known and does not depend on the adapting restorer, so that no error feeds on itself. Some
@@ -46,12 +46,12 @@ class ReblurPairs(LensAdapter, method="reblur_pairs"):
 
     Args:
         model: a restorer of single frames at scale 1; see :class:`Adapter`, as for ``options``.
-        estimator: a :class:`tta_restore.models.defocus.estimator.LensEstimator`; the shipped one by default.
+        estimator: a :class:`tta_restore.models.defocus.estimator.DefocusEstimator`; the shipped one by default.
         sharp: pictures to blur, (N, 3, S, S) in [0, 1] or uint8; None for dead leaves made on the spot, most of them
             softened (:func:`tta_restore.data.synthetic.soften.soften`).
         scene: share of the pairs whose sharp patch is taken from the frame as the source restores it.
         select: which weights to adapt.
-        steps: optimiser steps per frame.
+        steps: optimizer steps per frame.
         burst: how many times as many on the first frame of a lens.
         batch: pairs per step.
         patch: side of a pair in pixels.
@@ -69,7 +69,7 @@ class ReblurPairs(LensAdapter, method="reblur_pairs"):
         switch: distance, 0 to 2, of the pooled aperture from all that fit a frame by itself, beyond which the lens
             counts as changed; None to never ask.
         rescale: change of the mean logarithm of the radii beyond which it counts as changed, too.
-        remember: lenses of which it is kept what was learnt.
+        remember: lenses of which it is kept what was learned.
         noise: standard deviation of the camera's noise, in stored values.
         consistency: weight of what :class:`ReblurConsistency` asks for, beside the pairs: the student's restoration of
             the frame, blurred again with the blur that was read, has to meet the frame. 0 leaves it out.
@@ -141,10 +141,10 @@ class ReblurPairs(LensAdapter, method="reblur_pairs"):
         self.consistency, self.anchor = consistency, anchor
 
     def initial_extra(self) -> dict[str, Any]:
-        """Readings of the latest frames, and lenses seen before with what was learnt for them."""
+        """Readings of the latest frames, and lenses seen before with what was learned for them."""
         return {"readings": [], "lenses": [], "switches": 0, "lead": 0.0}
 
-    def make_optimiser(self, parameters: list[Tensor]) -> torch.optim.Optimizer:
+    def make_optimizer(self, parameters: list[Tensor]) -> torch.optim.Optimizer:
         """:class:`Muon`, which gets further than Adam in the few steps that a frame allows."""
         return Muon(parameters, lr=self.lr)
 
@@ -196,10 +196,10 @@ class ReblurPairs(LensAdapter, method="reblur_pairs"):
         lead = self.ema * self.extra["lead"] + (1 - self.ema) * frame.notes["lead"]
         self.extra["lead"] = lead
         share = min(max(lead / _FULL_LEAD, 0.0), 1.0)
-        self.average_teacher(self.ema, share=share)
+        self.update_teacher(self.ema, share=share)
         frame.extra.update(lead=lead, share=share)
         if self.restore_probability:
-            self.restore_student(self.restore_probability)
+            self.stochastic_restore(self.restore_probability)
 
     def aperture(self) -> Tensor:
         """The aperture that pairs are made with now: (A, A) at unit root mean square radius, summing to 1.
@@ -225,7 +225,7 @@ class ReblurPairs(LensAdapter, method="reblur_pairs"):
             logs = F.interpolate((estimate.radius.log() * estimate.confidence)[:, None], size=(grid, grid), mode="area")
             weights = F.interpolate(estimate.confidence[:, None], size=(grid, grid), mode="area")
         radius = (logs / weights).exp().flatten().cpu()
-        kernels = rasterize_picture(picture, radius, size=defocus.KERNEL_SIZE, reach=self.estimator.reach)
+        kernels = rasterize_pupil(picture, radius, size=defocus.KERNEL_SIZE, reach=self.estimator.reach)
         return kernels.view(len(x), grid, grid, *kernels.shape[-2:])
 
     def config(self) -> dict[str, Any]:
@@ -306,7 +306,7 @@ class ReblurPairs(LensAdapter, method="reblur_pairs"):
         chosen = torch.randint(0, len(radii), (count,), generator=generator)
         ends = radii[chosen] * torch.exp(self.spread * error[chosen] * torch.randn(count, 1, generator=generator))
         pictures = apertures[torch.randint(0, len(apertures), (count,), generator=generator)].repeat_interleave(2, 0)
-        kernels = rasterize_picture(pictures, ends.flatten(), size=defocus.KERNEL_SIZE, reach=self.estimator.reach)
+        kernels = rasterize_pupil(pictures, ends.flatten(), size=defocus.KERNEL_SIZE, reach=self.estimator.reach)
         angle = 2 * math.pi * torch.rand(count, 1, 1, generator=generator)
         axis = torch.linspace(-0.7, 0.7, side)
         ramp = (angle.cos() * axis + angle.sin() * axis[:, None] + 0.5).clamp(0, 1)
@@ -316,7 +316,7 @@ class ReblurPairs(LensAdapter, method="reblur_pairs"):
         return blurry, sharp[..., _MARGIN // 2 : -(_MARGIN // 2), _MARGIN // 2 : -(_MARGIN // 2)]
 
     def _change_lens(self, frame: Frame) -> None:
-        """Remember what was learnt, and continue from what restores pairs of the new lens best: that, or the source."""
+        """Store what was learned; continue from what restores pairs of the new lens best: that, or the source."""
         known: list[dict[str, Any]] = [*self.extra["lenses"], self.snapshot()]
         pairs = [self._pair_for(frame) for _ in range(math.ceil(_TRIED / self.batch))]
         source, errors = self._mean_error("source", pairs), []

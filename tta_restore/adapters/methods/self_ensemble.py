@@ -1,4 +1,4 @@
-"""Self-ensemble: the mean of a restorer's views of a frame, nothing learnt."""
+"""Self-ensemble: the mean of a restorer's views of a frame, nothing learned."""
 
 from __future__ import annotations
 

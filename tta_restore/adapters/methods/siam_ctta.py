@@ -11,7 +11,7 @@ from tta_restore._core import checks
 from tta_restore.adapters.adapter import Adapter
 from tta_restore.adapters.frame import Frame
 from tta_restore.adapters.select import Select
-from tta_restore.adapters.tiling import RELEASED_REGION, CentreCrop
+from tta_restore.adapters.tiling import RELEASED_REGION, CenterCrop
 from tta_restore.adapters.views import Views
 from tta_restore.losses import siamese_consistency
 from tta_restore.models import Restoration
@@ -57,7 +57,7 @@ class SiamCTTA(Adapter, method="siam_ctta"):
         restore: float = 0.01,
         views: Views = "rot4",
         steps: int = 1,
-        region: CentreCrop | Literal["full"] | None = None,
+        region: CenterCrop | Literal["full"] | None = None,
         emit: Literal["teacher_mean", "teacher", "student", "source"] = "teacher_mean",
         seed: int = 0,
         **options: Any,
@@ -72,7 +72,7 @@ class SiamCTTA(Adapter, method="siam_ctta"):
         self.lr, self.lr_decay, self.lr_floor, self.betas = lr, lr_decay, lr_floor, tuple(betas)
         self.ema, self.restore_probability, self.emitted = ema, restore, emit
 
-    def make_optimiser(self, parameters: list[Tensor]) -> torch.optim.Optimizer:
+    def make_optimizer(self, parameters: list[Tensor]) -> torch.optim.Optimizer:
         """Adam."""
         return torch.optim.Adam(parameters, lr=self.lr, betas=self.betas)
 
@@ -87,8 +87,8 @@ class SiamCTTA(Adapter, method="siam_ctta"):
 
     def after_step(self, frame: Frame) -> None:
         """The teacher sees the student before anything of it is restored."""
-        self.average_teacher(self.ema)
-        self.restore_student(self.restore_probability)
+        self.update_teacher(self.ema)
+        self.stochastic_restore(self.restore_probability)
 
     def emit(self, frame: Frame) -> Restoration:
         """The target of the last step where it covers the frame, else a new pass over all of it."""

@@ -1,4 +1,4 @@
-"""Random crops of one picture and its companions: noise, grey, smaller scale.
+"""Random crops of one picture and its companions: noise, gray, smaller scale.
 
 Source: Iterative Filter Adaptive Network (Lee et al., CVPR 2021), its training on DPDD.
 """
@@ -14,7 +14,7 @@ from torch import Tensor
 from tta_restore._core import checks
 from tta_restore._core.color import linear_to_srgb
 
-# The last weight is a slip of 0.0722 that the published training had; it makes grey pictures brighter by 8e-5.
+# The last weight is a slip of 0.0722 that the published training had; it makes gray pictures brighter by 8e-5.
 _GREY = (0.2126, 0.7152, 0.07228)
 
 
@@ -25,7 +25,7 @@ class Augmentation:
     Attributes:
         noise: probability of Gaussian noise, the same for all pictures but the sharp one.
         sigma: range of its standard deviation.
-        grey: probability that all pictures become grey.
+        gray: probability that all pictures become gray.
         scale: probability that all are made smaller, by area.
         smallest: lowest factor.
         flips: whether crops are flipped and turned by quarter turns; not for views of dual pixels, whose disparity is
@@ -34,13 +34,13 @@ class Augmentation:
 
     noise: float = 0.05
     sigma: tuple[float, float] = (0.001, 0.005**0.5)
-    grey: float = 0.3
+    gray: float = 0.3
     scale: float = 0.5
     smallest: float = 0.7
     flips: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("noise", "grey", "scale"):
+        for name in ("noise", "gray", "scale"):
             checks.expect_number("Augmentation", name, getattr(self, name), minimum=0, maximum=1)  # probabilities
         checks.expect_number("Augmentation", "smallest", self.smallest, above=0, maximum=1)
         if len(self.sigma) != 2 or not 0 <= self.sigma[0] <= self.sigma[1]:
@@ -71,7 +71,7 @@ class Augmentation:
         def draw() -> float:
             return torch.rand((), generator=generator).item()
 
-        noisy, grey, scaled = draw() < self.noise, draw() < self.grey, draw() < self.scale
+        noisy, gray, scaled = draw() < self.noise, draw() < self.gray, draw() < self.scale
         low = max(self.smallest, size / min(height, width))
         factor = low + (1 - low) * draw() if scaled else 1.0
         rows = _Window.random(height, factor, size, generator)
@@ -81,8 +81,8 @@ class Augmentation:
             sigma = self.sigma[0] + (self.sigma[1] - self.sigma[0]) * draw()
             noise = sigma * torch.randn(crop.shape[1:], generator=generator)
             crop = torch.stack([p if i == sharp else (p + noise).clamp(0, 1) for i, p in enumerate(crop)])
-        if grey:
-            crop = to_grey(crop).expand(-1, 3, -1, -1)
+        if gray:
+            crop = to_gray(crop).expand(-1, 3, -1, -1)
         if rows.weights is not None and columns.weights is not None:
             crop = torch.einsum("ih,vchw,jw->vcij", rows.weights, crop, columns.weights)
         if self.flips:
@@ -92,8 +92,8 @@ class Augmentation:
         return crop.contiguous()
 
 
-def to_grey(pictures: Tensor) -> Tensor:
-    """The published grey: luma of stored values, and the transfer curve applied once more, which brightens.
+def to_gray(pictures: Tensor) -> Tensor:
+    """The published gray: luma of stored values, and the transfer curve applied once more, which brightens.
 
     Shape: (..., 3, H, W) in [0, 1] -> (..., 1, H, W).
     """

@@ -16,7 +16,7 @@ from tta_restore.data.io.image import read_image
 Frames = Tensor | Sequence[Tensor]
 
 
-class PictureFrames(Sequence[Tensor]):
+class ImageSequence(Sequence[Tensor]):
     """Frames that lie in files, each read when it is asked for.
 
     Args:
@@ -32,7 +32,7 @@ class PictureFrames(Sequence[Tensor]):
     def __getitem__(self, index: int | slice) -> Any:
         """One frame, (3, H, W) in [0, 1]; or the frames of a slice, unread."""
         if isinstance(index, slice):
-            return PictureFrames(self.paths[index])
+            return ImageSequence(self.paths[index])
         return read_image(self.paths[index]).as_rgb()
 
 

@@ -10,13 +10,13 @@ from pathlib import Path
 from torch import Tensor
 
 from tta_restore._core import checks
-from tta_restore.data.datasets.clips import Clip, PictureFrames
+from tta_restore.data.datasets.clips import Clip, ImageSequence
 from tta_restore.data.io.files import images_below, match_files, natural_order
 from tta_restore.data.io.image import read_image
 
 
 @dataclass(frozen=True)
-class PictureFiles:
+class PairFiles:
     """The files of one picture.
 
     Attributes:
@@ -55,7 +55,7 @@ LAYOUTS: dict[str, dict[str, _Folders]] = {
     "pixeldp": {"test": (("test_c/source", None), ("test/source", None), ("source", None), (".", None))},
     "folders": {"train": (("blurry", "sharp"),), "test": (("blurry", "sharp"),)},
 }
-#: Data sets with the views of dual pixels, whose folders have these letters in place of the centre's.
+#: Data sets with the views of dual pixels, whose folders have these letters in place of the center's.
 _VIEWS = {"dpdd": ("_c/", "_r/", "_l/"), "pixeldp": ("_c/", "_r/", "_l/")}
 
 
@@ -64,7 +64,7 @@ def has_views(layout: str) -> bool:
     return layout in _VIEWS
 
 
-def find_files(root: str | Path, layout: str, split: str = "train", *, views: bool = False) -> list[PictureFiles]:
+def find_files(root: str | Path, layout: str, split: str = "train", *, views: bool = False) -> list[PairFiles]:
     """The files of every picture of a data set, in natural order; nothing is read yet.
 
     Args:
@@ -98,7 +98,7 @@ def find_files(root: str | Path, layout: str, split: str = "train", *, views: bo
     for folder in found[1:]:
         partners = dict(match_files(blurry, root / folder)) if folder is not None else {}
         columns.append([partners.get(path) for path in pictures])
-    return [PictureFiles(path, *rest) for path, *rest in zip(pictures, *columns, strict=True)]
+    return [PairFiles(path, *rest) for path, *rest in zip(pictures, *columns, strict=True)]
 
 
 def find_pairs(root: str | Path, layout: str, split: str = "train") -> list[tuple[Path, Path]]:
@@ -117,8 +117,8 @@ def find_pairs(root: str | Path, layout: str, split: str = "train") -> list[tupl
 def _view_folders(layout: str, blurry: str, views: bool) -> tuple[str, ...]:
     if not views:
         return ()
-    centre, *sides = _VIEWS[layout]
-    return tuple(blurry.replace(centre, side) for side in sides) if centre in blurry else ()
+    center, *sides = _VIEWS[layout]
+    return tuple(blurry.replace(center, side) for side in sides) if center in blurry else ()
 
 
 _BLURRY = ("source", "input", "inputs", "blur", "blurry", "lq", "input_c")
@@ -188,7 +188,7 @@ def folder_frames(
     return frames
 
 
-def _files(family: str, folder: Path, views: bool) -> Sequence[PictureFiles]:
+def _files(family: str, folder: Path, views: bool) -> Sequence[PairFiles]:
     if not folder.is_dir():
         raise ValueError(f"{family}: there is no folder {folder}")
     inside = {path.name.lower(): path for path in folder.iterdir() if path.is_dir()}
@@ -198,7 +198,7 @@ def _files(family: str, folder: Path, views: bool) -> Sequence[PictureFiles]:
             return find_files(folder, family.lower(), "test", views=views)
         blurry, sharp = (next((inside[name] for name in names if name in inside), None) for names in (_BLURRY, _SHARP))
         if blurry is not None and sharp is not None:
-            return [PictureFiles(*pair) for pair in match_files(blurry, sharp)]
+            return [PairFiles(*pair) for pair in match_files(blurry, sharp)]
         if layouts and None not in (sharp for _, sharp in layouts):
             return find_files(folder, family.lower(), "test")  # which says what is missing of a known data set
     except ValueError as error:
@@ -209,7 +209,7 @@ def _files(family: str, folder: Path, views: bool) -> Sequence[PictureFiles]:
     pictures = images_below(folder)
     if not pictures:
         raise ValueError(f"{family}: no pictures below {folder}")
-    return [PictureFiles(picture) for picture in pictures]
+    return [PairFiles(picture) for picture in pictures]
 
 
 #: Per data set, where a video's blurred and sharp frames lie. "{video}" stands for the name of the video, "{split}" for
@@ -277,7 +277,7 @@ def clip_of_folder(folder: str | Path) -> Clip:
         ValueError: there are none.
     """
     folder = Path(folder)
-    return Clip(folder.name, PictureFrames(images_below(folder)))
+    return Clip(folder.name, ImageSequence(images_below(folder)))
 
 
 def _videos(root: Path, pattern: str) -> list[str]:
@@ -301,7 +301,7 @@ def _clip(video: str, blurry: Path, sharp: Path) -> Clip:
         names = [key(path) for path in frames]
         alone = sorted(set(names) ^ set(partners), key=str)
         if not alone and None not in partners and len(partners) == len(originals) == len(frames):
-            return Clip(video, PictureFrames(frames), PictureFrames(partners[name] for name in names))
+            return Clip(video, ImageSequence(frames), ImageSequence(partners[name] for name in names))
     raise ValueError(
         f"{video}: {len(frames)} blurred and {len(originals)} sharp frames do not belong together"
         + (f"; without a partner: {', '.join(map(str, alone[:5]))}" if alone else "")

@@ -58,7 +58,7 @@ class MinedPatch:
         blurred_score: at ``blurred_time``.
         clip: (T, C, h, w), the place around ``sharp_time``, frames beyond the ends repeated.
         blurred: (C, h, w), the place at ``blurred_time``.
-        others: as ``clip``, its middle frame among the neighbours of another moment, drawn at random, each.
+        others: as ``clip``, its middle frame among the neighbors of another moment, drawn at random, each.
     """
 
     top: int
@@ -282,6 +282,6 @@ class _Search:
 
 
 def _among(clip: Tensor, other: Tensor) -> Tensor:
-    """The middle frame of one clip among the neighbours of another's."""
+    """The middle frame of one clip among the neighbors of another's."""
     middle = len(clip) // 2
     return torch.cat([other[:middle], clip[middle : middle + 1], other[middle + 1 :]])

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tta_restore._core import checks
-from tta_restore.data.datasets.layouts import PictureFiles
+from tta_restore.data.datasets.layouts import PairFiles
 from tta_restore.data.datasets.mining import random_patches
 from tta_restore.data.datasets.pairs import FolderCrops
 from tta_restore.data.io.files import images_below
@@ -165,7 +165,7 @@ class FolderPairs:
     """
 
     def __init__(self, pairs: Sequence[tuple[Path, Path]], *, size: int = 256) -> None:
-        self._crops = FolderCrops([PictureFiles(*paths) for paths in pairs], size=size, augmentation=None)
+        self._crops = FolderCrops([PairFiles(*paths) for paths in pairs], size=size, augmentation=None)
 
     def __call__(self, count: int, generator: torch.Generator) -> MisalignedPair:
         """The next batch."""
@@ -173,7 +173,7 @@ class FolderPairs:
         return MisalignedPair(pair.blurry, pair.sharp)
 
 
-def sharp_pictures(folder: Path, *, size: int = 256, most: int = 2000) -> Tensor:
+def load_sharp_images(folder: Path, *, size: int = 256, most: int = 2000) -> Tensor:
     """Crops of all pictures in a folder and below, side by side, for :class:`GeneratedPairs`: (N, 3, S, S) uint8.
 
     Raises:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tta_restore._core.color import srgb_to_linear
 from tta_restore.data.datasets.augmentation import Augmentation
-from tta_restore.data.datasets.layouts import PictureFiles
+from tta_restore.data.datasets.layouts import PairFiles
 from tta_restore.data.datasets.mining import random_patches
 from tta_restore.data.io.image import read_image
 from tta_restore.data.synthetic import defocus
@@ -44,7 +44,7 @@ class FolderCrops:
 
     def __init__(
         self,
-        files: Sequence[PictureFiles],
+        files: Sequence[PairFiles],
         *,
         size: int = 256,
         augmentation: Augmentation | None = Augmentation(),  # noqa: B008 (frozen)
@@ -55,14 +55,14 @@ class FolderCrops:
         if alone := next((entry.blurry for entry in files if entry.sharp is None), None):
             raise ValueError(f"FolderCrops: {alone} has no sharp original to learn from")
         self.files, self.size, self.bit_depth = list(files), size, bit_depth
-        self.augmentation = augmentation or Augmentation(noise=0, grey=0, scale=0)
+        self.augmentation = augmentation or Augmentation(noise=0, gray=0, scale=0)
 
     def __call__(self, count: int, generator: torch.Generator) -> Pair:
         """The next batch."""
         crops = []
         for index in torch.randint(0, len(self.files), (count,), generator=generator).tolist():
             entry = self.files[index]
-            pictures = read_pictures(entry, bit_depth=self.bit_depth)
+            pictures = read_images(entry, bit_depth=self.bit_depth)
             if min(pictures.shape[-2:]) < self.size:
                 raise ValueError(
                     f"{entry.blurry}: smaller than a crop of {self.size} pixels, {tuple(pictures.shape[-2:])}"
@@ -71,7 +71,7 @@ class FolderCrops:
         return Pair(*torch.stack(crops, 1))
 
 
-def read_pictures(entry: PictureFiles, *, bit_depth: int | None = None) -> Tensor:
+def read_images(entry: PairFiles, *, bit_depth: int | None = None) -> Tensor:
     """Blurry, sharp and, where they are, right and left picture: (2 or 4, 3, H, W) in [0, 1].
 
     Raises:
@@ -127,30 +127,30 @@ class LensPairs:
         sharp = random_patches(self.pictures, count, self.needed, generator)
         chosen = [self.lens(generator) for _ in range(count)]
         if self.views:
-            return photograph_views(sharp, chosen, generator)
-        blurry, _, centre = defocus.render(sharp, chosen, generator, levels=4, knots=3)
-        return Pair(blurry, centre.contiguous())
+            return simulate_dual_pixel(sharp, chosen, generator)
+        blurry, _, center = defocus.render(sharp, chosen, generator, levels=4, knots=3)
+        return Pair(blurry, center.contiguous())
 
 
-def photograph_views(sharp: Tensor, chosen: Sequence[defocus.Lens], generator: torch.Generator) -> Pair:
+def simulate_dual_pixel(sharp: Tensor, chosen: Sequence[defocus.Lens], generator: torch.Generator) -> Pair:
     """Photograph sharp pictures through lenses with a dual-pixel sensor.
 
     Shape: sharp (B, 3, H + K - 1, W + K - 1) in [0, 1], K = ``defocus.KERNEL_SIZE`` -> pictures (B, 3, H, W).
     """
     margin = defocus.KERNEL_SIZE // 2
-    centre = sharp[..., margin:-margin, margin:-margin].contiguous()
+    center = sharp[..., margin:-margin, margin:-margin].contiguous()
     low, high = (torch.tensor([lens.radius[i] for lens in chosen])[:, None] for i in (0, 1))
     steps = low + (high - low) * torch.linspace(0, 1, 4)
-    height, width = centre.shape[-2:]
-    depth = defocus.depth_field(len(chosen), height, width, generator, knots=3)
-    weights = defocus.level_weights(low[..., None] + (high - low)[..., None] * depth, steps)
+    height, width = center.shape[-2:]
+    depth = defocus.random_defocus_map(len(chosen), height, width, generator, knots=3)
+    weights = defocus.interpolation_weights(low[..., None] + (high - low)[..., None] * depth, steps)
     linear, pictures = srgb_to_linear(sharp), []
     for side in (0, 1, -1):
         apertures = [_half(lens.aperture, side) for lens in chosen]
         kernels = torch.stack([defocus.rasterize(a, s) for a, s in zip(apertures, steps, strict=True)])
-        pictures.append(defocus.sense(defocus.mix_blur(linear, kernels, weights), generator))
+        pictures.append(defocus.sense(defocus.blur_with_mixture(linear, kernels, weights), generator))
     blurry, right, left = pictures
-    return Pair(blurry, centre, right, left)
+    return Pair(blurry, center, right, left)
 
 
 def _half(aperture: defocus.Aperture, side: int) -> defocus.Aperture:

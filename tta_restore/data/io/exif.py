@@ -35,7 +35,7 @@ def upright(block: bytes | None, notes: list[str]) -> tuple[bytes | None, int]:
         return None, 1
 
 
-def of_tiff(content: bytes, notes: list[str]) -> bytes | None:
+def read_tiff_exif(content: bytes, notes: list[str]) -> bytes | None:
     """The block of what a TIFF file says about camera and place; None where it says nothing."""
     from PIL import Image as PilImage
 
@@ -57,7 +57,7 @@ def of_tiff(content: bytes, notes: list[str]) -> bytes | None:
         return None
 
 
-def into_tiff(content: bytes, block: bytes) -> bytes:
+def embed_tiff_exif(content: bytes, block: bytes) -> bytes:
     """A classic TIFF file of one page with the tags of a block: its directory is written again behind all else."""
     from PIL import Image as PilImage
     from PIL.TiffImagePlugin import ImageFileDirectory_v2

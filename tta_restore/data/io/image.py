@@ -1,4 +1,4 @@
-"""Read and write photographs without losing bits, alpha, colour profile or orientation."""
+"""Read and write photographs without losing bits, alpha, color profile or orientation."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _GRAY_MODES = ("1", "L", "LA")
 
 
 def read_image(path: str | os.PathLike[str]) -> Image:
-    """Read a PNG, JPEG or TIFF file, recognised by its content, upright and with all its bits.
+    """Read a PNG, JPEG or TIFF file, recognized by its content, upright and with all its bits.
 
-    8 and 16 bits and float TIFF are read exactly. Grey stays grey; palettes become RGB, with a note. The EXIF
+    8 and 16 bits and float TIFF are read exactly. Gray stays gray; palettes become RGB, with a note. The EXIF
     orientation is applied to the pixels and set to upright in the block that is carried along.
 
     Raises:
-        ImageError: missing, unreadable, empty, truncated, damaged or no image; CMYK and other colour models;
+        ImageError: missing, unreadable, empty, truncated, damaged or no image; CMYK and other color models;
             several pages; float samples that are not finite or leave [0, 1]; a package that is needed is missing.
     """
     path = Path(path)
@@ -112,7 +112,7 @@ def _decode(content: bytes) -> Image:
     if kind == "PNG" and getattr(picture, "is_animated", False):
         raise ImageError("animated PNG: split it into frames first")
     if picture.mode in ("CMYK", "YCCK"):
-        raise ImageError("CMYK image: convert it to RGB first, its colours depend on a printing profile")
+        raise ImageError("CMYK image: convert it to RGB first, its colors depend on a printing profile")
 
     notes: list[str] = []
     block, orientation = exif.upright(picture.info.get("exif"), notes)
@@ -128,10 +128,10 @@ def _decode(content: bytes) -> Image:
                 picture = picture.convert("RGBA" if transparent is not None or picture.mode == "PA" else "RGB")
                 transparent = None
             elif picture.mode == "1":
-                notes.append("1-bit image: read as 8-bit grey")
+                notes.append("1-bit image: read as 8-bit gray")
                 picture = picture.convert("L")
             elif picture.mode not in (*_GRAY_MODES, "RGB", "RGBA"):
-                raise ImageError(f"colour mode {picture.mode}: convert it to RGB or grey first")
+                raise ImageError(f"color mode {picture.mode}: convert it to RGB or gray first")
             array = np.asarray(picture)
     except (ImageError, ImportError, MemoryError):
         raise
@@ -140,7 +140,7 @@ def _decode(content: bytes) -> Image:
     if array.ndim == 2:
         array = array[..., None]
     if transparent is not None and array.shape[2] in (1, 3):
-        # One colour is declared see-through: written out as alpha, which every format with alpha can hold.
+        # One color is declared see-through: written out as alpha, which every format with alpha can hold.
         opaque = (array != np.asarray(transparent).reshape(-1)).any(-1, keepdims=True)
         array = np.concatenate([array, opaque.astype(array.dtype) * np.iinfo(array.dtype).max], axis=2)
     values = tensor_from_array(array, orientation)

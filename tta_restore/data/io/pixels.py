@@ -18,12 +18,12 @@ class Image:
     """Pixels as a restorer wants them, and what the file carried beside them.
 
     Shape:
-        - pixels: (C, H, W), float32 in [0, 1], C = 3 (RGB) or 1 (grey), upright
+        - pixels: (C, H, W), float32 in [0, 1], C = 3 (RGB) or 1 (gray), upright
         - alpha: (1, H, W), float32 in [0, 1], or `None`
 
     Args:
         bit_depth: of the file: 8, 16, or 32 for float.
-        icc: the colour profile, `None` when there was none.
+        icc: the color profile, `None` when there was none.
         exif: the EXIF block with its orientation set to upright, `None` when there was none.
         resolution: dots per unit in x and y and the TIFF unit code, of TIFF files.
         premultiplied: the pixels are multiplied by alpha already (associated alpha, TIFF only).
@@ -47,7 +47,7 @@ class Image:
             raise ValueError(f"Image: expected alpha of shape {(1, *size)}, got {tuple(self.alpha.shape)}")
 
     def as_rgb(self, *, bit_depth: int | None = None) -> Tensor:
-        """The pixels with three channels, a grey image repeating its own. Shape: (3, H, W).
+        """The pixels with three channels, a gray image repeating its own. Shape: (3, H, W).
 
         Args:
             bit_depth: 8 cuts the lower bits of an image of more off, as image readers do that know 8 bits only, and as
@@ -64,7 +64,7 @@ class Image:
         return pixels.expand(3, -1, -1)
 
     def with_rgb(self, pixels: Tensor) -> Image:
-        """The same file with other pixels: a grey image takes the mean of the three channels; alpha grows with a scale.
+        """The same file with other pixels: a gray image takes the mean of the three channels; alpha grows with a scale.
 
         Shape: pixels (3, s*H, s*W) for an integer s >= 1.
 

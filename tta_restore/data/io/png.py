@@ -27,7 +27,7 @@ def decode(content: bytes) -> np.ndarray:
 
 
 def encode(array: np.ndarray, *, icc: bytes | None, exif: bytes | None) -> bytes:
-    """A PNG file from uint16 samples, with the colour profile (iCCP) and the EXIF block (eXIf). Shape: (H, W[, C])."""
+    """A PNG file from uint16 samples, with the color profile (iCCP) and the EXIF block (eXIf). Shape: (H, W[, C])."""
     content = bytes(_imagecodecs().png_encode(np.ascontiguousarray(array), level=3))
     extra = b""
     if icc:

@@ -1,4 +1,4 @@
-"""TIFF with 8 or 16 bits or float samples, grey or RGB, with or without alpha, through tifffile."""
+"""TIFF with 8 or 16 bits or float samples, gray or RGB, with or without alpha, through tifffile."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def decode(content: bytes) -> Image:
     """Read the single page of a TIFF file.
 
     Raises:
-        ImageError: truncated, several pages, a colour model or sample type that is not handled, float samples that
+        ImageError: truncated, several pages, a color model or sample type that is not handled, float samples that
             are not finite or leave [0, 1].
         ImportError: tifffile is not installed, or imagecodecs for the compression used.
     """
@@ -74,7 +74,7 @@ def decode(content: bytes) -> Image:
             alpha=values[colors:] if samples > colors else None,
             bit_depth=depth,
             icc=page.tags["InterColorProfile"].value if "InterColorProfile" in page.tags else None,
-            exif=exif.of_tiff(content, notes),
+            exif=exif.read_tiff_exif(content, notes),
             resolution=(*dots, int(unit.value) if unit is not None else 2) if dots is not None else None,
             premultiplied=extra[:1] == ["ASSOCALPHA"],
             notes=tuple(notes),
@@ -110,16 +110,16 @@ def encode(image: Image, depth: int) -> bytes:
         **options,
     )
     content = stream.getvalue()
-    return content if image.exif is None else exif.into_tiff(content, image.exif)
+    return content if image.exif is None else exif.embed_tiff_exif(content, image.exif)
 
 
 def _check(page: Any, photometric: str) -> None:
     if photometric == "SEPARATED":
-        raise ImageError("CMYK image: convert it to RGB first, its colours depend on a printing profile")
+        raise ImageError("CMYK image: convert it to RGB first, its colors depend on a printing profile")
     if photometric not in ("MINISBLACK", "MINISWHITE", "RGB", "PALETTE", "YCBCR"):
-        raise ImageError(f"TIFF colour model {photometric}: convert it to RGB or grey first")
+        raise ImageError(f"TIFF color model {photometric}: convert it to RGB or gray first")
     if photometric == "YCBCR" and getattr(page.compression, "name", "") not in ("JPEG", "OJPEG"):
-        raise ImageError("TIFF colour model YCBCR: convert it to RGB or grey first")
+        raise ImageError("TIFF color model YCBCR: convert it to RGB or gray first")
     if str(page.dtype) not in _DTYPES:
         raise ImageError(f"TIFF samples of type {page.dtype}: expected 8 or 16 bits unsigned, or float")
     if page.axes.strip("S") != "YX":
@@ -136,7 +136,7 @@ def _check_float(array: np.ndarray) -> None:
 
 
 def _from_palette(indices: np.ndarray, colormap: np.ndarray) -> np.ndarray:
-    """Colours of a palette, 16 bits in the file; 8 bits are enough when every entry is an 8-bit value."""
+    """Colors of a palette, 16 bits in the file; 8 bits are enough when every entry is an 8-bit value."""
     if not (colormap % 257).any():
         return (colormap // 257).astype(np.uint8).T[indices]
     if not (colormap & 0xFF).any():  # some writers shift by eight instead of multiplying by 257

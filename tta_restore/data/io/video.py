@@ -1,4 +1,4 @@
-"""Read and write video files through PyAV (the extra "video"): upright, with their colours, bits, times and sound."""
+"""Read and write video files through PyAV (the extra "video"): upright, with their colors, bits, times and sound."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tta_restore.data.io.pixels import ImageError, array_from_tensors
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".m4v", ".avi", ".webm")
 #: Suffixes that :func:`write_video` takes.
 WRITABLE_SUFFIXES = (".mp4", ".mov", ".mkv", ".m4v")
-_UNSPECIFIED = 2  # of a colour matrix, in the numbers of ISO/IEC 23001-8
+_UNSPECIFIED = 2  # of a color matrix, in the numbers of ISO/IEC 23001-8
 _BT709 = 1
 
 
@@ -35,7 +35,7 @@ class VideoInfo:
         bit_depth: 8, or 10 and more.
         frames: how many there should be; None where the file does not say.
         sound: whether there is a sound track.
-        colours: numbers of matrix, primaries and transfer curve, 2 where the file does not say.
+        colors: numbers of matrix, primaries and transfer curve, 2 where the file does not say.
     """
 
     height: int
@@ -44,7 +44,7 @@ class VideoInfo:
     bit_depth: int
     frames: int | None
     sound: bool
-    colours: tuple[int, int, int]
+    colors: tuple[int, int, int]
 
 
 class DecodedFrames(Sequence[Tensor]):
@@ -102,7 +102,7 @@ class VideoFile:
                 bit_depth=max(component.bits for component in first.format.components),
                 frames=stream.frames or None,
                 sound=bool(container.streams.audio),
-                colours=(int(first.colorspace), int(codec.color_primaries), int(codec.color_trc)),
+                colors=(int(first.colorspace), int(codec.color_primaries), int(codec.color_trc)),
             )
 
     def __iter__(self) -> Iterator[Tensor]:
@@ -151,7 +151,7 @@ def write_video(
     Args:
         path: where to; folders above it are made.
         frames: (3, H, W) in [0, 1] each, of one size; odd sides are kept (chroma is then not subsampled).
-        like: the file that the frames come from: its times, bits, colours and sound are taken over.
+        like: the file that the frames come from: its times, bits, colors and sound are taken over.
         frame_rate: per second, without ``like``.
         bit_depth: 8 or 10; None for that of ``like``, else 8.
         quality: the encoder's constant rate factor: 0 is lossless or nearly so, 14 is hard to tell from the original.
@@ -213,7 +213,7 @@ def _prepare(stream: Any, size: tuple[int, ...], depth: int, like: VideoFile | N
     chroma = "420" if size[1] % 2 == size[2] % 2 == 0 else "444"
     stream.pix_fmt = f"yuv{chroma}p" + ("10le" if depth == 10 else "")
     stream.time_base = Fraction(1, 90000)
-    matrix, primaries, curve = (_BT709, _BT709, _BT709) if like is None else like.info.colours
+    matrix, primaries, curve = (_BT709, _BT709, _BT709) if like is None else like.info.colors
     codec = stream.codec_context
     codec.time_base = Fraction(1, 90000)
     # Nothing said: BT.601 is what decoders take, so that is what is encoded, and nothing is said again.
@@ -232,7 +232,7 @@ def _picture(av: Any, frame: Tensor, stream: Any, depth: int) -> Any:
 
 
 def _interpolation() -> Any:
-    """Of chroma. The fast default repeats and truncates samples, which shows on coloured edges."""
+    """Of chroma. The fast default repeats and truncates samples, which shows on colored edges."""
     kind = importlib.import_module("av.video.reformatter").Interpolation
     return kind.BICUBIC | kind.FULL_CHR_H_INT | kind.FULL_CHR_H_INP | kind.ACCURATE_RND
 

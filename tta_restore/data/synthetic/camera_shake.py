@@ -26,7 +26,7 @@ class CameraShake:
         pan: pixels per frame.
         direction: of the pan: radians from the horizontal; None for directions that change.
         zoom: relative change of scale per frame.
-        rotation: radians per frame, around the centre of the frame.
+        rotation: radians per frame, around the center of the frame.
         tremor: pixels of fast shaking, several times per exposure, which bends the path of the light.
         exposure: part of the time between two frames in which the shutter is open.
         variation: 0 for a steady speed, 1 for one that changes between about a fifth and five times the typical one.
@@ -111,7 +111,7 @@ def camera_path(shake: CameraShake, frames: int, generator: torch.Generator, *, 
     return CameraPath(path.T[starts[:, None] + torch.arange(moments)])
 
 
-def shake_photo(
+def simulate_shake(
     photo: Tensor,
     shake: CameraShake,
     generator: torch.Generator,
@@ -134,7 +134,7 @@ def shake_photo(
         ValueError: the photograph is smaller than a frame.
     """
     if photo.ndim != 3 or photo.shape[0] != 3 or min(photo.shape[1:]) < size:
-        raise ValueError(f"shake_photo: expected photo (3, H, W) with H, W >= {size}, got {tuple(photo.shape)}")
+        raise ValueError(f"simulate_shake: expected photo (3, H, W) with H, W >= {size}, got {tuple(photo.shape)}")
     path = camera_path(shake, frames, generator, moments=moments)
     height, width = photo.shape[1:]
     room = torch.tensor([width - size, height - size], dtype=torch.float32)
@@ -209,4 +209,4 @@ class ShakenClips(Sequence[Clip]):
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + index)
         label = f"{name}-{kind}-{index:04d}"
         options = {"frames": self.frames, "size": self.size, "moments": self.moments}
-        return shake_photo(photo, self.shakes[kind], generator, name=label, **options)
+        return simulate_shake(photo, self.shakes[kind], generator, name=label, **options)

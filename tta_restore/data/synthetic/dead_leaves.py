@@ -1,6 +1,6 @@
 """Dead leaves: endless sharp training pictures that share the edge and scale statistics of photographs.
 
-Opaque shapes of random size (density proportional to r^-3), colour and texture fall on each other until nothing of the
+Opaque shapes of random size (density proportional to r^-3), color and texture fall on each other until nothing of the
 ground is left. Source: Lee, Mumford, Huang, "Occlusion models for natural images", IJCV 2001.
 """
 
@@ -16,7 +16,7 @@ from tta_restore._core import checks
 
 
 def palette_of(picture: Tensor) -> Tensor:
-    """Colours to draw leaves with, taken from a picture.
+    """Colors to draw leaves with, taken from a picture.
 
     Shape:
         - picture: (..., 3, H, W) in [0, 1]
@@ -29,7 +29,7 @@ def tile(size: int, generator: torch.Generator, *, palette: Tensor | None = None
     """One dead-leaves picture.
 
     Shape:
-        - palette: (P, 3) colours in [0, 1], for example :func:`palette_of` a photograph; None draws muted random ones
+        - palette: (P, 3) colors in [0, 1], for example :func:`palette_of` a photograph; None draws muted random ones
         - output: (3, S, S) with S = `size`, in [0, 1], not noisy
 
     Raises:
@@ -62,10 +62,10 @@ def tile(size: int, generator: torch.Generator, *, palette: Tensor | None = None
         inside = window & _shape(du, dv, radius, u[3], u[4], u[5])
         if not inside.any():
             continue
-        paint = _paint(du, dv, radius, _colour(palette, generator), _colour(palette, generator), generator)
+        paint = _paint(du, dv, radius, _color(palette, generator), _color(palette, generator), generator)
         canvas[:, y0:y1, x0:x1] = torch.where(inside, paint, canvas[:, y0:y1, x0:x1])
         window[inside] = False
-    canvas = torch.where(empty, _colour(palette, generator)[:, None, None], canvas)
+    canvas = torch.where(empty, _color(palette, generator)[:, None, None], canvas)
     return F.avg_pool2d(canvas[None], oversample)[0].clamp(0, 1)
 
 
@@ -87,7 +87,7 @@ def _shape(du: Tensor, dv: Tensor, radius: float, kind: float, turn: float, sque
     return torch.maximum(b.abs(), (0.5 * b).abs() + 0.866 * a.abs()) <= radius * 0.8  # hexagon
 
 
-def _colour(palette: Tensor | None, generator: torch.Generator) -> Tensor:
+def _color(palette: Tensor | None, generator: torch.Generator) -> Tensor:
     if palette is not None:
         return palette[int(torch.randint(0, palette.shape[0], (), generator=generator))]
     value, chroma = torch.rand((), generator=generator), 0.2 * torch.randn(3, generator=generator)
@@ -95,16 +95,16 @@ def _colour(palette: Tensor | None, generator: torch.Generator) -> Tensor:
 
 
 def _paint(du: Tensor, dv: Tensor, radius: float, first: Tensor, second: Tensor, generator: torch.Generator) -> Tensor:
-    """Colour, a gradient to a second colour, and a texture of noise or waves: (3, h, w)."""
+    """Color, a gradient to a second color, and a texture of noise or waves: (3, h, w)."""
     u = torch.rand(7, generator=generator).tolist()
     angle, blend = 2 * math.pi * u[0], 0.35 * u[1]
     ramp = ((math.cos(angle) * du + math.sin(angle) * dv) / (2 * radius) + 0.5).clamp(0, 1)[None] * blend
-    colour = first[:, None, None] * (1 - ramp) + second[:, None, None] * ramp
+    color = first[:, None, None] * (1 - ramp) + second[:, None, None] * ramp
     if u[2] < 0.35:
         strength = 0.12 * u[3]
-        colour = colour + strength * torch.randn(1, *ramp.shape[1:], generator=generator)
+        color = color + strength * torch.randn(1, *ramp.shape[1:], generator=generator)
     elif u[2] < 0.7:
         period, phase = 2.5 + 14 * u[4] * u[4], 2 * math.pi * u[5]
         wave = torch.sin((math.cos(2 * angle) * du + math.sin(2 * angle) * dv) * (2 * math.pi / period) + phase)
-        colour = colour + 0.15 * u[6] * wave[None]
-    return colour
+        color = color + 0.15 * u[6] * wave[None]
+    return color

@@ -19,10 +19,10 @@ from tta_restore._core.color import linear_to_srgb, srgb_to_linear
 from tta_restore.data.synthetic import photos as _photos
 
 Aperture = Callable[[Tensor, Tensor], Tensor]
-"""Transmission at (u, v), the unit disk being the nominal opening; anything >= 0, need not be normalised."""
+"""Transmission at (u, v), the unit disk being the nominal opening; anything >= 0, need not be normalized."""
 
 KERNEL_SIZE = 17
-"""Side of the rasterised point spread functions, in pixels."""
+"""Side of the rasterized point spread functions, in pixels."""
 
 
 @dataclass(frozen=True)
@@ -35,13 +35,13 @@ class Lens:
 
 
 @dataclass(frozen=True)
-class LensFrame:
+class DefocusFrame:
     """One simulated frame with everything that is true about it.
 
     Shape:
         - blurry, sharp: (3, H, W), RGB in [0, 1]
         - radius: (H, W), pixels
-        - kernels: (G, G, K, K), the point spread functions at the centres of a G x G grid of tiles, each summing to 1
+        - kernels: (G, G, K, K), the point spread functions at the centers of a G x G grid of tiles, each summing to 1
     """
 
     blurry: Tensor
@@ -72,7 +72,7 @@ def exponential(u: Tensor, v: Tensor) -> Tensor:
 
 
 def ring(inner: float = 0.65) -> Aperture:
-    """Disk with its centre obstructed up to the radius `inner`: a mirror lens."""
+    """Disk with its center obstructed up to the radius `inner`: a mirror lens."""
     return lambda u, v: ((r2 := u * u + v * v) <= 1).float() * (r2 >= inner * inner).float()
 
 
@@ -95,7 +95,7 @@ def polygon(blades: int = 6, angle: float = 0.2) -> Aperture:
 
 
 def cat_eye(shift: float = 0.45, angle: float = 0.61) -> Aperture:
-    """Overlap of two unit disks `shift` off the centre along `angle` (rad): mechanical vignetting off the axis."""
+    """Overlap of two unit disks `shift` off the center along `angle` (rad): mechanical vignetting off the axis."""
     du, dv = shift * math.cos(angle), shift * math.sin(angle)
     return lambda u, v: disk(u - du, v - dv) * disk(u + du, v + dv)
 
@@ -132,7 +132,7 @@ def random_lens(generator: torch.Generator, *, radius: tuple[float, float] = (0.
     The outline is a circle with random harmonics 2 to 6, squeezed along a random direction; the profile the
     exponential of a random cosine series (flat in a quarter of the draws), often falling like a bell; a quarter of the
     draws have a hole of random size. With probability `tails`, instead, there is no outline: light falls off with the
-    distance from the centre as a stretched exponential without end.
+    distance from the center as a stretched exponential without end.
 
     Raises:
         TypeError: `generator` is not a CPU generator.
@@ -168,7 +168,7 @@ def random_lens(generator: torch.Generator, *, radius: tuple[float, float] = (0.
     low, high = radius
     first = low + (high - low) * uniform(0, 1)
     second = low + (high - low) * uniform(0, 1)
-    return Lens("random", centred(aperture), (min(first, second), max(first, second)))
+    return Lens("random", centerd(aperture), (min(first, second), max(first, second)))
 
 
 def _tailed_lens(uniform: Callable[[float, float], float], radius: tuple[float, float]) -> Lens:
@@ -185,7 +185,7 @@ def _tailed_lens(uniform: Callable[[float, float], float], radius: tuple[float, 
     return Lens("random", aperture, (ends[0], ends[1]))
 
 
-def centred(aperture: Aperture, *, reach: float = 2.0, samples: int = 81) -> Aperture:
+def centerd(aperture: Aperture, *, reach: float = 2.0, samples: int = 81) -> Aperture:
     """The aperture with its centroid moved to the origin: a shift of the lens looks like one of the picture."""
     axis = torch.linspace(-reach, reach, samples)
     u, v = axis[None, :], axis[:, None]
@@ -196,7 +196,7 @@ def centred(aperture: Aperture, *, reach: float = 2.0, samples: int = 81) -> Ape
 
 
 def rms_radius(aperture: Aperture, *, reach: float = 2.5, samples: int = 101) -> float:
-    """Root mean square distance from the centre at unit nominal radius: a size that all shapes have."""
+    """Root mean square distance from the center at unit nominal radius: a size that all shapes have."""
     axis = torch.linspace(-reach, reach, samples)
     u, v = axis[None, :], axis[:, None]
     picture = aperture(u.expand(samples, samples), v.expand(samples, samples))
@@ -208,7 +208,7 @@ def rasterize(aperture: Aperture, radius: Tensor, *, size: int = KERNEL_SIZE, su
 
     Shape:
         - radius: (L,), pixels
-        - output: (L, K, K) with K = `size`, each summing to 1; what falls outside K x K is cut off before normalising
+        - output: (L, K, K) with K = `size`, each summing to 1; what falls outside K x K is cut off before normalizing
 
     Raises:
         ValueError: `size` is even, or `radius` is not one-dimensional.
@@ -226,7 +226,7 @@ def rasterize(aperture: Aperture, radius: Tensor, *, size: int = KERNEL_SIZE, su
     return torch.where(total > 0, kernels / total.clamp(min=1e-12), delta)
 
 
-def aperture_pictures(chosen: Sequence[Lens], *, size: int = 23, reach: float = 2.3) -> Tensor:
+def rasterize_pupils(chosen: Sequence[Lens], *, size: int = 23, reach: float = 2.3) -> Tensor:
     """Pictures of apertures at unit root mean square radius: (L, A, A) over [-reach, reach], each summing to 1."""
     unit = [rms_radius(lens.aperture) for lens in chosen]
     fine = size * 3
@@ -240,7 +240,7 @@ def aperture_pictures(chosen: Sequence[Lens], *, size: int = 23, reach: float = 
 # ---- light -----------------------------------------------------------------------------------------------------------
 
 
-def mix_blur(linear: Tensor, kernels: Tensor, weights: Tensor) -> Tensor:
+def blur_with_mixture(linear: Tensor, kernels: Tensor, weights: Tensor) -> Tensor:
     """Blur by L kernels and mix the results per output pixel.
 
     Shape:
@@ -257,13 +257,13 @@ def mix_blur(linear: Tensor, kernels: Tensor, weights: Tensor) -> Tensor:
     return torch.einsum("blchw,blhw->bchw", blurred.reshape(b, levels, c, hp - k + 1, wp - k + 1), weights)
 
 
-def level_weights(radius: Tensor, levels: Tensor) -> Tensor:
+def interpolation_weights(radius: Tensor, levels: Tensor) -> Tensor:
     """Linear interpolation weights of each pixel's radius between ascending levels.
 
     Shape:
         - radius: (B, H, W), pixels
         - levels: (B, L), ascending, pixels
-        - output: (B, L, H, W), two neighbours non-zero, summing to 1
+        - output: (B, L, H, W), two neighbors non-zero, summing to 1
     """
     count = levels.shape[1]
     step = ((levels[:, -1] - levels[:, 0]) / max(count - 1, 1)).clamp(min=1e-6)[:, None, None]
@@ -291,13 +291,13 @@ def photograph(
 
     Shape:
         - sharp: (B, 3, H + K - 1, W + K - 1) in [0, 1]
-        - kernels: (B, L, K, K); weights: (B, L, H, W), see :func:`mix_blur`
+        - kernels: (B, L, K, K); weights: (B, L, H, W), see :func:`blur_with_mixture`
         - output: (B, 3, H, W) in [0, 1]
     """
-    return sense(mix_blur(srgb_to_linear(sharp), kernels, weights), generator, noise=noise)
+    return sense(blur_with_mixture(srgb_to_linear(sharp), kernels, weights), generator, noise=noise)
 
 
-def depth_field(count: int, height: int, width: int, generator: torch.Generator, *, knots: int = 5) -> Tensor:
+def random_defocus_map(count: int, height: int, width: int, generator: torch.Generator, *, knots: int = 5) -> Tensor:
     """Smooth random depth: (B, H, W) in [0, 1], a Gaussian field on knots x knots points, bicubic in between."""
     field = torch.randn(count, 1, knots, knots, generator=generator)
     smooth = F.interpolate(field, size=(height, width), mode="bicubic", align_corners=True)[:, 0]
@@ -317,7 +317,7 @@ def render(
 
     Shape:
         - sharp: (B, 3, H + K - 1, W + K - 1), stored values in [0, 1], K = ``KERNEL_SIZE``
-        - output: blurry (B, 3, H, W); radius (B, H, W) in pixels; the sharp centre (B, 3, H, W)
+        - output: blurry (B, 3, H, W); radius (B, H, W) in pixels; the sharp center (B, 3, H, W)
 
     Raises:
         ValueError: not one lens per picture.
@@ -325,17 +325,17 @@ def render(
     if sharp.ndim != 4 or len(lenses) != sharp.shape[0]:
         raise ValueError(f"render: expected sharp (B, 3, H, W) and B lenses, got {tuple(sharp.shape)}, {len(lenses)}")
     margin = KERNEL_SIZE // 2
-    centre = sharp[..., margin:-margin, margin:-margin]
-    height, width = centre.shape[-2:]
+    center = sharp[..., margin:-margin, margin:-margin]
+    height, width = center.shape[-2:]
     low = torch.tensor([lens.radius[0] for lens in lenses])[:, None, None]
     high = torch.tensor([lens.radius[1] for lens in lenses])[:, None, None]
-    radius = low + (high - low) * depth_field(len(lenses), height, width, generator, knots=knots)
+    radius = low + (high - low) * random_defocus_map(len(lenses), height, width, generator, knots=knots)
     steps = low[:, 0] + (high - low)[:, 0] * torch.linspace(0, 1, levels)
     kernels = torch.stack([rasterize(lens.aperture, step) for lens, step in zip(lenses, steps, strict=True)])
-    return photograph(sharp, kernels, level_weights(radius, steps), generator, noise=noise), radius, centre
+    return photograph(sharp, kernels, interpolation_weights(radius, steps), generator, noise=noise), radius, center
 
 
-def lens_stream(
+def defocus_stream(
     lenses: Sequence[Lens] = TEST,
     photos: Sequence[str | Path] = _photos.TEST,
     *,
@@ -344,7 +344,7 @@ def lens_stream(
     seed: int = 0,
     rounds: int = 1,
     grid: int = 4,
-) -> list[LensFrame]:
+) -> list[DefocusFrame]:
     """Frames of photographs seen through one lens after another.
 
     Every lens shows `frames_per_lens` random crops, the photographs in turn, so that each lens meets each of them
@@ -366,7 +366,9 @@ def lens_stream(
             photo = _photos.load(name)
             room = (photo.shape[1] - padded, photo.shape[2] - padded)
             if min(room) < 0:
-                raise ValueError(f"lens_stream: {name} {tuple(photo.shape)} is smaller than the crop {padded}x{padded}")
+                raise ValueError(
+                    f"defocus_stream: {name} {tuple(photo.shape)} is smaller than the crop {padded}x{padded}"
+                )
             top, left = (int(torch.randint(0, r + 1, (), generator=generator)) for r in room)
             crop = photo[:, top : top + padded, left : left + padded]
             blurry, radius, sharp = render(crop[None], [lens], generator, levels=10)
@@ -374,5 +376,5 @@ def lens_stream(
             at_tiles = radius[0][middle][:, middle].flatten()
             kernels = rasterize(lens.aperture, at_tiles).view(grid, grid, KERNEL_SIZE, KERNEL_SIZE)
             title = name.stem if isinstance(name, Path) else name
-            frames.append(LensFrame(blurry[0], sharp[0], radius[0], kernels, lens.family, title, position))
+            frames.append(DefocusFrame(blurry[0], sharp[0], radius[0], kernels, lens.family, title, position))
     return frames

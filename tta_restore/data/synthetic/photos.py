@@ -31,7 +31,7 @@ def load(name: str | Path) -> Tensor:
     """Load one bundled photograph, or a picture from a file, shrunk to a short side of 512; nothing is downloaded.
 
     Shape:
-        - output: (3, H, W), RGB in [0, 1]; grey photographs repeat their channel. Do not write into it: it is cached.
+        - output: (3, H, W), RGB in [0, 1]; gray photographs repeat their channel. Do not write into it: it is cached.
 
     Raises:
         ValueError: the name is none of ``TRAIN + DEV + TEST``, or the file holds no picture.

@@ -25,7 +25,7 @@ SHOWN = "specialist + ReblurPairs"
 LIMITS = (
     "Lenses are simulated: measured light through real glass would be the better test. The simulation is physical in "
     "what it covers (linear light, depth-dependent radius, sensor noise, 8 bits) and silent about the rest "
-    "(aberrations across the frame, occlusion at depth edges, colour).",
+    "(aberrations across the frame, occlusion at depth edges, color).",
     "Self-ensemble is a row of its own, and the baseline: methods that learn from the agreement of views also give the "
     "mean of views, and that mean needs no adaptation.",
     "The lens estimator behind ReblurPairs and the conditioned restorer was trained on random lenses: it knows what "
@@ -91,7 +91,7 @@ def comparison(*, more: bool = False) -> Comparison:
                 SHOWN,
                 pairs(specialist),
                 "Estimates the lens from the frame, blurs sharp material with it, and trains the restorer on those "
-                "pairs; starts anew, or from what it learnt for another lens, when the lens changes.",
+                "pairs; starts anew, or from what it learned for another lens, when the lens changes.",
                 "#0072B2",
             ),
             *([consistency] if more else []),
@@ -148,7 +148,7 @@ def run_demo(
     started = time.perf_counter()
     names = ", ".join(lens.family.replace("_", " ") for lens in defocus.TEST)
     say(f"{count} frames through each of {len(defocus.TEST)} lenses that no model has seen: {names}\n")
-    streams = {seed: defocus.lens_stream(frames_per_lens=count, seed=seed)}
+    streams = {seed: defocus.defocus_stream(frames_per_lens=count, seed=seed)}
     result = compare(comparison(), streams, out, progress=progress, say=say)
     say(f"{time.perf_counter() - started:.0f} s")
     return result
@@ -191,7 +191,7 @@ def run_evaluation(
     for seed in dict.fromkeys(seeds):
         pictures = shown if own is None else _shuffled(own, seed)
         try:
-            streams[seed] = defocus.lens_stream(used, pictures, frames_per_lens=frames_per_lens, seed=seed)
+            streams[seed] = defocus.defocus_stream(used, pictures, frames_per_lens=frames_per_lens, seed=seed)
         except ValueError as error:
             raise UsageError(str(error)) from error
     return compare(rows, streams, out, progress=progress, say=say)

@@ -29,15 +29,15 @@ from tta_restore.engine.train.defocus_estimator import fit_estimator
 from tta_restore.losses import charbonnier
 from tta_restore.metrics import psnr
 from tta_restore.models import create_model
-from tta_restore.models.defocus.estimator import LensEstimator
-from tta_restore.models.defocus.unet import ConditionedLensUNet, LensUNet
+from tta_restore.models.defocus.estimator import DefocusEstimator
+from tta_restore.models.defocus.unet import ConditionedDefocusUNet, DefocusUNet
 
 MARGIN = defocus.KERNEL_SIZE - 1
 STEPS = {"specialist": 3000, "generalist": 4000, "lens_estimator": 4500, "conditioned": 2500}
 
 
 def sharp_bank(generator: torch.Generator, *, size: int = 176, count: int = 512) -> Tensor:
-    """Sharp tiles to learn from: `count` crops of the training photographs and as many dead leaves in their colours.
+    """Sharp tiles to learn from: `count` crops of the training photographs and as many dead leaves in their colors.
 
     Shape:
         - output: (2 * count, 3, S, S), uint8
@@ -85,10 +85,10 @@ def train(
         torch.manual_seed(seed)  # initial weights
         model: nn.Module
         if name == "lens_estimator":
-            model = LensEstimator().to(device)
+            model = DefocusEstimator().to(device)
             losses = fit_estimator(model, bank, steps=steps, seed=seed, device=device, progress=progress)
         else:
-            model = LensUNet() if name != "conditioned" else _conditioned(str(estimator))
+            model = DefocusUNet() if name != "conditioned" else _conditioned(str(estimator))
             losses = _fit(name, model.to(device), bank, steps=steps, seed=seed, device=device, progress=progress)
     seconds = time.perf_counter() - started
     model = model.cpu().eval()
@@ -124,9 +124,9 @@ def _fit(
     count, size = (8, 80) if name != "conditioned" else (4, 112)
     model.to(memory_format=torch.channels_last)  # the faster layout for convolutions on CPUs
     trainable = [p for p in model.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(trainable, lr=1.2e-3, betas=(0.9, 0.99), weight_decay=1e-4)
+    optimizer = torch.optim.AdamW(trainable, lr=1.2e-3, betas=(0.9, 0.99), weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimiser, lambda t: min((t + 1) / 100, 0.5 * (1 + math.cos(math.pi * t / steps)) + 1e-3)
+        optimizer, lambda t: min((t + 1) / 100, 0.5 * (1 + math.cos(math.pi * t / steps)) + 1e-3)
     )
     losses = []
     for _ in tqdm(range(steps), desc=name, disable=None if progress else True):
@@ -134,17 +134,17 @@ def _fit(
         chosen = [_source_lens(generator) if name == "specialist" else defocus.random_lens(generator) for _ in sharp]
         blurry, _, target = defocus.render(sharp, chosen, generator, levels=4, knots=3)
         loss = charbonnier(model(blurry.to(device)), target.to(device))
-        optimiser.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(trainable, 0.5)
-        optimiser.step()
+        optimizer.step()
         schedule.step()
         losses.append(loss.item())
     return losses
 
 
-def _conditioned(estimator: str) -> ConditionedLensUNet:
-    model = ConditionedLensUNet()
+def _conditioned(estimator: str) -> ConditionedDefocusUNet:
+    model = ConditionedDefocusUNet()
     reader = create_model("lens_estimator", checkpoint=estimator)
     with torch.no_grad():  # not what it remembers, which only the adapter asks for
         for name, parameter in reader.named_parameters():
@@ -163,15 +163,15 @@ def held_out(model: nn.Module, *, seed: int = 1234, frames_per_lens: int = 8) ->
     """How well a model does on photographs it never saw, through the source lens and the families for development."""
     report = {}
     for lens in (defocus.SOURCE, *defocus.DEV):
-        frames = defocus.lens_stream([lens], photos.DEV, frames_per_lens=frames_per_lens, seed=seed)
+        frames = defocus.defocus_stream([lens], photos.DEV, frames_per_lens=frames_per_lens, seed=seed)
         blurry, sharp = (torch.stack([getattr(f, key) for f in frames]) for key in ("blurry", "sharp"))
-        if isinstance(model, LensEstimator):
+        if isinstance(model, DefocusEstimator):
             unit = torch.tensor([defocus.rms_radius(lens.aperture)])
             estimate = model(blurry)
             radius = torch.stack([frame.radius for frame in frames])[:, None]
             truth = F.interpolate(radius, size=estimate.radius.shape[-2:], mode="area")[:, 0] * unit
             error = (estimate.radius.log() - truth.clamp(min=0.15).log()).abs()
-            true = defocus.aperture_pictures([lens], size=model.aperture_size, reach=model.reach)
+            true = defocus.rasterize_pupils([lens], size=model.aperture_size, reach=model.reach)
             drawn = model.aperture(estimate.statistics)
             report[lens.family] = {
                 "log_radius_error": float((error * estimate.confidence).sum() / estimate.confidence.sum()),

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tta_restore import __version__
 from tta_restore.adapters import Adapter
-from tta_restore.data.synthetic.defocus import LensFrame
+from tta_restore.data.synthetic.defocus import DefocusFrame
 from tta_restore.engine.evaluate.stream import FrameRecord, Method, StreamResult, evaluate_stream
 from tta_restore.engine.report.images import to_bytes
 from tta_restore.engine.report.page import (
@@ -41,7 +41,7 @@ class Contender:
         name: of the row.
         build: seed -> a fresh method.
         description: what it does, for the report.
-        color: in plots, a CSS colour.
+        color: in plots, a CSS color.
     """
 
     name: str
@@ -104,7 +104,7 @@ class Comparison:
 
 def compare(
     comparison: Comparison,
-    streams: Mapping[int, Sequence[LensFrame]],
+    streams: Mapping[int, Sequence[DefocusFrame]],
     out: str | Path,
     *,
     progress: bool = True,
@@ -159,7 +159,7 @@ def compare(
 def _samples(
     comparison: Comparison,
     result: StreamResult,
-    streams: Mapping[int, Sequence[LensFrame]],
+    streams: Mapping[int, Sequence[DefocusFrame]],
     outputs: Mapping[tuple[str, int, int], Tensor],
 ) -> list[Sample]:
     """For each lens the frame of median gain, chosen by rule and not by eye; last, the worst frame of all."""
@@ -192,7 +192,7 @@ def _samples(
 
 
 def _kernels(
-    comparison: Comparison, result: StreamResult, streams: Mapping[int, Sequence[LensFrame]]
+    comparison: Comparison, result: StreamResult, streams: Mapping[int, Sequence[DefocusFrame]]
 ) -> list[KernelSample]:
     """For each lens the last frame of the first stream: no choice that could flatter the estimate."""
     if comparison.estimate is None:
@@ -205,7 +205,7 @@ def _kernels(
     ]
 
 
-def _facts(streams: Mapping[int, Sequence[LensFrame]], seconds: float) -> dict[str, str]:
+def _facts(streams: Mapping[int, Sequence[DefocusFrame]], seconds: float) -> dict[str, str]:
     frames = [frame for stream in streams.values() for frame in stream]
     height, width = frames[0].sharp.shape[-2:]
     return {

@@ -90,7 +90,7 @@ Method = Callable[..., Tensor]
 
 
 class Frame(Protocol):
-    """What a stream consists of: `data.synthetic.defocus.LensFrame`, or anything with the same fields.
+    """What a stream consists of: `data.synthetic.defocus.DefocusFrame`, or anything with the same fields.
 
     Shape: blurry, sharp (3, H, W) in [0, 1]. `position` counts from 0 at each change of lens.
     """

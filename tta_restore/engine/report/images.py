@@ -65,7 +65,7 @@ def kernel_sheet(kernels: Tensor, *, gap: int = 2) -> Tensor:
 def kernel_overlap(estimated: Tensor, true: Tensor) -> float:
     """Share of the light that two sets of kernels send to the same pixels, mean over the frame: 1 when equal.
 
-    Shape: both (G, G, K, K), each kernel summing to 1. Different K are compared about their centres.
+    Shape: both (G, G, K, K), each kernel summing to 1. Different K are compared about their centers.
     """
     size = max(estimated.shape[-1], true.shape[-1])
 

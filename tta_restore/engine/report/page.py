@@ -28,7 +28,7 @@ class MethodNote:
     Args:
         description: one or two sentences.
         plan: what it adapts and where, as text from `adapter.plan()`; empty for methods that adapt nothing.
-        color: CSS colour in plots and tables; empty takes the next one of the palette.
+        color: CSS color in plots and tables; empty takes the next one of the palette.
     """
 
     description: str
@@ -247,7 +247,7 @@ def _method(result: StreamResult, method: str, note: MethodNote | None) -> dict[
     counts: dict[str, int] = {}
     if reports:
         counts["frames adapted on"] = sum(bool(report.get("updated")) for report in reports)
-    for name, label in (("steps", "optimiser steps"), ("lens_changed", "changes of lens noticed")):
+    for name, label in (("steps", "optimizer steps"), ("lens_changed", "changes of lens noticed")):
         numbers = [int(report[name]) for report in reports if isinstance(report.get(name), (bool, int, float))]
         if numbers:
             counts[label] = sum(numbers)

@@ -25,7 +25,7 @@ INPUT = "input"
 class KeptPictures:
     """The middle picture with an original of every data set in the last round, as every method left it.
 
-    Crops of the centre are written as PNG into ``folder``, so that a run that is continued has those of before.
+    Crops of the center are written as PNG into ``folder``, so that a run that is continued has those of before.
     """
 
     def __init__(self, frames: Sequence[FolderFrame], folder: str | Path) -> None:
@@ -72,7 +72,7 @@ class KeptPictures:
 
 
 def _crop(picture: Tensor) -> Tensor:
-    """The centre of (C, H, W)."""
+    """The center of (C, H, W)."""
     starts = [max(side - _SIDE, 0) // 2 for side in picture.shape[-2:]]
     crop = picture[..., starts[0] : starts[0] + _SIDE, starts[1] : starts[1] + _SIDE]
     return torch.empty_like(crop, memory_format=torch.contiguous_format).copy_(crop)

@@ -47,7 +47,7 @@ class ImageMethod:
         return self.adapter.plan()
 
     def save(self, path: str | Path) -> None:
-        """Write what was learnt."""
+        """Write what was learned."""
         self.adapter.save(path)
 
     def load(self, path: str | Path) -> None:

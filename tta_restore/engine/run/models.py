@@ -83,7 +83,7 @@ def _from_file(path: Path) -> Any:
         import spandrel
     except ImportError:
         raise ImportError(
-            f"{path}: recognising a checkpoint needs spandrel: pip install 'tta-restore[restorers]'", name="spandrel"
+            f"{path}: recognizing a checkpoint needs spandrel: pip install 'tta-restore[restorers]'", name="spandrel"
         ) from None
     try:
         # Read here and not by spandrel, which goes by the suffix: only tensors are taken, whatever the file is called.

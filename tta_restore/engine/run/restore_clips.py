@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from tta_restore.data.datasets.clips import Frames, PictureFrames
+from tta_restore.data.datasets.clips import Frames, ImageSequence
 from tta_restore.data.io.files import images_below, natural_order
 from tta_restore.data.io.image import write_image
 from tta_restore.data.io.pixels import Image, ImageError
@@ -156,7 +156,7 @@ def restore_clips(
 
 def _restore(job: Job, method: ClipMethod) -> None:
     if job.source.is_dir():
-        frames = PictureFrames(_frames_in(job.source))
+        frames = ImageSequence(_frames_in(job.source))
         for path, picture in zip(_frame_files(job), method(frames), strict=True):
             write_image(path, Image(picture.detach().float().cpu()), bit_depth=8)
         return

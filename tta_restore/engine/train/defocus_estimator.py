@@ -12,7 +12,7 @@ from tqdm import tqdm
 from tta_restore.data.datasets.mining import random_patches
 from tta_restore.data.synthetic import defocus
 from tta_restore.data.synthetic.soften import soften
-from tta_restore.models.defocus.estimator import LensEstimator
+from tta_restore.models.defocus.estimator import DefocusEstimator
 from tta_restore.models.defocus.spectra import STRIDE, WindowSpectra
 
 LENSES, PICTURES = 4000, 4  # pictures through each lens
@@ -52,7 +52,7 @@ class LensLibrary:
                     size = (radius * defocus.rms_radius(lens.aperture)).clamp(min=0.15).log()
                     spectra.append(spectra_of(blurry).flatten(1, 2).half())
                     log_radius.append(F.conv2d(size[:, None], taper, stride=STRIDE).flatten(1))
-                    apertures.append(defocus.aperture_pictures([lens])[0])
+                    apertures.append(defocus.rasterize_pupils([lens])[0])
                     bar.update()
         pictures = torch.stack(apertures)
         return cls(torch.stack(spectra), torch.stack(log_radius), (pictures + pictures.flip((1, 2))) / 2)
@@ -70,7 +70,7 @@ class LensLibrary:
 
 
 def fit_estimator(
-    model: LensEstimator, bank: Tensor, *, steps: int, seed: int = 0, device: str = "cpu", progress: bool = True
+    model: DefocusEstimator, bank: Tensor, *, steps: int, seed: int = 0, device: str = "cpu", progress: bool = True
 ) -> list[float]:
     """Train an estimator on lenses made from sharp tiles, tell it those lenses, and return the loss of every step.
 
@@ -79,16 +79,16 @@ def fit_estimator(
     library = LensLibrary.simulate(bank, seed=seed, progress=progress)
     # the last ones are for looking at during development
     order = torch.randperm(LENSES, generator=torch.Generator().manual_seed(seed))[: LENSES - 200]
-    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.99), weight_decay=1e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-3, total_steps=steps, pct_start=0.15)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.99), weight_decay=1e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps, pct_start=0.15)
     losses = []
     for _ in tqdm(range(steps), desc="lens_estimator", disable=None if progress else True):
         chosen = order[torch.randint(0, len(order), (_LENSES_PER_STEP,))]
         loss = _loss(model, *(part.to(device) for part in library.batch(chosen)))
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
+        optimizer.step()
         schedule.step()
         losses.append(loss.item())
     remember(model, library, device=device)
@@ -96,7 +96,7 @@ def fit_estimator(
 
 
 @torch.no_grad()
-def remember(model: LensEstimator, library: LensLibrary, *, device: str = "cpu") -> None:
+def remember(model: DefocusEstimator, library: LensLibrary, *, device: str = "cpu") -> None:
     """Tell the estimator the truth about lenses of the library, each read from one to all of its pictures."""
     generator = torch.Generator().manual_seed(0)
     statistics = []
@@ -106,7 +106,7 @@ def remember(model: LensEstimator, library: LensLibrary, *, device: str = "cpu")
     model.remember(torch.stack(statistics), library.apertures[: len(model.known)].to(device))
 
 
-def _loss(model: LensEstimator, spectra: Tensor, log_radius: Tensor, apertures: Tensor) -> Tensor:
+def _loss(model: DefocusEstimator, spectra: Tensor, log_radius: Tensor, apertures: Tensor) -> Tensor:
     reading = model.read(spectra)
     # Laplace likelihood: where nothing can be known the network says so instead of guessing the mean with conviction
     error = (reading.log_radius - log_radius).abs()

@@ -19,21 +19,21 @@ from tta_restore.engine.run.usage import UsageError
 
 
 def save_state(
-    out: Path, identity: Mapping[str, Any], networks: nn.Module, optimisers: Mapping[str, Any], step: int
+    out: Path, identity: Mapping[str, Any], networks: nn.Module, optimizers: Mapping[str, Any], step: int
 ) -> None:
     """Write ``state.pt``, completely or not at all."""
     state = {
         "step": step,
         "identity": dict(identity),
         "weights": networks.state_dict(),
-        "optimisers": {name: optimiser.state_dict() for name, optimiser in optimisers.items()},
+        "optimizers": {name: optimizer.state_dict() for name, optimizer in optimizers.items()},
     }
     with atomic_file(out / "state.pt") as partial:
         torch.save(state, partial)
 
 
 def resume_state(
-    out: Path, identity: Mapping[str, Any], networks: nn.Module, optimisers: Mapping[str, Any], device: str
+    out: Path, identity: Mapping[str, Any], networks: nn.Module, optimizers: Mapping[str, Any], device: str
 ) -> int:
     """Load ``state.pt`` where there is one and return the step to go on with.
 
@@ -54,8 +54,8 @@ def resume_state(
         if differing:
             raise UsageError(f"{path} is of another run ({'; '.join(differing)}); continue that one or move it away")
         networks.load_state_dict(state["weights"])
-        for name, optimiser in optimisers.items():
-            optimiser.load_state_dict(state["optimisers"][name])
+        for name, optimizer in optimizers.items():
+            optimizer.load_state_dict(state["optimizers"][name])
         return int(state["step"])
     except (RuntimeError, KeyError, ValueError, EOFError, pickle.UnpicklingError) as error:
         if isinstance(error, UsageError):

@@ -22,7 +22,7 @@ from tta_restore.data.io.image import write_image
 from tta_restore.data.io.pixels import Image
 from tta_restore.engine.train.files import keep_best, open_log, resume_state, save_state, write_weights
 
-Optimisers = dict[str, torch.optim.Optimizer]
+Optimizers = dict[str, torch.optim.Optimizer]
 BatchSource = Callable[[int, torch.Generator], Any]
 
 
@@ -83,13 +83,13 @@ class Objective(nn.Module, ABC):
     """Networks, and the rule by which a step of training changes them.
 
     A subclass has its networks as submodules and gives :meth:`groups`, :meth:`exports` and ``forward(batch, step)``,
-    the :class:`Step` of a batch; a rule that is not "loss, backward, one optimiser step" overrides :meth:`update`
-    instead. Whatever must survive a restart is in the state dicts of the module and of its optimisers; everything
+    the :class:`Step` of a batch; a rule that is not "loss, backward, one optimizer step" overrides :meth:`update`
+    instead. Whatever must survive a restart is in the state dicts of the module and of its optimizers; everything
     random is drawn from the generator of the batch or, inside the networks, from the global one, which the loop seeds
     for every step.
     """
 
-    #: Largest L2 norm of the gradient over all parameters of an optimiser; None for any.
+    #: Largest L2 norm of the gradient over all parameters of an optimizer; None for any.
     clip: float | None = None
 
     def __init__(self) -> None:
@@ -101,26 +101,26 @@ class Objective(nn.Module, ABC):
     def groups(self) -> list[dict[str, Any]]:
         """Parameter groups, each with its ``lr`` where it has one of its own."""
 
-    def optimisers(self) -> Optimisers:
-        """Name -> optimiser; called once, when the networks are on their device."""
-        return {"optimiser": torch.optim.Adam(self.groups(), betas=(0.9, 0.999), eps=1e-8)}
+    def optimizers(self) -> Optimizers:
+        """Name -> optimizer; called once, when the networks are on their device."""
+        return {"optimizer": torch.optim.Adam(self.groups(), betas=(0.9, 0.999), eps=1e-8)}
 
     def rate(self, step: int) -> float:
         """Factor on all learning rates at a step."""
         return 1.0
 
-    def update(self, batch: Any, step: int, optimisers: Optimisers, processes: Processes) -> Step:
-        """Learn from a batch: gradients averaged over the processes, clipped, one step of every optimiser."""
+    def update(self, batch: Any, step: int, optimizers: Optimizers, processes: Processes) -> Step:
+        """Learn from a batch: gradients averaged over the processes, clipped, one step of every optimizer."""
         found = self(batch, step)
-        for optimiser in optimisers.values():
-            optimiser.zero_grad(set_to_none=True)
+        for optimizer in optimizers.values():
+            optimizer.zero_grad(set_to_none=True)
         found.loss.backward()
-        for optimiser in optimisers.values():
-            parameters = [p for group in optimiser.param_groups for p in group["params"] if p.grad is not None]
+        for optimizer in optimizers.values():
+            parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
             processes.average([p.grad for p in parameters if p.grad is not None])
             if self.clip is not None:
                 nn.utils.clip_grad_norm_(parameters, self.clip)
-            optimiser.step()
+            optimizer.step()
         return found
 
     def identity(self) -> dict[str, Any]:
@@ -177,21 +177,21 @@ def train(
     """
     with Processes.join(run.device) as processes:
         objective.to(run.device).train()
-        optimisers = objective.optimisers()
-        rates = {name: [group["lr"] for group in optimiser.param_groups] for name, optimiser in optimisers.items()}
+        optimizers = objective.optimizers()
+        rates = {name: [group["lr"] for group in optimizer.param_groups] for name, optimizer in optimizers.items()}
         identity = objective.identity() | {"batch": run.batch, "seed": run.seed, "processes": processes.count}
-        first = resume_state(run.out, identity, objective, optimisers, run.device)
+        first = resume_state(run.out, identity, objective, optimizers, run.device)
         processes.broadcast(objective.state_dict().values())
         with open_log(run.out, first, silent=not processes.first) as log:
             steps = range(first, run.steps)
             shown = run.progress and processes.first
             bar = tqdm(steps, initial=first, total=run.steps, disable=None if shown else True)
             for step, batch in zip(bar, _batches(source, run, steps, processes.rank), strict=True):
-                for name, optimiser in optimisers.items():
-                    for group, rate in zip(optimiser.param_groups, rates[name], strict=True):
+                for name, optimizer in optimizers.items():
+                    for group, rate in zip(optimizer.param_groups, rates[name], strict=True):
                         group["lr"] = rate * objective.rate(step)
                 with _seeded(step_seed(run.seed, step, processes.rank), run.device):
-                    found = objective.update(moved(batch, run.device), step, optimisers, processes)
+                    found = objective.update(moved(batch, run.device), step, optimizers, processes)
                 if on_step is not None:
                     on_step(step, found)
                 last = step + 1 == run.steps
@@ -209,7 +209,7 @@ def train(
                     keep_best(run.out, step, scores, objective.write)
                 if saving:
                     if processes.first:
-                        save_state(run.out, identity, objective, optimisers, step + 1)
+                        save_state(run.out, identity, objective, optimizers, step + 1)
                     processes.wait()
         objective.eval()
         if processes.first:

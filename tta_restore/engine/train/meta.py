@@ -23,10 +23,10 @@ from tta_restore.adapters.methods.inner_loop import InnerLoop
 from tta_restore.adapters.state import ParameterSet
 from tta_restore.engine.report.images import contact_sheet
 from tta_restore.engine.run.usage import UsageError
-from tta_restore.engine.train.loop import Objective, Optimisers, Processes, Step
+from tta_restore.engine.train.loop import Objective, Optimizers, Processes, Step
 from tta_restore.engine.train.meta_settings import MetaSettings
 from tta_restore.engine.train.meta_tasks import MetaTask
-from tta_restore.engine.train.windows import Distance, Outputs, window_loss, window_pictures
+from tta_restore.engine.train.windows import Distance, Outputs, restore_windows, window_loss
 from tta_restore.models import Restoration, Restorer, RestorerSpec, as_restorer
 from tta_restore.models.restorer.second_order import examine_second_order, plain_layer_norms
 
@@ -69,7 +69,7 @@ class MetaObjective(Objective):
             self._expect_second_order(example.to(next(restorer.parameters()).device))
 
     def weights(self) -> dict[str, nn.Parameter]:
-        """What is meta-learnt."""
+        """What is meta-learned."""
         return {
             f"{part}.{name}": parameter
             for part, module in (("reblur", self.reblur), ("restorer", self.restorer))
@@ -82,9 +82,9 @@ class MetaObjective(Objective):
         return functional_call(self.reblur, _part(values, "reblur"), (windows,))
 
     def restored(self, values: ParameterSet, windows: Tensor, middle: Tensor | None = None) -> list[Sequence[Tensor]]:
-        """Pictures of middle frames of windows, made with these weights; see :func:`window_pictures`."""
+        """Pictures of middle frames of windows, made with these weights; see :func:`restore_windows`."""
         own = _part(values, "restorer")
-        return window_pictures(self._run, lambda x: self._restore(own, x), windows, middle, outputs=self.outputs)
+        return restore_windows(self._run, lambda x: self._restore(own, x), windows, middle, outputs=self.outputs)
 
     def adapt(
         self, values: ParameterSet, task: MetaTask, generator: torch.Generator
@@ -149,16 +149,16 @@ class MetaObjective(Objective):
             gradients = {n: g for n, g in zip(leaves, found, strict=True) if g is not None}
             yield gradients, {name: part.detach() for name, part in parts.items()}
 
-    def update(self, batch: list[MetaTask], step: int, optimisers: Optimisers, processes: Processes) -> Step:
+    def update(self, batch: list[MetaTask], step: int, optimizers: Optimizers, processes: Processes) -> Step:
         """Learn from a batch of clips; the loss is that of the adapted weights, parts "_before" are of the initial."""
-        settings, (optimiser,) = self.settings, optimisers.values()
+        settings, (optimizer,) = self.settings, optimizers.values()
         if settings.as_released and (len(batch) > 1 or processes.count > 1):
             raise UsageError("outer_steps='frame' and outer_start='adapted' go through one clip at a time, one process")
         generator = torch.Generator().manual_seed(int(torch.randint(2**62, ()).item()))
         weights = self.weights()
         sums: dict[str, Tensor] = {}
         values: ParameterSet = {}
-        optimiser.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=True)
         with ExitStack() as stack:
             if settings.second_order:
                 stack.enter_context(plain_layer_norms(self.restorer))
@@ -173,7 +173,7 @@ class MetaObjective(Objective):
                 for gradients, parts in self.outer_gradients(task, adapted):
                     _add(sums, parts, len(batch))
                     if settings.outer_steps == "frame":
-                        self._step(gradients, optimiser, processes)
+                        self._step(gradients, optimizer, processes)
                     else:
                         _add(total, gradients)
                 if settings.second_order:
@@ -188,7 +188,7 @@ class MetaObjective(Objective):
                     own.grad = gradient / len(batch) if own.grad is None else own.grad + gradient / len(batch)
                 values = {name: value.detach() for name, value in adapted.items()}
         if settings.outer_steps == "clip":
-            self._step(None, optimiser, processes)
+            self._step(None, optimizer, processes)
         return Step(sums["reblur"] + sums["deblur"], sums, self._drawn(batch[-1], values))
 
     def groups(self) -> list[dict[str, Any]]:
@@ -216,17 +216,17 @@ class MetaObjective(Objective):
     def _restore(self, weights: ParameterSet, x: Tensor) -> Restoration:
         return self._run.restore(x, call=lambda inputs: functional_call(self.restorer, weights, (inputs,)))
 
-    def _step(self, gradients: ParameterSet | None, optimiser: torch.optim.Optimizer, processes: Processes) -> None:
+    def _step(self, gradients: ParameterSet | None, optimizer: torch.optim.Optimizer, processes: Processes) -> None:
         """One outer step, with these gradients or those that the weights hold."""
         if gradients is not None:
-            optimiser.zero_grad(set_to_none=True)
+            optimizer.zero_grad(set_to_none=True)
             for name, weight in self.weights().items():
                 weight.grad = gradients.get(name)
-        parameters = [p for group in optimiser.param_groups for p in group["params"] if p.grad is not None]
+        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         processes.average([p.grad for p in parameters if p.grad is not None])
         if self.clip is not None:
             nn.utils.clip_grad_norm_(parameters, self.clip)
-        optimiser.step()
+        optimizer.step()
 
     def _drawn(self, task: MetaTask, values: ParameterSet) -> dict[str, Tensor]:
         with torch.no_grad():
@@ -235,7 +235,7 @@ class MetaObjective(Objective):
             seen = {
                 "pseudo_sharp": item.sharp,
                 "pseudo_blurred": self.reblurred(values, item.clip[None]),
-                "neighbour": item.clip[None, middle - 1],
+                "neighbor": item.clip[None, middle - 1],
                 "blurry": blurry[:, middle],
                 "restored": self.restored(values, blurry)[0][0],
                 "sharp": task.query_sharp[:1, middle],

@@ -41,7 +41,7 @@ def meta_train(
 
     Args:
         restorer: any module for frames (B, 3, H, W) or, with a spec that says so, for clips.
-        reblur: from windows (B, T, 3, H, W) to the reblurred centre frame.
+        reblur: from windows (B, T, 3, H, W) to the reblurred center frame.
         clips: with originals.
         run: how long and where to.
         critic: from patches to scores, higher for real ones; None for no adversarial loss.

@@ -24,7 +24,7 @@ from tta_restore.data.datasets.misaligned import (
     MisalignedPair,
     Misalignment,
     inverse_motion,
-    sharp_pictures,
+    load_sharp_images,
 )
 from tta_restore.data.io.pixels import ImageError
 from tta_restore.engine.report.images import contact_sheet
@@ -32,7 +32,7 @@ from tta_restore.engine.run.usage import UsageError
 from tta_restore.engine.train.config import bundled_pictures, from_section, model_from, read_config, run_from
 from tta_restore.engine.train.loop import Objective, Step, TrainingRun, train
 from tta_restore.models import as_restorer
-from tta_restore.models.jdrl import BlurConditioned, JdrlReblur
+from tta_restore.models.jdrl import BlurConditioned, JDRLReblur
 from tta_restore.models.optical_flow import LucasKanade, create_flow
 from tta_restore.nn.reblur import KERNEL_SIZES
 
@@ -105,7 +105,7 @@ class MisalignedSettings:
         return MisalignedSettings(**ported | changes)
 
     def stage(self, step: int) -> Literal["reblur", "warm_up", "joint"]:
-        """What is learnt at a step."""
+        """What is learned at a step."""
         if step < self.reblur_first:
             return "reblur"
         return "warm_up" if step < self.reblur_first + self.warm_up else "joint"
@@ -135,14 +135,14 @@ class MisalignedObjective(Objective):
     def __init__(
         self,
         restorer: nn.Module,
-        reblur: JdrlReblur | None = None,
+        reblur: JDRLReblur | None = None,
         *,
         flow: Callable[[Tensor, Tensor], Tensor],
         settings: MisalignedSettings = MisalignedSettings(),
     ) -> None:
         super().__init__()
         self.restorer = restorer
-        self.reblur = JdrlReblur() if reblur is None else reblur
+        self.reblur = JDRLReblur() if reblur is None else reblur
         self.flow = flow
         self.settings = settings
         self._run = as_restorer(restorer.restorer if isinstance(restorer, BlurConditioned) else restorer)
@@ -180,7 +180,7 @@ class MisalignedObjective(Objective):
         return Step.sum_of(parts | self._reblur_parts(images, found, blur_map), found)
 
     def groups(self) -> list[dict[str, Any]]:
-        """Parameter groups of the optimiser."""
+        """Parameter groups of the optimizer."""
         rate = self.settings.lr if self.settings.reblur_lr is None else self.settings.reblur_lr
         return [
             {"params": [p for p in self.restorer.parameters() if p.requires_grad], "lr": self.settings.lr},
@@ -300,7 +300,7 @@ def mixed_kernels(seeds: Tensor, weights: Tensor, pixels: list[tuple[int, int]])
 
 
 def draw_flow(flow: Tensor) -> Tensor:
-    """Flow in the usual colours, relative to its largest displacement. Shape: (2, H, W) -> (3, H, W) in [0, 1]."""
+    """Flow in the usual colors, relative to its largest displacement. Shape: (2, H, W) -> (3, H, W) in [0, 1]."""
     length = flow.square().sum(0).sqrt()
     length = length / length.max().clamp(min=1e-6)
     hue = torch.atan2(-flow[1], -flow[0]) / (2 * math.pi) + 0.5
@@ -338,7 +338,7 @@ def train_misaligned(
     source: PairSource,
     run: TrainingRun,
     *,
-    reblur: JdrlReblur | None = None,
+    reblur: JDRLReblur | None = None,
     flow: Callable[[Tensor, Tensor], Tensor] | None = None,
     settings: MisalignedSettings = MisalignedSettings(),
     on_step: Callable[[int, Step], None] | None = None,
@@ -378,7 +378,7 @@ def train_from_config(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(run.seed)
             restorer = _restorer(config.get("model", {}))
-            reblur = JdrlReblur(**config.get("reblur", {}))
+            reblur = JDRLReblur(**config.get("reblur", {}))
         flow = create_flow(**({"name": "auto"} | config.get("flow", {})))
         source = _source(config.get("data", {}))
     except (TypeError, ValueError, ImageError) as error:
@@ -410,5 +410,5 @@ def _source(section: Mapping[str, Any]) -> PairSource:
     checks.expect_keywords("[data]", Misalignment, options)
     misalignment = Misalignment(**options)
     if pictures != "bundled":
-        return GeneratedPairs(sharp_pictures(Path(pictures), size=size + 96), size=size, misalignment=misalignment)
+        return GeneratedPairs(load_sharp_images(Path(pictures), size=size + 96), size=size, misalignment=misalignment)
     return GeneratedPairs(bundled_pictures(size + 64), size=size, misalignment=misalignment)

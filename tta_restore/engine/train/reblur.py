@@ -18,9 +18,9 @@ from tta_restore import losses
 from tta_restore._core import checks
 from tta_restore.data.datasets.clips import Clip
 from tta_restore.engine.report.images import contact_sheet
-from tta_restore.engine.train.loop import Objective, Optimisers, Processes, Step, TrainingRun, train
+from tta_restore.engine.train.loop import Objective, Optimizers, Processes, Step, TrainingRun, train
 from tta_restore.engine.train.meta_tasks import draw_clips, query_windows
-from tta_restore.engine.train.windows import Distance, Outputs, window_loss, window_pictures
+from tta_restore.engine.train.windows import Distance, Outputs, restore_windows, window_loss
 from tta_restore.models import as_restorer
 
 
@@ -91,7 +91,7 @@ class ReblurObjective(Objective):
     """A reblurrer, what it reblurs compared with true blur, restored again, and judged by a critic.
 
     Args:
-        reblur: from windows of sharp frames (B, T, 3, H, W) to the blurred centre frame.
+        reblur: from windows of sharp frames (B, T, 3, H, W) to the blurred center frame.
         restorer: any module for frames or clips; None for no cycle.
         critic: from patches to scores, higher for real blur; None for none.
         settings: weights and rates.
@@ -120,18 +120,18 @@ class ReblurObjective(Objective):
         """Loss of a batch."""
         return self._judge(batch, self.reblur(batch.sharp))
 
-    def update(self, batch: ReblurBatch, step: int, optimisers: Optimisers, processes: Processes) -> Step:
+    def update(self, batch: ReblurBatch, step: int, optimizers: Optimizers, processes: Processes) -> Step:
         """Critic first, then the others, as released."""
         fake = self.reblur(batch.sharp)
         if self.critic is not None:
-            self._teach(self.critic, fake.detach(), self._real(batch), optimisers["critic"], processes)
+            self._teach(self.critic, fake.detach(), self._real(batch), optimizers["critic"], processes)
         found = self._judge(batch, fake)
-        optimiser = optimisers["networks"]
-        optimiser.zero_grad(set_to_none=True)
-        weights = [p for group in optimiser.param_groups for p in group["params"]]
+        optimizer = optimizers["networks"]
+        optimizer.zero_grad(set_to_none=True)
+        weights = [p for group in optimizer.param_groups for p in group["params"]]
         found.loss.backward(inputs=weights)
         processes.average([p.grad for p in weights if p.grad is not None])
-        optimiser.step()
+        optimizer.step()
         return found
 
     def groups(self) -> list[dict[str, Any]]:
@@ -141,9 +141,9 @@ class ReblurObjective(Objective):
             trained.append(self.restorer)
         return [{"params": [p for module in trained for p in module.parameters() if p.requires_grad]}]
 
-    def optimisers(self) -> Optimisers:
+    def optimizers(self) -> Optimizers:
         """Adam, and RMSprop for the critic."""
-        found: Optimisers = {"networks": torch.optim.Adam(self.groups(), lr=self.settings.lr)}
+        found: Optimizers = {"networks": torch.optim.Adam(self.groups(), lr=self.settings.lr)}
         if self.critic is not None:
             found["critic"] = torch.optim.RMSprop(self.critic.parameters(), lr=self.settings.critic_lr)
         return found
@@ -168,12 +168,12 @@ class ReblurObjective(Objective):
         return contact_sheet([picture[0] for picture in found.tensors.values()], columns=len(found.tensors))
 
     def _judge(self, batch: ReblurBatch, fake: Tensor) -> Step:
-        settings, centre = self.settings, batch.sharp.shape[1] // 2
-        sharp, blurry = batch.sharp[:, centre], batch.blurry[:, centre]
+        settings, center = self.settings, batch.sharp.shape[1] // 2
+        sharp, blurry = batch.sharp[:, center], batch.blurry[:, center]
         seen = {"sharp": sharp, "reblurred": fake, "blurry": blurry}
         parts = {"reblur": settings.reblur_weight * losses.charbonnier_edge(fake, blurry)}
         if self._run is not None:
-            restored = window_pictures(
+            restored = restore_windows(
                 self._run, self._run.restore, batch.sharp, fake.clamp(0, 1), outputs=self.outputs
             )
             parts["cycle"] = settings.cycle_weight * window_loss(restored, sharp, self.distance)
@@ -183,17 +183,17 @@ class ReblurObjective(Objective):
         return Step.sum_of(parts, seen)
 
     def _real(self, batch: ReblurBatch) -> Tensor:
-        """A neighbour of the blurred centre frame, drawn at random, as released: as blurred, and not the same."""
+        """A neighbor of the blurred center frame, drawn at random, as released: as blurred, and not the same."""
         others = [t for t in range(batch.blurry.shape[1]) if t != batch.blurry.shape[1] // 2]
         return batch.blurry[:, others[int(torch.randint(0, len(others), ()))]]
 
     def _teach(
-        self, critic: nn.Module, fake: Tensor, real: Tensor, optimiser: torch.optim.Optimizer, processes: Processes
+        self, critic: nn.Module, fake: Tensor, real: Tensor, optimizer: torch.optim.Optimizer, processes: Processes
     ) -> None:
-        optimiser.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=True)
         losses.critic(critic(fake), critic(real)).backward()
         processes.average([p.grad for p in critic.parameters() if p.grad is not None])
-        optimiser.step()
+        optimizer.step()
         with torch.no_grad():
             for parameter in critic.parameters():
                 parameter.clamp_(-self.settings.critic_clip, self.settings.critic_clip)
@@ -219,7 +219,7 @@ def pretrain_reblur(
     part, ``restorer.safetensors`` and ``critic.safetensors``.
 
     Args:
-        reblur: from windows (B, T, 3, H, W) to the blurred centre frame.
+        reblur: from windows (B, T, 3, H, W) to the blurred center frame.
         clips: with originals.
         run: how long and where to; a batch is that many windows.
         restorer: see :class:`ReblurObjective`.

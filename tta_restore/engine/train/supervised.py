@@ -1,4 +1,4 @@
-"""Train any restorer on aligned pairs; IFAN with the three losses, optimiser and schedule of its publication.
+"""Train any restorer on aligned pairs; IFAN with the three losses, optimizer and schedule of its publication.
 
 Source: Iterative Filter Adaptive Network for Single Image Defocus Deblurring (Lee, Son, Rim, Cho, Lee; CVPR 2021).
 """
@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from tta_restore import losses, metrics
 from tta_restore._core import checks
 from tta_restore.data.datasets.augmentation import Augmentation
-from tta_restore.data.datasets.layouts import LAYOUTS, PictureFiles, find_files, has_views
-from tta_restore.data.datasets.misaligned import sharp_pictures
-from tta_restore.data.datasets.pairs import FolderCrops, LensPairs, Pair, read_pictures
+from tta_restore.data.datasets.layouts import LAYOUTS, PairFiles, find_files, has_views
+from tta_restore.data.datasets.misaligned import load_sharp_images
+from tta_restore.data.datasets.pairs import FolderCrops, LensPairs, Pair, read_images
 from tta_restore.data.io.pixels import ImageError
 from tta_restore.data.synthetic import photos
 from tta_restore.engine.report.images import contact_sheet
@@ -34,7 +34,7 @@ from tta_restore.engine.train.config import (
     read_config,
     run_from,
 )
-from tta_restore.engine.train.loop import Objective, Optimisers, Step, TrainingRun, train
+from tta_restore.engine.train.loop import Objective, Optimizers, Step, TrainingRun, train
 from tta_restore.models import as_restorer, create_model, load_checkpoint
 from tta_restore.models.ifan.network import IFAN, IFANDual
 
@@ -54,16 +54,16 @@ _OPTIMISERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 
 @dataclass(frozen=True)
 class SupervisedSettings:
-    """Losses, optimiser and schedule. The defaults are those IFAN was published with, for 600 000 steps of batch 8.
+    """Losses, optimizer and schedule. The defaults are those IFAN was published with, for 600 000 steps of batch 8.
 
     Attributes:
         loss: between the restored image and the sharp one: ``"mse"``, ``"mae"`` or ``"charbonnier"``.
         disparity_weight: of the right view, moved by the disparity map, against the left one, at an eighth of the size.
         reblur_weight: of the sharp image, blurred again by filters made of the deblurring ones, against the blurry one,
             at an eighth of the size; 0 trains without a reblurring network.
-        optimiser: ``"radam"`` with decoupled weight decay, ``"adamw"``, or ``"adam"``, whose decay is not decoupled.
+        optimizer: ``"radam"`` with decoupled weight decay, ``"adamw"``, or ``"adam"``, whose decay is not decoupled.
         lr: learning rate.
-        weight_decay: of the optimiser.
+        weight_decay: of the optimizer.
         decay_after: steps after which the learning rate is multiplied by ``decay``.
         decay: factor.
         cosine_steps: instead, steps in which the rate falls to 0 along a cosine; 0 for none.
@@ -76,7 +76,7 @@ class SupervisedSettings:
     loss: Literal["mse", "mae", "charbonnier"] = "mse"
     disparity_weight: float = 1.0
     reblur_weight: float = 1.0
-    optimiser: Literal["radam", "adamw", "adam"] = "radam"
+    optimizer: Literal["radam", "adamw", "adam"] = "radam"
     lr: float = 1e-4
     weight_decay: float = 0.01
     decay_after: tuple[int, ...] = (500_000, 550_000)
@@ -88,7 +88,7 @@ class SupervisedSettings:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "decay_after", tuple(self.decay_after))
-        choices = {"loss": tuple(_IMAGE_LOSSES), "optimiser": tuple(_OPTIMISERS), "precision": ("fp32", "bf16")}
+        choices = {"loss": tuple(_IMAGE_LOSSES), "optimizer": tuple(_OPTIMISERS), "precision": ("fp32", "bf16")}
         for name, allowed in choices.items():
             checks.expect_choice("SupervisedSettings", name, getattr(self, name), allowed)
         for name in ("disparity_weight", "reblur_weight", "weight_decay", "cosine_steps", "warm_up", "clip"):
@@ -112,7 +112,7 @@ class SupervisedObjective(Objective):
             :class:`IFAN`, also learns from views and by reblurring; one whose ``forward`` takes
             ``right`` and ``left`` gets them.
         reblur: from (sharp, filters) to the sharp image reblurred at an eighth of the size; None for none.
-        settings: losses, optimiser and schedule.
+        settings: losses, optimizer and schedule.
     """
 
     def __init__(
@@ -170,10 +170,10 @@ class SupervisedObjective(Objective):
         """All parameters that are not frozen."""
         return [{"params": [p for p in self.parameters() if p.requires_grad]}]
 
-    def optimisers(self) -> Optimisers:
+    def optimizers(self) -> Optimizers:
         """The one of the settings."""
         options = {"lr": self.settings.lr, "weight_decay": self.settings.weight_decay}
-        return {"optimiser": _OPTIMISERS[self.settings.optimiser](self.groups(), **options)}
+        return {"optimizer": _OPTIMISERS[self.settings.optimizer](self.groups(), **options)}
 
     def rate(self, step: int) -> float:
         """Factor on the learning rate."""
@@ -216,7 +216,7 @@ def train_supervised(
         source: makes batches, such as :class:`tta_restore.data.datasets.pairs.FolderCrops`.
         run: how long and where to.
         reblur: reblurring network; None makes the one that belongs to a restorer with filters.
-        settings: losses, optimiser and schedule.
+        settings: losses, optimizer and schedule.
         validation: pairs that PSNR is measured on, gone through anew every time.
         built: see :attr:`Objective.built`.
         on_step: called after every step.
@@ -308,12 +308,12 @@ class FolderPairsWhole:
         bit_depth: see :class:`tta_restore.data.datasets.pairs.FolderCrops`.
     """
 
-    def __init__(self, files: Sequence[PictureFiles], *, bit_depth: int | None = None) -> None:
+    def __init__(self, files: Sequence[PairFiles], *, bit_depth: int | None = None) -> None:
         self.files, self.bit_depth = files, bit_depth
 
     def __iter__(self) -> Iterator[Pair]:
         for entry in self.files:
-            pictures = read_pictures(entry, bit_depth=self.bit_depth)
+            pictures = read_images(entry, bit_depth=self.bit_depth)
             height, width = (side // 8 * 8 for side in pictures.shape[-2:])
             yield Pair(*pictures[:, None, :, :height, :width])
 
@@ -347,7 +347,7 @@ def _source(section: Mapping[str, Any], augmentation: Augmentation, *, views: bo
     margin = 64  # enough for the lens, and room for crops at other places
     if pictures == "bundled":
         return LensPairs(bundled_pictures(size + margin), size=size, views=views)
-    return LensPairs(sharp_pictures(Path(pictures), size=size + margin), size=size, views=views)
+    return LensPairs(load_sharp_images(Path(pictures), size=size + margin), size=size, views=views)
 
 
 def _validation(section: Mapping[str, Any], *, views: bool) -> Iterable[Pair]:
@@ -369,7 +369,7 @@ def _validation(section: Mapping[str, Any], *, views: bool) -> Iterable[Pair]:
     return FolderPairsWhole(files[:limit], bit_depth=bit_depth)
 
 
-def _files(name: str, options: dict[str, Any], split: str, *, views: bool) -> list[PictureFiles]:
+def _files(name: str, options: dict[str, Any], split: str, *, views: bool) -> list[PairFiles]:
     layout, root = options.pop("layout"), options.pop("root", None)
     if layout not in LAYOUTS or root is None:
         raise ValueError(f"[{name}] expected root and layout, one of {', '.join(LAYOUTS)}, got {layout!r} in {root}")

@@ -15,7 +15,7 @@ Outputs = Literal["main", "all"]
 Distance = Callable[[Tensor, Tensor], Tensor]
 
 
-def window_pictures(
+def restore_windows(
     restorer: Restorer,
     restore: Callable[[Tensor], Restoration],
     windows: Tensor,

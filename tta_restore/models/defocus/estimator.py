@@ -21,13 +21,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tta_restore.models.defocus.pupil import alignments, cartesian_matrix, polar_samples, rasterize_picture, turned
+from tta_restore.models.defocus.pupil import alignments, cartesian_matrix, polar_samples, rasterize_pupil, turned
 from tta_restore.models.defocus.spectra import DIRECTIONS, SCALES, STRIDE, WINDOW, WindowSpectra, at_unit_radius
 from tta_restore.models.registry import register_model
 
 
 @dataclass(frozen=True)
-class LensEstimate:
+class DefocusEstimate:
     """What one or more pictures say about their lens.
 
     Shape:
@@ -41,17 +41,17 @@ class LensEstimate:
     confidence: Tensor
     statistics: Tensor
 
-    def __getitem__(self, part: slice) -> LensEstimate:
-        return LensEstimate(*(getattr(self, field.name)[part] for field in fields(self)))
+    def __getitem__(self, part: slice) -> DefocusEstimate:
+        return DefocusEstimate(*(getattr(self, field.name)[part] for field in fields(self)))
 
     @staticmethod
-    def pool(estimates: Sequence[LensEstimate]) -> Tensor:
+    def pool(estimates: Sequence[DefocusEstimate]) -> Tensor:
         """The statistics of several estimates of one lens: (B, P)."""
         return torch.stack([estimate.statistics for estimate in estimates]).sum(0)
 
 
 @dataclass(frozen=True)
-class WindowReading:
+class WindowEstimate:
     """What every window says: log radius and log confidence (...), evidence (..., E, D), its weight (...)."""
 
     log_radius: Tensor
@@ -60,12 +60,12 @@ class WindowReading:
     weight: Tensor
 
 
-class LensEstimator(nn.Module):
+class DefocusEstimator(nn.Module):
     """Estimates the lens that took a picture.
 
     Shape:
         - input: (B, 3, H, W), RGB in [0, 1], H and W at least 32
-        - output: :class:`LensEstimate`
+        - output: :class:`DefocusEstimate`
 
     Raises:
         ValueError: the picture is not (B, 3, H, W) or smaller than 32 x 32.
@@ -103,10 +103,10 @@ class LensEstimator(nn.Module):
         self.register_buffer("known", torch.zeros(known, aperture_size, aperture_size, dtype=torch.uint8))
         self.register_buffer("said", torch.zeros(known, rings, DIRECTIONS, dtype=torch.float16))
 
-    def forward(self, x: Tensor) -> LensEstimate:
+    def forward(self, x: Tensor) -> DefocusEstimate:
         """Read the lens from (B, 3, H, W)."""
         if x.ndim != 4 or x.shape[1] != 3 or min(x.shape[-2:]) < WINDOW:
-            raise ValueError(f"LensEstimator: expected (B, 3, H, W) with H, W >= {WINDOW}, got {tuple(x.shape)}")
+            raise ValueError(f"DefocusEstimator: expected (B, 3, H, W) with H, W >= {WINDOW}, got {tuple(x.shape)}")
         reading = self.read(self.spectra(x).flatten(1, 2))
         cells, windows = ([(n - cut) // STRIDE + more for n in x.shape[-2:]] for cut, more in ((0, 0), (WINDOW, 1)))
 
@@ -117,13 +117,13 @@ class LensEstimator(nn.Module):
             pad = (side[1] // 2, side[1] - side[1] // 2, side[0] // 2, side[0] - side[0] // 2)
             return F.pad(grid, pad, mode="replicate")[:, 0]
 
-        return LensEstimate(
+        return DefocusEstimate(
             radius=on_grid(reading.log_radius.exp()),
             confidence=on_grid(reading.log_confidence.exp()),
             statistics=self.statistics(reading),
         )
 
-    def read(self, spectra: Tensor) -> WindowReading:
+    def read(self, spectra: Tensor) -> WindowEstimate:
         """What every window says: (..., F, D) of :class:`WindowSpectra` -> (...)."""
         shape = spectra.shape[:-2]
         answer = self.window_net(spectra.reshape(-1, SCALES, DIRECTIONS) / 4 - 0.5).view(*shape, 3)
@@ -131,9 +131,9 @@ class LensEstimator(nn.Module):
         log_radius = log_radius.clamp(-3, 2.2)
         seen = torch.cat(at_unit_radius(spectra, log_radius), dim=-2)
         evidence = self.evidence_net(seen.reshape(-1, 2 * SCALES, DIRECTIONS)).view(*shape, self.width, DIRECTIONS)
-        return WindowReading(log_radius, log_confidence.clamp(-2, 4), evidence, log_weight.clamp(-8, 4).exp())
+        return WindowEstimate(log_radius, log_confidence.clamp(-2, 4), evidence, log_weight.clamp(-8, 4).exp())
 
-    def statistics(self, reading: WindowReading) -> Tensor:
+    def statistics(self, reading: WindowEstimate) -> Tensor:
         """Evidence summed over windows: (..., windows) -> (..., P)."""
         sums = (reading.evidence * reading.weight[..., None, None]).sum(-3).flatten(-2)
         return torch.cat([sums, reading.weight.sum(-1, keepdim=True)], dim=-1)
@@ -171,7 +171,7 @@ class LensEstimator(nn.Module):
 
     def kernels(self, statistics: Tensor, radius: Tensor, *, size: int = 17) -> Tensor:
         """Point spread functions of the estimated aperture: (P,), (L,) root mean square radii -> (L, K, K)."""
-        return rasterize_picture(self.aperture(statistics[None])[0], radius, size=size, reach=self.reach)
+        return rasterize_pupil(self.aperture(statistics[None])[0], radius, size=size, reach=self.reach)
 
 
 class _Mean(nn.Module):
@@ -195,6 +195,6 @@ def _around(inputs: int, outputs: int, size: int = 5) -> nn.Conv1d:
 
 
 @register_model("lens_estimator", kind="estimator")
-def lens_estimator(**config: Any) -> LensEstimator:
-    """:class:`LensEstimator`; shipped as "lens_estimator"."""
-    return LensEstimator(**config)
+def lens_estimator(**config: Any) -> DefocusEstimator:
+    """:class:`DefocusEstimator`; shipped as "lens_estimator"."""
+    return DefocusEstimator(**config)

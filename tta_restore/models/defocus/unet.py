@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tta_restore.models.defocus.estimator import LensEstimate, LensEstimator
+from tta_restore.models.defocus.estimator import DefocusEstimate, DefocusEstimator
 from tta_restore.models.defocus.spectra import WINDOW
 from tta_restore.models.registry import register_model
 
@@ -38,14 +38,14 @@ class _Block(nn.Module):
         return x + self.second(F.gelu(hidden))
 
 
-class LensUNet(nn.Module):
+class DefocusUNet(nn.Module):
     """Restores a defocused picture as the picture plus a correction; sizes that are no multiple of 8 are padded inside.
 
     Shape:
         - input: (B, 3, H, W), RGB in [0, 1]
         - output: (B, 3, H, W), not clipped
 
-    `planes` extra input planes and a `code_dim` vector condition it (:class:`ConditionedLensUNet`).
+    `planes` extra input planes and a `code_dim` vector condition it (:class:`ConditionedDefocusUNet`).
     """
 
     def __init__(
@@ -88,10 +88,10 @@ class LensUNet(nn.Module):
         return x + F.pixel_shuffle(self.head(deep), 2)[..., :height, :width]
 
 
-class ConditionedLensUNet(nn.Module):
-    """A :class:`LensUNet` that is told the lens: blur radius as input planes, aperture code in every block.
+class ConditionedDefocusUNet(nn.Module):
+    """A :class:`DefocusUNet` that is told the lens: blur radius as input planes, aperture code in every block.
 
-    The lens comes from a :class:`LensEstimator` that it carries frozen, so it needs no training at test time:
+    The lens comes from a :class:`DefocusEstimator` that it carries frozen, so it needs no training at test time:
     the strongest rival of adaptation.
 
     Shape:
@@ -103,11 +103,11 @@ class ConditionedLensUNet(nn.Module):
         self, *, widths: tuple[int, int, int] = (32, 48, 72), blocks: int = 2, **estimator_config: Any
     ) -> None:
         super().__init__()
-        self.estimator = LensEstimator(known=0, **estimator_config).requires_grad_(False)
-        self.restorer = LensUNet(widths=widths, blocks=blocks, planes=2, code_dim=32)
+        self.estimator = DefocusEstimator(known=0, **estimator_config).requires_grad_(False)
+        self.restorer = DefocusUNet(widths=widths, blocks=blocks, planes=2, code_dim=32)
         self.project = nn.Linear(self.estimator.code_dim, 32)
 
-    def forward(self, x: Tensor, estimate: LensEstimate | None = None) -> Tensor:
+    def forward(self, x: Tensor, estimate: DefocusEstimate | None = None) -> Tensor:
         """Restore (B, 3, H, W) through the lens of `estimate`, by default the one read from `x`."""
         if estimate is None:
             with torch.no_grad():
@@ -120,12 +120,12 @@ class ConditionedLensUNet(nn.Module):
 
 
 @register_model("lens_unet", kind="restorer")
-def lens_unet(**config: Any) -> LensUNet:
-    """:class:`LensUNet`; shipped as "specialist" and "generalist"."""
-    return LensUNet(**config)
+def lens_unet(**config: Any) -> DefocusUNet:
+    """:class:`DefocusUNet`; shipped as "specialist" and "generalist"."""
+    return DefocusUNet(**config)
 
 
 @register_model("conditioned_lens_unet", kind="restorer")
-def conditioned_lens_unet(**config: Any) -> ConditionedLensUNet:
-    """:class:`ConditionedLensUNet`; shipped as "conditioned"."""
-    return ConditionedLensUNet(**config)
+def conditioned_lens_unet(**config: Any) -> ConditionedDefocusUNet:
+    """:class:`ConditionedDefocusUNet`; shipped as "conditioned"."""
+    return ConditionedDefocusUNet(**config)

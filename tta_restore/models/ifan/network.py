@@ -1,4 +1,4 @@
-"""Encoder, decoder and initialisation of IFAN."""
+"""Encoder, decoder and initialization of IFAN."""
 
 from __future__ import annotations
 
@@ -80,14 +80,14 @@ class Decoder(nn.Module):
         return self.exit(x)
 
 
-Initialisation = Literal["identity", "published"]
+Initialization = Literal["identity", "published"]
 
 _FIRST_CORRECTION = 0.02
 """Gain of the last layer at the start: the picture stays what it is, and gradients pass all the same."""
 
 
 @dataclass(frozen=True)
-class IfanTraining:
+class IFANTraining:
     """What ``forward_train`` gives.
 
     Attributes:
@@ -118,7 +118,7 @@ class _Network(nn.Module):
         num_res_blocks: int = 2,
         horizontal: Horizontal | None = None,
         disparity: bool = True,
-        init: Initialisation = "identity",
+        init: Initialization = "identity",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -130,7 +130,7 @@ class _Network(nn.Module):
         checks.expect_choice(self.name, "horizontal", horizontal, ("own", "vertical"))
         checks.expect_choice(self.name, "init", init, ("identity", "published"))
         self.spec = RestorerSpec(in_channels=3, out_channels=3, size=SizeRequirements(REDUCTION, REDUCTION))
-        self.init: Initialisation = init
+        self.init: Initialization = init
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         wide = 4 * base_channels
         chain: dict[str, Any] = {"num_units": num_res_blocks, **factory}
@@ -201,7 +201,7 @@ class _Network(nn.Module):
 
     def _restore_for_training(
         self, x: Tensor, views: Tensor, right: Tensor | None, left: Tensor | None, *, keep_filters: bool
-    ) -> IfanTraining:
+    ) -> IFANTraining:
         if (right is None) != (left is None):
             raise ValueError(f"{self.name}: expected both views, right and left, or neither")
         features, disparity = self._filter_features(views)
@@ -214,11 +214,11 @@ class _Network(nn.Module):
         )
         result = self.decoder(filtered, skips) + x
         if right is None or left is None or self.disparity is None or disparity is None:
-            return IfanTraining(result, filters)
-        if views.shape[1] == 3:  # one view: what predicts filters from the centre has to find disparity from the right
+            return IFANTraining(result, filters)
+        if views.shape[1] == 3:  # one view: what predicts filters from the center has to find disparity from the right
             disparity = self.disparity(self.filter_encoder(right)[-1])
         right_small, left_small = F.avg_pool2d(right, REDUCTION), F.avg_pool2d(left, REDUCTION)
-        return IfanTraining(result, filters, ops.disparity_warp(right_small, disparity), left_small)
+        return IFANTraining(result, filters, ops.disparity_warp(right_small, disparity), left_small)
 
 
 @register_model("ifan")
@@ -261,11 +261,11 @@ class IFAN(_Network):
 
     def forward_train(
         self, x: Tensor, right: Tensor | None = None, left: Tensor | None = None, *, keep_filters: bool = True
-    ) -> IfanTraining:
+    ) -> IFANTraining:
         """Deblur ``x`` and give what the losses compare.
 
         Args:
-            x: the centre view, all that is restored.
+            x: the center view, all that is restored.
             right: view that the disparity is estimated from; None, with ``left``, where there are no views.
             left: view that the right one has to meet.
             keep_filters: give the filters, as the reblurring network needs them; False never holds them.
@@ -284,7 +284,7 @@ class IFANDual(_Network):
     Arguments are those of :class:`IFAN`.
 
     Shape:
-        - x, right, left: (B, 3, H, W), RGB in [0, 1], H and W multiples of 8; ``x`` is the centre view
+        - x, right, left: (B, 3, H, W), RGB in [0, 1], H and W multiples of 8; ``x`` is the center view
         - output: (B, 3, H, W), clipped to [0, 1] in eval mode only
 
     10 477 860 parameters by default.
@@ -298,7 +298,7 @@ class IFANDual(_Network):
         self._check(x=x, right=right, left=left)
         return self._restore(x, torch.cat((right, left), 1))
 
-    def forward_train(self, x: Tensor, right: Tensor, left: Tensor, *, keep_filters: bool = True) -> IfanTraining:
+    def forward_train(self, x: Tensor, right: Tensor, left: Tensor, *, keep_filters: bool = True) -> IFANTraining:
         """Deblur ``x`` and give what the losses compare; see :meth:`IFAN.forward_train`."""
         self._check(x=x, right=right, left=left)
         views = torch.cat((right, left), 1)

@@ -21,7 +21,7 @@ from tta_restore.ops.adaptive_conv import Horizontal
 
 
 @register_model("ifan_reblur", kind="reblurrer")
-class IfanReblur(nn.Module):
+class IFANReblur(nn.Module):
     """Turns the filters that deblur a picture into filters that blur its sharp version; for training only.
 
     Args:

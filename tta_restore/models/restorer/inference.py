@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tta_restore.models.restorer.outputs import described, found_scale, is_vector, leaves
-from tta_restore.models.restorer.preserve import left_unchanged
+from tta_restore.models.restorer.outputs import describe_output, infer_scale, is_vector, leaves
+from tta_restore.models.restorer.preserve import preserve_state
 from tta_restore.models.restorer.spec import RestorerSpec, SizeRequirements
 
 _MULTIPLES = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -36,7 +36,7 @@ def measure(module: nn.Module | Callable[..., Any], like: Tensor) -> RestorerSpe
             raw = module(noise.to(like))
         except Exception:  # whatever a stranger's model raises for a size it cannot take
             return None
-        scale = found_scale(raw, (height, width), clips=like.ndim == 5)
+        scale = infer_scale(raw, (height, width), clips=like.ndim == 5)
         return scale if all(leaf.isfinite().all() for _, leaf in leaves(raw)) else None
 
     def requirement() -> tuple[int, SizeRequirements] | None:
@@ -52,7 +52,7 @@ def measure(module: nn.Module | Callable[..., Any], like: Tensor) -> RestorerSpe
         sides = sorted({-(-side // multiple) * multiple for side in _SIDES})
         return next((side for side in sides if scale_at(side, side) == scale), sides[-1])
 
-    kept = left_unchanged(module, training=False) if isinstance(module, nn.Module) else contextlib.nullcontext()
+    kept = preserve_state(module, training=False) if isinstance(module, nn.Module) else contextlib.nullcontext()
     with kept, torch.no_grad():
         found = requirement()
         if found is None:  # a model of one fixed size, perhaps this one
@@ -72,11 +72,11 @@ def measure(module: nn.Module | Callable[..., Any], like: Tensor) -> RestorerSpe
                 ) from error
             if [leaf.shape[0] for _, leaf in leaves(raw) if is_vector(leaf)] == [like.shape[0]]:
                 return RestorerSpec(frames=None if like.ndim == 5 else 1, dense=False)
-            scale = found_scale(raw, size, clips=like.ndim == 5)
+            scale = infer_scale(raw, size, clips=like.ndim == 5)
             if scale is None:
                 raise ValueError(
                     "restorer: found no image in the model's output for any small frame, nor for "
-                    f"{size[0]}x{size[1]}, where it gave {described(raw)}; declare scale, size and output in a "
+                    f"{size[0]}x{size[1]}, where it gave {describe_output(raw)}; declare scale, size and output in a "
                     "RestorerSpec"
                 )
             found = scale, SizeRequirements()

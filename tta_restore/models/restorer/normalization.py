@@ -1,4 +1,4 @@
-"""Find normalisation layers, torch's own and those that restorers bring along."""
+"""Find normalization layers, torch's own and those that restorers bring along."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 
 
 def normalization_layers(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Names and modules of layers that hold the scale or shift of a normalisation.
+    """Names and modules of layers that hold the scale or shift of a normalization.
 
     A layer counts by what it is called and what it owns: its class name contains "norm", and its own parameters are
     vectors over channels. Only 5 of 58 third-party restorers use BatchNorm, so a list of torch classes finds little.

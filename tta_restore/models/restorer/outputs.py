@@ -100,7 +100,7 @@ def find_image(raw: Any, spec: RestorerSpec, size: tuple[int, int], *, clips: bo
     wanted = "the largest image-like tensor" if path is None else f"the tensor at {list(path)}"
     raise ValueError(
         f"restorer: expected {wanted} of the output to be (..., {expected[0]}, {expected[1]}) for an input of "
-        f"{size[0]}x{size[1]} at scale {spec.scale}, got {described(raw)}; "
+        f"{size[0]}x{size[1]} at scale {spec.scale}, got {describe_output(raw)}; "
         "declare scale, size and output in a RestorerSpec"
     )
 
@@ -141,7 +141,7 @@ def _images(found: list[tuple[Path, Tensor]], spec: RestorerSpec, clips: bool) -
     return only if len(only) == 1 else []
 
 
-def described(raw: Any) -> str:
+def describe_output(raw: Any) -> str:
     """Paths and shapes of the tensors that a model gave, or the kind of what it gave instead."""
     shapes = [f"{list(path)}: {tuple(leaf.shape)}" for path, leaf in leaves(raw)]
     return ", ".join(shapes) or type(raw).__name__
@@ -156,7 +156,7 @@ def _is(leaf: Any, size: tuple[int, int] | torch.Size) -> bool:
     return isinstance(leaf, Tensor) and leaf.ndim >= 3 and tuple(leaf.shape[-2:]) == tuple(size)
 
 
-def found_scale(raw: Any, size: tuple[int, int], *, clips: bool = False) -> int | None:
+def infer_scale(raw: Any, size: tuple[int, int], *, clips: bool = False) -> int | None:
     """Scale of the largest image-like tensor in the output for an input with sides ``size``; None without any."""
     scales = []
     for _, leaf in _images(list(leaves(raw)), RestorerSpec(), clips):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 @contextmanager
-def left_unchanged(module: nn.Module, *, training: bool | None = None) -> Iterator[None]:
+def preserve_state(module: nn.Module, *, training: bool | None = None) -> Iterator[None]:
     """Run a block with ``module`` in eval (or train) mode, and undo whatever the block does to it.
 
     Undone are: the mode of every submodule, attributes that a forward sets (caches, the weight of an old-style

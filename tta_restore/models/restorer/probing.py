@@ -13,8 +13,8 @@ from torch.func import functional_call
 
 from tta_restore.models.restorer import outputs
 from tta_restore.models.restorer.normalization import normalization_layers
-from tta_restore.models.restorer.outputs import found_scale
-from tta_restore.models.restorer.preserve import left_unchanged
+from tta_restore.models.restorer.outputs import infer_scale
+from tta_restore.models.restorer.preserve import preserve_state
 from tta_restore.models.restorer.restorer import Restoration, Restorer, as_restorer
 from tta_restore.models.restorer.second_order import own_functions
 from tta_restore.models.restorer.spec import RestorerSpec
@@ -41,7 +41,7 @@ class ProbeReport:
         backward_in_train: the same in train mode.
         without_gradient: weights that an image's gradient does not reach in eval mode.
         without_gradient_in_train: the same in train mode.
-        normalization: how many normalisation layers there are of each class.
+        normalization: how many normalization layers there are of each class.
         autograd_functions: Python autograd Functions in the graph but those of this package; their second derivative is
             often wrong.
     """
@@ -124,7 +124,7 @@ def probe(model: Any, example: Tensor | None = None) -> ProbeReport:
     if not isinstance(module, nn.Module):
         raise TypeError(f"probe: expected a module or a spandrel descriptor, got {type(model).__name__}")
     devices = [device for device in {p.device for p in module.parameters()} if device.type == "cuda"]
-    with torch.random.fork_rng(devices), left_unchanged(module):
+    with torch.random.fork_rng(devices), preserve_state(module):
         torch.manual_seed(0)
         frame = example[:1] if example is not None else example_frame(restorer)
         return _report(restorer, module, frame)
@@ -145,7 +145,7 @@ def example_frame(restorer: Restorer) -> Tensor:
         frame = torch.rand(1, *clip, channels, 64, 64, generator=torch.Generator().manual_seed(0)).to(weight.device)
         trial = Restorer(module, restorer.spec)
         try:
-            with torch.no_grad(), left_unchanged(module, training=False):
+            with torch.no_grad(), preserve_state(module, training=False):
                 trial(frame)
             return frame
         except Exception as error:  # whatever a stranger's model raises
@@ -154,7 +154,7 @@ def example_frame(restorer: Restorer) -> Tensor:
 
 
 def _report(restorer: Restorer, module: nn.Module, frame: Tensor) -> ProbeReport:
-    with left_unchanged(module, training=False), torch.no_grad():
+    with preserve_state(module, training=False), torch.no_grad():
         trial = Restorer(module, restorer.known_spec(frame))
         spec = trial.known_spec(frame)
         restored = trial.restore(frame)
@@ -163,11 +163,11 @@ def _report(restorer: Restorer, module: nn.Module, frame: Tensor) -> ProbeReport
         pair = torch.cat([frame, frame.flip(-1)])
         batch = _holds(lambda: (both := trial(pair)).shape == alone.shape and (not repeatable or _close(both, alone)))
         writes_input = _writes_input(trial, frame)
-    with left_unchanged(module, training=False):
+    with preserve_state(module, training=False):
         backward_in_eval, unreached, functions = _backward(trial, module, frame)
-    with left_unchanged(module, training=True):
+    with preserve_state(module, training=True):
         backward_in_train, unreached_in_train, _ = _backward(trial, module, frame)
-    with left_unchanged(module, training=True), torch.no_grad():
+    with preserve_state(module, training=True), torch.no_grad():
         random_in_train = _holds(lambda: any(not torch.equal(trial(frame), trial(frame)) for _ in range(5)))
     return ProbeReport(
         model=type(getattr(module, "_orig_mod", module)).__name__,
@@ -239,7 +239,7 @@ def _holds(condition: Callable[[], bool]) -> bool:
 def _rivals(path: outputs.Path, leaf: Tensor, restored: Restoration) -> bool:
     clips = restored.image.ndim == 5
     sides = (restored.image.shape[-2], restored.image.shape[-1])
-    return path != restored.path and found_scale(leaf, sides, clips=clips) == 1
+    return path != restored.path and infer_scale(leaf, sides, clips=clips) == 1
 
 
 def _kind(raw: Any) -> str:

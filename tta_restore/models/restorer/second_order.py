@@ -149,8 +149,8 @@ class _PlainLayerNorm:
 
     def __call__(self, x: Tensor) -> Tensor:
         weight, bias = self.layer.weight, self.layer.bias
-        centred = x - x.mean(1, keepdim=True)
-        normed = centred * (centred.square().mean(1, keepdim=True) + self.layer.eps).rsqrt()
+        centerd = x - x.mean(1, keepdim=True)
+        normed = centerd * (centerd.square().mean(1, keepdim=True) + self.layer.eps).rsqrt()
         return normed * weight.view(1, -1, 1, 1) + bias.view(1, -1, 1, 1)
 
 

@@ -24,7 +24,7 @@ def sac(x: Tensor, vertical: Tensor, horizontal: Tensor) -> Tensor:
 
     ``v[y, x] = sum_t vertical[t, y, x] u[y + t - p, x]`` and ``z[y, x] = sum_t horizontal[t, y, x] v[y, x + t - p]``
     with ``p = (K - 1) / 2``, borders replicated: tap 0 reads the row above and the column to the left. This is not the
-    outer product of the two filters at the output pixel: the vertical pass of a neighbour uses the neighbour's taps.
+    outer product of the two filters at the output pixel: the vertical pass of a neighbor uses the neighbor's taps.
 
     Shape:
         - x: (B, C, H, W)
@@ -38,9 +38,9 @@ def sac(x: Tensor, vertical: Tensor, horizontal: Tensor) -> Tensor:
     Source: Iterative Filter Adaptive Network (Lee et al., CVPR 2021), one step of its IAC layer.
 
     >>> x = torch.arange(6.0).reshape(1, 1, 2, 3)
-    >>> centre = torch.tensor([0.0, 1, 0]).reshape(1, 3, 1, 1).expand(1, 3, 2, 3)
+    >>> center = torch.tensor([0.0, 1, 0]).reshape(1, 3, 1, 1).expand(1, 3, 2, 3)
     >>> left = torch.tensor([1.0, 0, 0]).reshape(1, 3, 1, 1).expand(1, 3, 2, 3)
-    >>> sac(x, centre, left).flatten().tolist()
+    >>> sac(x, center, left).flatten().tolist()
     [0.0, 0.0, 1.0, 3.0, 3.0, 4.0]
     """
     _checks.expect_floating("sac", x=x, vertical=vertical, horizontal=horizontal)

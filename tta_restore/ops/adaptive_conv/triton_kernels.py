@@ -1,6 +1,6 @@
 """Triton kernels of the adaptive convolutions: one step of all channels, and the two halves of its backward.
 
-Pixels of one channel lie on the lanes. What a step needs of its neighbours it computes again from lines that are in the
+Pixels of one channel lie on the lanes. What a step needs of its neighbors it computes again from lines that are in the
 first cache level already, so a step is one pass over its filters. No atomics: results do not depend on the order of
 blocks.
 

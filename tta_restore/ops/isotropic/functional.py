@@ -15,9 +15,9 @@ from tta_restore.ops.isotropic.autograd import Reblur
 
 
 def isotropic_kernels(seeds: Tensor, kernel_size: int) -> Tensor:
-    r"""Turn seeds into kernels: ``exp`` of the magnitude interpolated at each tap's distance, normalised over all taps.
+    r"""Turn seeds into kernels: ``exp`` of the magnitude interpolated at each tap's distance, normalized over all taps.
 
-    Seed k is the logit at distance k from the centre, its sign counts for nothing. A tap at distance r between two
+    Seed k is the logit at distance k from the center, its sign counts for nothing. A tap at distance r between two
     integers interpolates linearly; a corner tap, farther than ``m = (K-1)/2``, has logit 0: weight, but the least of
     all. Seeds of zero make a box of K x K. Half types are computed in float32.
 

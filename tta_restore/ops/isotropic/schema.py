@@ -31,7 +31,7 @@ isotropic_reblur_backward = library.define(
         _dense(weights, need_kernels),
     ),
 )
-# Rare enough to stay in plain torch, which holds a plane per class of offsets and colour.
+# Rare enough to stay in plain torch, which holds a plane per class of offsets and color.
 isotropic_reblur_double_backward = library.define(
     "isotropic_reblur_double_backward(Tensor? dimage, Tensor? dseeds, Tensor? dweights, Tensor grad, Tensor image,"
     " Tensor seeds, Tensor weights, int[] kernel_sizes) -> (Tensor, Tensor, Tensor, Tensor)",

@@ -1,6 +1,6 @@
 """Taps of a square kernel sorted by distance (rings) and by symmetry (classes).
 
-A ring holds the taps of one distance from the centre: they share a logit. A class holds the offsets that the symmetries
+A ring holds the taps of one distance from the center: they share a logit. A class holds the offsets that the symmetries
 of the square turn into one another, ``{(+-a, +-b), (+-b, +-a)}``: they share a weight in every kernel size, so the sum
 of the image over a class serves all branches. Ring 25 of a 15 x 15 kernel has the classes (5, 0) and (4, 3).
 """

@@ -2,7 +2,7 @@
 
 Forward: seeds and weights become one coefficient per class (symmetry.py), which meets the sum of the image over it.
 Backward: the gradients of seeds and weights read the image in the same way. The gradient of the image gathers what the
-neighbours' kernels give, so their coefficients are written to memory, for one band of rows at a time: a band stays in
+neighbors' kernels give, so their coefficients are written to memory, for one band of rows at a time: a band stays in
 the cache of the device, and no kernel is ever held. No atomics: results do not depend on the order of blocks.
 """
 # pyrefly: ignore-errors

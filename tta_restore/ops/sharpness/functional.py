@@ -43,7 +43,7 @@ def self_shift_score(x: Tensor) -> Tensor:
 
     Source: Meta Transferring for Deblurring (Liu et al., BMVC 2022), the self-shift sharpness of its patch mining.
 
-    >>> frame = torch.tensor([[0.0, 0.1], [0.0, 0.1]]).expand(1, 3, 2, 2)  # vertical neighbours are equal: 100 dB
+    >>> frame = torch.tensor([[0.0, 0.1], [0.0, 0.1]]).expand(1, 3, 2, 2)  # vertical neighbors are equal: 100 dB
     >>> [round(score, 2) for score in self_shift_score(frame).tolist()]
     [160.0]
     """

@@ -82,13 +82,13 @@ def disparity_warp(x: Tensor, disparity: Tensor) -> Tensor:
 def _sample(x: Tensor, flow: Tensor, padding_mode: str, *, exact: bool) -> Tensor:
     dtype = torch.promote_types(x.dtype, torch.float32)
     # Reflection about the outer pixels is what grid_sample calls align_corners=True. The other modes go by half-pixel
-    # centres, whose normalisation also holds for axes of length 1.
+    # centers, whose normalization also holds for axes of length 1.
     corners = exact and padding_mode == "reflection"
     axes = []
     for axis, size in ((0, x.shape[3]), (1, x.shape[2])):
         pixels = torch.arange(size, device=x.device, dtype=dtype)
         position = flow[:, axis].to(dtype) + (pixels if axis == 0 else pixels[:, None])
-        centres = exact and not corners
-        axes.append((2 * position + 1) / size - 1 if centres else 2 * position / max(size - 1, 1) - 1)
+        centers = exact and not corners
+        axes.append((2 * position + 1) / size - 1 if centers else 2 * position / max(size - 1, 1) - 1)
     grid = torch.stack(axes, -1)
     return F.grid_sample(x.to(dtype), grid, padding_mode=padding_mode, align_corners=corners).to(x.dtype)
