@@ -34,8 +34,8 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from tta_restore.adapters.methods.inner_loop import InnerLoopSettings, Item
-from tta_restore.adapters.methods.meta_transfer import left_sharp
+from tta_restore.adapters.methods.inner_loop import InnerLoopSettings, InnerSample
+from tta_restore.adapters.methods.meta_transfer import keep_sharp_frames
 from tta_restore.data.datasets.clips import Clip, stack_frames
 from tta_restore.data.synthetic import photos
 from tta_restore.data.synthetic.camera_shake import CameraShake, ShakenClips
@@ -118,17 +118,17 @@ class MadeBefore(torch.nn.Module):
 class Tasks(TaskSource):
     """Patches of each clip are mined and, as nothing learns there, reblurred once; judged by the frames in motion."""
 
-    def __init__(self, clips, reblur, settings, other_moments):
-        super().__init__(clips, num_patches=PLACES, patch_size=PATCH, query_frames=8, other_moments=other_moments)
+    def __init__(self, clips, reblur, settings, num_extra_times):
+        super().__init__(clips, num_patches=PLACES, patch_size=PATCH, query_frames=8, num_extra_times=num_extra_times)
         self.known = []
         for clip in tqdm(clips, desc="mining"):
             task = super().task(clip, torch.Generator().manual_seed(len(self.known)))
-            items = settings.worth(task.items, reblur)
+            items = settings.filter_samples(task.items, reblur)
             if items:
                 with torch.no_grad():
                     made = [reblur(item.clip[None]) for item in items]
                 windows = [torch.cat([blur, item.sharp, blur]) for blur, item in zip(made, items, strict=True)]
-                self.known.append((clip.name, [Item(window) for window in windows], in_motion(clip)))
+                self.known.append((clip.name, [InnerSample(window) for window in windows], in_motion(clip)))
         self.clips = range(len(self.known))
 
     def task(self, clip, generator):
@@ -204,7 +204,7 @@ def pretrained(options, folder):
 
 
 def inner(rate, passes):
-    return InnerLoopSettings(rate, 0.0, "adam", 0.0, passes=passes, noise=1 / 255, least_blur=0.01)
+    return InnerLoopSettings(rate, 0.0, "adam", 0.0, num_epochs=passes, noise_std=1 / 255, min_blur_rms=0.01)
 
 
 def starts_of(restorer, tasks, seed, options, folder):
@@ -250,7 +250,8 @@ def restore_all(restorer, reblur, values, clip):
     blurry = stack_frames(clip.blurry)
     with torch.no_grad():
         restored = torch.func.functional_call(restorer, own, (blurry,)).clamp(0, 1)
-    return left_sharp(blurry, restored, reblur)
+    kept = keep_sharp_frames(blurry, restored, reblur)
+    return torch.where(kept[:, None, None, None], blurry, restored)
 
 
 def run(networks, tasks, seed, options, folder):
@@ -258,7 +259,7 @@ def run(networks, tasks, seed, options, folder):
     found, spent = starts_of(restorer, tasks, seed, options, folder)
     print(spent, flush=True)
     names = getattr(photos, options.split.upper())
-    source = TaskSource([None], num_patches=PLACES, patch_size=PATCH, other_moments=options.other_moments)
+    source = TaskSource([None], num_patches=PLACES, patch_size=PATCH, num_extra_times=options.num_extra_times)
     rows, restored = [], []
     for number, (kind, shakes) in enumerate(KINDS[options.split].items()):
         chosen = names[(number + seed) % 2 :: 2]  # every photograph moves in one of the ways per seed
@@ -407,7 +408,7 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         networks = pretrained(options, Path(folder))
     others = training_clips(OTHERS, 3000, options.others)
-    tasks = Tasks(others, networks[1], inner(options.inner, 1), options.other_moments)
+    tasks = Tasks(others, networks[1], inner(options.inner, 1), options.num_extra_times)
     print(f"pre-training, mining: {time.process_time():.0f} s", flush=True)
     restored = []
     for seed in options.seeds:

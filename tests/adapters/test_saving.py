@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from tta_restore.adapters import Adapter, SelfEnsemble, SiamCTTA, checkpoint
-from tta_restore.adapters.checkpoint import FORMAT_VERSION
+from tta_restore.adapters.checkpoint import _FORMAT_VERSION
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def test_the_file_is_small_holds_no_pickle_and_reads_back(learned, tmp_path):
     with safe_open(path, framework="pt") as file:
         header = json.loads(file.metadata()["tta_restore.adapter"])
         kept = sum(file.get_tensor(key).numel() for key in file.keys() if key.startswith(("sets", "optimizer")))  # noqa: SIM118
-    assert header["format_version"] == FORMAT_VERSION
+    assert header["format_version"] == _FORMAT_VERSION
     assert header["method"] == "Pairs"
     assert list(header["adapted"]) == list(learned.adapted)
     assert kept < 4.1 * weights  # student, teacher, two moments, step counters
@@ -78,7 +78,7 @@ def damages():
 
         return damage
 
-    yield "newer format", header(lambda content, tensors: content.update(format_version=FORMAT_VERSION + 1))
+    yield "newer format", header(lambda content, tensors: content.update(format_version=_FORMAT_VERSION + 1))
     yield "no structure", header(lambda content, tensors: content.pop("structure"))
     yield "role missing", header(lambda content, tensors: content["structure"]["dict"]["sets"]["dict"].pop("teacher"))
     yield "tensor missing", header(lambda content, tensors: tensors.pop("sets/student/body.0.bias"))

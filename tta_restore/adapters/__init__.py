@@ -6,7 +6,7 @@ from tta_restore.adapters.baselines.eata import EATA
 from tta_restore.adapters.baselines.entropy import ROID, Tent
 from tta_restore.adapters.baselines.sar import SAR
 from tta_restore.adapters.baselines.srtta import SRTTA
-from tta_restore.adapters.frame import Frame, Plan, StepReport
+from tta_restore.adapters.frame import FrameContext, StepReport
 from tta_restore.adapters.guards import Guards
 from tta_restore.adapters.injection import Semantic
 from tta_restore.adapters.methods._muon import Muon
@@ -16,6 +16,7 @@ from tta_restore.adapters.methods.reblur_consistency import ReblurConsistency
 from tta_restore.adapters.methods.reblur_pairs import ReblurPairs
 from tta_restore.adapters.methods.self_ensemble import SelfEnsemble
 from tta_restore.adapters.methods.siam_ctta import SiamCTTA
+from tta_restore.adapters.plan import Plan
 from tta_restore.adapters.recommended import recommended
 from tta_restore.adapters.registry import create_adapter, list_adapters
 from tta_restore.adapters.select import select_parameters
@@ -31,7 +32,7 @@ __all__ = [
     "CauSiam",
     "CenterCrop",
     "CoTTA",
-    "Frame",
+    "FrameContext",
     "Guards",
     "MetaTransfer",
     "Muon",

@@ -71,7 +71,7 @@ def _siam_ctta(restorer: Restorer, **options: Any) -> Adapter:
 
 
 def _literal(name: str) -> Callable[..., Adapter]:
-    return lambda restorer, **options: adapters.create_adapter(name, restorer, form="literal", **options)
+    return lambda restorer, **options: adapters.create_adapter(name, restorer, variant="official", **options)
 
 
 #: Methods that are not simply `create_adapter(name, restorer)`. "source" runs the restorer by the same core, unadapted.
@@ -82,7 +82,7 @@ METHODS: MappingProxyType[str, Callable[..., Adapter]] = MappingProxyType(
         "reblur-consistency": _with_estimator("reblur_consistency"),
         "siam-ctta": _siam_ctta,
         "causiam": adapters.CauSiam,
-        "causiam-repaired": partial(adapters.CauSiam, form="repaired"),
+        "causiam-repaired": partial(adapters.CauSiam, variant="ours"),
         "tent": adapters.Tent,
         "tent-literal": _literal("tent"),
         "cotta": adapters.CoTTA,
@@ -126,11 +126,11 @@ CLIP_METHODS = ("meta-transfer",)
 BY_MOTION: dict[str, Any] = {
     "lr": 3e-4,
     "reblur_lr": 0.0,
-    "passes": 4,
-    "other_moments": 2,
-    "noise": 1 / 255,
-    "least_blur": 0.01,
-    "leave_sharp": True,
+    "num_epochs": 4,
+    "num_extra_times": 2,
+    "noise_std": 1 / 255,
+    "min_blur_rms": 0.01,
+    "skip_sharp_frames": True,
 }
 
 

@@ -17,8 +17,8 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tta_restore import losses
-from tta_restore.adapters.methods.clip_model import pictures
-from tta_restore.adapters.methods.discriminator import Critic
+from tta_restore.adapters.methods.clip_model import restored_images
+from tta_restore.adapters.methods.discriminator import DiscriminatorTrainer
 from tta_restore.adapters.methods.inner_loop import InnerLoop
 from tta_restore.adapters.state import ParameterSet
 from tta_restore.engine.report.images import contact_sheet
@@ -99,18 +99,18 @@ class MetaObjective(Objective):
         inner = self.settings.inner
         loop = InnerLoop(
             inner,
-            restore=lambda weights, picture, clip: pictures(
+            restore=lambda weights, picture, clip: restored_images(
                 self._run, lambda x: self._restore(weights, x), picture, clip, outputs=self.outputs
             ),
             reblur=lambda weights, windows: functional_call(self.reblur, weights, (windows,)),
             restorer_weights=_part(values, "restorer"),
             reblur_weights=_part(values, "reblur"),
-            critic=None if self.critic is None else Critic(self.critic, lr=self.settings.critic_lr),
+            critic=None if self.critic is None else DiscriminatorTrainer(self.critic, lr=self.settings.critic_lr),
             distance=self.distance,
             create_graph=self.settings.second_order,
         )
         terms: dict[str, list[float]] = {}
-        items = inner.worth(task.items, lambda windows: self.reblurred(values, windows))
+        items = inner.filter_samples(task.items, lambda windows: self.reblurred(values, windows))
         for step in inner.steps(len(items), task.num_frames, generator):
             problem = loop.update(loop.loss(step, items[step.item]))
             if problem is not None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tta_restore.adapters.methods.inner_loop import Item
+from tta_restore.adapters.methods.inner_loop import InnerSample
 from tta_restore.data.datasets.clips import Clip, stack_frames, window
 from tta_restore.data.datasets.mining import mine_patches
 
@@ -27,7 +27,7 @@ class MetaTask:
     """
 
     name: str
-    items: tuple[Item, ...]
+    items: tuple[InnerSample, ...]
     query_blurry: Tensor
     query_sharp: Tensor
 
@@ -112,7 +112,7 @@ class TaskSource:
         """One clip, cut up."""
         settings = {"generator": generator, "num_frames": self.num_frames, "other_moments": self.other_moments}
         mined = mine_patches(clip.blurry, self.num_patches, self.patch_size, **settings)
-        items = tuple(Item.of(mined))
+        items = tuple(InnerSample.of(mined))
         options = {"count": self.query_frames, "num_frames": self.num_frames}
         return MetaTask(clip.name, items, *query_windows(clip, self.patch_size, generator, **options))
 

@@ -8,7 +8,7 @@ from typing import Literal
 from torch import Tensor
 
 from tta_restore import losses
-from tta_restore.adapters.methods.clip_model import pictures
+from tta_restore.adapters.methods.clip_model import restored_images
 from tta_restore.models import Restoration, Restorer
 
 Outputs = Literal["main", "all"]
@@ -33,9 +33,9 @@ def restore_windows(
     if restorer.spec is None:
         restorer.known_spec(middle[:1])
     if restorer.spec is not None and restorer.spec.frames == 1:
-        return [pictures(restorer, restore, middle, windows[0], outputs=outputs)]
+        return [restored_images(restorer, restore, middle, windows[0], outputs=outputs)]
     pairs = zip(middle.split(1), windows, strict=True)
-    return [pictures(restorer, restore, picture, window, outputs=outputs) for picture, window in pairs]
+    return [restored_images(restorer, restore, picture, window, outputs=outputs) for picture, window in pairs]
 
 
 def window_loss(groups: Sequence[Sequence[Tensor]], target: Tensor, distance: Distance) -> Tensor:
