@@ -26,7 +26,7 @@ from tta_restore import __version__
 from tta_restore.data.datasets.mining import random_patches
 from tta_restore.data.synthetic import dead_leaves, defocus, photos
 from tta_restore.engine.train.defocus_estimator import fit_estimator
-from tta_restore.losses import charbonnier
+from tta_restore.losses import charbonnier_loss
 from tta_restore.metrics import psnr
 from tta_restore.models import create_model
 from tta_restore.models.defocus.estimator import DefocusEstimator
@@ -133,7 +133,7 @@ def _fit(
         sharp = random_patches(bank, count, size + MARGIN, generator)
         chosen = [_source_lens(generator) if name == "specialist" else defocus.random_lens(generator) for _ in sharp]
         blurry, _, target = defocus.render(sharp, chosen, generator, levels=4, knots=3)
-        loss = charbonnier(model(blurry.to(device)), target.to(device))
+        loss = charbonnier_loss(model(blurry.to(device)), target.to(device))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(trainable, 0.5)
