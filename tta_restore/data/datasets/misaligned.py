@@ -18,6 +18,8 @@ from tta_restore.data.io.files import images_below
 from tta_restore.data.io.image import read_image
 from tta_restore.data.synthetic import defocus
 
+__all__ = ["FolderPairs", "GeneratedPairs", "MisalignedPair", "Misalignment", "inverse_motion", "load_sharp_images", "misalign", "random_motion"]
+
 
 @dataclass(frozen=True)
 class Misalignment:

@@ -15,6 +15,8 @@ from tta_restore.data.datasets.mining import random_patches
 from tta_restore.data.io.image import read_image
 from tta_restore.data.synthetic import defocus
 
+__all__ = ["FolderCrops", "LensPairs", "Pair", "read_images", "simulate_dual_pixel"]
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -55,7 +57,7 @@ class FolderCrops:
         if alone := next((entry.blurry for entry in files if entry.sharp is None), None):
             raise ValueError(f"FolderCrops: {alone} has no sharp original to learn from")
         self.files, self.size, self.bit_depth = list(files), size, bit_depth
-        self.augmentation = augmentation or Augmentation(noise=0, gray=0, scale=0)
+        self.augmentation = augmentation or Augmentation(noise_prob=0, gray_prob=0, scale_prob=0)
 
     def __call__(self, count: int, generator: torch.Generator) -> Pair:
         """The next batch."""
