@@ -19,7 +19,8 @@ import torch
 
 from tta_restore import models
 from tta_restore.data.datasets.pairs import LensPairs, Pair
-from tta_restore.data.synthetic import defocus, photos
+from tta_restore.data.synthetic import photos
+from tta_restore.degradations import lens as optics
 from tta_restore.engine.demo.train import sharp_bank
 from tta_restore.engine.train.config import bundled_pictures
 from tta_restore.engine.train.loop import TrainingRun
@@ -28,7 +29,7 @@ from tta_restore.metrics import psnr
 
 CONFIG = {"base_channels": 8, "num_steps": 17, "num_res_blocks": 1}
 SIZE = 48
-LENS = defocus.Lens("disk", defocus.disk, (2.0, 4.0))
+LENS = optics.Lens("disk", optics.disk, (2.0, 4.0))
 COLORS = {"identity": "#0072B2", "published": "#D55E00"}
 
 
@@ -37,7 +38,7 @@ def one_lens(generator):
 
 
 def random_lenses(generator):
-    return defocus.random_lens(generator, radius=(1.0, 5.0))
+    return optics.random_lens(generator, radius=(1.0, 5.0))
 
 
 def held_out(lens, seed=77, count=12):

@@ -93,7 +93,7 @@ def test_probabilities(pictures):
 
 
 def test_bad_arguments(pictures):
-    with pytest.raises(ValueError, match="noise to be a number in .0, 1., got 2"):
+    with pytest.raises(ValueError, match="noise_prob to be a number in .0, 1., got 2"):
         Augmentation(noise_prob=2)
     with pytest.raises(ValueError, match="min_scale to be a number in"):
         Augmentation(min_scale=0)

@@ -10,13 +10,16 @@ from tta_restore.cli import main
 from tta_restore.data.io.image import write_image
 from tta_restore.data.io.pixels import Image
 from tta_restore.data.synthetic import photos
-from tta_restore.data.synthetic.camera_shake import CameraShake, simulate_shake
+from tta_restore.data.synthetic.camera_shake import simulate_shake
+from tta_restore.degradations.motion import CameraShake
 from tta_restore.engine.evaluate.clips import evaluate_clips, summary
 
 
 def clip(frames=2):
     picture = photos.load("grace_hopper")[:, 100:260, 100:260]
-    return simulate_shake(picture, CameraShake(), torch.Generator().manual_seed(0), frames=frames, size=48, moments=5)
+    return simulate_shake(
+        picture, CameraShake(), torch.Generator().manual_seed(0), frames=frames, size=48, num_subframes=5
+    )
 
 
 def test_the_protocols():

@@ -123,7 +123,7 @@ def by_hand(deblur, reblur, critic, cut, steps, *, lr):
 
 
 def outer_by_hand(deblur, reblur, blurry, sharp):
-    reblurred = losses.charbonnier_edge(reblur(sharp), blurry[:, 2])
+    reblurred = losses.charbonnier_edge_loss(reblur(sharp), blurry[:, 2])
     return 0.5 * reblurred + 0.5 * (deblur(blurry[:, 2]) - sharp[:, 2]).abs().mean()
 
 

@@ -39,7 +39,7 @@ def test_one_step_by_hand():
     with torch.no_grad():
         for parameter in critic.parameters():
             parameter.clamp_(-0.01, 0.01)
-    distance = losses.charbonnier_edge(fake, batch.blurry[:, 2])
+    distance = losses.charbonnier_edge_loss(fake, batch.blurry[:, 2])
     loss = (
         0.5 * distance + 0.5 * (deblur(fake.clamp(0, 1)) - batch.sharp[:, 2]).abs().mean() - 0.5 * critic(fake).mean()
     )

@@ -11,7 +11,7 @@ from torch import nn
 
 from tta_restore import models
 from tta_restore.data.datasets.pairs import LensPairs, Pair
-from tta_restore.data.synthetic.defocus import Lens, disk
+from tta_restore.degradations.lens import Lens, disk
 from tta_restore.engine.train.loop import Processes, TrainingRun
 from tta_restore.engine.train.supervised import (
     SupervisedObjective,

@@ -5,14 +5,14 @@ import math
 import pytest
 import torch
 
-from tta_restore.data.synthetic import defocus
+from tta_restore.degradations import lens as optics
 from tta_restore.models import create_model
 from tta_restore.models.defocus.pupil import alignments, polar_samples, turned
 
 
 def _known(count: int = 12) -> torch.Tensor:
     generator = torch.Generator().manual_seed(4)
-    pictures = defocus.rasterize_pupils([defocus.random_lens(generator, tails=0.2) for _ in range(count)])
+    pictures = optics.rasterize_pupils([optics.random_lens(generator, tails=0.2) for _ in range(count)])
     return (pictures + pictures.flip((1, 2))) / 2
 
 
@@ -28,7 +28,7 @@ def test_turning_by_quarters_is_exact(quarters, mirrored):
 
 @pytest.mark.parametrize(("steps", "mirrored"), [(0, False), (3, False), (11, True)])
 def test_a_turned_picture_is_recognized_and_turned_back(steps, mirrored):
-    pictures = defocus.rasterize_pupils([defocus.Lens("ellipse", defocus.ellipse(r, 0.4), (1, 2)) for r in (0.4, 0.9)])
+    pictures = optics.rasterize_pupils([optics.Lens("ellipse", optics.ellipse(r, 0.4), (1, 2)) for r in (0.4, 0.9)])
     skewed = turned(pictures[:1], torch.tensor([0.8]), torch.tensor([False])).square() + 0.3 * pictures[:1].square()
     pictures = torch.cat([skewed / skewed.sum(), pictures])
     query = turned(pictures[:1], torch.tensor([steps * math.pi / 16]), torch.tensor([mirrored]))

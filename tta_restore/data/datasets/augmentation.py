@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tta_restore._core import checks
-from tta_restore._core.color import linear_to_srgb
+from tta_restore._core.color import linear_to_srgb, luma
 
 __all__ = ["Augmentation", "to_gray"]
 
@@ -46,7 +46,9 @@ class Augmentation:
             checks.expect_number("Augmentation", name, getattr(self, name), minimum=0, maximum=1)  # probabilities
         checks.expect_number("Augmentation", "min_scale", self.min_scale, above=0, maximum=1)
         if len(self.noise_std) != 2 or not 0 <= self.noise_std[0] <= self.noise_std[1]:
-            raise ValueError(f"Augmentation: expected noise_std (low, high) with 0 <= low <= high, got {self.noise_std}")
+            raise ValueError(
+                f"Augmentation: expected noise_std (low, high) with 0 <= low <= high, got {self.noise_std}"
+            )
 
     def __call__(self, pictures: Tensor, size: int, generator: torch.Generator, *, sharp: int = 1) -> Tensor:
         """Return one changed crop, from the same place of all images.
@@ -99,13 +101,12 @@ def to_gray(pictures: Tensor) -> Tensor:
 
     Shape: (..., 3, H, W) in [0, 1] -> (..., 1, H, W).
     """
-    weights = torch.tensor(_GRAY, dtype=pictures.dtype, device=pictures.device).view(3, 1, 1)
-    return linear_to_srgb((pictures * weights).sum(-3, keepdim=True))
+    return linear_to_srgb(luma(pictures, _GRAY))
 
 
 @dataclass(frozen=True)
 class _Window:
-    """Range of one side that is cropped, and the weights that reduce it: an output pixel averages the area it covers."""
+    """Cropped range of one side, and the weights that reduce it: an output pixel averages the area it covers."""
 
     start: int
     stop: int

@@ -27,8 +27,8 @@ def read_exr(path: Path, content: bytes, *, max_pixels: int) -> Image:
         ImportError: OpenEXR is not installed.
     """
     size = _check_structure(content, max_pixels)
-    OpenEXR = importlib.import_module("OpenEXR")
-    with OpenEXR.File(str(path), separate_channels=True) as file:
+    openexr = importlib.import_module("OpenEXR")
+    with openexr.File(str(path), separate_channels=True) as file:
         channels = {name: channel.pixels for name, channel in file.channels().items()}
     by_name = {name.upper(): name for name in channels}
     names = ("R", "G", "B") if "R" in by_name else ("Y",)
@@ -61,7 +61,7 @@ def encode_exr(path: Path, image: Image) -> None:
     Raises:
         ImportError: OpenEXR is not installed.
     """
-    OpenEXR = importlib.import_module("OpenEXR")
+    openexr = importlib.import_module("OpenEXR")
     kind = np.float16 if float(image.pixels.abs().max()) < 65504 else np.float32
     names = "RGB" if image.pixels.shape[0] == 3 else "Y"
     channels: dict[str, Any] = {
@@ -69,8 +69,8 @@ def encode_exr(path: Path, image: Image) -> None:
     }
     if image.alpha is not None:
         channels["A"] = np.ascontiguousarray(image.alpha[0].numpy().astype(kind))
-    header = {"compression": OpenEXR.ZIP_COMPRESSION, "type": OpenEXR.scanlineimage}
-    with OpenEXR.File(header, channels) as file:
+    header = {"compression": openexr.ZIP_COMPRESSION, "type": openexr.scanlineimage}
+    with openexr.File(header, channels) as file:
         file.write(os.fspath(path))
 
 

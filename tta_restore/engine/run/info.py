@@ -34,7 +34,7 @@ def describe(model: str | None = None) -> str:
     if model is not None:
         try:
             restorer = load_restorer(model)
-            report = probe(restorer)
+            report = probe(restorer, competence=True)
             return f"{report}\n\n{_cost(restorer, report)}"
         except (ValueError, TypeError, ImportError) as error:
             raise UsageError(str(error)) from error
@@ -58,7 +58,7 @@ def describe(model: str | None = None) -> str:
 
 def _cost(restorer: Restorer, report: ProbeReport) -> str:
     """Multiply-adds of a frame of 1280x720, by shapes alone."""
-    height, width = report.spec.size.fit(720, 1280)
+    height, width = report.spec.padded(720, 1280)
     clip = () if report.spec.frames == 1 else (report.spec.frames or 5,)
     frame = torch.empty(1, *clip, report.spec.in_channels or 3, height, width, device="meta")
     try:

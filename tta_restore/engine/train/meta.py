@@ -127,7 +127,7 @@ class MetaObjective(Objective):
         reblurred = self.reblurred(values, sharp)
         restored = self.restored(values, blurry)
         return {
-            "reblur": weight * losses.charbonnier_edge(reblurred, blurry[:, middle]),
+            "reblur": weight * losses.charbonnier_edge_loss(reblurred, blurry[:, middle]),
             "deblur": (1 - weight) * window_loss(restored, sharp[:, middle], self.distance),
         }
 

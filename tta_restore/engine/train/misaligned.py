@@ -5,7 +5,6 @@ Source: JDRL (Li et al., AAAI 2023); Reblurring-guided defocus deblurring (Ren e
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -46,13 +45,13 @@ class MisalignedSettings:
         warm_up: steps in which the restorer meets the sharp image warped by the flow from the blurry one, unmasked.
         reblur_weight: of the reblurring loss.
         map_weight: of the blur map's loss, for a :class:`BlurConditioned` restorer.
-        edge_weight: of the edge loss against the warped sharp image, see :func:`tta_restore.losses.pixel`.
+        edge_weight: of the edge loss against the warped sharp image, see :func:`tta_restore.losses.edge_loss`.
         outputs: ``"main"``, the restored image; ``"all"`` compares every image that a restorer of several stages
             returns, and reblurs each. Flow is that of the restored image, which alone is warped.
         sigma: of the calibration masks; None for no masks.
         exact: warp exactly; the release is half a pixel off at the borders.
         border: pixels that the reblurring loss leaves out at each side; the release leaves out none.
-        map_compare: how maps are compared, see :func:`tta_restore.losses.blur_map`.
+        map_compare: how maps are compared, see :func:`tta_restore.losses.blur_map_loss`.
         map_detach: whether the reblurring module is kept from moving towards the map.
         flow: where flow comes from: ``"estimate"``; ``"given"``, that of the pair, in all stages; or ``"pixel"``: no
             flow, no mask, no reblurring, the plain loss that this is to be compared with.
@@ -161,19 +160,19 @@ class MisalignedObjective(Objective):
         if stage == "reblur":
             return Step.sum_of(self._reblur_parts(images, found, None), found)
         if settings.flow == "pixel":
-            return Step.sum_of({"pixel": _sum(losses.charbonnier(image, sharp) for image in images)}, found)
+            return Step.sum_of({"pixel": _sum(losses.charbonnier_loss(image, sharp) for image in images)}, found)
         found["flow"] = self._flow(blurry if stage == "warm_up" else images[0], sharp, batch.flow)
         found["warped"] = ops.flow_warp(sharp, found["flow"], padding_mode="border", align_corners=settings.exact)
         if stage == "warm_up":
-            parts = {"pair": _sum(losses.charbonnier(image, found["warped"]) for image in images)}
+            parts = {"pair": _sum(losses.charbonnier_loss(image, found["warped"]) for image in images)}
             return Step.sum_of(parts | self._edge_parts(images, found), found)
-        options: dict[str, Any] = {"sigma": settings.sigma, "exact": settings.exact}
+        options: dict[str, Any] = {"mask_tolerance": settings.sigma, "align_corners": settings.exact}
         back = self._flow(sharp, images[0], None if batch.flow is None else inverse_motion(batch.flow))
         if settings.sigma is not None:
-            found["mask"] = losses.calibration_mask(found["flow"], sigma=settings.sigma)
+            found["mask"] = losses.calibration_mask(found["flow"], tolerance=settings.sigma)
         backs = [back, *[None] * (len(images) - 1)]
         pairs = (
-            losses.deformed_pair(image, sharp, found["flow"], there, **options)
+            losses.deformation_loss(image, sharp, found["flow"], there, **options)
             for image, there in zip(images, backs, strict=True)
         )
         parts = {"pair": _sum(pairs)} | self._edge_parts(images, found)
@@ -226,7 +225,7 @@ class MisalignedObjective(Objective):
         if not self.settings.edge_weight:
             return {}
         mask = found.get("mask", 1)
-        total = _sum(losses.edge(mask * image, mask * found["warped"]) for image in images)
+        total = _sum(losses.edge_loss(mask * image, mask * found["warped"]) for image in images)
         return {"edge": self.settings.edge_weight * total}
 
     def _reblur_parts(
@@ -238,12 +237,12 @@ class MisalignedObjective(Objective):
                 seeds, weights = self.reblur.predictor(image, blurry)
             seeds, weights = seeds.float(), weights.float()
             reblurred = self.reblur.reblur(image, seeds, weights)
-            terms.append(losses.reblur_consistency(reblurred, blurry, border=settings.border))
+            terms.append(losses.reblur_loss(reblurred, blurry, distance="charbonnier", border=settings.border))
             if image is images[0]:
                 found.update(seeds=seeds, weights=weights, reblurred=reblurred)
         parts = {"reblur": settings.reblur_weight * _sum(terms)}
         if blur_map is not None:
-            difference = losses.blur_map(
+            difference = losses.blur_map_loss(
                 blur_map, found["seeds"], compare=settings.map_compare, detach=settings.map_detach
             )
             parts["blur_map"] = settings.map_weight * difference
@@ -299,15 +298,6 @@ def mixed_kernels(seeds: Tensor, weights: Tensor, pixels: list[tuple[int, int]])
     return torch.stack(drawn)
 
 
-def draw_flow(flow: Tensor) -> Tensor:
-    """Flow in the usual colors, relative to its largest displacement. Shape: (2, H, W) -> (3, H, W) in [0, 1]."""
-    length = flow.square().sum(0).sqrt()
-    length = length / length.max().clamp(min=1e-6)
-    hue = torch.atan2(-flow[1], -flow[0]) / (2 * math.pi) + 0.5
-    channels = [((hue * 6 + shift) % 6 - 3).abs().sub(1).clamp(0, 1) for shift in (0, 4, 2)]
-    return 1 - length * (1 - torch.stack(channels))
-
-
 def draw_step(tensors: dict[str, Tensor]) -> Tensor:
     """The first pair of a step as one picture (3, H, W): images, flow and mask, then blur radius and kernels."""
     height, width = tensors["blurry"].shape[2:]
@@ -315,7 +305,9 @@ def draw_step(tensors: dict[str, Tensor]) -> Tensor:
     if "warped" in tensors:
         tiles.append(tensors["warped"][0].clamp(0, 1))
     if "flow" in tensors:
-        tiles.append(draw_flow(tensors["flow"][0]))
+        from torchvision.utils import flow_to_image  # slow to import, and few runs draw
+
+        tiles.append(flow_to_image(tensors["flow"][0].float()) / 255)
     if "mask" in tensors:
         tiles.append(tensors["mask"][0].expand(3, -1, -1))
     if "reblurred" in tensors:

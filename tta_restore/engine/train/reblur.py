@@ -171,7 +171,7 @@ class ReblurObjective(Objective):
         settings, center = self.settings, batch.sharp.shape[1] // 2
         sharp, blurry = batch.sharp[:, center], batch.blurry[:, center]
         seen = {"sharp": sharp, "reblurred": fake, "blurry": blurry}
-        parts = {"reblur": settings.reblur_weight * losses.charbonnier_edge(fake, blurry)}
+        parts = {"reblur": settings.reblur_weight * losses.charbonnier_edge_loss(fake, blurry)}
         if self._run is not None:
             restored = restore_windows(
                 self._run, self._run.restore, batch.sharp, fake.clamp(0, 1), outputs=self.outputs
@@ -179,7 +179,7 @@ class ReblurObjective(Objective):
             parts["cycle"] = settings.cycle_weight * window_loss(restored, sharp, self.distance)
             seen["restored"] = restored[0][0]
         if self.critic is not None:
-            parts["adversarial"] = settings.adversarial_weight * losses.adversarial(self.critic(fake))
+            parts["adversarial"] = settings.adversarial_weight * losses.adversarial_loss(self.critic(fake))
         return Step.sum_of(parts, seen)
 
     def _real(self, batch: ReblurBatch) -> Tensor:
@@ -191,7 +191,7 @@ class ReblurObjective(Objective):
         self, critic: nn.Module, fake: Tensor, real: Tensor, optimizer: torch.optim.Optimizer, processes: Processes
     ) -> None:
         optimizer.zero_grad(set_to_none=True)
-        losses.critic(critic(fake), critic(real)).backward()
+        losses.discriminator_loss(critic(fake), critic(real)).backward()
         processes.average([p.grad for p in critic.parameters() if p.grad is not None])
         optimizer.step()
         with torch.no_grad():

@@ -103,11 +103,17 @@ class DefocusEstimator(nn.Module):
         self.register_buffer("known", torch.zeros(known, aperture_size, aperture_size, dtype=torch.uint8))
         self.register_buffer("said", torch.zeros(known, rings, DIRECTIONS, dtype=torch.float16))
 
-    def forward(self, x: Tensor) -> DefocusEstimate:
-        """Read the lens from (B, 3, H, W)."""
+    def forward(self, x: Tensor, noise_std: float | Tensor = 1 / 255) -> DefocusEstimate:
+        """Read the lens from (B, 3, H, W).
+
+        Args:
+            x: images.
+            noise_std: standard deviation of the noise of stored values, one for all images or (B,); what lies below
+                it in the spectrum is not taken for blur.
+        """
         if x.ndim != 4 or x.shape[1] != 3 or min(x.shape[-2:]) < WINDOW:
             raise ValueError(f"DefocusEstimator: expected (B, 3, H, W) with H, W >= {WINDOW}, got {tuple(x.shape)}")
-        reading = self.read(self.spectra(x).flatten(1, 2))
+        reading = self.read(self.spectra(x, noise_std).flatten(1, 2))
         cells, windows = ([(n - cut) // STRIDE + more for n in x.shape[-2:]] for cut, more in ((0, 0), (WINDOW, 1)))
 
         def on_grid(values: Tensor) -> Tensor:

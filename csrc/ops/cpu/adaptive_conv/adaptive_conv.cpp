@@ -1,0 +1,206 @@
+#include "adaptive_conv.h"
+
+#include <optional>
+#include <tuple>
+
+#include "dispatch.h"
+#include "huge_pages.h"
+#include "library.h"
+
+namespace {
+using tta::AdaptiveConv;
+using tta::Taps;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// Whether large results are written past the cache: they are not read again before it has forgotten them.
+bool streams(const Tensor& result, size_t item) { return result.numel() * int64_t(item) > (int64_t(8) << 20); }
+
+Tensor empty_result(const Tensor& like) {
+  Tensor out = torch::stable::empty_like(like);
+  tta::prefer_huge_pages(out.mutable_data_ptr(), out.numel() * int64_t(out.element_size()));
+  return out;
+}
+
+// Channels that a thread takes at least, so that small planes are not spread thinner than waking a thread costs.
+int64_t grain(const AdaptiveConv& conv) {
+  const int64_t work = conv.H * conv.W * conv.N * (2 * conv.K + 1);
+  return work > 32768 ? 1 : 32768 / work;
+}
+
+template <typename S>
+Taps<S> filter_taps(S* filters, const AdaptiveConv& conv) {
+  const int64_t plane = conv.H * conv.W, taps = conv.C * conv.K * plane, frame = conv.N * conv.C * (2 * conv.K + 1) * plane;
+  if (filters == nullptr) return {nullptr, nullptr, nullptr, {}, {}};
+  return {filters, filters + taps, filters + conv.N * 2 * taps, {frame, 2 * taps, conv.K * plane},
+          {frame, conv.C * plane, plane}};
+}
+
+template <typename S>
+Taps<S> separate_taps(S* vertical, S* horizontal, const AdaptiveConv& conv) {
+  const int64_t channel = conv.K * conv.H * conv.W;
+  return {vertical, horizontal, nullptr, {conv.C * channel, 0, channel}, {}};
+}
+
+AdaptiveConv single_step(const char* op, const Tensor& x, const Tensor& vertical, const Tensor& horizontal) {
+  STD_TORCH_CHECK(x.dim() == 4 && tta::same_shape(vertical, horizontal) && vertical.dim() == 4 && x.size(1) > 0, op,
+                  ": expected x (B, C, H, W), vertical and horizontal (B, C*K, H, W)");
+  const AdaptiveConv conv{x.size(0), x.size(1), x.size(2), x.size(3), 1, vertical.size(1) / x.size(1), 1, false, true};
+  STD_TORCH_CHECK(x.scalar_type() == vertical.scalar_type() && vertical.size(0) == conv.B && conv.K % 2 == 1 &&
+                      vertical.size(1) == conv.C * conv.K && vertical.size(2) == conv.H && vertical.size(3) == conv.W,
+                  op, ": expected vertical and horizontal of shape (B, C*K, H, W), K odd, and the dtype of x");
+  return conv;
+}
+
+AdaptiveConv all_steps(const char* op, const Tensor& x, const Tensor& filters, int64_t num_steps, int64_t kernel_size,
+                       double slope, bool activate_last, bool own) {
+  STD_TORCH_CHECK(x.dim() == 4 && filters.dim() == 4 && x.scalar_type() == filters.scalar_type(), op,
+                  ": expected x (B, C, H, W) and filters (B, N*C*(2K+1), H, W) of one dtype");
+  const AdaptiveConv conv{x.size(0), x.size(1), x.size(2), x.size(3), num_steps, kernel_size, slope, activate_last, own};
+  STD_TORCH_CHECK(num_steps >= 1 && kernel_size >= 1 && kernel_size % 2 == 1 && filters.size(0) == conv.B &&
+                      filters.size(1) == conv.N * conv.C * (2 * conv.K + 1) && filters.size(2) == conv.H &&
+                      filters.size(3) == conv.W,
+                  op, ": expected filters of shape (B, N*C*(2K+1), H, W), N >= 1, K odd");
+  return conv;
+}
+
+template <typename S>
+void forward(const tta::AdaptiveConvForward<S>& args) {
+  const auto kernel = TTA_BEST_ISA(adaptive_conv_forward<S>);
+  torch::stable::parallel_for(0, args.conv.B * args.conv.C, grain(args.conv),
+                              [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
+}
+
+template <typename S>
+void backward(const tta::AdaptiveConvBackward<S>& args) {
+  const auto kernel = TTA_BEST_ISA(adaptive_conv_backward<S>);
+  torch::stable::parallel_for(0, args.conv.B * args.conv.C, grain(args.conv),
+                              [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
+}
+
+Tensor sac(const Tensor& x_in, const Tensor& vertical_in, const Tensor& horizontal_in) {
+  const AdaptiveConv conv = single_step("sac", x_in, vertical_in, horizontal_in);
+  const Tensor x = torch::stable::contiguous(x_in), vertical = torch::stable::contiguous(vertical_in),
+               horizontal = torch::stable::contiguous(horizontal_in);
+  Tensor out = empty_result(x);
+  if (out.numel() == 0) return out;
+  tta::dispatch("sac", x.scalar_type(), [&]<typename S>() {
+    forward<S>({conv, tta::data<S>(x), separate_taps(tta::data<S>(vertical), tta::data<S>(horizontal), conv),
+                tta::mutable_data<S>(out), nullptr});
+  });
+  return out;
+}
+
+std::tuple<Tensor, Tensor, Tensor> sac_backward(const Tensor& grad_in, const Tensor& x_in, const Tensor& vertical_in,
+                                                const Tensor& horizontal_in, bool need_taps) {
+  const AdaptiveConv conv = single_step("sac_backward", x_in, vertical_in, horizontal_in);
+  STD_TORCH_CHECK(tta::same_shape(grad_in, x_in), "sac_backward: expected grad like x");
+  const Tensor grad = torch::stable::contiguous(grad_in), x = torch::stable::contiguous(x_in),
+               vertical = torch::stable::contiguous(vertical_in), horizontal = torch::stable::contiguous(horizontal_in);
+  Tensor grad_x = empty_result(x);
+  Tensor grad_vertical = need_taps ? empty_result(vertical) : torch::stable::new_empty(x, {0});
+  Tensor grad_horizontal = need_taps ? empty_result(horizontal) : torch::stable::new_empty(x, {0});
+  if (x.numel() == 0) return {grad_x, grad_vertical, grad_horizontal};
+  tta::dispatch("sac_backward", x.scalar_type(), [&]<typename S>() {
+    S* none = nullptr;
+    backward<S>({conv, tta::data<S>(grad), tta::data<S>(x),
+                 separate_taps(tta::data<S>(vertical), tta::data<S>(horizontal), conv), nullptr,
+                 tta::mutable_data<S>(grad_x),
+                 separate_taps(need_taps ? tta::mutable_data<S>(grad_vertical) : none,
+                               need_taps ? tta::mutable_data<S>(grad_horizontal) : none, conv),
+                 streams(grad_vertical, sizeof(S))});
+  });
+  return {grad_x, grad_vertical, grad_horizontal};
+}
+
+std::tuple<Tensor, Tensor> iac(const Tensor& x_in, const Tensor& filters_in, int64_t num_steps, int64_t kernel_size,
+                               double slope, bool activate_last, bool own, bool save_states) {
+  const AdaptiveConv conv = all_steps("iac", x_in, filters_in, num_steps, kernel_size, slope, activate_last, own);
+  const Tensor x = torch::stable::contiguous(x_in), filters = torch::stable::contiguous(filters_in);
+  Tensor out = empty_result(x);
+  Tensor states = torch::stable::new_empty(
+      x, {conv.B, save_states ? conv.N - 1 : 0, conv.C, conv.H, conv.W}, tta::computing_type(x));
+  tta::prefer_huge_pages(states.mutable_data_ptr(), states.numel() * int64_t(states.element_size()));
+  if (out.numel() == 0) return {out, states};
+  tta::dispatch("iac", x.scalar_type(), [&]<typename S>() {
+    using T = tta::accumulate_t<S>;
+    forward<S>({conv, tta::data<S>(x), filter_taps(tta::data<S>(filters), conv), tta::mutable_data<S>(out),
+                save_states ? tta::mutable_data<T>(states) : nullptr});
+  });
+  return {out, states};
+}
+
+std::tuple<Tensor, Tensor> iac_backward(const Tensor& grad_in, const Tensor& x_in, const Tensor& filters_in,
+                                        const Tensor& states_in, int64_t num_steps, int64_t kernel_size, double slope,
+                                        bool activate_last, bool own, bool need_filters) {
+  const AdaptiveConv conv =
+      all_steps("iac_backward", x_in, filters_in, num_steps, kernel_size, slope, activate_last, own);
+  STD_TORCH_CHECK(tta::same_shape(grad_in, x_in) && states_in.scalar_type() == tta::computing_type(x_in),
+                  "iac_backward: expected grad like x, and states in the computing type");
+  const Tensor grad = torch::stable::contiguous(grad_in), x = torch::stable::contiguous(x_in),
+               filters = torch::stable::contiguous(filters_in), states = torch::stable::contiguous(states_in);
+  const bool saved = states.numel() == (conv.N - 1) * x.numel();
+  Tensor grad_x = empty_result(x);
+  Tensor grad_filters = need_filters ? empty_result(filters) : torch::stable::new_empty(x, {0});
+  if (x.numel() == 0) return {grad_x, grad_filters};
+  tta::dispatch("iac_backward", x.scalar_type(), [&]<typename S>() {
+    using T = tta::accumulate_t<S>;
+    S* none = nullptr;
+    backward<S>({conv, tta::data<S>(grad), tta::data<S>(x), filter_taps(tta::data<S>(filters), conv),
+                 saved ? tta::data<T>(states) : nullptr, tta::mutable_data<S>(grad_x),
+                 filter_taps(need_filters ? tta::mutable_data<S>(grad_filters) : none, conv),
+                 streams(grad_filters, sizeof(S))});
+  });
+  return {grad_x, grad_filters};
+}
+
+// Second derivatives are rare and short: half types are converted before and after, not in the loops.
+Tensor widened(const Tensor& tensor) { return torch::stable::to(tensor, tta::computing_type(tensor)); }
+
+std::tuple<Tensor, Tensor, Tensor> iac_double_backward(const std::optional<Tensor>& dx_in,
+                                                       const std::optional<Tensor>& dfilters_in, const Tensor& grad_in,
+                                                       const Tensor& x_in, const Tensor& filters_in, int64_t num_steps,
+                                                       int64_t kernel_size, double slope, bool activate_last, bool own) {
+  const AdaptiveConv conv =
+      all_steps("iac_double_backward", x_in, filters_in, num_steps, kernel_size, slope, activate_last, own);
+  STD_TORCH_CHECK(tta::same_shape(grad_in, x_in) && (!dx_in || tta::same_shape(*dx_in, x_in)) &&
+                      (!dfilters_in || tta::same_shape(*dfilters_in, filters_in)),
+                  "iac_double_backward: expected grad and dx like x, and dfilters like filters");
+  const auto dense = [](const Tensor& tensor) { return torch::stable::contiguous(widened(tensor)); };
+  const Tensor grad = dense(grad_in), x = dense(x_in), filters = dense(filters_in);
+  const Tensor dx = dx_in ? dense(*dx_in) : x, dfilters = dfilters_in ? dense(*dfilters_in) : filters;
+  Tensor grad_grad = empty_result(grad), grad_x = empty_result(x), grad_filters = empty_result(filters);
+  const auto run = [&]<typename S>() {
+    const S* none = nullptr;
+    const tta::AdaptiveConvDoubleBackward<S> args{conv,
+                                                  dx_in ? tta::data<S>(dx) : none,
+                                                  tta::data<S>(grad),
+                                                  tta::data<S>(x),
+                                                  filter_taps(dfilters_in ? tta::data<S>(dfilters) : none, conv),
+                                                  filter_taps(tta::data<S>(filters), conv),
+                                                  tta::mutable_data<S>(grad_grad),
+                                                  tta::mutable_data<S>(grad_x),
+                                                  filter_taps(tta::mutable_data<S>(grad_filters), conv),
+                                                  streams(grad_filters, sizeof(S))};
+    const auto kernel = TTA_BEST_ISA(adaptive_conv_double_backward<S>);
+    torch::stable::parallel_for(0, conv.B * conv.C, grain(conv),
+                                [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
+  };
+  if (x.numel() > 0) {
+    if (x.scalar_type() == ScalarType::Double)
+      run.template operator()<double>();
+    else
+      run.template operator()<float>();
+  }
+  const auto kept = [&](const Tensor& tensor) { return torch::stable::to(tensor, x_in.scalar_type()); };
+  return {kept(grad_grad), kept(grad_x), kept(grad_filters)};
+}
+}  // namespace
+
+TTA_CPU_KERNELS(m) {
+  m.impl("sac", TORCH_BOX(&sac));
+  m.impl("sac_backward", TORCH_BOX(&sac_backward));
+  m.impl("iac", TORCH_BOX(&iac));
+  m.impl("iac_backward", TORCH_BOX(&iac_backward));
+  m.impl("iac_double_backward", TORCH_BOX(&iac_double_backward));
+}
