@@ -136,5 +136,7 @@ def test_views_lie_on_both_sides_of_the_picture():
 def test_augmentation_is_used(tmp_path):
     put(tmp_path / "a.png", torch.rand(3, 20, 24, generator=torch.Generator().manual_seed(0)))
     files = [PairFiles(tmp_path / "a.png", tmp_path / "a.png")]
-    pair = FolderCrops(files, size=16, augmentation=Augmentation(noise=0, scale=0, gray=1))(1, torch.Generator())
+    pair = FolderCrops(files, size=16, augmentation=Augmentation(noise_prob=0, scale_prob=0, gray_prob=1))(
+        1, torch.Generator()
+    )
     assert torch.equal(pair.blurry[:, 0], pair.blurry[:, 2])
