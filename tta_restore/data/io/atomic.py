@@ -14,7 +14,7 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-__all__ = ["atomic_file"]
+__all__ = ["atomic_file", "exclusive_lock"]
 
 _LONGEST_NAME = 240  # bytes; file systems take 255, the affixes need 9
 
@@ -44,6 +44,39 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise
     finally:
         os.close(lock)
+
+
+@contextmanager
+def exclusive_lock(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Keep other processes that ask for the same lock from a file or folder while the block runs.
+
+    The lock is a file next to `path` (`.NAME.lock`), removed at the end; a killed process leaves no lock behind.
+    Where the system has no locks, nothing is kept out.
+
+    Raises:
+        BlockingIOError: another process holds it.
+        OSError: the lock file cannot be made.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if fcntl is None:
+        yield
+        return
+    name = path.with_name(f".{path.name}.lock")
+    descriptor = os.open(name, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise
+        except OSError:  # a file system without locks
+            pass
+        try:
+            yield
+        finally:
+            name.unlink(missing_ok=True)
+    finally:
+        os.close(descriptor)
 
 
 def _partial_name(name: str) -> str:

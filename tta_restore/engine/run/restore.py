@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from collections import Counter
@@ -20,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from tta_restore.data.datasets.clips import ImageSequence
-from tta_restore.data.io.atomic import atomic_file
+from tta_restore.data.io.atomic import atomic_file, exclusive_lock
 from tta_restore.data.io.color import to_model_space
 from tta_restore.data.io.files import printable
 from tta_restore.data.io.image import MAX_PIXELS, check_writable, read_image, write_image
@@ -488,9 +487,11 @@ def _opened_state(path: str | Path | None, method: Any) -> Iterator[RestoreState
         return
     try:
         keeper = RestoreState(Path(path), method)
-        with keeper.locked():
+        with exclusive_lock(path):
             keeper.load()
             yield keeper
+    except BlockingIOError:
+        raise UsageError(f"--state {path}: another run is using it") from None
     except StateError as error:
         raise UsageError(f"--state {path}: {error}") from error
 
@@ -515,35 +516,6 @@ class RestoreState:
         self.path = path
         self.method = method
         self._seen: dict[str, None] = {}
-
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keep other runs from the file while this one uses it.
-
-        Raises:
-            StateError: another run uses it.
-        """
-        try:
-            import fcntl
-        except ImportError:  # Windows
-            yield
-            return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        lock = self.path.with_name(f".{self.path.name}.lock")
-        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise StateError("another run is using it") from None
-            except OSError:
-                pass  # a file system without locks
-            try:
-                yield
-            finally:
-                lock.unlink(missing_ok=True)
-        finally:
-            os.close(descriptor)
 
     def load(self) -> None:
         """Take adapter and list from the file, when it exists.
