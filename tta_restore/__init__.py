@@ -8,7 +8,7 @@ from tta_restore._core.dispatch import BackendUnavailable, backend, show_config
 from tta_restore._core.lazy import submodule
 
 if TYPE_CHECKING:
-    from . import adapters, data, engine, losses, metrics, models, nn, ops
+    from . import adapters, data, degradations, engine, losses, metrics, models, nn, ops
 
 __version__ = "0.1.0"
 
@@ -17,6 +17,7 @@ __all__ = [
     "adapters",
     "backend",
     "data",
+    "degradations",
     "engine",
     "losses",
     "metrics",

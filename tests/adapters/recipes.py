@@ -40,8 +40,6 @@ class Recipe:
     learns: bool = True
     suits: Callable[[str], bool] = lambda network: True
     """Which networks of the zoo it takes."""
-    quick: Callable[[str], bool] = lambda network: True
-    """Which of them the default tests run; the others are slow."""
 
 
 class Pairs(Adapter):
@@ -158,35 +156,28 @@ def configured(method: type[Adapter], **settings: Any) -> Callable[..., Adapter]
     return lambda model, **options: method(model, **{"select": "all"} | settings | options)
 
 
-SOME = ("tuple", "batch_norm", "tokens", "super_resolution", "bfloat16", "compiled").__contains__
-INJECTED = ("tuple", "tokens", "bfloat16", "old_weight_norm", "one_at_a_time", "caching", "nafnet").__contains__
-FEW = ("dataclass", "batch_norm").__contains__
-STAGES_AND_RANGES = ("list", "batch_norm", "multiple_of_8", "bytes").__contains__
 SHIFTED = [(lambda x, k=k: torch.roll(x, k, -1), lambda x: x) for k in range(3)]  # not undone, as published
 
 RECIPES = {
     "source": Recipe(Adapter, learns=False),
     "self_ensemble": Recipe(SelfEnsemble, learns=False),
     "siam_ctta": Recipe(make_siam_ctta),
-    "causiam": Recipe(make_causiam, suits=lambda network: network != "compiled", quick=INJECTED),
+    "causiam": Recipe(make_causiam, suits=lambda network: network != "compiled"),
     "pairs": Recipe(make_pairs),
     "reblur_consistency": Recipe(make_reblur_consistency, suits=lambda network: network != "super_resolution"),
-    "meta_transfer": Recipe(
-        make_meta_transfer, suits=lambda network: network != "super_resolution", quick=STAGES_AND_RANGES
-    ),
+    "meta_transfer": Recipe(make_meta_transfer, suits=lambda network: network != "super_resolution"),
     "reblur_pairs": Recipe(make_reblur_pairs, suits=lambda network: network != "super_resolution"),
-    "tent": Recipe(configured(Tent, lr=3e-2), quick=SOME),
-    "tent_official": Recipe(configured(Tent, variant="official", lr=3e-2), quick=FEW),
-    "cotta": Recipe(configured(CoTTA, lr=1e-2, ema=0.9), quick=FEW),
-    "cotta_official": Recipe(configured(CoTTA, variant="official", lr=1e-2, ema=0.5, views=SHIFTED), quick=SOME),
-    "sar": Recipe(configured(SAR, lr=1.0, guards=Guards()), quick=SOME),
-    "sar_official": Recipe(configured(SAR, variant="official"), learns=False, suits=certain, quick=FEW),
-    "eata": Recipe(configured(EATA, lr=1.0, max_similarity=2.0), quick=SOME),
-    "eata_official": Recipe(configured(EATA, variant="official"), learns=False, suits=certain, quick=FEW),
+    "tent": Recipe(configured(Tent, lr=3e-2)),
+    "tent_official": Recipe(configured(Tent, variant="official", lr=3e-2)),
+    "cotta": Recipe(configured(CoTTA, lr=1e-2, ema=0.9)),
+    "cotta_official": Recipe(configured(CoTTA, variant="official", lr=1e-2, ema=0.5, views=SHIFTED)),
+    "sar": Recipe(configured(SAR, lr=1.0, guards=Guards())),
+    "sar_official": Recipe(configured(SAR, variant="official"), learns=False, suits=certain),
+    "eata": Recipe(configured(EATA, lr=1.0, max_similarity=2.0)),
+    "eata_official": Recipe(configured(EATA, variant="official"), learns=False, suits=certain),
     "srtta": Recipe(
         configured(SRTTA, lr=1e-2, steps=2, num_patches=2, patch_size=16),
         suits=lambda network: network not in ("compiled", "clips"),
-        quick=SOME,
     ),
-    "roid": Recipe(configured(ROID, lr=3e-2), quick=FEW),
+    "roid": Recipe(configured(ROID, lr=3e-2)),
 }

@@ -115,6 +115,8 @@ def test_memory_and_work_do_not_grow_with_the_image():
 
     spec = RestorerSpec(size=SizeRequirements(multiple_of=8))
     adapter = SelfEnsemble(Watching(), spec=spec, tiles=Tiles(64, 16))
+    adapter.predict(torch.rand(1, 3, 8, 8))  # the first call also tries whether the model can be copied
+    largest.clear()
     assert adapter(torch.rand(1, 3, 301, 203)).shape == (1, 3, 301, 203)
     assert max(largest) == 64 * 64
     assert len(largest) == 6 * 4 * 4  # rows, columns, views

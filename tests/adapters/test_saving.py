@@ -154,13 +154,13 @@ def test_what_a_killed_process_left_of_a_state_is_overwritten(learned, tmp_path)
 
 def test_fingerprints_tell_models_apart_and_ignore_what_adapters_do():
     net = build("batch_norm")
-    fingerprint = checkpoint.fingerprint([net])
+    fingerprint = checkpoint._checksum_of([net])
     adapter = SiamCTTA(net, select="all", lr=0.1)
     adapter(frames("batch_norm", 1)[0])
-    assert checkpoint.fingerprint([net]) == fingerprint == checkpoint.fingerprint([build("batch_norm")])
+    assert checkpoint._checksum_of([net]) == fingerprint == checkpoint._checksum_of([build("batch_norm")])
     with torch.no_grad():
         net.body[1].running_mean[3] += 1e-3
-    assert checkpoint.fingerprint([net]) != fingerprint
+    assert checkpoint._checksum_of([net]) != fingerprint
 
 
 def test_methods_without_weights_have_a_state_too(tmp_path):

@@ -6,6 +6,7 @@ import contextlib
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -173,11 +174,9 @@ class Backbone:
 
     def _pass(self, tensors: Mapping[str, Tensor] | None, frame: Tensor, arguments: dict[str, Any]) -> Restoration:
         host = self._host(tensors)
-        context = arguments.get(CONTEXT)
-        if context is not None:
-            arguments = {name: value for name, value in arguments.items() if name != CONTEXT}
+        call, context = host.module, arguments.get(CONTEXT)
         if tensors is None:
-            return self.restorer.restore(frame, call=host.module, memory_format=self.memory_format, **arguments)
+            return self.restorer.restore(frame, call=call, memory_format=self.memory_format, **arguments)
         own = self.parameters()
         used = {name: tensor.to(own[name].dtype) for name, tensor in tensors.items()}
         graph = torch.is_grad_enabled()
@@ -189,8 +188,19 @@ class Backbone:
                 used = self._detached(own, tensors) | used
             stack.enter_context(host.holding(used))
             if context is not None and self.injection is not None:
-                stack.enter_context(self.injection.active(host.root, used, context))
-            return self.restorer.restore(frame, call=host.module, memory_format=self.memory_format, **arguments)
+                if len(frame) == 1 or self.restorer.known_spec(frame).batched:
+                    arguments = {name: value for name, value in arguments.items() if name != CONTEXT}
+                    stack.enter_context(self.injection.active(host.root, used, context))
+                else:
+                    call = partial(self._with_context, host, used)  # each image with its own context
+            return self.restorer.restore(frame, call=call, memory_format=self.memory_format, **arguments)
+
+    def _with_context(
+        self, host: Replica | InPlace, used: Mapping[str, Tensor], inputs: Tensor, **keywords: Any
+    ) -> Any:
+        context = keywords.pop(CONTEXT)
+        with self.injection.active(host.root, used, context):  # type: ignore[union-attr]
+            return host.module(inputs, **keywords)
 
     def _host(self, tensors: Mapping[str, Tensor] | None) -> Replica | InPlace:
         host = self._with_graph if tensors is not None and torch.is_grad_enabled() else self._without
@@ -206,11 +216,12 @@ class Backbone:
             if self._without is None:
                 self._with_graph = self._without = InPlace(self.restorer.module, self.root)
             return False
-        replicas = self._with_graph, self._without
-        if self._without is None or any(r is None or r.signature != signature(self.root) for r in replicas):
-            self._with_graph, self._without = Replica(self.root), Replica(self.root)
+        now = signature(self.root)
+        replicas = [host for host in (self._with_graph, self._without) if isinstance(host, Replica)]
+        if len(replicas) < 2 or any(replica.signature != now for replica in replicas):
+            self._with_graph, self._without = replicas = [Replica(self.root), Replica(self.root)]
         buffers: dict[int, Tensor] = {}
-        for replica in (self._with_graph, self._without):
+        for replica in replicas:
             replica.start(buffers, training=self.training)
         return True
 

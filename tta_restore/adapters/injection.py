@@ -320,7 +320,7 @@ class Semantic(RecordedModule):
             torch.manual_seed(self.seed)
             layers = [
                 SemanticCrossAttention(
-                    site.channels, width, num_heads=self.num_heads, scale=self.res_scale, zero_init=self.zero_init
+                    site.channels, width, num_heads=self.num_heads, res_scale=self.res_scale, zero_init=self.zero_init
                 ).to(site.device, site.dtype)
                 for site in sites
             ]

@@ -64,7 +64,7 @@ class PrefixCache:
         try:
             with torch.no_grad():
                 expected = run(disturbed, frame, arguments)
-                self._recorded(names, run, plain, disturbed, frame, arguments)
+                self._recorded(names, run, plain, tensors, frame, arguments)
                 run(disturbed, 0.9 - 0.8 * frame.flip(-1), arguments)
                 self.names = names
                 found = self.run(run, plain, disturbed, frame, arguments)

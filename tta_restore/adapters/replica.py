@@ -196,7 +196,7 @@ def _at(place: tuple[nn.Module, str]) -> Any:
 
 
 def _put(places: Mapping[str, list[tuple[nn.Module, str]]], tensors: Mapping[str, Any]) -> None:
-    recurrent = set()
+    recurrent: set[nn.Module] = set()
     for name, tensor in tensors.items():
         for part, leaf in places.get(name, ()):
             part._parameters[leaf] = tensor

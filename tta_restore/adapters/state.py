@@ -50,6 +50,17 @@ class State:
     context: Tensor | None = None
     memory: dict[str, Tree] = field(default_factory=dict)
 
+    @property
+    def optimizer(self) -> torch.optim.Optimizer | None:
+        """Optimizer of the student."""
+        return self.optimizers.get("student")
+
+    @optimizer.setter
+    def optimizer(self, optimizer: torch.optim.Optimizer | None) -> None:
+        self.optimizers.pop("student", None)
+        if optimizer is not None:
+            self.optimizers["student"] = optimizer
+
     def generator(self) -> torch.Generator:
         """Return the random numbers of the next frame, which depend on the seed and the number of frames only."""
         digest = hashlib.blake2b(f"{self.seed}/{self.frames}".encode(), digest_size=7).digest()

@@ -51,8 +51,7 @@ class CauSiam(SiamCTTA, method="causiam"):
     ) -> None:
         checks.expect_choice("CauSiam", "variant", variant, ("official", "ours"))
         if semantic is None:
-            preprocessing = "release" if variant == "official" else "standard"
-            semantic = Semantic(OpenClipEncoder("ViT-B-32", "openai", preprocessing=preprocessing), at="auto")
+            semantic = Semantic(OpenClipEncoder("ViT-B-32", "openai", variant=variant), at="auto")
         defaults = _OFFICIAL if variant == "official" else _OURS
         if not isinstance(semantic, Semantic):
             raise TypeError(f"CauSiam: expected semantic to be a Semantic or None, got {type(semantic).__name__}")

@@ -302,10 +302,10 @@ def keep_sharp_frames(
     """Return which frames of a clip were sharp before, and better stay as they were.
 
     Each frame and its restoration are reblurred with the clip's motion around it; at the ends, with that around the
-    neighbor, which has two neighbors. A frame is sharp if its own reblurred version is clearly nearer to it than that of
-    its restoration: it is sharp already, and does not move. Differences are averaged over 3x3 pixels first, since only
-    the frame itself holds its noise. A reblurring network that hardly blurs a clip that moves finds every frame nearest
-    to itself: its largest change of a restoration has to reach half of the largest change that restoring made.
+    neighbor, which has two neighbors. A frame is sharp if its own reblurred version is clearly nearer to it than that
+    of its restoration: it is sharp already, and does not move. Differences are averaged over 3x3 pixels first, since
+    only the frame itself holds its noise. A reblurring network that hardly blurs a clip that moves finds every frame
+    nearest to itself: its largest change of a restoration has to reach half of the largest change that restoring made.
 
     Shape: frames, restored (T, 3, H, W) in [0, 1] -> (T,); reblur takes (1, num_frames, 3, H, W).
     """

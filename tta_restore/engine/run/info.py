@@ -34,7 +34,7 @@ def describe(model: str | None = None) -> str:
     if model is not None:
         try:
             restorer = load_restorer(model)
-            report = probe(restorer)
+            report = probe(restorer, competence=True)
             return f"{report}\n\n{_cost(restorer, report)}"
         except (ValueError, TypeError, ImportError) as error:
             raise UsageError(str(error)) from error

@@ -14,14 +14,15 @@ from tta_restore.data.datasets.layouts import CLIP_LAYOUTS, find_clips
 from tta_restore.data.io.files import images_below
 from tta_restore.data.io.image import read_image
 from tta_restore.data.synthetic import photos
-from tta_restore.data.synthetic.camera_shake import CameraShake, ShakenClips
+from tta_restore.data.synthetic.camera_shake import ShakenClips
+from tta_restore.degradations.motion import CameraShake
 
 #: Motions of generated clips where none are asked for: pans of all directions, hand-held shake, turns and zooms.
 SHAKES = (
     CameraShake(pan=5.0),
     CameraShake(pan=10.0),
     CameraShake(pan=3.0, rotation=0.02, tremor=0.7),
-    CameraShake(pan=3.0, zoom=0.02, exposure=1.0),
+    CameraShake(pan=3.0, zoom=0.02, exposure_fraction=1.0),
 )
 
 

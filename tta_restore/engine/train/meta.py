@@ -112,7 +112,7 @@ class MetaObjective(Objective):
         terms: dict[str, list[float]] = {}
         items = inner.filter_samples(task.items, lambda windows: self.reblurred(values, windows))
         for step in inner.steps(len(items), task.num_frames, generator):
-            problem = loop.update(loop.loss(step, items[step.item]))
+            problem = loop.update(loop.loss(step, items[step.sample]))
             if problem is not None:
                 raise RuntimeError(f"meta-training: {problem}, in the {step.stage} stage on {task.name}")
             for name, value in loop.terms.items():
