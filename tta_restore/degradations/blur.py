@@ -51,17 +51,13 @@ _PUPIL_STEP = 0.15  # squared relative distance of two pupil functions that is j
 
 @dataclass(frozen=True, eq=False)
 class BlurParameters(Parameters):
-    """Point spread functions at R evenly spaced positions of a map, and the map."""
+    """Point spread functions at R evenly spaced positions of a map, their radii, and the map."""
 
     kernels: Tensor = quantity("share of the light, sums to 1", minimum=0, maximum=1 + 1e-4, shape="(N, R, K, K)")
+    radius: Tensor = quantity("root mean square radius in pixels, before sampling", minimum=0, shape="(N, R)")
     position: Tensor | None = quantity(
         "position between the first and the last kernel", minimum=0, maximum=1, shape="(N, h, w)", default=None
     )
-
-    @property
-    def radius(self) -> Tensor:
-        """Root mean square radii of the kernels in pixels, (N, R)."""
-        return _spread(self.kernels)
 
 
 @register_degradation("blur")
@@ -120,18 +116,19 @@ class Blur(Degradation):
         """Draw ``n`` sets of parameters."""
         if self.psf is not None:
             index = (rand(generator, n) * len(self.psf)).long().clamp(max=len(self.psf) - 1)
-            return BlurParameters(self.psf[index].cpu().float()[:, None])
+            kernels = self.psf[index].cpu().float()[:, None]
+            return BlurParameters(kernels, _spread(kernels))
         pupils = self._draw_pupils(generator, n)
         first = log_uniform(self.radius, generator, n, floor=0.1)
         if self.varying_prob == 0:
-            return BlurParameters(pupil_kernels(pupils, first[:, None]))
+            return BlurParameters(pupil_kernels(pupils, first[:, None]), first[:, None])
         second, varies = log_uniform(self.radius, generator, n, floor=0.1), rand(generator, n) < self.varying_prob
         second = torch.where(varies, second, first)
         steps = torch.linspace(0, 1, self.levels)
         field = normal((n, 1, 5, 5), generator, first)
         position = torch.special.ndtr(1.3 * F.interpolate(field, size=(32, 32), mode="bicubic", align_corners=True))
         radius = first[:, None] + (second - first)[:, None] * steps
-        return BlurParameters(pupil_kernels(pupils, radius), position[:, 0])
+        return BlurParameters(pupil_kernels(pupils, radius), radius, position[:, 0])
 
     def apply(self, sharp: Tensor, parameters: BlurParameters, generator: torch.Generator | None = None) -> Tensor:
         """Blur the images, with mirrored borders; see :meth:`Degradation.apply`."""

@@ -107,9 +107,4 @@ class Compose(Degradation):
         """Return the parameters that ``to_dict`` wrote."""
         checks.expect_known("Compose", content, ["parts"])
         pairs = zip(self.degradations, content["parts"], strict=True)
-        return ComposeParameters(
-            tuple(
-                item.parameters_from_dict(part) if isinstance(item, Compose) else item.Parameters.from_dict(part)
-                for item, part in pairs
-            )
-        )
+        return ComposeParameters(tuple(item.parameters_from_dict(part) for item, part in pairs))

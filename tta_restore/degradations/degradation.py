@@ -149,6 +149,10 @@ class Degradation(ABC):
         settings = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
         return {"kind": self.kind} | {name: settings_to_json(value) for name, value in settings.items()}
 
+    def parameters_from_dict(self, content: dict[str, Any]) -> Any:
+        """Return the parameters that their ``to_dict`` wrote."""
+        return self.Parameters.from_dict(content)
+
     def _expect(self, sharp: Tensor, parameters: Any) -> Any:
         """Check the arguments of :meth:`apply` and return one set of parameters per image."""
         name = type(self).__name__

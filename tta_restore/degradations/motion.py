@@ -25,6 +25,8 @@ from tta_restore.degradations.registry import register_degradation
 
 __all__ = ["CameraPath", "CameraShake", "MotionBlur", "MotionParameters", "camera_path", "expose"]
 
+_STEPS = 512  # of a rasterized path
+
 
 @dataclass(frozen=True)
 class CameraShake:
@@ -214,10 +216,11 @@ def motion_kernels(path: Tensor) -> Tensor:
         - path: (N, M, 2), shift in x and y in pixels at equal steps of time
         - output: (N, K, K), each summing to 1, K odd and as small as the longest path allows
     """
-    # steps of at most a quarter of a pixel leave no gaps
     n, count, _ = path.shape
-    longest = float(path.diff(dim=1).norm(dim=-1).max()) if path.numel() else 0.0
-    dense = (count - 1) * max(math.ceil(4 * longest), 1) + 1
+    longest = float(path.diff(dim=1).norm(dim=-1).sum(1).max()) if path.numel() else 0.0
+    # steps of at most a quarter of a pixel leave no gaps; as many for every path that is not very long, so that the
+    # kernel of a path does not depend on the batch
+    dense = (count - 1) * max(math.ceil(_STEPS / (count - 1)), math.ceil(4 * longest / (count - 1))) + 1
     points = F.interpolate(path.transpose(1, 2), size=dense, mode="linear", align_corners=True)
     # a camera that moves right shifts the image left; the kernel is that of a convolution
     points = -points

@@ -164,12 +164,12 @@ class Reading:
         radius = radius[:, :1] + (radius[:, 1:] - radius[:, :1]) * steps
         kernels = pupil_kernels(pupils, radius, max_size=max_size)
         if not varying:
-            return BlurParameters(kernels)
+            return BlurParameters(kernels, radius)
         ramp = torch.linspace(0, 1, 16)
         grid_y, grid_x = torch.meshgrid(ramp, ramp, indexing="ij")
         angle = 2 * math.pi * rand(generator, n)[:, None, None]
         position = 0.5 + angle.cos() * (grid_x - 0.5) + angle.sin() * (grid_y - 0.5)
-        return BlurParameters(kernels, position.clamp(0, 1))
+        return BlurParameters(kernels, radius, position.clamp(0, 1))
 
     def distance(self, other: Reading) -> float:
         """Return how far two readings are apart, in just noticeable steps (about 20 %), over what is visible."""
