@@ -43,7 +43,7 @@ class TestAnisotropicReblur(OpTests):
     def samples(self, generator):
         return [
             Sample(draw(1, 2, 2, 3, generator=generator), {"kernel_size": 3}),
-            Sample(draw(1, 3, 9, 20, generator=generator)),
+            Sample(draw(1, 3, 9, 20, generator=generator), {"kernel_size": 7}),
             Sample(draw(2, 1, 4, 3, generator=generator), {"kernel_size": 5, "padding_mode": "zeros"}),
             Sample(draw(1, 2, 7, 8, generator=generator), {"kernel_size": 7, "padding_mode": "circular"}),
             Sample(draw(1, 1, 2, 2, generator=generator), {"kernel_size": 9, "padding_mode": "replicate"}),
@@ -64,6 +64,16 @@ class TestAnisotropicReblur(OpTests):
             Bad((image, sigma, theta.to("meta")), ValueError, "one device"),
             Bad((image.byte(), sigma, theta), TypeError, "divide by 255"),
         ]
+
+
+def test_the_default_window(generator):
+    leaves = [t.requires_grad_() for t in draw(1, 2, 9, 20, generator=generator)]
+    results = [function(*leaves) for function in (ops.anisotropic_reblur, literal)]
+    assert_agrees(*results)
+    weights = random(1, 2, 9, 20, generator=generator)
+    found, expected = (torch.autograd.grad(out, leaves, weights) for out in results)
+    for got, want in zip(found, expected, strict=True):
+        assert_agrees(got, want, what="gradient")
 
 
 def test_no_width_is_the_identity(generator):
