@@ -30,7 +30,7 @@ from tta_restore.metrics import psnr
 CONFIG = {"base_channels": 8, "num_steps": 17, "num_res_blocks": 1}
 SIZE = 48
 LENS = optics.Lens("disk", optics.disk, (2.0, 4.0))
-COLORS = {"identity": "#0072B2", "published": "#D55E00"}
+COLORS = {"ours": "#0072B2", "official": "#D55E00"}
 
 
 def one_lens(generator):
@@ -51,7 +51,7 @@ def held_out(lens, seed=77, count=12):
 def train(init, seed, steps, bank, pair, settings, lens):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        restorer = models.create_model("ifan", init=init, **CONFIG)
+        restorer = models.create_model("ifan", variant=init, **CONFIG)
     source = LensPairs(bank, size=SIZE, lens=lens, views=True)
     curve, norms = [], []
     encoder = restorer.get_submodule("encoder.stage4")[2][0].weight
@@ -135,7 +135,7 @@ def main():
     blurry = float(psnr(pair.blurry, pair.sharp).mean())
     results = []
     for seed in options.seeds:
-        for init in ("identity", "published"):
+        for init in ("ours", "official"):
             results.append(train(init, seed, options.steps, bank, pair, settings, lens))
             last = results[-1]
             losses, scores, gradient = last["losses"], last["psnr"], last["encoder_gradient"]

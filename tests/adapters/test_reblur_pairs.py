@@ -223,7 +223,7 @@ def test_a_lens_is_new_only_when_nothing_that_fits_the_frame_is_near(monkeypatch
     far = torch.zeros_like(pooled)
     far[0, 0] = 1.0
     for fitting, changed in (([far, pooled, far], 0.0), ([far, far], 1.0)):
-        monkeypatch.setattr(adapter.estimator, "plausible", lambda *a, fitting=fitting: torch.stack(fitting))
+        monkeypatch.setattr(adapter.estimator, "candidates", lambda *a, fitting=fitting: torch.stack(fitting))
         assert adapter.adapt(frames[1].blurry[None]).extra["lens_changed"] == changed
 
 

@@ -26,7 +26,7 @@ def test_the_protocols():
     """DVD, REDS and GoPro: 8 bits and luma; RealBlur: aligned, so that a darker and moved result costs nothing."""
     material = clip()
     (first, _) = evaluate_clips(iter, [material], progress=False)
-    for_psnr, for_ssim = metrics.PUBLISHED["meta-transferring"]
+    for_psnr, for_ssim = metrics.protocols["meta-transferring"]
     pair = material.blurry[:1], material.sharp[:1]
     assert first.psnr == first.input_psnr == pytest.approx(metrics.psnr(*pair, protocol=for_psnr).item())
     assert first.ssim == pytest.approx(metrics.ssim(*pair, protocol=for_ssim).item())

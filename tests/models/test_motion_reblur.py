@@ -69,7 +69,7 @@ def test_the_exposure_can_be_learned():
 
 def test_gradients_are_those_of_finite_differences():
     window = torch.nn.functional.interpolate(pan(0.4).blurry[:, :, :48, :48], size=(12, 12), mode="area").double()
-    reblur = MotionReblur(exposure=0.4, moments=3, dtype=torch.float64)
+    reblur = MotionReblur(exposure=0.4, num_subframes=3, dtype=torch.float64)
     assert gradcheck(
         lambda exposure: torch.func.functional_call(reblur, {"exposure": exposure}, (window[None],)),
         torch.tensor(0.37, dtype=torch.float64, requires_grad=True),
@@ -89,7 +89,7 @@ def test_it_is_registered_and_names_what_it_cannot_take():
         MotionReblur(flow="raft")
     with pytest.raises(ValueError, match=r"exposure to be a number in \(0, 1\], got 0"):
         MotionReblur(exposure=0)
-    with pytest.raises(ValueError, match="moments to be an integer >= 2"):
-        MotionReblur(moments=1)
+    with pytest.raises(ValueError, match="num_subframes to be an integer >= 2"):
+        MotionReblur(num_subframes=1)
     with pytest.raises(ValueError, match="num_frames to be an odd integer"):
         MotionReblur(num_frames=1)

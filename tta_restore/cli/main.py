@@ -80,10 +80,8 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.set_defaults(run=partial(_evaluate, evaluate))
 
     restore = commands.add_parser("restore", help="restore your own images, folders and videos")
-    restore.add_argument(
-        "inputs", nargs="+", metavar="INPUT", help="PNG, JPEG or TIFF files, videos, or folders of them"
-    )
-    restore.add_argument("-o", "--out", required=True, type=Path, help="folder, or a file for a single input")
+    restore.add_argument("inputs", nargs="+", metavar="INPUT", help="image files, videos, or folders of them")
+    restore.add_argument("-o", "--out", required=True, help="folder, or a file for a single input")
     restore.add_argument("--method", default="recommended", help="how to adapt (default: %(default)s)")
     _add_model(restore, default="generalist")
     restore.add_argument(
@@ -92,6 +90,16 @@ def build_parser() -> argparse.ArgumentParser:
     _add_networks(restore)
     restore.add_argument("--state", type=Path, help="file that keeps what was learned; the run continues from it")
     restore.add_argument("--overwrite", action="store_true", help="restore again what is there already")
+    restore.add_argument("--format", help="png, jpeg, tiff, webp, avif, jxl or exr (default: that of each input)")
+    restore.add_argument("--quality", type=_positive, help="of lossy images, 1 to 100 (default: 95)")
+    restore.add_argument("--bit-depth", type=_positive, help="bits per sample of the results (default: as the input)")
+    restore.add_argument("--strip", action="store_true", help="leave out metadata")
+    restore.add_argument("--codec", default="h264", help="of videos: h264, hevc, av1, vp9, ffv1 (default: %(default)s)")
+    restore.add_argument("--crf", type=_seed, help="constant rate factor of videos, lower is better")
+    restore.add_argument("--deinterlace", action="store_true", help="turn interlaced video into progressive frames")
+    restore.add_argument("--keep-going", action="store_true", help="restore what can be read of damaged files")
+    restore.add_argument("--max-pixels", type=_positive, help="largest number of pixels of an image or frame")
+    restore.add_argument("--dry-run", action="store_true", help="print what would be done, and how long it takes")
     restore.add_argument("--device", default=None, help="such as cpu or cuda (default: cuda where there is one)")
     restore.add_argument("--seed", type=_seed, default=0, help="of the adapter (default: %(default)s)")
     restore.add_argument("--quiet", action="store_true", help="no progress bar, no summary; errors are still told")
@@ -190,20 +198,17 @@ def _evaluate(command: argparse.ArgumentParser, options: argparse.Namespace) -> 
 
 
 def _restore(options: argparse.Namespace) -> int:
-    from tta_restore.engine.run.methods import CLIP_METHODS
-    from tta_restore.engine.run.restore import restore_inputs
-    from tta_restore.engine.run.restore_clips import holds_clips, restore_clip_inputs
+    from tta_restore.engine.run.restore import restore_files
 
-    common = _named(options, "method", "overwrite", "device", "seed") | _model(options)
-    common["progress"] = not options.quiet
-    if options.clips or options.method in CLIP_METHODS or holds_clips(options.inputs):
-        if options.state is not None:
-            raise UsageError("--state is for pictures: a method starts afresh with every clip")
-        summary = restore_clip_inputs(options.inputs, options.out, **common, **_networks(options))
-    elif _networks(options):
-        raise UsageError(f"--reblur, --critic, --patches and --patch-size are for {', '.join(CLIP_METHODS)}")
-    else:
-        summary = restore_inputs(options.inputs, options.out, state=options.state, **common)
+    chosen = _named(
+        options, "method", "clips", "reblur", "critic", "format", "quality", "bit_depth", "strip", "codec", "crf",
+        "deinterlace", "keep_going", "state", "overwrite", "dry_run", "device", "seed",
+    )  # fmt: skip
+    if options.max_pixels is not None:
+        chosen["max_pixels"] = options.max_pixels
+    method_options = {k: v for k, v in _named(options, "num_patches", "patch_size").items() if v is not None}
+    chosen |= {**_model(options), "method_options": method_options, "progress": not options.quiet}
+    summary = restore_files(options.inputs, options.out, **chosen)
     if not options.quiet:
         print(f"{summary}; written to {options.out}", file=sys.stderr)
     return summary.exit_code

@@ -83,7 +83,7 @@ class Estimator(nn.Module):
     def candidates(self, statistics: Tensor) -> Tensor:
         """Return pupil functions that fit pooled statistics, the most likely first: (1, P) -> (S, A, A)."""
         device = next(self.defocus.parameters()).device
-        return self.defocus.plausible(statistics[0].to(device), self.num_candidates).cpu()
+        return self.defocus.candidates(statistics[0].to(device), self.num_candidates).cpu()
 
     def _read(self, image: Tensor, tables: Tensor | None) -> Reading:
         short = [max(_MIN_SIZE - side, 0) for side in image.shape[-2:]]

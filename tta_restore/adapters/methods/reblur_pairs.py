@@ -285,7 +285,7 @@ class ReblurPairs(DefocusAdapter, method="reblur_pairs"):
     def _plausible(self, readings: list[Reading]) -> Tensor:
         """Apertures that the frames may have been taken through: (N, A, A)."""
         with torch.no_grad():
-            return self.estimator.plausible(self._statistics(readings)[0], self.hypotheses).cpu()
+            return self.estimator.candidates(self._statistics(readings)[0], self.hypotheses).cpu()
 
     def _scene(self, image: Tensor) -> Tensor | None:
         """What a frame shows, as the source restores it: (N, 3, h, w); None for frames smaller than a patch."""

@@ -19,6 +19,17 @@ from tta_restore.data.io.image import read_image
 from tta_restore.data.synthetic import defocus
 from tta_restore.degradations import lens as optics
 
+__all__ = [
+    "FolderPairs",
+    "GeneratedPairs",
+    "MisalignedPair",
+    "Misalignment",
+    "inverse_motion",
+    "load_sharp_images",
+    "misalign",
+    "random_motion",
+]
+
 
 @dataclass(frozen=True)
 class Misalignment:

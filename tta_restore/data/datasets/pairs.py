@@ -17,6 +17,8 @@ from tta_restore.data.synthetic import defocus
 from tta_restore.degradations import lens as optics
 from tta_restore.degradations.sensor import apply_sensor_model
 
+__all__ = ["FolderCrops", "LensPairs", "Pair", "read_images", "simulate_dual_pixel"]
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -57,7 +59,7 @@ class FolderCrops:
         if alone := next((entry.blurry for entry in files if entry.sharp is None), None):
             raise ValueError(f"FolderCrops: {alone} has no sharp original to learn from")
         self.files, self.size, self.bit_depth = list(files), size, bit_depth
-        self.augmentation = augmentation or Augmentation(noise=0, gray=0, scale=0)
+        self.augmentation = augmentation or Augmentation(noise_prob=0, gray_prob=0, scale_prob=0)
 
     def __call__(self, count: int, generator: torch.Generator) -> Pair:
         """The next batch."""

@@ -139,7 +139,7 @@ def summary(records: Sequence[ClipFrameRecord]) -> str:
 
 
 def _scores(picture: Tensor, sharp: Tensor, align: bool) -> tuple[tuple[float, float], bool]:
-    for_psnr, for_ssim = metrics.PUBLISHED["meta-transferring"]
+    for_psnr, for_ssim = metrics.protocols["meta-transferring"]
     if picture.shape != sharp.shape:
         raise ValueError(f"evaluate_clips: expected frames of {tuple(sharp.shape)}, got {tuple(picture.shape)}")
     with torch.no_grad():

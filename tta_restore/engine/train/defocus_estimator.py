@@ -104,7 +104,7 @@ def remember(model: DefocusEstimator, library: LensLibrary, *, device: str = "cp
     for pictures in library.spectra[: len(model.known)]:
         count = int(torch.randint(1, len(pictures) + 1, (), generator=generator))
         statistics.append(model.statistics(model.read(pictures[:count].float().to(device))).sum(0))
-    model.remember(torch.stack(statistics), library.apertures[: len(model.known)].to(device))
+    model.add_known(torch.stack(statistics), library.apertures[: len(model.known)].to(device))
 
 
 def _loss(model: DefocusEstimator, spectra: Tensor, log_radius: Tensor, apertures: Tensor) -> Tensor:
