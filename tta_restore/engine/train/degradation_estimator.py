@@ -196,7 +196,9 @@ def main(arguments: list[str] | None = None) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)  # initialization and dropout
         net = StatisticsNet()
-        defocus = create_model("lens_estimator", checkpoint="lens_estimator").eval()
+        defocus = create_model("lens_estimator", checkpoint="lens_estimator")
+        assert isinstance(defocus, DefocusEstimator)  # noqa: S101
+        defocus.eval()
         statistics, targets = collect(PairSampler(generator), defocus, options.samples, minutes=options.minutes)
         records = fit_statistics_net(net, statistics, targets, generator)
     save_file(net.state_dict(), options.out)
