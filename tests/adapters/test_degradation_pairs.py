@@ -218,7 +218,8 @@ def test_weights_minimize_the_error_on_pairs():
     weights = _blend.grid()[_blend.choose(risk, None)]
     assert weights[0] <= 0.05
     assert 0.35 <= weights[1] <= 0.65  # independent errors of like size: half of each
-    vetoed = (torch.where(_blend.grid()[:, 2] > 0.1, 1.0, -1.0), torch.zeros(len(_blend.grid())))
+    vetoed = _blend.FrameRisk(torch.where(_blend.grid()[:, 2] > 0.1, 1.0, -1.0), torch.zeros(len(_blend.grid())), 1.0)
+    assert _blend.grid()[_blend.choose(risk, None, max_student=0.2)][2] <= 0.2 + 1e-6
     assert _blend.grid()[_blend.choose(risk, vetoed)][2] <= 0.1
 
 
