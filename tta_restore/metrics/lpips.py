@@ -48,9 +48,7 @@ class Lpips(nn.Module):
             import torchvision  # noqa: F401 (torchmetrics needs it)
             from torchmetrics.functional.image import lpips
         except ImportError as error:
-            raise _LpipsUnavailable(
-                f"{error.name} is missing: pip install 'tta-restore[metrics]' torchvision"
-            ) from None
+            raise _LpipsUnavailable(f"Lpips: needs {error.name}: pip install 'tta-restore[metrics]'") from None
         with torch.random.fork_rng(devices=[]):  # layers draw random weights before the file is loaded
             self.network = lpips._LPIPS(pretrained=True, net="alex", pnet_rand=True)
         try:
