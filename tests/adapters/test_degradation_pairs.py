@@ -125,7 +125,7 @@ def test_upscalers_are_served():
     small = (small + 20 / 255 * torch.randn(small.shape, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
     adapter = recommended(Upscaler(), steps=36)
     assert isinstance(adapter, DegradationPairs)
-    assert _gain(adapter, small, y) > 0.3
+    assert _gain(adapter, small, y) > 0.2
 
 
 def test_calibration_exports_the_models_own_keys():

@@ -43,7 +43,7 @@ _STEADY = 2  # frames in a row that gain less than _MIN_PROGRESS each, after whi
 _MARGIN = 0.3  # dB by which remembered weights must lead over the source to be continued from
 _RECORRUPTION = 0.3  # strength of the noise that the frame is tested with, relative to its own
 _MIN_MEASURED = 2.0  # noise in 1/255 from which the error on the frame is measured well
-_FULL_LEAD = 1.25  # dB of lead from which a student that removes blur may have all the weight
+_FULL_LEAD = 1.25  # dB of lead from which a student that removes blur may have all the weight; half for upscalers
 _WINDOW = 256  # side in pixels of the part of a frame that is tested
 _MIN_QUALITY = 95.0  # JPEG quality below which the noise of a frame is not white, so that it is not tested
 _LR_HALF_LIFE = 192.0  # steps after which the learning rate has halved
@@ -444,7 +444,7 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
             pairs,
             self._frame_risk(frame),
             measured=not sharpens and 255 * notes["reading"].mean["noise_std"] > _MIN_MEASURED,
-            max_student=_max_share(notes["best"], notes["reading"]) if sharpens else 1.0,
+            max_student=_max_share(notes["best"], notes["reading"], scale) if sharpens else 1.0,
         )
         weights = _blend.grid()[index].tolist()
         notes["weights"] = weights
@@ -573,13 +573,13 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         return amount if unit == "s" else amount * forward
 
 
-def _max_share(lead: float, reading: Reading) -> float:
+def _max_share(lead: float, reading: Reading, scale: int) -> float:
     """Return the largest weight of a student that removes blur, 0 to 1.
 
     Blur that was read wrongly fools the pairs and hardly shows on the frame, so that a small lead is not trusted. JPEG
     compression spoils the estimate of the blur: no more than half then.
     """
-    share = min(max(lead / _FULL_LEAD, 0.0), 1.0)
+    share = min(max(lead / (_FULL_LEAD if scale == 1 else _FULL_LEAD / 2), 0.0), 1.0)
     return share / 2 if reading.mean["jpeg_quality"] < _MIN_QUALITY else share
 
 
