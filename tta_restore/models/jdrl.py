@@ -251,3 +251,15 @@ class BlurConditioned(nn.Module):
             return self.restorer(x)
         finally:
             handle.remove()
+
+
+@register_model("jdrl_journal")
+def jdrl_journal(**config: Any) -> BlurConditioned:
+    """Build the conditioned restorer of the journal version: a "jdrl_unet" that takes its estimated blur map.
+
+    Args:
+        config: keywords of "jdrl_unet", ``prior`` excepted.
+
+    Source: Reblurring-guided defocus deblurring (Ren et al., IJCV 2025).
+    """
+    return BlurConditioned(JDRLUNet(**config | {"prior": True}), argument="blur_map")

@@ -39,7 +39,7 @@ def restore_clip_inputs(
     checkpoint: str | Path | None = None,
     config: Mapping[str, Any] | None = None,
     reblur: str | Path | None = None,
-    critic: str | Path | None = None,
+    discriminator: str | Path | None = None,
     overwrite: bool = False,
     device: str | None = None,
     seed: int = 0,
@@ -56,7 +56,7 @@ def restore_clip_inputs(
         checkpoint: weights of a registered model.
         config: keywords of its builder.
         reblur: file of a reblurrer.
-        critic: file of a critic.
+        discriminator: file of a discriminator.
         overwrite: restore also what is there already.
         device: where to run; `None` takes a CUDA device where there is one.
         seed: of the method.
@@ -72,7 +72,7 @@ def restore_clip_inputs(
         restorer = load_restorer(model, device=device, checkpoint=checkpoint, config=config)
     except (ValueError, TypeError, ImportError, RuntimeError) as error:
         raise UsageError(str(error)) from error
-    networks = {"reblur": reblur, "critic": critic}
+    networks = {"reblur": reblur, "discriminator": discriminator}
     restore = create_clip_method(method, restorer, **networks, seed=seed, device=device, **options)
     for problem in problems:
         tqdm.write(f"error: {problem}", file=sys.stderr)
