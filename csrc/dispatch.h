@@ -1,4 +1,4 @@
-// The one list of dtypes: calls the lambda with float, double, Float16 or BFloat16 (half.h).
+// Dispatch over the supported dtypes, and access to the data of tensors.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
@@ -8,7 +8,7 @@
 
 namespace tta {
 
-// dispatch("op", x.scalar_type(), [&]<typename T>() { ... })
+// dispatch("op", x.scalar_type(), [&]<typename T>() { ... }) calls the lambda with float, double, Float16 or BFloat16.
 template <typename Function>
 void dispatch(const char* op, torch::headeronly::ScalarType type, Function&& function) {
   using torch::headeronly::ScalarType;
@@ -24,6 +24,12 @@ void dispatch(const char* op, torch::headeronly::ScalarType type, Function&& fun
     default:
       STD_TORCH_CHECK(false, op, ": expected float32, float64, float16 or bfloat16");
   }
+}
+
+// The dtype that results of x's dtype are accumulated in (accumulate_t in half.h).
+inline torch::headeronly::ScalarType computing_type(const torch::stable::Tensor& x) {
+  using torch::headeronly::ScalarType;
+  return x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
 template <typename T>

@@ -260,6 +260,8 @@ class LossTests(FunctionTests):
 
     module: Callable[..., torch.nn.Module]  # called with the options of a sample
 
+    per_pixel = True  # whether reduction="none" exists
+
     def equal(self, generator: torch.Generator) -> Sample | None:
         """Arguments at which the loss is smallest, where its gradient must stay finite; None where there is no such."""
         return None
@@ -269,6 +271,23 @@ class LossTests(FunctionTests):
             out = self.call(*sample.to(torch.float32).tensors, **sample.options)
             assert out.shape == ()
             assert out.isfinite()
+
+    def test_reductions(self, device, generator):
+        """The mean and the sum of the values per pixel are those of the loss; what does not exist is refused."""
+        for sample in self.on(device, generator):
+            mean, total = (
+                self.call(*sample.tensors, **{**sample.options, "reduction": how}) for how in ("mean", "sum")
+            )
+            assert mean.shape == total.shape == ()
+            assert torch.equal(mean, self.call(*sample.tensors, **sample.options))
+            assert not torch.equal(mean, total)
+            if self.per_pixel:
+                values = self.call(*sample.tensors, **{**sample.options, "reduction": "none"})
+                assert_agrees(values.mean(), mean)
+                assert_agrees(values.sum(), total)
+        for unknown in ("max",) if self.per_pixel else ("max", "none"):
+            with pytest.raises(ValueError, match=rf"^{type(self).op.__name__}: expected reduction to be one of 'mean'"):
+                self.call(*sample.tensors, **{**sample.options, "reduction": unknown})
 
     def test_module_is_the_function(self, device, generator):
         for sample in self.on(device, generator):

@@ -25,8 +25,8 @@ ENTRANCES = {
     "as_restorer": models.as_restorer(torch.nn.Conv2d(3, 3, 3, padding=1)),
     "Adapter": adapters.Adapter(torch.nn.Conv2d(3, 3, 3, padding=1)),
     "predict": adapters.SiamCTTA(torch.nn.Conv2d(3, 3, 3, padding=1), select="all").predict,
-    "charbonnier": lambda x: losses.charbonnier(x, FRAME),
-    "reblur": lambda x: losses.reblur(x, FRAME),
+    "charbonnier": lambda x: losses.charbonnier_loss(x, FRAME),
+    "reblur": lambda x: losses.reblur_loss(x, FRAME),
 }
 
 

@@ -28,7 +28,7 @@ from tta_restore.adapters import (
     SiamCTTA,
     Tent,
 )
-from tta_restore.losses import charbonnier
+from tta_restore.losses import charbonnier_loss
 from tta_restore.models import create_model
 
 
@@ -78,7 +78,7 @@ class Pairs(Adapter):
         sharp = kept[int(torch.randint(len(kept), (), generator=self.generator))]
         small = F.avg_pool2d(sharp, self.restorer.spec.scale)
         noise = torch.randn(small.shape, generator=self.generator).to(small)
-        return charbonnier(self.run("student", small + 0.05 * noise).image, sharp)
+        return charbonnier_loss(self.run("student", small + 0.05 * noise).image, sharp)
 
     def after_step(self, frame):
         self.update_teacher(0.9)

@@ -35,12 +35,12 @@ TABLE: dict[str, dict[str, Any]] = {
 }
 HEADER = """# Which restorers work
 
-Every restoration architecture of spandrel 0.4, in a small configuration with random weights, goes through the same
-course: `models.probe` looks at it, `SiamCTTA` is wrapped around it with what the probe advises, and must plan, adapt on
-three frames of odd sizes, predict, reset, save, load and detach, with the model afterwards as it was, bit by bit.
+Every restoration architecture of spandrel 0.4, in a small configuration with random weights, runs the same
+steps: `models.probe` examines it, `SiamCTTA` wraps it with the options that the probe advises, and must plan, adapt on
+three frames of odd sizes, predict, reset, save, load and detach; afterwards the model must be unchanged bit by bit.
 Written by `python tests/conformance/examine.py --write docs/conformance.md`; a part of it runs in the tests.
 
-*adapted*: share of the weights that a gradient reaches. *traps*: what the probe found without being told.
+*adapted*: share of the weights that a gradient reaches. *traps*: properties that the probe found without a declaration.
 
 | architecture | scale | sides | mode | adapted | traps | result |
 |---|---|---|---|---|---|---|

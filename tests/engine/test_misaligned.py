@@ -8,7 +8,8 @@ from safetensors.torch import load_file
 
 from tta_restore import losses, models, nn, ops
 from tta_restore.data.datasets.misaligned import MisalignedPair
-from tta_restore.engine.train.misaligned import MisalignedObjective, MisalignedSettings
+from tta_restore.engine.train.config import MisalignedSettings
+from tta_restore.engine.train.misaligned import MisalignedObjective
 from tta_restore.models.jdrl import BlurConditioned, JDRLReblur
 from tta_restore.models.optical_flow import NetworkFlow
 
@@ -116,9 +117,9 @@ def test_joint_stage_is_the_published_sum():
     mask, mask_back = losses.calibration_mask(there), losses.calibration_mask(back)
     reblurred = objective.reblur(restored, blurry)
     loss = (
-        losses.charbonnier(mask * restored, mask * warp(sharp, there))
-        + losses.charbonnier(mask_back * sharp, mask_back * warp(restored, back))
-        + 0.5 * losses.charbonnier(reblurred, blurry)
+        losses.charbonnier_loss(mask * restored, mask * warp(sharp, there))
+        + losses.charbonnier_loss(mask_back * sharp, mask_back * warp(restored, back))
+        + 0.5 * losses.charbonnier_loss(reblurred, blurry)
     )
     torch.testing.assert_close(step.loss, loss)
     loss.backward()
@@ -228,19 +229,19 @@ def test_all_stages_are_compared_as_the_port_sums_them():
         return ops.flow_warp(x, flow, padding_mode="border", align_corners=False)
 
     there, back = objective.flow(y1.clamp(0, 1), sharp), objective.flow(sharp, y1.clamp(0, 1))
-    mask, mask_back = (losses.calibration_mask(flow, sigma=0.4) for flow in (there, back))
+    mask, mask_back = (losses.calibration_mask(flow, tolerance=0.4) for flow in (there, back))
     target = mask * warp(sharp, there)
-    loss = losses.charbonnier(mask_back * warp(y1, back), mask_back * sharp)
+    loss = losses.charbonnier_loss(mask_back * warp(y1, back), mask_back * sharp)
     for y in (y1, y2):
-        loss = loss + losses.charbonnier(mask * y, target) + 0.05 * losses.edge(mask * y, target)
-        loss = loss + 0.5 * losses.charbonnier(objective.reblur(y, blurry), blurry)
+        loss = loss + losses.charbonnier_loss(mask * y, target) + 0.05 * losses.edge_loss(mask * y, target)
+        loss = loss + 0.5 * losses.charbonnier_loss(objective.reblur(y, blurry), blurry)
     torch.testing.assert_close(step.loss, loss)
     step.loss.backward()
     assert not silent(objective.restorer.second)
     early = objective(pair(), 0)
     assert set(early.parts) == {"pair", "edge"}
     torch.testing.assert_close(early.loss.detach(), early.parts["pair"] + early.parts["edge"])
-    assert early.parts["pair"] > losses.charbonnier(early.tensors["restored"], early.tensors["warped"])
+    assert early.parts["pair"] > losses.charbonnier_loss(early.tensors["restored"], early.tensors["warped"])
 
 
 def make(**settings):
@@ -281,7 +282,7 @@ def test_stages():
 
 
 def test_given_flow_is_used_and_must_be_there():
-    objective = make(flow="given", sigma=None)
+    objective = make(flow="given", mask_tolerance=None)
     with pytest.raises(ValueError, match="the pair brings none"):
         objective(pair(), 0)
     step = objective(pair(flow=torch.zeros(2, 2, 32, 32)), 5)

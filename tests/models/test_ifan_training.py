@@ -57,8 +57,8 @@ def test_eight_recorded_steps(case, name, horizontal):
         out = network.forward_train(center, right, left)
         terms = {
             "image": F.mse_loss(out.result, sharp),
-            "dme": losses.disparity(out.warped_right, out.left_small),
-            "reblur": losses.reblur(reblur(sharp, out.filters), center),
+            "dme": losses.disparity_loss(out.warped_right, out.left_small),
+            "reblur": losses.reblur_loss(reblur(sharp, out.filters), center),
         }
         terms["total"] = sum(terms.values())
         for key, value in terms.items():

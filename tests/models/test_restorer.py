@@ -203,7 +203,7 @@ def test_bad_frames_are_refused_in_the_callers_words(x, error, message):
 def test_a_model_that_returns_no_image_is_explained():
     for model, gave in (
         (lambda x: x.mean((1, 2, 3)), r"\[\]: \(1,\)"),
-        (lambda x: x[..., 2:-2, 2:-2], r"\[\]: \(1, 3, 4, 4\)"),
+        (lambda x: x[..., 2:-3, 2:-2], r"\[\]: \(1, 3, 3, 4\)"),
         (lambda x: "done", "str"),
     ):
         with pytest.raises(ValueError, match=f"found no image in the model's output .* where it gave {gave}; declare"):
@@ -247,3 +247,49 @@ def test_a_frame_that_an_undeclared_model_refuses_is_named():
             restorer(torch.rand(1, 3, 0, 9))
     with pytest.raises(ValueError, match=r"restorer: expected x .*got \(3, 8, 8\)"):
         as_restorer(torch.nn.BatchNorm2d(3))(torch.rand(3, 8, 8))
+
+
+def valid(scale=1, kernel=5, layers=2):
+    """A network without padding, which eats `kernel // 2` pixels a layer at each side."""
+    torch.manual_seed(0)
+    convolutions = [nn.Conv2d(3, 3, kernel) for _ in range(layers)]
+    return nn.Sequential(*convolutions, *([nn.Upsample(scale_factor=scale)] if scale > 1 else [])).eval()
+
+
+@pytest.mark.parametrize("scale", [1, 2])
+@pytest.mark.parametrize("declared", [False, True])
+def test_a_border_that_the_model_eats_is_padded_back(scale, declared):
+    net, frame = valid(scale), torch.rand(2, 3, 40, 45)
+    restorer = as_restorer(net, RestorerSpec(scale=scale, border=4) if declared else None)
+    with torch.no_grad():
+        restored, plain = restorer(frame), net(frame)
+    assert restored.shape == (2, 3, 40 * scale, 45 * scale)
+    assert (restorer.spec.scale, restorer.spec.border) == (scale, 4)
+    inner = slice(4 * scale, -4 * scale)
+    torch.testing.assert_close(restored[..., inner, inner], plain)
+
+
+def test_a_border_of_half_pixels_and_a_multiple_are_measured_together():
+    class Cut(nn.Module):
+        """Doubles the sides, takes multiples of 4 only, and returns 7 output pixels less at each side."""
+
+        def forward(self, x):
+            if x.shape[-1] % 4 or x.shape[-2] % 4:
+                raise RuntimeError("sizes do not match")
+            return x.repeat_interleave(2, -1).repeat_interleave(2, -2)[..., 7:-7, 7:-7]
+
+    restorer, frame = as_restorer(Cut()), torch.rand(1, 3, 21, 33)
+    expected = frame.repeat_interleave(2, -1).repeat_interleave(2, -2)
+    assert torch.equal(restorer(frame), expected)
+    assert (restorer.spec.scale, restorer.spec.border, restorer.spec.size.multiple_of) == (2, 4, 4)
+
+
+def test_frames_smaller_than_the_border_repeat_their_edge():
+    assert as_restorer(valid(layers=8), RestorerSpec(border=16))(torch.rand(1, 3, 3, 9)).shape == (1, 3, 3, 9)
+
+
+@pytest.mark.parametrize(("field", "value"), [("task", "sharpen"), ("border", -1), ("border", 1.5)])
+def test_task_and_border_are_checked(field, value):
+    with pytest.raises((ValueError, TypeError), match=field):
+        RestorerSpec(**{field: value})
+    assert RestorerSpec(task="denoise").task == "denoise"

@@ -116,7 +116,7 @@ def _observe(restorer: Restorer, root: nn.Module, paths: list[str]) -> list[Site
         finally:
             for handle in handles:
                 handle.remove()
-    height, width = spec.size.fit(frame.shape[-2], frame.shape[-1])
+    height, width = spec.padded(frame.shape[-2], frame.shape[-1])
     sites = []
     for path, seen in outputs.items():
         features: Any = seen[0][0] if isinstance(seen[0], (tuple, list)) and seen[0] else seen[0]

@@ -5,7 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-__all__ = ["COMMANDS", "Command"]
+from tta_restore.engine.run.names import CLIP_METHODS, METHODS, SHIPPED_MODELS
+
+__all__ = ["COMMANDS", "HELP", "Command"]
+
+#: Help of options that mean the same in every command.
+HELP = {
+    "method": f"{', '.join((*METHODS, *CLIP_METHODS))}, or your own as module.path:Class",
+    "model": f"{', '.join(SHIPPED_MODELS)}; a checkpoint file; module.path:callable of yours; or, with --checkpoint, a "
+    "registered model such as ifan",
+    "checkpoint": "weights of a registered model, or of what module.path:callable returns",
+    "device": "such as cpu or cuda (default: cuda where there is one)",
+    "seed": "of everything random",
+    "reblur": "file of a reblurring network, for meta-transfer (default: one that needs no training)",
+    "discriminator": "file of a discriminator, for meta-transfer",
+}
 
 
 @dataclass(frozen=True)
@@ -20,7 +34,6 @@ class Command:
         positional: parameters that are given without a flag; a sequence takes any number.
         flags: parameter -> its flags, where they are not ``--name-of-the-parameter``.
         hidden: parameters that are not options, such as callables.
-        networks: parameters that name something built from settings -> the word for it.
         needs: positional or other parameters that must be given.
         config: parameter that takes the options of a configuration file as sections, see ``train``.
         folder: parameter that is the folder of results, which the configuration is written to.

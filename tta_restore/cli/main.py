@@ -7,7 +7,6 @@ import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import tta_restore
@@ -18,6 +17,7 @@ from tta_restore.engine.run.usage import UsageError
 __all__ = ["INTERRUPTED", "OK", "SOME_FAILED", "USAGE", "main"]
 
 OK, SOME_FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+CONFIG_FILE = "tta-restore.yaml"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -93,10 +93,22 @@ def _run(command: Command, parsed: Parsed) -> int:
     options = _without_defaults(parsed.options, command)
     if parsed.quiet:
         options |= _quiet(called)
-    result = called(**options)
+    try:
+        result = called(**options)
+    finally:
+        _keep(command, parsed)
     if isinstance(result, str):
         print(result)
     return int(getattr(result, "exit_code", OK))
+
+
+def _keep(command: Command, parsed: Parsed) -> None:
+    """Write the configuration next to the results, where there are any."""
+    if command.folder and parsed.folder is not None and parsed.folder.is_dir() and any(parsed.folder.iterdir()):
+        from tta_restore.data.io.atomic import atomic_file
+
+        with atomic_file(parsed.folder / CONFIG_FILE) as partial:
+            partial.write_text(parsed.text, encoding="utf-8")
 
 
 def _without_defaults(options: Mapping[str, Any], command: Command) -> dict[str, Any]:
@@ -161,7 +173,6 @@ def _kinds(name: str, kinds: Mapping[str, Command]) -> str:
 
 
 def _refuse(message: str) -> Any:
-    print(f"usage: {PROGRAM} [--help] [--version] COMMAND ...", file=sys.stderr)
     print(f"{PROGRAM}: error: {message}; see {PROGRAM} --help", file=sys.stderr)
     raise SystemExit(USAGE)
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from tta_restore.cli.commands import Command
+from tta_restore.cli.commands import HELP, Command
 from tta_restore.cli.signatures import REQUIRED, Parameter, plain_text, read_documentation, read_function
 from tta_restore.engine.run.settings import Named, merge, nested, parse_setting, read_settings
 from tta_restore.engine.run.usage import UsageError
@@ -27,10 +27,7 @@ PROGRAM = "tta-restore"
 
 #: Parameters that name something built from settings -> what the settings are of.
 _NAMED = {"method": "method", "model": "model"}
-_MINIMUM = {
-    name: 1
-    for name in ("frames", "frames_per_lens", "limit", "rounds", "steps", "num_patches", "patch_size", "jobs", "tile")
-} | {"seed": 0, "seeds": 0}
+_MINIMUM = dict.fromkeys(("frames", "frames_per_lens", "limit", "rounds", "steps", "tile"), 1) | {"seed": 0, "seeds": 0}
 _COMMON = {"verbose": False, "quiet": False, "jobs": None}
 
 
@@ -43,10 +40,12 @@ class Parsed:
         quiet: print errors only.
         jobs: threads of torch; None for its default.
         text: the configuration, as YAML.
+        folder: where results go; None where the command has no such folder.
     """
 
-    def __init__(self, options: dict[str, Any], common: Mapping[str, Any], text: str) -> None:
+    def __init__(self, options: dict[str, Any], common: Mapping[str, Any], text: str, folder: Any) -> None:
         self.options, self.text = options, text
+        self.folder = Path(folder) if folder else None
         self.verbose, self.quiet, self.jobs = common["verbose"], common["quiet"], common["jobs"]
 
 
@@ -93,13 +92,14 @@ def parse(name: str, command: Command, arguments: Sequence[str]) -> Parsed:
         print(text, end="")
         raise SystemExit(0)
     if command.config:
-        return Parsed(_train_options(found), common, text)
+        folder = found.get("out") or found["run"]["out"]
+        return Parsed(_train_options(found), common, text, folder)
     for key, own in settings.items():
         if key == "method":
             found[key] = Named(found[key], own) if own else found[key]
         elif own:
             found["config"] = own
-    return Parsed(found, common, text)
+    return Parsed(found, common, text, found.get(command.folder))
 
 
 def build_parser(name: str, command: Command) -> ArgumentParser:
@@ -111,7 +111,6 @@ def build_parser(name: str, command: Command) -> ArgumentParser:
 
         def error(self, message: str, ex: Exception | None = None) -> NoReturn:
             line = " ".join(str(message).split())
-            self.print_usage(sys.stderr)
             print(f"{self.prog}: error: {line}; see {self.prog} --help", file=sys.stderr)
             raise SystemExit(2)
 
@@ -132,7 +131,9 @@ def build_parser(name: str, command: Command) -> ArgumentParser:
     parser.add_argument("--print-config", action="store_true", help="print the configuration as YAML and exit")
     parser.add_argument("-v", "--verbose", action="store_true", help="show tracebacks of errors")
     parser.add_argument("-q", "--quiet", action="store_true", help="print errors only")
-    parser.add_argument("-j", "--jobs", metavar="N", type=_at_least(1), help="threads of torch (default: its own choice)")
+    parser.add_argument(
+        "-j", "--jobs", metavar="N", type=_at_least(1), help="threads of torch (default: its own choice)"
+    )
     return parser
 
 
@@ -170,16 +171,14 @@ def _parameters(command: Command) -> list[Parameter]:
 
 
 def _is_option(command: Command, parameter: Parameter) -> bool:
-    callables = "Callable" in str(parameter.hint)
-    internal = parameter.name in ("progress", "say", "config" if not command.config else "", "quiet", "on_step")
-    return not (callables or internal or parameter.name in command.hidden or (command.config == "" and parameter.name == "path"))
+    internal = {"progress", "say", "quiet", "on_step", "config", *command.hidden}
+    return "Callable" not in str(parameter.hint) and parameter.name not in internal
 
 
 def _add(parser: ArgumentParser, command: Command, parameter: Parameter) -> None:
     name, hint, default = parameter.name, parameter.hint, parameter.default
-    if command.config and name in ("config", "path"):
-        return
-    help_text = parameter.help or name.replace("_", " ")
+    help_text = HELP.get(name, parameter.help) if not command.config else parameter.help
+    help_text = help_text or name.replace("_", " ")
     options: dict[str, Any] = {"help": _with_default(help_text, None if default is REQUIRED else default)}
     element = _element(hint)
     kind = element if element is not None else _plain(hint)

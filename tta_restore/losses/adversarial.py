@@ -1,4 +1,4 @@
-"""Adversarial losses: what a generator and its critic want of the critic's scores."""
+"""Losses of adversarial and cycle-consistent training of a reblurring network."""
 
 from __future__ import annotations
 
@@ -9,126 +9,174 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tta_restore._core import checks
+from tta_restore.losses._reduction import (
+    SCALAR_REDUCTIONS,
+    Reduction,
+    expect_pair,
+    expect_reduction,
+    reduce,
+    widen,
+)
+
+__all__ = [
+    "AdversarialLoss",
+    "CycleLoss",
+    "DiscriminatorLoss",
+    "adversarial_loss",
+    "cycle_loss",
+    "discriminator_loss",
+]
 
 Kind = Literal["wasserstein", "least_squares"]
 
 _KINDS = ("wasserstein", "least_squares")
 
 
-def adversarial(fake: Tensor, *, kind: Kind = "wasserstein") -> Tensor:
-    """What a generator minimizes, given the critic's scores of what it made.
+def adversarial_loss(fake: Tensor, *, kind: Kind = "wasserstein", reduction: Reduction = "mean") -> Tensor:
+    """Return the generator's loss from the discriminator's scores of generated images.
 
-    ``-mean(fake)``, or with least squares ``mean((fake - 1)^2)``. Half types are accumulated in float32.
+    ``-mean(fake)``, or ``mean((fake - 1)^2)`` with least squares. Half-precision scores are accumulated in float32.
 
-    Shape: fake of any shape, scores without bounds -> scalar.
+    Args:
+        fake: unbounded scores of generated images.
+        kind: ``"wasserstein"`` or ``"least_squares"``.
+        reduction: ``"mean"``, ``"sum"``, or ``"none"`` for one value per score.
+
+    Shape: fake of any shape -> scalar, or the shape of ``fake`` with ``reduction="none"``.
 
     Raises:
-        TypeError: ``fake`` is no floating-point tensor.
-        ValueError: ``kind`` is unknown.
+        TypeError: ``fake`` is not a floating-point tensor.
+        ValueError: ``kind`` or ``reduction`` is unknown.
 
     Source: Arjovsky et al., Wasserstein GAN, ICML 2017; Mao et al., Least squares GAN, ICCV 2017.
     """
-    checks.expect_floating("adversarial", fake=fake)
-    checks.expect_choice("adversarial", "kind", kind, _KINDS)
-    fake = _wide(fake)
-    return -fake.mean() if kind == "wasserstein" else (fake - 1).square().mean()
+    checks.expect_floating("adversarial_loss", fake=fake)
+    checks.expect_choice("adversarial_loss", "kind", kind, _KINDS)
+    expect_reduction("adversarial_loss", reduction)
+    fake = widen(fake)
+    return -reduce(fake, reduction) if kind == "wasserstein" else reduce((fake - 1).square(), reduction)
 
 
-def critic(fake: Tensor, real: Tensor, *, kind: Kind = "wasserstein") -> Tensor:
-    """What a critic minimizes, given its scores of made and of real pictures.
+class AdversarialLoss(nn.Module):
+    """Module form of :func:`adversarial_loss`."""
 
-    ``mean(fake) - mean(real)``, or with least squares ``mean(fake^2) + mean((real - 1)^2)``. A Wasserstein critic must
-    be kept from growing, as by clipping its weights after each step. Half types are accumulated in float32.
-
-    Shape: fake, real of any shapes, scores without bounds -> scalar.
-
-    Raises:
-        TypeError: an argument is no floating-point tensor.
-        ValueError: ``kind`` is unknown.
-
-    Source: as of :func:`adversarial`.
-    """
-    checks.expect_floating("critic", fake=fake, real=real)
-    checks.expect_choice("critic", "kind", kind, _KINDS)
-    fake, real = _wide(fake), _wide(real)
-    if kind == "wasserstein":
-        return fake.mean() - real.mean()
-    return fake.square().mean() + (real - 1).square().mean()
-
-
-def _wide(scores: Tensor) -> Tensor:
-    return scores.float() if scores.dtype.itemsize < 4 else scores
-
-
-class Adversarial(nn.Module):
-    """Module of :func:`adversarial`."""
-
-    def __init__(self, *, kind: Kind = "wasserstein") -> None:
+    def __init__(self, *, kind: Kind = "wasserstein", reduction: Reduction = "mean") -> None:
         super().__init__()
         self.kind: Kind = kind
+        self.reduction: Reduction = reduction
 
     def forward(self, fake: Tensor) -> Tensor:
-        """Loss of a generator."""
-        return adversarial(fake, kind=self.kind)
+        """Return the loss of a generator."""
+        return adversarial_loss(fake, kind=self.kind, reduction=self.reduction)
 
     def extra_repr(self) -> str:
-        """Arguments shown by repr."""
-        return f"kind={self.kind!r}"
+        """Return the arguments that ``repr`` shows."""
+        return f"kind={self.kind!r}, reduction={self.reduction!r}"
 
 
-class Critic(nn.Module):
-    """Module of :func:`critic`."""
+def discriminator_loss(
+    fake: Tensor, real: Tensor, *, kind: Kind = "wasserstein", reduction: Literal["mean", "sum"] = "mean"
+) -> Tensor:
+    """Return the discriminator's loss from its scores of generated and of real images.
 
-    def __init__(self, *, kind: Kind = "wasserstein") -> None:
+    ``mean(fake) - mean(real)``, or ``mean(fake^2) + mean((real - 1)^2)`` with least squares. A Wasserstein
+    discriminator must be kept bounded, for example by clipping its weights after each step. Half-precision scores are
+    accumulated in float32.
+
+    Args:
+        fake: unbounded scores of generated images.
+        real: unbounded scores of real images.
+        kind: ``"wasserstein"`` or ``"least_squares"``.
+        reduction: ``"mean"`` or ``"sum"`` over the scores of each kind.
+
+    Shape: fake, real of any shapes -> scalar.
+
+    Raises:
+        TypeError: An argument is not a floating-point tensor.
+        ValueError: ``kind`` or ``reduction`` is unknown.
+
+    Source: Arjovsky et al., Wasserstein GAN, ICML 2017 (its critic); Mao et al., Least squares GAN, ICCV 2017.
+    """
+    checks.expect_floating("discriminator_loss", fake=fake, real=real)
+    checks.expect_choice("discriminator_loss", "kind", kind, _KINDS)
+    expect_reduction("discriminator_loss", reduction, SCALAR_REDUCTIONS)
+    fake, real = widen(fake), widen(real)
+    if kind == "wasserstein":
+        return reduce(fake, reduction) - reduce(real, reduction)
+    return reduce(fake.square(), reduction) + reduce((real - 1).square(), reduction)
+
+
+class DiscriminatorLoss(nn.Module):
+    """Module form of :func:`discriminator_loss`."""
+
+    def __init__(self, *, kind: Kind = "wasserstein", reduction: Literal["mean", "sum"] = "mean") -> None:
         super().__init__()
         self.kind: Kind = kind
+        self.reduction: Literal["mean", "sum"] = reduction
 
     def forward(self, fake: Tensor, real: Tensor) -> Tensor:
-        """Loss of a critic."""
-        return critic(fake, real, kind=self.kind)
+        """Return the loss of a discriminator."""
+        return discriminator_loss(fake, real, kind=self.kind, reduction=self.reduction)
 
     def extra_repr(self) -> str:
-        """Arguments shown by repr."""
-        return f"kind={self.kind!r}"
+        """Return the arguments that ``repr`` shows."""
+        return f"kind={self.kind!r}, reduction={self.reduction!r}"
 
 
-def cycle(
+def cycle_loss(
     reblurred: Tensor,
     sharp: Tensor,
     *,
     restore: Callable[[Tensor], Tensor],
-    distance: Callable[[Tensor, Tensor], Tensor] = F.l1_loss,
+    distance: Callable[..., Tensor] = F.l1_loss,
+    reduction: Reduction = "mean",
 ) -> Tensor:
-    """Distance of a sharp picture from the restoration of its reblurred form, which is cut to [0, 1] first.
+    """Return the distance between a sharp image and the restoration of its reblurred form.
+
+    The reblurred image is clamped to [0, 1] before it is restored.
 
     Args:
-        reblurred: gets the gradient, and through ``restore`` so do its weights.
-        sharp: what ``restore`` is to find again.
-        restore: a deblurrer from pictures in [0, 1] to pictures.
-        distance: of two pictures, a scalar.
+        reblurred: reblurred image; receives the gradient, as do the weights used by ``restore``.
+        sharp: image that ``restore`` should recover.
+        restore: deblurring function of images in [0, 1].
+        distance: function of two images; it is also given ``reduction`` unless that is ``"mean"``, as the losses of
+            torch and of this package take it.
+        reduction: ``"mean"``, ``"sum"``, or ``"none"`` for what ``distance`` then returns.
 
-    Shape: reblurred, sharp (B, C, H, W), sharp in [0, 1] -> scalar.
+    Shape:
+        - reblurred, sharp: (B, C, H, W), ``sharp`` in [0, 1]
+        - output: scalar, or the shape that ``distance`` returns with ``reduction="none"``
 
     Raises:
-        TypeError: an argument is no floating-point tensor.
-        ValueError: the shapes differ.
+        TypeError: An argument is not a floating-point tensor.
+        ValueError: The shapes differ, or ``reduction`` is unknown.
 
-    Source: Meta Transferring for Deblurring (Liu et al., BMVC 2022), equation 4.
+    Source: Liu et al., Meta transferring for deblurring, BMVC 2022, equation 4.
     """
-    checks.expect_floating("cycle", reblurred=reblurred, sharp=sharp)
-    checks.expect_shape("cycle", "sharp", sharp, "reblurred.shape", tuple(reblurred.shape))
-    return distance(restore(reblurred.clamp(0, 1)), sharp)
+    expect_pair("cycle_loss", None, reblurred=reblurred, sharp=sharp)
+    expect_reduction("cycle_loss", reduction)
+    options = {} if reduction == "mean" else {"reduction": reduction}
+    return distance(restore(reblurred.clamp(0, 1)), sharp, **options)
 
 
-class Cycle(nn.Module):
-    """Module of :func:`cycle`."""
+class CycleLoss(nn.Module):
+    """Module form of :func:`cycle_loss`."""
 
     def __init__(
-        self, *, restore: Callable[[Tensor], Tensor], distance: Callable[[Tensor, Tensor], Tensor] = F.l1_loss
+        self,
+        *,
+        restore: Callable[[Tensor], Tensor],
+        distance: Callable[..., Tensor] = F.l1_loss,
+        reduction: Reduction = "mean",
     ) -> None:
         super().__init__()
         self.restore, self.distance = restore, distance
+        self.reduction: Reduction = reduction
 
     def forward(self, reblurred: Tensor, sharp: Tensor) -> Tensor:
-        """Loss of a reblurred picture."""
-        return cycle(reblurred, sharp, restore=self.restore, distance=self.distance)
+        """Return the loss of a reblurred image."""
+        return cycle_loss(reblurred, sharp, restore=self.restore, distance=self.distance, reduction=self.reduction)
+
+    def extra_repr(self) -> str:
+        """Return the arguments that ``repr`` shows."""
+        return f"reduction={self.reduction!r}"

@@ -1,4 +1,4 @@
-"""Losses of a pair whose images are not aligned: compare after warping, where the flow can be trusted."""
+"""Loss of a misaligned pair: images are compared after warping, where the optical flow is reliable."""
 
 from __future__ import annotations
 
@@ -9,15 +9,19 @@ from torch import Tensor, nn
 
 from tta_restore import ops
 from tta_restore._core import checks
-from tta_restore.losses.pixel import charbonnier
+from tta_restore._core.color import luma_8bit
+from tta_restore.losses._reduction import Reduction, expect_pair, expect_reduction
+from tta_restore.losses.pixel import charbonnier_loss
 
-_ARCS = (15, 6, 4, 11, 13, 6)  # steps of the color wheel from red to yellow, green, cyan, blue, magenta and back
+__all__ = ["DeformationLoss", "calibration_mask", "deformation_loss"]
+
+_ARCS = (15, 6, 4, 11, 13, 6)  # steps of the color wheel: red, yellow, green, cyan, blue, magenta and back to red
 
 
-def color_wheel() -> Tensor:
-    """The 55 colors by which optical flow is usually drawn, float64 in 0..255: (55, 3).
+def _color_wheel() -> Tensor:
+    """Return the 55 colors of the Middlebury flow encoding, float64 in 0..255: (55, 3).
 
-    Source: A database and evaluation methodology for optical flow (Baker et al., IJCV 2011).
+    Source: Baker et al., A database and evaluation methodology for optical flow, IJCV 2011.
     """
     corners = ((255, 0, 0), (255, 255, 0), (0, 255, 0), (0, 255, 255), (0, 0, 255), (255, 0, 255))
     rows = []
@@ -29,108 +33,144 @@ def color_wheel() -> Tensor:
     return torch.tensor(rows, dtype=torch.float64)
 
 
-def flow_gray(flow: Tensor) -> Tensor:
-    """Gray value, 0 to 255, of the flow drawn in color, each sample relative to its own largest displacement.
+def _flow_to_gray(flow: Tensor) -> Tensor:
+    """Return the gray value, 0 to 255, of the Middlebury color encoding of each sample's flow.
+
+    ``torchvision.utils.flow_to_image`` draws the same picture, but scales by the largest displacement of the batch and
+    with another epsilon, which changes 18 % of the recorded grays of a nearly still flow by one level.
 
     Shape: flow (B, 2, H, W) in pixels -> (B, 1, H, W), integers as float32.
     """
-    checks.expect_floating("flow_gray", flow=flow)
-    checks.expect_shape("flow_gray", "flow", flow, "(B, 2, H, W)", (None, 2, None, None))
     u, v = flow.detach().float().unbind(1)
     largest = (u.square() + v.square()).sqrt().amax((1, 2), keepdim=True)
     u, v = u / (largest + 1e-5), v / (largest + 1e-5)
     radius, angle = (u.square() + v.square()).sqrt(), torch.atan2(-v, -u) / math.pi
-    place = (angle + 1) / 2 * 54
-    low = place.floor()
-    part = (place.double() - low.double())[:, None]
-    wheel = (color_wheel().to(flow.device) / 255).T  # (3, 55)
+    position = (angle + 1) / 2 * 54
+    low = position.floor()
+    # Interpolation in float64: the official code computes colors with NumPy, and the floor below amplifies rounding.
+    part = (position.double() - low.double())[:, None]
+    wheel = (_color_wheel().to(flow.device) / 255).T  # (3, 55)
     first, second = wheel[:, low.long()].movedim(0, 1), wheel[:, (low.long() + 1) % 55].movedim(0, 1)
     color = 1 - radius.double()[:, None] * (1 - ((1 - part) * first + part * second))
-    red, green, blue = (255 * color).floor().long().split(1, 1)
-    return ((9798 * red + 19235 * green + 3735 * blue + 16384) >> 15).float()
+    return luma_8bit((255 * color).floor().long()).float()
 
 
-def calibration_mask(flow: Tensor, *, sigma: float = 0.35) -> Tensor:
-    """Where the flow is like that of the sample as a whole: 1 where its gray is within ``sigma`` of the mean gray.
+def calibration_mask(flow: Tensor, *, tolerance: float = 0.35) -> Tensor:
+    """Return a mask of the pixels whose flow is close to that of the sample as a whole.
 
-    Grays are those of the flow drawn in color, see :func:`flow_gray`: still pixels are white, fast ones dark, and
-    direction counts too. Zero and constant flow give a mask of ones. Without gradient.
+    The flow is drawn with the Middlebury color wheel, relative to the largest displacement of its sample, and converted
+    to gray. The mask is 1 where the gray value is within ``tolerance`` of the mean, relative to the mean. Zero and
+    constant flow give a mask of ones. The mask carries no gradient.
 
-    Shape: flow (B, 2, H, W) in pixels -> (B, 1, H, W), 0 or 1.
+    Args:
+        flow: optical flow in pixels.
+        tolerance: largest relative deviation from the mean gray value.
+
+    Shape: flow (B, 2, H, W) -> (B, 1, H, W), 0 or 1.
 
     Raises:
-        TypeError: ``flow`` is no floating-point tensor.
-        ValueError: its shape differs, or ``sigma`` is negative.
+        TypeError: ``flow`` is not a floating-point tensor.
+        ValueError: ``flow`` has another shape, or ``tolerance`` is negative.
 
-    Source: JDRL (Li et al., AAAI 2023), the calibration mask of its deformation loss.
+    Source: Li et al., JDRL, AAAI 2023.
     """
-    checks.expect_number("calibration_mask", "sigma", sigma, minimum=0)
-    gray = flow_gray(flow)
+    checks.expect_number("calibration_mask", "tolerance", tolerance, minimum=0)
+    checks.expect_floating("calibration_mask", flow=flow)
+    checks.expect_shape("calibration_mask", "flow", flow, "(B, 2, H, W)", (None, 2, None, None))
+    gray = _flow_to_gray(flow)
     mean = gray.mean((1, 2, 3), keepdim=True)
-    return ((gray >= (1 - sigma) * mean) & (gray <= (1 + sigma) * mean)).to(flow.dtype)
+    return ((gray >= (1 - tolerance) * mean) & (gray <= (1 + tolerance) * mean)).to(flow.dtype)
 
 
-def deformed_pair(
+def deformation_loss(
     restored: Tensor,
     sharp: Tensor,
     flow: Tensor,
     back_flow: Tensor | None = None,
     *,
-    sigma: float | None = 0.35,
+    mask_tolerance: float | None = 0.35,
     eps: float = 1e-3,
-    exact: bool = False,
+    align_corners: bool = False,
+    reduction: Reduction = "mean",
 ) -> Tensor:
-    """Charbonnier distance of a restored image and a misaligned sharp one, each warped onto the other, and masked.
+    """Return the masked Charbonnier distances of a misaligned pair, each image warped onto the other.
 
-    ``charbonnier(M r, M warp(s, flow)) + charbonnier(M' s, M' warp(r, back_flow))``, M and M' the calibration masks of
-    the two flows. The mean is over all pixels, masked ones too, as published. Flows get no gradient.
+    ``charbonnier(M r, M warp(s, flow)) + charbonnier(M' s, M' warp(r, back_flow))`` with the calibration masks M and M'
+    of the two flows. The mean runs over all pixels, masked ones included, as published. Flows get no gradient.
 
     Args:
-        restored: gets the gradient, through both terms.
-        sharp: the misaligned target.
-        flow: from the restored image to the sharp one: where its pixels are found there, in pixels.
-        back_flow: from the sharp image to the restored one; None leaves the second term out.
-        sigma: of the masks, see :func:`calibration_mask`; None for no masks.
-        eps: of the Charbonnier distance.
-        exact: warp exactly; False warps as released, half a pixel off at the borders
-            (see :func:`tta_restore.ops.flow_warp`).
+        restored: restored image; receives the gradient through both terms.
+        sharp: misaligned reference image.
+        flow: optical flow from ``restored`` to ``sharp`` in pixels.
+        back_flow: optical flow from ``sharp`` to ``restored``; None leaves the second term out.
+        mask_tolerance: ``tolerance`` of :func:`calibration_mask`; None for no masks.
+        eps: width of the quadratic part of the Charbonnier distance around zero.
+        align_corners: True warps exactly; False as the official code, which is half a pixel off at the borders, see
+            :func:`tta_restore.ops.flow_warp`.
+        reduction: ``"mean"``, ``"sum"``, or ``"none"`` for one value per element, terms added.
 
-    Shape: restored, sharp (B, C, H, W) in [0, 1]; flow, back_flow (B, 2, H, W) -> scalar.
+    Shape:
+        - restored, sharp: (B, C, H, W), in [0, 1]
+        - flow, back_flow: (B, 2, H, W)
+        - output: scalar, or (B, C, H, W) with ``reduction="none"``
 
     Raises:
-        TypeError: an argument is no floating-point tensor.
-        ValueError: shapes differ, or a setting is out of range.
+        TypeError: An argument is not a floating-point tensor.
+        ValueError: Shapes differ, or a setting is out of range.
 
-    Source: JDRL (Li et al., AAAI 2023), its deformation loss.
+    Source: Li et al., JDRL, AAAI 2023.
     """
-    checks.expect_floating("deformed_pair", restored=restored, sharp=sharp, flow=flow)
-    b, c, h, w = checks.expect_shape("deformed_pair", "restored", restored, "(B, C, H, W)")
-    checks.expect_shape("deformed_pair", "sharp", sharp, "restored.shape", (b, c, h, w))
+    expect_reduction("deformation_loss", reduction)
+    checks.expect_number("deformation_loss", "eps", eps, above=0)
+    checks.expect_number("deformation_loss", "mask_tolerance", mask_tolerance, minimum=0, optional=True)
+    expect_pair("deformation_loss", restored=restored, sharp=sharp)
+    checks.expect_floating("deformation_loss", flow=flow)
+    b, _, h, w = restored.shape
     terms = []
     for name, target, source, motion in (("flow", restored, sharp, flow), ("back_flow", sharp, restored, back_flow)):
         if motion is None:
             continue
-        checks.expect_shape("deformed_pair", name, motion, "(B, 2, H, W)", (b, 2, h, w))
+        checks.expect_shape("deformation_loss", name, motion, "(B, 2, H, W)", (b, 2, h, w))
         motion = motion.detach()
-        warped = ops.flow_warp(source, motion, padding_mode="border", align_corners=exact)
-        if sigma is not None:
-            mask = calibration_mask(motion, sigma=sigma).to(target.dtype)
+        warped = ops.flow_warp(source, motion, padding_mode="border", align_corners=align_corners)
+        if mask_tolerance is not None:
+            mask = calibration_mask(motion, tolerance=mask_tolerance).to(target.dtype)
             target, warped = mask * target, mask * warped
-        terms.append(charbonnier(warped, target, eps=eps))
+        terms.append(charbonnier_loss(warped, target, eps=eps, reduction=reduction))
     return terms[0] if len(terms) == 1 else terms[0] + terms[1]
 
 
-class DeformedPair(nn.Module):
-    """Module of :func:`deformed_pair`."""
+class DeformationLoss(nn.Module):
+    """Module form of :func:`deformation_loss`."""
 
-    def __init__(self, *, sigma: float | None = 0.35, eps: float = 1e-3, exact: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        mask_tolerance: float | None = 0.35,
+        eps: float = 1e-3,
+        align_corners: bool = False,
+        reduction: Reduction = "mean",
+    ) -> None:
         super().__init__()
-        self.sigma, self.eps, self.exact = sigma, eps, exact
+        self.mask_tolerance, self.eps, self.align_corners = mask_tolerance, eps, align_corners
+        self.reduction: Reduction = reduction
 
     def forward(self, restored: Tensor, sharp: Tensor, flow: Tensor, back_flow: Tensor | None = None) -> Tensor:
-        """Loss of a restored image against a misaligned sharp one."""
-        return deformed_pair(restored, sharp, flow, back_flow, sigma=self.sigma, eps=self.eps, exact=self.exact)
+        """Return the loss of a restored image against a misaligned sharp one."""
+        return deformation_loss(
+            restored,
+            sharp,
+            flow,
+            back_flow,
+            mask_tolerance=self.mask_tolerance,
+            eps=self.eps,
+            align_corners=self.align_corners,
+            reduction=self.reduction,
+        )
 
     def extra_repr(self) -> str:
-        """Arguments shown by repr."""
-        return f"sigma={self.sigma}, eps={self.eps}, exact={self.exact}"
+        """Return the arguments that ``repr`` shows."""
+        return (
+            f"mask_tolerance={self.mask_tolerance}, eps={self.eps}, align_corners={self.align_corners}, "
+            f"reduction={self.reduction!r}"
+        )

@@ -1,35 +1,51 @@
-"""Siamese consistency: a student follows what its teacher says about the same frame."""
+"""Consistency loss between a student's and a teacher's restoration of one frame."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
-from tta_restore._core import checks
+from tta_restore.losses._reduction import Reduction, expect_pair, expect_reduction, reduce, widen
+
+__all__ = ["SiameseConsistencyLoss", "siamese_consistency_loss"]
 
 
-def siamese_consistency(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean absolute difference between the student's image and the teacher's, which gets no gradient.
+def siamese_consistency_loss(student: Tensor, teacher: Tensor, *, reduction: Reduction = "mean") -> Tensor:
+    """Return the L1 distance between the student's and the teacher's image.
 
-    The teacher's image is usually the mean of its views, each turned back. Half types are accumulated in float32.
+    The teacher's image gets no gradient. It is usually the mean over test-time augmentations after their inverse
+    transforms. Half-precision inputs are accumulated in float32.
 
-    Shape: student, teacher of one shape, usually (B, C, H, W) in [0, 1] -> scalar.
+    Args:
+        student: output of the student.
+        teacher: output of the teacher.
+        reduction: ``"mean"``, ``"sum"``, or ``"none"`` for one value per element.
+
+    Shape:
+        - student, teacher: one shape, usually (B, C, H, W), in [0, 1]
+        - output: scalar, or the shape of ``student`` with ``reduction="none"``
 
     Raises:
-        TypeError: an argument is no floating-point tensor.
-        ValueError: the shapes differ.
+        TypeError: An argument is not a floating-point tensor.
+        ValueError: The shapes differ, or ``reduction`` is unknown.
 
-    Source: Causal Siamese networks for continual test-time adaptation (arXiv 2501.09052), the loss of SiamCTTA.
+    Source: Causal Siamese networks for continual test-time adaptation, arXiv 2501.09052; the loss of SiamCTTA.
     """
-    checks.expect_floating("siamese_consistency", student=student, teacher=teacher)
-    checks.expect_shape("siamese_consistency", "teacher", teacher, "student.shape", tuple(student.shape))
-    if student.dtype.itemsize < 4:
-        student = student.float()
-    return (teacher.detach() - student).abs().mean()
+    expect_pair("siamese_consistency_loss", None, student=student, teacher=teacher)
+    expect_reduction("siamese_consistency_loss", reduction)
+    return reduce((teacher.detach() - widen(student)).abs(), reduction)
 
 
-class SiameseConsistency(nn.Module):
-    """Module of :func:`siamese_consistency`."""
+class SiameseConsistencyLoss(nn.Module):
+    """Module form of :func:`siamese_consistency_loss`."""
+
+    def __init__(self, *, reduction: Reduction = "mean") -> None:
+        super().__init__()
+        self.reduction: Reduction = reduction
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """Loss of the student's image against the teacher's."""
-        return siamese_consistency(student, teacher)
+        """Return the loss of the student's image against the teacher's."""
+        return siamese_consistency_loss(student, teacher, reduction=self.reduction)
+
+    def extra_repr(self) -> str:
+        """Return the arguments that ``repr`` shows."""
+        return f"reduction={self.reduction!r}"

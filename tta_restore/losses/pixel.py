@@ -1,4 +1,4 @@
-"""Charbonnier loss: an L1 distance that is smooth at zero."""
+"""Losses between a restored image and its target: Charbonnier, edges, Fourier coefficients, several outputs."""
 
 from __future__ import annotations
 
@@ -10,67 +10,94 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tta_restore._core import checks
+from tta_restore.losses._reduction import (
+    SCALAR_REDUCTIONS,
+    Reduction,
+    expect_pair,
+    expect_reduction,
+    reduce,
+    widen,
+)
 
-
-def charbonnier(restored: Tensor, target: Tensor, *, eps: float = 1e-3) -> Tensor:
-    """Mean of ``sqrt((restored - target)^2 + eps^2)``, an L1 distance with a second derivative everywhere.
-
-    Half types are accumulated in float32. ``eps`` is in units of the images.
-
-    Shape: restored, target of one shape, usually (B, C, H, W) in [0, 1] -> scalar, never below ``eps``.
-
-    Raises:
-        TypeError: an argument is no floating-point tensor.
-        ValueError: the shapes differ, or ``eps`` is not positive.
-
-    Source: Charbonnier et al., Two deterministic half-quadratic regularization algorithms for computed imaging, 1994.
-    """
-    checks.expect_floating("charbonnier", restored=restored, target=target)
-    checks.expect_shape("charbonnier", "target", target, "restored.shape", tuple(restored.shape))
-    checks.expect_number("charbonnier", "eps", eps, above=0)
-    if restored.dtype.itemsize < 4:
-        restored = restored.float()
-    return ((restored - target).square() + eps**2).sqrt().mean()
-
-
-class Charbonnier(nn.Module):
-    """Module of :func:`charbonnier`."""
-
-    def __init__(self, *, eps: float = 1e-3) -> None:
-        super().__init__()
-        self.eps = eps
-
-    def forward(self, restored: Tensor, target: Tensor) -> Tensor:
-        """Loss of a restored image against its target."""
-        return charbonnier(restored, target, eps=self.eps)
-
-    def extra_repr(self) -> str:
-        """Arguments shown by repr."""
-        return f"eps={self.eps}"
-
+__all__ = [
+    "CharbonnierEdgeLoss",
+    "CharbonnierLoss",
+    "EdgeLoss",
+    "L1FourierLoss",
+    "MultiOutputLoss",
+    "charbonnier_edge_loss",
+    "charbonnier_loss",
+    "edge_loss",
+    "l1_fourier_loss",
+    "multi_output_loss",
+]
 
 _TAPS = (0.05, 0.25, 0.4, 0.25, 0.05)
 
 
-def detail(image: Tensor) -> Tensor:
-    """What is lost of an image when every other pixel of its blurred version is dropped and interpolated again.
+def charbonnier_loss(restored: Tensor, target: Tensor, *, eps: float = 1e-3, reduction: Reduction = "mean") -> Tensor:
+    """Return the Charbonnier distance ``sqrt((restored - target)^2 + eps^2)``, a smooth L1 distance.
 
-    One level of a Laplacian pyramid at full size: ``x - G(4 up(down(G(x))))``, G a binomial-like blur of 5 x 5 with
-    replicated borders, down and up keeping pixels of even row and column and putting zeros between them.
+    Half-precision inputs are computed and accumulated in float32.
 
-    Shape: image (B, C, H, W) -> the same.
+    Args:
+        restored: image that receives the gradient.
+        target: reference image.
+        eps: width of the quadratic part around zero, in units of the images.
+        reduction: ``"mean"``, ``"sum"``, or ``"none"`` for one value per element.
 
-    Source: The Laplacian pyramid as a compact image code (Burt and Adelson, 1983).
+    Shape:
+        - restored, target: one shape, usually (B, C, H, W), in [0, 1]
+        - output: scalar, or the shape of ``restored`` with ``reduction="none"``
+
+    Raises:
+        TypeError: An argument is not a floating-point tensor.
+        ValueError: The shapes differ, ``eps`` is not positive, or ``reduction`` is unknown.
+
+    Source: Charbonnier et al., Two deterministic half-quadratic regularization algorithms for computed imaging, 1994.
     """
-    checks.expect_floating("detail", image=image)
-    _, channels, height, width = checks.expect_shape("detail", "image", image, "(B, C, H, W)")
+    expect_pair("charbonnier_loss", None, restored=restored, target=target)
+    checks.expect_number("charbonnier_loss", "eps", eps, above=0)
+    expect_reduction("charbonnier_loss", reduction)
+    return reduce(((widen(restored) - target).square() + eps**2).sqrt(), reduction)
+
+
+class CharbonnierLoss(nn.Module):
+    """Module form of :func:`charbonnier_loss`."""
+
+    def __init__(self, *, eps: float = 1e-3, reduction: Reduction = "mean") -> None:
+        super().__init__()
+        self.eps = eps
+        self.reduction: Reduction = reduction
+
+    def forward(self, restored: Tensor, target: Tensor) -> Tensor:
+        """Return the loss of a restored image against its target."""
+        return charbonnier_loss(restored, target, eps=self.eps, reduction=self.reduction)
+
+    def extra_repr(self) -> str:
+        """Return the arguments that ``repr`` shows."""
+        return f"eps={self.eps}, reduction={self.reduction!r}"
+
+
+def _laplacian(image: Tensor) -> Tensor:
+    """Return the finest level of the Laplacian pyramid of an image, at full size.
+
+    ``x - G(4 up(down(G(x))))``: G is a separable 5 x 5 blur with replicated borders; ``down`` and ``up`` keep the
+    pixels of even row and column and write zeros between them.
+
+    Shape: image (B, C, H, W) -> (B, C, H, W).
+
+    Source: Burt and Adelson, The Laplacian pyramid as a compact image code, 1983.
+    """
+    _, channels, height, width = image.shape
     taps = image.new_tensor(_TAPS)
     kernel = torch.outer(taps, taps).expand(channels, 1, 5, 5)
     even = image.new_tensor([1.0, 0.0])
     kept = torch.outer(even.repeat(height // 2 + 1)[:height], even.repeat(width // 2 + 1)[:width])
 
     def blur(x: Tensor) -> Tensor:
-        for axis in (2, 3):  # F.pad does the same, but inductor of torch 2.15 trips over its gradient
+        # Replicate by concatenation: inductor of torch 2.15 fails on the gradient of F.pad(mode="replicate").
+        for axis in (2, 3):
             first, last = x.narrow(axis, 0, 1), x.narrow(axis, -1, 1)
             x = torch.cat([first, first, x, last, last], axis)
         return F.conv2d(x, kernel, groups=channels)
@@ -78,151 +105,217 @@ def detail(image: Tensor) -> Tensor:
     return image - blur(4 * kept * blur(image))
 
 
-def edge(restored: Tensor, target: Tensor, *, eps: float = 1e-3) -> Tensor:
-    """Charbonnier distance between the details of two images, see :func:`detail`.
+def edge_loss(restored: Tensor, target: Tensor, *, eps: float = 1e-3, reduction: Reduction = "mean") -> Tensor:
+    """Return the Charbonnier distance between the Laplacians of two images.
 
-    Half types are computed in float32. ``eps`` is in units of the images.
-
-    Shape: restored, target (B, C, H, W) in [0, 1] -> scalar, never below ``eps``.
-
-    Raises:
-        TypeError: an argument is no floating-point tensor.
-        ValueError: the shapes differ, or ``eps`` is not positive.
-
-    Source: Multi-stage progressive image restoration (Zamir et al., CVPR 2021), its edge loss.
-    """
-    checks.expect_floating("edge", restored=restored, target=target)
-    checks.expect_shape("edge", "restored", restored, "(B, C, H, W)")
-    checks.expect_shape("edge", "target", target, "restored.shape", tuple(restored.shape))
-    checks.expect_number("edge", "eps", eps, above=0)
-    if restored.dtype.itemsize < 4:
-        restored, target = restored.float(), target.float()
-    with torch.autocast(restored.device.type, enabled=False):
-        return charbonnier(detail(restored), detail(target.to(restored.dtype)), eps=eps)
-
-
-class Edge(nn.Module):
-    """Module of :func:`edge`."""
-
-    def __init__(self, *, eps: float = 1e-3) -> None:
-        super().__init__()
-        self.eps = eps
-
-    def forward(self, restored: Tensor, target: Tensor) -> Tensor:
-        """Loss of a restored image against its target."""
-        return edge(restored, target, eps=self.eps)
-
-    def extra_repr(self) -> str:
-        """Arguments shown by repr."""
-        return f"eps={self.eps}"
-
-
-def charbonnier_edge(restored: Tensor, target: Tensor, *, edge_weight: float = 0.05, eps: float = 1e-3) -> Tensor:
-    """``charbonnier + edge_weight * edge``: the loss of MPRNet, and of the reblurrer of Meta Transferring.
-
-    Shape: restored, target (B, C, H, W) in [0, 1] -> scalar.
-
-    Raises:
-        TypeError: an argument is no floating-point tensor.
-        ValueError: the shapes differ, or ``eps`` is not positive.
-
-    Source: Zamir et al., CVPR 2021; Meta Transferring for Deblurring (Liu et al., BMVC 2022).
-    """
-    checks.expect_floating("charbonnier_edge", restored=restored, target=target)
-    checks.expect_shape("charbonnier_edge", "restored", restored, "(B, C, H, W)")
-    checks.expect_shape("charbonnier_edge", "target", target, "restored.shape", tuple(restored.shape))
-    checks.expect_number("charbonnier_edge", "eps", eps, above=0)
-    return charbonnier(restored, target, eps=eps) + edge_weight * edge(restored, target, eps=eps)
-
-
-class CharbonnierEdge(nn.Module):
-    """Module of :func:`charbonnier_edge`."""
-
-    def __init__(self, *, edge_weight: float = 0.05, eps: float = 1e-3) -> None:
-        super().__init__()
-        self.edge_weight, self.eps = edge_weight, eps
-
-    def forward(self, restored: Tensor, target: Tensor) -> Tensor:
-        """Loss of a restored picture."""
-        return charbonnier_edge(restored, target, edge_weight=self.edge_weight, eps=self.eps)
-
-    def extra_repr(self) -> str:
-        """Arguments shown by repr."""
-        return f"edge_weight={self.edge_weight}, eps={self.eps}"
-
-
-def l1_fourier(
-    restored: Tensor, target: Tensor, *, fourier_weight: float = 0.1, axes: Literal["width", "both"] = "both"
-) -> Tensor:
-    """Mean absolute difference of two pictures, plus ``fourier_weight`` times that of their Fourier coefficients.
+    Half-precision inputs are computed in float32.
 
     Args:
-        restored: gets the gradient.
-        target: what it is to be.
-        fourier_weight: of the second term; coefficients are complex, not normalized.
-        axes: transformed: "both", as MIMO-UNet does, or "width", as Meta Transferring does with MIMO-UNet.
+        restored: image that receives the gradient.
+        target: reference image.
+        eps: width of the quadratic part around zero, in units of the images.
+        reduction: ``"mean"``, ``"sum"``, or ``"none"`` for one value per element.
 
-    Shape: restored, target (B, C, H, W) in [0, 1] -> scalar.
+    Shape:
+        - restored, target: (B, C, H, W), in [0, 1]
+        - output: scalar, or (B, C, H, W) with ``reduction="none"``
 
     Raises:
-        TypeError: an argument is no floating-point tensor.
-        ValueError: the shapes differ, or ``axes`` is unknown.
+        TypeError: An argument is not a floating-point tensor.
+        ValueError: The shapes differ, ``eps`` is not positive, or ``reduction`` is unknown.
+
+    Source: Zamir et al., Multi-stage progressive image restoration, CVPR 2021.
+    """
+    expect_pair("edge_loss", restored=restored, target=target)
+    checks.expect_number("edge_loss", "eps", eps, above=0)
+    expect_reduction("edge_loss", reduction)
+    if restored.dtype.itemsize < 4:
+        restored, target = restored.float(), target.float()
+    # Autocast would run the convolutions in half precision, where the Laplacian cancels to noise.
+    with torch.autocast(restored.device.type, enabled=False):
+        laplacians = _laplacian(restored), _laplacian(target.to(restored.dtype))
+        return charbonnier_loss(*laplacians, eps=eps, reduction=reduction)
+
+
+class EdgeLoss(nn.Module):
+    """Module form of :func:`edge_loss`."""
+
+    def __init__(self, *, eps: float = 1e-3, reduction: Reduction = "mean") -> None:
+        super().__init__()
+        self.eps = eps
+        self.reduction: Reduction = reduction
+
+    def forward(self, restored: Tensor, target: Tensor) -> Tensor:
+        """Return the loss of a restored image against its target."""
+        return edge_loss(restored, target, eps=self.eps, reduction=self.reduction)
+
+    def extra_repr(self) -> str:
+        """Return the arguments that ``repr`` shows."""
+        return f"eps={self.eps}, reduction={self.reduction!r}"
+
+
+def charbonnier_edge_loss(
+    restored: Tensor, target: Tensor, *, edge_weight: float = 0.05, eps: float = 1e-3, reduction: Reduction = "mean"
+) -> Tensor:
+    """Return ``charbonnier_loss + edge_weight * edge_loss``.
+
+    This is the loss of MPRNet and of the reblurring network of Meta Transferring.
+
+    Args:
+        restored: image that receives the gradient.
+        target: reference image.
+        edge_weight: weight of the edge loss.
+        eps: width of the quadratic part of both terms around zero, in units of the images.
+        reduction: ``"mean"``, ``"sum"``, or ``"none"`` for one value per element.
+
+    Shape:
+        - restored, target: (B, C, H, W), in [0, 1]
+        - output: scalar, or (B, C, H, W) with ``reduction="none"``
+
+    Raises:
+        TypeError: An argument is not a floating-point tensor.
+        ValueError: The shapes differ, ``eps`` is not positive, or ``reduction`` is unknown.
+
+    Source: Zamir et al., CVPR 2021; Liu et al., Meta transferring for deblurring, BMVC 2022.
+    """
+    expect_pair("charbonnier_edge_loss", restored=restored, target=target)
+    checks.expect_number("charbonnier_edge_loss", "eps", eps, above=0)
+    expect_reduction("charbonnier_edge_loss", reduction)
+    edges = edge_loss(restored, target, eps=eps, reduction=reduction)
+    return charbonnier_loss(restored, target, eps=eps, reduction=reduction) + edge_weight * edges
+
+
+class CharbonnierEdgeLoss(nn.Module):
+    """Module form of :func:`charbonnier_edge_loss`."""
+
+    def __init__(self, *, edge_weight: float = 0.05, eps: float = 1e-3, reduction: Reduction = "mean") -> None:
+        super().__init__()
+        self.edge_weight, self.eps = edge_weight, eps
+        self.reduction: Reduction = reduction
+
+    def forward(self, restored: Tensor, target: Tensor) -> Tensor:
+        """Return the loss of a restored image against its target."""
+        options = {"edge_weight": self.edge_weight, "eps": self.eps}
+        return charbonnier_edge_loss(restored, target, **options, reduction=self.reduction)
+
+    def extra_repr(self) -> str:
+        """Return the arguments that ``repr`` shows."""
+        return f"edge_weight={self.edge_weight}, eps={self.eps}, reduction={self.reduction!r}"
+
+
+def l1_fourier_loss(
+    restored: Tensor,
+    target: Tensor,
+    *,
+    fourier_weight: float = 0.1,
+    axes: Literal["width", "both"] = "both",
+    reduction: Literal["mean", "sum"] = "mean",
+) -> Tensor:
+    """Return the L1 distance of two images plus the weighted L1 distance of their Fourier coefficients.
+
+    Args:
+        restored: image that receives the gradient.
+        target: reference image.
+        fourier_weight: weight of the distance of the complex, unnormalized coefficients.
+        axes: axes of the transform: ``"both"`` as in MIMO-UNet, ``"width"`` as in Meta Transferring's MIMO-UNet.
+        reduction: ``"mean"`` or ``"sum"``, applied to both terms; coefficients have no value per pixel.
+
+    Shape: restored, target (B, C, H, W), in [0, 1] -> scalar.
+
+    Raises:
+        TypeError: An argument is not a floating-point tensor.
+        ValueError: The shapes differ, or ``axes`` or ``reduction`` is unknown.
 
     Source: Cho et al., Rethinking coarse-to-fine approach in single image deblurring, ICCV 2021 (MIMO-UNet).
     """
-    checks.expect_floating("l1_fourier", restored=restored, target=target)
-    checks.expect_shape("l1_fourier", "restored", restored, "(B, C, H, W)")
-    checks.expect_shape("l1_fourier", "target", target, "restored.shape", tuple(restored.shape))
-    checks.expect_choice("l1_fourier", "axes", axes, ("width", "both"))
-    if restored.dtype.itemsize < 4:
-        restored, target = restored.float(), target.float()
-    difference = restored - target
+    expect_pair("l1_fourier_loss", restored=restored, target=target)
+    checks.expect_choice("l1_fourier_loss", "axes", axes, ("width", "both"))
+    expect_reduction("l1_fourier_loss", reduction, SCALAR_REDUCTIONS)
+    difference = widen(restored) - widen(target)
     spectrum = torch.fft.fft(difference) if axes == "width" else torch.fft.fft2(difference)
-    return difference.abs().mean() + fourier_weight * spectrum.abs().mean()
+    return reduce(difference.abs(), reduction) + fourier_weight * reduce(spectrum.abs(), reduction)
 
 
-class L1Fourier(nn.Module):
-    """Module of :func:`l1_fourier`."""
+class L1FourierLoss(nn.Module):
+    """Module form of :func:`l1_fourier_loss`."""
 
-    def __init__(self, *, fourier_weight: float = 0.1, axes: Literal["width", "both"] = "both") -> None:
+    def __init__(
+        self,
+        *,
+        fourier_weight: float = 0.1,
+        axes: Literal["width", "both"] = "both",
+        reduction: Literal["mean", "sum"] = "mean",
+    ) -> None:
         super().__init__()
         self.fourier_weight = fourier_weight
         self.axes: Literal["width", "both"] = axes
+        self.reduction: Literal["mean", "sum"] = reduction
 
     def forward(self, restored: Tensor, target: Tensor) -> Tensor:
-        """Loss of a restored picture."""
-        return l1_fourier(restored, target, fourier_weight=self.fourier_weight, axes=self.axes)
+        """Return the loss of a restored image against its target."""
+        return l1_fourier_loss(
+            restored, target, fourier_weight=self.fourier_weight, axes=self.axes, reduction=self.reduction
+        )
 
     def extra_repr(self) -> str:
-        """Arguments shown by repr."""
-        return f"fourier_weight={self.fourier_weight}, axes={self.axes!r}"
+        """Return the arguments that ``repr`` shows."""
+        return f"fourier_weight={self.fourier_weight}, axes={self.axes!r}, reduction={self.reduction!r}"
 
 
-def over_outputs(
-    outputs: Sequence[Tensor], target: Tensor, *, distance: Callable[[Tensor, Tensor], Tensor] = F.l1_loss
+def multi_output_loss(
+    outputs: Sequence[Tensor],
+    target: Tensor,
+    *,
+    distance: Callable[..., Tensor] = F.l1_loss,
+    reduction: Literal["mean", "sum"] = "mean",
 ) -> Tensor:
-    """Sum of the distances of all of a model's pictures from the target, resized bilinearly to each.
+    """Return the sum of the distances of all outputs of a model from the target.
+
+    The target is resized bilinearly to the size of each output.
 
     Args:
-        outputs: pictures of one model, stages of one size or scales of several.
-        target: what each of them is to be.
-        distance: of two pictures, a scalar.
+        outputs: images of one model, stages of one size or scales of several sizes.
+        target: reference image of every output.
+        distance: function of an output and a target of one size; it is also given ``reduction="sum"`` when that is
+            asked for, as the losses of torch and of this package take it.
+        reduction: ``"mean"`` or ``"sum"`` over the pixels of each output; outputs are summed in either case.
 
     Shape: outputs (B, C, h, w) each, target (B, C, H, W) -> scalar.
 
     Raises:
-        TypeError: an output is no floating-point tensor.
-        ValueError: there is no output, or one is no picture.
+        TypeError: An output is not a floating-point tensor.
+        ValueError: There is no output, one is not (B, C, H, W), or ``reduction`` is unknown.
 
-    Source: the training losses of MIMO-UNet and MPRNet; see :func:`l1_fourier`, :func:`charbonnier_edge`.
+    Source: training losses of MIMO-UNet and MPRNet, see :func:`l1_fourier_loss` and :func:`charbonnier_edge_loss`.
     """
+    expect_reduction("multi_output_loss", reduction, SCALAR_REDUCTIONS)
     if not outputs:
-        raise ValueError("over_outputs: expected at least one output, got none")
+        raise ValueError("multi_output_loss: expected at least one output, got none")
+    options = {} if reduction == "mean" else {"reduction": reduction}
     total = target.new_zeros(())
     for number, output in enumerate(outputs):
-        checks.expect_floating("over_outputs", **{f"outputs[{number}]": output})
-        checks.expect_shape("over_outputs", f"outputs[{number}]", output, "(B, C, H, W)")
+        checks.expect_floating("multi_output_loss", **{f"outputs[{number}]": output})
+        checks.expect_shape("multi_output_loss", f"outputs[{number}]", output, "(B, C, H, W)")
         size = output.shape[-2:]
         resized = target if size == target.shape[-2:] else F.interpolate(target, size=size, mode="bilinear")
-        total = total + distance(output, resized)
+        total = total + distance(output, resized, **options)
     return total
+
+
+class MultiOutputLoss(nn.Module):
+    """Module form of :func:`multi_output_loss`."""
+
+    def __init__(
+        self, *, distance: Callable[..., Tensor] = F.l1_loss, reduction: Literal["mean", "sum"] = "mean"
+    ) -> None:
+        super().__init__()
+        self.distance = distance
+        self.reduction: Literal["mean", "sum"] = reduction
+
+    def forward(self, outputs: Sequence[Tensor], target: Tensor) -> Tensor:
+        """Return the summed loss of several outputs against one target."""
+        return multi_output_loss(outputs, target, distance=self.distance, reduction=self.reduction)
+
+    def extra_repr(self) -> str:
+        """Return the arguments that ``repr`` shows."""
+        return f"reduction={self.reduction!r}"

@@ -1,187 +1,215 @@
-"""Losses of the blur: a restored image, reblurred, meets its observation; a blur map meets the blur that was found."""
+"""Losses of reblurring: reblurred restoration against the observation, blur map against kernels, stereo views."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tta_restore._core import checks
-from tta_restore.losses.pixel import charbonnier
+from tta_restore.losses._reduction import Reduction, expect_pair, expect_reduction
+from tta_restore.losses.pixel import charbonnier_loss
+
+__all__ = ["BlurMapLoss", "DisparityLoss", "ReblurLoss", "blur_map_loss", "disparity_loss", "reblur_loss"]
+
+Distance = Literal["mse", "charbonnier"]
 
 
-def reblur_consistency(reblurred: Tensor, blurry: Tensor, *, eps: float = 1e-3, border: int = 0) -> Tensor:
-    """Charbonnier distance between a reblurred restoration and the observation.
+def reblur_loss(
+    reblurred: Tensor,
+    blurry: Tensor,
+    *,
+    distance: Distance = "mse",
+    border: int = 0,
+    eps: float = 1e-3,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    """Return the distance between a reblurred image and the observation.
+
+    A larger observation is averaged over blocks to the size of ``reblurred``, as IFAN does at an eighth of the size.
+    Half-precision inputs are computed in float32.
 
     Args:
-        reblurred: the restoration, blurred again.
-        blurry: the observation.
-        eps: of the Charbonnier distance.
-        border: pixels at each side that are left out: reblurring darkens the outer 7, since it sees zeros there. 0 as
-            published.
+        reblurred: sharp or restored image after blurring; receives the gradient.
+        blurry: observation, of the same size or an integer multiple of it along both axes.
+        distance: ``"mse"`` as in IFAN, ``"charbonnier"`` as in JDRL.
+        border: pixels of ``reblurred`` left out at each side. Zero padding in a blur of size K darkens the outer
+            K // 2 pixels, 7 in JDRL; the papers use 0.
+        eps: width of the quadratic part of the Charbonnier distance around zero.
+        reduction: ``"mean"``, ``"sum"``, or ``"none"`` for one value per element.
 
-    Shape: reblurred, blurry (B, C, H, W) in [0, 1] -> scalar.
+    Shape:
+        - reblurred: (B, C, H, W), in [0, 1]
+        - blurry: (B, C, S*H, S*W), in [0, 1], S an integer >= 1
+        - output: scalar, or (B, C, H - 2*border, W - 2*border) with ``reduction="none"``
 
     Raises:
-        TypeError: an argument is no floating-point tensor.
-        ValueError: shapes differ, or the border leaves nothing.
+        TypeError: An argument is not a floating-point tensor, or ``border`` not an integer.
+        ValueError: The shapes do not match, the border leaves nothing, or a choice is unknown.
 
-    Source: JDRL (Li et al., AAAI 2023), its reblurring loss.
+    Source: Lee et al., Iterative filter adaptive network, CVPR 2021; Li et al., JDRL, AAAI 2023.
     """
-    checks.expect_int("reblur_consistency", "border", border, minimum=0)
-    checks.expect_floating("reblur_consistency", reblurred=reblurred, blurry=blurry)
-    _, _, h, w = checks.expect_shape("reblur_consistency", "reblurred", reblurred, "(B, C, H, W)")
-    checks.expect_shape("reblur_consistency", "blurry", blurry, "reblurred.shape", tuple(reblurred.shape))
-    if border and 2 * border >= min(h, w):
-        raise ValueError(f"reblur_consistency: a border of {border} leaves nothing of {tuple(reblurred.shape)}")
+    checks.expect_choice("reblur_loss", "distance", distance, ("mse", "charbonnier"))
+    checks.expect_int("reblur_loss", "border", border, minimum=0)
+    checks.expect_number("reblur_loss", "eps", eps, above=0)
+    expect_reduction("reblur_loss", reduction)
+    reblurred, blurry = _at_one_size("reblur_loss", reblurred=reblurred, blurry=blurry)
+    if border and 2 * border >= min(reblurred.shape[-2:]):
+        shape = tuple(reblurred.shape)
+        raise ValueError(f"reblur_loss: expected border < min(H, W) / 2 of reblurred {shape}, got {border}")
     if border:
         reblurred, blurry = (x[..., border:-border, border:-border] for x in (reblurred, blurry))
-    return charbonnier(reblurred, blurry, eps=eps)
+    if distance == "charbonnier":
+        return charbonnier_loss(reblurred, blurry, eps=eps, reduction=reduction)
+    return F.mse_loss(reblurred, blurry, reduction=reduction)
 
 
-class ReblurConsistency(nn.Module):
-    """Module of :func:`reblur_consistency`."""
+class ReblurLoss(nn.Module):
+    """Module form of :func:`reblur_loss`."""
 
-    def __init__(self, *, eps: float = 1e-3, border: int = 0) -> None:
+    def __init__(
+        self,
+        *,
+        distance: Distance = "mse",
+        border: int = 0,
+        eps: float = 1e-3,
+        reduction: Reduction = "mean",
+    ) -> None:
         super().__init__()
-        self.eps, self.border = eps, border
+        self.distance: Distance = distance
+        self.border, self.eps = border, eps
+        self.reduction: Reduction = reduction
 
     def forward(self, reblurred: Tensor, blurry: Tensor) -> Tensor:
-        """Loss of a reblurred restoration against the observation."""
-        return reblur_consistency(reblurred, blurry, eps=self.eps, border=self.border)
+        """Return the loss of a reblurred image against the observation."""
+        return reblur_loss(
+            reblurred, blurry, distance=self.distance, border=self.border, eps=self.eps, reduction=self.reduction
+        )
 
     def extra_repr(self) -> str:
-        """Arguments shown by repr."""
-        return f"eps={self.eps}, border={self.border}"
+        """Return the arguments that ``repr`` shows."""
+        return f"distance={self.distance!r}, border={self.border}, eps={self.eps}, reduction={self.reduction!r}"
 
 
-def weigh_seeds(seeds: Tensor, weights: Tensor, *, kernel_sizes: Sequence[int] = (3, 5, 7, 9, 11, 13, 15)) -> Tensor:
-    """Seeds of every kernel size times the weight of that size: seeds that blur nothing count for nothing.
-
-    Shape: seeds (B, sum((K+1)/2), H, W), weights (B, 1+N, H, W) -> (B, sum((K+1)/2), H, W).
-    """
-    blocks = seeds.split([(size + 1) // 2 for size in kernel_sizes], 1)
-    return torch.cat([block * weights[:, n, None] for n, block in enumerate(blocks, 1)], 1)
-
-
-def blur_map(
+def blur_map_loss(
     predicted: Tensor,
     seeds: Tensor,
     *,
     compare: Literal["signed", "absolute"] = "signed",
     detach: bool = False,
     eps: float = 1e-3,
+    reduction: Reduction = "mean",
 ) -> Tensor:
-    """Charbonnier distance between a blur map predicted from the observation and the seeds that reblurring found.
+    """Return the Charbonnier distance between a predicted blur map and the kernel logits found by reblurring.
 
-    Pairs become triplets: the seeds are the pseudo ground truth of the map.
+    The radial kernel logits (``seeds``) of the reblurring network serve as pseudo ground truth of the blur map.
 
     Args:
-        predicted: the map.
-        seeds: what the reblurring module found.
-        compare: ``"signed"`` as released, though the sign of a seed has no effect on its kernel; or ``"absolute"``.
-        detach: keeps the reblurring module from moving towards the map, which the release lets it do.
-        eps: of the Charbonnier distance.
+        predicted: blur map predicted from the observation.
+        seeds: radial kernel logits of the reblurring network.
+        compare: ``"signed"`` as in the official code, although the sign of a logit has no effect on its kernel;
+            ``"absolute"`` compares absolute values.
+        detach: stop the gradient to ``seeds``. The official code lets it pass, which moves the reblurring network
+            towards the map.
+        eps: width of the quadratic part of the Charbonnier distance around zero.
+        reduction: ``"mean"``, ``"sum"``, or ``"none"`` for one value per element.
 
-    Shape: predicted, seeds (B, sum((K+1)/2), H, W) -> scalar.
+    Shape:
+        - predicted, seeds: (B, sum((K+1)/2), H, W)
+        - output: scalar, or the shape of ``predicted`` with ``reduction="none"``
 
     Raises:
-        TypeError: an argument is no floating-point tensor.
-        ValueError: shapes differ, or ``compare`` is unknown.
+        TypeError: An argument is not a floating-point tensor.
+        ValueError: The shapes differ, ``eps`` is not positive, or a choice is unknown.
 
-    Source: Reblurring-guided defocus deblurring (Ren et al., IJCV 2025), the supervision of its blur estimator.
+    Source: Ren et al., Reblurring-guided defocus deblurring, IJCV 2025.
     """
-    checks.expect_choice("blur_map", "compare", compare, ("signed", "absolute"))
-    checks.expect_floating("blur_map", predicted=predicted, seeds=seeds)
-    checks.expect_shape("blur_map", "seeds", seeds, "predicted.shape", tuple(predicted.shape))
+    checks.expect_choice("blur_map_loss", "compare", compare, ("signed", "absolute"))
+    checks.expect_number("blur_map_loss", "eps", eps, above=0)
+    expect_reduction("blur_map_loss", reduction)
+    expect_pair("blur_map_loss", None, predicted=predicted, seeds=seeds)
     if detach:
         seeds = seeds.detach()
     if compare == "absolute":
         predicted, seeds = predicted.abs(), seeds.abs()
-    return charbonnier(predicted, seeds, eps=eps)
+    return charbonnier_loss(predicted, seeds, eps=eps, reduction=reduction)
 
 
-class BlurMap(nn.Module):
-    """Module of :func:`blur_map`."""
+class BlurMapLoss(nn.Module):
+    """Module form of :func:`blur_map_loss`."""
 
     def __init__(
-        self, *, compare: Literal["signed", "absolute"] = "signed", detach: bool = False, eps: float = 1e-3
+        self,
+        *,
+        compare: Literal["signed", "absolute"] = "signed",
+        detach: bool = False,
+        eps: float = 1e-3,
+        reduction: Reduction = "mean",
     ) -> None:
         super().__init__()
         self.compare: Literal["signed", "absolute"] = compare
         self.detach, self.eps = detach, eps
+        self.reduction: Reduction = reduction
 
     def forward(self, predicted: Tensor, seeds: Tensor) -> Tensor:
-        """Loss of a predicted blur map against the seeds of the reblurring module."""
-        return blur_map(predicted, seeds, compare=self.compare, detach=self.detach, eps=self.eps)
+        """Return the loss of a predicted blur map against the kernel logits of the reblurring network."""
+        return blur_map_loss(
+            predicted, seeds, compare=self.compare, detach=self.detach, eps=self.eps, reduction=self.reduction
+        )
 
     def extra_repr(self) -> str:
-        """Arguments shown by repr."""
-        return f"compare={self.compare!r}, detach={self.detach}, eps={self.eps}"
+        """Return the arguments that ``repr`` shows."""
+        return f"compare={self.compare!r}, detach={self.detach}, eps={self.eps}, reduction={self.reduction!r}"
 
 
-def disparity(warped_right: Tensor, left: Tensor) -> Tensor:
-    """Mean squared difference of the right view, moved by a disparity map, and the left view.
+def disparity_loss(warped_right: Tensor, left: Tensor, *, reduction: Reduction = "mean") -> Tensor:
+    """Return the mean squared difference between the right view warped by a disparity map and the left view.
 
-    What the warp brings in from outside the picture, black, is compared too, as published. Half types are accumulated
-    in float32.
+    Pixels that the warp takes from outside the image are black and are compared too, as published. Half-precision
+    inputs are computed in float32.
 
     Args:
-        warped_right: from :func:`tta_restore.ops.disparity_warp`; the gradient reaches the disparity through it.
-        left: of the same size, or a multiple of it along both sides; blocks of it are averaged then.
+        warped_right: result of :func:`tta_restore.ops.disparity_warp`, through which the gradient reaches the map.
+        left: left view, of the same size or an integer multiple of it along both axes; averaged over blocks then.
+        reduction: ``"mean"``, ``"sum"``, or ``"none"`` for one value per element.
 
-    Shape: warped_right (B, C, H, W), left (B, C, S*H, S*W), S an integer >= 1 -> scalar.
+    Shape:
+        - warped_right: (B, C, H, W)
+        - left: (B, C, S*H, S*W), S an integer >= 1
+        - output: scalar, or (B, C, H, W) with ``reduction="none"``
 
     Raises:
-        TypeError: an argument is no floating-point tensor.
-        ValueError: the shapes do not match.
+        TypeError: An argument is not a floating-point tensor.
+        ValueError: The shapes do not match, or ``reduction`` is unknown.
 
-    Source: Iterative Filter Adaptive Network (Lee et al., CVPR 2021), its disparity loss.
+    Source: Lee et al., Iterative filter adaptive network, CVPR 2021.
     """
-    return _squared_difference("disparity", "warped_right", warped_right, "left", left)
+    expect_reduction("disparity_loss", reduction)
+    warped_right, left = _at_one_size("disparity_loss", warped_right=warped_right, left=left)
+    return F.mse_loss(warped_right, left, reduction=reduction)
 
 
-class Disparity(nn.Module):
-    """Module of :func:`disparity`."""
+class DisparityLoss(nn.Module):
+    """Module form of :func:`disparity_loss`."""
+
+    def __init__(self, *, reduction: Reduction = "mean") -> None:
+        super().__init__()
+        self.reduction: Reduction = reduction
 
     def forward(self, warped_right: Tensor, left: Tensor) -> Tensor:
-        """Loss of a right view that was moved onto the left one."""
-        return disparity(warped_right, left)
+        """Return the loss of a warped right view against the left one."""
+        return disparity_loss(warped_right, left, reduction=self.reduction)
+
+    def extra_repr(self) -> str:
+        """Return the arguments that ``repr`` shows."""
+        return f"reduction={self.reduction!r}"
 
 
-def reblur(reblurred: Tensor, blurry: Tensor) -> Tensor:
-    """Mean squared difference of a reblurred sharp picture and the blurry one, at the size of the former.
-
-    Half types are accumulated in float32.
-
-    Args:
-        reblurred: the sharp picture, blurred by filters that were made of the deblurring ones.
-        blurry: of the same size, or a multiple of it along both sides; blocks of it are averaged then.
-
-    Shape: reblurred (B, C, H, W), blurry (B, C, S*H, S*W), S an integer >= 1 -> scalar.
-
-    Raises:
-        TypeError: an argument is no floating-point tensor.
-        ValueError: the shapes do not match.
-
-    Source: Iterative Filter Adaptive Network (Lee et al., CVPR 2021), its reblurring loss.
-    """
-    return _squared_difference("reblur", "reblurred", reblurred, "blurry", blurry)
-
-
-class Reblur(nn.Module):
-    """Module of :func:`reblur`."""
-
-    def forward(self, reblurred: Tensor, blurry: Tensor) -> Tensor:
-        """Loss of a picture that was blurred again."""
-        return reblur(reblurred, blurry)
-
-
-def _squared_difference(function: str, name: str, small: Tensor, target_name: str, target: Tensor) -> Tensor:
-    checks.expect_floating(function, **{name: small, target_name: target})
+def _at_one_size(function: str, **pair: Tensor) -> tuple[Tensor, Tensor]:
+    """Check a pair and average the second tensor over blocks to the size of the first, both at least float32."""
+    checks.expect_floating(function, **pair)
+    (name, small), (target_name, target) = pair.items()
     b, c, h, w = checks.expect_shape(function, name, small, "(B, C, H, W)")
     height, width = checks.expect_shape(function, target_name, target, "(B, C, S*H, S*W)", (b, c, None, None))[2:]
     times = height // max(h, 1)
@@ -192,4 +220,4 @@ def _squared_difference(function: str, name: str, small: Tensor, target_name: st
         )
     if small.dtype.itemsize < 4 or target.dtype.itemsize < 4:
         small, target = small.float(), target.float()
-    return F.mse_loss(small, F.avg_pool2d(target, times) if times > 1 else target)
+    return small, F.avg_pool2d(target, times) if times > 1 else target

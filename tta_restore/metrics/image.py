@@ -11,10 +11,7 @@ import torch
 from torch import Tensor
 
 from tta_restore._core import checks
-
-# ITU-R BT.601 luma in the 16..235 range of 8-bit video, the "Y channel" of the restoration literature.
-_LUMA_WEIGHTS = (65.738 / 256, 129.057 / 256, 25.064 / 256)
-_LUMA_OFFSET = 16 / 255
+from tta_restore._core.color import video_luma
 
 
 @dataclass(frozen=True)
@@ -63,8 +60,7 @@ class Protocol:
         if self.color == "luma":
             if image.shape[1] != 3:
                 raise ValueError(f"Protocol: luma needs images of shape (B, 3, H, W), got {tuple(image.shape)}")
-            weights = torch.tensor(_LUMA_WEIGHTS, device=image.device).view(1, 3, 1, 1)
-            image = (image * weights).sum(1, keepdim=True) + _LUMA_OFFSET
+            image = video_luma(image)
         return image
 
     def aggregate(self, values: Sequence[float] | Tensor, groups: Sequence[Hashable] | None = None) -> float:

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tta_restore._core.color import luma
 from tta_restore.metrics.image import ssim_map
 
-_LUMA = (0.299, 0.587, 0.114)
 _CUT = 5  # half the window of SSIM
 
 
@@ -49,8 +49,7 @@ def aligned_scores(restored: Tensor, target: Tensor) -> AlignedScores:
         )
     z, x = restored.detach().double(), target.detach().double()
     z = z * (x * z).sum() / z.square().sum().clamp(min=1e-12)
-    luma = torch.tensor(_LUMA, dtype=torch.float64, device=z.device).view(1, 3, 1, 1)
-    found = align_by_correlation((z * luma).sum(1, keepdim=True), (x * luma).sum(1, keepdim=True))
+    found = align_by_correlation(luma(z), luma(x))
     homography = torch.eye(3, dtype=torch.float64, device=z.device) if found is None else found
     places = _places(homography, x.shape[2], x.shape[3])
     warped = _sample(z, places, "bicubic", "reflection")

@@ -4,6 +4,7 @@ from typing import Any
 
 from tta_restore._core.lazy import submodule
 from tta_restore.models.checkpoint import load_checkpoint
+from tta_restore.models.competence import Competence, competence
 from tta_restore.models.complexity import Macs, count_macs
 from tta_restore.models.registry import create_model, list_models, register_model
 from tta_restore.models.restorer.probing import ProbeReport, probe
@@ -11,6 +12,7 @@ from tta_restore.models.restorer.restorer import Restoration, Restorer, as_resto
 from tta_restore.models.restorer.spec import RestorerSpec, SizeRequirements
 
 __all__ = [
+    "Competence",
     "Macs",
     "ProbeReport",
     "Restoration",
@@ -18,6 +20,7 @@ __all__ = [
     "RestorerSpec",
     "SizeRequirements",
     "as_restorer",
+    "competence",
     "count_macs",
     "create_model",
     "list_models",

@@ -17,12 +17,11 @@ from torch import Tensor, nn
 
 from tta_restore import ops
 from tta_restore._core import checks
+from tta_restore._core.color import luma
 from tta_restore.models.checkpoint import load_checkpoint
 from tta_restore.models.pwc_net import PwcNet
 
 FlowEstimator = Callable[[Tensor, Tensor], Tensor]
-
-_GREY = (0.299, 0.587, 0.114)
 
 
 def resized_flow(
@@ -113,8 +112,7 @@ class LucasKanade(nn.Module):
         checks.expect_floating("LucasKanade", first=first, second=second)
         checks.expect_shape("LucasKanade", "second", second, "first.shape", tuple(first.shape))
         with torch.autocast(first.device.type, enabled=False):
-            weights = first.new_tensor(_GREY, dtype=torch.float32)[:, None, None]
-            pyramid = [tuple((x.float() * weights).sum(1, keepdim=True) for x in (first, second))]
+            pyramid = [tuple(luma(x.float()) for x in (first, second))]
             while len(pyramid) < self.levels and min(pyramid[-1][0].shape[2:]) >= 2 * self.window:
                 pyramid.append(tuple(F.avg_pool2d(x, 2, ceil_mode=True) for x in pyramid[-1]))
             flow = first.new_zeros(first.shape[0], 2, *pyramid[-1][0].shape[2:], dtype=torch.float32)

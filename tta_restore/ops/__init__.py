@@ -2,6 +2,7 @@
 
 from .adaptive_conv import iac, iac_from_features, sac
 from .isotropic import isotropic_kernels, isotropic_reblur
+from .product_conv import product_conv2d
 from .sharpness import self_shift_score
 from .warp import disparity_warp, flow_warp
 
@@ -12,6 +13,7 @@ __all__ = [
     "iac_from_features",
     "isotropic_kernels",
     "isotropic_reblur",
+    "product_conv2d",
     "sac",
     "self_shift_score",
 ]

@@ -16,7 +16,7 @@ from tta_restore.adapters.injection import find_site, hooked
 from tta_restore.adapters.select import Select
 from tta_restore.adapters.views import Views
 from tta_restore.data.datasets.mining import random_patches
-from tta_restore.losses import charbonnier
+from tta_restore.losses import charbonnier_loss
 
 
 class SRTTA(Adapter, method="srtta"):
@@ -109,7 +109,7 @@ class SRTTA(Adapter, method="srtta"):
         with torch.no_grad():
             targets = [self._features(role, clean) for role in ("source", "student")]
         found = self._features("student", self._degraded(clean))
-        return charbonnier(found, targets[0]) + charbonnier(found, targets[1])
+        return charbonnier_loss(found, targets[0]) + charbonnier_loss(found, targets[1])
 
     def after_step(self, frame: Frame) -> None:
         """Put the scalars that matter most back."""

@@ -54,7 +54,7 @@ def pictures(
     low, high = (0.0, 1.0) if spec is None else spec.value_range
     found = [image]
     height, width = image.shape[-2:]
-    padded = (height, width) if spec is None else spec.size.fit(height, width)
+    padded = (height, width) if spec is None else spec.padded(height, width)
     for path, leaf in structure.leaves(restoration.raw):
         if path == restoration.path or not leaf.is_floating_point() or leaf.ndim not in (4, restoration.image.ndim):
             continue

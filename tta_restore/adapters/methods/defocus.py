@@ -13,6 +13,7 @@ from tta_restore import ops
 from tta_restore.adapters.adapter import Adapter
 from tta_restore.adapters.frame import Frame
 from tta_restore.data.synthetic.defocus import KERNEL_SIZE, linear_to_srgb, srgb_to_linear
+from tta_restore.losses import charbonnier_loss
 from tta_restore.models import create_model
 from tta_restore.models.defocus.estimator import DefocusEstimate
 from tta_restore.models.defocus.pupil import rasterize_pupil
@@ -90,7 +91,7 @@ def _blurred(image: Tensor, seeds: Tensor) -> Tensor:
 
 def _distance(difference: Tensor) -> Tensor:
     """Charbonnier distance from zero of every sample: (B, C, H, W) -> (B,)."""
-    return (difference.float().square() + _EPS**2).sqrt().mean((1, 2, 3))
+    return charbonnier_loss(difference, torch.zeros_like(difference), eps=_EPS, reduction="none").mean((1, 2, 3))
 
 
 def _seed_table(picture: Tensor, reach: float) -> Tensor:

@@ -17,7 +17,7 @@ class Critic:
 
     Args:
         discriminator: gives scores of pictures (B, C, H, W), of any shape.
-        kind: of the losses, see :func:`tta_restore.losses.adversarial`.
+        kind: of the losses, see :func:`tta_restore.losses.adversarial_loss`.
         lr: rate of its RMSprop.
         clip: bound of every weight of a Wasserstein critic after each step; None for none.
         every: judgments between two steps.
@@ -53,12 +53,12 @@ class Critic:
             self._learn(fake.detach(), real.detach())
         self._judged += 1
         weights = {name: weight.detach().clone() for name, weight in self.weights.items()}  # steps are in place
-        return losses.adversarial(functional_call(self.discriminator, weights, (fake,)), kind=self.kind)
+        return losses.adversarial_loss(functional_call(self.discriminator, weights, (fake,)), kind=self.kind)
 
     def _learn(self, fake: Tensor, real: Tensor) -> None:
         with torch.enable_grad():
             scores = [functional_call(self.discriminator, self.weights, (picture,)) for picture in (fake, real)]
-            loss = losses.critic(*scores, kind=self.kind)
+            loss = losses.discriminator_loss(*scores, kind=self.kind)
             gradients = torch.autograd.grad(loss, list(self.weights.values()), allow_unused=True)
         if not all(gradient is None or gradient.isfinite().all() for gradient in gradients):
             return  # what it was shown is no picture; the step of the maker is refused as well

@@ -275,12 +275,12 @@ class InnerLoop:
         weights, clip = self.restorer_weights, item.clip
 
         def distance(outputs: Any, target: Tensor) -> Tensor:
-            return losses.over_outputs(outputs, target, distance=self.distance)
+            return losses.multi_output_loss(outputs, target, distance=self.distance)
 
         def restore(picture: Tensor) -> Any:
             return self.restore(weights, picture, clip)
 
-        return losses.cycle(reblurred, item.sharp, restore=restore, distance=distance)
+        return losses.cycle_loss(reblurred, item.sharp, restore=restore, distance=distance)
 
     def _stepped(self, name: str, tensors: ParameterSet, gradients: dict[str, Tensor | None]) -> ParameterSet:
         with contextlib.nullcontext() if self.create_graph else torch.no_grad():

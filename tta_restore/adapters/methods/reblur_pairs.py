@@ -20,7 +20,7 @@ from tta_restore.adapters.views import Views
 from tta_restore.data.datasets.mining import random_patches
 from tta_restore.data.synthetic import dead_leaves, defocus
 from tta_restore.data.synthetic.soften import soften
-from tta_restore.losses import charbonnier
+from tta_restore.losses import charbonnier_loss
 from tta_restore.models.defocus.pupil import rasterize_pupil
 
 _FULL_LEAD = 1.25  # dB that the student is ahead of the source on pairs when all of it is trusted
@@ -348,7 +348,7 @@ class ReblurPairs(DefocusAdapter, method="reblur_pairs"):
 
 
 def _errors(restored: Tensor, sharp: Tensor) -> Tensor:
-    return torch.stack([charbonnier(one.float(), other) for one, other in zip(restored, sharp, strict=True)])
+    return torch.stack([charbonnier_loss(one.float(), other) for one, other in zip(restored, sharp, strict=True)])
 
 
 def _lead(source: float, student: float) -> float:

@@ -13,7 +13,7 @@ from tta_restore.adapters.frame import Frame
 from tta_restore.adapters.select import Select
 from tta_restore.adapters.tiling import RELEASED_REGION, CenterCrop
 from tta_restore.adapters.views import Views
-from tta_restore.losses import siamese_consistency
+from tta_restore.losses import siamese_consistency_loss
 from tta_restore.models import Restoration
 
 
@@ -83,7 +83,7 @@ class SiamCTTA(Adapter, method="siam_ctta"):
     def objective(self, frame: Frame) -> Tensor:
         """L1 between the student and the teacher's mean."""
         target = frame.notes["target"] = self.ensemble("teacher", frame.region)
-        return siamese_consistency(self.run("student", frame.region).image, target.image)
+        return siamese_consistency_loss(self.run("student", frame.region).image, target.image)
 
     def after_step(self, frame: Frame) -> None:
         """The teacher sees the student before anything of it is restored."""

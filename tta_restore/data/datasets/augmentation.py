@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tta_restore._core import checks
-from tta_restore._core.color import linear_to_srgb
+from tta_restore._core.color import linear_to_srgb, luma
 
 # The last weight is a slip of 0.0722 that the published training had; it makes gray pictures brighter by 8e-5.
 _GREY = (0.2126, 0.7152, 0.07228)
@@ -97,8 +97,7 @@ def to_gray(pictures: Tensor) -> Tensor:
 
     Shape: (..., 3, H, W) in [0, 1] -> (..., 1, H, W).
     """
-    weights = torch.tensor(_GREY, dtype=pictures.dtype, device=pictures.device).view(3, 1, 1)
-    return linear_to_srgb((pictures * weights).sum(-3, keepdim=True))
+    return linear_to_srgb(luma(pictures, _GREY))
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from tta_restore.engine.run.device import resolve_device
 from tta_restore.engine.run.outputs import expect_folder
 from tta_restore.engine.run.usage import UsageError
 from tta_restore.engine.train.defocus_estimator import fit_estimator
-from tta_restore.losses import charbonnier
+from tta_restore.losses import charbonnier_loss
 from tta_restore.metrics import psnr
 from tta_restore.models import create_model
 from tta_restore.models.defocus.estimator import DefocusEstimator
@@ -167,7 +167,7 @@ def _fit(
         sharp = random_patches(bank, count, size + MARGIN, generator)
         chosen = [_source_lens(generator) if name == "specialist" else defocus.random_lens(generator) for _ in sharp]
         blurry, _, target = defocus.render(sharp, chosen, generator, levels=4, knots=3)
-        loss = charbonnier(model(blurry.to(device)), target.to(device))
+        loss = charbonnier_loss(model(blurry.to(device)), target.to(device))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(trainable, 0.5)

@@ -19,8 +19,8 @@ from tta_restore.data.io.atomic import atomic_file
 from tta_restore.engine.run.device import resolve_device
 from tta_restore.engine.run.methods import ClipMethod, create_clip_method
 from tta_restore.engine.run.models import expect_restorer
-from tta_restore.engine.run.settings import Named
 from tta_restore.engine.run.outputs import expect_file
+from tta_restore.engine.run.settings import Named
 from tta_restore.engine.run.usage import UsageError
 
 

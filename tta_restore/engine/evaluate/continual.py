@@ -7,8 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from tta_restore import metrics
 from tta_restore.data.datasets.layouts import folder_frames
 from tta_restore.engine.evaluate.runner import claim, open_lpips, run_resumable, task_of
@@ -16,8 +14,8 @@ from tta_restore.engine.evaluate.stream import FrameRecord, StreamResult
 from tta_restore.engine.report.page import MethodNote, Report, require_packages, write_report
 from tta_restore.engine.report.samples import INPUT, KeptPictures
 from tta_restore.engine.report.table import text_table
-from tta_restore.engine.run.methods import METHODS, create_method
 from tta_restore.engine.run.device import resolve_device
+from tta_restore.engine.run.methods import METHODS, create_method
 from tta_restore.engine.run.models import load_restorer
 from tta_restore.engine.run.usage import UsageError
 

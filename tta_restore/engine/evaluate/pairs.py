@@ -19,8 +19,8 @@ from tta_restore.data.io.image import read_image
 from tta_restore.engine.run.device import resolve_device
 from tta_restore.engine.run.methods import expect_one_input
 from tta_restore.engine.run.models import expect_restorer
-from tta_restore.engine.run.settings import Named
 from tta_restore.engine.run.outputs import expect_file
+from tta_restore.engine.run.settings import Named
 from tta_restore.engine.run.usage import UsageError
 from tta_restore.models import Restorer
 from tta_restore.models.optical_flow import create_flow

@@ -54,5 +54,3 @@ def _options_of(
         elif name in others and value is not None and value != others[name].default:
             raise UsageError(f"--{name.replace('_', '-')} does not apply to {what}")
     return chosen
-
-

@@ -51,7 +51,7 @@ def describe(
         restorer = expect_restorer(model, checkpoint=checkpoint, config=config)
         try:
             with guarded(str(model)):
-                report = probe(restorer)
+                report = probe(restorer, competence=True)
         except (ValueError, TypeError) as error:
             raise UsageError(str(error)) from error
         return f"{report}\n\n{_cost(restorer, report)}"
@@ -75,7 +75,7 @@ def describe(
 
 def _cost(restorer: Restorer, report: ProbeReport) -> str:
     """Return the multiply-adds of a 1280x720 frame, counted from shapes on the meta device."""
-    height, width = report.spec.size.fit(720, 1280)
+    height, width = report.spec.padded(720, 1280)
     clip = () if report.spec.frames == 1 else (report.spec.frames or 5,)
     frame = torch.empty(1, *clip, report.spec.in_channels or 3, height, width, device="meta")
     try:

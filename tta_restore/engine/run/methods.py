@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import os
 import socket
 import typing
@@ -293,7 +294,7 @@ def create_clip_method(
 
 
 def load_reblurrer(path: str | Path | None) -> nn.Module:
-    """Return the reblurring network of a file, "video_reblur" or "motion_reblur"; for None an untrained "motion_reblur".
+    """Return the reblurring network of a file: "video_reblur" or "motion_reblur"; None gives the latter untrained.
 
     Raises:
         ValueError: the file is missing, damaged, or of another network.
@@ -326,10 +327,12 @@ def quick_hub() -> Iterator[None]:
         return
     before = constants.HF_HUB_OFFLINE
     constants.HF_HUB_OFFLINE = before or not _reachable(constants.ENDPOINT)
+    root = logging.getLogger()
+    disabled, root.disabled = root.disabled, True  # open_clip logs the error that it also raises
     try:
         yield
     finally:
-        constants.HF_HUB_OFFLINE = before
+        constants.HF_HUB_OFFLINE, root.disabled = before, disabled
 
 
 @cache

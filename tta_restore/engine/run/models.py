@@ -171,7 +171,9 @@ def _from_file(path: Path) -> Any:
     metadata = read_metadata(path) if state is None else state[0]
     name = metadata.get("model")
     if name is not None and is_named(name):
-        raise ValueError(f"{path}: holds weights of {name}; code is not run because a file names it: give --model {name}")
+        raise ValueError(
+            f"{path}: holds weights of {name}; code is not run because a file names it: give --model {name}"
+        )
     if name in list_models():
         config = metadata.get("config") or {}
         config = json.loads(config) if isinstance(config, str) else config

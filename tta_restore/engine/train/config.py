@@ -150,13 +150,13 @@ class MisalignedSettings:
         warm_up: steps in which the restorer meets the sharp image warped by the flow from the blurry one, unmasked.
         reblur_weight: of the reblurring loss.
         map_weight: of the blur map's loss, for a :class:`BlurConditioned` restorer.
-        edge_weight: of the edge loss against the warped sharp image, see :func:`tta_restore.losses.pixel`.
+        edge_weight: of the edge loss against the warped sharp image, see :func:`tta_restore.losses.edge_loss`.
         outputs: ``"main"``, the restored image; ``"all"`` compares every image that a restorer of several stages
             returns, and reblurs each. Flow is that of the restored image, which alone is warped.
         mask_tolerance: of the calibration masks, in pixels; None (in TOML: false) for no masks.
         align_corners: warp exactly; the released code is half a pixel off at the borders.
         border: pixels that the reblurring loss leaves out at each side; the release leaves out none.
-        map_compare: how maps are compared, see :func:`tta_restore.losses.blur_map`.
+        map_compare: how maps are compared, see :func:`tta_restore.losses.blur_map_loss`.
         map_detach: whether the reblurring module is kept from moving towards the map.
         flow: where flow comes from: ``"estimate"``; ``"given"``, that of the pair, in all stages; or ``"pixel"``: no
             flow, no mask, no reblurring, the plain loss that this is to be compared with.
@@ -205,7 +205,13 @@ class MisalignedSettings:
 
         Source: the MindSpore port of JDRL's MPRNet recipe; the release holds no training code for it.
         """
-        ported: dict[str, Any] = {"outputs": "all", "edge_weight": 0.05, "mask_tolerance": 0.4, "align_corners": False, "border": 0}
+        ported: dict[str, Any] = {
+            "outputs": "all",
+            "edge_weight": 0.05,
+            "mask_tolerance": 0.4,
+            "align_corners": False,
+            "border": 0,
+        }
         return MisalignedSettings(**ported | changes)
 
     def stage(self, step: int) -> Literal["reblur", "warm_up", "joint"]:
@@ -274,9 +280,9 @@ class MetaSettings:
             more, and is here to be compared with.
         reblur_weight: of the reblurrer's part in the outer loss; the restorer has the rest.
         query_batch_size: frames whose outer gradient is computed at once.
-        initial_loss_weight: of the outer loss of the initial weights themselves, before they adapt; the adapted ones have the
-            rest. 0 as published; a first-order gradient from behind many or large inner steps knows nothing of where
-            they began, and alone lets the initial weights drift to where they restore nothing.
+        initial_loss_weight: weight of the outer loss at the initial weights; the loss at the adapted weights has the
+            rest. 0 as published. A first-order gradient at the end of many or large inner steps is independent of the
+            initial weights and can let them drift until they restore nothing.
     """
 
     inner: Any = field(default_factory=_inner_loop_settings)
@@ -458,7 +464,9 @@ def read_config(
     content = dict(source) if isinstance(source, Mapping) else read_settings(source)
     content = nested(content)
     names = [entry.name for entry in fields(kind)]  # type: ignore[bad-argument-type]
-    strange = [name for name, section in content.items() if name not in names or not isinstance(section, (Mapping, type(None)))]
+    strange = [
+        name for name, section in content.items() if name not in names or not isinstance(section, (Mapping, type(None)))
+    ]
     if strange:
         raise UsageError(f"{where}expected the sections {', '.join(names)}, got {', '.join(strange)}")
     overrides = {"out": out, "steps": steps, "device": device}

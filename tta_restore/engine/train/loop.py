@@ -128,7 +128,7 @@ def train(
 
     Args:
         objective: networks and their rule.
-        source: makes batches; called as ``source(run.batch_size, generator)``, from threads when ``run.num_workers`` says so.
+        source: makes batches, called as ``source(run.batch_size, generator)``, from ``run.num_workers`` threads.
         run: how long and where to.
         validate: numbers of the networks as they are, in eval mode and without gradients, the first of them the better
             the higher; the weights that were best are kept in ``best/``.

@@ -25,9 +25,9 @@ from tta_restore.adapters.state import ParameterSet
 from tta_restore.data.datasets.clips import Clip
 from tta_restore.engine.report.images import contact_sheet
 from tta_restore.engine.run.usage import UsageError
-from tta_restore.engine.train.loop import Objective, Optimizers, Processes, StepOutput, train
 from tta_restore.engine.train.build import build_network, clips_from, described, seeded, usage_errors
 from tta_restore.engine.train.config import MetaConfig, MetaSettings, TrainingRun, read_config, section_of
+from tta_restore.engine.train.loop import Objective, Optimizers, Processes, StepOutput, train
 from tta_restore.engine.train.windows import (
     Distance,
     MetaTask,
@@ -46,8 +46,8 @@ class MetaObjective(Objective):
     Args:
         restorer: any module for frames (B, 3, H, W), or, with a spec that says so, for clips (B, T, 3, H, W).
         reblur: from windows of T frames (B, T, 3, H, W) to the reblurred middle frame.
-        discriminator: from patches to scores, higher for real ones; None for no adversarial loss. It starts every clip as it
-            is given, and is not trained.
+        discriminator: from patches to scores, higher for real ones; None for no adversarial loss. It starts
+            every clip as it is given, and is not trained.
         settings: of both loops.
         distance: of two pictures, a scalar: the restorer's own loss.
         outputs: "main" for the restored image, "all" for all stages and scales that the restorer returns.
@@ -63,7 +63,7 @@ class MetaObjective(Objective):
         reblur: nn.Module,
         discriminator: nn.Module | None = None,
         *,
-        settings: MetaSettings = MetaSettings(),  # noqa: B008 (frozen)
+        settings: MetaSettings = MetaSettings(),
         distance: Distance = F.l1_loss,
         outputs: Outputs = "main",
         example: Tensor | None = None,
@@ -114,7 +114,9 @@ class MetaObjective(Objective):
             reblur=lambda weights, windows: functional_call(self.reblur, weights, (windows,)),
             restorer_weights=_part(values, "restorer"),
             reblur_weights=_part(values, "reblur"),
-            critic=None if self.discriminator is None else _Critic(self.discriminator, lr=self.settings.discriminator_lr),
+            critic=None
+            if self.discriminator is None
+            else _Critic(self.discriminator, lr=self.settings.discriminator_lr),
             distance=self.distance,
             create_graph=self.settings.second_order,
         )
@@ -136,7 +138,7 @@ class MetaObjective(Objective):
         reblurred = self.reblurred(values, sharp)
         restored = self.restored(values, blurry)
         return {
-            "reblur": weight * losses.charbonnier_edge(reblurred, blurry[:, middle]),
+            "reblur": weight * losses.charbonnier_edge_loss(reblurred, blurry[:, middle]),
             "deblur": (1 - weight) * window_loss(restored, sharp[:, middle], self.distance),
         }
 
@@ -191,7 +193,10 @@ class MetaObjective(Objective):
                     total = {name: (1 - settings.initial_loss_weight) * gradient for name, gradient in total.items()}
                     for gradients, parts in self.outer_gradients(task, weights):
                         _add(sums, {f"{name}_before": part for name, part in parts.items()}, len(batch))
-                        _add(total, {name: settings.initial_loss_weight * gradient for name, gradient in gradients.items()})
+                        _add(
+                            total,
+                            {name: settings.initial_loss_weight * gradient for name, gradient in gradients.items()},
+                        )
                 for name, gradient in total.items():
                     own = weights[name]
                     own.grad = gradient / len(batch) if own.grad is None else own.grad + gradient / len(batch)
@@ -224,6 +229,12 @@ class MetaObjective(Objective):
 
     def _restore(self, weights: ParameterSet, x: Tensor) -> Restoration:
         return self._run.restore(x, call=lambda inputs: functional_call(self.restorer, weights, (inputs,)))
+
+    def _trainer(self) -> _Critic | None:
+        """A copy of the discriminator for one clip."""
+        if self.discriminator is None:
+            return None
+        return _Critic(self.discriminator, lr=self.settings.discriminator_lr)
 
     def _step(self, gradients: ParameterSet | None, optimizer: torch.optim.Optimizer, processes: Processes) -> None:
         """One outer step, with these gradients or those that the weights hold."""
@@ -270,7 +281,7 @@ def meta_train(
     run: TrainingRun,
     *,
     discriminator: nn.Module | None = None,
-    settings: MetaSettings = MetaSettings(),  # noqa: B008 (frozen)
+    settings: MetaSettings = MetaSettings(),
     num_patches: int = 20,
     patch_size: int = 256,
     query_frames: int | None = None,
@@ -283,9 +294,9 @@ def meta_train(
 ) -> MetaObjective:
     """Meta-train on clips with originals and return the objective that holds the networks, in eval mode.
 
-    Runs as :func:`tta_restore.engine.train.loop.train` says: a step is ``run.batch_size`` clips per process, each adapted to
-    on its own; gradients for the initial weights are averaged over all of them. Writes ``restorer.safetensors`` and
-    ``reblur.safetensors``, which :class:`tta_restore.adapters.MetaTransfer` starts from.
+    Runs as :func:`tta_restore.engine.train.loop.train` says: a step is ``run.batch_size`` clips per process, each
+    adapted to on its own; gradients for the initial weights are averaged over all of them. Writes
+    ``restorer.safetensors`` and ``reblur.safetensors``, which :class:`tta_restore.adapters.MetaTransfer` starts from.
 
     Args:
         restorer: any module for frames (B, 3, H, W) or, with a spec that says so, for clips.

@@ -5,7 +5,6 @@ Source: JDRL (Li et al., AAAI 2023); Reblurring-guided defocus deblurring (Ren e
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -83,19 +82,20 @@ class MisalignedObjective(Objective):
         if stage == "reblur":
             return StepOutput.sum_of(self._reblur_parts(images, found, None), found)
         if settings.flow == "pixel":
-            return StepOutput.sum_of({"pixel": _sum(losses.charbonnier(image, sharp) for image in images)}, found)
+            return StepOutput.sum_of({"pixel": _sum(losses.charbonnier_loss(image, sharp) for image in images)}, found)
         found["flow"] = self._flow(blurry if stage == "warm_up" else images[0], sharp, batch.flow)
-        found["warped"] = ops.flow_warp(sharp, found["flow"], padding_mode="border", align_corners=settings.align_corners)
+        options: dict[str, Any] = {"align_corners": settings.align_corners}
+        found["warped"] = ops.flow_warp(sharp, found["flow"], padding_mode="border", **options)
         if stage == "warm_up":
-            parts = {"pair": _sum(losses.charbonnier(image, found["warped"]) for image in images)}
+            parts = {"pair": _sum(losses.charbonnier_loss(image, found["warped"]) for image in images)}
             return StepOutput.sum_of(parts | self._edge_parts(images, found), found)
-        options: dict[str, Any] = {"sigma": settings.mask_tolerance, "exact": settings.align_corners}
+        options["mask_tolerance"] = settings.mask_tolerance
         back = self._flow(sharp, images[0], None if batch.flow is None else inverse_motion(batch.flow))
         if settings.mask_tolerance is not None:
-            found["mask"] = losses.calibration_mask(found["flow"], sigma=settings.mask_tolerance)
+            found["mask"] = losses.calibration_mask(found["flow"], tolerance=settings.mask_tolerance)
         backs = [back, *[None] * (len(images) - 1)]
         pairs = (
-            losses.deformed_pair(image, sharp, found["flow"], there, **options)
+            losses.deformation_loss(image, sharp, found["flow"], there, **options)
             for image, there in zip(images, backs, strict=True)
         )
         parts = {"pair": _sum(pairs)} | self._edge_parts(images, found)
@@ -148,7 +148,7 @@ class MisalignedObjective(Objective):
         if not self.settings.edge_weight:
             return {}
         mask = found.get("mask", 1)
-        total = _sum(losses.edge(mask * image, mask * found["warped"]) for image in images)
+        total = _sum(losses.edge_loss(mask * image, mask * found["warped"]) for image in images)
         return {"edge": self.settings.edge_weight * total}
 
     def _reblur_parts(
@@ -160,12 +160,12 @@ class MisalignedObjective(Objective):
                 seeds, weights = self.reblur.predictor(image, blurry)
             seeds, weights = seeds.float(), weights.float()
             reblurred = self.reblur.reblur(image, seeds, weights)
-            terms.append(losses.reblur_consistency(reblurred, blurry, border=settings.border))
+            terms.append(losses.reblur_loss(reblurred, blurry, distance="charbonnier", border=settings.border))
             if image is images[0]:
                 found.update(seeds=seeds, weights=weights, reblurred=reblurred)
         parts = {"reblur": settings.reblur_weight * _sum(terms)}
         if blur_map is not None:
-            difference = losses.blur_map(
+            difference = losses.blur_map_loss(
                 blur_map, found["seeds"], compare=settings.map_compare, detach=settings.map_detach
             )
             parts["blur_map"] = settings.map_weight * difference
@@ -221,15 +221,6 @@ def mixed_kernels(seeds: Tensor, weights: Tensor, pixels: list[tuple[int, int]])
     return torch.stack(drawn)
 
 
-def draw_flow(flow: Tensor) -> Tensor:
-    """Flow in the usual colors, relative to its largest displacement. Shape: (2, H, W) -> (3, H, W) in [0, 1]."""
-    length = flow.square().sum(0).sqrt()
-    length = length / length.max().clamp(min=1e-6)
-    hue = torch.atan2(-flow[1], -flow[0]) / (2 * math.pi) + 0.5
-    channels = [((hue * 6 + shift) % 6 - 3).abs().sub(1).clamp(0, 1) for shift in (0, 4, 2)]
-    return 1 - length * (1 - torch.stack(channels))
-
-
 def draw_step(tensors: dict[str, Tensor]) -> Tensor:
     """The first pair of a step as one picture (3, H, W): images, flow and mask, then blur radius and kernels."""
     height, width = tensors["blurry"].shape[2:]
@@ -237,7 +228,9 @@ def draw_step(tensors: dict[str, Tensor]) -> Tensor:
     if "warped" in tensors:
         tiles.append(tensors["warped"][0].clamp(0, 1))
     if "flow" in tensors:
-        tiles.append(draw_flow(tensors["flow"][0]))
+        from torchvision.utils import flow_to_image  # slow to import, and few runs draw
+
+        tiles.append(flow_to_image(tensors["flow"][0].float()) / 255)
     if "mask" in tensors:
         tiles.append(tensors["mask"][0].expand(3, -1, -1))
     if "reblurred" in tensors:
@@ -307,6 +300,8 @@ def train_misaligned_from_config(
             reblur = JDRLReblur(**chosen.reblur)
         flow = create_flow(**({"name": "auto"} | chosen.flow))
         source = _source(chosen.data)
+        built = {"restorer": described(chosen.model, default="jdrl_unet")}
+        built["reblur"] = ("jdrl_reblur", dict(chosen.reblur))
         return train_misaligned(
             restorer,
             source,
@@ -314,7 +309,10 @@ def train_misaligned_from_config(
             reblur=reblur,
             flow=flow,
             settings=chosen.settings,
-            built={"restorer": described(chosen.model, default="jdrl_unet"), "reblur": ("jdrl_reblur", dict(chosen.reblur))},
+            built={
+                "restorer": described(chosen.model, default="jdrl_unet"),
+                "reblur": ("jdrl_reblur", dict(chosen.reblur)),
+            },
         )
 
 

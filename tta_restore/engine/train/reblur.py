@@ -102,7 +102,9 @@ class ReblurObjective(Objective):
         """Critic first, then the others, as released."""
         fake = self.reblur(batch.sharp)
         if self.discriminator is not None:
-            self._update_discriminator(self.discriminator, fake.detach(), self._real(batch), optimizers["discriminator"], processes)
+            self._update_discriminator(
+                self.discriminator, fake.detach(), self._real(batch), optimizers["discriminator"], processes
+            )
         found = self._losses(batch, fake)
         optimizer = optimizers["networks"]
         optimizer.zero_grad(set_to_none=True)
@@ -123,7 +125,9 @@ class ReblurObjective(Objective):
         """Adam, and RMSprop for the discriminator."""
         found: Optimizers = {"networks": torch.optim.Adam(self.groups(), lr=self.settings.lr)}
         if self.discriminator is not None:
-            found["discriminator"] = torch.optim.RMSprop(self.discriminator.parameters(), lr=self.settings.discriminator_lr)
+            found["discriminator"] = torch.optim.RMSprop(
+                self.discriminator.parameters(), lr=self.settings.discriminator_lr
+            )
         return found
 
     def rate(self, step: int) -> float:
@@ -149,7 +153,7 @@ class ReblurObjective(Objective):
         settings, center = self.settings, batch.sharp.shape[1] // 2
         sharp, blurry = batch.sharp[:, center], batch.blurry[:, center]
         seen = {"sharp": sharp, "reblurred": fake, "blurry": blurry}
-        parts = {"reblur": settings.reblur_weight * losses.charbonnier_edge(fake, blurry)}
+        parts = {"reblur": settings.reblur_weight * losses.charbonnier_edge_loss(fake, blurry)}
         if self._run is not None:
             restored = restore_windows(
                 self._run, self._run.restore, batch.sharp, fake.clamp(0, 1), outputs=self.outputs
@@ -157,7 +161,7 @@ class ReblurObjective(Objective):
             parts["cycle"] = settings.cycle_weight * window_loss(restored, sharp, self.distance)
             seen["restored"] = restored[0][0]
         if self.discriminator is not None:
-            parts["adversarial"] = settings.adversarial_weight * losses.adversarial(self.discriminator(fake))
+            parts["adversarial"] = settings.adversarial_weight * losses.adversarial_loss(self.discriminator(fake))
         return StepOutput.sum_of(parts, seen)
 
     def _real(self, batch: ReblurBatch) -> Tensor:
@@ -166,10 +170,15 @@ class ReblurObjective(Objective):
         return batch.blurry[:, others[int(torch.randint(0, len(others), ()))]]
 
     def _update_discriminator(
-        self, discriminator: nn.Module, fake: Tensor, real: Tensor, optimizer: torch.optim.Optimizer, processes: Processes
+        self,
+        discriminator: nn.Module,
+        fake: Tensor,
+        real: Tensor,
+        optimizer: torch.optim.Optimizer,
+        processes: Processes,
     ) -> None:
         optimizer.zero_grad(set_to_none=True)
-        losses.critic(discriminator(fake), discriminator(real)).backward()
+        losses.discriminator_loss(discriminator(fake), discriminator(real)).backward()
         processes.average([p.grad for p in discriminator.parameters() if p.grad is not None])
         optimizer.step()
         with torch.no_grad():

@@ -46,7 +46,7 @@ AlignedPairSource = Callable[[int, torch.Generator], Pair]
 _IMAGE_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "mse": F.mse_loss,
     "mae": F.l1_loss,
-    "charbonnier": losses.charbonnier,
+    "charbonnier": losses.charbonnier_loss,
 }
 _OPTIMISERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "radam": lambda groups, **options: torch.optim.RAdam(groups, decoupled_weight_decay=True, **options),
@@ -104,10 +104,10 @@ class SupervisedObjective(Objective):
             )
         parts = {"image": _IMAGE_LOSSES[settings.loss](found["restored"], batch.sharp)}
         if "warped_right" in found and settings.disparity_weight:
-            difference = losses.disparity(found["warped_right"], found["left_small"])
+            difference = losses.disparity_loss(found["warped_right"], found["left_small"])
             parts["disparity"] = settings.disparity_weight * difference
         if "reblurred" in found:
-            parts["reblur"] = settings.reblur_weight * losses.reblur(found["reblurred"], batch.blurry)
+            parts["reblur"] = settings.reblur_weight * losses.reblur_loss(found["reblurred"], batch.blurry)
         return StepOutput.sum_of(parts, found)
 
     def restore(self, pair: Pair) -> Tensor:

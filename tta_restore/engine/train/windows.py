@@ -57,7 +57,7 @@ def restore_windows(
 def window_loss(groups: Sequence[Sequence[Tensor]], target: Tensor, distance: Distance) -> Tensor:
     """Mean over windows of the distance of all their pictures from the targets. Shape: target (B, C, h, w)."""
     parts = [
-        losses.over_outputs(group, own, distance=distance)
+        losses.multi_output_loss(group, own, distance=distance)
         for group, own in zip(groups, target.split(len(target) // len(groups)), strict=True)
     ]
     return sum(parts[1:], parts[0]) / len(parts)

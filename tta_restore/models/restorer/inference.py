@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tta_restore.models.restorer.outputs import describe_output, infer_scale, is_vector, leaves
+from tta_restore.models.restorer.outputs import describe_output, infer_border, infer_scale, is_vector, leaves
 from tta_restore.models.restorer.preserve import preserve_state
 from tta_restore.models.restorer.spec import RestorerSpec, SizeRequirements
 
 _MULTIPLES = (1, 2, 4, 8, 16, 32, 64, 128)
-_SIDES = (1, 2, 4, 8, 16, 24, 32, 48, 64)
+_SIDES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128)
+_AGREEING = 3  # trials that have to lack the same border
 
 
 def measure(module: nn.Module | Callable[..., Any], like: Tensor) -> RestorerSpec:
@@ -28,29 +29,43 @@ def measure(module: nn.Module | Callable[..., Any], like: Tensor) -> RestorerSpe
     Raises:
         ValueError: no small size gives an image, and ``like`` itself gives none either or is refused by the model.
     """
-    generator = torch.Generator().manual_seed(0)
+    generator, clips = torch.Generator().manual_seed(0), like.ndim == 5
 
-    def scale_at(height: int, width: int) -> int | None:
-        noise = torch.rand((1, *like.shape[1:-2], height, width), generator=generator)
+    def run(height: int, width: int) -> Any:
+        noise = torch.rand(
+            (1, *like.shape[1:-2], height, width), generator=generator, dtype=torch.float32, device="cpu"
+        )
         try:
             raw = module(noise.to(like))
-        except Exception:  # whatever a stranger's model raises for a size it cannot take
+        except Exception:  # whatever a third-party model raises for a size it cannot take
             return None
-        scale = infer_scale(raw, (height, width), clips=like.ndim == 5)
-        return scale if all(leaf.isfinite().all() for _, leaf in leaves(raw)) else None
+        return raw if all(leaf.isfinite().all() for _, leaf in leaves(raw)) else None
 
-    def requirement() -> tuple[int, SizeRequirements] | None:
+    def requirement() -> tuple[int, SizeRequirements, int] | None:
+        lacking: list[tuple[int, int, int]] = []  # scale, border and multiple of outputs that lack a border
         for square in (False, True):
             for multiple in _MULTIPLES:
                 side = multiple * (64 // multiple | 1)  # an odd multiple: not by chance one of 2 * multiple as well
-                scale = scale_at(side, side if square else side + 2 * multiple)
+                sides = (side, side if square else side + 2 * multiple)
+                raw = run(*sides)
+                scale = infer_scale(raw, sides, clips=clips)
                 if scale is not None:
-                    return scale, SizeRequirements(smallest(multiple, scale), multiple, square)
+                    return scale, SizeRequirements(smallest(multiple, scale), multiple, square), 0
+                found = None if square else infer_border(raw, sides, clips=clips)
+                if found is not None:
+                    lacking.append((*found, multiple))
+                # A model that drops what exceeds its multiple lacks another border at every multiple.
+                if len(lacking) >= _AGREEING and len({entry[:2] for entry in lacking[-_AGREEING:]}) == 1:
+                    scale, border, multiple = lacking[-_AGREEING]
+                    return scale, SizeRequirements(smallest(multiple, scale, border), multiple), border
         return None
 
-    def smallest(multiple: int, scale: int) -> int:
-        sides = sorted({-(-side // multiple) * multiple for side in _SIDES})
-        return next((side for side in sides if scale_at(side, side) == scale), sides[-1])
+    def smallest(multiple: int, scale: int, border: int = 0) -> int:
+        spec = RestorerSpec(scale=scale, border=border)
+        sides = sorted({-(-side // multiple) * multiple for side in _SIDES if side > 2 * border})
+        return next(
+            (side for side in sides if _gives(run(side, side), spec, side, clips)), max(sides, default=multiple)
+        )
 
     kept = preserve_state(module, training=False) if isinstance(module, nn.Module) else contextlib.nullcontext()
     with kept, torch.no_grad():
@@ -72,13 +87,21 @@ def measure(module: nn.Module | Callable[..., Any], like: Tensor) -> RestorerSpe
                 ) from error
             if [leaf.shape[0] for _, leaf in leaves(raw) if is_vector(leaf)] == [like.shape[0]]:
                 return RestorerSpec(frames=None if like.ndim == 5 else 1, dense=False)
-            scale = infer_scale(raw, size, clips=like.ndim == 5)
+            scale = infer_scale(raw, size, clips=clips)
             if scale is None:
                 raise ValueError(
                     "restorer: found no image in the model's output for any small frame, nor for "
                     f"{size[0]}x{size[1]}, where it gave {describe_output(raw)}; declare scale, size and output in a "
                     "RestorerSpec"
                 )
-            found = scale, SizeRequirements()
-    scale, size = found
-    return RestorerSpec(scale=scale, size=size, frames=None if like.ndim == 5 else 1)
+            found = scale, SizeRequirements(), 0
+    scale, size, border = found
+    return RestorerSpec(scale=scale, size=size, frames=None if clips else 1, border=border)
+
+
+def _gives(raw: Any, spec: RestorerSpec, side: int, clips: bool) -> bool:
+    """Whether an output holds an image that fits the specification for an input with these sides."""
+    if not spec.border:
+        return infer_scale(raw, (side, side), clips=clips) == spec.scale
+    shapes = [leaf.shape[-2:] for _, leaf in leaves(raw) if leaf.ndim >= 4]
+    return any(min(shape) > 0 and spec.missing((side, side), shape) is not None for shape in shapes)

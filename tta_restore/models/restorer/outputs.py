@@ -89,19 +89,19 @@ def find_image(raw: Any, spec: RestorerSpec, size: tuple[int, int], *, clips: bo
         vectors = [p for p, leaf in found if is_vector(leaf)]
         if len(vectors) == 1:
             return vectors[0]
-    expected = (size[0] * spec.scale, size[1] * spec.scale)
     path = _declared_path(raw, spec)
     if path is None:
-        images = [(p, leaf) for p, leaf in _images(found, spec, clips) if _is(leaf, expected)]
+        images = [(p, leaf) for p, leaf in _images(found, spec, clips) if _fits(leaf, spec, size)]
         if images:
             return images[0][0]
-    elif _is(at(raw, path), expected):
+    elif _fits(at(raw, path), spec, size):
         return path
+    expected = [spec.scale * (side - 2 * spec.border) for side in size]
     wanted = "the largest image-like tensor" if path is None else f"the tensor at {list(path)}"
     raise ValueError(
         f"restorer: expected {wanted} of the output to be (..., {expected[0]}, {expected[1]}) for an input of "
         f"{size[0]}x{size[1]} at scale {spec.scale}, got {describe_output(raw)}; "
-        "declare scale, size and output in a RestorerSpec"
+        "declare scale, size, border and output in a RestorerSpec"
     )
 
 
@@ -152,8 +152,8 @@ def is_vector(leaf: Tensor) -> bool:
     return leaf.is_floating_point() and leaf.ndim == 2
 
 
-def _is(leaf: Any, size: tuple[int, int] | torch.Size) -> bool:
-    return isinstance(leaf, Tensor) and leaf.ndim >= 3 and tuple(leaf.shape[-2:]) == tuple(size)
+def _fits(leaf: Any, spec: RestorerSpec, size: tuple[int, int]) -> bool:
+    return isinstance(leaf, Tensor) and leaf.ndim >= 3 and spec.missing(size, leaf.shape[-2:]) is not None
 
 
 def infer_scale(raw: Any, size: tuple[int, int], *, clips: bool = False) -> int | None:
@@ -165,3 +165,19 @@ def infer_scale(raw: Any, size: tuple[int, int], *, clips: bool = False) -> int 
         if scale >= 1 and (height, width) == (size[0] * scale, size[1] * scale):
             scales.append(scale)
     return max(scales, default=None)
+
+
+def infer_border(raw: Any, size: tuple[int, int], *, clips: bool = False) -> tuple[int, int] | None:
+    """Scale and border in input pixels of an image that lacks as much at every side; None without one.
+
+    ``size`` has to be of two different sides: the scale follows from their difference.
+    """
+    for _, leaf in _images(list(leaves(raw)), RestorerSpec(), clips):
+        height, width = leaf.shape[-2:]
+        scale, rest = divmod(height - width, size[0] - size[1])
+        if scale < 1 or rest:
+            continue
+        lacking, odd = divmod(scale * size[0] - height, 2)
+        if lacking > 0 and not odd:
+            return scale, -(-lacking // scale)
+    return None

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from tta_restore.models.competence import Competence
+from tta_restore.models.competence import competence as measure_competence
 from tta_restore.models.restorer import outputs
 from tta_restore.models.restorer.normalization import normalization_layers
 from tta_restore.models.restorer.outputs import infer_scale
@@ -44,6 +46,8 @@ class ProbeReport:
         normalization: how many normalization layers there are of each class.
         autograd_functions: Python autograd Functions in the graph but those of this package; their second derivative is
             often wrong.
+        competence: what the model removes, where :func:`probe` was asked to measure it; None where it was not, or where
+            the model is not an image-to-image restorer of single frames.
     """
 
     model: str
@@ -62,6 +66,7 @@ class ProbeReport:
     without_gradient_in_train: tuple[str, ...]
     normalization: dict[str, int]
     autograd_functions: tuple[str, ...]
+    competence: Competence | None = None
 
     @property
     def advice(self) -> dict[str, Any]:
@@ -95,17 +100,20 @@ class ProbeReport:
         return tuple(words for words, holds in found.items() if holds)
 
     def __str__(self) -> str:
-        rows = {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name != "spec"}
+        rows = {
+            entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name not in ("spec", "competence")
+        }
         size = self.spec.size
         square = ", square" if size.square else ""
         rows["in_channels"] = self.spec.in_channels
         rows["scale"] = self.spec.scale
         rows["size"] = f"multiple of {size.multiple_of}, at least {size.minimum}{square}"
         width = max(map(len, rows))
-        return "\n".join(f"{name.replace('_', ' '):<{width}}  {_shown(value)}" for name, value in rows.items())
+        lines = [f"{name.replace('_', ' '):<{width}}  {_shown(value)}" for name, value in rows.items()]
+        return "\n".join(lines if self.competence is None else [*lines, "", str(self.competence)])
 
 
-def probe(model: Any, example: Tensor | None = None) -> ProbeReport:
+def probe(model: Any, example: Tensor | None = None, *, competence: bool = False) -> ProbeReport:
     """Run ``model`` on small frames in every way that adaptation needs, and report what happened.
 
     Nothing stays changed in the model, and the global random state is put back.
@@ -114,6 +122,8 @@ def probe(model: Any, example: Tensor | None = None) -> ProbeReport:
         model: a module, a spandrel descriptor, or a :class:`Restorer`.
         example: (B, C, H, W) in [0, 1], or a clip (B, T, C, H, W), for models that 64-pixel noise with 3, 1, 4 or 6
             channels does not suit.
+        competence: measure what the model removes, too (:func:`tta_restore.models.competence`); about twenty more
+            forward passes.
 
     Raises:
         TypeError: ``model`` is no module.
@@ -127,7 +137,8 @@ def probe(model: Any, example: Tensor | None = None) -> ProbeReport:
     with torch.random.fork_rng(devices), preserve_state(module):
         torch.manual_seed(0)
         frame = example[:1] if example is not None else example_frame(restorer)
-        return _report(restorer, module, frame)
+        report = _report(restorer, module, frame)
+        return replace(report, competence=_competence(restorer, report)) if competence else report
 
 
 def example_frame(restorer: Restorer) -> Tensor:
@@ -151,6 +162,12 @@ def example_frame(restorer: Restorer) -> Tensor:
         except Exception as error:  # whatever a stranger's model raises
             problem = problem or error
     raise ValueError(f"probe: no frame suits {type(module).__name__}; pass an example") from problem
+
+
+def _competence(restorer: Restorer, report: ProbeReport) -> Competence | None:
+    if report.spec.frames != 1 or report.spec.in_channels not in (1, 3) or not report.spec.dense:
+        return None
+    return measure_competence(restorer.module, report.spec)
 
 
 def _report(restorer: Restorer, module: nn.Module, frame: Tensor) -> ProbeReport:

@@ -110,7 +110,7 @@ class Restorer(nn.Module):
     ) -> Restoration:
         height, width = x.shape[-2:]
         low, high = spec.value_range
-        inputs = self._cast(pad(x, spec.size))
+        inputs = self._cast(pad(x, spec.size, border=spec.border))
         if (low, high) != (0, 1):
             inputs = inputs * (high - low) + low
         if inputs is x:
@@ -120,12 +120,10 @@ class Restorer(nn.Module):
         path = find_image(raw, spec, padded, clips=x.ndim == 5)
         size = outputs.at(raw, path).shape[-2:]
         if padded != (height, width) and spec.dense:
-            raw = outputs.transform(
-                raw,
-                lambda _, leaf: (
-                    _crop(leaf, height * spec.scale, width * spec.scale) if leaf.shape[-2:] == size else leaf
-                ),
-            )
+            # rows and columns of the frame begin behind the part of the border that the model did return
+            start = spec.border * spec.scale - (spec.missing(padded, size) or 0)
+            rows, columns = (slice(start, start + side * spec.scale) for side in (height, width))
+            raw = outputs.transform(raw, lambda _, leaf: leaf[..., rows, columns] if leaf.shape[-2:] == size else leaf)
         image = outputs.at(raw, path)
         if (low, high) != (0, 1) and spec.dense:
             image = (image - low) / (high - low)
@@ -180,16 +178,19 @@ def as_restorer(model: Any, spec: RestorerSpec | None = None) -> Restorer:
     raise TypeError(f"as_restorer: expected a module, a function or a spandrel descriptor, got {type(model).__name__}")
 
 
-def pad(x: Tensor, size: SizeRequirements) -> Tensor:
-    """Extend the right and bottom of (..., H, W) by reflection (where too short, by the border) to a legal size."""
+def pad(x: Tensor, size: SizeRequirements, *, border: int = 0) -> Tensor:
+    """Extend (..., H, W) by ``border`` at every side, and at the right and bottom to a legal size.
+
+    The extension is a reflection, or repeats the edge where the frame is too short for one.
+    """
     height, width = x.shape[-2:]
-    legal = size.fit(height, width)
+    legal = size.fit(height + 2 * border, width + 2 * border)
     if legal == (height, width):
         return x
-    down, right = legal[0] - height, legal[1] - width
+    down, right = legal[0] - height - border, legal[1] - width - border
     flat = x.reshape(-1, *x.shape[-3:])
-    flat = F.pad(flat, (0, right, 0, 0), mode="reflect" if right < width else "replicate")
-    flat = F.pad(flat, (0, 0, 0, down), mode="reflect" if down < height else "replicate")
+    flat = F.pad(flat, (border, right, 0, 0), mode="reflect" if max(border, right) < width else "replicate")
+    flat = F.pad(flat, (0, 0, border, down), mode="reflect" if max(border, down) < height else "replicate")
     return flat.reshape(*x.shape[:-2], *legal)
 
 
@@ -211,10 +212,6 @@ def _row(value: Any, index: int, batch: int) -> Any:
     """What belongs to one image of a batch: a row of tensors that have one per image, anything else as it is."""
     one_each = isinstance(value, Tensor) and value.ndim > 0 and value.shape[0] == batch
     return value[index : index + 1] if one_each else value
-
-
-def _crop(leaf: Tensor, height: int, width: int) -> Tensor:
-    return leaf[..., :height, :width]
 
 
 def _spec_of_descriptor(descriptor: Any) -> RestorerSpec:

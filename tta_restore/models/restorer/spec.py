@@ -1,4 +1,4 @@
-"""What a restorer takes and gives: the contract that padding, mapping and cropping are derived from."""
+"""The specification of a restorer, from which padding, value mapping and cropping follow."""
 
 from __future__ import annotations
 
@@ -9,6 +9,10 @@ from typing import Any
 from torch import Tensor
 
 from tta_restore._core import checks
+
+__all__ = ["OutputSelection", "RestorerSpec", "SizeRequirements"]
+
+TASKS = ("any", "defocus", "denoise", "jpeg", "motion", "sr")
 
 OutputSelection = int | str | tuple[int | str, ...] | Callable[[Any], Tensor] | None
 
@@ -55,6 +59,10 @@ class RestorerSpec:
             nested outputs, or a function that picks it. None takes the largest image-like tensor, the first of equals.
         batched: False for a model that takes one image at a time; batches are then run image by image.
         dense: False for a model that gives one vector per frame, (B, K), such as a classifier; nothing is padded then.
+        task: degradation that the model was trained to undo: "defocus", "motion", "denoise", "jpeg", "sr", or "any" of
+            them; None where that is to be measured.
+        border: input pixels at each side for which a model without padding returns no output. Frames are extended by
+            that many before ``size`` is met, and the output covers the frame.
     """
 
     scale: int = 1
@@ -66,6 +74,8 @@ class RestorerSpec:
     output: OutputSelection = None
     batched: bool = True
     dense: bool = True
+    task: str | None = None
+    border: int = 0
 
     def __post_init__(self) -> None:
         low, high = self.value_range
@@ -75,3 +85,21 @@ class RestorerSpec:
             value = getattr(self, name)
             if (name, value) != ("frames", None):
                 checks.expect_int("RestorerSpec", name, value, minimum=1)
+        checks.expect_int("RestorerSpec", "border", self.border, minimum=0)
+        if self.task is not None:
+            checks.expect_choice("RestorerSpec", "task", self.task, TASKS)
+
+    def padded(self, height: int, width: int) -> tuple[int, int]:
+        """Sides of the tensor that the model gets for a frame (height, width)."""
+        return self.size.fit(height + 2 * self.border, width + 2 * self.border)
+
+    def missing(self, given: tuple[int, int], returned: tuple[int, int] | Any) -> int | None:
+        """Output pixels missing at each side of an image ``returned`` for an input ``given``; None if it does not fit.
+
+        A border of b input pixels stands for up to ``b * scale`` output pixels, and more than ``(b - 1) * scale``.
+        """
+        lacking = {self.scale * side - out for side, out in zip(given, returned, strict=True)}
+        if len(lacking) != 1:
+            return None
+        pixels, odd = divmod(lacking.pop(), 2)
+        return pixels if not odd and -(-pixels // self.scale) == self.border else None

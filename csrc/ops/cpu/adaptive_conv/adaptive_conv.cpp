@@ -16,17 +16,6 @@ using torch::stable::Tensor;
 // Whether large results are written past the cache: they are not read again before it has forgotten them.
 bool streams(const Tensor& result, size_t item) { return result.numel() * int64_t(item) > (int64_t(8) << 20); }
 
-ScalarType computing_type(const Tensor& x) {
-  return x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-}
-
-bool alike(const Tensor& a, const Tensor& b) {
-  if (a.dim() != b.dim() || a.scalar_type() != b.scalar_type()) return false;
-  for (int64_t i = 0; i < a.dim(); ++i)
-    if (a.size(i) != b.size(i)) return false;
-  return true;
-}
-
 Tensor empty_result(const Tensor& like) {
   Tensor out = torch::stable::empty_like(like);
   tta::prefer_huge_pages(out.mutable_data_ptr(), out.numel() * int64_t(out.element_size()));
@@ -54,7 +43,7 @@ Taps<S> separate_taps(S* vertical, S* horizontal, const AdaptiveConv& conv) {
 }
 
 AdaptiveConv single_step(const char* op, const Tensor& x, const Tensor& vertical, const Tensor& horizontal) {
-  STD_TORCH_CHECK(x.dim() == 4 && alike(vertical, horizontal) && vertical.dim() == 4 && x.size(1) > 0, op,
+  STD_TORCH_CHECK(x.dim() == 4 && tta::same_shape(vertical, horizontal) && vertical.dim() == 4 && x.size(1) > 0, op,
                   ": expected x (B, C, H, W), vertical and horizontal (B, C*K, H, W)");
   const AdaptiveConv conv{x.size(0), x.size(1), x.size(2), x.size(3), 1, vertical.size(1) / x.size(1), 1, false, true};
   STD_TORCH_CHECK(x.scalar_type() == vertical.scalar_type() && vertical.size(0) == conv.B && conv.K % 2 == 1 &&
@@ -105,7 +94,7 @@ Tensor sac(const Tensor& x_in, const Tensor& vertical_in, const Tensor& horizont
 std::tuple<Tensor, Tensor, Tensor> sac_backward(const Tensor& grad_in, const Tensor& x_in, const Tensor& vertical_in,
                                                 const Tensor& horizontal_in, bool need_taps) {
   const AdaptiveConv conv = single_step("sac_backward", x_in, vertical_in, horizontal_in);
-  STD_TORCH_CHECK(alike(grad_in, x_in), "sac_backward: expected grad like x");
+  STD_TORCH_CHECK(tta::same_shape(grad_in, x_in), "sac_backward: expected grad like x");
   const Tensor grad = torch::stable::contiguous(grad_in), x = torch::stable::contiguous(x_in),
                vertical = torch::stable::contiguous(vertical_in), horizontal = torch::stable::contiguous(horizontal_in);
   Tensor grad_x = empty_result(x);
@@ -130,7 +119,7 @@ std::tuple<Tensor, Tensor> iac(const Tensor& x_in, const Tensor& filters_in, int
   const Tensor x = torch::stable::contiguous(x_in), filters = torch::stable::contiguous(filters_in);
   Tensor out = empty_result(x);
   Tensor states = torch::stable::new_empty(
-      x, {conv.B, save_states ? conv.N - 1 : 0, conv.C, conv.H, conv.W}, computing_type(x));
+      x, {conv.B, save_states ? conv.N - 1 : 0, conv.C, conv.H, conv.W}, tta::computing_type(x));
   tta::prefer_huge_pages(states.mutable_data_ptr(), states.numel() * int64_t(states.element_size()));
   if (out.numel() == 0) return {out, states};
   tta::dispatch("iac", x.scalar_type(), [&]<typename S>() {
@@ -146,7 +135,7 @@ std::tuple<Tensor, Tensor> iac_backward(const Tensor& grad_in, const Tensor& x_i
                                         bool activate_last, bool own, bool need_filters) {
   const AdaptiveConv conv =
       all_steps("iac_backward", x_in, filters_in, num_steps, kernel_size, slope, activate_last, own);
-  STD_TORCH_CHECK(alike(grad_in, x_in) && states_in.scalar_type() == computing_type(x_in),
+  STD_TORCH_CHECK(tta::same_shape(grad_in, x_in) && states_in.scalar_type() == tta::computing_type(x_in),
                   "iac_backward: expected grad like x, and states in the computing type");
   const Tensor grad = torch::stable::contiguous(grad_in), x = torch::stable::contiguous(x_in),
                filters = torch::stable::contiguous(filters_in), states = torch::stable::contiguous(states_in);
@@ -166,7 +155,7 @@ std::tuple<Tensor, Tensor> iac_backward(const Tensor& grad_in, const Tensor& x_i
 }
 
 // Second derivatives are rare and short: half types are converted before and after, not in the loops.
-Tensor widened(const Tensor& tensor) { return torch::stable::to(tensor, computing_type(tensor)); }
+Tensor widened(const Tensor& tensor) { return torch::stable::to(tensor, tta::computing_type(tensor)); }
 
 std::tuple<Tensor, Tensor, Tensor> iac_double_backward(const std::optional<Tensor>& dx_in,
                                                        const std::optional<Tensor>& dfilters_in, const Tensor& grad_in,
@@ -174,8 +163,8 @@ std::tuple<Tensor, Tensor, Tensor> iac_double_backward(const std::optional<Tenso
                                                        int64_t kernel_size, double slope, bool activate_last, bool own) {
   const AdaptiveConv conv =
       all_steps("iac_double_backward", x_in, filters_in, num_steps, kernel_size, slope, activate_last, own);
-  STD_TORCH_CHECK(alike(grad_in, x_in) && (!dx_in || alike(*dx_in, x_in)) &&
-                      (!dfilters_in || alike(*dfilters_in, filters_in)),
+  STD_TORCH_CHECK(tta::same_shape(grad_in, x_in) && (!dx_in || tta::same_shape(*dx_in, x_in)) &&
+                      (!dfilters_in || tta::same_shape(*dfilters_in, filters_in)),
                   "iac_double_backward: expected grad and dx like x, and dfilters like filters");
   const auto dense = [](const Tensor& tensor) { return torch::stable::contiguous(widened(tensor)); };
   const Tensor grad = dense(grad_in), x = dense(x_in), filters = dense(filters_in);

@@ -1,5 +1,5 @@
 // The steps themselves, compiled once for the type that is computed in, whatever the type that is kept in memory.
-#include "adaptive_conv_block.h"
+#include "step.h"
 
 namespace tta::TTA_ISA {
 namespace {
@@ -21,11 +21,11 @@ void forward_of(const Block& block, const BlockTaps<const T>& taps, T slope, con
 
 template <int KS, typename T>
 void backward_of(const Block& block, const BlockTaps<const T>& taps, T slope, const T* u, const T* output, const T* g,
-                 const BlockTaps<T>* grad_taps, T* rooms, T* grad_u) {
+                 const BlockTaps<T>* grad_taps, T* scratch, T* grad_u) {
   const T *k1 = taps.vertical, *k2 = taps.horizontal;
   const int64_t stride = taps.stride, n = (block.y1 - block.y0) * block.W;
-  T *middle = rooms, *g_middle = rooms + n;
-  T* gz = grad_taps ? grad_taps->bias : rooms + 2 * n;  // the gradient in z is that in the bias
+  T *middle = scratch, *g_middle = scratch + n;
+  T* gz = grad_taps ? grad_taps->bias : scratch + 2 * n;  // the gradient in z is that in the bias
   if (output == nullptr) {
     forward_of<KS, T>(block, taps, slope, u, middle, gz);
     output = gz;
@@ -43,12 +43,12 @@ void backward_of(const Block& block, const BlockTaps<const T>& taps, T slope, co
       block, [=](int64_t t, int64_t i) { return k1[t * stride + i] * g_middle[i]; }, grad_u);
   if (grad_taps == nullptr) return;
   T *d1 = grad_taps->vertical, *d2 = grad_taps->horizontal;
-  const int64_t room = grad_taps->stride;
-  each_row_tap<KS>(block, [=](int64_t t, int64_t i, int64_t j) { d2[t * room + i] = gz[i] * middle[j]; });
+  const int64_t grad_stride = grad_taps->stride;
+  for_each_row_tap<KS>(block, [=](int64_t t, int64_t i, int64_t j) { d2[t * grad_stride + i] = gz[i] * middle[j]; });
   if (d1 == d2)
-    each_column_tap<KS>(block, [=](int64_t t, int64_t i, int64_t j) { d1[t * room + i] += g_middle[i] * u[j]; });
+    for_each_column_tap<KS>(block, [=](int64_t t, int64_t i, int64_t j) { d1[t * grad_stride + i] += g_middle[i] * u[j]; });
   else
-    each_column_tap<KS>(block, [=](int64_t t, int64_t i, int64_t j) { d1[t * room + i] = g_middle[i] * u[j]; });
+    for_each_column_tap<KS>(block, [=](int64_t t, int64_t i, int64_t j) { d1[t * grad_stride + i] = g_middle[i] * u[j]; });
 }
 
 }  // namespace
@@ -60,9 +60,9 @@ void forward_block(const Block& block, const BlockTaps<const T>& taps, T slope, 
 
 template <typename T>
 void backward_block(const Block& block, const BlockTaps<const T>& taps, T slope, const T* u, const T* output,
-                    const T* g, const BlockTaps<T>* grad_taps, T* rooms, T* grad_u) {
+                    const T* g, const BlockTaps<T>* grad_taps, T* scratch, T* grad_u) {
   with_taps<T>(block.K, [&]<int KS>() {
-    backward_of<KS, T>(block, taps, slope, u, output, g, grad_taps, rooms, grad_u);
+    backward_of<KS, T>(block, taps, slope, u, output, g, grad_taps, scratch, grad_u);
   });
 }
 

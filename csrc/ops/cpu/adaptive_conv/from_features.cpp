@@ -1,4 +1,4 @@
-#include "adaptive_conv_predicted.h"
+#include "from_features.h"
 
 #include <tuple>
 
@@ -7,7 +7,7 @@
 
 namespace {
 using tta::AdaptiveConv;
-using tta::PredictedLayout;
+using tta::FeaturesLayout;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
@@ -37,13 +37,9 @@ AdaptiveConv check(const char* op, const Tensor& x, const Tensor& features, cons
   return conv;
 }
 
-ScalarType computing_type(const Tensor& x) {
-  return x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-}
-
 // One frame's features, packed for the products and, if asked, transposed.
 template <typename S>
-void pack(const AdaptiveConv& conv, int64_t D, const PredictedLayout& layout, const S* features,
+void pack(const AdaptiveConv& conv, int64_t D, const FeaturesLayout& layout, const S* features,
           tta::accumulate_t<S>* packed, tta::accumulate_t<S>* transposed) {
   const auto kernel = TTA_BEST_ISA(pack_features<S>);
   torch::stable::parallel_for(0, layout.chunks, 1, [&](int64_t begin, int64_t end) {
@@ -62,14 +58,14 @@ Tensor iac_from_features(const Tensor& x_in, const Tensor& features_in, const Te
   const int64_t D = features.size(1), group = group_size(conv.B, conv.C);
   tta::dispatch("iac_from_features", x.scalar_type(), [&]<typename S>() {
     using T = tta::accumulate_t<S>;
-    const PredictedLayout layout = TTA_BEST_ISA(predicted_layout<T>)(conv, D);
-    Tensor packed = torch::stable::new_empty(x, {conv.B, layout.features}, computing_type(x));
+    const FeaturesLayout layout = TTA_BEST_ISA(features_layout<T>)(conv, D);
+    Tensor packed = torch::stable::new_empty(x, {conv.B, layout.features}, tta::computing_type(x));
     for (int64_t b = 0; b < conv.B; ++b)
       pack<S>(conv, D, layout, tta::data<S>(features) + b * D * conv.H * conv.W,
               tta::mutable_data<T>(packed) + b * layout.features, nullptr);
-    const tta::Predicted<S> args{conv, D, group, tta::data<S>(x), tta::data<S>(weight), tta::data<S>(bias),
+    const tta::FromFeatures<S> args{conv, D, group, tta::data<S>(x), tta::data<S>(weight), tta::data<S>(bias),
                                  tta::data<T>(packed)};
-    const auto kernel = TTA_BEST_ISA(predicted_forward<S>);
+    const auto kernel = TTA_BEST_ISA(from_features_forward<S>);
     torch::stable::parallel_for(0, conv.B * ((conv.C + group - 1) / group), 1, [&](int64_t begin, int64_t end) {
       kernel(args, tta::mutable_data<S>(out), begin, end);
     });
@@ -92,7 +88,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> iac_from_features_backward(
   Tensor grad_x = torch::stable::empty_like(x);
   Tensor grad_features = need_features ? torch::stable::empty_like(features) : none;
   // Summed over frames and chunks in the computing type.
-  const auto sums = [&](const Tensor& like) { return torch::stable::new_zeros(like, like.sizes(), computing_type(x)); };
+  const auto sums = [&](const Tensor& like) { return torch::stable::new_zeros(like, like.sizes(), tta::computing_type(x)); };
   Tensor grad_weight = need_weight ? sums(weight) : none, grad_bias = need_weight ? sums(bias) : none;
   const auto kept = [&](const Tensor& tensor) { return torch::stable::to(tensor, x.scalar_type()); };
   if (x.numel() == 0) {
@@ -105,16 +101,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> iac_from_features_backward(
   tta::dispatch("iac_from_features_backward", x.scalar_type(), [&]<typename S>() {
     using T = tta::accumulate_t<S>;
     T* const nowhere = nullptr;
-    const PredictedLayout layout = TTA_BEST_ISA(predicted_layout<T>)(conv, D);
-    Tensor packed = torch::stable::new_empty(x, {layout.features}, computing_type(x));
-    Tensor transposed = torch::stable::new_empty(x, {need_weight ? plane * layout.depth : 0}, computing_type(x));
+    const FeaturesLayout layout = TTA_BEST_ISA(features_layout<T>)(conv, D);
+    Tensor packed = torch::stable::new_empty(x, {layout.features}, tta::computing_type(x));
+    Tensor transposed = torch::stable::new_empty(x, {need_weight ? plane * layout.depth : 0}, tta::computing_type(x));
     // Every worker adds up its own gradient in the features; the sums are added in order.
-    Tensor parts = torch::stable::new_empty(x, {need_features ? workers : 0, layout.features}, computing_type(x));
+    Tensor parts = torch::stable::new_empty(x, {need_features ? workers : 0, layout.features}, tta::computing_type(x));
     for (int64_t b = 0; b < conv.B; ++b) {
       pack<S>(conv, D, layout, tta::data<S>(features) + b * D * plane, tta::mutable_data<T>(packed),
               need_weight ? tta::mutable_data<T>(transposed) : nowhere);
       if (need_features) torch::stable::zero_(parts);
-      const tta::PredictedBackward<S> args{
+      const tta::FromFeaturesBackward<S> args{
           // The packed features are this frame's alone.
           {conv, D, group, tta::data<S>(x), tta::data<S>(weight), tta::data<S>(bias),
            tta::data<T>(packed) - b * layout.features},
@@ -124,7 +120,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> iac_from_features_backward(
           tta::mutable_data<S>(grad_x),
           need_weight ? tta::mutable_data<T>(grad_weight) : nowhere,
           need_weight ? tta::mutable_data<T>(grad_bias) : nowhere};
-      const auto kernel = TTA_BEST_ISA(predicted_backward<S>);
+      const auto kernel = TTA_BEST_ISA(from_features_backward<S>);
       torch::stable::parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
         for (int64_t worker = begin; worker < end; ++worker)
           kernel(args, need_features ? tta::mutable_data<T>(parts) + worker * layout.features : nowhere, worker, workers);

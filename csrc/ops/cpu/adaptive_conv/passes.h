@@ -115,7 +115,7 @@ inline void filter_columns(const Block& block, Term term, Finish finish) {
 
 // visit(t, i, j) once for every tap and pixel
 template <int KS, typename Visit>
-inline void each_column_tap(const Block& block, Visit visit) {
+inline void for_each_column_tap(const Block& block, Visit visit) {
   const int64_t reach = block.K / 2, W = block.W;
   column_runs(block, [&](int64_t y, int64_t end) {
     const int64_t first = (y - block.y0) * W, n = (end - y) * W;
@@ -184,7 +184,7 @@ inline void filter_rows(const Block& block, Term term, Finish finish) {
 
 // visit(t, i, j) for every tap and pixel, for some twice, the second time with the right j: it must not add
 template <int KS, typename Visit>
-inline void each_row_tap(const Block& block, Visit visit) {
+inline void for_each_row_tap(const Block& block, Visit visit) {
   const int64_t reach = block.K / 2, W = block.W, size = (block.y1 - block.y0) * W;
   if constexpr (KS > 0) {
 #pragma GCC ivdep

@@ -1,8 +1,8 @@
 // Filters are made, used and forgotten: products with the predictor's weight between the steps of a group of channels.
-#include "adaptive_conv_predicted.h"
+#include "from_features.h"
 
-#include "adaptive_conv_block.h"
-#include "adaptive_conv_product.h"
+#include "step.h"
+#include "gemm_panel.h"
 
 namespace tta::TTA_ISA {
 namespace {
@@ -23,7 +23,7 @@ Rows predictor_rows(const AdaptiveConv& conv, int64_t n, int64_t c, int64_t coun
 
 // call(row within the group, row of weight)
 template <typename Call>
-void each_row(const Rows& rows, Call call) {
+void for_each_row(const Rows& rows, Call call) {
   int64_t i = 0;
   for (int run = 0; run < 3; ++run)
     for (int64_t k = 0; k < rows.count[run]; ++k) call(i++, rows.first[run] + k);
@@ -43,7 +43,7 @@ class Predictor {
  public:
   using T = accumulate_t<S>;
 
-  Predictor(const Predicted<S>& args, const PredictedLayout& layout)
+  Predictor(const FromFeatures<S>& args, const FeaturesLayout& layout)
       : args_(args),
         layout_(layout),
         most_rows_(padded_rows(args.group * (2 * args.conv.K + 1))),
@@ -59,7 +59,7 @@ class Predictor {
     const auto panel_row = [&](int64_t i) {
       return panels_ + i / PANEL_ROWS * PANEL_ROWS * args_.D + i % PANEL_ROWS;
     };
-    each_row(rows_, [&](int64_t i, int64_t row) {
+    for_each_row(rows_, [&](int64_t i, int64_t row) {
       T* to = panel_row(i);
       const S* from = args_.weight + row * args_.D;
       for (int64_t d = 0; d < args_.D; ++d) to[d * PANEL_ROWS] = load(from[d]);
@@ -74,7 +74,7 @@ class Predictor {
   // Makes the filters of a chunk of rows of frame b.
   void predict(int64_t b, int64_t chunk) {
     const T* features = args_.packed + b * layout_.features + chunk * layout_.columns * args_.D;
-    multiply<T>(panels_, rows_.total, args_.D, features, args_.D * PANEL_COLUMNS<T>, PANEL_COLUMNS<T>, layout_.columns,
+    gemm_packed<T>(panels_, rows_.total, args_.D, features, args_.D * PANEL_COLUMNS<T>, PANEL_COLUMNS<T>, layout_.columns,
                 start_, tile_, layout_.columns);
   }
 
@@ -84,15 +84,15 @@ class Predictor {
   }
 
  private:
-  const Predicted<S>& args_;
-  const PredictedLayout& layout_;
+  const FromFeatures<S>& args_;
+  const FeaturesLayout& layout_;
   int64_t most_rows_, count_ = 0;
   Rows rows_{};
   Scratch<T> panels_, start_, tile_;
 };
 
 template <typename Call>
-void each_chunk(const AdaptiveConv& conv, const PredictedLayout& layout, Call call) {
+void for_each_chunk(const AdaptiveConv& conv, const FeaturesLayout& layout, Call call) {
   for (int64_t chunk = 0; chunk < layout.chunks; ++chunk) {
     const int64_t y = chunk * layout.rows, end = y + layout.rows < conv.H ? y + layout.rows : conv.H;
     call(chunk, Block{conv.H, conv.W, y, end, conv.K}, y * conv.W);
@@ -102,7 +102,7 @@ void each_chunk(const AdaptiveConv& conv, const PredictedLayout& layout, Call ca
 }  // namespace
 
 template <typename T>
-PredictedLayout predicted_layout(const AdaptiveConv& conv, int64_t D) {
+FeaturesLayout features_layout(const AdaptiveConv& conv, int64_t D) {
   // Chunks of some hundreds of pixels, of the height that wastes least on padding.
   int64_t best = 1;
   const auto waste = [&](int64_t rows) { return double(padded<T>(rows * conv.W)) / double(rows * conv.W); };
@@ -116,9 +116,9 @@ template <typename S>
 void pack_features(const AdaptiveConv& conv, int64_t D, const S* features, accumulate_t<S>* packed,
                    accumulate_t<S>* transposed, int64_t begin, int64_t end) {
   using T = accumulate_t<S>;
-  const PredictedLayout layout = predicted_layout<T>(conv, D);
+  const FeaturesLayout layout = features_layout<T>(conv, D);
   const int64_t plane = conv.H * conv.W;
-  each_chunk(conv, layout, [&](int64_t chunk, const Block& block, int64_t first) {
+  for_each_chunk(conv, layout, [&](int64_t chunk, const Block& block, int64_t first) {
     if (chunk < begin || chunk >= end) return;
     const int64_t pixels = (block.y1 - block.y0) * conv.W;
     for (int64_t j = 0; j < layout.columns; j += PANEL_COLUMNS<T>)
@@ -137,9 +137,9 @@ template <typename S>
 void unpack_features(const AdaptiveConv& conv, int64_t D, const accumulate_t<S>* packed, int64_t count, int64_t apart,
                      S* out, int64_t begin, int64_t end) {
   using T = accumulate_t<S>;
-  const PredictedLayout layout = predicted_layout<T>(conv, D);
+  const FeaturesLayout layout = features_layout<T>(conv, D);
   const int64_t plane = conv.H * conv.W;
-  each_chunk(conv, layout, [&](int64_t chunk, const Block& block, int64_t first) {
+  for_each_chunk(conv, layout, [&](int64_t chunk, const Block& block, int64_t first) {
     if (chunk < begin || chunk >= end) return;
     for (int64_t d = 0; d < D; ++d)
       for (int64_t j = 0; j < (block.y1 - block.y0) * conv.W; ++j) {
@@ -151,50 +151,50 @@ void unpack_features(const AdaptiveConv& conv, int64_t D, const accumulate_t<S>*
 }
 
 template <typename S>
-void predicted_forward(const Predicted<S>& args, S* out, int64_t begin, int64_t end) {
+void from_features_forward(const FromFeatures<S>& args, S* out, int64_t begin, int64_t end) {
   using T = accumulate_t<S>;
   const AdaptiveConv& conv = args.conv;
-  const PredictedLayout layout = predicted_layout<T>(conv, args.D);
+  const FeaturesLayout layout = features_layout<T>(conv, args.D);
   const int64_t plane = conv.H * conv.W, groups = (conv.C + args.group - 1) / args.group;
   // Every step writes its rows K/2 rows higher than it read them: a chunk then overwrites only rows that the chunks
   // below do not read, and one plane per channel is enough.
-  const int64_t rise = conv.K / 2 * conv.W, room = plane + conv.N * rise;
+  const int64_t rise = conv.K / 2 * conv.W, scratch = plane + conv.N * rise;
   Predictor<S> predictor(args, layout);
-  Scratch<T> planes(args.group * room), middle(layout.columns);
+  Scratch<T> planes(args.group * scratch), middle(layout.columns);
   for (int64_t i = begin; i < end; ++i) {
     const int64_t b = i / groups, c = i % groups * args.group;
     const int64_t count = conv.C - c < args.group ? conv.C - c : args.group;
     const int64_t first_plane = (b * conv.C + c) * plane;
     for (int64_t k = 0; k < count; ++k)
       for (int64_t j = 0; j < plane; ++j)
-        planes[k * room + conv.N * rise + j] = load(args.x[first_plane + k * plane + j]);
+        planes[k * scratch + conv.N * rise + j] = load(args.x[first_plane + k * plane + j]);
     for (int64_t n = 0; n < conv.N; ++n) {
       predictor.take_step(n, c, count);
-      each_chunk(conv, layout, [&](int64_t chunk, const Block& block, int64_t first) {
+      for_each_chunk(conv, layout, [&](int64_t chunk, const Block& block, int64_t first) {
         predictor.predict(b, chunk);
         for (int64_t k = 0; k < count; ++k) {
-          T* u = planes + k * room + (conv.N - n) * rise;
+          T* u = planes + k * scratch + (conv.N - n) * rise;
           forward_block<T>(block, predictor.taps(k), slope_of<T>(conv, n), u, middle, u - rise + first);
         }
       });
     }
-    for (int64_t k = 0; k < count; ++k) put(out + first_plane + k * plane, planes + k * room, plane, false);
+    for (int64_t k = 0; k < count; ++k) copy_narrowed(out + first_plane + k * plane, planes + k * scratch, plane, false);
   }
 }
 
 template <typename S>
-void predicted_backward(const PredictedBackward<S>& args, accumulate_t<S>* grad_features, int64_t first_group,
+void from_features_backward(const FromFeaturesBackward<S>& args, accumulate_t<S>* grad_features, int64_t first_group,
                         int64_t group_stride) {
   using T = accumulate_t<S>;
-  const Predicted<S>& forward = args.forward;
+  const FromFeatures<S>& forward = args.forward;
   const AdaptiveConv& conv = forward.conv;
-  const PredictedLayout layout = predicted_layout<T>(conv, forward.D);
+  const FeaturesLayout layout = features_layout<T>(conv, forward.D);
   const int64_t plane = conv.H * conv.W, D = forward.D, b = args.frame, group = forward.group;
   const int64_t groups = (conv.C + group - 1) / group, most_rows = padded_rows(group * (2 * conv.K + 1));
   const bool wanted = args.grad_weight || grad_features;
   Predictor<S> predictor(forward, layout);
   // u_n of channel k, and the gradients in the outputs and inputs of a step
-  Scratch<T> states(conv.N * group * plane), grads(2 * group * plane), rooms(3 * layout.columns);
+  Scratch<T> states(conv.N * group * plane), grads(2 * group * plane), scratch(3 * layout.columns);
   Scratch<T> grad_tile(wanted ? most_rows * layout.columns : 0);
   Scratch<T> grad_rows(args.grad_weight ? most_rows * layout.depth : 0);  // of weight and bias, in this step
   Scratch<T> columns(grad_features ? most_rows * padded_rows(D) : 0);     // of weight: its transpose in panels
@@ -210,10 +210,10 @@ void predicted_backward(const PredictedBackward<S>& args, accumulate_t<S>* grad_
       }
     for (int64_t n = 0; n < conv.N - 1; ++n) {
       predictor.take_step(n, c, count);
-      each_chunk(conv, layout, [&](int64_t chunk, const Block& block, int64_t first) {
+      for_each_chunk(conv, layout, [&](int64_t chunk, const Block& block, int64_t first) {
         predictor.predict(b, chunk);
         for (int64_t k = 0; k < count; ++k)
-          forward_block<T>(block, predictor.taps(k), slope_of<T>(conv, n), state(n, k), rooms,
+          forward_block<T>(block, predictor.taps(k), slope_of<T>(conv, n), state(n, k), scratch,
                                state(n + 1, k) + first);
       });
     }
@@ -223,13 +223,13 @@ void predicted_backward(const PredictedBackward<S>& args, accumulate_t<S>* grad_
       const Rows& rows = predictor.rows();
       if (grad_features)
         for (int64_t d = 0; d < D; d += PANEL_ROWS)
-          each_row(rows, [&](int64_t r, int64_t row) {
+          for_each_row(rows, [&](int64_t r, int64_t row) {
             for (int64_t e = 0; e < PANEL_ROWS; ++e)
               columns[d * rows.total + r * PANEL_ROWS + e] = d + e < D ? load(forward.weight[row * D + d + e]) : T(0);
           });
       if (args.grad_weight) std::memset(grad_rows, 0, size_t(padded_rows(rows.total) * layout.depth) * sizeof(T));
       std::memset(grad_next, 0, size_t(count * plane) * sizeof(T));
-      each_chunk(conv, layout, [&](int64_t chunk, const Block& block, int64_t first) {
+      for_each_chunk(conv, layout, [&](int64_t chunk, const Block& block, int64_t first) {
         const int64_t pixels = (block.y1 - block.y0) * conv.W;
         predictor.predict(b, chunk);
         for (int64_t k = 0; k < count; ++k) {
@@ -237,17 +237,17 @@ void predicted_backward(const PredictedBackward<S>& args, accumulate_t<S>* grad_
           const T* g = grad + k * plane;
           const T* output = n < conv.N - 1 ? state(n + 1, k) : slope == T(1) ? g : nullptr;
           backward_block<T>(block, predictor.taps(k), slope, state(n, k), output ? output + first : nullptr,
-                                g + first, wanted ? &grad_taps : nullptr, rooms, grad_next + k * plane);
+                                g + first, wanted ? &grad_taps : nullptr, scratch, grad_next + k * plane);
         }
         if (args.grad_weight)
-          multiply_rows<T>(grad_tile, rows.total, pixels, layout.columns, args.transposed + first * layout.depth,
+          gemm_row_major<T>(grad_tile, rows.total, pixels, layout.columns, args.transposed + first * layout.depth,
                            layout.depth, layout.depth, grad_rows, layout.depth);
         if (grad_features)
-          multiply<T>(columns, D, rows.total, grad_tile, PANEL_COLUMNS<T>, layout.columns, layout.columns, nullptr,
+          gemm_packed<T>(columns, D, rows.total, grad_tile, PANEL_COLUMNS<T>, layout.columns, layout.columns, nullptr,
                       grad_features + chunk * layout.columns * padded_rows(D), layout.columns);
       });
       if (args.grad_weight)
-        each_row(rows, [&](int64_t r, int64_t row) {
+        for_each_row(rows, [&](int64_t r, int64_t row) {
           for (int64_t d = 0; d < D; ++d) args.grad_weight[row * D + d] += grad_rows[r * layout.depth + d];
           args.grad_bias[row] += grad_rows[r * layout.depth + D];
         });
@@ -255,19 +255,19 @@ void predicted_backward(const PredictedBackward<S>& args, accumulate_t<S>* grad_
       grad = grad_next;
       grad_next = done;
     }
-    put(args.grad_x + (b * conv.C + c) * plane, grad, count * plane, false);
+    copy_narrowed(args.grad_x + (b * conv.C + c) * plane, grad, count * plane, false);
   }
 }
 
-template PredictedLayout predicted_layout<float>(const AdaptiveConv&, int64_t);
-template PredictedLayout predicted_layout<double>(const AdaptiveConv&, int64_t);
+template FeaturesLayout features_layout<float>(const AdaptiveConv&, int64_t);
+template FeaturesLayout features_layout<double>(const AdaptiveConv&, int64_t);
 #define INSTANTIATE(S)                                                                                               \
   template void pack_features<S>(const AdaptiveConv&, int64_t, const S*, accumulate_t<S>*, accumulate_t<S>*, int64_t, \
                                  int64_t);                                                                           \
   template void unpack_features<S>(const AdaptiveConv&, int64_t, const accumulate_t<S>*, int64_t, int64_t, S*,        \
                                    int64_t, int64_t);                                                                \
-  template void predicted_forward<S>(const Predicted<S>&, S*, int64_t, int64_t);                                     \
-  template void predicted_backward<S>(const PredictedBackward<S>&, accumulate_t<S>*, int64_t, int64_t);
+  template void from_features_forward<S>(const FromFeatures<S>&, S*, int64_t, int64_t);                                     \
+  template void from_features_backward<S>(const FromFeaturesBackward<S>&, accumulate_t<S>*, int64_t, int64_t);
 INSTANTIATE(float)
 INSTANTIATE(double)
 INSTANTIATE(Float16)

@@ -7,7 +7,7 @@
 // what the tap beside it, one nearer to the pixel, has taken, and so in the end the border pixel.
 #pragma once
 
-#include "adaptive_conv_block.h"
+#include "step.h"
 #include "vector.h"
 
 namespace tta::TTA_ISA {
@@ -15,7 +15,7 @@ namespace {
 
 // Taps that are fetched while a sweep is before pixel `end`: those of pixel i stand at i.
 template <typename S>
-struct Fetched {
+struct PrefetchRange {
   BlockTaps<const S> taps;
   int64_t end;
 };
@@ -23,7 +23,7 @@ struct Fetched {
 // z = leaky_relu(H V u + b) for `pixels` pixels in whole rows of W; tap t of the first one reads u[t][0]. Sums are taken
 // in the order of filter_columns and filter_rows.
 template <int KS, int L, typename S, typename T>
-void sweep_rows(const BlockTaps<const S>& taps, const Fetched<S> (&ahead)[2], T slope, const T* const (&u)[KS], int64_t W,
+void fused_rows(const BlockTaps<const S>& taps, const PrefetchRange<S> (&ahead)[2], T slope, const T* const (&u)[KS], int64_t W,
                 int64_t pixels, T* z) {
   using V = Vector<T, L>;
   using Columns = Integers<T, L>;
@@ -66,7 +66,7 @@ void sweep_rows(const BlockTaps<const S>& taps, const Fetched<S> (&ahead)[2], T 
   V before{}, here = column(0);
   Columns x = count_from<L>(Integer<T>(0));
   int64_t i = 0;
-  for (const Fetched<S>& now : ahead)
+  for (const PrefetchRange<S>& now : ahead)
     for (; i < now.end && i + 2 * L <= pixels; i += L) {
       fetch(now.taps, i);
       const V after = column(i + L);
@@ -87,7 +87,7 @@ constexpr int64_t SHORTEST_VECTOR = 16;  // bytes
 
 // Whether steps of such frames can be done in one sweep: the last vectors of a row reach back to its third last one.
 template <typename T>
-bool sweeps(const AdaptiveConv& conv) {
+bool can_fuse(const AdaptiveConv& conv) {
   return unrolls<T>(conv.K) && conv.W >= 3 * SHORTEST_VECTOR / int64_t(sizeof(T)) && conv.W <= int64_t(1) << 30;
 }
 
@@ -96,13 +96,13 @@ BlockTaps<const S> from_pixel(const BlockTaps<const S>& taps, int64_t i) {
   return {taps.vertical + i, taps.horizontal + i, taps.bias + i, taps.stride};
 }
 
-// As forward_block for a whole frame for which sweeps() holds, with taps where they are kept; `next` are read after
+// As forward_block for a whole frame for which can_fuse() holds, with taps where they are kept; `next` are read after
 // them. V u is kept nowhere; u and z must not overlap. In vectors of L, or shorter ones for narrow frames.
 template <int L, typename S, typename T>
-void sweep_frame(const AdaptiveConv& conv, const BlockTaps<const S>& taps, const BlockTaps<const S>& next, T slope,
+void fused_frame(const AdaptiveConv& conv, const BlockTaps<const S>& taps, const BlockTaps<const S>& next, T slope,
                  const T* u, T* z) {
   if constexpr (L * int64_t(sizeof(T)) > SHORTEST_VECTOR)
-    if (conv.W < 3 * L) return sweep_frame<L / 2>(conv, taps, next, slope, u, z);
+    if (conv.W < 3 * L) return fused_frame<L / 2>(conv, taps, next, slope, u, z);
   constexpr int64_t AHEAD = 1024 / sizeof(S);
   const int64_t turn = conv.H * conv.W - AHEAD;  // the pixel beside which the first one of `next` is fetched
   with_taps<T>(conv.K, [&]<int KS>() {
@@ -111,8 +111,8 @@ void sweep_frame(const AdaptiveConv& conv, const BlockTaps<const S>& taps, const
         const T* source[KS];
         for (int t = 0; t < KS; ++t) source[t] = u + clamp(y + t - KS / 2, conv.H - 1) * conv.W;
         const int64_t i = y * conv.W, pixels = (end - y) * conv.W;
-        const Fetched<S> ahead[] = {{from_pixel(taps, i + AHEAD), turn - i}, {from_pixel(next, i - turn), pixels}};
-        sweep_rows<KS, L, S, T>(from_pixel(taps, i), ahead, slope, source, conv.W, pixels, z + i);
+        const PrefetchRange<S> ahead[] = {{from_pixel(taps, i + AHEAD), turn - i}, {from_pixel(next, i - turn), pixels}};
+        fused_rows<KS, L, S, T>(from_pixel(taps, i), ahead, slope, source, conv.W, pixels, z + i);
       });
   });
 }

@@ -11,8 +11,8 @@
 
 namespace tta {
 
-// Tables of one kernel size; geometry.py explains rings and classes. Ring `rings` holds the corner taps (logit 0).
-struct IsotropicBranch {
+// Tables of one kernel size; symmetry.py explains rings and classes. Ring `rings` holds the corner taps (logit 0).
+struct KernelTable {
   int64_t radius, first_seed, rings, classes;
   const int32_t* below;          // of each ring: the seed at or below its distance
   const double* fraction;        // of each ring: how far it lies towards the next seed
@@ -25,9 +25,9 @@ struct Isotropic {
   int64_t radius;      // of the largest kernel
   int64_t classes;     // (radius + 1)(radius + 2) / 2
   int64_t seeds;       // channels
-  int64_t count;       // of branches; there is one weight more
+  int64_t count;       // of tables; there is one weight more
   int64_t most_rings;
-  const IsotropicBranch* branches;
+  const KernelTable* tables;
 };
 
 // One frame and its results: pointers to its first value. Null gradients are not wanted.

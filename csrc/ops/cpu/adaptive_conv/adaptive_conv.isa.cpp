@@ -1,6 +1,6 @@
 // All steps of one channel after another, forward and backward, with taps read from memory.
-#include "adaptive_conv_block.h"
-#include "adaptive_conv_sweep.h"
+#include "step.h"
+#include "step_fused.h"
 
 namespace tta::TTA_ISA {
 
@@ -14,18 +14,18 @@ class Steps {
 
   Steps(const AdaptiveConv& conv, bool biased)
       : conv_(conv),
-        sweep_(sweeps<T>(conv)),
+        fused_(can_fuse<T>(conv)),
         rows_(block_rows(conv.H, conv.W)),
-        reader_(conv, sweep_ ? 0 : rows_ * conv.W),
-        middle_(sweep_ ? 0 : rows_ * conv.W),
-        no_bias_(sweep_ && !biased ? conv.H * conv.W : 0) {
-    if (sweep_ && !biased) std::memset(no_bias_, 0, size_t(conv.H * conv.W) * sizeof(S));
+        reader_(conv, fused_ ? 0 : rows_ * conv.W),
+        middle_(fused_ ? 0 : rows_ * conv.W),
+        no_bias_(fused_ && !biased ? conv.H * conv.W : 0) {
+    if (fused_ && !biased) std::memset(no_bias_, 0, size_t(conv.H * conv.W) * sizeof(S));
   }
 
   // u -> z, which must not overlap; `next` are the taps that are read after these.
   void run(const Taps<const S>& taps, const Taps<const S>& next, T slope, const T* u, T* z) {
-    if (sweep_) return sweep_frame<LANES<T>>(conv_, in_place(taps), in_place(next), slope, u, z);
-    each_block(conv_, rows_, [&](const Block& block, int64_t first, int64_t pixels) {
+    if (fused_) return fused_frame<LANES<T>>(conv_, in_place(taps), in_place(next), slope, u, z);
+    for_each_block(conv_, rows_, [&](const Block& block, int64_t first, int64_t pixels) {
       forward_block<T>(block, reader_.read(taps, first, pixels), slope, u, middle_, z + first);
     });
   }
@@ -37,7 +37,7 @@ class Steps {
   }
 
   const AdaptiveConv& conv_;
-  bool sweep_;
+  bool fused_;
   int64_t rows_;
   TapReader<S> reader_;
   Scratch<T> middle_;
@@ -67,7 +67,7 @@ void adaptive_conv_forward(const AdaptiveConvForward<S>& args, int64_t begin, in
       steps.run(taps(i, n), next, slope_of<T>(conv, n), u, z);
       u = z;
     }
-    if constexpr (!in_place) put(args.out + i * plane, u, plane, false);
+    if constexpr (!in_place) copy_narrowed(args.out + i * plane, u, plane, false);
   }
 }
 
@@ -80,7 +80,7 @@ void adaptive_conv_backward(const AdaptiveConvBackward<S>& args, int64_t begin, 
   Steps<S> steps(conv, args.taps.bias != nullptr);
   TapReader<S> reader(conv, capacity);
   TapWriter<S> writer(conv, capacity, wanted, args.stream);
-  Scratch<T> planes(3 * plane), again(args.states ? 0 : (conv.N - 1) * plane), rooms(3 * capacity);
+  Scratch<T> planes(3 * plane), again(args.states ? 0 : (conv.N - 1) * plane), scratch(3 * capacity);
   for (int64_t i = begin; i < end; ++i) {
     const int64_t b = i / conv.C, c = i % conv.C;
     const auto taps = [&](int64_t n) { return locate(args.taps, b, n, c); };
@@ -100,16 +100,16 @@ void adaptive_conv_backward(const AdaptiveConvBackward<S>& args, int64_t begin, 
       // The sign of the last output is made again; where there is no activation any finite values will do.
       const T* output = n < conv.N - 1 ? state(n + 1) : slope == T(1) ? source : nullptr;
       std::memset(g_next, 0, size_t(plane) * sizeof(T));
-      each_block(conv, rows, [&](const Block& block, int64_t first, int64_t pixels) {
-        const BlockTaps<T> room = writer.room();
+      for_each_block(conv, rows, [&](const Block& block, int64_t first, int64_t pixels) {
+        const BlockTaps<T> block_grads = writer.block();
         backward_block<T>(block, reader.read(taps(n), first, pixels), slope, u, output ? output + first : nullptr,
-                              source + first, wanted ? &room : nullptr, rooms, g_next);
+                              source + first, wanted ? &block_grads : nullptr, scratch, g_next);
         if (wanted) writer.write(grad_taps, first, pixels);
       });
       source = g_next;
       g_next = source == planes + plane ? planes + 2 * plane : planes + plane;
     }
-    put(args.grad_x + i * plane, source, plane, false);
+    copy_narrowed(args.grad_x + i * plane, source, plane, false);
   }
   if (args.stream) stream_fence();
 }

@@ -23,7 +23,7 @@ Tensor self_shift_products(const Tensor& a_in, const Tensor& b_in) {
   const int64_t B = a.size(0), C = a.size(1), H = a.size(2), W = a.size(3);
   TTA_CHECK("self_shift_products", b.size(0) == B && b.size(1) == C && b.size(2) == H && b.size(3) == W,
             "expected two tensors of one shape");
-  const ScalarType kept = a.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+  const ScalarType kept = tta::computing_type(a);
   Tensor out = torch::stable::new_empty(a, {B, 4}, kept);
   const auto overlap = overlap_sizes(C, H, W);
   // One slot per row, added up in order afterwards: the same sum for any number of threads.
@@ -54,7 +54,7 @@ Tensor self_shift_laplacian(const Tensor& x_in, const Tensor& weights_in) {
             "expected x (B, C, H, W) and weights (B, 4)");
   const Tensor x = torch::stable::contiguous(x_in), weights = torch::stable::contiguous(weights_in);
   const int64_t B = x.size(0), C = x.size(1), H = x.size(2), W = x.size(3);
-  const ScalarType kept = x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+  const ScalarType kept = tta::computing_type(x);
   TTA_CHECK("self_shift_laplacian", weights.size(0) == B && weights.scalar_type() == kept,
             "expected weights (B, 4) in the type that sums are kept in");
   Tensor out = torch::stable::empty_like(x);

@@ -1,4 +1,4 @@
-#include "isotropic.h"
+#include "reblur.h"
 
 #include <cmath>
 #include <tuple>
@@ -11,16 +11,9 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-bool alike(const Tensor& a, const Tensor& b) {
-  if (a.dim() != b.dim() || a.scalar_type() != b.scalar_type()) return false;
-  for (int64_t i = 0; i < a.dim(); ++i)
-    if (a.size(i) != b.size(i)) return false;
-  return true;
-}
-
 int64_t class_count(int64_t radius) { return (radius + 1) * (radius + 2) / 2; }
 
-// The tables of geometry.py.
+// The tables of symmetry.py.
 class Tables {
  public:
   Tables(const char* op, const Tensor& image, const Tensor& seeds, const Tensor& weights,
@@ -38,7 +31,7 @@ class Tables {
       add(n, kernel_sizes[n] / 2);
     }
     blur.classes = class_count(blur.radius);
-    blur.branches = branches_.data();
+    blur.tables = tables_.data();
     for (const Tensor* t : {&seeds, &weights})
       STD_TORCH_CHECK(t->size(0) == blur.B && t->size(2) == blur.H && t->size(3) == blur.W, op,
                       ": expected seeds and weights with the batch and frame of the image");
@@ -71,7 +64,7 @@ class Tables {
         ring_of_class_[n].push_back(of_class);
         taps_[n][of_class] += a == 0 ? 1 : b == 0 || a == b ? 4 : 8;
       }
-    branches_.push_back({radius, blur.seeds, rings, class_count(radius), below_[n].data(), fraction_[n].data(),
+    tables_.push_back({radius, blur.seeds, rings, class_count(radius), below_[n].data(), fraction_[n].data(),
                          taps_[n].data(), ring_of_class_[n].data()});
     blur.seeds += radius + 1;
     if (radius > blur.radius) blur.radius = radius;
@@ -80,7 +73,7 @@ class Tables {
 
   std::vector<std::vector<int32_t>> below_, ring_of_class_;
   std::vector<std::vector<double>> fraction_, taps_;
-  std::vector<tta::IsotropicBranch> branches_;
+  std::vector<tta::KernelTable> tables_;
 };
 
 Tensor isotropic_reblur(const Tensor& image_in, const Tensor& seeds_in, const Tensor& weights_in,
@@ -105,13 +98,13 @@ std::tuple<Tensor, Tensor, Tensor> isotropic_reblur_backward(const Tensor& grad_
                                                              std::vector<int64_t> kernel_sizes, bool need_image,
                                                              bool need_kernels) {
   const Tables tables("isotropic_reblur_backward", image_in, seeds_in, weights_in, kernel_sizes);
-  STD_TORCH_CHECK(alike(grad_in, image_in), "isotropic_reblur_backward: expected grad like image");
+  STD_TORCH_CHECK(tta::same_shape(grad_in, image_in), "isotropic_reblur_backward: expected grad like image");
   const Tensor grad = torch::stable::contiguous(grad_in), image = torch::stable::contiguous(image_in),
                seeds = torch::stable::contiguous(seeds_in), weights = torch::stable::contiguous(weights_in);
   const auto result = [&](const Tensor& like, bool needed) {
     return needed ? torch::stable::empty_like(like) : torch::stable::new_empty(image, {0});
   };
-  const ScalarType kept = image.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+  const ScalarType kept = tta::computing_type(image);
   const tta::Isotropic& blur = tables.blur;
   // Summed in float32; the result itself where that is its type.
   Tensor sums = need_image ? torch::stable::new_empty(image, {blur.B, blur.C, blur.H, blur.W}, kept)

@@ -4,9 +4,9 @@ from _base import Bad, LossTests, Sample, random
 from tta_restore import losses
 
 
-class TestSiameseConsistency(LossTests):
-    op = losses.siamese_consistency
-    module = losses.SiameseConsistency
+class TestSiameseConsistencyLoss(LossTests):
+    op = losses.siamese_consistency_loss
+    module = losses.SiameseConsistencyLoss
     jvp = "right"
 
     def samples(self, generator):
@@ -34,7 +34,7 @@ class TestSiameseConsistency(LossTests):
 def test_the_teacher_gets_no_gradient():
     student = torch.tensor([0.2, 0.9], requires_grad=True)
     teacher = torch.tensor([0.5, 0.5], requires_grad=True)
-    loss = losses.siamese_consistency(student, teacher)
+    loss = losses.siamese_consistency_loss(student, teacher)
     loss.backward()
     torch.testing.assert_close(loss.detach(), torch.tensor(0.35))
     assert student.grad.tolist() == [-0.5, 0.5]

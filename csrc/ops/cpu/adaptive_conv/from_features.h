@@ -6,7 +6,7 @@
 
 namespace tta {
 
-struct PredictedLayout {
+struct FeaturesLayout {
   int64_t rows;      // of the frame, in a chunk
   int64_t chunks;    // in a frame
   int64_t columns;   // of a chunk, with padding
@@ -15,7 +15,7 @@ struct PredictedLayout {
 };
 
 template <typename S>
-struct Predicted {
+struct FromFeatures {
   using T = accumulate_t<S>;
   AdaptiveConv conv;
   int64_t D;
@@ -25,9 +25,9 @@ struct Predicted {
 };
 
 template <typename S>
-struct PredictedBackward {
+struct FromFeaturesBackward {
   using T = accumulate_t<S>;
-  Predicted<S> forward;
+  FromFeatures<S> forward;
   int64_t frame;
   const S* grad;
   const T* transposed;  // features of this frame and a one, (H * W, depth)
@@ -39,7 +39,7 @@ struct PredictedBackward {
 
 TTA_DECLARE_FOR_EACH_ISA(
     template <typename T>
-    PredictedLayout predicted_layout(const AdaptiveConv& conv, int64_t D);
+    FeaturesLayout features_layout(const AdaptiveConv& conv, int64_t D);
 
     // Chunks [begin, end) of one frame's features (D, H * W), as the products read them; transposed may be null.
     template <typename S>
@@ -48,11 +48,11 @@ TTA_DECLARE_FOR_EACH_ISA(
 
     // Groups [begin, end) of all frames.
     template <typename S>
-    void predicted_forward(const Predicted<S>& args, S* out, int64_t begin, int64_t end);
+    void from_features_forward(const FromFeatures<S>& args, S* out, int64_t begin, int64_t end);
 
     // Groups first, first + stride, ... of one frame. grad_features (laid out like packed features) is added to, or null.
     template <typename S>
-    void predicted_backward(const PredictedBackward<S>& args, accumulate_t<S>* grad_features, int64_t first,
+    void from_features_backward(const FromFeaturesBackward<S>& args, accumulate_t<S>* grad_features, int64_t first,
                             int64_t stride);
 
     // Undoes the packing for chunks [begin, end): out (D, H * W) = the sum of `count` packed arrays, `apart` apart.

@@ -1,6 +1,6 @@
 // The second derivative of all steps of one channel: the tangent du runs beside the state u, and the adjoints p of the
 // tangent and q of the state run back through both. reference.py: iac_double_backward has the same in tensors.
-#include "adaptive_conv_block.h"
+#include "step.h"
 
 namespace tta::TTA_ISA {
 namespace {
@@ -28,12 +28,12 @@ void dual_forward_block(const Block& block, const BlockTaps<const T>& taps, cons
 template <int KS, typename T>
 void dual_backward_block(const Block& block, const BlockTaps<const T>& taps, const BlockTaps<const T>& dtaps, T slope,
                          const T* u, const T* du, const T* z, const T* p, const T* q, const BlockTaps<T>& grad_taps,
-                         T* rooms, int64_t capacity, T* p_next, T* q_next) {
+                         T* scratch, int64_t capacity, T* p_next, T* q_next) {
   const T *k1 = taps.vertical, *k2 = taps.horizontal, *d1 = dtaps.vertical, *d2 = dtaps.horizontal;
   T *g1 = grad_taps.vertical, *g2 = grad_taps.horizontal, *g_bias = grad_taps.bias;
   const int64_t s = taps.stride, ds = dtaps.stride, gs = grad_taps.stride, n = (block.y1 - block.y0) * block.W;
-  T *middle = rooms, *dmiddle = rooms + capacity, *pz = rooms + 2 * capacity, *qz = rooms + 3 * capacity,
-    *pm = rooms + 4 * capacity, *qm = rooms + 5 * capacity;
+  T *middle = scratch, *dmiddle = scratch + capacity, *pz = scratch + 2 * capacity, *qz = scratch + 3 * capacity,
+    *pm = scratch + 4 * capacity, *qm = scratch + 5 * capacity;
   filter_columns<KS, T>(
       block, [=](int64_t t, int64_t i, int64_t j) { return k1[t * s + i] * u[j]; },
       [=](int64_t i, T sum) { middle[i] = sum; });
@@ -46,14 +46,14 @@ void dual_backward_block(const Block& block, const BlockTaps<const T>& taps, con
     qz[i] = z[i] > 0 ? q[i] : q[i] * slope;
     g_bias[i] = qz[i];
   }
-  each_row_tap<KS>(block, [=](int64_t t, int64_t i, int64_t j) { g2[t * gs + i] = pz[i] * dmiddle[j] + qz[i] * middle[j]; });
+  for_each_row_tap<KS>(block, [=](int64_t t, int64_t i, int64_t j) { g2[t * gs + i] = pz[i] * dmiddle[j] + qz[i] * middle[j]; });
   filter_rows_adjoint<KS, T>(
       block, [=](int64_t t, int64_t i) { return k2[t * s + i] * pz[i]; }, [=](int64_t j, T sum) { pm[j] = sum; });
   filter_rows_adjoint<KS, T>(
       block, [=](int64_t t, int64_t i) { return k2[t * s + i] * qz[i] + d2[t * ds + i] * pz[i]; },
       [=](int64_t j, T sum) { qm[j] = sum; });
   const bool shared = g1 == g2;
-  each_column_tap<KS>(block, [=](int64_t t, int64_t i, int64_t j) {
+  for_each_column_tap<KS>(block, [=](int64_t t, int64_t i, int64_t j) {
     const T gradient = pm[i] * du[j] + qm[i] * u[j];
     g1[t * gs + i] = shared ? g1[t * gs + i] + gradient : gradient;
   });
@@ -92,7 +92,7 @@ void double_backward_channels(const AdaptiveConvDoubleBackward<S>& args, int64_t
   OptionalTapReader<S> dreader(conv, capacity, args.dtaps.vertical != nullptr);
   TapWriter<S> writer(conv, capacity, true, args.stream);
   // u_0 .. u_N and du_0 .. du_N of this channel, then the adjoints before and after a step
-  Scratch<T> planes((2 * conv.N + 6) * plane), rooms(6 * capacity);
+  Scratch<T> planes((2 * conv.N + 6) * plane), scratch(6 * capacity);
   T *const u = planes, *const du = u + (conv.N + 1) * plane, *const adjoints = du + (conv.N + 1) * plane;
   for (int64_t i = begin; i < end; ++i) {
     const int64_t b = i / conv.C, c = i % conv.C;
@@ -104,29 +104,29 @@ void double_backward_channels(const AdaptiveConvDoubleBackward<S>& args, int64_t
     }
     for (int64_t n = 0; n < conv.N; ++n) {
       const Taps<const S> taps = locate(args.taps, b, n, c), dtaps = locate(args.dtaps, b, n, c);
-      each_block(conv, rows, [&](const Block& block, int64_t first, int64_t pixels) {
+      for_each_block(conv, rows, [&](const Block& block, int64_t first, int64_t pixels) {
         dual_forward_block<KS, T>(block, reader.read(taps, first, pixels), dreader.read(dtaps, first, pixels),
-                                  slope_of<T>(conv, n), u + n * plane, du + n * plane, rooms, rooms + capacity,
+                                  slope_of<T>(conv, n), u + n * plane, du + n * plane, scratch, scratch + capacity,
                                   u + (n + 1) * plane + first, du + (n + 1) * plane + first);
       });
     }
-    put(args.grad_grad + i * plane, du + conv.N * plane, plane, false);
+    copy_narrowed(args.grad_grad + i * plane, du + conv.N * plane, plane, false);
     T *now = adjoints, *next = adjoints + 2 * plane;
     for (int64_t n = conv.N - 1; n >= 0; --n) {
       const Taps<const S> taps = locate(args.taps, b, n, c), dtaps = locate(args.dtaps, b, n, c);
       const Taps<S> grad_taps = locate(args.grad_taps, b, n, c);
       std::memset(next, 0, size_t(2 * plane) * sizeof(T));
-      each_block(conv, rows, [&](const Block& block, int64_t first, int64_t pixels) {
+      for_each_block(conv, rows, [&](const Block& block, int64_t first, int64_t pixels) {
         dual_backward_block<KS, T>(block, reader.read(taps, first, pixels), dreader.read(dtaps, first, pixels),
                                    slope_of<T>(conv, n), u + n * plane, du + n * plane, u + (n + 1) * plane + first,
-                                   now + first, now + plane + first, writer.room(), rooms, capacity, next, next + plane);
+                                   now + first, now + plane + first, writer.block(), scratch, capacity, next, next + plane);
         writer.write(grad_taps, first, pixels);
       });
       T* const done = now;
       now = next;
       next = done;
     }
-    put(args.grad_x + i * plane, now + plane, plane, false);
+    copy_narrowed(args.grad_x + i * plane, now + plane, plane, false);
   }
   if (args.stream) stream_fence();
 }

@@ -1,16 +1,17 @@
 // Tiles of a row: coefficients of all classes from seeds and weights, sums of the image over classes, and back.
-#include "isotropic.h"
+#include "reblur.h"
 
 #include <cmath>
+#include <cstring>
 
-#include "adaptive_conv_memory.h"
+#include "scratch.h"
 
 namespace tta::TTA_ISA {
 namespace {
 
 constexpr int64_t TILE = 64;
 
-#define EACH_LANE(i) _Pragma("GCC ivdep") for (int64_t i = 0; i < TILE; ++i)
+#define FOR_EACH_LANE(i) _Pragma("GCC ivdep") for (int64_t i = 0; i < TILE; ++i)
 
 // exp(x) for x <= 0, to 1 unit in the last place or so: 2^n times a polynomial on [-ln 2 / 2, ln 2 / 2]. Branch-free;
 // NaN stays NaN, what would be subnormal stops at the smallest normal number.
@@ -55,44 +56,44 @@ inline void store_tile(const T* from, int64_t n, S* to) {
   for (int64_t i = 0; i < n; ++i) store(from[i], to[i]);
 }
 
-// Exponentials of the logits of one branch, up to a factor that falls out: e[ring], and 1 / (sum over all taps).
+// Exponentials of the logits of one table, up to a factor that falls out: e[ring], and 1 / (sum over all taps).
 template <typename S, typename T>
-void exponentials(const IsotropicBranch& branch, const S* seeds, int64_t plane, int64_t n, const Rows<T>& magnitude,
+void exponentials(const KernelTable& table, const S* seeds, int64_t plane, int64_t n, const Rows<T>& magnitude,
                   const Rows<T>& e, T* reciprocal) {
   alignas(64) T peak[TILE], sum[TILE];
-  for (int64_t k = 0; k <= branch.radius; ++k) {
+  for (int64_t k = 0; k <= table.radius; ++k) {
     T* row = magnitude[k];
-    load_tile(seeds + (branch.first_seed + k) * plane, n, row);
-    EACH_LANE(i) {
+    load_tile(seeds + (table.first_seed + k) * plane, n, row);
+    FOR_EACH_LANE(i) {
       row[i] = row[i] < 0 ? -row[i] : row[i];
       peak[i] = k == 0 || row[i] > peak[i] ? row[i] : peak[i];
     }
   }
-  const T corners = T(branch.taps[branch.rings]);
-  T* corner = e[branch.rings];
-  EACH_LANE(i) {
+  const T corners = T(table.taps[table.rings]);
+  T* corner = e[table.rings];
+  FOR_EACH_LANE(i) {
     corner[i] = exponential(-peak[i]);
     sum[i] = corners * corner[i];
   }
-  for (int64_t r = 0; r < branch.rings; ++r) {
-    const T fraction = T(branch.fraction[r]), taps = T(branch.taps[r]);
-    const T *low = magnitude[branch.below[r]], *high = fraction != 0 ? magnitude[branch.below[r] + 1] : low;
+  for (int64_t r = 0; r < table.rings; ++r) {
+    const T fraction = T(table.fraction[r]), taps = T(table.taps[r]);
+    const T *low = magnitude[table.below[r]], *high = fraction != 0 ? magnitude[table.below[r] + 1] : low;
     T* row = e[r];
-    EACH_LANE(i) {
+    FOR_EACH_LANE(i) {
       row[i] = exponential(low[i] + fraction * (high[i] - low[i]) - peak[i]);
       sum[i] += taps * row[i];
     }
   }
-  EACH_LANE(i) reciprocal[i] = 1 / sum[i];
+  FOR_EACH_LANE(i) reciprocal[i] = 1 / sum[i];
 }
 
 template <typename T>
-void add_coefficients(const IsotropicBranch& branch, const T* scale, const Rows<T>& e, T* coefficients,
+void add_coefficients(const KernelTable& table, const T* scale, const Rows<T>& e, T* coefficients,
                       int64_t stride) {
-  for (int64_t c = 0; c < branch.classes; ++c) {
-    const T* row = e[branch.ring_of_class[c]];
+  for (int64_t c = 0; c < table.classes; ++c) {
+    const T* row = e[table.ring_of_class[c]];
     T* to = coefficients + c * stride;
-    EACH_LANE(i) to[i] += scale[i] * row[i];
+    FOR_EACH_LANE(i) to[i] += scale[i] * row[i];
   }
 }
 
@@ -121,7 +122,7 @@ void row_pairs(const S* plane, int64_t H, int64_t W, int64_t y, int64_t x, int64
 
 // visit(class, sum): sum(i) is the sum of the image over the class around column x + i
 template <typename T, typename Visit>
-void each_class_sum(const T* pairs, int64_t stride, int64_t radius, Visit&& visit) {
+void for_each_class_sum(const T* pairs, int64_t stride, int64_t radius, Visit&& visit) {
   const T* zero = pairs + radius;
   visit(0, [=](int64_t i) { return zero[i]; });
   int64_t c = 1;
@@ -155,18 +156,18 @@ void isotropic_reblur_rows(const IsotropicForward<S>& args, int64_t begin, int64
       load_tile(weights, n, coefficients[0]);
       std::memset(coefficients[1], 0, size_t((blur.classes - 1) * TILE) * sizeof(T));
       for (int64_t m = 0; m < blur.count; ++m) {
-        exponentials(blur.branches[m], seeds, plane, n, magnitude, e, scale);
+        exponentials(blur.tables[m], seeds, plane, n, magnitude, e, scale);
         load_tile(weights + (m + 1) * plane, n, weight);
-        EACH_LANE(i) scale[i] *= weight[i];
-        add_coefficients(blur.branches[m], scale, e, coefficients[0], TILE);
+        FOR_EACH_LANE(i) scale[i] *= weight[i];
+        add_coefficients(blur.tables[m], scale, e, coefficients[0], TILE);
       }
       for (int64_t k = 0; k < blur.C; ++k) {
         const int64_t channel = (b * blur.C + k) * plane;
         row_pairs(args.image + channel, H, W, y, x, blur.radius, static_cast<T*>(pairs), stride);
         std::memset(sum, 0, sizeof(sum));
-        each_class_sum<T>(pairs, stride, blur.radius, [&](int64_t c, auto&& class_sum) {
+        for_each_class_sum<T>(pairs, stride, blur.radius, [&](int64_t c, auto&& class_sum) {
           const T* coefficient = coefficients[c];
-          EACH_LANE(i) sum[i] += coefficient[i] * class_sum(i);
+          FOR_EACH_LANE(i) sum[i] += coefficient[i] * class_sum(i);
         });
         store_tile(sum, n, args.out + channel + y * W + x);
       }
@@ -194,45 +195,45 @@ void kernel_gradients(const IsotropicBackward<S>& args, int64_t b, int64_t at, i
   }
   if (wanted) store_tile(correlation[0], n, grad_weights);
   for (int64_t m = 0; m < blur.count; ++m) {
-    const IsotropicBranch& branch = blur.branches[m];
-    exponentials(branch, seeds, plane, n, magnitude, e, reciprocal);
+    const KernelTable& table = blur.tables[m];
+    exponentials(table, seeds, plane, n, magnitude, e, reciprocal);
     load_tile(weights + (m + 1) * plane, n, weight);
-    EACH_LANE(i) weight[i] *= reciprocal[i];
-    if (image_wanted) add_coefficients(branch, weight, e, coefficients, stride);
+    FOR_EACH_LANE(i) weight[i] *= reciprocal[i];
+    if (image_wanted) add_coefficients(table, weight, e, coefficients, stride);
     if (!wanted) continue;
-    std::memset(q[0], 0, size_t((branch.rings + 1) * TILE) * sizeof(T));
-    for (int64_t c = 0; c < branch.classes; ++c) {
+    std::memset(q[0], 0, size_t((table.rings + 1) * TILE) * sizeof(T));
+    for (int64_t c = 0; c < table.classes; ++c) {
       const T* from = correlation[c];
-      T* to = q[branch.ring_of_class[c]];
-      EACH_LANE(i) to[i] += from[i];
+      T* to = q[table.ring_of_class[c]];
+      FOR_EACH_LANE(i) to[i] += from[i];
     }
     std::memset(expected, 0, sizeof(expected));
-    for (int64_t r = 0; r <= branch.rings; ++r) {
+    for (int64_t r = 0; r <= table.rings; ++r) {
       const T *er = e[r], *qr = q[r];
-      EACH_LANE(i) expected[i] += er[i] * qr[i];
+      FOR_EACH_LANE(i) expected[i] += er[i] * qr[i];
     }
-    EACH_LANE(i) expected[i] *= reciprocal[i];
+    FOR_EACH_LANE(i) expected[i] *= reciprocal[i];
     store_tile(expected, n, grad_weights + (m + 1) * plane);
     // The magnitudes have served; their rows take the gradients.
-    std::memset(magnitude[0], 0, size_t((branch.radius + 1) * TILE) * sizeof(T));
-    for (int64_t r = 0; r < branch.rings; ++r) {
-      const T fraction = T(branch.fraction[r]), taps = T(branch.taps[r]);
+    std::memset(magnitude[0], 0, size_t((table.radius + 1) * TILE) * sizeof(T));
+    for (int64_t r = 0; r < table.rings; ++r) {
+      const T fraction = T(table.fraction[r]), taps = T(table.taps[r]);
       const T *er = e[r], *qr = q[r];
-      T* low = magnitude[branch.below[r]];
-      EACH_LANE(i) {
+      T* low = magnitude[table.below[r]];
+      FOR_EACH_LANE(i) {
         gradient[i] = weight[i] * er[i] * (qr[i] - taps * expected[i]);
         low[i] += (1 - fraction) * gradient[i];
       }
       if (fraction != 0) {
-        T* high = magnitude[branch.below[r] + 1];
-        EACH_LANE(i) high[i] += fraction * gradient[i];
+        T* high = magnitude[table.below[r] + 1];
+        FOR_EACH_LANE(i) high[i] += fraction * gradient[i];
       }
     }
-    S* grad_seeds = args.grad_seeds + (b * blur.seeds + branch.first_seed) * plane + at;
-    for (int64_t k = 0; k <= branch.radius; ++k) {
-      load_tile(seeds + (branch.first_seed + k) * plane, n, gradient);
+    S* grad_seeds = args.grad_seeds + (b * blur.seeds + table.first_seed) * plane + at;
+    for (int64_t k = 0; k <= table.radius; ++k) {
+      load_tile(seeds + (table.first_seed + k) * plane, n, gradient);
       const T* row = magnitude[k];
-      EACH_LANE(i) gradient[i] = gradient[i] > 0 ? row[i] : gradient[i] < 0 ? -row[i] : row[i] * gradient[i];
+      FOR_EACH_LANE(i) gradient[i] = gradient[i] > 0 ? row[i] : gradient[i] < 0 ? -row[i] : row[i] * gradient[i];
       store_tile(gradient, n, grad_seeds + k * plane);
     }
   }
@@ -247,9 +248,9 @@ void spread_row(const T* coefficients, int64_t stride, const T* grad, int64_t a,
     const int64_t c = a >= b ? a * (a + 1) / 2 + b : b * (b + 1) / 2 + a;
     const T* row = coefficients + c * stride;
     if (b == 0) {
-      EACH_LANE(i) sum[i] += row[i] * grad[i];
+      FOR_EACH_LANE(i) sum[i] += row[i] * grad[i];
     } else {
-      EACH_LANE(i) sum[i] += row[i - b] * grad[i - b] + row[i + b] * grad[i + b];
+      FOR_EACH_LANE(i) sum[i] += row[i - b] * grad[i - b] + row[i + b] * grad[i + b];
     }
   }
 }
@@ -291,9 +292,9 @@ void isotropic_reblur_backward_blocks(const IsotropicBackward<S>& args, int64_t 
           for (int64_t k = 0; k < blur.C; ++k) {
             const T* grad = grads + k * stride + radius + x;
             row_pairs(args.image + (b * blur.C + k) * plane, H, W, y, x, radius, static_cast<T*>(pairs), pair_stride);
-            each_class_sum<T>(pairs, pair_stride, radius, [&](int64_t c, auto&& class_sum) {
+            for_each_class_sum<T>(pairs, pair_stride, radius, [&](int64_t c, auto&& class_sum) {
               T* to = correlation[c];
-              EACH_LANE(i) to[i] += grad[i] * class_sum(i);
+              FOR_EACH_LANE(i) to[i] += grad[i] * class_sum(i);
             });
           }
         }

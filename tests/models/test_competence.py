@@ -1,0 +1,106 @@
+"""competence: a denoiser, a deblurrer, an upscaler and a restorer without effect are told apart."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from tta_restore.models import Competence, RestorerSpec, competence, create_model, probe
+
+
+class Smooth(nn.Module):
+    """A bilateral mean: removes noise, keeps edges."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.std = nn.Parameter(torch.tensor(0.2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        shifts = [x.roll((i, j), (-2, -1)) for i in range(-2, 3) for j in range(-2, 3)]
+        stack = torch.stack(shifts)
+        weight = torch.exp(-((stack - x).square().mean(2, keepdim=True)) / self.std**2)
+        return (weight * stack).sum(0) / weight.sum(0)
+
+
+class Identity(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.clone()
+
+
+class Twice(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.interpolate(x, scale_factor=2, mode="bicubic")
+
+
+def test_a_denoiser_is_recognized():
+    found = competence(Smooth())
+    assert found.task == "denoise"
+    assert "noise" in found.removes
+    assert not found.sharpens
+    assert found.gains["noise"][30.0] > 2
+    assert found.gains["none"][0.0] < 0
+
+
+def test_a_lens_deblurrer_is_recognized_and_spoils_sharp_images():
+    found = competence(create_model("lens_unet", checkpoint="specialist").eval())
+    assert found.task == "defocus"
+    assert found.sharpens
+    assert found.gains["defocus"][2.0] > 1 > found.gains["noise"][15.0]
+    assert found.spoils > 5
+
+
+def test_what_changes_nothing_gains_nothing():
+    found = competence(Identity())
+    assert found.task == "any"
+    assert not found.removes
+    assert found.spoils == 0
+    assert all(gain == 0 for levels in found.gains.values() for gain in levels.values())
+
+
+def test_an_upscaler_is_compared_with_bicubic_interpolation():
+    found = competence(Twice())
+    assert (found.task, found.scale, found.sharpens) == ("sr", 2, True)
+    assert abs(found.gains["none"][0.0]) < 0.1
+
+
+@pytest.mark.skipif("task" not in RestorerSpec.__dataclass_fields__, reason="comes with the core")
+def test_a_declared_task_is_kept():
+    found = competence(Identity(), RestorerSpec(task="jpeg"))
+    assert found.task == "jpeg"
+    assert not found.sharpens
+    assert "jpeg (declared)" in str(found)
+
+
+def test_the_table_has_a_row_for_each_kind():
+    text = str(Competence({"noise": {5.0: 1.25, 15.0: -0.5}, "none": {0.0: -3.0}}))
+    assert "noise" in text
+    assert "+1.25" in text
+    assert "-3.00" in text
+
+
+def test_nothing_is_changed_and_the_result_repeats():
+    model = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3)).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    state = torch.random.get_rng_state()
+    first, second = competence(model), competence(model)
+    assert first == second
+    assert model.training
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_gray_restorers_and_half_precision_are_served():
+    assert competence(Identity(), RestorerSpec(in_channels=1)).gains["jpeg"][10.0] == 0
+    assert competence(nn.Conv2d(3, 3, 1).to(torch.bfloat16)).scale == 1
+
+
+def test_clips_are_refused():
+    with pytest.raises(ValueError, match="competence: expected a restorer of single frames"):
+        competence(Identity(), RestorerSpec(frames=5))
+
+
+def test_probe_reports_it_when_asked():
+    assert probe(Smooth()).competence is None
+    report = probe(Smooth(), competence=True)
+    assert report.competence.task == "denoise"
+    assert "gain over the input" in str(report)
