@@ -39,7 +39,7 @@ warm_up = 1
 
 [run]
 steps = 3
-batch = 1
+batch_size = 1
 log_every = 1
 draw_every = 0
 progress = false

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import importlib
 import sys
 import textwrap
 import types
 import typing
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from tta_restore.cli.commands import HELP, Command
 from tta_restore.cli.signatures import REQUIRED, Parameter, plain_text, read_documentation, read_function
-from tta_restore.engine.run.settings import Named, merge, nested, parse_setting, read_settings
+from tta_restore.engine.run.settings import Named, merge, nested, parse_setting, read_settings, tidy
 from tta_restore.engine.run.usage import UsageError
 
 if TYPE_CHECKING:
@@ -61,45 +61,62 @@ def parse(name: str, command: Command, arguments: Sequence[str]) -> Parsed:
     given: dict[str, Any] = {}
     for file in files:
         given = merge(given, read_settings(file))
+    if command.config:
+        return _parse_sections(parser, command, rest, given, printing)
     for key in _NAMED:
-        if isinstance(given.get(key), Mapping) and not command.config:
+        if isinstance(given.get(key), Mapping):
             own = dict(given.pop(key))
             given |= {key: own.pop("name")} if "name" in own else {}
             if key == "model" and "checkpoint" in own:
                 given["checkpoint"] = own.pop("checkpoint")
             settings[key] = own | settings.get(key, {})
-    known = {action.dest for action in parser._actions} | set(_groups(parser))
-    if unknown := [key for key in given if key not in known and not (command.config and key in _sections(command))]:
-        raise UsageError(f"{files[-1]}: there is no option {unknown[0]!r}; there are: {', '.join(sorted(known))}")
+    known = [action.dest for action in parser._actions]
+    if unknown := [key for key in given if key not in known]:
+        raise UsageError(f"{files[-1]}: there is no option {unknown[0]!r}; there are: {', '.join(known)}")
     if given:
-        given = _flat(given, parser)
         try:
             parser.set_defaults(given)
         except (ValueError, TypeError, KeyError) as error:
-            raise UsageError(f"{', '.join(files)}: {' '.join(str(error).split())}") from error
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        found = parser.parse_args(rest).as_dict()
-    for dest in ("help", "config", "print_config"):
-        found.pop(dest, None)
+            raise UsageError(f"{', '.join(files)}: {tidy(error)}") from error
+    found = _parse_arguments(parser, rest)
     common = {key: found.pop(key, default) for key, default in _COMMON.items()}
-    if not command.config:
-        for key in command.needs:
-            if not found.get(key):
-                parser.error(f"the following arguments are required: {_flag(command, key)}")
+    for key in command.needs:
+        if not found.get(key):
+            parser.error(f"the following arguments are required: {_flag(command, key)}")
     text = _dump(found, settings)
     if printing:
         print(text, end="")
         raise SystemExit(0)
-    if command.config:
-        folder = found.get("out") or found["run"]["out"]
-        return Parsed(_train_options(found), common, text, folder)
     for key, own in settings.items():
         if key == "method":
             found[key] = Named(found[key], own) if own else found[key]
         elif own:
             found["config"] = own
     return Parsed(found, common, text, found.get(command.folder))
+
+
+def _parse_sections(
+    parser: ArgumentParser, command: Command, rest: Sequence[str], given: Mapping[str, Any], printing: bool
+) -> Parsed:
+    """Read a training command: sections of the file, overridden by arguments; values are checked by the recipe."""
+    found = _parse_arguments(parser, rest, defaults=False)
+    common = {key: found.pop(key, default) for key, default in _COMMON.items()}
+    shortcuts = {key: found.pop(key) for key in ("out", "steps", "device") if key in found}
+    sections = merge(given, _as_plain(found))
+    run = merge(sections.get("run") or {}, shortcuts)
+    defaults = _as_plain(parser.get_defaults().as_dict())
+    shown = {name: entry for name, entry in defaults.items() if isinstance(entry, Mapping)}
+    text = yaml_text(merge(merge(shown, sections), {"run": run}))
+    if printing:
+        print(text, end="")
+        raise SystemExit(0)
+    folder = run.get("out", shown["run"]["out"])
+    return Parsed({"config": sections, **shortcuts}, common, text, folder)
+
+
+def _parse_arguments(parser: ArgumentParser, rest: Sequence[str], *, defaults: bool = True) -> dict[str, Any]:
+    found = parser.parse_args(list(rest), defaults=defaults).clone(with_meta=False).as_dict()
+    return {name: value for name, value in found.items() if name not in ("help", "config", "print_config")}
 
 
 def build_parser(name: str, command: Command) -> ArgumentParser:
@@ -119,7 +136,6 @@ def build_parser(name: str, command: Command) -> ArgumentParser:
         usage=_usage(name, command) if command.config else None,
         formatter_class=_formatter(),
         epilog=_examples(command),
-        default_meta=False,
     )
     function = read_function(command.function)
     parser.description = function.description
@@ -262,52 +278,26 @@ def _store(settings: dict[str, dict[str, Any]], name: str, key: str, value: Any)
     settings[name] = merge(settings.get(name, {}), nested({key: value}))
 
 
-def _train_options(found: dict[str, Any]) -> dict[str, Any]:
-    """Sections of the configuration in one mapping, the shortcuts (``out``, ``steps``, ``device``) apart."""
-    shortcuts = {key: found.pop(key) for key in ("out", "steps", "device") if key in found}
-    return {"config": _as_plain(found), **shortcuts}
-
-
 def _as_plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _as_plain(entry) for key, entry in value.items()}
     return list(value) if isinstance(value, tuple) else value
 
 
-def _sections(command: Command) -> list[str]:
-    schema = getattr(importlib.import_module("tta_restore.engine.train.config"), command.config)
-    return [field.name for field in dataclasses.fields(schema)]
+def yaml_text(content: Mapping[str, Any]) -> str:
+    """Return a configuration as YAML."""
+    import yaml
 
-
-def _groups(parser: ArgumentParser) -> list[str]:
-    return list(getattr(parser, "groups", None) or {})
-
-
-def _flat(given: Mapping[str, Any], parser: ArgumentParser) -> dict[str, Any]:
-    """Dotted keys for nested sections whose entries are options of their own."""
-    dests = {action.dest for action in parser._actions}
-    flat: dict[str, Any] = {}
-    for key, value in given.items():
-        if isinstance(value, Mapping) and any(dest.startswith(f"{key}.") for dest in dests):
-            for inner, entry in value.items():
-                if f"{key}.{inner}" not in dests:
-                    there = sorted(dest.split(".", 1)[1] for dest in dests if dest.startswith(f"{key}."))
-                    raise UsageError(f"[{key}] has no {inner}; there are: {', '.join(there)}")
-                flat[f"{key}.{inner}"] = entry
-        else:
-            flat[key] = value
-    return flat
+    return yaml.safe_dump(_writable(content), sort_keys=False, allow_unicode=True)
 
 
 def _dump(found: Mapping[str, Any], settings: Mapping[str, Mapping[str, Any]]) -> str:
-    import yaml
-
     content = {key: value for key, value in found.items() if value is not None and not key.endswith("_set")}
     for key, own in settings.items():
         if own:
             checkpoint = {"checkpoint": content.pop("checkpoint")} if key == "model" and "checkpoint" in content else {}
             content[key] = {"name": content.get(key), **checkpoint, **own}
-    return yaml.safe_dump(_writable(content), sort_keys=False, allow_unicode=True)
+    return yaml_text(content)
 
 
 def _writable(value: Any) -> Any:
@@ -363,7 +353,7 @@ def _at_least(minimum: int) -> Any:
         except ValueError:
             value = minimum - 1
         if value < minimum:
-            raise ValueError(f"expected a whole number >= {minimum}, got {text}")
+            raise argparse.ArgumentTypeError(f"expected a whole number >= {minimum}, got {text}")
         return value
 
     return number

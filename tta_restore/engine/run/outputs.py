@@ -10,7 +10,7 @@ from tta_restore.engine.run.usage import UsageError
 __all__ = ["expect_file", "expect_folder"]
 
 
-def expect_folder(out: str | Path) -> Path:
+def expect_folder(out: str | Path, *, flag: str = "--out") -> Path:
     """Return a folder for results that can be written to, before any work is done.
 
     Raises:
@@ -19,18 +19,18 @@ def expect_folder(out: str | Path) -> Path:
     folder = Path(out)
     try:
         if folder.exists() and not folder.is_dir():
-            raise UsageError(f"--out {out}: expected a folder, got a file")
+            raise UsageError(f"{flag} {out}: expected a folder, got a file")
         above = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
         if not above.is_dir():
-            raise UsageError(f"--out {out}: {above} is a file")
+            raise UsageError(f"{flag} {out}: {above} is a file")
         with tempfile.TemporaryFile(dir=above):  # the only test that no file system or container fools
             pass
     except OSError as error:
-        raise UsageError(f"--out {out}: {(error.strerror or str(error)).lower()}") from error
+        raise UsageError(f"{flag} {out}: {(error.strerror or str(error)).lower()}") from error
     return folder
 
 
-def expect_file(out: str | Path | None) -> None:
+def expect_file(out: str | Path | None, *, flag: str = "--out") -> None:
     """Refuse a result file that cannot be written, before any work is done.
 
     Raises:
@@ -39,5 +39,5 @@ def expect_file(out: str | Path | None) -> None:
     if out is None:
         return
     if Path(out).is_dir():
-        raise UsageError(f"--out {out}: expected a file, got a folder")
-    expect_folder(Path(out).parent)
+        raise UsageError(f"{flag} {out}: expected a file, got a folder")
+    expect_folder(Path(out).parent, flag=flag)

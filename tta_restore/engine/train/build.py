@@ -65,10 +65,10 @@ def described(section: Mapping[str, Any], *, default: str) -> Built:
     if checkpoint is not None:
         known = dict(read_metadata(resolve(checkpoint)).get("config") or {})
     name = SHIPPED_MODELS.get(name, name)
-    if name == "jdrl_unet" and options.get("blur_map"):
-        name = "jdrl_journal"
-        options.pop("blur_map")
-    return name, known | options
+    conditioned = options.pop("blur_map", False)
+    if conditioned and name == "jdrl_unet":
+        return "jdrl_journal", known | options
+    return name, known | options | ({"blur_map": True} if conditioned else {})
 
 
 def _entries(section: Mapping[str, Any], default: str) -> tuple[str, Any, dict[str, Any]]:

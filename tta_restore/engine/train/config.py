@@ -428,7 +428,7 @@ class MetaConfig:
         run: length and folder.
     """
 
-    model: dict[str, Any] = field(default_factory=dict)
+    model: dict[str, Any] | None = None
     reblur: dict[str, Any] = field(default_factory=dict)
     discriminator: dict[str, Any] | None = None
     data: dict[str, Any] = field(default_factory=dict)

@@ -348,7 +348,7 @@ def meta_train_from_config(
         UsageError: the configuration, or the data it names, cannot be used.
     """
     chosen = read_config(config, MetaConfig, out=out, steps=steps, device=device)
-    if not chosen.model:
+    if chosen.model is None:
         raise UsageError("meta-training needs a section [model], the restorer")
     windows = chosen.windows
     built = {"restorer": described(chosen.model, default="lens_unet")}
