@@ -38,7 +38,8 @@ from tta_restore.adapters.methods.inner_loop import InnerLoopSettings, Item
 from tta_restore.adapters.methods.meta_transfer import left_sharp
 from tta_restore.data.datasets.clips import Clip, stack_frames
 from tta_restore.data.synthetic import photos
-from tta_restore.data.synthetic.camera_shake import CameraShake, ShakenClips
+from tta_restore.data.synthetic.camera_shake import ShakenClips
+from tta_restore.degradations.motion import CameraShake
 from tta_restore.engine.demo.train import sharp_bank
 from tta_restore.engine.evaluate.stream import FrameRecord, StreamResult
 from tta_restore.engine.report.page import (
@@ -65,7 +66,7 @@ PASSES = (1, 4)
 
 
 def pans(*degrees, speeds=SPEEDS):
-    rests = {"variation": 0.0, "period": 16.0, "rest": 0.25}
+    rests = {"variation": 0.0, "period": 16.0, "rest_fraction": 0.25}
     return [CameraShake(pan=speed, direction=math.radians(angle), **rests) for angle in degrees for speed in speeds]
 
 
@@ -145,7 +146,7 @@ def film(pictures, shakes, seed, length):
     clips = []
     for i in range(length):
         made = ShakenClips(
-            [pictures[order[i % len(order)]]], [shakes[i % len(shakes)]], frames=FRAMES, size=SIZE, moments=11,
+            [pictures[order[i % len(order)]]], [shakes[i % len(shakes)]], frames=FRAMES, size=SIZE, num_subframes=11,
             seed=seed + i,
         )  # fmt: skip
         clips.append(made[0])

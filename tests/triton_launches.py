@@ -1,4 +1,4 @@
-"""Launch Triton kernels on a GPU that is not there: compiled from what the launchers hand over, and never run.
+"""Launch Triton kernels on an absent GPU: compiled from the arguments of the launchers, and never run.
 
 Where `triton_aot.py` compiles a kernel from a signature, this goes the way of a user's call: the launcher's arguments,
 constants and options, and what Triton concludes from their values. What is computed stays unwritten.
@@ -52,8 +52,13 @@ class _AbsentDevice:
         """Nothing was loaded."""
 
     def launcher_cls(self, source: Any, metadata: Any) -> Any:
-        """A launcher that does nothing."""
-        return lambda *args: None
+        """Check the grid as a device does, and run nothing."""
+
+        def launch(grid_x: int, grid_y: int, grid_z: int, *args: Any) -> None:
+            if grid_x >= 2**31 or max(grid_y, grid_z) > 65535:
+                raise RuntimeError(f"invalid argument: a grid of {grid_x} x {grid_y} x {grid_z} blocks")
+
+        return launch
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from tta_restore._core.lazy import submodule
 if TYPE_CHECKING:
     from tta_restore._core.dispatch import BackendUnavailable, backend, show_config
 
-    from . import adapters, data, engine, losses, metrics, models, nn, ops
+    from . import adapters, data, degradations, engine, losses, metrics, models, nn, ops
 
 __version__ = "0.1.0"
 
@@ -18,6 +18,7 @@ __all__ = [
     "adapters",
     "backend",
     "data",
+    "degradations",
     "engine",
     "losses",
     "metrics",

@@ -144,11 +144,11 @@ def test_on_dpdnet_one_vector_moves_values_and_output_only():
 
 
 @pytest.mark.parametrize("output", ["pooled", "patches"])
-@pytest.mark.parametrize("preprocessing", ["release", "standard"])
-def test_it_reads_frames_with_a_clip_whose_weights_lie_in_a_file(output, preprocessing, tmp_path):
+@pytest.mark.parametrize("variant", ["official", "ours"])
+def test_it_reads_frames_with_a_clip_whose_weights_lie_in_a_file(output, variant, tmp_path):
     path, clip = save_tiny_clip(tmp_path)
     torch.manual_seed(0)
-    encoder = OpenClipEncoder("tiny-test", path, output=output, preprocessing=preprocessing)
+    encoder = OpenClipEncoder("tiny-test", path, output=output, variant=variant)
     adapter = make(Plain(), encoder)
     frames = torch.rand(3, 1, 3, 32, 40)
     first = adapter.predict(frames[0])
@@ -159,7 +159,7 @@ def test_it_reads_frames_with_a_clip_whose_weights_lie_in_a_file(output, preproc
     assert not any("transformer" in name for name in adapter.state_dict()["tensors"])  # its weights stay where they are
     context = encoder(frames[0])
     assert context.shape == ((1, 1, 24) if output == "pooled" else (1, 16, 64))
-    if output == "pooled" and preprocessing == "release":
+    if output == "pooled" and variant == "official":
         with torch.no_grad():
             expected = clip.encode_image(F.interpolate(frames[0], (32, 32), mode="bilinear"))
         torch.testing.assert_close(context[:, 0], expected)

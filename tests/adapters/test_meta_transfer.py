@@ -14,7 +14,8 @@ from tta_restore.adapters.methods.inner_loop import Item
 from tta_restore.adapters.methods.meta_transfer import left_sharp
 from tta_restore.data.datasets.mining import mine_patches
 from tta_restore.data.synthetic import photos
-from tta_restore.data.synthetic.camera_shake import CameraShake, ShakenClips
+from tta_restore.data.synthetic.camera_shake import ShakenClips
+from tta_restore.degradations.motion import CameraShake
 from tta_restore.models import RestorerSpec
 
 SPEC = RestorerSpec()
@@ -348,7 +349,7 @@ def test_frames_that_are_sharp_are_left():
 
 def test_the_ends_of_a_clip_that_moves_are_no_sharp_frames():
     steady = CameraShake(pan=4.0, direction=0.5, variation=0.0)
-    made = ShakenClips([("astronaut", photos.load("astronaut"))], [steady], frames=6, size=64, moments=9)[0]
+    made = ShakenClips([("astronaut", photos.load("astronaut"))], [steady], frames=6, size=64, num_subframes=9)[0]
     blurred, sharp = (torch.stack(list(side)) for side in (made.blurry, made.originals()))
     reblur = models.create_model("motion_reblur", exposure=0.8)
     assert torch.equal(left_sharp(blurred, sharp, reblur), sharp)

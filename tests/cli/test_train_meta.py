@@ -28,7 +28,7 @@ pictures = "bundled"
 frames = 5
 size = 40
 length = 2
-moments = 3
+num_subframes = 3
 shakes = [{{ pan = 4.0, direction = 0.0 }}]
 
 [windows]

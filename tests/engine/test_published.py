@@ -160,7 +160,7 @@ def test_the_command_line_with_ifan(data, tmp_path, capsys):
     found = next(float(row["psnr"]) for row in rows if row["method"] == "ifan_dual")
     assert found == pytest.approx(float(metrics.psnr(restored, sharp)), abs=1e-3)
     assert main(["evaluate", "--model", "ifan_dual", *arguments, *data_sets, "--out", str(tmp_path / "three")]) == 2
-    assert "RealDOF: find_files: realdof has no views of dual pixels" in capsys.readouterr().err
+    assert "RealDOF: find_files: realdof has no dual-pixel views" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from torch import nn
 
 from tta_restore import models
 from tta_restore.data.datasets.pairs import LensPairs, Pair
-from tta_restore.data.synthetic.defocus import Lens, disk
+from tta_restore.degradations.lens import Lens, disk
 from tta_restore.engine.train.config import SupervisedSettings, TrainingRun
 from tta_restore.engine.train.loop import Processes
 from tta_restore.engine.train.supervised import (
@@ -123,15 +123,15 @@ def test_it_learns_and_resumes_to_the_same_bits(tmp_path):
 def test_ours_lets_gradients_through_from_the_first_step_and_the_published_start_does_not():
     batch = pairs()(2, torch.Generator().manual_seed(0))
     reached = {}
-    for init in ("identity", "published"):
-        objective = SupervisedObjective(build(num_steps=17, init=init))
+    for variant in ("ours", "official"):
+        objective = SupervisedObjective(build(num_steps=17, variant=variant))
         objective(batch, 0).loss.backward()
         layers = (objective.restorer.get_submodule("encoder.stage4")[2], objective.restorer.decoder.enter[0])
         before, behind = (layer[0].weight.grad.norm().item() for layer in layers)
         assert behind > 0
-        reached[init] = before / behind
-    assert reached["published"] < 1e-8
-    assert reached["identity"] > 0.1
+        reached[variant] = before / behind
+    assert reached["official"] < 1e-8
+    assert reached["ours"] > 0.1
 
 
 def test_any_restorer(tmp_path):

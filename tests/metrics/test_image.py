@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from tta_restore.metrics import PUBLISHED, Protocol, mae, psnr, ssim
+from tta_restore.metrics import Protocol, mae, protocols, psnr, ssim
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -53,7 +53,7 @@ def test_a_batch_of_one_keeps_its_axis(pair):
 def test_values_recorded_from_ifan():
     golden = load_file(GOLDEN / "ifan" / "metrics.safetensors")
     restored, target = golden["img1"][None], golden["img2"][None]
-    for_psnr, for_ssim = PUBLISHED["ifan"]
+    for_psnr, for_ssim = protocols["ifan"]
     torch.testing.assert_close(psnr(restored, target, protocol=for_psnr).double(), golden["psnr"], rtol=0, atol=1e-4)
     torch.testing.assert_close(ssim(restored, target, protocol=for_ssim).double(), golden["ssim"], rtol=0, atol=1e-6)
 
@@ -61,7 +61,7 @@ def test_values_recorded_from_ifan():
 def test_values_recorded_from_meta_transferring():
     golden = load_file(GOLDEN / "meta" / "metrics.safetensors")
     restored, misaligned, target = (frame(golden[name]) for name in ("pred", "pred_misaligned", "gt"))
-    for_psnr, for_ssim = PUBLISHED["meta-transferring"]
+    for_psnr, for_ssim = protocols["meta-transferring"]
     measured = {
         "psnr": psnr(restored, target, protocol=for_psnr),
         "ssim_y": ssim(restored, target, protocol=for_ssim),

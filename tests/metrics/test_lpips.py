@@ -5,7 +5,7 @@ import torch
 
 torchvision = pytest.importorskip("torchvision")
 
-from tta_restore.metrics import Lpips, LpipsUnavailable  # noqa: E402
+from tta_restore.metrics import Lpips  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -43,11 +43,11 @@ def test_the_definition(weights):
 
 def test_what_is_missing_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    with pytest.raises(LpipsUnavailable, match=r"checkpoints/alexnet-owt-7be5be79.pth\); give torchvision's file"):
+    with pytest.raises(ValueError, match=r"checkpoints/alexnet-owt-7be5be79.pth\); give torchvision's file"):
         Lpips()
     torch.save({"weight": torch.zeros(1)}, tmp_path / "other.pth")
-    with pytest.raises(LpipsUnavailable, match="other.pth holds no weights of AlexNet"):
+    with pytest.raises(ValueError, match="other.pth holds no weights of AlexNet"):
         Lpips(tmp_path / "other.pth")
     (tmp_path / "bad.pth").write_bytes(b"nothing")
-    with pytest.raises(LpipsUnavailable, match="bad.pth holds no weights of AlexNet"):
+    with pytest.raises(ValueError, match="bad.pth holds no weights of AlexNet"):
         Lpips(tmp_path / "bad.pth")

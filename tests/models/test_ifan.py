@@ -237,25 +237,25 @@ class TestStart:
     def test_gradients_reach_the_features_only_with_filters_near_the_identity(self):
         """The published start lets nothing through N steps; ours does."""
         reached = {}
-        for init in ("identity", "published"):
+        for variant in ("ours", "official"):
             torch.manual_seed(0)
-            model = IFAN(base_channels=4, init=init)
+            model = IFAN(base_channels=4, variant=variant)
             model(torch.rand(1, 3, 32, 32)).square().mean().backward()
             before, behind = model.encoder.stage4[2][0].weight.grad, model.decoder.enter[0][0].weight.grad
-            reached[init] = (before.norm() / behind.norm()).item()
-        assert reached["published"] < 1e-8
-        assert reached["identity"] > 0.1
+            reached[variant] = (before.norm() / behind.norm()).item()
+        assert reached["official"] < 1e-8
+        assert reached["ours"] > 0.1
 
     def test_training_starts_at_the_picture_and_not_below_it(self):
         x = torch.rand(1, 3, 32, 32)
         moved = {}
-        for init in ("identity", "published"):
+        for variant in ("ours", "official"):
             torch.manual_seed(0)
-            moved[init] = (IFAN(base_channels=4, init=init).train()(x) - x).abs().mean().item()
-        assert 0 < moved["identity"] < 0.005 < moved["published"]
+            moved[variant] = (IFAN(base_channels=4, variant=variant).train()(x) - x).abs().mean().item()
+        assert 0 < moved["ours"] < 0.005 < moved["official"]
 
     def test_published_start_has_the_published_spread(self):
-        model = IFAN(base_channels=8, init="published")
+        model = IFAN(base_channels=8, variant="official")
         for layer, gain, fans in (
             (model.encoder.stage1[0][0], 1.0, 9 * (3 + 8)),
             (model.decoder.up1[0], 1.0, 16 * (16 + 8)),

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from tta_restore import models, nn
 from tta_restore.models.jdrl import BlurConditioned, JDRLReblur, JDRLUNet
 from tta_restore.models.optical_flow import LucasKanade, create_flow, resized_flow
-from tta_restore.models.pwc_net import PwcNet, cost_volume
+from tta_restore.models.pwc_net import PWCNet, cost_volume
 
 GOLDEN = Path(__file__).parents[1] / "golden/jdrl"
 
@@ -195,7 +195,7 @@ def test_pwc_net_is_the_one_whose_weights_circulate():
     recorded = load_file(GOLDEN / "k_pwcnet_formula.safetensors")
     volume = cost_volume(recorded["corr.first"], recorded["corr.second"])
     torch.testing.assert_close(volume, recorded["corr.out"], atol=1e-6, rtol=1e-5)
-    network = with_formula_weights(PwcNet())
+    network = with_formula_weights(PWCNet())
     assert sum(p.numel() for p in network.parameters()) == 9_374_274
     assert len(network.state_dict()) == 126
     with torch.no_grad():
@@ -207,11 +207,11 @@ def test_pwc_net_is_the_one_whose_weights_circulate():
 
 
 def test_pwc_net_file_with_old_names(tmp_path):
-    weights = {name.replace("net", "module"): t for name, t in PwcNet().state_dict().items()}
+    weights = {name.replace("net", "module"): t for name, t in PWCNet().state_dict().items()}
     torch.save(weights, tmp_path / "pwc.pth")
-    flow = create_flow("pwc", checkpoint=tmp_path / "pwc.pth")
+    flow = create_flow(f"pwc:{tmp_path / 'pwc.pth'}")
     assert flow(torch.rand(1, 3, 70, 65), torch.rand(1, 3, 70, 65)).shape == (1, 2, 70, 65)
-    with pytest.raises(ValueError, match="pass checkpoint"):
+    with pytest.raises(ValueError, match="pass 'pwc:FILE'"):
         create_flow("pwc")
     with pytest.raises(ValueError, match="one of"):
         create_flow("spynet")

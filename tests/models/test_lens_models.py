@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tta_restore.data.synthetic import defocus
+from tta_restore.degradations import lens as optics
 from tta_restore.models.checkpoint import WEIGHTS
 from tta_restore.models.defocus.estimator import DefocusEstimate
 from tta_restore.models.defocus.pupil import rasterize_pupil
@@ -66,7 +67,7 @@ def test_statistics_of_two_halves_add_up_to_those_of_the_whole():
 
 def test_a_turned_picture_has_a_turned_aperture():
     model = create_model("lens_estimator", checkpoint="lens_estimator").eval()
-    lens = defocus.Lens("ellipse", defocus.ellipse(0.4, 0.3), (2.5, 3.5))
+    lens = optics.Lens("ellipse", optics.ellipse(0.4, 0.3), (2.5, 3.5))
     (frame,) = defocus.defocus_stream([lens], ("grace_hopper",), frames_per_lens=1, size=160, seed=2)
     with torch.no_grad():
         upright = model.aperture(model(frame.blurry[None]).statistics)[0]
@@ -92,10 +93,10 @@ def test_estimator_shapes_and_refusals():
 @pytest.mark.parametrize("radius", [1.0, 2.0, 3.5])
 def test_rasterized_pictures_are_the_kernels_of_their_lens(radius):
     for lens in (defocus.SOURCE, *defocus.DEV, *defocus.TEST):
-        unit = defocus.rms_radius(lens.aperture)
-        picture = defocus.rasterize_pupils([lens])[0]
+        unit = optics.rms_radius(lens.pupil)
+        picture = optics.rasterize_pupils([lens])[0]
         drawn = rasterize_pupil(picture, torch.tensor([radius]), size=17, reach=2.3)[0]
-        true = defocus.rasterize(lens.aperture, torch.tensor([radius / unit]))[0]
+        true = optics.rasterize(lens.pupil, torch.tensor([radius / unit]))[0]
         # a 23 x 23 picture rounds the corners of an aperture; it must not move, turn, mirror or scale it
         assert (drawn - true).abs().sum() < 0.35, lens.family
         for turned in (true.flip(0), true.flip(1), true.rot90(1), true.rot90(2)):

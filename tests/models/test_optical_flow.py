@@ -49,7 +49,7 @@ def test_raft_is_taken_where_torchvision_keeps_its_weights(weights, monkeypatch,
     assert all(torch.equal(a, b) for a, b in zip(found.parameters(), network.parameters(), strict=True))
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     assert isinstance(create_flow(), LucasKanade)
-    with pytest.raises(ValueError, match="RAFT weights are not on this machine"):
+    with pytest.raises(ValueError, match="expected weights of torchvision's RAFT, found none"):
         create_flow("raft")
 
 

@@ -130,6 +130,17 @@ def check_states():
     assert all(torch.equal(a, b) for a, b in zip(saved, again, strict=True))
 
 
+def check_second_order_of_one_step():
+    """The second derivative of iac_from_features calls iac_backward without states, of which one step has none."""
+    x, filters = tensors(Case("iac", (1, 2, 5, 7), 1, 3), "cpu")
+    options = 1, 3, 0.1, True, True
+    found = launchers.iac_backward(x, x, filters, x.new_empty(0), *options, True)
+    with tta_restore.backend("reference"):
+        expected = torch.ops.tta_restore.iac_backward(x, x, filters, x.new_empty(0), *options, True)
+    for got, want in zip(found, expected, strict=True):
+        assert_agrees(got, want.double())
+
+
 def check_groups():
     made = tensors(GROUPS, "cpu")
     with tta_restore.backend("triton"), torch.no_grad():
@@ -148,6 +159,7 @@ for case in tests.SMALL:
     tests.check(case)
     print(case)
 tests.check_states()
+tests.check_second_order_of_one_step()
 tests.check_groups()
 """
 
@@ -317,3 +329,15 @@ def test_a_frame_beyond_32_bit_offsets_is_refused():
     frame = torch.empty(1, 1, 2**16, 2**15, device="meta")
     with pytest.raises(ValueError, match=r"fewer than 2\^31 pixels in x \(B, C, H, W\), got H, W = 65536, 32768"):
         launchers.sac(frame, frame.expand(1, 3, -1, -1), frame.expand(1, 3, -1, -1))
+
+
+def test_precision_follows_the_new_setting(monkeypatch):
+    """torch.get_float32_matmul_precision() raises once a user has set fp32_precision."""
+    before = torch.backends.cuda.matmul.fp32_precision
+    try:
+        for setting, expected in (("tf32", "tf32"), ("ieee", "ieee")):
+            torch.backends.cuda.matmul.fp32_precision = setting
+            assert launchers.predicted_tile(torch.float32, 128, 128, 29400)["PRECISION"] == expected
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
+    assert launchers.predicted_tile(torch.bfloat16, 128, 128, 29400)["PRECISION"] == "ieee"

@@ -72,6 +72,24 @@ def test_order_of_channels_and_frames_does_not_matter(generator):
     torch.testing.assert_close(ops.self_shift_score(frames.flip(3)), score)
 
 
+def test_hessian_by_functional_transforms(generator):
+    """jacrev of jacrev vmaps the second derivative."""
+    frame = random(1, 1, 3, 4, generator=generator)
+
+    def score(x):
+        return ops.self_shift_score(x).square().sum()
+
+    hessian = torch.func.jacrev(torch.func.jacrev(score))(frame)
+    torch.testing.assert_close(hessian, torch.autograd.functional.hessian(score, frame))
+
+
+def test_vmap_equals_a_loop(generator):
+    frames = random(3, 2, 3, 6, 7, generator=generator)
+    assert torch.equal(torch.vmap(ops.self_shift_score)(frames), torch.stack([ops.self_shift_score(x) for x in frames]))
+    gradient = torch.func.grad(lambda x: ops.self_shift_score(x).sum())
+    assert torch.equal(torch.vmap(gradient)(frames), torch.stack([gradient(x) for x in frames]))
+
+
 def test_blur_raises_the_score(generator):
     frame = random(1, 3, 32, 32, generator=generator)
     assert ops.self_shift_score(torch.nn.functional.avg_pool2d(frame, 3, 1)) > ops.self_shift_score(frame) + 6

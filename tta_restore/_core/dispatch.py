@@ -1,20 +1,22 @@
-"""Which kernel runs: choose one per call, fall back audibly, obey a caller who asks for one, and report it all.
+"""Choose the kernel of every op call: the fastest that can take the tensors, or the one that a caller asks for.
 
-An op has one definition, its reference in plain torch, and up to two kernels that compute the same faster: ``cpu``
-(C++) and ``triton`` (CUDA). The choice is made inside the op, at run time, so a compiled graph obeys it too.
+An op has one definition, its reference in plain torch, and up to two kernels that compute the same result faster:
+``cpu`` (C++) and ``triton`` (CUDA). The kernel is chosen inside the op, at run time, so compiled graphs obey the choice
+too. A fallback to the reference is logged with its reason.
 """
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
-import ctypes
+import functools
 import importlib
 import importlib.util
 import logging
 import os
 import platform
-import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
@@ -22,26 +24,51 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tta_restore._core import extension as _extension
+from tta_restore._core import extension
+
+__all__ = [
+    "BACKENDS",
+    "HALF_TYPES",
+    "OPERATORS",
+    "BackendUnavailable",
+    "Operator",
+    "backend",
+    "interpreting",
+    "requested",
+    "show_config",
+    "triton_missing",
+]
 
 BACKENDS = ("reference", "cpu", "triton")
 HALF_TYPES = (torch.float16, torch.bfloat16)
+OLDEST_CAPABILITY = (8, 0)  # Triton's bfloat16 products need Ampere
+COMPILING_IS_SLOW = 2.0  # seconds of a first launch after which the wait is explained
 
 _logger = logging.getLogger("tta_restore")
-_requested: contextvars.ContextVar[str | None] = contextvars.ContextVar("tta_restore_backend", default=None)
-# Autograd runs the backward pass of CUDA tensors on threads of its own. Context variables do not reach them; what
-# torch keeps in its thread-local state does.
-_BACKWARD_THREAD_KEY = "tta_restore_backend"
-_said: set[str] = set()
+_logged: set[str] = set()
+
+
+@dataclass(frozen=True, eq=False)
+class _Block:
+    """One entered ``backend(...)`` block and the block around it."""
+
+    name: str
+    outer: _Block | None
+
+
+_innermost: contextvars.ContextVar[_Block | None] = contextvars.ContextVar("tta_restore_backend", default=None)
+# Autograd runs the backward pass of CUDA tensors, eager or compiled, on threads of torch, which context variables do
+# not reach. Such a thread obeys the blocks that are open in the process.
+_open_blocks: set[_Block] = set()
 
 
 class BackendUnavailable(RuntimeError):
-    """The backend that the caller asked for cannot run here, or not on these tensors; the message says why."""
+    """The requested backend cannot run on this machine or on these tensors; the message gives the reason."""
 
 
 @dataclass
 class Operator:
-    """One registered op: its reference and the kernels that can take its place."""
+    """One registered op: its reference and the kernels that can replace it."""
 
     name: str
     reference: Callable[..., Any]
@@ -50,21 +77,26 @@ class Operator:
     triton: str | None
     triton_dtypes: tuple[torch.dtype, ...]
     _kernels: dict[str, Callable[..., Any]] = field(default_factory=dict)
-    # Device and dtype of the first tensor to backend, once it ran there: saves 10 microseconds a call.
-    _settled: dict[tuple[str, torch.dtype], str] = field(default_factory=dict)
+    # Backend by device and dtype of the first tensor: looking it up again would cost 10 microseconds per call.
+    _settled: dict[tuple[torch.device, torch.dtype], str] = field(default_factory=dict)
+    _launched: set[tuple[Any, ...]] = field(default_factory=set)
 
     def __call__(self, *args: Any) -> Any:
-        """Run the kernel that the caller asked for, or the fastest one that can take these arguments."""
+        """Run the requested kernel, or the fastest one that can take these arguments."""
         wanted = requested()
         if wanted is None:
             wanted = self._fastest(args)
         elif reason := self.refusal(wanted, args):
             raise BackendUnavailable(f"{wanted}: {self.name} {reason}")
-        return self._kernel(wanted)(*args)
+        kernel = self._kernel(wanted)
+        if wanted == "triton":
+            with self._explained_compilation(args):
+                return kernel(*args)
+        return kernel(*args)
 
     def _fastest(self, args: tuple[Any, ...]) -> str:
         first = _first_tensor(args)
-        kind = (first.device.type, first.dtype)
+        kind = (first.device, first.dtype)
         if kind in self._settled:
             return self._settled[kind]
         native = {"cpu": "cpu", "cuda": "triton"}.get(first.device.type)
@@ -73,7 +105,7 @@ class Operator:
             self._settled[kind] = native
             return native
         declared = (native == "cpu" and self.cpu) or (native == "triton" and self.triton)
-        _say_once(
+        _log_once(
             logging.WARNING if declared else logging.INFO,
             f"{self.name} runs its reference (plain torch, same result, slower) on {first.device.type}: it {reason}",
             about=f"{native} {reason}",
@@ -84,29 +116,30 @@ class Operator:
         """Return why backend ``name`` cannot run this op on these arguments, or None when it can."""
         if name == "reference":
             return None
-        missing = self.missing(name)
+        first = _first_tensor(args)
+        missing = self.missing(name, first.device)
         if missing:
             return missing
-        first = _first_tensor(args)
         expected = "cpu" if name == "cpu" or interpreting() else "cuda"
         if first.device.type != expected:
             return f"needs a {expected.upper()} tensor, got {first.device}"
         supported = self.cpu_dtypes if name == "cpu" else self.triton_dtypes
         return None if first.dtype in supported else f"has no kernel for {first.dtype}"
 
-    def missing(self, name: str) -> str | None:
-        """Return why backend ``name`` has no kernel for this op at all, or None when it has."""
+    def missing(self, name: str, device: torch.device | None = None) -> str | None:
+        """Return why backend ``name`` has no kernel for this op on this machine, or None when it has one."""
         if name == "cpu":
             if not self.cpu:
                 return "has no C++ kernel: torch's own operators are the fast path"
-            if not _extension.AVAILABLE:
-                return f"cannot run in C++: the extension is {_extension.DETAIL}"
-            if not _extension.implements(self.name):
-                return f"is not in the loaded binary {_extension.DETAIL}: rebuild it with `make build`"
+            if not extension.AVAILABLE:
+                return f"cannot run in C++: the extension is {extension.DETAIL}"
+            if not extension.implements(self.name):
+                return f"is not in the loaded binary {extension.DETAIL}: rebuild it with `make build`"
         if name == "triton":
             if self.triton is None:
                 return "has no Triton kernel: torch's own operators are the fast path"
-            return triton_missing()
+            reason = triton_missing(device)
+            return reason and f"cannot run in Triton: {reason}"
         return None
 
     def _kernel(self, name: str) -> Callable[..., Any]:
@@ -122,6 +155,25 @@ class Operator:
             self._kernels[name] = kernel
         return kernel
 
+    @contextlib.contextmanager
+    def _explained_compilation(self, args: tuple[Any, ...]) -> Iterator[None]:
+        """Log why a first launch takes long: Triton compiles for up to a minute unless its cache holds the kernel."""
+        first = _first_tensor(args)
+        options = tuple(str(value) for value in args if not isinstance(value, Tensor))
+        kind = (first.device, first.dtype, options)
+        if kind in self._launched:
+            yield
+            return
+        self._launched.add(kind)
+        message = f"Triton compiles the kernels of {self.name} for {first.dtype}, which can take a minute"
+        timer = threading.Timer(COMPILING_IS_SLOW, _log_once, (logging.WARNING, message), {"about": message})
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
 
 OPERATORS: dict[str, Operator] = {}
 
@@ -131,7 +183,8 @@ class backend:  # noqa: N801  used as a function: with backend("cpu"): ...
 
     ``name`` is ``"reference"`` (plain torch, any device), ``"cpu"`` (C++) or ``"triton"`` (CUDA). Without this context
     the fastest kernel that can take the arguments runs. The choice holds for the current thread or asyncio task, and
-    for a backward pass started inside the block. Blocks nest.
+    for a backward pass started inside the block, compiled or not. Blocks nest. If blocks of several threads ask for
+    different backends at the same time, backward passes of CUDA tensors run the fastest kernel and log it.
 
     Raises:
         ValueError: no backend has this name.
@@ -147,86 +200,94 @@ class backend:  # noqa: N801  used as a function: with backend("cpu"): ...
         if name not in BACKENDS:
             raise ValueError(f"backend: expected one of {', '.join(map(repr, BACKENDS))}, got {name!r}")
         self.name = name
-        self._tokens: list[contextvars.Token[str | None]] = []
+        self._tokens: list[contextvars.Token[_Block | None]] = []
 
     def __enter__(self) -> backend:
-        """Check that the backend exists here, then force it."""
+        """Check that the backend exists on this machine, then request it."""
         reason = None
-        if self.name == "cpu" and not _extension.AVAILABLE:
-            reason = f"the C++ extension is {_extension.DETAIL}"
+        if self.name == "cpu" and not extension.AVAILABLE:
+            reason = f"the C++ extension is {extension.DETAIL}"
         elif self.name == "triton":
             reason = triton_missing()
         if reason:
             raise BackendUnavailable(f"{self.name}: {reason}")
-        self._tokens.append(_requested.set(self.name))
-        _tell_backward_threads(self.name)
+        block = _Block(self.name, _innermost.get())
+        _open_blocks.add(block)
+        self._tokens.append(_innermost.set(block))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Go back to the choice that held before."""
-        _requested.reset(self._tokens.pop())
-        _tell_backward_threads(_requested.get())
-
-
-def _stash_steals() -> bool:
-    """Whether ``_stash_obj_in_tls`` later drops a reference that it never took, as torch 2.11 does."""
-    probe = object()
-    before = sys.getrefcount(probe)
-    torch._C._stash_obj_in_tls(_BACKWARD_THREAD_KEY, probe)
-    steals = sys.getrefcount(probe) == before
-    if steals:
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(probe))
-    return steals
-
-
-_STASH_STEALS = _stash_steals()
-
-
-def _tell_backward_threads(name: str | None) -> None:
-    if _STASH_STEALS:
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(name))
-    torch._C._stash_obj_in_tls(_BACKWARD_THREAD_KEY, name)
-
-
-_tell_backward_threads(None)
+        """Restore the previous choice."""
+        block = _innermost.get()
+        if block is not None:
+            _open_blocks.discard(block)
+        _innermost.reset(self._tokens.pop())
 
 
 def requested() -> str | None:
-    """Return the backend that a surrounding ``backend(...)`` block forces, or None."""
-    name = _requested.get()
-    if name is None and torch._C._is_key_in_tls(_BACKWARD_THREAD_KEY):
-        name = torch._C._get_obj_in_tls(_BACKWARD_THREAD_KEY)
-    return name
+    """Return the backend that a surrounding ``backend(...)`` block asks for, or None."""
+    block = _innermost.get()
+    if block is not None:
+        return block.name
+    if _open_blocks and isinstance(threading.current_thread(), threading._DummyThread):  # not started by Python
+        blocks = tuple(_open_blocks)
+        outer = {block.outer for block in blocks}
+        names = {block.name for block in blocks if block not in outer}
+        if len(names) == 1:
+            return names.pop()
+        listed = ", ".join(sorted(names))
+        message = f"threads ask for different backends ({listed}): backward passes on CUDA run the fastest kernel"
+        _log_once(logging.WARNING, message, about=message)
+    return None
 
 
 def interpreting() -> bool:
-    """Tell whether Triton kernels run in its interpreter, on CPU tensors (for tests; very slow)."""
+    """Return whether Triton kernels run in its interpreter, on CPU tensors (for tests; very slow)."""
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
-def triton_missing() -> str | None:
-    """Return why no Triton kernel can run on this machine, or None."""
+def triton_missing(device: torch.device | None = None) -> str | None:
+    """Return why no Triton kernel can run on this machine, or on this CUDA device, or None."""
     if importlib.util.find_spec("triton") is None:
         return "the triton package is not installed"
-    if not interpreting() and not torch.cuda.is_available():
+    if interpreting():
+        return None
+    if not torch.cuda.is_available():
         return "no CUDA device is available"
+    index = device.index if device is not None and device.type == "cuda" else None
+    return _device_lacks(torch.cuda.current_device() if index is None else index)
+
+
+@functools.cache
+def _device_lacks(index: int) -> str | None:
+    """Return why a CUDA device cannot run Triton kernels: its generation, or an error of a trivial kernel."""
+    capability = torch.cuda.get_device_capability(index)
+    if torch.version.hip is None and capability < OLDEST_CAPABILITY:
+        oldest, found = (".".join(map(str, version)) for version in (OLDEST_CAPABILITY, capability))
+        return f"{torch.cuda.get_device_name(index)} has compute capability {found}, the kernels need {oldest}"
+    try:
+        # Triton builds its launcher with a C compiler, which slim images lack.
+        importlib.import_module("tta_restore._core._triton_probe").launch(torch.device("cuda", index))
+    except Exception as error:
+        words = str(error).strip().splitlines() or ["no message"]
+        return f"a trivial kernel does not compile or run: {type(error).__name__}: {words[0]}"
     return None
 
 
 def show_config() -> str:
-    """Return a text that tells which kernel runs where on this machine, and why.
+    """Return a text report of which kernel every op runs on this machine, and why.
 
     >>> show_config().splitlines()[0].split()[0]
     'tta_restore'
     """
     package = importlib.import_module("tta_restore")
-    importlib.import_module("tta_restore.ops")  # the ops register themselves; no lower floor depends on them
+    importlib.import_module("tta_restore.ops")  # imported here because the core is a lower layer
     compiled = (
-        f"loaded, {_extension.instruction_set()}, {_extension.DETAIL}"
-        if _extension.AVAILABLE
-        else f"absent: {_extension.DETAIL}"
+        f"loaded, {extension.instruction_set()}, {extension.DETAIL}"
+        if extension.AVAILABLE
+        else f"absent: {extension.DETAIL}"
     )
     gpu = triton_missing() or (
         "interpreter, on CPU tensors" if interpreting() else f"ready, {torch.cuda.get_device_name()}"
@@ -262,7 +323,7 @@ def _first_tensor(args: tuple[Any, ...]) -> Tensor:
     return next(value for value in args if isinstance(value, Tensor))
 
 
-def _say_once(level: int, message: str, *, about: str) -> None:
-    if about not in _said:
-        _said.add(about)
-        _logger.log(level, "tta_restore: %s (said once)", message)
+def _log_once(level: int, message: str, *, about: str) -> None:
+    if about not in _logged:
+        _logged.add(about)
+        _logger.log(level, "tta_restore: %s (logged once)", message)

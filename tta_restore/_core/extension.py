@@ -1,16 +1,19 @@
-"""Load the C++ kernels when they are there, and remember why when they are not."""
+"""Load the C++ kernels if they were built, and keep the reason if they were not."""
 
 from __future__ import annotations
 
 import functools
 import importlib.util
 import os
+import platform
 
 import torch
 
+__all__ = ["AVAILABLE", "DETAIL", "implements", "instruction_set"]
+
 
 def _load() -> tuple[bool, str]:
-    """Return whether the kernels are loaded, and where from or why not."""
+    """Return whether the kernels are loaded, and their path or the reason."""
     if os.environ.get("TTA_RESTORE_NO_EXTENSION") == "1":
         return False, "switched off by TTA_RESTORE_NO_EXTENSION=1"
     spec = importlib.util.find_spec("tta_restore._C")
@@ -31,10 +34,13 @@ if not AVAILABLE and os.environ.get("TTA_RESTORE_REQUIRE_EXTENSION") == "1":
 
 @functools.cache
 def implements(name: str) -> bool:
-    """Tell whether the loaded binary holds a kernel called ``name``; one built from older sources may not."""
+    """Return whether the loaded binary has a kernel called ``name``; a binary of older sources may lack it."""
     return AVAILABLE and torch._C._dispatch_has_kernel_for_dispatch_key(f"tta_restore_cpu::{name}", "CPU")
 
 
 def instruction_set() -> str:
-    """Return the x86-64 level that the kernels picked on this processor, such as ``"x86-64-v3"``."""
+    """Return the instruction set that the kernels use on this CPU, such as ``"x86-64-v3"`` or ``"aarch64"``."""
+    machine = platform.machine()
+    if machine.lower() not in ("x86_64", "amd64"):
+        return machine  # one form, compiled for the baseline of the architecture
     return f"x86-64-v{torch.ops.tta_restore_cpu.isa_level.default()}"

@@ -14,7 +14,7 @@ from torch.autograd import forward_ad
 from tta_restore._core.dispatch import HALF_TYPES, OPERATORS, Operator
 
 # Registrations live as long as these objects. `tta_restore` holds the ops that the library calls and that graphs show;
-# `tta_restore_cpu` holds the C++ kernels beneath them, which only the choice in `_backend` calls.
+# `tta_restore_cpu` holds the C++ kernels beneath them, which only the choice in `dispatch` calls.
 LIBRARY = torch.library.Library("tta_restore", "FRAGMENT")
 _CPU_KERNELS = torch.library.Library("tta_restore_cpu", "FRAGMENT")
 _CPU_KERNELS.define("isa_level() -> int")

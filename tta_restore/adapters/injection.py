@@ -290,7 +290,7 @@ class Semantic(nn.Module):
             torch.manual_seed(self.seed)
             layers = [
                 SemanticCrossAttention(
-                    site.channels, width, num_heads=self.num_heads, scale=self.scale, zero_init=self.zero_init
+                    site.channels, width, num_heads=self.num_heads, res_scale=self.scale, zero_init=self.zero_init
                 ).to(site.device, site.dtype)
                 for site in sites
             ]

@@ -28,7 +28,6 @@ class Command:
 
     Attributes:
         function: ``module:function`` that runs; its keywords are the options, its docstring is the help.
-        signatures: further ``module:function`` whose keywords the function passes on.
         summary: one line for the list of commands.
         examples: command lines, without the program's name.
         positional: parameters that are given without a flag; a sequence takes any number.
@@ -41,7 +40,6 @@ class Command:
 
     function: str
     summary: str
-    signatures: tuple[str, ...] = ()
     examples: tuple[str, ...] = ()
     positional: tuple[str, ...] = ()
     flags: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -52,12 +50,8 @@ class Command:
 
 
 _RESTORE = Command(
-    "tta_restore.engine.run.command:restore",
+    "tta_restore.engine.run.restore:restore_files",
     "restore your own images, folders and videos",
-    signatures=(
-        "tta_restore.engine.run.restore:restore_inputs",
-        "tta_restore.engine.run.restore_clips:restore_clip_inputs",
-    ),
     examples=(
         "restore photos/ -o restored/",
         "restore scan.tif -o clean.tif --model denoiser.pth --method siam-ctta --method.steps 2",

@@ -99,6 +99,8 @@ def _run(command: Command, parsed: Parsed) -> int:
         _keep(command, parsed)
     if isinstance(result, str):
         print(result)
+    elif hasattr(result, "exit_code") and not parsed.quiet and not parsed.options.get("dry_run"):
+        print(f"{result}; written to {parsed.options['out']}", file=sys.stderr)
     return int(getattr(result, "exit_code", OK))
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from tta_restore.cli.commands import HELP, Command
 from tta_restore.cli.signatures import REQUIRED, Parameter, plain_text, read_documentation, read_function
-from tta_restore.engine.run.settings import Named, merge, nested, parse_setting, read_settings, tidy
+from tta_restore.engine.run.settings import merge, nested, parse_setting, read_settings, tidy
 from tta_restore.engine.run.usage import UsageError
 
 if TYPE_CHECKING:
@@ -25,8 +25,8 @@ __all__ = ["PROGRAM", "Parsed", "build_parser", "parse"]
 
 PROGRAM = "tta-restore"
 
-#: Parameters that name something built from settings -> what the settings are of.
-_NAMED = {"method": "method", "model": "model"}
+#: Parameters that name something -> the parameter that takes its settings.
+_SETTINGS = {"method": "method_options", "model": "config"}
 _MINIMUM = dict.fromkeys(("frames", "frames_per_lens", "limit", "rounds", "steps", "tile"), 1) | {"seed": 0, "seeds": 0}
 _COMMON = {"verbose": False, "quiet": False, "jobs": None}
 
@@ -63,7 +63,7 @@ def parse(name: str, command: Command, arguments: Sequence[str]) -> Parsed:
         given = merge(given, read_settings(file))
     if command.config:
         return _parse_sections(parser, command, rest, given, printing)
-    for key in _NAMED:
+    for key in _SETTINGS:
         if isinstance(given.get(key), Mapping):
             own = dict(given.pop(key))
             given |= {key: own.pop("name")} if "name" in own else {}
@@ -88,10 +88,8 @@ def parse(name: str, command: Command, arguments: Sequence[str]) -> Parsed:
         print(text, end="")
         raise SystemExit(0)
     for key, own in settings.items():
-        if key == "method":
-            found[key] = Named(found[key], own) if own else found[key]
-        elif own:
-            found["config"] = own
+        if own:
+            found[_SETTINGS[key]] = own
     return Parsed(found, common, text, found.get(command.folder))
 
 
@@ -177,17 +175,14 @@ def _add_sections(parser: ArgumentParser, command: Command) -> None:
 def _parameters(command: Command) -> list[Parameter]:
     """Parameters of the command's function, and those it passes on, that are options."""
     found: dict[str, Parameter] = {}
-    for path in (command.function, *command.signatures):
-        for parameter in read_function(path).parameters.values():
-            if _is_option(command, parameter):
-                own = found.setdefault(parameter.name, parameter)
-                if not own.help and parameter.help:
-                    found[parameter.name] = parameter
+    for parameter in read_function(command.function).parameters.values():
+        if _is_option(command, parameter):
+            found[parameter.name] = parameter
     return list(found.values())
 
 
 def _is_option(command: Command, parameter: Parameter) -> bool:
-    internal = {"progress", "say", "quiet", "on_step", "config", *command.hidden}
+    internal = {"progress", "say", "quiet", "on_step", "config", "method_options", *command.hidden}
     return "Callable" not in str(parameter.hint) and parameter.name not in internal
 
 
@@ -266,7 +261,7 @@ def _take_settings(
         elif not command.config and flag in ("--set", "--method-set"):
             name, value = parse_setting(value_of(flag, joined, sep), flag)
             _store(settings, "model" if flag == "--set" else "method", name, value)
-        elif not command.config and flag.startswith("--") and dot and stem in _NAMED:
+        elif not command.config and flag.startswith("--") and dot and stem in _SETTINGS:
             _, value = parse_setting(f"{key}={value_of(flag, joined, sep)}", flag)
             _store(settings, stem, key, value)
         else:

@@ -91,7 +91,7 @@ def read_function(path: str) -> Function:
         argument.arg: Parameter(
             argument.arg,
             _evaluate(argument.annotation, names, Any),
-            REQUIRED if default is None else _evaluate(default, names, None),
+            REQUIRED if default is None else _default(default, names),
             documented.get(argument.arg, ""),
         )
         for argument, default in pairs
@@ -117,6 +117,12 @@ def _names(tree: ast.Module) -> _Names:
                         if value is not Any and isinstance(node.value, (ast.Subscript, ast.BinOp)):
                             names[target.id] = value
     return names
+
+
+def _default(node: ast.expr, names: _Names) -> Any:
+    """The default value; None, which leaves it to the function, where it needs another module."""
+    value = _evaluate(node, names, None)
+    return None if value is Any else value
 
 
 def _evaluate(node: ast.expr | None, names: _Names, otherwise: Any) -> Any:

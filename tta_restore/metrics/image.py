@@ -89,7 +89,7 @@ class Protocol:
 
 
 # What the papers did, as (PSNR, SSIM). IFAN: floats, without rounding. Meta Transferring: 8-bit results, SSIM on luma.
-PUBLISHED = MappingProxyType(
+protocols = MappingProxyType(
     {
         "ifan": (Protocol(), Protocol(window="uniform")),
         "meta-transferring": (Protocol(bit_depth=8), Protocol(bit_depth=8, color="luma")),
@@ -194,7 +194,7 @@ def _check(name: str, restored: Tensor, target: Tensor) -> None:
 
 
 @dataclass(frozen=True)
-class Measures:
+class ImageMetrics:
     """The measures that a record has, each under its protocol.
 
     Args:

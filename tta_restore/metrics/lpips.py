@@ -14,7 +14,7 @@ from tta_restore.metrics.image import Protocol
 WEIGHTS = "alexnet-owt-7be5be79.pth"
 
 
-class LpipsUnavailable(ValueError):
+class _LpipsUnavailable(ValueError):
     """LPIPS cannot be measured here; the message says what is missing."""
 
 
@@ -29,7 +29,7 @@ class Lpips(nn.Module):
         - output: (B,)
 
     Raises:
-        LpipsUnavailable: a package or the file is missing, or the file holds something else.
+        ValueError: A package or the file is missing, or the file holds something else.
 
     Source: The unreasonable effectiveness of deep features as a perceptual metric (Zhang et al., CVPR 2018).
     """
@@ -38,14 +38,16 @@ class Lpips(nn.Module):
         super().__init__()
         path = Path(torch.hub.get_dir()) / "checkpoints" / WEIGHTS if weights is None else Path(weights)
         if not path.is_file():
-            raise LpipsUnavailable(
+            raise _LpipsUnavailable(
                 f"AlexNet's weights are not there ({path}); give torchvision's file {WEIGHTS} by --lpips-weights"
             )
         try:
             import torchvision  # noqa: F401 (torchmetrics needs it)
             from torchmetrics.functional.image import lpips
         except ImportError as error:
-            raise LpipsUnavailable(f"{error.name} is missing: pip install 'tta-restore[metrics]' torchvision") from None
+            raise _LpipsUnavailable(
+                f"{error.name} is missing: pip install 'tta-restore[metrics]' torchvision"
+            ) from None
         with torch.random.fork_rng(devices=[]):  # the layers draw weights first
             self.network = lpips._LPIPS(pretrained=True, net="alex", pnet_rand=True)
         try:
@@ -57,7 +59,7 @@ class Lpips(nn.Module):
                         {k.removeprefix(prefix): v for k, v in content.items() if k.startswith(prefix)}
                     )
         except (RuntimeError, AttributeError, EOFError, KeyError, pickle.UnpicklingError) as error:
-            raise LpipsUnavailable(f"{path} holds no weights of AlexNet: {str(error).splitlines()[0]}") from error
+            raise _LpipsUnavailable(f"{path} holds no weights of AlexNet: {str(error).splitlines()[0]}") from error
         self.requires_grad_(False).eval()
 
     @torch.no_grad()

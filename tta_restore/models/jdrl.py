@@ -18,12 +18,10 @@ from tta_restore.models.restorer.spec import RestorerSpec, SizeRequirements
 from tta_restore.nn import (
     BlurMapEstimator,
     BlurMapFusion,
-    ChannelGate,
     IsotropicKernelPredictor,
     IsotropicReblur,
-    seed_channels,
 )
-from tta_restore.nn.reblur import KERNEL_SIZES
+from tta_restore.nn.reblur import KERNEL_SIZES, ChannelGate, seed_channels
 
 _DROPOUT = 0.4
 

@@ -51,8 +51,8 @@ class CauSiam(SiamCTTA, method="causiam"):
     ) -> None:
         checks.expect_choice("CauSiam", "form", form, ("released", "repaired"))
         if semantic is None:
-            preprocessing = "release" if form == "released" else "standard"
-            semantic = Semantic(OpenClipEncoder("ViT-B-32", "openai", preprocessing=preprocessing), at="auto")
+            variant = "official" if form == "released" else "ours"
+            semantic = Semantic(OpenClipEncoder("ViT-B-32", "openai", variant=variant), at="auto")
         defaults = _RELEASED if form == "released" else _REPAIRED
         if not isinstance(semantic, Semantic):
             raise TypeError(f"CauSiam: expected semantic to be a Semantic or None, got {type(semantic).__name__}")

@@ -12,7 +12,7 @@ from tta_restore.adapters.frame import Frame
 from tta_restore.adapters.methods.defocus import DefocusAdapter, disagreement
 from tta_restore.adapters.select import Select
 from tta_restore.adapters.views import Views
-from tta_restore.data.synthetic.defocus import KERNEL_SIZE
+from tta_restore.degradations.lens import KERNEL_SIZE
 from tta_restore.models import Restoration
 
 

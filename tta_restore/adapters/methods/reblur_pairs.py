@@ -18,15 +18,16 @@ from tta_restore.adapters.methods.psf_tracking import Reading, looks, mean_log_r
 from tta_restore.adapters.select import Select
 from tta_restore.adapters.views import Views
 from tta_restore.data.datasets.mining import random_patches
-from tta_restore.data.synthetic import dead_leaves, defocus
+from tta_restore.data.synthetic import dead_leaves
 from tta_restore.data.synthetic.soften import soften
+from tta_restore.degradations import lens as optics
 from tta_restore.losses import charbonnier_loss
 from tta_restore.models.defocus.pupil import rasterize_pupil
 
 _FULL_LEAD = 1.25  # dB that the student is ahead of the source on pairs when all of it is trusted
 _TRIED = 16  # pairs that what is known is tried on after a change of lens
 _SOFT = 0.8  # share of the material that is soft by itself, as most of a photograph is
-_MARGIN = defocus.KERNEL_SIZE - 1
+_MARGIN = optics.KERNEL_SIZE - 1
 
 
 class ReblurPairs(DefocusAdapter, method="reblur_pairs"):
@@ -225,7 +226,7 @@ class ReblurPairs(DefocusAdapter, method="reblur_pairs"):
             logs = F.interpolate((estimate.radius.log() * estimate.confidence)[:, None], size=(grid, grid), mode="area")
             weights = F.interpolate(estimate.confidence[:, None], size=(grid, grid), mode="area")
         radius = (logs / weights).exp().flatten().cpu()
-        kernels = rasterize_pupil(picture, radius, size=defocus.KERNEL_SIZE, reach=self.estimator.reach)
+        kernels = rasterize_pupil(picture, radius, size=optics.KERNEL_SIZE, reach=self.estimator.reach)
         return kernels.view(len(x), grid, grid, *kernels.shape[-2:])
 
     def config(self) -> dict[str, Any]:
@@ -262,7 +263,7 @@ class ReblurPairs(DefocusAdapter, method="reblur_pairs"):
 
     def _inconsistency(self, frame: Frame) -> Tensor:
         """How far the student's restoration of the frame, blurred again, is from it, with what blurring hides."""
-        restored, border = self.run("student", frame.region).image.float(), defocus.KERNEL_SIZE // 2
+        restored, border = self.run("student", frame.region).image.float(), optics.KERNEL_SIZE // 2
         seen, loss = disagreement(
             restored,
             frame.region,
@@ -284,7 +285,7 @@ class ReblurPairs(DefocusAdapter, method="reblur_pairs"):
     def _plausible(self, readings: list[Reading]) -> Tensor:
         """Apertures that the frames may have been taken through: (N, A, A)."""
         with torch.no_grad():
-            return self.estimator.plausible(self._statistics(readings)[0], self.hypotheses).cpu()
+            return self.estimator.candidates(self._statistics(readings)[0], self.hypotheses).cpu()
 
     def _scene(self, image: Tensor) -> Tensor | None:
         """What a frame shows, as the source restores it: (N, 3, h, w); None for frames smaller than a patch."""
@@ -306,13 +307,13 @@ class ReblurPairs(DefocusAdapter, method="reblur_pairs"):
         chosen = torch.randint(0, len(radii), (count,), generator=generator)
         ends = radii[chosen] * torch.exp(self.spread * error[chosen] * torch.randn(count, 1, generator=generator))
         pictures = apertures[torch.randint(0, len(apertures), (count,), generator=generator)].repeat_interleave(2, 0)
-        kernels = rasterize_pupil(pictures, ends.flatten(), size=defocus.KERNEL_SIZE, reach=self.estimator.reach)
+        kernels = rasterize_pupil(pictures, ends.flatten(), size=optics.KERNEL_SIZE, reach=self.estimator.reach)
         angle = 2 * math.pi * torch.rand(count, 1, 1, generator=generator)
         axis = torch.linspace(-0.7, 0.7, side)
         ramp = (angle.cos() * axis + angle.sin() * axis[:, None] + 0.5).clamp(0, 1)
         weights = torch.stack([1 - ramp, ramp], dim=1)
         kernels = kernels.view(count, 2, *kernels.shape[-2:])
-        blurry = defocus.photograph(sharp, kernels, weights, generator, noise=self.noise)
+        blurry = optics.simulate_capture(sharp, kernels, weights, generator, noise_std=self.noise)
         return blurry, sharp[..., _MARGIN // 2 : -(_MARGIN // 2), _MARGIN // 2 : -(_MARGIN // 2)]
 
     def _change_lens(self, frame: Frame) -> None:

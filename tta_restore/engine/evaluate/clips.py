@@ -79,6 +79,7 @@ def evaluate_clips_dataset(
     checkpoint: str | Path | None = None,
     config: Mapping[str, Any] | None = None,
     method: str | Named = "source",
+    method_options: Mapping[str, Any] | None = None,
     reblur: str | Path | None = None,
     discriminator: str | Path | None = None,
     limit: int | None = None,
@@ -96,6 +97,7 @@ def evaluate_clips_dataset(
         checkpoint: weights of a registered model, or of the module that module.path:callable returns.
         config: keywords of the model's builder.
         method: meta-transfer, any method for images, or module.path:Class.
+        method_options: settings of the method.
         reblur: file of a reblurring network, for meta-transfer.
         discriminator: file of a discriminator, for meta-transfer.
         limit: first frames of each video only.
@@ -117,7 +119,7 @@ def evaluate_clips_dataset(
         raise UsageError(str(error)) from error
     restorer = expect_restorer(model, device=chosen, checkpoint=checkpoint, config=config)
     networks = {"reblur": reblur, "discriminator": discriminator}
-    restore = create_clip_method(method, restorer, **networks, seed=seed, device=chosen)
+    restore = create_clip_method(method, restorer, **networks, seed=seed, device=chosen, **(method_options or {}))
     try:
         records = evaluate_clips(restore, clips, align=layout == "realblur", limit=limit)
     except (ValueError, TypeError, RuntimeError) as error:
@@ -159,7 +161,7 @@ def summarize(records: Sequence[ClipFrameRecord]) -> str:
 
 
 def _scores(picture: Tensor, sharp: Tensor, align: bool) -> tuple[tuple[float, float], bool]:
-    for_psnr, for_ssim = metrics.PUBLISHED["meta-transferring"]
+    for_psnr, for_ssim = metrics.protocols["meta-transferring"]
     if picture.shape != sharp.shape:
         raise ValueError(f"evaluate_clips: expected frames of {tuple(sharp.shape)}, got {tuple(picture.shape)}")
     with torch.no_grad():

@@ -77,7 +77,7 @@ def run_continual(
         raise UsageError(str(error)) from error
     out = Path(out)
     lpips, without = open_lpips(lpips_weights, device)
-    measures = metrics.Measures(lpips=lpips)
+    measures = metrics.ImageMetrics(lpips=lpips)
     task = task_of(frames, measures, model=model, checkpoint=checkpoint, config=config, seed=seed)
     claim(out / "run", task)
     kept = KeptPictures(frames, out / "run")

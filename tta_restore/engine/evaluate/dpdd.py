@@ -202,8 +202,8 @@ def run_published(
         raise UsageError(str(error)) from error
     out, name = Path(out), f"{model} (restored)" if model == INPUT else model.replace("/", "_").replace(":", ".")
     lpips, without = open_lpips(lpips_weights, device)
-    psnr, ssim = metrics.PUBLISHED["ifan"]
-    measures = metrics.Measures(psnr, ssim, lpips)
+    psnr, ssim = metrics.protocols["ifan"]
+    measures = metrics.ImageMetrics(psnr, ssim, lpips)
     settings = {"model": model, "checkpoint": None if checkpoint is None else str(checkpoint), "bits": bits}
     claim(out / "run", task_of([frame.files for frame in frames], measures, config=config, **settings))
     methods = {INPUT: Plain(None), name: Plain(restorer)}

@@ -41,7 +41,7 @@ def run_resumable(
     method: Resumable,
     folder: str | Path,
     *,
-    measures: metrics.Measures = metrics.Measures(),  # noqa: B008 (frozen)
+    measures: metrics.ImageMetrics = metrics.ImageMetrics(),  # noqa: B008 (frozen)
     device: str = "cpu",
     progress: bool = True,
     save_every: int = _SAVE_EVERY,
@@ -100,14 +100,14 @@ def open_lpips(weights: str | Path | None, device: str) -> tuple[metrics.Lpips |
     """
     try:
         return metrics.Lpips(weights).to(device), []
-    except metrics.LpipsUnavailable as error:
+    except ValueError as error:
         if weights is not None:
             raise UsageError(str(error)) from error
         return None, [f"LPIPS is left out: {error}."]
 
 
 def task_of(
-    frames: Sequence[FolderFrame], measures: metrics.Measures, *, config: Mapping[str, Any] | None, **settings: Any
+    frames: Sequence[FolderFrame], measures: metrics.ImageMetrics, *, config: Mapping[str, Any] | None, **settings: Any
 ) -> dict[str, Any]:
     """What makes a run this run and no other, as it is stored."""
     own = {name: str(value) if isinstance(value, Path) else value for name, value in settings.items()}

@@ -149,7 +149,7 @@ def run_stream(
     stream: int = 0,
     progress: bool = True,
     on_frame: Callable[[FrameRecord, Tensor, Method], None] | None = None,
-    measures: metrics.Measures = metrics.Measures(),  # noqa: B008 (frozen)
+    measures: metrics.ImageMetrics = metrics.ImageMetrics(),  # noqa: B008 (frozen)
 ) -> list[FrameRecord]:
     """Show the frames to each method in turn, from its construction on, and measure what comes out.
 
@@ -187,7 +187,7 @@ def measure(
     frame: Frame,
     stream: int,
     index: int,
-    measures: metrics.Measures,
+    measures: metrics.ImageMetrics,
     *,
     device: torch.device | str = "cpu",
 ) -> tuple[FrameRecord, Tensor]:
@@ -266,7 +266,7 @@ def evaluate_stream(
     stream: int = 0,
     progress: bool = True,
     on_frame: Callable[[FrameRecord, Tensor, Method], None] | None = None,
-    measures: metrics.Measures = metrics.Measures(),  # noqa: B008 (frozen)
+    measures: metrics.ImageMetrics = metrics.ImageMetrics(),  # noqa: B008 (frozen)
 ) -> StreamResult:
     """Run every method over the frames; the arguments are those of :func:`run_stream`.
 

@@ -97,7 +97,8 @@ def _with_estimator(name: str) -> Callable[..., Adapter]:
 
 
 def _siam_ctta(restorer: Restorer, **options: Any) -> Adapter:
-    return adapters.SiamCTTA(restorer, **({"select": "all"} | options))
+    options.setdefault("select", "all")
+    return adapters.SiamCTTA(restorer, **options)
 
 
 #: Builder of every method in :data:`tta_restore.engine.run.names.METHODS`, and the class whose settings it takes.
@@ -121,7 +122,9 @@ METHODS: MappingProxyType[str, tuple[Callable[..., Any], type[Adapter] | None]] 
 )
 
 
-def create_method(name: str | Named, restorer: Restorer, *, seed: int = 0, tile: int = 1024) -> ImageMethod:
+def create_method(
+    name: str | Named, restorer: Restorer, *, seed: int = 0, tile: int = 1024, **options: Any
+) -> ImageMethod:
     """Return a method around a restorer; images with a side longer than `tile` are restored in tiles of that size.
 
     Args:
@@ -130,6 +133,7 @@ def create_method(name: str | Named, restorer: Restorer, *, seed: int = 0, tile:
         restorer: of single frames.
         seed: of the method.
         tile: side of tiles, in pixels.
+        options: settings of the method.
 
     Raises:
         UsageError: there is no such method, it does not take a setting, or it does not suit the restorer.
@@ -138,7 +142,7 @@ def create_method(name: str | Named, restorer: Restorer, *, seed: int = 0, tile:
     build, kind = find_method(named.name)
     expect_one_input(restorer)
     try:
-        settings = {} if not named.settings else typed_settings(kind, named.settings)
+        settings = typed_settings(kind, {**named.settings, **options})
         with quick_hub() if kind is adapters.CauSiam or "semantic" in settings else nullcontext():
             adapter = build(restorer, **({"seed": seed, "tiles": adapters.Tiles(size=tile)} | settings))
         _expect_suitable(adapter)

@@ -18,7 +18,8 @@ from tta_restore.data.io.files import images_below
 from tta_restore.data.io.image import read_image
 from tta_restore.data.io.pixels import ImageError
 from tta_restore.data.synthetic import photos
-from tta_restore.data.synthetic.camera_shake import CameraShake, ShakenClips
+from tta_restore.data.synthetic.camera_shake import ShakenClips
+from tta_restore.degradations.motion import CameraShake
 from tta_restore.engine.run.models import build_module
 from tta_restore.engine.run.names import SHIPPED_MODELS
 from tta_restore.engine.run.usage import UsageError
@@ -124,7 +125,7 @@ SHAKES = (
     CameraShake(pan=5.0),
     CameraShake(pan=10.0),
     CameraShake(pan=3.0, rotation=0.02, tremor=0.7),
-    CameraShake(pan=3.0, zoom=0.02, exposure=1.0),
+    CameraShake(pan=3.0, zoom=0.02, exposure_fraction=1.0),
 )
 
 

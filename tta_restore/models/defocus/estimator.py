@@ -21,7 +21,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tta_restore.models.defocus.pupil import alignments, cartesian_matrix, polar_samples, rasterize_pupil, turned
+from tta_restore.models.defocus.pupil import (
+    align_pupils,
+    cartesian_matrix,
+    polar_samples,
+    rasterize_pupil,
+    rotate_pupil,
+)
 from tta_restore.models.defocus.spectra import DIRECTIONS, SCALES, STRIDE, WINDOW, WindowSpectra, at_unit_radius
 from tta_restore.models.registry import register_model
 
@@ -99,15 +105,21 @@ class DefocusEstimator(nn.Module):
             nn.GELU(), _around(wide, rings, 1),
         )  # fmt: skip
         self.register_buffer("cartesian", cartesian_matrix(rings, DIRECTIONS, aperture_size, reach), persistent=False)
-        # known apertures, and what was said of them; empty until :meth:`remember`
+        # known apertures, and what was said of them; empty until :meth:`add_known`
         self.register_buffer("known", torch.zeros(known, aperture_size, aperture_size, dtype=torch.uint8))
         self.register_buffer("said", torch.zeros(known, rings, DIRECTIONS, dtype=torch.float16))
 
-    def forward(self, x: Tensor) -> DefocusEstimate:
-        """Read the lens from (B, 3, H, W)."""
+    def forward(self, x: Tensor, noise_std: float | Tensor = 1 / 255) -> DefocusEstimate:
+        """Read the lens from (B, 3, H, W).
+
+        Args:
+            x: images.
+            noise_std: standard deviation of the noise of stored values, one for all images or (B,); what lies below
+                it in the spectrum is not taken for blur.
+        """
         if x.ndim != 4 or x.shape[1] != 3 or min(x.shape[-2:]) < WINDOW:
             raise ValueError(f"DefocusEstimator: expected (B, 3, H, W) with H, W >= {WINDOW}, got {tuple(x.shape)}")
-        reading = self.read(self.spectra(x).flatten(1, 2))
+        reading = self.read(self.spectra(x, noise_std).flatten(1, 2))
         cells, windows = ([(n - cut) // STRIDE + more for n in x.shape[-2:]] for cut, more in ((0, 0), (WINDOW, 1)))
 
         def on_grid(values: Tensor) -> Tensor:
@@ -150,21 +162,21 @@ class DefocusEstimator(nn.Module):
         logits = self.code(statistics) @ self.cartesian.T
         return torch.softmax(logits, dim=-1).unflatten(1, (self.aperture_size, self.aperture_size))
 
-    def plausible(self, statistics: Tensor, count: int) -> Tensor:
+    def candidates(self, statistics: Tensor, count: int) -> Tensor:
         """Apertures that fit, the most likely first: (P,) -> (N, A, A), N = `count`, each summing to 1.
 
         They are known apertures of which the estimator said nearly what it says now, turned and mirrored to fit; one
-        that has not been told any (:meth:`remember`) can only repeat the mean.
+        that has not been told any (:meth:`add_known`) can only repeat the mean.
         """
         mean = self.aperture(statistics[None])
         if not bool(self.said.any()):
             return mean.expand(count, -1, -1)
         said = polar_samples(mean, self.rings, DIRECTIONS)[0]
-        distance, angle, mirrored = alignments(said, self.said.float())
+        distance, angle, mirrored = align_pupils(said, self.said.float())
         near = distance.topk(min(count, len(distance)), largest=False).indices
-        return turned(self.known[near].float(), angle[near], mirrored[near])
+        return rotate_pupil(self.known[near].float(), angle[near], mirrored[near])
 
-    def remember(self, statistics: Tensor, apertures: Tensor) -> None:
+    def add_known(self, statistics: Tensor, apertures: Tensor) -> None:
         """Be told the truth about lenses: (L, P) and (L, A, A), L as many as the estimator was made for."""
         self.said.copy_(polar_samples(self.aperture(statistics), self.rings, DIRECTIONS))
         self.known.copy_((apertures / apertures.amax((1, 2), keepdim=True) * 255).round())

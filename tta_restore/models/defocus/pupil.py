@@ -61,7 +61,7 @@ def polar_samples(pictures: Tensor, rings: int, directions: int) -> Tensor:
     return sampled[:, 0] * radius.sqrt()[:, None]
 
 
-def turned(pictures: Tensor, angle: Tensor, mirrored: Tensor) -> Tensor:
+def rotate_pupil(pictures: Tensor, angle: Tensor, mirrored: Tensor) -> Tensor:
     """Pictures mirrored top to bottom where asked, then turned from the x towards the y axis, each summing to 1.
 
     Shape:
@@ -76,7 +76,7 @@ def turned(pictures: Tensor, angle: Tensor, mirrored: Tensor) -> Tensor:
     return drawn / drawn.sum((1, 2), keepdim=True)
 
 
-def alignments(query: Tensor, known: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def align_pupils(query: Tensor, known: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """How far a polar picture is from others at best, over all turns and reflections, and which those are.
 
     Shape:

@@ -13,7 +13,7 @@ WINDOW, STRIDE = 32, 8
 SCALES, DIRECTIONS = 20, 16
 _LOWEST, _HIGHEST = 1.5 / WINDOW, 0.5  # cycles per pixel
 _CANONICAL_LOWEST, _CANONICAL_HIGHEST = 0.06, 1.0  # cycles per root mean square radius
-_NOISE = (1.0 / 255) ** 2 * 1.1  # power of read noise and rounding of stored values
+_ROUNDING = 1.1  # power of read noise with rounding to 8 bits, relative to a read noise of 1/255 alone
 
 
 class WindowSpectra(nn.Module):
@@ -30,15 +30,22 @@ class WindowSpectra(nn.Module):
         self.register_buffer("taper", hann[:, None] * hann[None, :], persistent=False)
         self.register_buffer("polar", _log_polar_matrix(), persistent=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Cut (B, 3, H, W) into windows and transform them."""
+    def forward(self, x: Tensor, noise_std: float | Tensor = 1 / 255) -> Tensor:
+        """Cut (B, 3, H, W) into windows and transform them.
+
+        Args:
+            x: images.
+            noise_std: standard deviation of the noise of stored values, one for all images or (B,).
+        """
         windows = _windows(srgb_to_linear(x.float()).mean(1))
         energy = self.taper.square()
         windows = (windows - (windows * self.taper).sum((-2, -1), keepdim=True) / self.taper.sum()) * self.taper
         power = torch.fft.fft2(windows).abs().square().flatten(-2) / energy.sum()
         # the curve spreads the noise where it is steep; the mean of three channels carries a third of that of one
         spread = (_windows(srgb_slope(x.float()).square().mean(1)) * energy).sum((-2, -1)) / energy.sum()
-        ratio = power @ self.polar.T / (_NOISE / 3 * spread[..., None])
+        floor = noise_std**2 * _ROUNDING
+        floor = floor.to(power).view(-1, 1, 1, 1) if isinstance(floor, Tensor) else floor
+        ratio = power @ self.polar.T / (floor / 3 * spread[..., None])
         return torch.log1p(ratio).unflatten(-1, (SCALES, DIRECTIONS))
 
 

@@ -15,8 +15,8 @@ from tta_restore._core import checks
 from tta_restore.models.ifan import checkpoint as ifan_checkpoint
 from tta_restore.models.registry import register_model
 from tta_restore.models.restorer.spec import RestorerSpec, SizeRequirements
-from tta_restore.nn import DisparityEstimator, IterativeFilterAdaptiveBlock, ResidualChain
-from tta_restore.nn.residual import activated_conv, activated_upconv
+from tta_restore.nn import DisparityEstimator, IterativeFilterAdaptiveBlock
+from tta_restore.nn.residual import ResidualChain, activated_conv, activated_upconv
 from tta_restore.ops.adaptive_conv import Horizontal
 
 REDUCTION = 8
@@ -80,7 +80,7 @@ class Decoder(nn.Module):
         return self.exit(x)
 
 
-Initialization = Literal["identity", "published"]
+Variant = Literal["ours", "official"]
 
 _FIRST_CORRECTION = 0.02
 """Gain of the last layer at the start: the picture stays what it is, and gradients pass all the same."""
@@ -118,7 +118,7 @@ class _Network(nn.Module):
         num_res_blocks: int = 2,
         horizontal: Horizontal | None = None,
         disparity: bool = True,
-        init: Initialization = "identity",
+        variant: Variant = "ours",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -128,9 +128,9 @@ class _Network(nn.Module):
         self._chosen = horizontal is not None
         horizontal = horizontal or "own"
         checks.expect_choice(self.name, "horizontal", horizontal, ("own", "vertical"))
-        checks.expect_choice(self.name, "init", init, ("identity", "published"))
+        checks.expect_choice(self.name, "variant", variant, ("ours", "official"))
         self.spec = RestorerSpec(in_channels=3, out_channels=3, size=SizeRequirements(REDUCTION, REDUCTION))
-        self.init: Initialization = init
+        self.variant: Variant = variant
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         wide = 4 * base_channels
         chain: dict[str, Any] = {"num_units": num_res_blocks, **factory}
@@ -155,7 +155,7 @@ class _Network(nn.Module):
         """Draw all weights anew, by the rule of ``init``."""
         xavier_uniform(self)
         xavier_uniform(self.filter_features, 1.5)
-        if self.init == "published":
+        if self.variant == "official":
             xavier_uniform(self.adaptive, 1.5)
         else:
             self.adaptive.reset_parameters()

@@ -15,8 +15,8 @@ from tta_restore._core import checks
 from tta_restore.models.ifan import checkpoint
 from tta_restore.models.ifan.network import REDUCTION, xavier_uniform
 from tta_restore.models.registry import register_model
-from tta_restore.nn import IterativeAdaptiveConv2d, ResidualChain
-from tta_restore.nn.residual import activated_conv
+from tta_restore.nn import IterativeAdaptiveConv2d
+from tta_restore.nn.residual import ResidualChain, activated_conv
 from tta_restore.ops.adaptive_conv import Horizontal
 
 

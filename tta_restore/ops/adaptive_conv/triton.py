@@ -23,7 +23,8 @@ def predicted_tile(dtype: torch.dtype, channels: int, features: int, pixels: int
     """Return tile sizes, precision, offsets and warps of the kernel whose taps are predicted."""
     half = dtype != torch.float32
     most_channels, most_depth, width, warps = PREDICTED["half" if half else "full"]
-    tf32 = not half and torch.get_float32_matmul_precision() != "highest"
+    # Not torch.get_float32_matmul_precision(), which raises once a user has set an `fp32_precision`.
+    tf32 = not half and torch.backends.cuda.matmul.fp32_precision == "tf32"
     return {
         "BLOCK_C": max(16, min(most_channels, triton.next_power_of_2(channels))),
         "BLOCK_D": max(16, min(most_depth, triton.next_power_of_2(features))),
@@ -175,7 +176,7 @@ def iac_backward(
     slopes = _slopes(num_steps, negative_slope, activate_last)
     with torch.cuda.device_of(x):
         steps = _Steps(x, _taps(filters, num_steps, channels, kernel_size), kernel_size, own, slopes)
-        if states.numel() == (num_steps - 1) * x.numel():
+        if states.ndim == 5 and states.shape[1] == num_steps - 1:
             inner = list(states.contiguous().unbind(1))
         else:
             inner = _states(x, num_steps, save=True)[1]

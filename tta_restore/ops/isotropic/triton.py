@@ -45,6 +45,18 @@ def _tables(kernel_sizes: Sequence[int]) -> dict[str, Any]:
 
 
 @triton.jit
+def _place(blocks, H, W, rows, BLOCK: tl.constexpr):
+    """Frame (or channel of all frames), H * W and the pixels of this block within ``rows`` rows.
+
+    The grid has one axis, because the others end at 65535.
+    """
+    i = tl.program_id(0)
+    o = (i % blocks) * BLOCK + tl.arange(0, BLOCK)
+    one = tl.full((), 1, tl.int64)  # where H and W are 1 they are compile-time numbers, which have no dtype
+    return (i // blocks).to(tl.int64), one * H * W, one * rows * W, o, o < rows * W
+
+
+@triton.jit
 def _exponentials(
     p_seeds, plane, mask, N: tl.constexpr, RADII: tl.constexpr, FIRST: tl.constexpr, START: tl.constexpr,
     BELOW: tl.constexpr, FRACTION: tl.constexpr, TAPS: tl.constexpr, CORNERS: tl.constexpr,
@@ -121,9 +133,8 @@ def reblur_kernel(
     CORNERS: tl.constexpr, RING: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Out = sum over classes of coefficient x class sum of the image."""
-    o = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    i_b, plane = tl.program_id(1).to(tl.int64), (H * W).to(tl.int64)
-    mask, o_y, o_x = o < H * W, o // W, o % W
+    i_b, plane, _, o, mask = _place(tl.cdiv(H * W, BLOCK), H, W, H, BLOCK)
+    o_y, o_x = o // W, o % W
     b_c = _coefficients(
         p_seeds + i_b * SEEDS * plane + o, p_weights + i_b * (len(RADII) + 1) * plane + o, plane, mask, RADIUS, RADII,
         FIRST, START, BELOW, FRACTION, TAPS, CORNERS, RING,
@@ -144,9 +155,8 @@ def kernel_gradients_kernel(
     FRACTION: tl.constexpr, TAPS: tl.constexpr, CORNERS: tl.constexpr, RING: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Gradients of seeds and weights; reference.py has the formula."""
-    o = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    i_b, plane = tl.program_id(1).to(tl.int64), (H * W).to(tl.int64)
-    mask, o_y, o_x = o < H * W, o // W, o % W
+    i_b, plane, _, o, mask = _place(tl.cdiv(H * W, BLOCK), H, W, H, BLOCK)
+    o_y, o_x = o // W, o % W
     # per class, the gradient times the class sum, over all channels
     b_g = ()
     for a in tl.static_range(RADIUS + 1):
@@ -191,7 +201,7 @@ def kernel_gradients_kernel(
             b_carried = b_next
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["row", "rows"])
 def coefficients_kernel(
     p_seeds, p_weights, p_coefficients, row, rows, H, W, SEEDS: tl.constexpr, RADIUS: tl.constexpr,
     RADII: tl.constexpr, FIRST: tl.constexpr, START: tl.constexpr, BELOW: tl.constexpr, FRACTION: tl.constexpr,
@@ -199,9 +209,7 @@ def coefficients_kernel(
 ):  # fmt: skip
     """Coefficients (B, classes, rows, W) of the rows [row, row + rows) of the frame."""
     CLASSES: tl.constexpr = (RADIUS + 1) * (RADIUS + 2) // 2
-    o = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    i_b, plane, band = tl.program_id(1).to(tl.int64), (H * W).to(tl.int64), (rows * W).to(tl.int64)
-    mask = o < rows * W
+    i_b, plane, band, o, mask = _place(tl.cdiv(rows * W, BLOCK), H, W, rows, BLOCK)
     o_frame = row * W + o
     b_c = _coefficients(
         p_seeds + i_b * SEEDS * plane + o_frame, p_weights + i_b * (len(RADII) + 1) * plane + o_frame, plane, mask,
@@ -211,15 +219,15 @@ def coefficients_kernel(
         tl.store(p_coefficients + (i_b * CLASSES + c) * band + o, b_c[c], mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first", "count", "row", "rows"])
 def image_gradient_kernel(
     p_grad, p_coefficients, p_grad_image, first, count, row, rows, C, H, W, RADIUS: tl.constexpr, BLOCK: tl.constexpr
 ):
     """Rows [first, first + count) of the image's gradient; the coefficients begin at row ``row``."""
     CLASSES: tl.constexpr = (RADIUS + 1) * (RADIUS + 2) // 2
-    o = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    i_channel, plane, band = tl.program_id(1).to(tl.int64), (H * W).to(tl.int64), (rows * W).to(tl.int64)
-    mask, o_y, o_x = o < count * W, first + o // W, o % W
+    i_channel, plane, _, o, mask = _place(tl.cdiv(count * W, BLOCK), H, W, count, BLOCK)
+    band = tl.full((), 1, tl.int64) * rows * W
+    o_y, o_x = first + o // W, o % W
     p_grad += i_channel * plane
     p_coefficients += i_channel // C * CLASSES * band
     b_out = tl.zeros([BLOCK], dtype=tl.float32)
@@ -235,6 +243,14 @@ def image_gradient_kernel(
 
 
 _OPTIONS: dict[str, Any] = {"BLOCK": 128, "num_warps": 4, "enable_fp_fusion": True}
+_LEAST_ROWS = 64  # of a band: the coefficients of 2 * radius more rows are computed again
+
+
+def _grid(planes: int, rows: int, width: int) -> tuple[int]:
+    """One axis over blocks of pixels and planes; offsets within a plane are 32-bit."""
+    if rows * width > 2**31 - _OPTIONS["BLOCK"]:
+        raise ValueError(f"triton: expected fewer than 2^31 pixels in image (B, C, H, W), got H, W = {rows}, {width}")
+    return (planes * triton.cdiv(rows * width, _OPTIONS["BLOCK"]),)
 
 
 def isotropic_reblur(image: Tensor, seeds: Tensor, weights: Tensor, kernel_sizes: Sequence[int]) -> Tensor:
@@ -243,9 +259,11 @@ def isotropic_reblur(image: Tensor, seeds: Tensor, weights: Tensor, kernel_sizes
     b, c, h, w = image.shape
     out = torch.empty_like(image)
     if out.numel():
-        grid = (triton.cdiv(h * w, _OPTIONS["BLOCK"]), b)
         tables = _tables(kernel_sizes)
-        reblur_kernel[grid](image, seeds, weights, out, c, h, w, SEEDS=seeds.shape[1], **tables, **_OPTIONS)
+        with torch.cuda.device_of(image):
+            reblur_kernel[_grid(b, h, w)](
+                image, seeds, weights, out, c, h, w, SEEDS=seeds.shape[1], **tables, **_OPTIONS
+            )
     return out
 
 
@@ -261,30 +279,29 @@ def isotropic_reblur_backward(
     """Launch the kernels of the gradients that are needed."""
     grad, image, seeds, weights = (t.contiguous() for t in (grad, image, seeds, weights))
     b, c, h, w = image.shape
-    tables, block = _tables(kernel_sizes), _OPTIONS["BLOCK"]
+    tables = _tables(kernel_sizes)
     tables["SEEDS"] = seeds.shape[1]
     grad_image = torch.empty_like(image) if need_image else image.new_empty(0)
     grad_seeds = torch.empty_like(seeds) if need_kernels else image.new_empty(0)
     grad_weights = torch.empty_like(weights) if need_kernels else image.new_empty(0)
     if not image.numel():
         return grad_image, grad_seeds, grad_weights
-    if need_kernels:
-        results = (grad_seeds, grad_weights, c, h, w)
-        kernel_gradients_kernel[triton.cdiv(h * w, block), b](
-            grad, image, seeds, weights, *results, **tables, **_OPTIONS
-        )
-    if need_image:
-        radius = tables["RADIUS"]
-        classes = len(symmetry.classes(radius))
-        band = max(_BAND_BYTES // (b * classes * w * 4) - 2 * radius, 16)
-        room = image.new_empty(b * classes * min(band + 2 * radius, h) * w, dtype=torch.float32)
-        for first in range(0, h, band):
-            count = min(band, h - first)
-            row, end = max(first - radius, 0), min(first + count + radius, h)
-            coefficients_kernel[triton.cdiv((end - row) * w, block), b](
-                seeds, weights, room, row, end - row, h, w, **tables, **_OPTIONS
-            )
-            image_gradient_kernel[triton.cdiv(count * w, block), b * c](
-                grad, room, grad_image, first, count, row, end - row, c, h, w, RADIUS=radius, **_OPTIONS
-            )
+    with torch.cuda.device_of(image):
+        if need_kernels:
+            results = (grad_seeds, grad_weights, c, h, w)
+            kernel_gradients_kernel[_grid(b, h, w)](grad, image, seeds, weights, *results, **tables, **_OPTIONS)
+        if need_image:
+            radius = tables["RADIUS"]
+            classes = len(symmetry.classes(radius))
+            band = max(_BAND_BYTES // (b * classes * w * 4) - 2 * radius, _LEAST_ROWS)
+            scratch = image.new_empty(b * classes * min(band + 2 * radius, h) * w, dtype=torch.float32)
+            for first in range(0, h, band):
+                count = min(band, h - first)
+                row, end = max(first - radius, 0), min(first + count + radius, h)
+                coefficients_kernel[_grid(b, end - row, w)](
+                    seeds, weights, scratch, row, end - row, h, w, **tables, **_OPTIONS
+                )
+                image_gradient_kernel[_grid(b * c, count, w)](
+                    grad, scratch, grad_image, first, count, row, end - row, c, h, w, RADIUS=radius, **_OPTIONS
+                )
     return grad_image, grad_seeds, grad_weights

@@ -1,4 +1,4 @@
-"""Sharpness scores of frames: schema, checks, docstring and calculus."""
+"""Sharpness scores of images: schema, checks, documentation and autograd functions."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from tta_restore._core import library
 
 from . import reference
 
-# Both ops are linear in each argument and each is the other's derivative: together they are closed under
-# differentiation.
+# Both ops are bilinear and each is the derivative of the other, so derivatives of any order are made of these two.
 _products = library.define(
     "self_shift_products(Tensor a, Tensor b) -> Tensor",
     reference=reference.self_shift_products,
@@ -24,14 +23,17 @@ _laplacian = library.define(
     reference=reference.self_shift_laplacian,
     fake=lambda x, weights: torch.empty_like(x, memory_format=torch.contiguous_format),
 )
+for _op in (_products, _laplacian):
+    library.fold_into_batch(_op, 2)
 
 
 def self_shift_score(x: Tensor) -> Tensor:
-    r"""Score how blurred each frame is by comparing it with itself moved by one pixel; low is sharp.
+    r"""Return the self-shift sharpness score of each image, in decibels; lower is sharper.
 
-    ``score = sum over 4 directions of 10 log10(1 / mean((p - q)^2))`` in decibels, where p and q are the pixels of the
-    overlap; a direction without any difference counts 100. All channels are compared jointly. The score ranks crops of
-    one scene; it takes noise and texture for sharpness. float16 and bfloat16 frames are summed and scored in float32.
+    The image is compared with itself shifted by one pixel: ``score = sum over 4 directions of
+    10 log10(1 / mean((p - q)^2))``, where p and q are the pixels of the overlap. A direction without any difference
+    counts 100. All channels are compared jointly. The score ranks crops of one scene; noise and texture lower it as
+    detail does. float16 and bfloat16 images are summed and scored in float32.
 
     Shape:
         - x: (B, C, H, W), RGB in [0, 1], H and W at least 2
@@ -60,6 +62,8 @@ def self_shift_score(x: Tensor) -> Tensor:
 
 
 class _Errors(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(x: Tensor) -> Tensor:
         return _products(x, x)
@@ -74,6 +78,8 @@ class _Errors(torch.autograd.Function):
 
 
 class _Products(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(a: Tensor, b: Tensor) -> Tensor:
         return _products(a, b)
@@ -90,6 +96,8 @@ class _Products(torch.autograd.Function):
 
 
 class _Laplacian(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(x: Tensor, weights: Tensor) -> Tensor:
         return _laplacian(x, weights)

@@ -1,11 +1,17 @@
-"""Which kernel runs, what a caller may ask for, and what is said about it."""
+"""Choice of the backend: requests, fallbacks and what is logged about them."""
 
+import _thread
 import asyncio
+import functools
+import importlib.util
 import logging
 import os
 import subprocess
 import sys
 import threading
+import time
+import types
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -15,9 +21,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import tta_restore
 from tta_restore import BackendUnavailable, ops
-from tta_restore._core import dispatch, library
-from tta_restore._core import extension as _extension
-from tta_restore.ops.adaptive_conv import autograd as calculus
+from tta_restore._core import dispatch, extension, library
+from tta_restore.ops.adaptive_conv import autograd as autograd
+
+needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 
 
 def run_python(program: str, **environment: str) -> subprocess.CompletedProcess:
@@ -39,9 +46,9 @@ def probe(monkeypatch):
         triton_dtypes=(),
     )
     operator._kernels["cpu"] = lambda x: ran.append("cpu") or x.clone()
-    monkeypatch.setattr(_extension, "AVAILABLE", True)
-    monkeypatch.setattr(_extension, "implements", lambda name: True)
-    monkeypatch.setattr(dispatch, "_said", set())
+    monkeypatch.setattr(extension, "AVAILABLE", True)
+    monkeypatch.setattr(extension, "implements", lambda name: True)
+    monkeypatch.setattr(dispatch, "_logged", set())
     operator.ran = ran
     return operator
 
@@ -88,7 +95,7 @@ def test_choice_belongs_to_the_task():
 
     async def both(seen):
         await asyncio.gather(ask("reference", seen), ask("reference", seen), asyncio.sleep(0))
-        seen.append((None, dispatch._requested.get()))
+        seen.append((None, dispatch.requested()))
 
     seen = []
     asyncio.run(both(seen))
@@ -122,7 +129,7 @@ def test_unknown_backend_is_refused():
 
 
 def test_absent_backend_is_refused_on_entering(monkeypatch):
-    monkeypatch.setattr(_extension, "AVAILABLE", False)
+    monkeypatch.setattr(extension, "AVAILABLE", False)
     with pytest.raises(BackendUnavailable, match="cpu: the C\\+\\+ extension is "), tta_restore.backend("cpu"):
         pass
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -132,36 +139,107 @@ def test_absent_backend_is_refused_on_entering(monkeypatch):
     assert dispatch.requested() is None
 
 
-def test_forcing_a_backend_keeps_the_references_of_its_name():
-    """torch 2.11 drops one more than it takes: the string was freed while in use."""
-    name = "".join(("refer", "ence"))
-    before = sys.getrefcount(name), sys.getrefcount(None)
-    for _ in range(1000):
-        with tta_restore.backend(name):
-            pass
-    after = sys.getrefcount(name), sys.getrefcount(None)
-    assert all(abs(a - b) < 100 for a, b in zip(after, before, strict=True))
+def in_a_thread_of_torch(call):
+    """Run ``call`` on a thread that Python's threading module did not start, as autograd's threads of CUDA devices."""
+    done, results = threading.Event(), []
+
+    def target():
+        results.append(call())
+        done.set()
+
+    _thread.start_new_thread(target, ())
+    assert done.wait(10)
+    return results[0]
+
+
+def test_backward_threads_obey_the_open_block(monkeypatch):
+    monkeypatch.setattr(extension, "AVAILABLE", True)
+    assert in_a_thread_of_torch(dispatch.requested) is None
+    with tta_restore.backend("reference"):
+        assert in_a_thread_of_torch(dispatch.requested) == "reference"
+        with tta_restore.backend("cpu"):
+            assert in_a_thread_of_torch(dispatch.requested) == "cpu"
+        assert in_a_thread_of_torch(dispatch.requested) == "reference"
+    assert in_a_thread_of_torch(dispatch.requested) is None
+    assert not dispatch._open_blocks
+
+
+def test_backward_threads_log_when_blocks_disagree(monkeypatch, caplog):
+    monkeypatch.setattr(extension, "AVAILABLE", True)
+    monkeypatch.setattr(dispatch, "_logged", set())
+    entered, ended = threading.Event(), threading.Event()
+
+    def other():
+        with tta_restore.backend("cpu"):
+            entered.set()
+            ended.wait(10)
+
+    thread = threading.Thread(target=other)
+    with tta_restore.backend("reference"):
+        thread.start()
+        assert entered.wait(10)
+        assert in_a_thread_of_torch(dispatch.requested) is None
+        assert dispatch.requested() == "reference"
+        ended.set()
+        thread.join()
+        assert in_a_thread_of_torch(dispatch.requested) == "reference"
+    assert "threads ask for different backends (cpu, reference)" in caplog.text
+
+
+@contextmanager
+def watched(*names):
+    """The names of those ops, each time their reference runs."""
+    ran = []
+    operators = [dispatch.OPERATORS[name] for name in names]
+    kept = [dict(operator._kernels) for operator in operators]
+
+    def watch(operator):
+        return lambda *args: ran.append(operator.name) or operator.reference(*args)
+
+    try:
+        for operator in operators:
+            operator._kernels["reference"] = watch(operator)
+        yield ran
+    finally:
+        for operator, kernels in zip(operators, kept, strict=True):
+            operator._kernels.clear()
+            operator._kernels.update(kernels)
+
+
+@needs_extension
+def test_double_backward_obeys_the_block():
+    x, filters = torch.rand(1, 2, 5, 6, requires_grad=True), torch.rand(1, 28, 5, 6, requires_grad=True)
+    names = ["iac", "iac_backward", "iac_double_backward"]
+    with watched(*names) as ran, tta_restore.backend("reference"):
+        gradients = torch.autograd.grad(ops.iac(x, filters, num_steps=2).sum(), (x, filters), create_graph=True)
+        torch.autograd.grad(sum(g.square().sum() for g in gradients), (x, filters))
+    assert ran == names
+
+
+@needs_extension
+def test_compiled_backward_obeys_the_block():
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda x, f: ops.iac(x, f, num_steps=2), fullgraph=True, backend="aot_eager")
+    x, filters = torch.rand(1, 2, 5, 6, requires_grad=True), torch.rand(1, 28, 5, 6, requires_grad=True)
+    compiled(x, filters).sum().backward()
+    out = compiled(x, filters)
+    with watched("iac", "iac_backward") as ran, tta_restore.backend("reference"):
+        out.sum().backward()
+    assert ran == ["iac_backward"]
 
 
 @needs_extension
 def test_compiled_graph_obeys_the_block():
     torch._dynamo.reset()
-    ran = []
-    original = dispatch.OPERATORS["self_shift_products"]
     compiled = torch.compile(ops.self_shift_score, fullgraph=True, backend="aot_eager")
     frame = torch.rand(1, 3, 8, 8)
     compiled(frame)
-    kernels = dict(original._kernels)
-    try:
-        original._kernels["reference"] = lambda a, b: ran.append("reference") or original.reference(a, b)
+    with watched("self_shift_products") as ran:
         compiled(frame)
         assert ran == []
         with tta_restore.backend("reference"):
             compiled(frame)
-        assert ran == ["reference"]
-    finally:
-        original._kernels.clear()
-        original._kernels.update(kernels)
+    assert ran == ["self_shift_products"]
 
 
 def test_bare_operator_refuses_a_gradient():
@@ -203,8 +281,65 @@ def test_required_extension_makes_import_fail():
     assert "ImportError: tta_restore: TTA_RESTORE_REQUIRE_EXTENSION=1" in run.stderr
 
 
+def fake_gpu(monkeypatch, capability=(9, 0), launch=lambda device: None):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "Tesla T4")
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setitem(sys.modules, "tta_restore._core._triton_probe", types.SimpleNamespace(launch=launch))
+    monkeypatch.setattr(dispatch, "_device_lacks", functools.cache(dispatch._device_lacks.__wrapped__))
+
+
+@needs_triton
+def test_a_capable_gpu_is_probed_once(monkeypatch):
+    launches = []
+    fake_gpu(monkeypatch, launch=launches.append)
+    assert dispatch.triton_missing() is None
+    assert dispatch.triton_missing(torch.device("cuda", 0)) is None
+    assert launches == [torch.device("cuda", 0)]
+
+
+@needs_triton
+def test_an_old_gpu_falls_back_with_the_reason(monkeypatch):
+    fake_gpu(monkeypatch, capability=(7, 5))
+    reason = "Tesla T4 has compute capability 7.5, the kernels need 8.0"
+    assert dispatch.triton_missing() == reason
+    assert dispatch.OPERATORS["iac"].missing("triton") == f"cannot run in Triton: {reason}"
+    with pytest.raises(BackendUnavailable, match="triton: Tesla T4 has compute"), tta_restore.backend("triton"):
+        pass
+
+
+@needs_triton
+def test_a_gpu_without_a_compiler_falls_back_with_the_reason(monkeypatch):
+    def launch(device):
+        raise RuntimeError("Failed to find C compiler. Please specify via CC environment variable.\nmore")
+
+    fake_gpu(monkeypatch, launch=launch)
+    expected = "a trivial kernel does not compile or run: RuntimeError: Failed to find C compiler. Please"
+    assert dispatch.triton_missing().startswith(expected)
+
+
+@pytest.mark.gpu
+def test_the_probe_runs_on_the_device():
+    assert dispatch.triton_missing(torch.device("cuda", torch.cuda.device_count() - 1)) is None
+
+
+def test_a_long_compilation_is_explained_once(monkeypatch, probe, caplog):
+    monkeypatch.setattr(dispatch, "COMPILING_IS_SLOW", 0.01)
+    monkeypatch.setattr(dispatch, "interpreting", lambda: True)
+    monkeypatch.setattr(dispatch, "triton_missing", lambda device=None: None)
+    probe.triton, probe.triton_dtypes = "nowhere", (torch.float32,)
+    probe._kernels["triton"] = lambda x: time.sleep(0.2) or x.clone()
+    with tta_restore.backend("triton"):
+        probe(torch.ones(1))
+        probe(torch.ones(1))
+    (record,) = caplog.records
+    assert "Triton compiles the kernels of probe for torch.float32" in record.message
+
+
 def test_binary_from_older_sources_is_named(monkeypatch, probe):
-    monkeypatch.setattr(_extension, "implements", lambda name: False)
+    monkeypatch.setattr(extension, "implements", lambda name: False)
     assert "rebuild it with `make build`" in probe.missing("cpu")
 
 
@@ -234,7 +369,7 @@ def test_a_call_that_nobody_watches_goes_straight_to_the_kernel(monkeypatch):
     def refuse(*args):
         raise AssertionError("autograd was asked")
 
-    monkeypatch.setattr(calculus.Sac, "apply", refuse)
+    monkeypatch.setattr(autograd.Sac, "apply", refuse)
     assert torch.equal(ops.sac(x, taps, taps), expected)
     with torch.no_grad():
         assert torch.equal(ops.sac(x.requires_grad_(), taps, taps), expected)

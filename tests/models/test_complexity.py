@@ -44,7 +44,7 @@ def test_nothing_of_the_model_is_touched():
 
 
 def test_only_modules_are_counted():
-    with pytest.raises(TypeError, match="count_macs: expected a module, got function"):
+    with pytest.raises(TypeError, match="count_macs: expected model to be a torch.nn.Module, got function"):
         models.count_macs(lambda x: x, torch.rand(1, 3, 8, 8))
 
 
