@@ -105,9 +105,11 @@ def _siam_ctta(restorer: Restorer, **options: Any) -> Adapter:
 #: "source" runs the unadapted restorer through the same core.
 METHODS: MappingProxyType[str, tuple[Callable[..., Any], type[Adapter] | None]] = MappingProxyType(
     {
-        "recommended": (adapters.recommended, None),
+        "recommended": (adapters.recommended, adapters.DegradationPairs),
+        "degradation-pairs": (adapters.DegradationPairs, adapters.DegradationPairs),
         "reblur-pairs": (_with_estimator("reblur_pairs"), adapters.ReblurPairs),
         "reblur-consistency": (_with_estimator("reblur_consistency"), adapters.ReblurConsistency),
+        "self-denoise": (adapters.SelfDenoise, adapters.SelfDenoise),
         "siam-ctta": (_siam_ctta, adapters.SiamCTTA),
         "causiam": (adapters.CauSiam, adapters.CauSiam),
         "tent": (adapters.Tent, adapters.Tent),

@@ -7,8 +7,10 @@ __all__ = ["CLIP_METHODS", "METHODS", "SHIPPED_MODELS"]
 #: Methods for single frames.
 METHODS = (
     "recommended",
+    "degradation-pairs",
     "reblur-pairs",
     "reblur-consistency",
+    "self-denoise",
     "siam-ctta",
     "causiam",
     "tent",
