@@ -58,7 +58,7 @@ def test_every_method_runs_side_by_side_and_nothing_is_measured_without_an_origi
     def no_clip(restorer, **options):
         raise ValueError("no CLIP")  # its weights are not there: that row is left out, and said
 
-    table = {**methods.METHODS, "causiam": no_clip}
+    table = {**methods.METHODS, "causiam": (no_clip, None)}
     for module in (methods, continual):
         monkeypatch.setattr(module, "METHODS", table)
     said = []
