@@ -1,5 +1,8 @@
 """Restorers and related networks: registry, checkpoints, and the contract by which any restorer is run."""
 
+from typing import Any
+
+from tta_restore._core.lazy import submodule
 from tta_restore.models.checkpoint import load_checkpoint
 from tta_restore.models.competence import Competence, competence
 from tta_restore.models.complexity import Macs, count_macs
@@ -25,3 +28,8 @@ __all__ = [
     "probe",
     "register_model",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a module of this package when it is first named."""
+    return submodule(__name__, name)
