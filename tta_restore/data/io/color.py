@@ -13,7 +13,7 @@ from torch import Tensor
 from tta_restore._core.color import linear_to_srgb, srgb_to_linear
 from tta_restore.data.io.pixels import Image, ImageError
 
-__all__ = ["cmyk_to_srgb", "to_linear", "to_model_space", "to_srgb"]
+__all__ = ["cmyk_to_srgb", "is_srgb", "to_linear", "to_model_space", "to_srgb"]
 
 _SRGB_GAMMA = 0.45455  # what PNG files declare for sRGB
 _TOLERANCE = 2 / 255  # a profile that moves no color further is taken for sRGB
@@ -51,6 +51,11 @@ def to_model_space(image: Image) -> tuple[Tensor, Callable[[Tensor], Image]]:
         return image.with_rgb(result)
 
     return source, back
+
+
+def is_srgb(image: Image) -> bool:
+    """Return whether the samples of an image are sRGB in [0, 1] already."""
+    return _find_transform(image) is None
 
 
 def to_srgb(image: Image) -> Image:

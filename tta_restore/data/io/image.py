@@ -215,6 +215,7 @@ def _target(path: Path, image: Image, bit_depth: int | None) -> tuple[str, int]:
 def _fit(image: Image, kind: str, depth: int) -> tuple[Image, list[str]]:
     """Return an image as a format holds it, and a line for each part that it cannot hold."""
     notes: list[str] = []
+    cicp = image.cicp
     carries = _CARRIES[kind] if (kind, depth) != ("avif", 16) else set()  # imagecodecs writes those, without metadata
     if kind == "exr":
         if not image.is_linear:
@@ -226,14 +227,15 @@ def _fit(image: Image, kind: str, depth: int) -> tuple[Image, list[str]]:
             notes.append(f"{clipped:.2%} of the samples are above 1: clipped, {kind.upper()} is written in sRGB")
     elif (image.icc and "icc" not in carries) or (image.gamma and "gamma" not in carries):
         what = "color profile" if image.icc else "gamma (gAMA)"
+        if not color.is_srgb(image):
+            notes.append(f"{what}: converted to sRGB, which {kind.upper()} is written in")
         image = color.to_srgb(image)
-        notes.append(f"{what}: converted to sRGB, which {kind.upper()} is written in")
     comments = [value for keyword, value in image.text if keyword == "Comment"]
     lost = {
         "EXIF": image.exif and "exif" not in carries,
         "XMP": image.xmp and "xmp" not in carries,
         "IPTC": image.iptc and "iptc" not in carries,
-        "cICP": image.cicp and "cicp" not in carries,
+        "cICP": cicp and "cicp" not in carries,
         "resolution (DPI)": image.resolution and "resolution" not in carries,
     }
     notes += [f"{name} left out: {kind.upper()} is written without it" for name, is_lost in lost.items() if is_lost]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib
 from array import array
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -41,6 +43,8 @@ _UNSPECIFIED = 2  # of a color matrix, in the numbers of ISO/IEC 23001-8
 _BT709 = 1
 _HDR_CURVES = {16: "PQ", 18: "HLG"}
 _CLOCK = 90000  # ticks per second of the frames' times
+_LONGEST_GROUP = 10  # seconds after damage for which a key frame is awaited
+_EVEN = 0.95  # fraction of equal steps in time from which on a gap means lost frames
 _TRIED_FRAMES = 5  # of which one has to be interlaced for the video to count as such
 
 
@@ -245,6 +249,7 @@ class VideoFile:
         with _opened(self.path) as container:
             stream = _film(container, self.path)
             stream.thread_type = "AUTO"
+            stream.codec_context.options = {"err_detect": "explode"}  # else some decoders invent what is missing
             offset = _start_of(container)
             frames = self._decoded(container, stream)
             if self.deinterlace and self.info.is_interlaced:
@@ -275,7 +280,11 @@ class VideoFile:
     def _decoded(self, container: Any, stream: Any) -> Iterator[Any]:
         """Yield the frames that can be decoded, and note the damage."""
         good = bad = 0
+        skipped: int | None = None
+        longest = round(_LONGEST_GROUP * self.info.frame_rate)
         first: float | None = None
+        # AVI stores one time per packet, in order, and none for reordered frames: these take the packets' times.
+        times: deque[int] | None = deque() if container.format.name == "avi" else None
         size = None
         packets = container.demux(stream)
         while True:
@@ -286,11 +295,14 @@ class VideoFile:
             except Exception as error:  # the file's structure itself: nothing behind it can be found
                 packet, problem = None, error
             if packet is not None:
+                if times is not None and packet.size and packet.dts is not None:
+                    times.append(packet.dts)
                 try:
                     frames = stream.codec_context.decode(packet)
                 except Exception as error:
                     problem = error
-                    # What a decoder has taken apart before the damage is in its buffers still.
+                    if times:
+                        times.pop()
             damaged = (problem is not None) + sum(bool(frame.is_corrupt) for frame in frames)
             if damaged:
                 where = float(good / self.info.frame_rate)
@@ -302,8 +314,15 @@ class VideoFile:
                         "--keep-going restores what can be read"
                     )
                 bad += damaged
+                skipped = skipped or 0  # frames up to the next key frame are made of the damaged one
             for frame in frames:
-                if frame.is_corrupt:
+                if times:
+                    frame.pts = times.popleft()
+                if skipped is not None and (frame.key_frame or skipped >= longest):
+                    skipped = None
+                if frame.is_corrupt or skipped is not None:
+                    bad += not frame.is_corrupt
+                    skipped = 0 if skipped is None else skipped + 1
                     continue
                 size = size or (frame.width, frame.height)
                 if (frame.width, frame.height) != size:
@@ -316,14 +335,20 @@ class VideoFile:
             if packet is None:
                 break
         if bad:
-            self.losses.append(
-                f"damaged: {bad} frames or packets from {first:.1f} s on are lost, {good} frames are good"
-            )
+            self.losses.append(f"damaged: {bad} frames from {first:.1f} s on are lost, {good} frames are good")
         if good == 0:
             raise ImageError(f"{self.path}: damaged video, no frame can be read")
 
     def _check_end(self, container: Any, stream: Any, last: int | None, step: int) -> None:
-        """Note that a file ends before the length that it declares."""
+        """Note that frames are missing: a file ends before the length that it declares, or has gaps."""
+        if not self.losses and not container.format.name.startswith("mov"):
+            # These demuxers skip a damaged stretch silently; MP4 has a table of its frames instead.
+            steps = np.diff(np.frombuffer(self._ticks, np.int64)) if len(self._ticks) > 2 else np.zeros(0)
+            gaps = steps > 1.5 * step
+            if gaps.any() and (abs(steps - step) < 0.1 * step + 100).mean() >= min(_EVEN, 1 - 2 / len(steps)):
+                at = self._ticks[int(gaps.argmax())] / _CLOCK
+                missing = int((steps[gaps] / step).round().sum() - gaps.sum())
+                self.losses.append(f"damaged or incomplete: {missing} frames are missing from {at:.1f} s on")
         expected = None
         if stream.duration and stream.time_base:
             expected = Fraction(stream.duration) * stream.time_base

@@ -124,7 +124,9 @@ def check_output(plan: Plan, inputs: Sequence[str | Path], out: str | Path, stat
         state = Path(state)
         if state.is_dir():
             raise UsageError(f"--state {state}: is a folder, expected a file")
-        _expect_writable("--state", state if state.exists() else state.parent)
+        _expect_writable("--state", state.parent)
+        if state.exists() and not os.access(state, os.W_OK):
+            raise UsageError(f"--state {state}: cannot be written to")
         if any(state.resolve() in (job.source.resolve(), job.destination.resolve()) for job in plan.jobs):
             raise UsageError(f"--state {state}: is also an input or a result of this run")
 
@@ -133,7 +135,7 @@ def _expect_writable(name: str, path: Path) -> None:
     there = path
     while not there.exists() and there != there.parent:
         there = there.parent
-    if there != path and not there.is_dir():
+    if not there.is_dir():
         raise UsageError(f"{name} {path}: {there} is not a folder")
     if not os.access(there, os.W_OK):
         raise UsageError(f"{name} {path}: {there} cannot be written to")
