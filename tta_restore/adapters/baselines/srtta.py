@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from tta_restore._core import checks
@@ -16,6 +16,7 @@ from tta_restore.adapters.injection import expect_site, find_site, hooked
 from tta_restore.adapters.select import Select
 from tta_restore.adapters.views import Views
 from tta_restore.data.datasets.mining import random_patches
+from tta_restore.degradations import Blur, Clip, Compose, Noise
 from tta_restore.losses import charbonnier_loss
 
 
@@ -78,6 +79,9 @@ class SRTTA(Adapter, method="srtta"):
         self.at = expect_site(self.restorer, at, asker="SRTTA")[1]
         self.lr, self.num_patches, self.patch_size = lr, num_patches, patch_size
         self.max_blur_std, self.max_noise_std, self.restore_fraction = max_blur_std, max_noise_std, restore_fraction
+        # a Gaussian of standard deviation s has the root mean square radius s * sqrt(2)
+        lens = Blur(radius=(0.0, max_blur_std * math.sqrt(2)), lens="gaussian", linear=False, log_uniform=False)
+        self.degradation = Compose([lens, Noise(read_std=(0.0, max_noise_std), log_uniform=False), Clip()])
 
     def initial_memory(self) -> dict[str, Any]:
         """Return which scalars are restored, found on the first frame."""
@@ -140,17 +144,6 @@ class SRTTA(Adapter, method="srtta"):
         return features.to(torch.promote_types(features.dtype, torch.float32))
 
     def _degraded(self, clean: Tensor) -> Tensor:
-        """Return each patch with its own blur and noise, within [0, 1]."""
-        count, channels, *_ = clean.shape
-        sigma, level = (torch.rand(2, count, 1, generator=self.generator, dtype=torch.float32, device="cpu") + 1e-3).to(
-            clean
-        )
-        taps = torch.arange(-3.0, 4.0, dtype=torch.float32, device="cpu").to(clean)
-        taps = torch.exp(-taps.square() / (2 * (self.max_blur_std * sigma).square()))
-        taps = (taps / taps.sum(1, keepdim=True)).repeat_interleave(channels, 0)[:, None]
-        stack = clean.reshape(1, -1, *clean.shape[-2:])
-        for kernel, pad in ((taps[..., None], (0, 0, 3, 3)), (taps[..., None, :], (3, 3, 0, 0))):
-            stack = F.conv2d(F.pad(stack, pad, mode="replicate"), kernel, groups=stack.shape[1])
-        grain = torch.randn(clean.shape, generator=self.generator, dtype=torch.float32, device="cpu").to(clean)
-        grain = grain * (self.max_noise_std * level)[..., None, None]
-        return (stack.reshape(clean.shape) + grain).clamp(0, 1)
+        """Degrade each patch with its own blur and noise, within [0, 1]."""
+        parameters = self.degradation.sample(self.generator, len(clean))
+        return self.degradation.apply(clean, parameters, self.generator)
