@@ -349,6 +349,10 @@ class VideoFile:
                 at = self._ticks[int(gaps.argmax())] / _CLOCK
                 missing = int((steps[gaps] / step).round().sum() - gaps.sum())
                 self.losses.append(f"damaged or incomplete: {missing} frames are missing from {at:.1f} s on")
+        if container.format.name == "mpegts" and not self.losses:
+            size = self.path.stat().st_size
+            if all(size % packet for packet in (188, 192, 204)):
+                self.losses.append("truncated: the file ends within a packet")
         expected = None
         if stream.duration and stream.time_base:
             expected = Fraction(stream.duration) * stream.time_base
