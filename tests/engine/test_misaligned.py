@@ -322,3 +322,18 @@ def test_bfloat16_stays_near():
 def test_settings_refuse(settings, message):
     with pytest.raises(ValueError, match=message):
         MisalignedSettings(**settings)
+
+
+def test_the_one_branch_ablation_trains():
+    torch.manual_seed(0)
+    settings = MisalignedSettings(warm_up=0, border=0)
+    objective = MisalignedObjective(
+        models.create_model("jdrl_unet", width=2),
+        JDRLReblur(width=2, one_branch=True),
+        flow=NetworkFlow(Stub()),
+        settings=settings,
+    )
+    step = objective(MisalignedPair(*torch.rand(2, 1, 3, 64, 64)), 0)
+    step.loss.backward()
+    assert all(p.grad is not None and p.grad.any() for p in objective.reblur.parameters())
+    assert objective.picture(step).shape[0] == 3

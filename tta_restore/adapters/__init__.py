@@ -16,6 +16,7 @@ from tta_restore.adapters.methods.degradation_pairs import DegradationPairs
 from tta_restore.adapters.methods.meta_transfer import MetaTransfer
 from tta_restore.adapters.methods.reblur_consistency import ReblurConsistency
 from tta_restore.adapters.methods.reblur_pairs import ReblurPairs
+from tta_restore.adapters.methods.self_denoise import SelfDenoise
 from tta_restore.adapters.methods.self_ensemble import SelfEnsemble
 from tta_restore.adapters.methods.siam_ctta import SiamCTTA
 from tta_restore.adapters.recommended import recommended
@@ -42,6 +43,7 @@ __all__ = [
     "Plan",
     "ReblurConsistency",
     "ReblurPairs",
+    "SelfDenoise",
     "SelfEnsemble",
     "Semantic",
     "SiamCTTA",

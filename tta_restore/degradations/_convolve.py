@@ -1,51 +1,43 @@
-"""Spatially varying convolution with point spread functions."""
+"""Convolution with point spread functions on mirrored images."""
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_LARGEST_DIRECT = 13  # side of kernels above which products of spectra are faster
+from tta_restore import ops
 
 
-def convolve(function: str, x: Tensor, kernels: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Convolve every image with R kernels and mix the results per pixel; borders are mirrored.
+def convolve(x: Tensor, kernels: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Convolve every image with R kernels and mix the results per pixel.
+
+    Borders are mirrored, as often as a kernel larger than the image needs.
 
     Shape:
-        - x: (B, C, H, W)
+        - x: (B, C, H, W), float32 or float64
         - kernels: (B, R, K, K), K odd
         - weights: (B, R, H, W), summing to 1 over R; None where R is 1
         - output: (B, C, H, W)
-
-    Raises:
-        ValueError: H or W is not above K // 2, which mirroring needs.
     """
-    b, c, h, w = x.shape
-    count, size = kernels.shape[1], kernels.shape[-1]
-    margin = size // 2
-    if min(h, w) <= margin:
-        raise ValueError(f"{function}: expected sharp (B, C, H, W) with H, W > {margin} for this blur, got {(h, w)}")
-    if b == 0:
+    if not len(x):
         return x
-    if size > _LARGEST_DIRECT:
-        return _convolve_spectra(x, kernels, weights)
-    # conv2d correlates: flipped kernels convolve
-    taps = kernels.flip((-2, -1))[:, None].expand(b, c, count, size, size).reshape(b * c * count, 1, size, size)
-    padded = F.pad(x.reshape(1, b * c, h, w), (margin,) * 4, mode="reflect")
-    out = F.conv2d(padded, taps, groups=b * c).view(b, c, count, h, w)
-    return out[:, :, 0] if weights is None else torch.einsum("bcrhw,brhw->bchw", out, weights)
+    height, width = x.shape[-2:]
+    if weights is None:
+        weights = x.new_ones(1, 1, 1, 1).expand(len(x), kernels.shape[1], height, width)
+    padded = mirror(x, kernels.shape[-1] // 2)
+    return ops.product_conv2d(padded, kernels[:, :, None], weights, padding_mode="valid")
 
 
-def _convolve_spectra(x: Tensor, kernels: Tensor, weights: Tensor | None) -> Tensor:
-    margin = kernels.shape[-1] // 2
-    padded = F.pad(x, (margin,) * 4, mode="reflect")
-    sides = list(padded.shape[-2:])
-    spectrum = torch.fft.rfft2(padded)
-    total = torch.zeros_like(x)
-    for index, kernel in enumerate(kernels.unbind(1)):
-        # circular is enough: the part that wraps around is the margin
-        transfer = torch.fft.rfft2(kernel, s=sides)[:, None]
-        blurred = torch.fft.irfft2(spectrum * transfer, s=sides)[..., 2 * margin :, 2 * margin :]
-        total = total + (blurred if weights is None else blurred * weights[:, index : index + 1])
-    return total
+def mirror(x: Tensor, margin: int) -> Tensor:
+    """Continue images by mirroring, beyond their own size where the margin is larger: (..., H + 2 M, W + 2 M)."""
+    return _mirror_axis(_mirror_axis(x, margin, 0), margin, 1)
+
+
+def _mirror_axis(x: Tensor, margin: int, axis: int) -> Tensor:
+    while margin > 0:
+        step = min(margin, x.shape[-2 + axis] - 1)
+        mode = "reflect" if step else "replicate"
+        step = step or margin
+        x = F.pad(x, (0, 0, step, step) if axis == 0 else (step, step, 0, 0), mode=mode)
+        margin -= step
+    return x

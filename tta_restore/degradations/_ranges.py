@@ -54,6 +54,11 @@ def log_uniform(value: Range, generator: torch.Generator, n: int, *, floor: floa
     return (torch.exp(first + (last - first) * rand(generator, n)) - floor).clamp(low, high)
 
 
+def spaced(value: Range, generator: torch.Generator, n: int, *, floor: float, log: bool) -> Tensor:
+    """Draw (N,) values log-uniformly above the floor, or uniformly."""
+    return log_uniform(value, generator, n, floor=floor) if log else uniform(value, generator, n)
+
+
 def choice(weights: Tensor, generator: torch.Generator, n: int) -> Tensor:
     """Draw (N,) indices in proportion to their weights (M,)."""
     edges = weights.double().cumsum(0) / weights.double().sum()

@@ -14,7 +14,7 @@ from tta_restore._core import checks
 from tta_restore._core.color import linear_to_srgb, srgb_to_linear
 from tta_restore.degradations import lens as optics
 from tta_restore.degradations._convolve import convolve
-from tta_restore.degradations._ranges import Range, expect_range, log_uniform, rand
+from tta_restore.degradations._ranges import Range, expect_range, rand, spaced
 from tta_restore.degradations.degradation import (
     Degradation,
     Parameters,
@@ -66,8 +66,8 @@ class Blur(Degradation):
     """Blur of light by a defocused or imperfect lens, or by given point spread functions (PSFs).
 
     Args:
-        radius: root mean square radius of the PSF in pixels, drawn log-uniformly. A Gaussian of standard deviation s
-            has the radius ``s * sqrt(2)``.
+        radius: root mean square radius of the PSF in pixels, drawn log-uniformly above 0.1. A Gaussian of standard
+            deviation s has the radius ``s * sqrt(2)``.
         lens: pupil functions to draw from: names ("disk", "gaussian", "exponential", "ring", "bubble", "triangle",
             "square", "hexagon", "cat_eye", "ellipse"), "random" for a broad prior of symmetric and asymmetric shapes
             (:func:`tta_restore.degradations.lens.random_lens`), a :class:`Lens`, a tensor (M, A, A) of pupil functions
@@ -76,6 +76,7 @@ class Blur(Degradation):
         varying_prob: probability that the radius varies over the image, between two draws, along a smooth random map.
         levels: kernels that a varying blur interpolates between.
         linear: blur linear light; False blurs stored values.
+        log_uniform: False draws the radius uniformly.
 
     Raises:
         ValueError: a setting is out of range.
@@ -87,6 +88,7 @@ class Blur(Degradation):
     varying_prob: float = 0.0
     levels: int = 6
     linear: bool = True
+    log_uniform: bool = True
 
     Parameters = BlurParameters
 
@@ -119,10 +121,13 @@ class Blur(Degradation):
             kernels = self.psf[index].cpu().float()[:, None]
             return BlurParameters(kernels, _spread(kernels))
         pupils = self._draw_pupils(generator, n)
-        first = log_uniform(self.radius, generator, n, floor=0.1)
+        first = spaced(self.radius, generator, n, floor=0.1, log=self.log_uniform)
         if self.varying_prob == 0:
             return BlurParameters(pupil_kernels(pupils, first[:, None]), first[:, None])
-        second, varies = log_uniform(self.radius, generator, n, floor=0.1), rand(generator, n) < self.varying_prob
+        second, varies = (
+            spaced(self.radius, generator, n, floor=0.1, log=self.log_uniform),
+            rand(generator, n) < self.varying_prob,
+        )
         second = torch.where(varies, second, first)
         steps = torch.linspace(0, 1, self.levels)
         field = normal((n, 1, 5, 5), generator, first)
@@ -142,7 +147,7 @@ class Blur(Degradation):
             place = position * (kernels.shape[1] - 1)
             index = torch.arange(kernels.shape[1], device=x.device, dtype=x.dtype).view(1, -1, 1, 1)
             weights = (1 - (place - index).abs()).clamp(min=0)
-        out = convolve("Blur", x, kernels, weights)
+        out = convolve(x, kernels, weights)
         return (linear_to_srgb(out) if self.linear else out).to(sharp.dtype)
 
     def distance(self, a: BlurParameters, b: BlurParameters) -> Tensor:

@@ -59,7 +59,7 @@ def estimate_jpeg(image: Tensor) -> JpegReading:
     luma = luma * 255 - 128
     clipped = ((values <= 0.5 / 255) | (values >= 1 - 0.5 / 255)).any(0)
     best, gains, offset = -math.inf, torch.zeros(len(_QUALITIES)), (0, 0)
-    for place in dict.fromkeys([(0, 0), _grid(luma)]):
+    for place in dict.fromkeys([(0, 0), *_grids(luma)]):
         found = _gains(luma[place[0] :, place[1] :], clipped[place[0] :, place[1] :])
         if float(found.max()) > best:
             best, gains, offset = float(found.max()), found, place
@@ -72,23 +72,16 @@ def estimate_jpeg(image: Tensor) -> JpegReading:
     return JpegReading(probability, quality if probability > 0 else 100.0, max(spread, 0.5), tables, offset)
 
 
-def _grid(luma: Tensor) -> tuple[int, int]:
-    """Row and column at which the differences of neighbors are largest, modulo 8."""
-    found = []
-    for axis in (0, 1):
-        step = luma.diff(dim=axis).abs()
-        bend = (
-            (
-                step.narrow(axis, 1, step.shape[axis] - 2) * 2
-                - step.narrow(axis, 0, step.shape[axis] - 2)
-                - step.narrow(axis, 2, step.shape[axis] - 2)
-            )
-            .clamp(-8, 8)
-            .mean(1 - axis)
-        )
-        sums = torch.stack([bend[start::8].mean() if start < len(bend) else bend.new_zeros(()) for start in range(8)])
-        found.append((int(sums.argmax()) + 2) % 8)  # bend i belongs to the border between rows i + 1 and i + 2
-    return found[0], found[1]
+def _grids(luma: Tensor) -> list[tuple[int, int]]:
+    """Rows and columns of the likely first blocks: there most coefficients are rounded to zero."""
+    dct, shares = _dct_matrix(), {}
+    for top in range(8):
+        for left in range(8):
+            height, width = (side // 8 * 8 for side in (luma.shape[0] - top, luma.shape[1] - left))
+            blocks = luma[top : top + height, left : left + width].unfold(0, 8, 8).unfold(1, 8, 8).flatten(0, 1)
+            blocks = blocks[torch.linspace(0, len(blocks) - 1, min(len(blocks), _BLOCKS // 4)).long()]
+            shares[top, left] = float(((dct @ blocks @ dct.T).abs() < 1.5 * _ROUNDING).float().mean())
+    return sorted(shares, key=shares.__getitem__, reverse=True)[:2]
 
 
 def _gains(luma: Tensor, clipped: Tensor) -> Tensor:

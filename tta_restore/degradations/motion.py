@@ -198,7 +198,7 @@ class MotionBlur(Degradation):
         x = srgb_to_linear(x) if self.linear else x
         poses = parameters.poses
         if not bool((poses[..., 2:] != 0).any()):
-            out = convolve("MotionBlur", x, motion_kernels(poses[..., :2])[:, None].to(x))
+            out = convolve(x, motion_kernels(poses[..., :2])[:, None].to(x))
         else:
             out = _average_views(x, poses.to(x))
         return (linear_to_srgb(out) if self.linear else out).to(sharp.dtype)

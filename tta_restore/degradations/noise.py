@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tta_restore._core.color import linear_to_srgb, srgb_to_linear
-from tta_restore.degradations._ranges import Range, expect_range, log_uniform, uniform
+from tta_restore.degradations._ranges import Range, expect_range, spaced, uniform
 from tta_restore.degradations.degradation import (
     Degradation,
     Parameters,
@@ -42,12 +42,12 @@ class Noise(Degradation):
     """Poisson-Gaussian noise in the Gaussian approximation; values may leave [0, 1], see :class:`Clip`.
 
     Args:
-        read_std: standard deviation of the noise that does not depend on the value, in [0, 1] values. Drawn
-            log-uniformly above 0.5/255, uniformly below.
+        read_std: standard deviation of the noise that does not depend on the value, in [0, 1] values.
         shot: variance per value of the photon noise, in [0, 1] values.
         correlation: standard deviation in pixels of the Gaussian filter that correlates the noise, as demosaicking and
             resizing do; 0 is white noise. The variance of a pixel does not depend on it.
         linear: add the noise to linear light instead of to stored (sRGB) values.
+        log_uniform: draw levels log-uniformly where they are visible (above 0.5/255); False draws them uniformly.
 
     Example:
         >>> import torch
@@ -63,6 +63,7 @@ class Noise(Degradation):
     shot: Range = 0.0
     correlation: Range = 0.0
     linear: bool = False
+    log_uniform: bool = True
 
     Parameters = NoiseParameters
 
@@ -74,8 +75,8 @@ class Noise(Degradation):
     def sample(self, generator: torch.Generator, n: int) -> NoiseParameters:
         """Draw ``n`` sets of parameters."""
         return NoiseParameters(
-            read_std=log_uniform(self.read_std, generator, n, floor=_INVISIBLE),
-            shot=log_uniform(self.shot, generator, n, floor=_INVISIBLE**2),
+            read_std=spaced(self.read_std, generator, n, floor=_INVISIBLE, log=self.log_uniform),
+            shot=spaced(self.shot, generator, n, floor=_INVISIBLE**2, log=self.log_uniform),
             correlation=uniform(self.correlation, generator, n),
         )
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from tta_restore._core import checks
@@ -16,6 +16,7 @@ from tta_restore.adapters.injection import find_site, hooked
 from tta_restore.adapters.select import Select
 from tta_restore.adapters.views import Views
 from tta_restore.data.datasets.mining import random_patches
+from tta_restore.degradations import Blur, Clip, Compose, Noise
 from tta_restore.losses import charbonnier_loss
 
 
@@ -77,6 +78,9 @@ class SRTTA(Adapter, method="srtta"):
         self.at = find_site(self.restorer, at, asker="SRTTA").path
         self.lr, self.patches, self.patch = lr, patches, patch
         self.blur, self.noise, self.keep = blur, noise, keep
+        # a Gaussian of standard deviation s has the root mean square radius s * sqrt(2)
+        lens = Blur(radius=(0.0, blur * math.sqrt(2)), lens="gaussian", linear=False, log_uniform=False)
+        self.degradation = Compose([lens, Noise(read_std=(0.0, noise), log_uniform=False), Clip()])
 
     def initial_extra(self) -> dict[str, Any]:
         """Which scalars return to the source, found on the first frame."""
@@ -140,14 +144,6 @@ class SRTTA(Adapter, method="srtta"):
         return features.to(torch.promote_types(features.dtype, torch.float32))
 
     def _degraded(self, clean: Tensor) -> Tensor:
-        """Each patch with a blur and noise of its own, within [0, 1]."""
-        count, channels, *_ = clean.shape
-        sigma, level = (torch.rand(2, count, 1, generator=self.generator) + 1e-3).to(clean)
-        taps = torch.arange(-3.0, 4.0).to(clean)
-        taps = torch.exp(-taps.square() / (2 * (self.blur * sigma).square()))
-        taps = (taps / taps.sum(1, keepdim=True)).repeat_interleave(channels, 0)[:, None]
-        stack = clean.reshape(1, -1, *clean.shape[-2:])
-        for kernel, pad in ((taps[..., None], (0, 0, 3, 3)), (taps[..., None, :], (3, 3, 0, 0))):
-            stack = F.conv2d(F.pad(stack, pad, mode="replicate"), kernel, groups=stack.shape[1])
-        grain = torch.randn(clean.shape, generator=self.generator).to(clean) * (self.noise * level)[..., None, None]
-        return (stack.reshape(clean.shape) + grain).clamp(0, 1)
+        """Degrade each patch with its own blur and noise, within [0, 1]."""
+        parameters = self.degradation.sample(self.generator, len(clean))
+        return self.degradation.apply(clean, parameters, self.generator)

@@ -6,6 +6,7 @@ them: on held-out pairs, where the target is known, and on the frame itself by r
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cache
 
 import torch
@@ -36,35 +37,65 @@ def pair_risk(candidates: tuple[Tensor, Tensor, Tensor], target: Tensor) -> Tens
     return torch.einsum("mi,nij,mj->mn", grid(), gram.cpu(), grid())
 
 
-def frame_risk(candidates: list[tuple[Tensor, Tensor, Tensor]], others: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Return each average's error on the frame less the source's, and the standard error of that: (M,), (M,).
+@dataclass(frozen=True)
+class FrameRisk:
+    """What a frame without a reference shows of the averages.
+
+    Attributes:
+        difference: error of each average less the source's, (M,).
+        tolerance: standard error of ``difference``, (M,).
+        source: error of the source; at least a hundredth of the noise's variance.
+    """
+
+    difference: Tensor
+    tolerance: Tensor
+    source: float
+
+    @property
+    def relative(self) -> Tensor:
+        """Error of each average relative to the source's, (M,)."""
+        return (1 + self.difference / self.source).clamp(min=0)
+
+
+def frame_risk(candidates: list[tuple[Tensor, Tensor, Tensor]], others: list[Tensor], variance: float) -> FrameRisk:
+    """Estimate the errors of averages on a frame by recorruption.
 
     Candidates that were made from ``y + a z`` are compared with ``y - z / a``, z being noise of the frame's strength:
     the noise of the two is independent, so the difference of two candidates' errors is unbiased. Several z are
     averaged.
+
+    Args:
+        candidates: restorations (input, source, student) of the recorrupted frame, for each z.
+        others: what they are compared with, for each z.
+        variance: variance of the noise in ``others``.
 
     Source: Pang et al., "Recorrupted-to-Recorrupted", CVPR 2021.
     """
     risks, deviations = [], []
     for images, other in zip(candidates, others, strict=True):
         errors = torch.stack([(one - other).flatten() for one in images]).double().cpu()
-        gram = errors @ errors.T / errors.shape[1]
-        risks.append(torch.einsum("mi,ij,mj->m", grid(), gram, grid()) - gram[1, 1])
+        risks.append(torch.einsum("mi,ij,mj->m", grid(), errors @ errors.T / errors.shape[1], grid()))
         deviations.append((errors[2].square() - errors[1].square()).std() / errors.shape[1] ** 0.5)
+    risk = torch.stack(risks).mean(0)
+    source = risk[grid()[:, 1] == 1]
     deviation = torch.stack(deviations).mean() / len(deviations) ** 0.5
-    return torch.stack(risks).mean(0), _SIGNIFICANT * deviation * (1 - grid()[:, 1])
+    tolerance = _SIGNIFICANT * deviation * (1 - grid()[:, 1])
+    return FrameRisk(risk - source, tolerance, max(float(source) - variance, 0.01 * variance, 1e-7))
 
 
-def choose(pairs: Tensor, frame: tuple[Tensor, Tensor] | None) -> int:
+def choose(pairs: Tensor, frame: FrameRisk | None, *, measured: bool = False, max_student: float = 1.0) -> int:
     """Return the row of :func:`grid` with the smallest error on pairs among those that the frame permits.
 
     Args:
         pairs: relative errors of :func:`pair_risk`; losses to the source count twice.
-        frame: differences and tolerances of :func:`frame_risk`; averages that are significantly worse than the source
-            on the frame are excluded.
+        frame: risk on the frame; averages that are significantly worse there than the source are excluded.
+        measured: whether ``frame`` measures the error itself and not only the part of it that the degradation leaves
+            visible; it then counts as much as the pairs.
+        max_student: largest weight of the student.
     """
     score = pairs.mean(1) + _HARM * (pairs - 1).clamp(min=0).mean(1)
+    excluded = grid()[:, 2] > max_student + 1e-6
     if frame is not None:
-        difference, tolerance = frame
-        score = torch.where(difference <= tolerance, score, score.new_tensor(float("inf")))
-    return int(score.argmin())
+        excluded = excluded | (frame.difference > frame.tolerance)
+        score = score + frame.relative if measured else score
+    return int(torch.where(excluded, score.new_tensor(float("inf")), score).argmin())

@@ -42,6 +42,8 @@ _MIN_PROGRESS = 0.05  # dB by which a new best has to be better
 _STEADY = 2  # frames in a row that gain less than _MIN_PROGRESS each, after which adaptation ends
 _MARGIN = 0.3  # dB by which remembered weights must lead over the source to be continued from
 _RECORRUPTION = 0.3  # strength of the noise that the frame is tested with, relative to its own
+_MIN_MEASURED = 2.0  # noise in 1/255 from which the error on the frame is measured well
+_FULL_LEAD = 1.25  # dB of lead from which a student that removes blur may have all the weight; half for upscalers
 _WINDOW = 256  # side in pixels of the part of a frame that is tested
 _MIN_QUALITY = 95.0  # JPEG quality below which the noise of a frame is not white, so that it is not tested
 _LR_HALF_LIFE = 192.0  # steps after which the learning rate has halved
@@ -437,7 +439,13 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         pairs = _blend.pair_risk(
             (upsampled(degraded, scale), self._image("source", degraded), self._image("teacher", degraded)), target
         )
-        index = _blend.choose(pairs, self._frame_risk(frame))
+        sharpens = notes["sampler"].sharpens
+        index = _blend.choose(
+            pairs,
+            self._frame_risk(frame),
+            measured=not sharpens and 255 * notes["reading"].mean["noise_std"] > _MIN_MEASURED,
+            max_student=_max_share(notes["best"], notes["reading"], scale) if sharpens else 1.0,
+        )
         weights = _blend.grid()[index].tolist()
         notes["weights"] = weights
         memory["weights"], memory["lead"] = weights, notes["best"]
@@ -477,7 +485,7 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         else:
             parameter_sets.assign(self.teacher, copy)
 
-    def _frame_risk(self, frame: Frame) -> tuple[Tensor, Tensor] | None:
+    def _frame_risk(self, frame: Frame) -> _blend.FrameRisk | None:
         """Compare the candidates on the frame, recorrupted by noise of its own strength; None where that is not valid.
 
         Restorations of a deblurring or super-resolution model are degraded by the blur that was read first, so that
@@ -508,7 +516,8 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
                 images = [stage.apply(one.clamp(0, 1), part, self.generator) for one in images]
             candidates.append((images[0], images[1], images[2]))
             others.append(y - signed / _RECORRUPTION)
-        return _blend.frame_risk(candidates, others)
+        variance = reading.mean["noise_std"] ** 2 * (1 + 1 / _RECORRUPTION**2)
+        return _blend.frame_risk(candidates, others, variance)
 
     def _average(self, frame: Frame, weights: list[float]) -> Restoration:
         scale = self.restorer.known_spec(frame.image).scale
@@ -562,6 +571,16 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         assert self._budget is not None  # noqa: S101
         amount, unit = self._budget
         return amount if unit == "s" else amount * forward
+
+
+def _max_share(lead: float, reading: Reading, scale: int) -> float:
+    """Return the largest weight of a student that removes blur, 0 to 1.
+
+    Blur that was read wrongly fools the pairs and hardly shows on the frame, so that a small lead is not trusted. JPEG
+    compression spoils the estimate of the blur: no more than half then.
+    """
+    share = min(max(lead / (_FULL_LEAD if scale == 1 else _FULL_LEAD / 2), 0.0), 1.0)
+    return share / 2 if reading.mean["jpeg_quality"] < _MIN_QUALITY else share
 
 
 def _next_rates(tried: float, best: float, lead: float) -> list[float]:

@@ -1,4 +1,7 @@
-"""Train the network that reads noise and blur: ``python -m tta_restore.engine.train.degradation_estimator``."""
+"""Train the network that reads noise and blur: ``python -m tta_restore.engine.train.degradation_estimator``.
+
+The samples are drawn once, and the network is trained on their statistics many times.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from tta_restore import __version__
 from tta_restore.data.datasets.mining import random_patches
@@ -20,11 +23,13 @@ from tta_restore.data.synthetic import dead_leaves, photos
 from tta_restore.data.synthetic.soften import soften
 from tta_restore.degradations import Blur, Clip, Jpeg, Noise, Quantize, Resize
 from tta_restore.degradations import lens as optics
-from tta_restore.degradations.network import DegradationNet
+from tta_restore.degradations.statistics import StatisticsNet, frame_statistics
+from tta_restore.models import create_model
+from tta_restore.models.defocus.estimator import DefocusEstimator
 
-__all__ = ["Batch", "PairSampler", "fit_degradation_net"]
+__all__ = ["Batch", "PairSampler", "collect", "fit_statistics_net"]
 
-_TILE, _PATCH, _MARGIN = 224, 80, 8
+_TILE, _PATCH, _MARGIN = 224, 96, 8
 _SHARPEST = 0.25  # pixels; smaller blur radii count as none
 _LEAST_NOISE = 0.3 / 255  # rounding to 8 bits
 _SOFT, _WHOLLY_SOFT = 0.6, 0.1  # fractions of scenes of which a part, or everything, is inherently soft
@@ -40,15 +45,15 @@ class Batch:
 
 
 class PairSampler:
-    """Sharp material, half photographs and half dead leaves in their colors, and its degradation with known parameters.
+    """Sharp photographs and dead leaves in their colors, and their degradation with known parameters.
 
     Args:
         generator: source of all randomness.
-        count: tiles of either kind.
+        count: tiles of photographs; half as many are dead leaves.
         pupils: pupil functions of random lenses.
     """
 
-    def __init__(self, generator: torch.Generator, *, count: int = 110, pupils: int = 384) -> None:
+    def __init__(self, generator: torch.Generator, *, count: int = 96, pupils: int = 384) -> None:
         self.generator = generator
         sharp = _sharp_tiles(generator, count)
         soft = [soften(part.float() / 255, generator, share=1.0) for part in sharp.split(16)]
@@ -114,57 +119,96 @@ class PairSampler:
         return torch.rand(count, generator=self.generator)
 
 
-def fit_degradation_net(
-    net: DegradationNet, sampler: PairSampler, *, steps: int, batch_size: int = 16, lr: float = 2e-3, report: int = 100
+def collect(
+    sampler: PairSampler, defocus: DefocusEstimator, count: int, *, minutes: float | None = None, batch_size: int = 32
+) -> tuple[Tensor, Tensor]:
+    """Draw samples, and return their statistics (N, F) and targets (N, 2).
+
+    Args:
+        sampler: source of the samples.
+        defocus: estimator whose spectra and radii are among the statistics.
+        count: number of samples.
+        minutes: time limit, after which fewer samples are returned; None for no limit.
+        batch_size: samples per call of the estimator.
+    """
+    statistics, targets, start = [], [], time.time()
+    while len(statistics) * batch_size < count and (minutes is None or time.time() - start < 60 * minutes):
+        batch = sampler.batch(batch_size)
+        statistics.append(frame_statistics(batch.image, batch.quality, defocus))
+        targets.append(batch.target)
+        if len(statistics) % 16 == 0:
+            done = {"samples": len(statistics) * batch_size, "seconds": round(time.time() - start, 1)}
+            print(json.dumps(done), flush=True)  # noqa: T201
+    return torch.cat(statistics), torch.cat(targets)
+
+
+def fit_statistics_net(
+    net: StatisticsNet, statistics: Tensor, targets: Tensor, generator: torch.Generator, *, steps: int = 3000
 ) -> list[dict[str, float]]:
     """Train with the Laplace likelihood of the logarithms of blur radius and noise level.
 
     Returns:
-        mean loss and mean absolute errors of both logarithms for every ``report`` steps.
+        for every tenth of the steps: loss on the training samples, and on the last tenth of the samples, which is held
+        out, the loss and the mean absolute errors of both logarithms.
     """
-    optimizer = torch.optim.AdamW(net.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=1e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.1)
-    records, sums, start = [], torch.zeros(3), time.time()
+    held = len(statistics) // 10
+    train, test = slice(0, len(statistics) - held), slice(len(statistics) - held, None)
+    net.center.copy_(statistics[train].mean(0))
+    net.spread.copy_(statistics[train].std(0).clamp(min=1e-3))
+    optimizer = torch.optim.AdamW(net.parameters(), lr=2e-3, weight_decay=1e-2)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=steps, pct_start=0.1)
+    records = []
     for step in range(1, steps + 1):
-        batch = sampler.batch(batch_size)
-        mean, log_scale = net(batch.image, batch.quality)
-        error = (mean - batch.target).abs()
-        loss = (error / log_scale.exp() + log_scale).mean()
+        rows = torch.randint(0, len(statistics) - held, (256,), generator=generator)
+        loss = _laplace(net(statistics[rows]), targets[rows])[0]
         optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-        sums += torch.stack([loss.detach(), *error.detach().mean(0)])
-        if step % report == 0 or step == steps:
-            done = (step - 1) % report + 1
-            names = ("loss", "blur_error", "noise_error")
-            records.append({"step": step} | dict(zip(names, (sums / done).tolist(), strict=True)))
-            print(json.dumps(records[-1] | {"seconds": round(time.time() - start, 1)}), flush=True)  # noqa: T201
-            sums.zero_()
+        if step % max(steps // 10, 1) == 0:
+            net.eval()
+            with torch.no_grad():
+                held_out, errors = _laplace(net(statistics[test]), targets[test])
+            net.train()
+            blur, noise = errors.mean(0).tolist()
+            numbers = {"loss": loss.item(), "held_out": held_out.item(), "blur_error": blur, "noise_error": noise}
+            records.append({"step": step} | numbers)
+            print(json.dumps(records[-1]), flush=True)  # noqa: T201
+    net.eval()
     return records
+
+
+def _laplace(read: tuple[Tensor, Tensor], target: Tensor) -> tuple[Tensor, Tensor]:
+    mean, log_scale = read
+    error = (mean - target).abs()
+    return (error / log_scale.exp() + log_scale).mean(), error
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Train, and write the weights beside a log with command, seed and losses."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--samples", type=int, default=8000)
+    parser.add_argument("--minutes", type=float, help="time limit for drawing samples")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True, help="safetensors file; the log is written beside it")
     options = parser.parse_args(arguments)
-    generator = torch.Generator().manual_seed(options.seed)
+    generator, start = torch.Generator().manual_seed(options.seed), time.time()
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(options.seed)
-        net = DegradationNet()
-    start = time.time()
-    records = fit_degradation_net(net, PairSampler(generator), steps=options.steps)
-    save_file({name: value.half() for name, value in net.state_dict().items()}, options.out)
+        torch.manual_seed(options.seed)  # initialization and dropout
+        net = StatisticsNet()
+        defocus = create_model("lens_estimator", checkpoint="lens_estimator")
+        assert isinstance(defocus, DefocusEstimator)  # noqa: S101
+        defocus.eval()
+        statistics, targets = collect(PairSampler(generator), defocus, options.samples, minutes=options.minutes)
+        records = fit_statistics_net(net, statistics, targets, generator)
+    save_file(net.state_dict(), options.out)
     log = {
-        "command": f"python -m tta_restore.engine.train.degradation_estimator --steps {options.steps} "
-        f"--seed {options.seed} --out {options.out.name}",
+        "command": "python -m tta_restore.engine.train.degradation_estimator"
+        f" --samples {len(statistics)} --seed {options.seed} --out {options.out.name}",
         "seed": options.seed,
-        "steps": options.steps,
+        "samples": len(statistics),
         "seconds": round(time.time() - start, 1),
+        "processor_seconds": round(time.process_time(), 1),
         "threads": torch.get_num_threads(),
         "machine": platform.machine(),
         "torch": torch.__version__,
@@ -176,7 +220,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _sharp_tiles(generator: torch.Generator, count: int) -> Tensor:
-    """Crops of the training photographs at several scales, and dead leaves in their colors: (2 N, 3, S, S) uint8."""
+    """Crops of the training photographs at several scales, and dead leaves in their colors, uint8."""
     copies = []
     for name in photos.TRAIN:
         photo = photos.load(name)[None]
@@ -190,7 +234,8 @@ def _sharp_tiles(generator: torch.Generator, count: int) -> Tensor:
         image = choices[int(torch.randint(len(choices), (), generator=generator))]
         top, left = (int(torch.randint(0, side - _TILE + 1, (), generator=generator)) for side in image.shape[1:])
         tiles.append(image[:, top : top + _TILE, left : left + _TILE])
-    tiles += [dead_leaves.tile(_TILE, generator, palette=dead_leaves.palette_of(tile)) for tile in tiles[:count]]
+    palettes = [dead_leaves.palette_of(tile) for tile in tiles[: count // 2]]
+    tiles += [dead_leaves.tile(_TILE, generator, palette=palette) for palette in palettes]
     return (torch.stack(tiles) * 255).round().to(torch.uint8)
 
 

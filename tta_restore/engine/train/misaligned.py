@@ -234,7 +234,7 @@ class MisalignedObjective(Objective):
         settings, blurry, terms = self.settings, found["blurry"], []
         for image in images:
             with self._precision(blurry):
-                seeds, weights = self.reblur.predictor(image, blurry)
+                seeds, weights = self.reblur.predict(image, blurry)
             seeds, weights = seeds.float(), weights.float()
             reblurred = self.reblur.reblur(image, seeds, weights)
             terms.append(losses.reblur_loss(reblurred, blurry, distance="charbonnier", border=settings.border))
@@ -312,6 +312,7 @@ def draw_step(tensors: dict[str, Tensor]) -> Tensor:
         tiles.append(tensors["mask"][0].expand(3, -1, -1))
     if "reblurred" in tensors:
         tiles.append(tensors["reblurred"][0].clamp(0, 1))
+    if "weights" in tensors and tensors["weights"].shape[1] > 1:  # the one-branch ablation has no kernel sizes
         seeds, weights = tensors["seeds"][:1], tensors["weights"][:1]
         tiles.append((blur_radius(seeds, weights)[0] / 6).clamp(0, 1).expand(3, -1, -1))
         places = [(y, x) for y in (height // 4, 3 * height // 4) for x in (width // 4, 3 * width // 4)]

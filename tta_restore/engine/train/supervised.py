@@ -236,16 +236,9 @@ def train_supervised(
 
 def reblur_of(restorer: nn.Module, *, seed: int = 0) -> nn.Module | None:
     """A new reblurring network that fits a restorer's filters; None for a restorer without any."""
-    if not isinstance(restorer, (IFAN, IFANDual)):
+    config = restorer.reblur_config if isinstance(restorer, (IFAN, IFANDual)) else None
+    if config is None:
         return None
-    adaptive = restorer.adaptive
-    config = {
-        "base_channels": adaptive.channels // 4,
-        "num_steps": adaptive.num_steps,
-        "kernel_size": adaptive.kernel_size,
-        "num_res_blocks": len(list(restorer.filter_features[1].get_submodule("stem").children())),
-        "horizontal": adaptive.horizontal,
-    }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return create_model("ifan_reblur", **config)

@@ -13,7 +13,7 @@ from tta_restore import models
 from tta_restore.models.ifan import checkpoint as ifan_checkpoint
 from tta_restore.models.ifan.network import IFAN
 
-GOLDEN = Path(__file__).parents[1] / "golden/ifan"
+GOLDEN = Path(__file__).parents[2] / "golden/ifan"
 SMALL = {"base_channels": 4, "num_steps": 3, "num_res_blocks": 1}
 MODES = {"quirk": "vertical", "fixed": "own"}
 # recorded submodules of the network, and ours; before the skip is added there
@@ -296,7 +296,7 @@ class TestRefusals:
     @pytest.mark.parametrize(("config", "message"), [
         ({"kernel_size": 4}, "ifan: expected kernel_size to be an odd integer"),
         ({"horizontal": "both"}, "horizontal to be one of 'own', 'vertical'"),
-        ({"init": "zero"}, "init to be one of 'identity', 'published'"),
+        ({"variant": "zero"}, "variant to be one of 'ours', 'official'"),
         ({"num_steps": 0}, "num_steps to be an integer >= 1"),
     ])  # fmt: skip
     def test_configurations(self, config, message):
@@ -339,3 +339,52 @@ class TestReblur(ModuleTests):
     def inputs(self, generator):
         sharp, filters = random(1, 3, 16, 24, generator=generator), random(1, 336, 2, 3, generator=generator)
         return (sharp, filters), {}
+
+
+class TestWithoutFilters:
+    """The ablations of the paper that concatenate features instead of filtering them."""
+
+    @pytest.mark.parametrize(("disparity", "parameters", "gmac"), [(True, 10_578_116, 364.3), (False, 9_099_971, None)])
+    def test_size_is_the_published_one(self, disparity, parameters, gmac):
+        model = models.create_model("ifan", filters=False, disparity=disparity, device="meta")
+        assert sum(p.numel() for p in model.parameters()) == parameters  # 10.58 M with disparity, by the paper
+        if gmac is not None:
+            counted = models.count_macs(model, torch.empty(1, 3, 720, 1280, device="meta")).with_additions
+            assert counted / 1e9 == pytest.approx(gmac, abs=0.1)
+
+    @pytest.mark.parametrize("disparity", [False, True])
+    def test_every_parameter_learns_and_weights_load_by_name(self, disparity, tmp_path):
+        torch.manual_seed(0)
+        model = IFAN(base_channels=2, num_res_blocks=1, filters=False, disparity=disparity)
+        x, right, left = torch.rand(3, 1, 3, 16, 24)
+        out = model.forward_train(x, right, left)
+        assert out.filters is None
+        assert model.reblur_config is None
+        assert (out.disparity is not None) == (out.warped_right is not None) == disparity
+        loss = out.result.square().mean() + (out.warped_right.square().mean() if disparity else 0)
+        loss.backward()
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+        torch.save(model.state_dict(), tmp_path / "ablation.pth")
+        again = models.create_model("ifan", checkpoint=tmp_path / "ablation.pth").eval()
+        with torch.no_grad():
+            assert torch.equal(again(x), model.eval()(x))
+
+
+def test_the_disparity_map_and_the_filters_are_outputs():
+    torch.manual_seed(0)
+    model = IFAN(base_channels=2, num_steps=2, num_res_blocks=1).eval()
+    x = torch.rand(1, 3, 16, 24)
+    with torch.no_grad():
+        out = model.forward_train(x)
+        features, disparity = model._guidance(x)
+        assert torch.equal(out.disparity, disparity)
+        assert torch.equal(out.filters, model.adaptive.predict_filters(features))
+        torch.testing.assert_close(out.result.clamp(0, 1), model(x))
+    assert (out.disparity.shape, out.filters.shape) == ((1, 1, 2, 3), (1, 2 * 8 * 7, 2, 3))
+
+
+@pytest.mark.parametrize(("steps", "reblur_steps"), [(8, 8), (17, 17), (26, 9), (35, 17), (44, 17)])
+def test_the_reblurring_network_of_a_published_configuration(steps, reblur_steps):
+    model = models.create_model("ifan", num_steps=steps, device="meta")
+    reblur = models.create_model("ifan_reblur", **model.reblur_config, device="meta")
+    assert (reblur.filter_channels, reblur.reblur.num_steps) == (model.adaptive.filter_channels, reblur_steps)

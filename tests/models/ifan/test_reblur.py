@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from tta_restore import losses, models
 
-GOLDEN = Path(__file__).parents[1] / "golden/ifan"
+GOLDEN = Path(__file__).parents[2] / "golden/ifan"
 
 
 def optimizer(parameters, lr):
