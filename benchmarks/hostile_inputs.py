@@ -108,7 +108,8 @@ def _good_images() -> dict[str, bytes]:
     for name, kind, options in (
         ("a.png", "PNG", {}), ("a.jpg", "JPEG", {}), ("progressive.jpg", "JPEG", {"progressive": True}),
 
-        ("a.webp", "WEBP", {}), ("a.avif", "AVIF", {}), ("a.bmp", "BMP", {}), ("a.gif", "GIF", {}), ("a.ppm", "PPM", {}),
+        ("a.webp", "WEBP", {}), ("a.avif", "AVIF", {}), ("a.bmp", "BMP", {}), ("a.gif", "GIF", {}),
+        ("a.ppm", "PPM", {}),
     ):  # fmt: skip
         stream = io.BytesIO()
         picture.save(stream, kind, **options)
