@@ -8,7 +8,8 @@ from safetensors.torch import load_file
 
 from tta_restore import losses, models, nn, ops
 from tta_restore.data.datasets.misaligned import MisalignedPair
-from tta_restore.engine.train.misaligned import MisalignedObjective, MisalignedSettings
+from tta_restore.engine.train.config import MisalignedSettings
+from tta_restore.engine.train.misaligned import MisalignedObjective
 from tta_restore.models.jdrl import BlurConditioned, JDRLReblur
 from tta_restore.models.optical_flow import NetworkFlow
 
@@ -281,7 +282,7 @@ def test_stages():
 
 
 def test_given_flow_is_used_and_must_be_there():
-    objective = make(flow="given", sigma=None)
+    objective = make(flow="given", mask_tolerance=None)
     with pytest.raises(ValueError, match="the pair brings none"):
         objective(pair(), 0)
     step = objective(pair(flow=torch.zeros(2, 2, 32, 32)), 5)

@@ -12,10 +12,10 @@ from torch import nn
 from tta_restore import models
 from tta_restore.data.datasets.pairs import LensPairs, Pair
 from tta_restore.degradations.lens import Lens, disk
-from tta_restore.engine.train.loop import Processes, TrainingRun
+from tta_restore.engine.train.config import SupervisedSettings, TrainingRun
+from tta_restore.engine.train.loop import Processes
 from tta_restore.engine.train.supervised import (
     SupervisedObjective,
-    SupervisedSettings,
     mean_psnr,
     reblur_of,
     train_supervised,
@@ -23,7 +23,7 @@ from tta_restore.engine.train.supervised import (
 
 GOLDEN = Path(__file__).parents[1] / "golden/ifan"
 SMALL = {"base_channels": 4, "num_steps": 3, "num_res_blocks": 1}
-RUN = TrainingRun(Path(), batch=2, save_every=2, log_every=1, draw_every=0, progress=False)
+RUN = TrainingRun(Path(), batch_size=2, save_every=2, log_every=1, draw_every=0, progress=False)
 
 
 @pytest.fixture(autouse=True)

@@ -24,6 +24,7 @@ from tta_restore.data.io.files import printable
 from tta_restore.data.io.image import MAX_PIXELS, check_writable, read_image, write_image
 from tta_restore.data.io.pixels import ImageError
 from tta_restore.data.io.video import VideoFile, check_codec
+from tta_restore.engine.run.device import resolve_device
 from tta_restore.engine.run.methods import CLIP_METHODS, create_clip_method, create_method
 from tta_restore.engine.run.models import load_restorer
 from tta_restore.engine.run.restore_clips import (
@@ -91,7 +92,7 @@ def restore_files(
     config: Mapping[str, Any] | None = None,
     clips: bool = False,
     reblur: str | Path | None = None,
-    critic: str | Path | None = None,
+    discriminator: str | Path | None = None,
     method_options: Mapping[str, Any] | None = None,
     format: str | None = None,
     quality: int | None = None,
@@ -123,7 +124,7 @@ def restore_files(
         config: keywords of the model's builder.
         clips: restore every folder of images as one clip.
         reblur: file of the reblurring network, for ``"meta-transfer"``; None for one that needs no training.
-        critic: file of the discriminator, for ``"meta-transfer"``.
+        discriminator: file of the discriminator, for ``"meta-transfer"``.
         method_options: keywords of the method.
         format: format of the resulting images: png, jpeg, tiff, webp, avif, jxl or exr; None keeps that of each input.
         quality: of JPEG, WebP, AVIF and JPEG XL, 1 to 100; None for 95.
@@ -160,16 +161,18 @@ def restore_files(
         _to_stderr(f"error: {problem}")
     for note in plan.notes:
         _to_stderr(f"note: {note}")
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = resolve_device(device)
     try:
         restorer = load_restorer(model, device=device, checkpoint=checkpoint, config=config)
         options = dict(method_options or {})
         if method in CLIP_METHODS:
             runner: Any = create_clip_method(
-                method, restorer, reblur=reblur, critic=critic, seed=seed, device=device, **options
+                method, restorer, reblur=reblur, discriminator=discriminator, seed=seed, device=device, **options
             )
         else:
-            if given := next((n for n, v in (("reblur", reblur), ("critic", critic)) if v is not None), None):
+            if given := next(
+                (n for n, v in (("reblur", reblur), ("discriminator", discriminator)) if v is not None), None
+            ):
                 raise UsageError(f"method {method!r} takes no {given}; that is for {', '.join(CLIP_METHODS)}")
             runner = create_method(method, restorer, seed=seed, **options)
     except UsageError:
