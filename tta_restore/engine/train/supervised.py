@@ -80,6 +80,8 @@ class SupervisedObjective(Objective):
         self.clip = settings.clip or None
         self._run = as_restorer(restorer)
         self._forward_train: Callable[..., Any] | None = getattr(restorer, "forward_train", None)
+        # A tuple keeps the frozen network out of the objective's parameters and states.
+        self._lpips = (metrics.Lpips(settings.lpips_weights),) if settings.lpips_weight else ()
 
     def forward(self, batch: Pair, step: int) -> StepOutput:
         """Loss of a batch."""
@@ -108,6 +110,9 @@ class SupervisedObjective(Objective):
             parts["disparity"] = settings.disparity_weight * difference
         if "reblurred" in found:
             parts["reblur"] = settings.reblur_weight * losses.reblur_loss(found["reblurred"], batch.blurry)
+        for lpips in self._lpips:
+            distance = lpips.to(batch.sharp.device).distance(found["restored"], batch.sharp)
+            parts["lpips"] = settings.lpips_weight * distance.square().mean()
         return StepOutput.sum_of(parts, found)
 
     def restore(self, pair: Pair) -> Tensor:
