@@ -109,7 +109,7 @@ def test_consistency_with_the_frame_is_one_more_term():
         with adapter._session(frame) as looked_at, adapter._working_on(adapter.state):
             adapter.begin_frame(looked_at)
             losses.append(adapter.objective(looked_at).item())
-            terms.append(looked_at.extra.get("reblur_loss"))
+            terms.append(looked_at.metrics.get("reblur_loss"))
     assert terms[0] is None
     assert terms[1] == terms[2] > 0
     assert losses[1] - losses[0] == pytest.approx((losses[2] - losses[0]) / 2, rel=1e-3)
@@ -194,7 +194,7 @@ def test_a_change_of_lens_starts_over_and_a_known_lens_is_remembered():
     never = ReblurPairs(_specialist(), steps=1, switch=None)
     for lens in (first, second):
         never.adapt(_frames(lens, 1)[0].blurry[None])
-    assert never.extra["switches"] == 0
+    assert never.memory["switches"] == 0
 
 
 def test_after_a_change_of_lens_it_continues_from_what_restores_its_pairs_best():
@@ -208,7 +208,7 @@ def test_after_a_change_of_lens_it_continues_from_what_restores_its_pairs_best()
         with adapter._session(frame) as looked_at, adapter._working_on(adapter.state):
             adapter.switch = -1.0  # every frame is of a new lens
             adapter.begin_frame(looked_at)
-            assert looked_at.extra["lens_changed"] == 1
+            assert looked_at.metrics["lens_changed"] == 1
             assert all(torch.equal(tensor, expected[name]) for name, tensor in adapter.student.items())
             assert not all(torch.equal(tensor, other[name]) for name, tensor in adapter.student.items())
             assert (adapter.memory["lead"] > 0.3) == (expected is learned)
@@ -224,7 +224,7 @@ def test_a_lens_is_new_only_when_nothing_that_fits_the_frame_is_near(monkeypatch
     far[0, 0] = 1.0
     for fitting, changed in (([far, pooled, far], 0.0), ([far, far], 1.0)):
         monkeypatch.setattr(adapter.estimator, "candidates", lambda *a, fitting=fitting: torch.stack(fitting))
-        assert adapter.adapt(frames[1].blurry[None]).extra["lens_changed"] == changed
+        assert adapter.adapt(frames[1].blurry[None]).metrics["lens_changed"] == changed
 
 
 def test_gray_frames_and_batches_and_small_frames():
