@@ -234,7 +234,14 @@ class MetaObjective(Objective):
         """A copy of the discriminator for one clip."""
         if self.discriminator is None:
             return None
-        return _Critic(self.discriminator, lr=self.settings.discriminator_lr)
+        settings = self.settings
+        return _Critic(
+            self.discriminator,
+            kind=settings.adversarial_kind,
+            lr=settings.discriminator_lr,
+            clip=settings.discriminator_clip,
+            every=settings.discriminator_interval,
+        )
 
     def _step(self, gradients: ParameterSet | None, optimizer: torch.optim.Optimizer, processes: Processes) -> None:
         """One outer step, with these gradients or those that the weights hold."""
