@@ -50,11 +50,11 @@ from tta_restore.engine.report.page import (
     worst_frame_rule,
     write_report,
 )
-from tta_restore.engine.train.loop import TrainingRun, train
+from tta_restore.engine.train.config import MetaSettings, ReblurSettings, TrainingRun
+from tta_restore.engine.train.loop import train
 from tta_restore.engine.train.meta import MetaObjective
-from tta_restore.engine.train.meta_settings import MetaSettings
-from tta_restore.engine.train.meta_tasks import MetaTask, TaskSource, query_windows
-from tta_restore.engine.train.reblur import ReblurSettings, pretrain_reblur
+from tta_restore.engine.train.reblur import pretrain_reblur
+from tta_restore.engine.train.windows import MetaTask, TaskSource, query_windows
 from tta_restore.metrics import psnr, ssim
 from tta_restore.models.registry import create_model
 
@@ -120,7 +120,7 @@ class Tasks(TaskSource):
     """Patches of each clip are mined and, as nothing learns there, reblurred once; judged by the frames in motion."""
 
     def __init__(self, clips, reblur, settings, other_moments):
-        super().__init__(clips, num_patches=PLACES, patch_size=PATCH, query_frames=8, other_moments=other_moments)
+        super().__init__(clips, num_patches=PLACES, patch_size=PATCH, query_frames=8, num_extra_times=other_moments)
         self.known = []
         for clip in tqdm(clips, desc="mining"):
             task = super().task(clip, torch.Generator().manual_seed(len(self.known)))
@@ -195,7 +195,7 @@ def pretrained(options, folder):
         reblur = create_model("motion_reblur")
     supervised(restorer, clips, 0, steps=options.pretrain, lr=2e-3)
     run = TrainingRun(
-        folder / "reblur", steps=60, batch=8, save_every=10**6, log_every=20, draw_every=0, progress=False
+        folder / "reblur", steps=60, batch_size=8, save_every=10**6, log_every=20, draw_every=0, progress=False
     )
     pretrain_reblur(reblur, clips, run, size=PATCH, settings=ReblurSettings(lr=2e-2))
     print(f"exposure: {reblur.exposure.item():.3f} of 0.8", flush=True)
@@ -222,11 +222,11 @@ def starts_of(restorer, tasks, seed, options, folder):
     found["trained on"] = plain.eval()
     lap("training on")
     settings = MetaSettings(
-        inner(options.inner, 1), lr=options.outer, reblur_lr=0.0, reblur_weight=0.0, query_batch=8,
-        second_order=options.second_order, start_weight=options.start_weight,
+        inner(options.inner, 1), lr=options.outer, reblur_lr=0.0, reblur_weight=0.0, query_batch_size=8,
+        second_order=options.second_order, initial_loss_weight=options.start_weight,
     )  # fmt: skip
     run = TrainingRun(
-        folder / "meta", steps=options.further, batch=options.tasks, save_every=10**6, log_every=25, draw_every=0,
+        folder / "meta", steps=options.further, batch_size=options.tasks, save_every=10**6, log_every=25, draw_every=0,
         seed=seed, progress=False,
     )  # fmt: skip
     history = []
@@ -259,7 +259,7 @@ def run(networks, tasks, seed, options, folder):
     found, spent = starts_of(restorer, tasks, seed, options, folder)
     print(spent, flush=True)
     names = getattr(photos, options.split.upper())
-    source = TaskSource([None], num_patches=PLACES, patch_size=PATCH, other_moments=options.other_moments)
+    source = TaskSource([None], num_patches=PLACES, patch_size=PATCH, num_extra_times=options.other_moments)
     rows, restored = [], []
     for number, (kind, shakes) in enumerate(KINDS[options.split].items()):
         chosen = names[(number + seed) % 2 :: 2]  # every photograph moves in one of the ways per seed

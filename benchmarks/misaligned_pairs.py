@@ -20,8 +20,8 @@ from tta_restore.data.datasets.misaligned import GeneratedPairs
 from tta_restore.data.synthetic import defocus, photos
 from tta_restore.degradations import lens as optics
 from tta_restore.engine.demo.train import sharp_bank
-from tta_restore.engine.train.loop import TrainingRun
-from tta_restore.engine.train.misaligned import MisalignedSettings, train_misaligned
+from tta_restore.engine.train.config import MisalignedSettings, TrainingRun
+from tta_restore.engine.train.misaligned import train_misaligned
 from tta_restore.metrics import psnr
 from tta_restore.models.defocus.unet import DefocusUNet
 from tta_restore.models.jdrl import JDRLReblur

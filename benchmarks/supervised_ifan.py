@@ -22,9 +22,9 @@ from tta_restore.data.datasets.pairs import LensPairs, Pair
 from tta_restore.data.synthetic import photos
 from tta_restore.degradations import lens as optics
 from tta_restore.engine.demo.train import sharp_bank
-from tta_restore.engine.train.config import bundled_pictures
-from tta_restore.engine.train.loop import TrainingRun
-from tta_restore.engine.train.supervised import SupervisedSettings, train_supervised
+from tta_restore.engine.train.build import bundled_images
+from tta_restore.engine.train.config import SupervisedSettings, TrainingRun
+from tta_restore.engine.train.supervised import train_supervised
 from tta_restore.metrics import psnr
 
 CONFIG = {"base_channels": 8, "num_steps": 17, "num_res_blocks": 1}
@@ -42,7 +42,7 @@ def random_lenses(generator):
 
 
 def held_out(lens, seed=77, count=12):
-    sharp = bundled_pictures(SIZE * 2 + 16, photos.TEST)
+    sharp = bundled_images(SIZE * 2 + 16, photos.TEST)
     generator = torch.Generator().manual_seed(seed)
     source = LensPairs(sharp, size=SIZE * 2, lens=lens, views=True)
     return source(count, generator)
@@ -62,7 +62,7 @@ def train(init, seed, steps, bank, pair, settings, lens):
         curve.append({name: float(part) for name, part in found.parts.items()})
 
     with tempfile.TemporaryDirectory() as folder:
-        run = TrainingRun(Path(folder), steps=steps, batch=4, save_every=steps, log_every=every, draw_every=0,
+        run = TrainingRun(Path(folder), steps=steps, batch_size=4, save_every=steps, log_every=every, draw_every=0,
                           validate_every=every, seed=seed, progress=False)  # fmt: skip
         start = time.process_time()
         halves = [Pair(pair.blurry[i : i + 6], pair.sharp[i : i + 6]) for i in range(0, len(pair.blurry), 6)]

@@ -5,7 +5,7 @@ from torch import nn
 
 from tta_restore.adapters.methods.inner_loop import Item
 from tta_restore.data.datasets.clips import Clip
-from tta_restore.engine.train.meta_tasks import MetaTask
+from tta_restore.engine.train.windows import MetaTask
 
 
 def seeded(build, seed=0):

@@ -58,7 +58,7 @@ def test_every_method_runs_side_by_side_and_nothing_is_measured_without_an_origi
     def no_clip(restorer, **options):
         raise ValueError("no CLIP")  # its weights are not there: that row is left out, and said
 
-    table = {**methods.METHODS, "causiam": no_clip}
+    table = {**methods.METHODS, "causiam": (no_clip, None)}
     for module in (methods, continual):
         monkeypatch.setattr(module, "METHODS", table)
     said = []
@@ -66,7 +66,7 @@ def test_every_method_runs_side_by_side_and_nothing_is_measured_without_an_origi
     options = {"methods": names, "limit": 2, "progress": False}
     result = run_continual(domains, tmp_path, say=said.append, seed=3, **options)
     assert said[0] == "left out: method 'causiam': no CLIP"
-    assert "LPIPS is left out: AlexNet's weights are not there" in said[1]
+    assert "LPIPS is left out: Lpips: expected AlexNet's weights" in said[1]
     assert "4 frames, 2 data sets." in said[1]
     assert "lens" not in said[1]
     assert "LPIPS is left out" in (tmp_path / "report.html").read_text()

@@ -12,7 +12,7 @@ from tta_restore.data.io.pixels import Image
 from tta_restore.data.synthetic import photos
 from tta_restore.data.synthetic.camera_shake import simulate_shake
 from tta_restore.degradations.motion import CameraShake
-from tta_restore.engine.evaluate.clips import evaluate_clips, summary
+from tta_restore.engine.evaluate.clips import evaluate_clips, summarize
 
 
 def clip(frames=2):
@@ -71,4 +71,4 @@ def test_means_over_frames_and_over_clips():
     from tta_restore.engine.evaluate.clips import ClipFrameRecord
 
     rows = [ClipFrameRecord(c, 0, 20.0, 0.5, p, 0.9, True) for c, p in (("a", 30.0), ("a", 30.0), ("b", 24.0))]
-    assert "restored  PSNR 28 (27) dB" in summary(rows)
+    assert "restored  PSNR 28 (27) dB" in summarize(rows)

@@ -85,7 +85,7 @@ def test_numbers_are_those_of_the_protocol(data, tmp_path, brighten, bits):
     assert ["IFAN", "DPDD", "", "25.37", "0.789", "0.0394", "0.217", "published"] in rows
     assert ["IFAN", "RealDOF", "", "24.71", "0.748", "0.0407", "0.306", "published"] in rows
     text = "\n".join(said)
-    assert "LPIPS is left out: AlexNet's weights are not there" in text
+    assert "LPIPS is left out: Lpips: expected AlexNet's weights" in text
     assert "CUHK, PixelDP: no originals, nothing to measure" in text
     page = (tmp_path / "report.html").read_text()
     assert "Beside the published numbers" in page

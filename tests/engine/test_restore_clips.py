@@ -13,7 +13,7 @@ from tta_restore.cli import main
 from tta_restore.data.datasets.clips import stack_frames
 from tta_restore.data.io.image import read_image, write_image
 from tta_restore.data.io.pixels import Image
-from tta_restore.engine.run.methods import BY_MOTION, create_clip_method, load_critic, load_reblurrer
+from tta_restore.engine.run.methods import BY_MOTION, create_clip_method, load_discriminator, load_reblurrer
 from tta_restore.engine.run.restore import run_jobs
 from tta_restore.engine.run.restore_plan import Job, plan_jobs
 from tta_restore.engine.run.usage import UsageError
@@ -143,7 +143,7 @@ def test_networks_that_do_not_fit_are_told(tmp_path):
     with pytest.raises(ValueError, match="does not fit VideoReblur"):
         create_model("video_reblur", checkpoint=tmp_path / "other.safetensors")
     save_file(create_model("patch_critic", base_channels=3).state_dict(), tmp_path / "critic.safetensors")
-    assert load_critic(tmp_path / "critic.safetensors").layers[0].out_channels == 3
+    assert load_discriminator(tmp_path / "critic.safetensors").layers[0].out_channels == 3
     restorer = as_restorer(torch.nn.Identity())
     with pytest.raises(UsageError, match="'source' takes no reblur"):
         create_clip_method("source", restorer, reblur="x")

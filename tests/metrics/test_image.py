@@ -117,7 +117,7 @@ def test_bad_input_is_named(measure, pair):
         measure(restored[0], target[0])
     with pytest.raises(TypeError, match="float tensor"):
         measure((restored * 255).byte(), target)
-    with pytest.raises(ValueError, match="leaves nothing"):
+    with pytest.raises(ValueError, match="expected border < min"):
         measure(restored, target, protocol=Protocol(border=20))
     with pytest.raises(ValueError, match="luma"):
         measure(restored[:, :1], target[:, :1], protocol=Protocol(color="luma"))
@@ -144,3 +144,13 @@ def test_mean_absolute_error(pair):
     golden = load_file(GOLDEN / "ifan" / "metrics.safetensors")
     found = mae(golden["img1"][None], golden["img2"][None])
     torch.testing.assert_close(found.double(), golden["mae"], rtol=0, atol=1e-6)
+
+
+def test_truncated_levels_and_identical_images():
+    image = torch.tensor([0.5, 0.999]).view(1, 1, 1, 2)
+    down = Protocol(bit_depth=8, rounding="down").prepare(image) * 255
+    torch.testing.assert_close(down.flatten(), torch.tensor([127.0, 254.0]))
+    pair = torch.stack([image[0], torch.zeros_like(image[0])])
+    assert psnr(pair, image.expand(2, -1, -1, -1), protocol=Protocol(identical_psnr=100.0))[0] == 100
+    assert psnr(image, image).isinf()
+    assert protocols["causiam"][0].rounding == "down"

@@ -1,4 +1,4 @@
-"""Image quality measures: one value per image, and the protocol every reported number carries."""
+"""Image quality metrics: one value per image, and the protocol that belongs to every reported number."""
 
 from tta_restore.metrics.image import ImageMetrics, Protocol, mae, protocols, psnr, ssim
 from tta_restore.metrics.lpips import Lpips

@@ -14,6 +14,7 @@ import json
 import math
 import platform
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -26,6 +27,9 @@ from tta_restore import __version__
 from tta_restore.data.datasets.mining import random_patches
 from tta_restore.data.synthetic import dead_leaves, defocus, photos
 from tta_restore.degradations import lens as optics
+from tta_restore.engine.run.device import resolve_device
+from tta_restore.engine.run.outputs import expect_folder
+from tta_restore.engine.run.usage import UsageError
 from tta_restore.engine.train.defocus_estimator import fit_estimator
 from tta_restore.losses import charbonnier_loss
 from tta_restore.metrics import psnr
@@ -114,6 +118,36 @@ def train(
         save_file(state, out / f"{name}.safetensors", metadata={"command": log["command"]})
         (out / f"{name}.json").write_text(json.dumps(log, indent=1) + "\n")
     return log
+
+
+def train_demo(
+    models: Sequence[str] = (),
+    *,
+    steps: int | None = None,
+    seed: int = 0,
+    device: str | None = None,
+    out: str | Path = "runs/train-demo",
+    progress: bool = True,
+) -> None:
+    """Train the small models that the package ships.
+
+    Args:
+        models: specialist, generalist, lens_estimator, conditioned (default: all)
+        steps: more or fewer steps than the shipped weights had.
+        seed: of weights, crops and lenses.
+        device: such as cpu or cuda (default: cuda where there is one)
+        out: folder for weights and logs.
+        progress: show progress on stderr.
+
+    Raises:
+        UsageError: a model is unknown, or the folder cannot be written.
+    """
+    if unknown := set(models) - set(STEPS):
+        raise UsageError(f"no model {min(unknown)!r}; there are: {', '.join(STEPS)}")
+    expect_folder(out)
+    chosen = resolve_device(device)
+    for name in models or STEPS:
+        train(name, steps=steps, seed=seed, device=chosen, out=Path(out), progress=progress)
 
 
 def _fit(

@@ -7,8 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from tta_restore import metrics
 from tta_restore.data.datasets.layouts import folder_frames
 from tta_restore.engine.evaluate.runner import claim, open_lpips, run_resumable, task_of
@@ -16,6 +14,7 @@ from tta_restore.engine.evaluate.stream import FrameRecord, StreamResult
 from tta_restore.engine.report.page import MethodNote, Report, require_packages, write_report
 from tta_restore.engine.report.samples import INPUT, KeptPictures
 from tta_restore.engine.report.table import text_table
+from tta_restore.engine.run.device import resolve_device
 from tta_restore.engine.run.methods import METHODS, create_method
 from tta_restore.engine.run.models import load_restorer
 from tta_restore.engine.run.usage import UsageError
@@ -70,7 +69,7 @@ def run_continual(
     names = list(METHODS) if methods is None else list(dict.fromkeys([BASELINE, *methods]))
     if unknown := [name for name in names if name not in METHODS]:
         raise UsageError(f"no method {unknown[0]!r}; there are: {', '.join(METHODS)}")
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = resolve_device(device)
     try:
         frames = folder_frames(domains, rounds=rounds, limit=limit)
         restorer = load_restorer(model, device=device, checkpoint=checkpoint, config=config)

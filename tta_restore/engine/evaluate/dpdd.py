@@ -27,6 +27,7 @@ from tta_restore.engine.evaluate.stream import QUANTITIES, FrameRecord, StreamRe
 from tta_restore.engine.report.images import to_bytes
 from tta_restore.engine.report.page import MethodNote, Report, Sample, require_packages, write_report
 from tta_restore.engine.report.table import lay_out
+from tta_restore.engine.run.device import resolve_device
 from tta_restore.engine.run.models import load_restorer
 from tta_restore.engine.run.usage import UsageError
 from tta_restore.models import Restorer
@@ -193,7 +194,7 @@ def run_published(
     require_packages("torchmetrics", "jinja2", "matplotlib", "skimage")
     if bits not in (8, 16):
         raise UsageError(f"expected 8 or 16 bits, got {bits}")
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = resolve_device(device)
     try:
         restorer = load_restorer(model, device=device, checkpoint=checkpoint, config=config)
         frames = [PublishedFrame(f, bits) for f in folder_frames(domains, limit=limit, views=_takes_views(restorer))]

@@ -12,19 +12,16 @@ adaptive_conv2d = library.define(
     f"adaptive_conv2d(Tensor x, Tensor kernels, {_OPTIONS}) -> Tensor",
     reference=reference.adaptive_conv2d,
     fake=lambda x, kernels, *options: x.new_empty(*x.shape[:2], *kernels.shape[2:]),
-    cpu=False,
 )
 adaptive_conv2d_grad_x = library.define(
     f"adaptive_conv2d_grad_x(Tensor g, Tensor kernels, {_OPTIONS}, SymInt height, SymInt width) -> Tensor",
     reference=reference.adaptive_conv2d_grad_x,
     fake=lambda g, kernels, *options: g.new_empty(*g.shape[:2], *options[-2:]),
-    cpu=False,
 )
 adaptive_conv2d_grad_kernels = library.define(
     f"adaptive_conv2d_grad_kernels(Tensor g, Tensor x, {_OPTIONS}) -> Tensor",
     reference=reference.adaptive_conv2d_grad_kernels,
     fake=lambda g, x, kernel_size, groups, *options: g.new_empty(g.shape[0], groups * kernel_size**2, *g.shape[2:]),
-    cpu=False,
 )
 
 for _op in (adaptive_conv2d, adaptive_conv2d_grad_x, adaptive_conv2d_grad_kernels):
