@@ -155,7 +155,7 @@ def test_a_student_that_goes_to_infinity_is_a_step_not_taken(monkeypatch):
 def test_the_teacher_goes_part_of_the_way():
     model, frame = _specialist(), _frames(defocus.SOURCE, 1)[0].blurry[None]
     adapter = ReblurPairs(model, steps=1, burst=1, ema=0.5)
-    adapter.extra["lead"] = _FULL_LEAD  # of which half is kept: the first step starts level with the source
+    adapter.memory["lead"] = _FULL_LEAD  # of which half is kept: the first step starts level with the source
     adapter.adapt(frame)
     weights = dict(model.named_parameters())
     moved = 0.0
@@ -172,10 +172,10 @@ def test_a_student_is_followed_by_as_much_as_it_leads():
     shares = []
     for lead in (-3.0, 0.0, 1.0, 50.0):
         adapter = ReblurPairs(_specialist(), steps=1, burst=1)
-        adapter.extra["lead"] = lead
+        adapter.memory["lead"] = lead
         report = adapter.adapt(frame)
-        assert report.extra["lead"] == pytest.approx(0.9 * lead), "the first step starts level with the source"
-        shares.append(report.extra["share"])
+        assert report.metrics["lead"] == pytest.approx(0.9 * lead), "the first step starts level with the source"
+        shares.append(report.metrics["share"])
     assert shares == pytest.approx([0.0, 0.0, 0.9 / _FULL_LEAD, 1.0])
 
 
@@ -187,7 +187,7 @@ def test_a_change_of_lens_starts_over_and_a_known_lens_is_remembered():
     for lens in (first, second, first):
         for frame in _frames(lens, 3, seed=5):
             adapter.adapt(frame.blurry[None])
-        switches.append(adapter.extra["switches"])
+        switches.append(adapter.memory["switches"])
     assert switches[0] == 0, "a lens that stays is no change"
     assert switches[1] >= 1
     assert switches[2] > switches[1]
@@ -211,7 +211,7 @@ def test_after_a_change_of_lens_it_continues_from_what_restores_its_pairs_best()
             assert looked_at.extra["lens_changed"] == 1
             assert all(torch.equal(tensor, expected[name]) for name, tensor in adapter.student.items())
             assert not all(torch.equal(tensor, other[name]) for name, tensor in adapter.student.items())
-            assert (adapter.extra["lead"] > 0.3) == (expected is learned)
+            assert (adapter.memory["lead"] > 0.3) == (expected is learned)
             assert adapter.state.updates == 0, "the schedule starts over"
 
 

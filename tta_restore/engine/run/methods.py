@@ -242,11 +242,11 @@ ClipMethod = Callable[[Frames], Iterator[Tensor]]
 BY_MOTION: dict[str, Any] = {
     "lr": 3e-4,
     "reblur_lr": 0.0,
-    "passes": 4,
-    "other_moments": 2,
-    "noise": 1 / 255,
-    "least_blur": 0.01,
-    "leave_sharp": True,
+    "num_epochs": 4,
+    "num_extra_times": 2,
+    "noise_std": 1 / 255,
+    "min_blur_rms": 0.01,
+    "skip_sharp_frames": True,
 }
 
 
