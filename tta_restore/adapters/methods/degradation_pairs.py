@@ -71,8 +71,9 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
     frame's strength is added, and the restorations are compared with an independent noisy copy of the frame.
 
     While frames still gain, the adapter is *calibrating*; after two frames without progress, or ``calibration_frames``
-    of them, it is *steady*: it then takes no steps and costs a self-ensemble and an estimate of the degradation now and then. A *changed* degradation
-    makes it calibrate again, from the source or from weights that were learned for an earlier camera.
+    of them, it is *steady*: it then takes no steps and costs a self-ensemble and an estimate of the degradation now
+    and then. A *changed* degradation makes it calibrate again, from the source or from weights that were learned for an
+    earlier camera.
 
     Args:
         model: a restorer of single frames with 1 or 3 channels, of any scale; see :class:`Adapter`, as for ``options``.
