@@ -22,6 +22,7 @@ def reading(noise=5 / 255, blur=1.5, jpeg=(1.0, 60.0, 2.0), deviation=0.2, **cha
         "radii": torch.tensor([[0.8, 1.0], [1.0, 1.25]]),
         "weights": torch.tensor([1.0, 2.0]),
         "statistics": torch.ones(1, 7),
+        "asymmetry": torch.zeros(2, 2),
     }
     return Reading(**(values | changes))
 

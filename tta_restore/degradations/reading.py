@@ -50,7 +50,8 @@ class Reading:
         pupils: pupil functions that fit, the most likely first, over [-2.3, 2.3] root mean square radii, (S, A, A).
         radii: radii relative to the mean, at pairs of neighboring places, (M, 2).
         weights: confidence of each pair, (M,).
-        statistics: sums from which ``pupils`` were found, of all frames, (1, P).
+        statistics: sums from which symmetric ``pupils`` were found, of all frames, (1, P).
+        asymmetry: mean of :func:`tta_restore.degradations.asymmetry.estimate_asymmetry` over the frames, (2, 2).
         frames: number of frames.
     """
 
@@ -63,6 +64,7 @@ class Reading:
     radii: Tensor
     weights: Tensor
     statistics: Tensor
+    asymmetry: Tensor
     frames: int = 1
 
     @property
@@ -223,8 +225,10 @@ class Reading:
         radii, weights = (torch.cat([getattr(reading, name) for reading in readings]) for name in ("radii", "weights"))
         kept = torch.linspace(0, len(radii) - 1, min(len(radii), _MAX_RADII)).long()
         statistics = torch.stack([reading.statistics for reading in readings]).sum(0)
+        waves = torch.stack([reading.asymmetry for reading in readings])
+        asymmetry = (count[:, None, None] * waves).sum(0) / count.sum()
         if estimator is not None:
-            pupils = estimator.candidates(statistics)
+            pupils = estimator.candidates(statistics, asymmetry, frames)
         else:
             longest = max(len(reading.pupils) for reading in readings)
             in_turn = [r.pupils[i] for i in range(longest) for r in readings if i < len(r.pupils)]
@@ -239,6 +243,7 @@ class Reading:
             radii=radii[kept],
             weights=weights[kept],
             statistics=statistics,
+            asymmetry=asymmetry,
             frames=frames,
         )
 
