@@ -7,11 +7,12 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from tta_restore._core import checks
-from tta_restore.losses._reduction import (
+from tta_restore.losses._base import (
     SCALAR_REDUCTIONS,
+    LossModule,
     Reduction,
     expect_pair,
     expect_reduction,
@@ -62,21 +63,15 @@ def charbonnier_loss(restored: Tensor, target: Tensor, *, eps: float = 1e-3, red
     return reduce(((widen(restored) - target).square() + eps**2).sqrt(), reduction)
 
 
-class CharbonnierLoss(nn.Module):
+class CharbonnierLoss(LossModule):
     """Module form of :func:`charbonnier_loss`."""
 
     def __init__(self, *, eps: float = 1e-3, reduction: Reduction = "mean") -> None:
-        super().__init__()
-        self.eps = eps
-        self.reduction: Reduction = reduction
+        super().__init__(eps=eps, reduction=reduction)
 
     def forward(self, restored: Tensor, target: Tensor) -> Tensor:
         """Return the loss of a restored image against its target."""
-        return charbonnier_loss(restored, target, eps=self.eps, reduction=self.reduction)
-
-    def extra_repr(self) -> str:
-        """Return the arguments that ``repr`` shows."""
-        return f"eps={self.eps}, reduction={self.reduction!r}"
+        return charbonnier_loss(restored, target, **self.settings)
 
 
 def _laplacian(image: Tensor) -> Tensor:
@@ -137,21 +132,15 @@ def edge_loss(restored: Tensor, target: Tensor, *, eps: float = 1e-3, reduction:
         return charbonnier_loss(*laplacians, eps=eps, reduction=reduction)
 
 
-class EdgeLoss(nn.Module):
+class EdgeLoss(LossModule):
     """Module form of :func:`edge_loss`."""
 
     def __init__(self, *, eps: float = 1e-3, reduction: Reduction = "mean") -> None:
-        super().__init__()
-        self.eps = eps
-        self.reduction: Reduction = reduction
+        super().__init__(eps=eps, reduction=reduction)
 
     def forward(self, restored: Tensor, target: Tensor) -> Tensor:
         """Return the loss of a restored image against its target."""
-        return edge_loss(restored, target, eps=self.eps, reduction=self.reduction)
-
-    def extra_repr(self) -> str:
-        """Return the arguments that ``repr`` shows."""
-        return f"eps={self.eps}, reduction={self.reduction!r}"
+        return edge_loss(restored, target, **self.settings)
 
 
 def charbonnier_edge_loss(
@@ -185,22 +174,15 @@ def charbonnier_edge_loss(
     return charbonnier_loss(restored, target, eps=eps, reduction=reduction) + edge_weight * edges
 
 
-class CharbonnierEdgeLoss(nn.Module):
+class CharbonnierEdgeLoss(LossModule):
     """Module form of :func:`charbonnier_edge_loss`."""
 
     def __init__(self, *, edge_weight: float = 0.05, eps: float = 1e-3, reduction: Reduction = "mean") -> None:
-        super().__init__()
-        self.edge_weight, self.eps = edge_weight, eps
-        self.reduction: Reduction = reduction
+        super().__init__(edge_weight=edge_weight, eps=eps, reduction=reduction)
 
     def forward(self, restored: Tensor, target: Tensor) -> Tensor:
         """Return the loss of a restored image against its target."""
-        options = {"edge_weight": self.edge_weight, "eps": self.eps}
-        return charbonnier_edge_loss(restored, target, **options, reduction=self.reduction)
-
-    def extra_repr(self) -> str:
-        """Return the arguments that ``repr`` shows."""
-        return f"edge_weight={self.edge_weight}, eps={self.eps}, reduction={self.reduction!r}"
+        return charbonnier_edge_loss(restored, target, **self.settings)
 
 
 def l1_fourier_loss(
@@ -236,7 +218,7 @@ def l1_fourier_loss(
     return reduce(difference.abs(), reduction) + fourier_weight * reduce(spectrum.abs(), reduction)
 
 
-class L1FourierLoss(nn.Module):
+class L1FourierLoss(LossModule):
     """Module form of :func:`l1_fourier_loss`."""
 
     def __init__(
@@ -246,20 +228,11 @@ class L1FourierLoss(nn.Module):
         axes: Literal["width", "both"] = "both",
         reduction: Literal["mean", "sum"] = "mean",
     ) -> None:
-        super().__init__()
-        self.fourier_weight = fourier_weight
-        self.axes: Literal["width", "both"] = axes
-        self.reduction: Literal["mean", "sum"] = reduction
+        super().__init__(fourier_weight=fourier_weight, axes=axes, reduction=reduction)
 
     def forward(self, restored: Tensor, target: Tensor) -> Tensor:
         """Return the loss of a restored image against its target."""
-        return l1_fourier_loss(
-            restored, target, fourier_weight=self.fourier_weight, axes=self.axes, reduction=self.reduction
-        )
-
-    def extra_repr(self) -> str:
-        """Return the arguments that ``repr`` shows."""
-        return f"fourier_weight={self.fourier_weight}, axes={self.axes!r}, reduction={self.reduction!r}"
+        return l1_fourier_loss(restored, target, **self.settings)
 
 
 def multi_output_loss(
@@ -302,20 +275,14 @@ def multi_output_loss(
     return total
 
 
-class MultiOutputLoss(nn.Module):
+class MultiOutputLoss(LossModule):
     """Module form of :func:`multi_output_loss`."""
 
     def __init__(
         self, *, distance: Callable[..., Tensor] = F.l1_loss, reduction: Literal["mean", "sum"] = "mean"
     ) -> None:
-        super().__init__()
-        self.distance = distance
-        self.reduction: Literal["mean", "sum"] = reduction
+        super().__init__(distance=distance, reduction=reduction)
 
     def forward(self, outputs: Sequence[Tensor], target: Tensor) -> Tensor:
         """Return the summed loss of several outputs against one target."""
-        return multi_output_loss(outputs, target, distance=self.distance, reduction=self.reduction)
-
-    def extra_repr(self) -> str:
-        """Return the arguments that ``repr`` shows."""
-        return f"reduction={self.reduction!r}"
+        return multi_output_loss(outputs, target, **self.settings)
