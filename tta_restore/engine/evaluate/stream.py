@@ -215,6 +215,7 @@ def measure(
             f"run_stream: {name} returned {tuple(output.shape)} for frame {index}, expected {tuple(sharp.shape)}"
         )
     sharp = sharp.to(output.device)
+    values: dict[str, Any] = dict(finite_metrics(measures(output, sharp)))
     record = FrameRecord(
         method=name,
         stream=stream,
@@ -225,7 +226,7 @@ def measure(
         wall_seconds=wall,
         cpu_seconds=cpu,
         report=scalars(getattr(method, "report", None)),
-        **finite_metrics(measures(output, sharp)),
+        **values,
     )
     return record, output
 
