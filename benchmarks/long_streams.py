@@ -33,7 +33,7 @@ METHODS: dict[str, Any] = {
     "self-ensemble": adapters.SelfEnsemble,
     "siam-ctta": partial(adapters.SiamCTTA, select="all"),
     "tent": adapters.Tent,
-    "tent-literal": partial(adapters.Tent, form="literal"),
+    "tent-literal": partial(adapters.Tent, variant="official"),
 }
 
 

@@ -34,8 +34,8 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from tta_restore.adapters.methods.inner_loop import InnerLoopSettings, Item
-from tta_restore.adapters.methods.meta_transfer import left_sharp
+from tta_restore.adapters.methods.inner_loop import InnerLoopSettings, InnerSample
+from tta_restore.adapters.methods.meta_transfer import keep_sharp_frames
 from tta_restore.data.datasets.clips import Clip, stack_frames
 from tta_restore.data.synthetic import photos
 from tta_restore.data.synthetic.camera_shake import ShakenClips
@@ -124,12 +124,12 @@ class Tasks(TaskSource):
         self.known = []
         for clip in tqdm(clips, desc="mining"):
             task = super().task(clip, torch.Generator().manual_seed(len(self.known)))
-            items = settings.worth(task.items, reblur)
+            items = settings.filter_samples(task.items, reblur)
             if items:
                 with torch.no_grad():
                     made = [reblur(item.clip[None]) for item in items]
                 windows = [torch.cat([blur, item.sharp, blur]) for blur, item in zip(made, items, strict=True)]
-                self.known.append((clip.name, [Item(window) for window in windows], in_motion(clip)))
+                self.known.append((clip.name, [InnerSample(window) for window in windows], in_motion(clip)))
         self.clips = range(len(self.known))
 
     def task(self, clip, generator):
@@ -205,7 +205,7 @@ def pretrained(options, folder):
 
 
 def inner(rate, passes):
-    return InnerLoopSettings(rate, 0.0, "adam", 0.0, passes=passes, noise=1 / 255, least_blur=0.01)
+    return InnerLoopSettings(rate, 0.0, "adam", 0.0, num_epochs=passes, noise_std=1 / 255, min_blur_rms=0.01)
 
 
 def starts_of(restorer, tasks, seed, options, folder):
@@ -251,7 +251,8 @@ def restore_all(restorer, reblur, values, clip):
     blurry = stack_frames(clip.blurry)
     with torch.no_grad():
         restored = torch.func.functional_call(restorer, own, (blurry,)).clamp(0, 1)
-    return left_sharp(blurry, restored, reblur)
+    kept = keep_sharp_frames(blurry, restored, reblur)
+    return torch.where(kept[:, None, None, None], blurry, restored)
 
 
 def run(networks, tasks, seed, options, folder):
@@ -408,7 +409,7 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         networks = pretrained(options, Path(folder))
     others = training_clips(OTHERS, 3000, options.others)
-    tasks = Tasks(others, networks[1], inner(options.inner, 1), options.other_moments)
+    tasks = Tasks(others, networks[1], inner(options.inner, 1), options.num_extra_times)
     print(f"pre-training, mining: {time.process_time():.0f} s", flush=True)
     restored = []
     for seed in options.seeds:

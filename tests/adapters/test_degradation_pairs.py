@@ -57,16 +57,16 @@ def test_it_learns_noise_that_the_restorer_does_not_know():
     adapter = DegradationPairs(Filter(), spec=DENOISE, steps=48)
     assert _gain(adapter, x, y) > 2
     assert adapter.report.updated
-    assert adapter.report.extra["trust"] > 0.8
-    assert abs(adapter.report.extra["noise"] - 25) < 6
+    assert adapter.report.metrics["trust"] > 0.8
+    assert abs(adapter.report.metrics["noise"] - 25) < 6
 
 
 def test_a_model_that_diverges_at_large_rates_gets_a_small_one():
     x, y = _frame(25)
     adapter = DegradationPairs(Filter(gain=3000.0), spec=DENOISE, steps=48)
     assert _gain(adapter, x, y) > 0
-    assert adapter.report.extra["rate"] < 1e-3
-    assert any("learning rate" in remark for remark in adapter.report.remarks)
+    assert adapter.report.metrics["rate"] < 1e-3
+    assert any("learning rate" in remark for remark in adapter.report.messages)
 
 
 def test_the_input_is_a_candidate():
@@ -74,7 +74,7 @@ def test_the_input_is_a_candidate():
     x, y = _frame(0)
     adapter = DegradationPairs(Filter(strength=1.0), spec=DENOISE, steps=12, lr=1e-5)
     assert _gain(adapter, x, y) > 3
-    assert adapter.report.extra["input_weight"] > 0.5
+    assert adapter.report.metrics["input_weight"] > 0.5
 
 
 def test_what_fits_already_is_not_harmed():
@@ -114,7 +114,7 @@ def test_it_ends_when_nothing_is_gained_and_wakes_when_the_camera_changes():
     adapter(_frame(20, 20)[0])
     assert adapter.report.steps == 0
     adapter(_frame(3, 21)[0])
-    assert adapter.report.extra["changed"] == 1
+    assert adapter.report.metrics["changed"] == 1
     assert adapter.report.steps > 0
     assert adapter.phase == "calibrating"
 

@@ -61,15 +61,15 @@ def learned(objective, batch, seed=7):
 @pytest.mark.parametrize(
     ("rule", "rate", "order", "deblur", "reblur"),
     [
-        ("sgd", 0.05, "published", Deblur, Reblur),
-        ("adam", 0.01, "repaired", Deblur, Reblur),
-        ("sgd", 0.05, "published", KernelDeblur, KernelReblur),
+        ("sgd", 0.05, "official", Deblur, Reblur),
+        ("adam", 0.01, "ours", Deblur, Reblur),
+        ("sgd", 0.05, "official", KernelDeblur, KernelReblur),
     ],
 )
 def test_second_order_is_the_derivative_of_the_outer_loss(rule, rate, order, deblur, reblur):
     """Against central differences in float64, through both stages, the critic's opinion and our kernels."""
     networks = [seeded(build).double() for build in (deblur, reblur, Critic)]
-    inner = InnerLoopSettings(rate, rate, optimizer=rule, adversarial_weight=0.5, order=order)
+    inner = InnerLoopSettings(rate, rate, optimizer=rule, adversarial_weight=0.5, variant=order)
     settings = MetaSettings(inner, second_order=True, discriminator_lr=0.0)  # the critic counts as given
     objective = MetaObjective(*networks, settings=settings, distance=squared, example=EXAMPLE)
     cut, weights = task(), objective.weights()
@@ -131,7 +131,7 @@ def networks():
     return [seeded(build) for build in (Deblur, Reblur, Critic)]
 
 
-INNER = InnerLoopSettings(lr=2e-3, reblur_lr=1e-3, order="published")
+INNER = InnerLoopSettings(lr=2e-3, reblur_lr=1e-3, variant="official")
 SETTINGS = {"inner": INNER, "discriminator_lr": 1e-3, "reblur_lr": 1e-3, "lr": 2e-3}
 
 
@@ -233,10 +233,10 @@ def test_a_batch_of_clips_is_the_mean_of_its_clips(second_order):
     assert objective.picture(found).shape == (3, 2 * 12 + 4, 3 * 12 + 8)
 
 
-@pytest.mark.parametrize("order", ["repaired", "published"])
+@pytest.mark.parametrize("order", ["ours", "official"])
 def test_keeping_the_graph_changes_no_step(order):
     """The gradient of an inner step is the partial one: a path through what the other network learned is none of it."""
-    inner = InnerLoopSettings(0.3, 0.3, optimizer="sgd", order=order)
+    inner = InnerLoopSettings(0.3, 0.3, optimizer="sgd", variant=order)
     found = []
     for second_order in (False, True):
         settings = MetaSettings(inner, second_order=second_order)
@@ -330,7 +330,7 @@ def test_other_moments_and_patches_without_blur_count_in_meta_training_too():
     cut = source.task(source.clips[0], torch.Generator().manual_seed(0))
     assert len(cut.items) == 2 * (1 + 3)
     objective = MetaObjective(
-        seeded(Deblur), seeded(Reblur), settings=MetaSettings(InnerLoopSettings(lr=1e-2, least_blur=100.0))
+        seeded(Deblur), seeded(Reblur), settings=MetaSettings(InnerLoopSettings(lr=1e-2, min_blur_rms=100.0))
     )
     start = dict(objective.weights())
     adapted, terms = objective.adapt(start, cut, torch.Generator())

@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 
 from tta_restore import losses, models, nn, ops
 from tta_restore.data.datasets.misaligned import MisalignedPair
+from tta_restore.engine.train.build import build_network, described
 from tta_restore.engine.train.config import MisalignedSettings
 from tta_restore.engine.train.misaligned import MisalignedObjective
 from tta_restore.models.jdrl import BlurConditioned, JDRLReblur
@@ -338,3 +339,12 @@ def test_the_one_branch_ablation_trains():
     step.loss.backward()
     assert all(p.grad is not None and p.grad.any() for p in objective.reblur.parameters())
     assert objective.picture(step).shape[0] == 3
+
+
+@pytest.mark.parametrize("name", ["jdrl_unet", "lens_unet"])
+def test_a_conditioned_restorer_is_described_by_a_registered_model(name):
+    config = {"width": 2} if name == "jdrl_unet" else {"widths": (4, 4, 4), "blocks": 1}
+    section = {"name": name, "blur_map": True, **config}
+    trained = build_network(section, default="jdrl_unet")
+    registered, options = described(section, default="jdrl_unet")
+    models.load_checkpoint(models.create_model(registered, **options), trained.state_dict())

@@ -255,7 +255,7 @@ def test_kill_9_in_mid_stream_and_the_same_command_again_gives_the_same_bits(sec
             from tta_restore.models import as_restorer
             torch.manual_seed(0)
             method = create_method("siam-ctta", as_restorer(torch.nn.Conv2d(3, 3, 3, padding=1)))
-            method.adapter.restore_probability = 0.3
+            method.adapter.restore_prob = 0.3
             save = method.save
             def slow_save(path):
                 save(path)

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from tta_restore import models
+from tta_restore import metrics, models
 from tta_restore.data.datasets.pairs import LensPairs, Pair
 from tta_restore.degradations.lens import Lens, disk
 from tta_restore.engine.train.config import SupervisedSettings, TrainingRun
@@ -169,7 +169,7 @@ def test_bf16_is_near_and_the_picture_shows_everything(name):
         found.loss.backward()
         assert found.loss.dtype == torch.float32
         losses[precision] = found.loss.item()
-        assert objective.picture(found).shape == (3, 2 * 24 + 4, 3 * 24 + 8)
+        assert objective.picture(found).shape == (3, 3 * 24 + 8, 3 * 24 + 8)  # with disparity and filters
         assert objective.eval().restore(batch).shape == batch.sharp.shape
     assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.02)
     assert losses["bf16"] != losses["fp32"]
@@ -191,3 +191,23 @@ def test_refusals():
         SupervisedSettings(lr=0)
     with pytest.raises(ValueError, match=r"restored images of shape \(1, 3, 24, 24\), got \(1, 3, 48, 48\)"):
         SupervisedObjective(nn.Upsample(scale_factor=2))(pairs(views=False)(1, torch.Generator()), 0)
+
+
+def test_the_lpips_term_is_a_tenth_of_its_square(tmp_path):
+    torchvision = pytest.importorskip("torchvision")
+    pytest.importorskip("torchmetrics")
+    torch.manual_seed(0)
+    torch.save(torchvision.models.alexnet(weights=None).state_dict(), tmp_path / "alexnet.pth")
+    settings = SupervisedSettings(reblur_weight=0, lpips_weight=0.1, lpips_weights=str(tmp_path / "alexnet.pth"))
+    restorer = nn.Conv2d(3, 3, 3, padding=1)
+    nn.init.dirac_(restorer.weight)  # what it restores stays in [0, 1], where metric and term agree
+    nn.init.zeros_(restorer.bias)
+    objective = SupervisedObjective(restorer, settings=settings)
+    blurry, sharp = torch.rand(2, 2, 3, 40, 40)
+    step = objective(Pair(blurry, sharp), 0)
+    lpips, restored = metrics.Lpips(tmp_path / "alexnet.pth"), restorer(blurry)
+    torch.testing.assert_close(step.parts["lpips"], 0.1 * lpips(restored, sharp).square().mean())
+    expected = (restored - sharp).square().mean() + 0.1 * lpips.distance(restored, sharp).square().mean()
+    gradients = (torch.autograd.grad(loss, restorer.weight)[0] for loss in (step.loss, expected))
+    torch.testing.assert_close(*gradients)
+    assert not any("lpips" in name for name in objective.state_dict())

@@ -7,7 +7,7 @@ from tta_restore.adapters.baselines.entropy import ROID, Tent
 from tta_restore.adapters.baselines.sar import SAR
 from tta_restore.adapters.baselines.srtta import SRTTA
 from tta_restore.adapters.calibration import CalibrationReport, calibrate
-from tta_restore.adapters.frame import Frame, Plan, StepReport
+from tta_restore.adapters.frame import FrameContext, StepReport
 from tta_restore.adapters.guards import Guards
 from tta_restore.adapters.injection import Semantic
 from tta_restore.adapters.methods._muon import Muon
@@ -19,6 +19,7 @@ from tta_restore.adapters.methods.reblur_pairs import ReblurPairs
 from tta_restore.adapters.methods.self_denoise import SelfDenoise
 from tta_restore.adapters.methods.self_ensemble import SelfEnsemble
 from tta_restore.adapters.methods.siam_ctta import SiamCTTA
+from tta_restore.adapters.plan import Plan
 from tta_restore.adapters.recommended import recommended
 from tta_restore.adapters.registry import create_adapter, list_adapters
 from tta_restore.adapters.select import select_parameters
@@ -36,7 +37,7 @@ __all__ = [
     "CenterCrop",
     "CoTTA",
     "DegradationPairs",
-    "Frame",
+    "FrameContext",
     "Guards",
     "MetaTransfer",
     "Muon",

@@ -114,13 +114,13 @@ def calibrate(model: Any, frames: Iterable[Tensor], *, budget: str | None = None
         with adapter.limited_to(limit):
             report = adapter.adapt(frame[None] if frame.ndim == 3 else frame)
         count, steps = count + 1, steps + report.steps
-        gains.append(report.extra.get("lead", 0.0))
-        messages += [f"frame {count}: {remark}" for remark in report.remarks]
+        gains.append(report.metrics.get("lead", 0.0))
+        messages += [f"frame {count}: {remark}" for remark in report.messages]
         if adapter.phase == "steady":
             break
     if not count:
         raise ValueError("calibrate: expected at least one frame, got none")
-    reading, memory = adapter.reading, adapter.extra
+    reading, memory = adapter.reading, adapter.memory
     gain = memory["exported_lead"]
     mean = {} if reading is None else reading.mean
     worthwhile = gain >= _WORTH and memory["weights"][2] >= _MIN_TRUST

@@ -78,10 +78,29 @@ COMMANDS: Mapping[str, Command | Mapping[str, Command]] = {
         positional=("model",),
     ),
     "restore": _RESTORE,
+    "calibrate": Command(
+        "tta_restore.engine.run.calibrate:calibrate_model",
+        "adapt a restorer once to your camera, and write an ordinary checkpoint",
+        examples=(
+            "calibrate photos/ --model net.pth -o net-my-camera.safetensors",
+            "calibrate photos/ --model network:build --budget 60s -o mine.safetensors",
+        ),
+        positional=("inputs",),
+        flags={"out": ("-o", "--out")},
+        needs=("inputs", "out"),
+    ),
+    "export": Command(
+        "tta_restore.engine.run.calibrate:export_state",
+        "write the adapted model of a state as an ordinary checkpoint",
+        examples=("export --state camera.safetensors --model net.pth -o adapted.safetensors",),
+        flags={"out": ("-o", "--out")},
+        needs=("state", "out"),
+    ),
     "evaluate": Command(
         "tta_restore.engine.evaluate.command:evaluate",
         "compare methods: on simulated lenses, on data sets, or on your own restorer",
         examples=(
+            "evaluate --model network:build --degradations noise:30 jpeg:20 lens:ring",
             "evaluate --seeds 1 2 3 --frames 6",
             "evaluate --data DPDD=data/DPDD RealDOF=data/RealDOF --model ifan --checkpoint IFAN.pytorch",
             "evaluate --data DPDD=data/DPDD CUHK=data/CUHK --model network:build --methods all",

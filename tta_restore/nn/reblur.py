@@ -135,6 +135,7 @@ class IsotropicKernelPredictor(nn.Module):
         sizes = (None, self.channels, None, None)
         checks.expect_shape("IsotropicKernelPredictor", "image", image, "(B, C, H, W)", sizes)
         checks.expect_shape("IsotropicKernelPredictor", "blurry", blurry, "image.shape", tuple(image.shape))
+        # The order of the images is that of the official weights.
         both = torch.cat((image, blurry), 1)
         return self.seed_trunk(both), self.weight_trunk(both).softmax(1)
 
@@ -313,6 +314,7 @@ class BlurMapFusion(nn.Module):
         for parameter in (*last.parameters(), *self.adjust.parameters()):
             nn.init.zeros_(parameter)
         with torch.no_grad():
+            # sigmoid(0) = 1/2 times 2: the first channels are those of the features.
             self.adjust.weight[:, : self.channels, 0, 0].fill_diagonal_(2)
 
     def forward(self, x: Tensor, blur_map: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tta_restore._core import checks
 from tta_restore.adapters import state as parameter_sets
 from tta_restore.adapters.adapter import Adapter
-from tta_restore.adapters.frame import Frame
+from tta_restore.adapters.frame import FrameContext
 from tta_restore.adapters.methods import _blend
 from tta_restore.adapters.methods._muon import Muon
 from tta_restore.adapters.methods._pair_sampler import PairSampler, clipped_fraction, patch_size_for, upsampled
@@ -39,11 +39,14 @@ _HELD_OUT = 12  # held-out pairs
 _BACK_OFF = 0.15  # dB below its best from which the student returns to its best, at half the rate
 _PATIENCE = 3  # looks without a new best after which a frame's steps end
 _MIN_PROGRESS = 0.05  # dB by which a new best has to be better
-_STEADY = 2  # frames in a row that gain less than _MIN_PROGRESS each, after which adaptation ends
+_STEADY = 2  # frames in a row that gain less than _MIN_GAIN each, after which adaptation ends
+_MIN_GAIN = 0.1  # dB of lead; the best of several looks at few pairs is a little too good
 _MARGIN = 0.3  # dB by which remembered weights must lead over the source to be continued from
 _RECORRUPTION = 0.3  # strength of the noise that the frame is tested with, relative to its own
 _MIN_MEASURED = 2.0  # noise in 1/255 from which the error on the frame is measured well
 _FULL_LEAD = 1.25  # dB of lead from which a student that removes blur may have all the weight; half for upscalers
+_MAX_EXCESS = 0.2  # correlation between the channels of the residual, beyond that on pairs, that is still trusted
+_COLORS = 3
 _WINDOW = 256  # side in pixels of the part of a frame that is tested
 _MIN_QUALITY = 95.0  # JPEG quality below which the noise of a frame is not white, so that it is not tested
 _LR_HALF_LIFE = 192.0  # steps after which the learning rate has halved
@@ -67,9 +70,10 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
     losses to the source counted twice, among the averages that a test on the frame itself permits: noise of the
     frame's strength is added, and the restorations are compared with an independent noisy copy of the frame.
 
-    While frames still gain, the adapter is *calibrating*; after two frames without progress it is *steady*: it then
-    takes no steps and costs a self-ensemble and an estimate of the degradation now and then. A *changed* degradation
-    makes it calibrate again, from the source or from weights that were learned for an earlier camera.
+    While frames still gain, the adapter is *calibrating*; after two frames without progress, or ``calibration_frames``
+    of them, it is *steady*: it then takes no steps and costs a self-ensemble and an estimate of the degradation now
+    and then. A *changed* degradation makes it calibrate again, from the source or from weights that were learned for an
+    earlier camera.
 
     Args:
         model: a restorer of single frames with 1 or 3 channels, of any scale; see :class:`Adapter`, as for ``options``.
@@ -91,6 +95,7 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         no_harm_weight: weight of a hinge penalty on pairs that the student restores worse than the source, relative to
             the source's error on the pair.
         spread: multiple of the estimate's uncertainty that the degradations of the pairs vary by.
+        calibration_frames: maximum number of frames of one camera that are adapted on.
         window: number of latest frames whose estimates are pooled.
         change_threshold: distance of a frame's degradation from the pooled one, in just noticeable steps, beyond which
             it counts as changed.
@@ -120,8 +125,9 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         ema: float = 0.9,
         no_harm_weight: float = 0.5,
         spread: float = 1.0,
+        calibration_frames: int = 6,
         window: int = 8,
-        change_threshold: float = 4.0,
+        change_threshold: float = 2.5,
         read_interval: int = 4,
         num_cached: int = 2,
         views: Views = "rot4",
@@ -131,7 +137,8 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         name = type(self).__name__
         if task is not None:
             checks.expect_choice(name, "task", task, (*_DEBLURRING, "denoise", "jpeg", "any"))
-        for key, count in (("batch_size", batch_size), ("window", window), ("read_interval", read_interval)):
+        counts = {"batch_size": batch_size, "window": window, "read_interval": read_interval}
+        for key, count in (counts | {"calibration_frames": calibration_frames}).items():
             checks.expect_int(name, key, count, minimum=1)
         checks.expect_int(name, "num_cached", num_cached, minimum=0)
         if patch_size is not None:
@@ -151,18 +158,18 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         self.lr, self.batch_size, self.patch_size, self.scene_fraction = lr, batch_size, patch_size, scene_fraction
         self.ema, self.no_harm_weight, self.spread = ema, no_harm_weight, spread
         self.window, self.change_threshold, self.read_interval = window, change_threshold, read_interval
-        self.num_cached = num_cached
+        self.num_cached, self.calibration_frames = num_cached, calibration_frames
         self._competence: Competence | None = None
 
     @property
     def phase(self) -> str:
         """``"calibrating"``, ``"steady"`` or ``"changed"``."""
-        return self.extra["phase"]
+        return self.memory["phase"]
 
     @property
     def reading(self) -> Reading | None:
         """Pooled estimate of the degradation; None before the first frame."""
-        readings = [Reading.from_tensors(dict(tensors)) for tensors in self.extra["readings"]]
+        readings = [Reading.from_tensors(dict(tensors)) for tensors in self.memory["readings"]]
         return Reading.pool(readings, self.estimator) if readings else None
 
     def resolved_task(self) -> str:
@@ -192,11 +199,11 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
 
     def freeze(self) -> None:
         """Restore further frames with what was learned so far, without estimates or steps, until :meth:`thaw`."""
-        self.extra["frozen"] = True
+        self.memory["frozen"] = True
 
     def thaw(self) -> None:
         """Adapt again after :meth:`freeze`."""
-        self.extra["frozen"] = False
+        self.memory["frozen"] = False
 
     def competence(self) -> Competence:
         """Return what the model removes, measured once."""
@@ -204,7 +211,7 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
             self._competence = competence(self.restorer)
         return self._competence
 
-    def initial_extra(self) -> dict[str, Any]:
+    def initial_memory(self) -> dict[str, Any]:
         """Estimates of the latest frames, phase, learning rate, output weights and weights of earlier cameras."""
         return {
             "phase": "calibrating",
@@ -215,29 +222,30 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
             "exported_lead": 0.0,
             "weights": [0.0, 1.0, 0.0],
             "unimproved": 0,
+            "adapted": 0,
             "unread": 0,
             "known": [],
         }
 
-    def make_optimizer(self, parameters: list[Tensor]) -> torch.optim.Optimizer:
+    def make_optimizer(self, tensors: list[Tensor], role: str = "student") -> torch.optim.Optimizer:
         """:class:`Muon`, which gets further than Adam in the few steps that a frame allows."""
-        return Muon(parameters, lr=self.lr or _RATES[0])
+        return Muon(tensors, lr=self.lr or _RATES[0])
 
     def learning_rate(self, update: int) -> float:
         """Falls hyperbolically from the rate that was found."""
-        return self.extra["rate"] / (1 + update / _LR_HALF_LIFE)
+        return self.memory["rate"] / (1 + update / _LR_HALF_LIFE)
 
-    def begin_frame(self, frame: Frame) -> None:
+    def begin_frame(self, frame: FrameContext) -> None:
         """Estimate the degradation, and find a learning rate where there is none yet."""
         if frame.image.ndim != 4 or frame.image.shape[1] not in (1, 3):
             raise ValueError(
                 f"{type(self).__name__}: expected frames (B, C, H, W) with C of 1 or 3, got {tuple(frame.image.shape)}"
             )
-        changed = False if self.extra["frozen"] else self._read(frame)
-        if self.extra["frozen"] or (self.phase == "steady" and not changed):
+        changed = False if self.memory["frozen"] else self._read(frame)
+        if self.memory["frozen"] or (self.phase == "steady" and not changed):
             frame.steps = 0
-            frame.notes["weights"] = self.extra["weights"]
-            frame.extra.update(trust=self.extra["weights"][2], lead=self.extra["lead"])
+            frame.scratch["weights"] = self.memory["weights"]
+            frame.metrics.update(trust=self.memory["weights"][2], lead=self.memory["lead"])
             return
         started = time.perf_counter()
         source = self.ensemble("source", frame.image)
@@ -245,35 +253,35 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         sampler = self._sampler(frame)
         reading = self.reading
         assert reading is not None  # noqa: S101 (read above)
-        frame.notes.update(
+        frame.scratch.update(
             source=source,
             sampler=sampler,
             reading=reading,
             scene=source.image.float().clamp(0, 1).expand(-1, 3, -1, -1).cpu(),
             clipped=clipped_fraction(frame.image),
         )
-        frame.notes["held_out"] = self._pairs(frame, _HELD_OUT, held_out=True)
-        frame.notes["source_error"] = self._errors("source", frame.notes["held_out"])
+        frame.scratch["held_out"] = self._pairs(frame, _HELD_OUT, held_out=True)
+        frame.scratch["source_error"] = self._errors("source", frame.scratch["held_out"])
         if changed:
             self._change(frame)
-        if not self.extra["rate"]:
+        if not self.memory["rate"]:
             self._find_rate(frame, forward)
         lead = self._lead(frame, "teacher")
-        frame.notes.update(
+        frame.scratch.update(
             taken=0, since_best=0, best=lead, first=lead, kept=self.snapshot(), forward=forward, started=None
         )
 
-    def objective(self, frame: Frame) -> Tensor | None:
+    def objective(self, frame: FrameContext) -> Tensor | None:
         """Charbonnier distance of the restored pairs from their targets, plus the no-harm penalty."""
-        if frame.notes.get("finished"):
+        if frame.scratch.get("finished"):
             return None
-        if frame.notes["started"] is None:
-            frame.notes["started"] = time.perf_counter()
+        if frame.scratch["started"] is None:
+            frame.scratch["started"] = time.perf_counter()
         return self._loss(self._pairs(frame, self.batch_size))
 
-    def after_step(self, frame: Frame) -> None:
+    def after_step(self, frame: FrameContext) -> None:
         """Let the teacher follow; every few steps test it on held-out pairs, and return to its best if it fell back."""
-        notes = frame.notes
+        notes = frame.scratch
         self.update_teacher(self.ema)
         notes["taken"] += 1
         spent = time.perf_counter() - notes["started"]
@@ -284,11 +292,11 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
             if last or notes["since_best"] >= _PATIENCE:
                 self._finish(frame)
 
-    def emit(self, frame: Frame) -> Restoration:
+    def emit(self, frame: FrameContext) -> Restoration:
         """Return the weighted average of input, source and student."""
-        if "held_out" in frame.notes and not frame.notes.get("finished"):
+        if "held_out" in frame.scratch and not frame.scratch.get("finished"):
             self._finish(frame)  # all steps were rejected, or there was none to take
-        return self._average(frame, frame.notes.get("weights") or self.extra["weights"])
+        return self._average(frame, frame.scratch.get("weights") or self.memory["weights"])
 
     def export(self, role: str | None = None) -> nn.Module:
         """Return a copy of the plain model with the weights of a role.
@@ -297,23 +305,15 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         the student is trusted.
         """
         exported = super().export(role or "teacher")
-        _, kept, new = self.extra["weights"]
+        _, kept, new = self.memory["weights"]
         share = new / (kept + new) if kept + new else 0.0
         if role is None and share < 1:
-            mixed = parameter_sets.between(self.source, self.teacher, share)
+            mixed = parameter_sets.interpolate(self.source, self.teacher, share)
             with torch.no_grad():
                 for name, parameter in exported.named_parameters():
                     if name in mixed:
                         parameter.copy_(mixed[name])
         return exported
-
-    def config(self) -> dict[str, Any]:
-        """Settings that a saved state depends on."""
-        own = (
-            "task", "budget", "lr", "batch_size", "patch_size", "scene_fraction", "ema", "no_harm_weight", "spread",
-            "window", "change_threshold", "read_interval", "num_cached",
-        )  # fmt: skip
-        return super().config() | {name: getattr(self, name) for name in own}
 
     def cost(self) -> str:
         """Passes through the model for each frame."""
@@ -323,7 +323,7 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
             f"{2 * len(self.views)} forward of the frame; steady: {len(self.views)} to {2 * len(self.views)} forward"
         )
 
-    def _sampler(self, frame: Frame) -> PairSampler:
+    def _sampler(self, frame: FrameContext) -> PairSampler:
         spec = self.restorer.known_spec(frame.image)
         task = self.resolved_task()
         return PairSampler(
@@ -337,9 +337,9 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
             sharp_images=self.sharp_images,
         )
 
-    def _read(self, frame: Frame) -> bool:
+    def _read(self, frame: FrameContext) -> bool:
         """Estimate the frame's degradation; whether it differs from that of the frames before."""
-        memory = self.extra
+        memory = self.memory
         if self.phase == "steady" and memory["unread"] + 1 < self.read_interval:
             memory["unread"] += 1
             return False
@@ -349,10 +349,10 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         distance = 0.0 if pooled is None else reading.distance(pooled)
         changed = distance > self.change_threshold
         kept = [] if changed else memory["readings"]
-        frame.notes["before"] = memory["readings"]
+        frame.scratch["before"] = memory["readings"]
         memory["readings"] = [*kept, reading.tensors()][-self.window :]
         mean = reading.mean
-        frame.extra.update(
+        frame.metrics.update(
             noise=255 * mean["noise_std"],
             blur=mean["blur_radius"],
             jpeg_quality=mean["jpeg_quality"],
@@ -361,28 +361,28 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         )
         return changed
 
-    def _change(self, frame: Frame) -> None:
+    def _change(self, frame: FrameContext) -> None:
         """Keep what was learned; continue from the weights that restore the new pairs best."""
-        known: list[dict[str, Any]] = [*self.extra["known"], self.snapshot() | {"rate": self.extra["rate"]}]
+        known: list[dict[str, Any]] = [*self.memory["known"], self.snapshot() | {"rate": self.memory["rate"]}]
         leads = []
         for entry in known:
             self.restart(entry["student"], entry["teacher"])
             leads.append(self._lead(frame, "teacher"))
         best = max(range(len(known)), key=lambda index: leads[index])
-        self.extra.update(phase="changed", rate=0.0, unimproved=0)
+        self.memory.update(phase="changed", rate=0.0, unimproved=0, adapted=0)
         if leads[best] > _MARGIN:
             entry = known.pop(best)
             self.restart(entry["student"], entry["teacher"])
-            self.extra["rate"] = entry["rate"]
-            frame.remarks.append(
+            self.memory["rate"] = entry["rate"]
+            frame.messages.append(
                 f"the degradation changed; continues from earlier weights, {leads[best]:.1f} dB ahead of the source"
             )
         else:
             self.restart()
-            frame.remarks.append("the degradation changed; starts from the source")
-        self.extra["known"] = known[max(len(known) - self.num_cached, 0) :]
+            frame.messages.append("the degradation changed; starts from the source")
+        self.memory["known"] = known[max(len(known) - self.num_cached, 0) :]
 
-    def _find_rate(self, frame: Frame, forward: float) -> None:
+    def _find_rate(self, frame: FrameContext, forward: float) -> None:
         """Run a few steps at each of several learning rates on the same pairs; continue with the best."""
         count = min(max(self.steps // _TRIAL, 4), 8)
         batches = [self._pairs(frame, self.batch_size) for _ in range(count)]
@@ -392,7 +392,7 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         while rates:
             rate = rates.pop(0)
             self.restart()
-            self.extra["rate"] = rate
+            self.memory["rate"] = rate
             for batch in batches:
                 with torch.enable_grad():
                     loss = self._loss(batch)
@@ -401,7 +401,8 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
             lead = self._lead(frame, "student")
             tried.append(f"{rate:g}: {lead:+.2f} dB")
             if best is None or lead > best[0]:
-                best = lead, rate, parameter_sets.copied(self.student), self.state.optimizer, self.state.updates
+                optimizer = self.state.optimizers["student"]
+                best = lead, rate, parameter_sets.copy(self.student), optimizer, self.state.updates
             if self._budget is not None and time.perf_counter() - started > 0.5 * self._seconds(forward):
                 break
             if not rates and self.lr is None:
@@ -409,14 +410,14 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         assert best is not None  # noqa: S101 (there is a rate)
         lead, rate, student, optimizer, updates = best
         self.restart(student, self.source if lead <= 0 else student)
-        self.state.optimizer, self.state.updates = optimizer, updates
-        self.extra["rate"] = rate
+        self.state.optimizers["student"], self.state.updates = optimizer, updates
+        self.memory["rate"] = rate
         if lead <= 0:
             self.restart()  # no rate gained anything: start the slowest from the source
-        frame.remarks.append(f"learning rate {rate:g} of those tried ({', '.join(tried)})")
+        frame.messages.append(f"learning rate {rate:g} of those tried ({', '.join(tried)})")
 
-    def _test(self, frame: Frame) -> None:
-        notes, lead = frame.notes, self._lead(frame, "teacher")
+    def _test(self, frame: FrameContext) -> None:
+        notes, lead = frame.scratch, self._lead(frame, "teacher")
         if lead > notes["best"]:
             notes["since_best"] = 0 if lead > notes["best"] + _MIN_PROGRESS else notes["since_best"] + 1
             notes["best"], notes["kept"] = lead, self.snapshot()
@@ -426,11 +427,11 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
             updates = self.state.updates
             self.restart(notes["kept"]["student"], notes["kept"]["teacher"])
             self.state.updates = updates
-            self.extra["rate"] /= 2
+            self.memory["rate"] /= 2
 
-    def _finish(self, frame: Frame) -> None:
+    def _finish(self, frame: FrameContext) -> None:
         """Return to the best weights of the frame, decide how far they are trusted, and whether to go on."""
-        notes, memory = frame.notes, self.extra
+        notes, memory = frame.scratch, self.memory
         notes["finished"] = True
         parameter_sets.assign(self.student, notes["kept"]["student"])
         parameter_sets.assign(self.teacher, notes["kept"]["teacher"])
@@ -444,40 +445,62 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
             pairs,
             self._frame_risk(frame),
             measured=not sharpens and 255 * notes["reading"].mean["noise_std"] > _MIN_MEASURED,
-            max_student=_max_share(notes["best"], notes["reading"], scale) if sharpens else 1.0,
+            max_student=self._max_student(frame),
         )
         weights = _blend.grid()[index].tolist()
         notes["weights"] = weights
         memory["weights"], memory["lead"] = weights, notes["best"]
         progress = notes["best"] - notes["first"]
-        memory["unimproved"] = memory["unimproved"] + 1 if progress < _MIN_PROGRESS else 0
-        memory["phase"] = "steady" if memory["unimproved"] >= _STEADY else "calibrating"
+        memory["unimproved"] = memory["unimproved"] + 1 if progress < _MIN_GAIN else 0
+        memory["adapted"] += 1
+        ended = memory["unimproved"] >= _STEADY or memory["adapted"] >= self.calibration_frames
+        memory["phase"] = "steady" if ended else "calibrating"
         averaged = float(-10 * pairs[index].clamp(min=1e-6).log10().mean())
         self._merge(frame, averaged)
-        frame.extra.update(
+        frame.metrics.update(
             trust=weights[2], input_weight=weights[0], lead=notes["best"], rate=memory["rate"], taken=notes["taken"]
         )
         if notes["best"] <= 0:
-            frame.remarks.append(
+            frame.messages.append(
                 "the student never got ahead of the source on held-out pairs: it is not used "
                 f"(last learning rate {memory['rate']:g})"
             )
         elif weights[2] < 0.05:
-            frame.remarks.append("the student was not trusted on this frame: the output is the source's or the input")
+            frame.messages.append("the student was not trusted on this frame: the output is the source's or the input")
         if memory["phase"] == "steady":
-            frame.remarks.append("steady: further frames are restored without steps until the degradation changes")
+            frame.messages.append("steady: further frames are restored without steps until the degradation changes")
 
-    def _merge(self, frame: Frame, averaged: float) -> None:
+    def _max_student(self, frame: FrameContext) -> float:
+        """Return the largest weight that the student may have, 0 to 1."""
+        notes = frame.scratch
+        sampler = notes["sampler"]
+        if sampler.sharpens:
+            return _max_share(notes["best"], notes["reading"], sampler.scale)
+        if sampler.channels != _COLORS or sampler.scale != 1:
+            return 1.0
+        degraded, _ = notes["held_out"]
+        restored = notes["source"].image.clamp(0, 1)
+        pairs = degraded, self._image("source", degraded)
+        excess = _blend.structure_excess((frame.image, restored), pairs)
+        frame.metrics["structure_excess"] = excess
+        if excess > _MAX_EXCESS:
+            frame.messages.append(
+                "the source removes content that is as fine as noise: the estimate of the noise is not trusted "
+                f"(channels of the residual correlate by {excess:.2f} more than noise)"
+            )
+        return min(max(1 - (excess - _MAX_EXCESS) / _MAX_EXCESS, 0.0), 1.0)
+
+    def _merge(self, frame: FrameContext, averaged: float) -> None:
         """Measure the weights between source and student that come nearest to the averaged output.
 
         In the steady phase they replace the average, which costs two self-ensembles, if they are as good on pairs.
         """
-        memory = self.extra
+        memory = self.memory
         plain, kept, new = memory["weights"]
         share = new / (kept + new) if kept + new else 0.0
         best = self.teacher
-        mixed = parameter_sets.between(self.source, best, share)
-        copy = parameter_sets.copied(best)
+        mixed = parameter_sets.interpolate(self.source, best, share)
+        copy = parameter_sets.copy(best)
         parameter_sets.assign(self.teacher, mixed)
         memory["exported_lead"] = self._lead(frame, "teacher") if share else 0.0
         if memory["phase"] == "steady" and plain == 0 and memory["exported_lead"] > averaged - _MIN_PROGRESS:
@@ -485,13 +508,13 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         else:
             parameter_sets.assign(self.teacher, copy)
 
-    def _frame_risk(self, frame: Frame) -> _blend.FrameRisk | None:
+    def _frame_risk(self, frame: FrameContext) -> _blend.FrameRisk | None:
         """Compare the candidates on the frame, recorrupted by noise of its own strength; None where that is not valid.
 
         Restorations of a deblurring or super-resolution model are degraded by the blur that was read first, so that
         they can be compared with a frame that is blurred.
         """
-        notes = frame.notes
+        notes = frame.scratch
         sampler, reading = notes["sampler"], notes["reading"]
         if reading.mean["jpeg_quality"] < _MIN_QUALITY:
             return None
@@ -519,7 +542,7 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         variance = reading.mean["noise_std"] ** 2 * (1 + 1 / _RECORRUPTION**2)
         return _blend.frame_risk(candidates, others, variance)
 
-    def _average(self, frame: Frame, weights: list[float]) -> Restoration:
+    def _average(self, frame: FrameContext, weights: list[float]) -> Restoration:
         scale = self.restorer.known_spec(frame.image).scale
         total: Restoration | None = None
         roles = [(role, weight) for role, weight in zip(("source", "teacher"), weights[1:], strict=True) if weight > 0]
@@ -529,14 +552,14 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
             roles = [("source", 0.0)]  # for the structure that the model returns
         image = weights[0] * upsampled(frame.image, scale) if weights[0] else 0.0
         for role, weight in roles:
-            kept = frame.notes.get("source") if role == "source" else None
+            kept = frame.scratch.get("source") if role == "source" else None
             total = kept if kept is not None else self.ensemble(role, frame.image)
             image = image + weight * total.image
         assert total is not None  # noqa: S101
         return total.with_image(image if isinstance(image, Tensor) else total.image)
 
-    def _pairs(self, frame: Frame, count: int, *, held_out: bool = False) -> tuple[Tensor, Tensor]:
-        notes, image = frame.notes, frame.image
+    def _pairs(self, frame: FrameContext, count: int, *, held_out: bool = False) -> tuple[Tensor, Tensor]:
+        notes, image = frame.scratch, frame.image
         degraded, target = notes["sampler"].draw(
             notes["reading"], notes["scene"], count, self.generator, clipped=notes["clipped"], held_out=held_out
         )
@@ -558,9 +581,9 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         degraded, target = pairs
         return (self._image(role, degraded) - target).square().mean((1, 2, 3)).nan_to_num(1.0, 1.0).clamp(min=1e-7)
 
-    def _lead(self, frame: Frame, role: str) -> float:
+    def _lead(self, frame: FrameContext, role: str) -> float:
         """Mean PSNR gain of a role over the source on the held-out pairs, dB."""
-        ratio = frame.notes["source_error"] / self._errors(role, frame.notes["held_out"])
+        ratio = frame.scratch["source_error"] / self._errors(role, frame.scratch["held_out"])
         return float(10 * ratio.log10().mean())
 
     def _image(self, role: str, x: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tta_restore._core import checks
 from tta_restore.adapters.adapter import Adapter
-from tta_restore.adapters.frame import Frame
+from tta_restore.adapters.frame import FrameContext
 from tta_restore.adapters.select import Select
 from tta_restore.adapters.views import Views
 
@@ -66,7 +66,7 @@ class SelfDenoise(Adapter, method="self_denoise"):
         super().__init__(model, select=select, views=views, steps=steps, seed=seed, **options)
         self.loss, self.lr, self.consistency_weight, self.ema = loss, lr, consistency_weight, ema
 
-    def begin_frame(self, frame: Frame) -> None:
+    def begin_frame(self, frame: FrameContext) -> None:
         """Refuse clips, upscalers and frames that are too small."""
         if frame.image.ndim != 4 or min(frame.region.shape[-2:]) < 2 * _GRID:
             raise ValueError(
@@ -75,28 +75,23 @@ class SelfDenoise(Adapter, method="self_denoise"):
         if (scale := self.restorer.known_spec(frame.image).scale) != 1:
             raise ValueError(f"SelfDenoise: expected a model of scale 1, got scale {scale}")
 
-    def objective(self, frame: Frame) -> Tensor:
+    def objective(self, frame: FrameContext) -> Tensor:
         """Return the self-supervised loss of one random subsample or mask."""
         return self._neighbors(frame) if self.loss == "neighbor2neighbor" else self._masked(frame)
 
-    def after_step(self, frame: Frame) -> None:
+    def after_step(self, frame: FrameContext) -> None:
         """Let the teacher follow the student."""
         self.update_teacher(self.ema)
 
-    def make_optimizer(self, parameters: list[Tensor]) -> torch.optim.Optimizer:
+    def make_optimizer(self, tensors: list[Tensor], role: str = "student") -> torch.optim.Optimizer:
         """Adam."""
-        return torch.optim.Adam(parameters, lr=self.lr)
-
-    def config(self) -> dict[str, Any]:
-        """Settings that a saved state depends on."""
-        own = ("loss", "lr", "consistency_weight", "ema")
-        return super().config() | {name: getattr(self, name) for name in own}
+        return torch.optim.Adam(tensors, lr=self.lr)
 
     def cost(self) -> str:
         """Passes through the model for each frame."""
         return f"{self.steps} forward and backward on the frame, {len(self.views)} forward"
 
-    def _neighbors(self, frame: Frame) -> Tensor:
+    def _neighbors(self, frame: FrameContext) -> Tensor:
         x = frame.region
         first, second = neighbor_subsamples(x, self.generator)
         restored = self.run("student", first(x)).image.float()
@@ -108,7 +103,7 @@ class SelfDenoise(Adapter, method="self_denoise"):
             loss = loss + self.consistency_weight * apart.square().mean()
         return loss
 
-    def _masked(self, frame: Frame) -> Tensor:
+    def _masked(self, frame: FrameContext) -> Tensor:
         x = frame.region.float()
         row, column = (int(torch.randint(_GRID, (), generator=self.generator)) for _ in range(2))
         mask = torch.zeros_like(x[:1, :1])

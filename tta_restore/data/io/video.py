@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from array import array
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,6 +19,7 @@ from torch import Tensor
 from tta_restore.data.datasets.clips import Clip
 from tta_restore.data.io.atomic import atomic_file
 from tta_restore.data.io.formats import irregular_kind
+from tta_restore.data.io.parts import EncodedPacket, PartStore
 from tta_restore.data.io.pixels import ImageError, array_from_tensors, too_large
 from tta_restore.data.io.tracks import SideTracks, carry_tags, needs_free_tags
 
@@ -349,6 +351,10 @@ class VideoFile:
                 at = self._ticks[int(gaps.argmax())] / _CLOCK
                 missing = int((steps[gaps] / step).round().sum() - gaps.sum())
                 self.losses.append(f"damaged or incomplete: {missing} frames are missing from {at:.1f} s on")
+        if container.format.name == "mpegts" and not self.losses:
+            size = self.path.stat().st_size
+            if all(size % packet for packet in (188, 192, 204)):
+                self.losses.append("truncated: the file ends within a packet")
         expected = None
         if stream.duration and stream.time_base:
             expected = Fraction(stream.duration) * stream.time_base
@@ -390,6 +396,7 @@ def write_video(
     bit_depth: int | None = None,
     quality: int | None = None,
     strip: bool = False,
+    parts: PartStore | None = None,
 ) -> tuple[str, ...]:
     """Write frames to an MP4, MOV or Matroska file: completely, or not at all.
 
@@ -403,6 +410,7 @@ def write_video(
         bit_depth: 8, 10 or 12; None for that of ``like`` as far as the codec holds it, else 8.
         quality: the encoder's constant rate factor: 0 is lossless or nearly so; None for a nearly invisible loss.
         strip: leave out tags and chapters.
+        parts: keeps what is encoded, part by part; ``frames`` are then those behind the stored ones.
 
     Returns:
         A line for each thing that was changed or left out.
@@ -416,47 +424,28 @@ def write_video(
     if kind is None:
         raise ImageError(f"{path}: videos are written as {', '.join(WRITABLE_SUFFIXES)}")
     check_codec(codec, quality)
-    settings = CODECS[codec]
     notes: list[str] = []
     depth = _written_depth(path, codec, bit_depth, like, notes)
     av = _av(path)
     rate = Fraction(frame_rate).limit_denominator(_CLOCK) if like is None else Fraction(like.info.frame_rate)
+    encoder = _Encoder(av, CODECS[codec], depth, quality, rate, like, notes)
     with atomic_file(path) as partial:
         source = None if like is None else _opened(like.path)
         tracks: SideTracks | None = None
-        options = {"movflags": "use_metadata_tags"} if source is not None and needs_free_tags(source) else {}
-        container = av.open(str(partial), "w", format=kind, container_options=options if kind != "matroska" else {})
+        options = {"fflags": "+bitexact"}  # no random identifiers: the same frames give the same file
+        if source is not None and kind != "matroska" and needs_free_tags(source):
+            options["movflags"] = "use_metadata_tags"
+        container = av.open(str(partial), "w", format=kind, container_options=options)
         try:
-            stream = container.add_stream(settings.encoder, rate=rate)
-            stream.options = {"crf": str(settings.quality if quality is None else quality), **dict(settings.options)}
-            if codec == "ffv1":
-                del stream.options["crf"]
-            offset = Fraction(0)
+            output = _Output(av, container, container.add_stream(encoder.settings.encoder, rate=rate))
             if source is not None:
                 offset = _start_of(source)
-                tracks = SideTracks(source, container, kind, offset)
+                output.tracks = tracks = SideTracks(source, container, kind, offset)
                 if not strip:
                     notes += carry_tags(source, container, kind, offset)
-            size, number, last = None, -1, -1
-            for number, frame in enumerate(frames):
-                if size is None:
-                    size = tuple(frame.shape)
-                    _prepare(stream, size, depth, settings, like, notes)
-                if tuple(frame.shape) != size:
-                    raise ImageError(f"{path}: frame {number} is {tuple(frame.shape)}, those before it {size}")
-                picture = _picture(av, frame, stream, depth)
-                ticks = like.ticks_of(number) if like is not None else None
-                ticks = round(number * _CLOCK / rate) if ticks is None else ticks
-                last = max(ticks, last + 1)
-                picture.time_base, picture.pts = Fraction(1, _CLOCK), last
-                for packet in stream.encode(picture):
-                    container.mux(packet)
-                if tracks is not None:
-                    tracks.advance(Fraction(last, _CLOCK))
-            if number < 0:
+            number = _encode(path, frames, encoder, output, like, rate, parts)
+            if number == 0:
                 raise ImageError(f"{path}: there are no frames to write")
-            for packet in stream.encode():
-                container.mux(packet)
             if tracks is not None:
                 tracks.finish()
         except av.error.FFmpegError as error:
@@ -469,7 +458,120 @@ def write_video(
         notes += tracks.notes
         if like is not None:
             like.losses += tracks.losses
-    return tuple(notes)
+    return tuple(dict.fromkeys(notes))
+
+
+def _encode(
+    path: Path,
+    frames: Iterable[Tensor],
+    encoder: _Encoder,
+    output: _Output,
+    like: VideoFile | None,
+    rate: Fraction,
+    parts: PartStore | None,
+) -> int:
+    """Write the stored parts and then the frames behind them; return the number of frames."""
+    size, number, last = None, 0, -1
+    if parts is not None and parts.size is not None:
+        size, number = parts.size, parts.frames
+        encoder.prepare(output.stream.codec_context, size)
+        for packet in parts.packets():
+            output.write(packet)
+            last = max(last, packet.pts)
+    waiting: list[EncodedPacket] = []
+    in_part = 0
+    context: Any = None
+    for frame in frames:
+        if size is None:
+            size = tuple(frame.shape)
+            encoder.prepare(output.stream.codec_context, size)
+        if tuple(frame.shape) != size:
+            raise ImageError(f"{path}: frame {number} is {tuple(frame.shape)}, those before it {size}")
+        if context is None:
+            context = encoder.create(size, like=output.stream.codec_context)
+        ticks = like.ticks_of(number) if like is not None else None
+        last = max(round(number * _CLOCK / rate) if ticks is None else ticks, last + 1)
+        waiting += encoder.encode(context, frame, last)
+        number, in_part = number + 1, in_part + 1
+        if parts is not None and in_part == parts.part_frames:
+            waiting += encoder.encode(context, None, 0)
+            parts.add(waiting, in_part, size)
+            context, in_part = None, 0
+        if parts is None or context is None:
+            for packet in waiting:
+                output.write(packet)
+            waiting = []
+    if context is not None:
+        for packet in [*waiting, *encoder.encode(context, None, 0)]:
+            output.write(packet)
+    return number
+
+
+class _Encoder:
+    """Makes encoders of equal settings, and packets of frames."""
+
+    def __init__(
+        self,
+        av: Any,
+        settings: Codec,
+        depth: int,
+        quality: int | None,
+        rate: Fraction,
+        like: VideoFile | None,
+        notes: list[str],
+    ) -> None:
+        self.av, self.settings, self.depth, self.rate, self.like, self.notes = av, settings, depth, rate, like, notes
+        self.options = {"crf": str(settings.quality if quality is None else quality), **dict(settings.options)}
+        if settings.encoder == "ffv1":
+            del self.options["crf"]
+        if settings.encoder == "libsvtav1":
+            os.environ.setdefault("SVT_LOG", "1")  # errors only; it prints a page otherwise
+
+    def prepare(self, context: Any, size: tuple[int, ...]) -> None:
+        """Set an encoder up for frames of a size."""
+        _prepare(context, size, self.depth, self.settings, self.like, self.notes)
+        context.options = dict(self.options)
+
+    def create(self, size: tuple[int, ...], *, like: Any) -> Any:
+        """Return an encoder, with its headers where those of another one are."""
+        context = self.av.CodecContext.create(self.settings.encoder, "w")
+        context.framerate = self.rate
+        context.flags |= like.flags
+        self.prepare(context, size)
+        return context
+
+    def encode(self, context: Any, frame: Tensor | None, ticks: int) -> list[EncodedPacket]:
+        """Return the packets that are ready after a frame; None for the rest."""
+        picture = None
+        if frame is not None:
+            picture = _picture(self.av, frame, context, self.depth)
+            picture.time_base, picture.pts = Fraction(1, _CLOCK), ticks
+        return [
+            EncodedPacket(bytes(p), p.pts, p.dts if p.dts is not None else p.pts, p.duration or 0, p.is_keyframe)
+            for p in context.encode(picture)
+        ]
+
+
+class _Output:
+    """A container with the film's stream and its side tracks, written in step."""
+
+    def __init__(self, av: Any, container: Any, stream: Any) -> None:
+        self.av, self.container, self.stream = av, container, stream
+        self.tracks: SideTracks | None = None
+        self._last: int | None = None
+        stream.time_base = Fraction(1, _CLOCK)
+
+    def write(self, encoded: EncodedPacket) -> None:
+        packet = self.av.Packet(encoded.data)
+        # Where parts meet, the decoding times of uneven frames may overlap.
+        dts = encoded.dts if self._last is None else max(encoded.dts, self._last + 1)
+        packet.pts, packet.dts, packet.duration = encoded.pts, min(dts, encoded.pts), encoded.duration
+        packet.time_base, packet.is_keyframe = Fraction(1, _CLOCK), encoded.is_key
+        packet.stream = self.stream
+        self._last = dts
+        self.container.mux(packet)
+        if self.tracks is not None:
+            self.tracks.advance(Fraction(max(encoded.dts, 0), _CLOCK))
 
 
 def _close(container: Any, path: Path) -> None:
@@ -495,23 +597,22 @@ def _written_depth(path: Path, codec: str, wanted: int | None, like: VideoFile |
 
 
 def _prepare(
-    stream: Any, size: tuple[int, ...], depth: int, settings: Codec, like: VideoFile | None, notes: list[str]
+    codec: Any, size: tuple[int, ...], depth: int, settings: Codec, like: VideoFile | None, notes: list[str]
 ) -> None:
+    """Set size, samples, times and color tags of an encoder."""
     if len(size) != 3 or size[0] != 3:
         raise ImageError(f"write_video: expected frames of shape (3, H, W), got {size}")
-    stream.height, stream.width = size[1:]
+    codec.height, codec.width = size[1:]
     chroma = "420" if like is None else like.info.chroma
     if (chroma == "420" and size[1] % 2) or (chroma != "444" and size[2] % 2):
         chroma = "444"
     if chroma not in settings.chroma:
         notes.append(f"chroma subsampled to 4:2:0, which is all that {settings.encoder} holds")
         chroma = "420"
-    stream.pix_fmt = f"yuv{chroma}p" + ("" if depth == 8 else f"{depth}le")
-    stream.time_base = Fraction(1, _CLOCK)
+    codec.pix_fmt = f"yuv{chroma}p" + ("" if depth == 8 else f"{depth}le")
     matrix, primaries, curve = (_BT709, _BT709, _BT709) if like is None else like.info.colors
     if matrix == 0:  # RGB, which is encoded as Y'CbCr here
         matrix = _BT709
-    codec = stream.codec_context
     codec.time_base = Fraction(1, _CLOCK)
     # Without tags decoders assume BT.601: that is encoded, and the file stays without tags.
     codec.colorspace, codec.color_primaries, codec.color_trc = matrix, primaries, curve
@@ -520,13 +621,13 @@ def _prepare(
         codec.sample_aspect_ratio = like.info.sample_aspect_ratio
 
 
-def _picture(av: Any, frame: Tensor, stream: Any, depth: int) -> Any:
+def _picture(av: Any, frame: Tensor, codec: Any, depth: int) -> Any:
     array = array_from_tensors(frame, None, 8 if depth == 8 else 16)
     picture = av.VideoFrame.from_ndarray(array, format="rgb24" if depth == 8 else "rgb48le")
-    matrix = int(stream.codec_context.colorspace)
+    matrix = int(codec.colorspace)
     wanted = av.video.reformatter.Colorspace.ITU601 if matrix in (_UNSPECIFIED, 6) else matrix
     return picture.reformat(
-        format=stream.pix_fmt, dst_colorspace=wanted, dst_color_range=1, interpolation=_interpolation()
+        format=codec.pix_fmt, dst_colorspace=wanted, dst_color_range=1, interpolation=_interpolation()
     )
 
 

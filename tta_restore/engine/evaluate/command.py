@@ -17,6 +17,7 @@ __all__ = ["evaluate", "named_folders"]
 def evaluate(
     *,
     data: Mapping[str, str | Path] | Sequence[str] | None = None,
+    degradations: Sequence[str] | None = None,
     photos: str | Path | None = None,
     model: str | Named = "generalist",
     checkpoint: str | Path | None = None,
@@ -37,13 +38,17 @@ def evaluate(
 ) -> None:
     """Compare methods side by side and write a report, tables, CSV and JSON.
 
-    Without --data, methods around the shipped models on simulated lenses. With --data, the restorer alone as published
+    With --degradations, methods around your model on degraded photos: the model alone, its self-ensemble, and
+    --methods (default: recommended). Without --data and --degradations, methods around the shipped models on simulated
+    lenses. With --data, the restorer alone as published
     for defocus deblurring; with --data and --methods, methods around the restorer on data sets one after another,
     nothing reset in between. An interrupted run on data sets continues when it is started again with the same --out.
 
     Args:
         data: data sets in order; DPDD, RealDOF, CUHK and PixelDP are read in their own layouts.
-        photos: folder of your own sharp photos, degraded by the simulated lenses of the split.
+        degradations: what degrades the photos, such as noise:30, jpeg:20, lens:ring, lens:disk,3, motion:9,
+            noise:15+jpeg:40, or your own as module.path:Class.
+        photos: folder of your own sharp photos, in place of the bundled ones.
         model: shipped weights, a checkpoint file, module.path:callable, or a registered model such as ifan.
         checkpoint: weights of a registered model, or of the module that module.path:callable returns.
         config: keywords of the model's builder.
@@ -67,6 +72,15 @@ def evaluate(
     given = {name: value for name, value in locals().items() if name not in ("progress", "say", "out")}
     expect_folder(out)
     common: dict[str, Any] = {"progress": progress, "say": say}
+    if degradations:
+        _only("--data", given, "limit", "lpips_weights", "bits", "save_pictures", "rounds", "data")
+        from tta_restore.engine.evaluate.degradations import evaluate_degradations
+
+        evaluate_degradations(
+            out, degradations, model=model, checkpoint=checkpoint, config=config, methods=methods,
+            photos_folder=photos, seeds=seeds, frames=frames, device=device, **common,
+        )  # fmt: skip
+        return
     if not data:
         _only("--data", given, "model", "checkpoint", "config", "limit", "lpips_weights", "device", "bits",
               "save_pictures", "rounds")  # fmt: skip

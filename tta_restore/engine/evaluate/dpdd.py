@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import csv
 import inspect
+import os
 import platform
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -208,10 +210,12 @@ def run_published(
     claim(out / "run", task_of([frame.files for frame in frames], measures, config=config, **settings))
     methods = {INPUT: Plain(None), name: Plain(restorer)}
 
+    places = result_paths(frames)
+
     def keep(index: int, output: Tensor) -> None:
         frame = frames[index]
         if save_pictures or frame.sharp_path is None:
-            path = out / "pictures" / frame.family / f"{frame.photo}.png"
+            path = out / "pictures" / frame.family / places[index]
             write_image(path, Image(frame.back(output)[0].clamp(0, 1).cpu()), bit_depth=8)
 
     options: dict[str, Any] = {"measures": measures, "device": device, "progress": progress}
@@ -245,6 +249,21 @@ def run_published(
         csv.writer(file).writerows(table)
     say(f"\nReport: {out / 'report.html'}   table: {out / 'table.csv'}   numbers: {out / 'results.json'}")
     return result
+
+
+def result_paths(frames: Sequence[PublishedFrame]) -> list[Path]:
+    """Return where results lie below the folder of their data set: as their inputs do, each under its own name."""
+    folders = {
+        family: os.path.commonpath([frame.blurry_path.parent.absolute() for frame in frames if frame.family == family])
+        for family in {frame.family for frame in frames}
+    }
+    stems = Counter((frame.family, frame.blurry_path.with_suffix("")) for frame in frames)
+    found = []
+    for frame in frames:
+        path = frame.blurry_path.absolute().relative_to(folders[frame.family])
+        alone = stems[frame.family, frame.blurry_path.with_suffix("")] == 1
+        found.append(path.with_name(f"{path.stem if alone else path.name}.png"))
+    return found
 
 
 def beside(result: StreamResult, name: str) -> list[list[str]]:

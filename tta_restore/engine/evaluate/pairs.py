@@ -16,6 +16,7 @@ from tta_restore import metrics, ops
 from tta_restore.data.datasets.layouts import find_pairs
 from tta_restore.data.io.atomic import atomic_file
 from tta_restore.data.io.image import read_image
+from tta_restore.engine.evaluate.stream import IDENTICAL
 from tta_restore.engine.run.device import resolve_device
 from tta_restore.engine.run.methods import expect_one_input
 from tta_restore.engine.run.models import expect_restorer
@@ -80,7 +81,7 @@ def evaluate_pairs(
             metrics.psnr(restored, warped),
             metrics.ssim(restored, warped),
         ]
-        records.append(PairRecord(paths[0].stem, *(float(value.mean()) for value in values)))
+        records.append(PairRecord(paths[0].stem, *(min(float(value.mean()), IDENTICAL) for value in values)))
     return records
 
 

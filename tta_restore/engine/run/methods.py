@@ -64,6 +64,13 @@ class ImageMethod:
             output = self.adapter(x)
         except SystemExit as error:  # user code, such as an argparse inside the model
             raise RuntimeError(f"the model called sys.exit({error.code!r})") from error
+        return self._image_in(output, x)
+
+    def predict(self, x: Tensor) -> Tensor:
+        """Restore a frame with the weights as they are."""
+        return self._image_in(self.adapter.predict(x), x)
+
+    def _image_in(self, output: Any, x: Tensor) -> Tensor:
         spec = self.adapter.restorer.known_spec(x)
         return outputs.at(output, find_image(output, spec, (x.shape[-2], x.shape[-1])))
 
@@ -242,11 +249,11 @@ ClipMethod = Callable[[Frames], Iterator[Tensor]]
 BY_MOTION: dict[str, Any] = {
     "lr": 3e-4,
     "reblur_lr": 0.0,
-    "passes": 4,
-    "other_moments": 2,
-    "noise": 1 / 255,
-    "least_blur": 0.01,
-    "leave_sharp": True,
+    "num_epochs": 4,
+    "num_extra_times": 2,
+    "noise_std": 1 / 255,
+    "min_blur_rms": 0.01,
+    "skip_sharp_frames": True,
 }
 
 

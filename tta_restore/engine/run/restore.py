@@ -18,16 +18,24 @@ from safetensors.torch import load, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from tta_restore.data.datasets.clips import ImageSequence
 from tta_restore.data.io.atomic import atomic_file, exclusive_lock
 from tta_restore.data.io.color import to_model_space
 from tta_restore.data.io.files import printable
 from tta_restore.data.io.image import MAX_PIXELS, check_writable, read_image, write_image
-from tta_restore.data.io.pixels import Image, ImageError
-from tta_restore.data.io.video import VideoFile, check_codec, write_video
+from tta_restore.data.io.pixels import ImageError
+from tta_restore.data.io.video import VideoFile, check_codec
 from tta_restore.engine.run.device import resolve_device
 from tta_restore.engine.run.methods import CLIP_METHODS, create_clip_method, create_method
 from tta_restore.engine.run.models import load_restorer
+from tta_restore.engine.run.restore_clips import (
+    FrameByFrame,
+    Output,
+    is_constant,
+    restore_frames,
+    restore_video,
+    scale_of,
+)
+from tta_restore.engine.run.restore_large import is_large, restore_large
 from tta_restore.engine.run.restore_plan import Job, Plan, check_output, describe_others, frame_files, plan_jobs
 from tta_restore.engine.run.usage import UsageError
 
@@ -37,31 +45,6 @@ __all__ = ["Output", "RestoreMethod", "RestoreState", "Summary", "restore_files"
 RestoreMethod = Callable[[Tensor], Tensor]
 
 _PROGRESS_INTERVAL = 30.0  # seconds between progress lines where stderr is not a terminal
-
-
-@dataclass(frozen=True)
-class Output:
-    """How inputs are read and results are written.
-
-    Attributes:
-        quality: of lossy images, 1 to 100; None for 95.
-        bit_depth: bits per sample of results; None keeps that of each input.
-        strip: leave out metadata (EXIF, XMP, IPTC, text, tags); color profiles stay.
-        keep_going: restore what can be read of damaged files.
-        max_pixels: largest number of pixels of an image or a frame.
-        deinterlace: turn interlaced video into progressive frames.
-        codec: of videos, ``"h264"``, ``"hevc"``, ``"av1"``, ``"vp9"`` or ``"ffv1"``.
-        crf: constant rate factor of videos; None for the codec's default.
-    """
-
-    quality: int | None = None
-    bit_depth: int | None = None
-    strip: bool = False
-    keep_going: bool = False
-    max_pixels: int = MAX_PIXELS
-    deinterlace: bool = False
-    codec: str = "h264"
-    crf: int | None = None
 
 
 @dataclass
@@ -219,7 +202,7 @@ def run_jobs(
     jobs: Sequence[Job],
     method: Any,
     *,
-    output: Output = Output(),
+    output: Output | None = None,
     state: str | Path | None = None,
     overwrite: bool = False,
     progress: bool = True,
@@ -237,7 +220,7 @@ def run_jobs(
         jobs: from :func:`tta_restore.engine.run.restore_plan.plan_jobs`.
         method: a :data:`RestoreMethod`; with `whole_clips` a function from the frames of a clip to an iterator over
             the restored frames.
-        output: how inputs are read and results are written.
+        output: how inputs are read and results are written; None for the defaults of :class:`Output`.
         state: file of the method's state.
         overwrite: restore also what is there already.
         progress: show a bar on stderr, or lines where it is not a terminal.
@@ -249,9 +232,9 @@ def run_jobs(
         UsageError: `state` was asked for and the method has no `save` and `load`, or the file does not fit it, or
             another run uses it.
     """
-    say = say or _to_stderr
+    say, output = say or _to_stderr, output or Output()
     summary = Summary()
-    clip_method = method if whole_clips else _FrameByFrame(method, device, fresh=state is None)
+    clip_method = method if whole_clips else FrameByFrame(method, device, fresh=state is None)
     with _opened_state(state, method) as keeper, _Progress(len(jobs), shown=progress, say=say) as bar:
         for job in jobs:
             bar.start(job.source.name)
@@ -262,7 +245,7 @@ def run_jobs(
                 if job.kind == "image":
                     is_whole = _restore_image(job, method, device, output, say)
                 else:
-                    restore = _restore_video if job.kind == "video" else _restore_frames
+                    restore = restore_video if job.kind == "video" else restore_frames
                     is_whole = restore(job, clip_method, output, say)
             except ImageError as error:
                 summary.failed += 1
@@ -286,13 +269,15 @@ def _restore_image(
     job: Job, method: RestoreMethod, device: str | torch.device, output: Output, say: Callable[[str], None]
 ) -> bool:
     """Restore one image file; return whether it could be read whole."""
+    if is_large(job.source, output):
+        return restore_large(job, method, device, output, say)
     image = read_image(job.source, max_pixels=output.max_pixels, keep_going=output.keep_going)
     notes = list(image.notes)
     check_writable(job.destination, image, bit_depth=output.bit_depth, source=job.source)
     rgb, back = to_model_space(image)
-    if _is_constant(rgb):
+    if is_constant(rgb):
         notes.append("the image is constant: passed on unrestored, nothing can be learned from it")
-        scale = _scale_of(method, rgb)
+        scale = scale_of(method, rgb)
         result = rgb.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
     else:
         result = method(rgb[None].to(device))[0].detach().float().cpu()
@@ -305,79 +290,6 @@ def _restore_image(
     for loss in image.losses:
         say(f"warning: {job.source}: {loss}")
     return not image.losses
-
-
-def _restore_video(job: Job, method: Any, output: Output, say: Callable[[str], None]) -> bool:
-    """Restore one video file frame by frame; return whether it could be read whole."""
-    video = VideoFile(
-        job.source, deinterlace=output.deinterlace, keep_going=output.keep_going, max_pixels=output.max_pixels
-    )
-    for note in video.notes:
-        say(f"note: {job.source}: {note}")
-    frames = method.stream(video) if isinstance(method, _FrameByFrame) else method(video.load())
-    pictures = (picture.detach().float().cpu() for picture in frames)
-    options = {} if output.crf is None else {"quality": output.crf}
-    notes = write_video(
-        job.destination,
-        pictures,
-        like=video,
-        codec=output.codec,
-        bit_depth=output.bit_depth,
-        strip=output.strip,
-        **options,
-    )
-    for note in notes:
-        say(f"note: {job.source}: {note}")
-    for loss in video.losses:
-        say(f"warning: {job.source}: {loss}")
-    return not video.losses
-
-
-def _restore_frames(job: Job, method: Any, output: Output, say: Callable[[str], None]) -> bool:
-    """Restore a folder of frames as one clip, a PNG file per frame."""
-    files = frame_files(job)
-    frames = ImageSequence(source for source, _ in files)
-    results = method.stream(frames) if isinstance(method, _FrameByFrame) else method(frames)
-    for (_, path), picture in zip(files, results, strict=True):
-        write_image(path, Image(picture.detach().float().cpu()), bit_depth=output.bit_depth or 8)
-    return True
-
-
-class _FrameByFrame:
-    """Restores the frames of clips one after the other by a method of images.
-
-    Args:
-        fresh: whether the method is reset before every clip.
-    """
-
-    def __init__(self, method: Any, device: str | torch.device, *, fresh: bool) -> None:
-        self.method, self.device, self.fresh = method, device, fresh
-
-    def stream(self, frames: Any) -> Iterator[Tensor]:
-        adapter = getattr(self.method, "adapter", None)
-        if self.fresh and adapter is not None:
-            adapter.reset()
-        for frame in frames:
-            if _is_constant(frame):  # black between two shots: nothing to restore or to learn
-                scale = _scale_of(self.method, frame)
-                yield frame.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
-            else:
-                yield self.method(frame[None].to(self.device))[0]
-
-
-def _is_constant(pixels: Tensor) -> bool:
-    first = pixels[:, :1, :1]
-    if not torch.equal(pixels[:, :1], first.expand(-1, 1, pixels.shape[2])):
-        return False  # found at the first row of nearly every image
-    return all(torch.equal(rows, first.expand_as(rows)) for rows in pixels.split(256, 1))
-
-
-def _scale_of(method: Any, pixels: Tensor) -> int:
-    restorer = getattr(getattr(method, "adapter", None), "restorer", None)
-    if restorer is None:
-        return 1
-    spec = getattr(restorer, "spec", None) or restorer.known_spec(torch.zeros(1, 3, 64, 64, device=pixels.device))
-    return int(getattr(spec, "scale", 1) or 1)
 
 
 def _describe_run(plan: Plan, method: Any, output: Output, *, device: Any, whole_clips: bool) -> Summary:

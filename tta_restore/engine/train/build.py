@@ -23,6 +23,7 @@ from tta_restore.degradations.motion import CameraShake
 from tta_restore.engine.run.models import build_module
 from tta_restore.engine.run.names import SHIPPED_MODELS
 from tta_restore.engine.run.usage import UsageError
+from tta_restore.models import list_models
 from tta_restore.models.checkpoint import read_metadata, resolve
 
 __all__ = [
@@ -69,6 +70,8 @@ def described(section: Mapping[str, Any], *, default: str) -> Built:
     conditioned = options.pop("blur_map", False)
     if conditioned and name == "jdrl_unet":
         return "jdrl_journal", known | options
+    if conditioned and name in list_models():
+        return "blur_conditioned", {"restorer": name, "config": known.get("config", known) | options}
     return name, known | options | ({"blur_map": True} if conditioned else {})
 
 

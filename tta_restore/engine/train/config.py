@@ -94,6 +94,9 @@ class SupervisedSettings:
         disparity_weight: of the right view, moved by the disparity map, against the left one, at an eighth of the size.
         reblur_weight: of the sharp image, blurred again by filters made of the deblurring ones, against the blurry one,
             at an eighth of the size; 0 trains without a reblurring network.
+        lpips_weight: weight of the mean squared LPIPS of the restored image, 0.1 in IFAN's LPIPS configuration; 0
+            leaves it out.
+        lpips_weights: file with AlexNet's weights, see :class:`tta_restore.metrics.Lpips`.
         optimizer: ``"radam"`` with decoupled weight decay, ``"adamw"``, or ``"adam"``, whose decay is not decoupled.
         lr: learning rate.
         weight_decay: of the optimizer.
@@ -109,6 +112,8 @@ class SupervisedSettings:
     loss: Literal["mse", "mae", "charbonnier"] = "mse"
     disparity_weight: float = 1.0
     reblur_weight: float = 1.0
+    lpips_weight: float = 0.0
+    lpips_weights: str | None = None
     optimizer: Literal["radam", "adamw", "adam"] = "radam"
     lr: float = 1e-4
     weight_decay: float = 0.01
@@ -128,7 +133,15 @@ class SupervisedSettings:
         }
         for name, allowed in choices.items():
             _checks().expect_choice("SupervisedSettings", name, getattr(self, name), allowed)
-        for name in ("disparity_weight", "reblur_weight", "weight_decay", "cosine_steps", "warm_up", "clip"):
+        for name in (
+            "disparity_weight",
+            "reblur_weight",
+            "lpips_weight",
+            "weight_decay",
+            "cosine_steps",
+            "warm_up",
+            "clip",
+        ):
             _checks().expect_number("SupervisedSettings", name, getattr(self, name), minimum=0)
         for name in ("lr", "decay"):
             _checks().expect_number("SupervisedSettings", name, getattr(self, name), above=0)

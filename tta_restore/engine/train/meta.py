@@ -18,8 +18,8 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tta_restore import losses
-from tta_restore.adapters.methods.clip_model import pictures
-from tta_restore.adapters.methods.discriminator import Critic as _Critic
+from tta_restore.adapters.methods.clip_model import restored_images
+from tta_restore.adapters.methods.discriminator import DiscriminatorTrainer
 from tta_restore.adapters.methods.inner_loop import InnerLoop, InnerLoopSettings
 from tta_restore.adapters.state import ParameterSet
 from tta_restore.data.datasets.clips import Clip
@@ -108,7 +108,7 @@ class MetaObjective(Objective):
         inner = self.settings.inner
         loop = InnerLoop(
             inner,
-            restore=lambda weights, picture, clip: pictures(
+            restore=lambda weights, picture, clip: restored_images(
                 self._run, lambda x: self._restore(weights, x), picture, clip, outputs=self.outputs
             ),
             reblur=lambda weights, windows: functional_call(self.reblur, weights, (windows,)),
@@ -116,14 +116,14 @@ class MetaObjective(Objective):
             reblur_weights=_part(values, "reblur"),
             critic=None
             if self.discriminator is None
-            else _Critic(self.discriminator, lr=self.settings.discriminator_lr),
+            else DiscriminatorTrainer(self.discriminator, lr=self.settings.discriminator_lr),
             distance=self.distance,
             create_graph=self.settings.second_order,
         )
         terms: dict[str, list[float]] = {}
-        items = inner.worth(task.items, lambda windows: self.reblurred(values, windows))
+        items = inner.filter_samples(task.items, lambda windows: self.reblurred(values, windows))
         for step in inner.steps(len(items), task.num_frames, generator):
-            problem = loop.update(loop.loss(step, items[step.item]))
+            problem = loop.update(loop.loss(step, items[step.sample]))
             if problem is not None:
                 raise RuntimeError(f"meta-training: {problem}, in the {step.stage} stage on {task.name}")
             for name, value in loop.terms.items():
@@ -230,11 +230,11 @@ class MetaObjective(Objective):
     def _restore(self, weights: ParameterSet, x: Tensor) -> Restoration:
         return self._run.restore(x, call=lambda inputs: functional_call(self.restorer, weights, (inputs,)))
 
-    def _trainer(self) -> _Critic | None:
+    def _trainer(self) -> DiscriminatorTrainer | None:
         """A copy of the discriminator for one clip."""
         if self.discriminator is None:
             return None
-        return _Critic(self.discriminator, lr=self.settings.discriminator_lr)
+        return DiscriminatorTrainer(self.discriminator, lr=self.settings.discriminator_lr)
 
     def _step(self, gradients: ParameterSet | None, optimizer: torch.optim.Optimizer, processes: Processes) -> None:
         """One outer step, with these gradients or those that the weights hold."""

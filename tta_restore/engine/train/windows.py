@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from tta_restore import losses
-from tta_restore.adapters.methods.clip_model import pictures
-from tta_restore.adapters.methods.inner_loop import Item
+from tta_restore.adapters.methods.clip_model import restored_images
+from tta_restore.adapters.methods.inner_loop import InnerSample
 from tta_restore.data.datasets.clips import Clip, stack_frames, window
 from tta_restore.data.datasets.mining import mine_patches
 from tta_restore.models import Restoration, Restorer
@@ -49,9 +49,9 @@ def restore_windows(
     if restorer.spec is None:
         restorer.known_spec(middle[:1])
     if restorer.spec is not None and restorer.spec.frames == 1:
-        return [pictures(restorer, restore, middle, windows[0], outputs=outputs)]
+        return [restored_images(restorer, restore, middle, windows[0], outputs=outputs)]
     pairs = zip(middle.split(1), windows, strict=True)
-    return [pictures(restorer, restore, picture, window, outputs=outputs) for picture, window in pairs]
+    return [restored_images(restorer, restore, picture, window, outputs=outputs) for picture, window in pairs]
 
 
 def window_loss(groups: Sequence[Sequence[Tensor]], target: Tensor, distance: Distance) -> Tensor:
@@ -77,7 +77,7 @@ class MetaTask:
     """
 
     name: str
-    items: tuple[Item, ...]
+    items: tuple[InnerSample, ...]
     query_blurry: Tensor
     query_sharp: Tensor
 
@@ -162,7 +162,7 @@ class TaskSource:
         """One clip, cut up."""
         settings = {"generator": generator, "num_frames": self.num_frames, "other_moments": self.num_extra_times}
         mined = mine_patches(clip.blurry, self.num_patches, self.patch_size, **settings)
-        items = tuple(Item.of(mined))
+        items = tuple(InnerSample.of(mined))
         options = {"count": self.query_frames, "num_frames": self.num_frames}
         return MetaTask(clip.name, items, *query_windows(clip, self.patch_size, generator, **options))
 

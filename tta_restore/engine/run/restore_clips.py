@@ -1,0 +1,176 @@
+"""Restore one clip, a video file or a folder of frames, in bounded memory and resumable."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tta_restore.data.datasets.clips import ImageSequence
+from tta_restore.data.io.image import MAX_PIXELS, write_image
+from tta_restore.data.io.parts import PartStore
+from tta_restore.data.io.pixels import Image
+from tta_restore.data.io.video import VideoFile, write_video
+from tta_restore.engine.run.restore_plan import Job, frame_files
+
+__all__ = ["FrameByFrame", "Output", "is_constant", "restore_frames", "restore_video", "scale_of"]
+
+
+@dataclass(frozen=True)
+class Output:
+    """How inputs are read and results are written.
+
+    Attributes:
+        quality: of lossy images, 1 to 100; None for 95.
+        bit_depth: bits per sample of results; None keeps that of each input.
+        strip: leave out metadata (EXIF, XMP, IPTC, text, tags); color profiles stay.
+        keep_going: restore what can be read of damaged files.
+        max_pixels: largest number of pixels of an image or a frame.
+        deinterlace: turn interlaced video into progressive frames.
+        codec: of videos, ``"h264"``, ``"hevc"``, ``"av1"``, ``"vp9"`` or ``"ffv1"``.
+        crf: constant rate factor of videos; None for the codec's default.
+    """
+
+    quality: int | None = None
+    bit_depth: int | None = None
+    strip: bool = False
+    keep_going: bool = False
+    max_pixels: int = MAX_PIXELS
+    deinterlace: bool = False
+    codec: str = "h264"
+    crf: int | None = None
+
+
+class FrameByFrame:
+    """Restores the frames of clips one after the other by a method of images.
+
+    Args:
+        method: from (1, 3, H, W) to (1, 3, s*H, s*W).
+        device: where the method wants its input.
+        fresh: whether the method is reset before every clip.
+    """
+
+    def __init__(self, method: Any, device: str | torch.device, *, fresh: bool) -> None:
+        self.method, self.device, self.fresh = method, device, fresh
+
+    @property
+    def keeps_state(self) -> bool:
+        """Whether the method's state can be saved and loaded."""
+        return callable(getattr(self.method, "save", None)) and callable(getattr(self.method, "load", None))
+
+    def stream(self, frames: Any, *, start: int = 0, state: Path | None = None) -> Iterator[Tensor]:
+        """Yield the restored frames.
+
+        Args:
+            frames: (3, H, W) each.
+            start: number of frames that are passed over.
+            state: file of the method's state after those, None for that at the beginning.
+        """
+        adapter = getattr(self.method, "adapter", None)
+        if state is not None:
+            self.method.load(state)
+        elif self.fresh and adapter is not None:
+            adapter.reset()
+        for number, frame in enumerate(frames):
+            if number < start:
+                continue
+            if is_constant(frame):  # black between two shots: nothing to restore or to learn
+                scale = scale_of(self.method, frame)
+                yield frame.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
+            else:
+                yield self.method(frame[None].to(self.device))[0]
+
+
+def restore_video(job: Job, method: Any, output: Output, say: Callable[[str], None]) -> bool:
+    """Restore one video file; return whether it could be read whole.
+
+    With a method of frames whose state can be saved, a killed run continues behind the last stored part.
+    """
+    video = VideoFile(
+        job.source, deinterlace=output.deinterlace, keep_going=output.keep_going, max_pixels=output.max_pixels
+    )
+    for note in video.notes:
+        say(f"note: {job.source}: {note}")
+    parts = None
+    if not isinstance(method, FrameByFrame):
+        frames = method(video.load())
+    elif method.keeps_state:
+        parts = _open_parts(job, method, output)
+        frames = _resumed(job, method, video, parts, say)
+    else:
+        frames = method.stream(video)
+    notes = write_video(
+        job.destination,
+        (picture.detach().float().cpu() for picture in frames),
+        like=video,
+        codec=output.codec,
+        bit_depth=output.bit_depth,
+        strip=output.strip,
+        parts=parts,
+        quality=output.crf,
+    )
+    if parts is not None:
+        parts.remove()
+    for note in notes:
+        say(f"note: {job.source}: {note}")
+    for loss in video.losses:
+        say(f"warning: {job.source}: {loss}")
+    return not video.losses
+
+
+def restore_frames(job: Job, method: Any, output: Output, say: Callable[[str], None]) -> bool:
+    """Restore a folder of frames as one clip, a PNG file per frame; return whether it could be read whole."""
+    files = frame_files(job)
+    frames = ImageSequence(source for source, _ in files)
+    results = method.stream(frames) if isinstance(method, FrameByFrame) else method(frames)
+    for (_, path), picture in zip(files, results, strict=True):
+        write_image(path, Image(picture.detach().float().cpu()), bit_depth=output.bit_depth or 8)
+    return True
+
+
+def _open_parts(job: Job, method: FrameByFrame, output: Output) -> PartStore:
+    state = job.source.stat()
+    key = {
+        "source": str(job.source.resolve()),
+        "size": state.st_size,
+        "time": state.st_mtime_ns,
+        "fresh": method.fresh,
+        **asdict(output),
+    }
+    return PartStore(job.destination.with_name(f".{job.destination.name}.parts"), key, save_state=method.method.save)
+
+
+def _resumed(
+    job: Job, method: FrameByFrame, video: VideoFile, parts: PartStore, say: Callable[[str], None]
+) -> Iterator[Tensor]:
+    """Return the frames behind the stored parts; parts of another method or model are removed."""
+    if parts.state is None:
+        return method.stream(video)
+    try:
+        method.method.load(parts.state)
+    except (ValueError, TypeError, KeyError, RuntimeError, OSError):
+        parts.remove()
+        return method.stream(video)
+    say(f"note: {job.source}: continued behind its first {parts.frames} frames")
+    return method.stream(video, start=parts.frames, state=parts.state)
+
+
+def is_constant(pixels: Tensor) -> bool:
+    """Return whether all pixels have one color. Shape: (3, H, W)."""
+    first = pixels[:, :1, :1]
+    if not torch.equal(pixels[:, :1], first.expand(-1, 1, pixels.shape[2])):
+        return False  # found at the first row of nearly every image
+    return all(torch.equal(rows, first.expand_as(rows)) for rows in pixels.split(256, 1))
+
+
+def scale_of(method: Any, pixels: Tensor) -> int:
+    """Return the factor by which a method enlarges images."""
+    restorer = getattr(getattr(method, "adapter", None), "restorer", None)
+    if restorer is None:
+        return 1
+    spec = getattr(restorer, "spec", None) or restorer.known_spec(torch.zeros(1, 3, 64, 64, device=pixels.device))
+    return int(getattr(spec, "scale", 1) or 1)
