@@ -14,7 +14,7 @@ from tta_restore._core import checks
 from tta_restore._core.color import linear_to_srgb, srgb_to_linear
 from tta_restore.degradations import lens as optics
 from tta_restore.degradations._convolve import convolve
-from tta_restore.degradations._ranges import Range, expect_range, rand, spaced
+from tta_restore.degradations._ranges import Range, expect_range, on_cpu, rand, spaced
 from tta_restore.degradations.degradation import (
     Degradation,
     Parameters,
@@ -26,7 +26,7 @@ from tta_restore.degradations.degradation import (
 from tta_restore.degradations.registry import register_degradation
 from tta_restore.models.defocus.pupil import rasterize_pupil
 
-__all__ = ["PUPIL_REACH", "PUPIL_SIZE", "Blur", "BlurParameters", "pupil_kernels"]
+__all__ = ["PUPIL_REACH", "PUPIL_SIZE", "Blur", "BlurParameters", "pupil_kernels", "rotate_pupils"]
 
 PUPIL_SIZE = 23
 """Side of a sampled pupil function."""
@@ -44,6 +44,7 @@ _NAMED = {
     "hexagon": optics.polygon(6),
     "cat_eye": optics.cat_eye(),
     "ellipse": optics.ellipse(),
+    "coma": optics.center_pupil(optics.coma),
 }
 _INVISIBLE = 0.4  # root mean square radius in pixels that cannot be told from none, about
 _PUPIL_STEP = 0.15  # squared relative distance of two pupil functions that is just noticeable
@@ -69,9 +70,9 @@ class Blur(Degradation):
         radius: root mean square radius of the PSF in pixels, drawn log-uniformly above 0.1. A Gaussian of standard
             deviation s has the radius ``s * sqrt(2)``.
         lens: pupil functions to draw from: names ("disk", "gaussian", "exponential", "ring", "bubble", "triangle",
-            "square", "hexagon", "cat_eye", "ellipse"), "random" for a broad prior of symmetric and asymmetric shapes
-            (:func:`tta_restore.degradations.lens.random_lens`), a :class:`Lens`, a tensor (M, A, A) of pupil functions
-            sampled over [-2.3, 2.3] root mean square radii, or a tuple of these. Turned by a random angle.
+            "square", "hexagon", "cat_eye", "ellipse", "coma"), "random" for a broad prior of symmetric and asymmetric
+            shapes (:func:`tta_restore.degradations.lens.random_lens`), a :class:`Lens`, a tensor (M, A, A) of pupil
+            functions sampled over [-2.3, 2.3] root mean square radii, or a tuple of these. Turned by a random angle.
         psf: PSFs in pixels, (K, K) or (M, K, K), K odd, used as they are instead of ``lens`` and ``radius``.
         varying_prob: probability that the radius varies over the image, between two draws, along a smooth random map.
         levels: kernels that a varying blur interpolates between.
@@ -166,16 +167,16 @@ class Blur(Degradation):
         else:
             known = [torch.empty(0) if item == "random" else _sampled(item) for item in self._lenses()]
         chosen = (rand(generator, n) * len(known)).long().clamp(max=len(known) - 1).tolist()
-        drawn = []
+        drawn, cpu = [], on_cpu(generator)
         for index in chosen:
             pupil = known[index]
             if pupil.numel() == 0:
-                lens = optics.random_lens(generator, radius=(1.0, 1.0), tails=0.2)
+                lens = optics.random_lens(cpu, radius=(1.0, 1.0), tails=0.2)
                 pupil = optics.rasterize_pupils([lens], size=PUPIL_SIZE, reach=PUPIL_REACH)[0]
             drawn.append(pupil)
         if not drawn:
             return torch.zeros(0, PUPIL_SIZE, PUPIL_SIZE)
-        return _rotate(torch.stack(drawn), 2 * math.pi * rand(generator, n))
+        return rotate_pupils(torch.stack(drawn), 2 * math.pi * rand(generator, n))
 
 
 def pupil_kernels(pupils: Tensor, radius: Tensor, *, max_size: int | None = None) -> Tensor:
@@ -206,7 +207,8 @@ def _sampled(item: str | optics.Lens) -> Tensor:
     return optics.rasterize_pupils([_lens(item)], size=PUPIL_SIZE, reach=PUPIL_REACH)[0]
 
 
-def _rotate(pupils: Tensor, angle: Tensor) -> Tensor:
+def rotate_pupils(pupils: Tensor, angle: Tensor) -> Tensor:
+    """Turn pupil functions (N, A, A) by angles (N,) in radians; each sums to 1."""
     cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
     matrix = torch.stack([torch.stack([cos, -sin, zero], 1), torch.stack([sin, cos, zero], 1)], 1)
     grid = F.affine_grid(matrix, [len(pupils), 1, *pupils.shape[1:]], align_corners=False)

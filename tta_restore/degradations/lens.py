@@ -18,7 +18,7 @@ from tta_restore._core.color import srgb_to_linear
 from tta_restore.degradations.sensor import apply_sensor_model
 
 __all__ = [
-    "KERNEL_SIZE", "Lens", "Pupil", "blur_with_mixture", "bubble", "cat_eye", "center_pupil", "disk", "ellipse",
+    "KERNEL_SIZE", "Lens", "Pupil", "blur_with_mixture", "bubble", "cat_eye", "center_pupil", "coma", "disk", "ellipse",
     "exponential", "gaussian", "interpolation_weights", "polygon", "random_defocus_map", "random_lens", "rasterize",
     "rasterize_pupils", "ring", "rms_radius", "simulate_capture",
 ]  # fmt: skip
@@ -90,6 +90,16 @@ def ellipse(ratio: float = 0.5, angle: float = 1.1) -> Pupil:
     """Disk squeezed to `ratio` along `angle` (rad): astigmatism, anamorphic lenses."""
     cos, sin = math.cos(angle), math.sin(angle)
     return lambda u, v: disk((cos * u + sin * v) / ratio, cos * v - sin * u)
+
+
+def coma(u: Tensor, v: Tensor) -> Tensor:
+    """Comatic flare of a point off the axis: circles that grow as they move away from a bright tip."""
+    total = torch.zeros_like(u)
+    for step in range(1, 13):
+        zone = step / 12
+        distance = ((u + 0.9 - 1.5 * zone * zone).square() + v * v).sqrt() - 0.55 * zone
+        total = total + torch.exp(-distance.square() / (2 * 0.08**2))
+    return total
 
 
 def random_lens(generator: torch.Generator, *, radius: tuple[float, float] = (0.3, 6.5), tails: float = 0.0) -> Lens:
