@@ -68,8 +68,8 @@ def polar_samples(pupils: Tensor, rings: int, directions: int) -> Tensor:
 
     Shape: pupils (L, A, A) -> (L, rings, directions).
     """
-    radius = (torch.arange(rings, device=pictures.device, dtype=torch.float32) + 0.5) / rings
-    angle = torch.arange(directions, device=pictures.device, dtype=torch.float32) * (math.pi / directions)
+    radius = (torch.arange(rings, device=pupils.device, dtype=torch.float32) + 0.5) / rings
+    angle = torch.arange(directions, device=pupils.device, dtype=torch.float32) * (math.pi / directions)
     grid = torch.stack([radius[:, None] * torch.cos(angle), radius[:, None] * torch.sin(angle)], dim=-1)
     sampled = F.grid_sample(pupils[:, None], grid.expand(len(pupils), -1, -1, -1), align_corners=False)
     return sampled[:, 0] * radius.sqrt()[:, None]
@@ -88,7 +88,7 @@ def rotate_pupil(pupils: Tensor, angle: Tensor, mirrored: Tensor) -> Tensor:
     upright = torch.where(mirrored[:, None, None], pupils.flip(1), pupils)
     cos, sin, zero = torch.cos(angle), torch.sin(angle), torch.zeros_like(angle)
     matrix = torch.stack([torch.stack([cos, sin, zero], 1), torch.stack([-sin, cos, zero], 1)], 1)
-    grid = F.affine_grid(matrix, [len(pictures), 1, *pictures.shape[1:]], align_corners=False)
+    grid = F.affine_grid(matrix, [len(pupils), 1, *pupils.shape[1:]], align_corners=False)
     drawn = F.grid_sample(upright[:, None], grid.to(upright), align_corners=False)[:, 0]
     return drawn / drawn.sum((1, 2), keepdim=True)
 
