@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -149,6 +149,7 @@ class IsotropicReblur(nn.Module):
 
     Args:
         kernel_sizes: odd sizes of the N kernels.
+        padding_mode: what lies outside the frame; ``"zeros"``, as published, darkens the border.
 
     Shape:
         - image: (B, C, H, W)
@@ -163,17 +164,24 @@ class IsotropicReblur(nn.Module):
     torch.Size([1, 3, 4, 4])
     """
 
-    def __init__(self, *, kernel_sizes: Sequence[int] = KERNEL_SIZES) -> None:
+    def __init__(
+        self,
+        *,
+        kernel_sizes: Sequence[int] = KERNEL_SIZES,
+        padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros",
+    ) -> None:
         super().__init__()
         self.kernel_sizes = tuple(kernel_sizes)
+        self.padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = padding_mode
 
     def forward(self, image: Tensor, seeds: Tensor, weights: Tensor) -> Tensor:
         """Return the blurred image."""
-        return ops.isotropic_reblur(image, seeds, weights, kernel_sizes=self.kernel_sizes)
+        options: dict[str, Any] = {"kernel_sizes": self.kernel_sizes, "padding_mode": self.padding_mode}
+        return ops.isotropic_reblur(image, seeds, weights, **options)
 
     def extra_repr(self) -> str:
         """Return the arguments that ``repr`` shows."""
-        return f"kernel_sizes={self.kernel_sizes}"
+        return f"kernel_sizes={self.kernel_sizes}, padding_mode={self.padding_mode!r}"
 
 
 class BlurMapEstimator(ResidualTrunk):
