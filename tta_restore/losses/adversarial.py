@@ -90,11 +90,12 @@ def discriminator_loss(
         TypeError: An argument is not a floating-point tensor.
         ValueError: ``kind`` or ``reduction`` is unknown.
 
-    Source: Arjovsky et al., Wasserstein GAN, ICML 2017 (its critic); Mao et al., Least squares GAN, ICCV 2017.
+    Source: Arjovsky et al., Wasserstein GAN, ICML 2017, its critic; Mao et al., Least squares GAN, ICCV 2017.
     """
     checks.expect_floating("discriminator_loss", fake=fake, real=real)
     checks.expect_choice("discriminator_loss", "kind", kind, _KINDS)
     expect_reduction("discriminator_loss", reduction, SCALAR_REDUCTIONS)
+    # Batches of generated and real images may differ in size, so each is reduced by itself.
     fake, real = widen(fake), widen(real)
     if kind == "wasserstein":
         return reduce(fake, reduction) - reduce(real, reduction)
@@ -144,7 +145,9 @@ def cycle_loss(
     """
     expect_pair("cycle_loss", None, reblurred=reblurred, sharp=sharp)
     expect_reduction("cycle_loss", reduction)
+    # A plain function of two images serves as distance as long as its own reduction is asked for.
     options = {} if reduction == "mean" else {"reduction": reduction}
+    # Restorers expect [0, 1]; the clamp stops the gradient of pixels outside.
     return distance(restore(reblurred.clamp(0, 1)), sharp, **options)
 
 

@@ -43,6 +43,7 @@ def _flow_to_gray(flow: Tensor) -> Tensor:
     """
     u, v = flow.detach().float().unbind(1)
     largest = (u.square() + v.square()).sqrt().amax((1, 2), keepdim=True)
+    # Float32 up to the angle, as in the official code: the mask is compared with it bit by bit.
     u, v = u / (largest + 1e-5), v / (largest + 1e-5)
     radius, angle = (u.square() + v.square()).sqrt(), torch.atan2(-v, -u) / math.pi
     position = (angle + 1) / 2 * 54
@@ -131,7 +132,7 @@ def deformation_loss(
         if motion is None:
             continue
         checks.expect_shape("deformation_loss", name, motion, "(B, 2, H, W)", (b, 2, h, w))
-        motion = motion.detach()
+        motion = motion.detach()  # flow is a constant of the loss
         warped = ops.flow_warp(source, motion, padding_mode="border", align_corners=align_corners)
         if mask_tolerance is not None:
             mask = calibration_mask(motion, tolerance=mask_tolerance).to(target.dtype)

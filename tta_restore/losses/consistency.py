@@ -32,6 +32,7 @@ def siamese_consistency_loss(student: Tensor, teacher: Tensor, *, reduction: Red
     """
     expect_pair("siamese_consistency_loss", None, student=student, teacher=teacher)
     expect_reduction("siamese_consistency_loss", reduction)
+    # Only the student is widened: the difference promotes the teacher.
     return reduce((teacher.detach() - widen(student)).abs(), reduction)
 
 

@@ -87,6 +87,7 @@ def _laplacian(image: Tensor) -> Tensor:
     _, channels, height, width = image.shape
     taps = image.new_tensor(_TAPS)
     kernel = torch.outer(taps, taps).expand(channels, 1, 5, 5)
+    # Multiplying by a mask of even pixels equals dropping the others and inserting zeros again.
     even = image.new_tensor([1.0, 0.0])
     kept = torch.outer(even.repeat(height // 2 + 1)[:height], even.repeat(width // 2 + 1)[:width])
 
@@ -124,7 +125,7 @@ def edge_loss(restored: Tensor, target: Tensor, *, eps: float = 1e-3, reduction:
     expect_pair("edge_loss", restored=restored, target=target)
     checks.expect_number("edge_loss", "eps", eps, above=0)
     expect_reduction("edge_loss", reduction)
-    if restored.dtype.itemsize < 4:
+    if restored.dtype.itemsize < 4:  # both operands: the convolutions do not promote dtypes
         restored, target = restored.float(), target.float()
     # Autocast would run the convolutions in half precision, where the Laplacian cancels to noise.
     with torch.autocast(restored.device.type, enabled=False):
@@ -213,6 +214,7 @@ def l1_fourier_loss(
     expect_pair("l1_fourier_loss", restored=restored, target=target)
     checks.expect_choice("l1_fourier_loss", "axes", axes, ("width", "both"))
     expect_reduction("l1_fourier_loss", reduction, SCALAR_REDUCTIONS)
+    # The transform is linear: one of the difference replaces two of the images.
     difference = widen(restored) - widen(target)
     spectrum = torch.fft.fft(difference) if axes == "width" else torch.fft.fft2(difference)
     return reduce(difference.abs(), reduction) + fourier_weight * reduce(spectrum.abs(), reduction)

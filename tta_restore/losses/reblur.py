@@ -58,7 +58,7 @@ def reblur_loss(
     if border and 2 * border >= min(reblurred.shape[-2:]):
         shape = tuple(reblurred.shape)
         raise ValueError(f"reblur_loss: expected border < min(H, W) / 2 of reblurred {shape}, got {border}")
-    if border:
+    if border:  # after averaging: the border is counted in pixels of the reblurred image
         reblurred, blurry = (x[..., border:-border, border:-border] for x in (reblurred, blurry))
     if distance == "charbonnier":
         return charbonnier_loss(reblurred, blurry, eps=eps, reduction=reduction)
@@ -122,6 +122,7 @@ def blur_map_loss(
     expect_pair("blur_map_loss", None, predicted=predicted, seeds=seeds)
     if detach:
         seeds = seeds.detach()
+    # Kernels depend on absolute logits only.
     if compare == "absolute":
         predicted, seeds = predicted.abs(), seeds.abs()
     return charbonnier_loss(predicted, seeds, eps=eps, reduction=reduction)
@@ -197,4 +198,5 @@ def _at_one_size(function: str, **pair: Tensor) -> tuple[Tensor, Tensor]:
         )
     if small.dtype.itemsize < 4 or target.dtype.itemsize < 4:
         small, target = small.float(), target.float()
+    # Block averages, the area interpolation of the official code.
     return small, F.avg_pool2d(target, times) if times > 1 else target
