@@ -91,6 +91,10 @@ def plan_jobs(
     if image_format is not None and image_format not in FORMATS:
         raise UsageError(f"no format {image_format!r}; there are: {', '.join(FORMATS)}")
     out, plan = Path(out), Plan()
+    try:
+        out.resolve()
+    except (OSError, RuntimeError) as error:  # a link to itself
+        raise UsageError(f"output {out}: {str(error).lower()}") from None
     for entry in dict.fromkeys(map(Path, inputs)):
         try:
             if entry.is_dir():
@@ -99,6 +103,8 @@ def plan_jobs(
                 _plan_file(plan, entry, out, alone=len(inputs) == 1, image_format=image_format)
         except OSError as error:
             plan.problems.append(f"{entry}: {(error.strerror or str(error)).lower()}")
+        except RuntimeError as error:  # a link to itself
+            plan.problems.append(f"{entry}: {str(error).lower()}")
     _expect_distinct(plan)
     return plan
 
@@ -114,7 +120,7 @@ def check_output(plan: Plan, inputs: Sequence[str | Path], out: str | Path, stat
     if not is_file:
         if out.exists() and not out.is_dir():
             raise UsageError(f"output {out}: a file with this name is there, expected a folder")
-        if not out.exists() and out.suffix.lower() in (*SUFFIXES, *WRITABLE_SUFFIXES):
+        if not out.exists() and out.suffix.lower() in (*IMAGE_SUFFIXES, *RAW_SUFFIXES, *VIDEO_SUFFIXES):
             raise UsageError(
                 f"output {out}: named like a file, and {_count(len(inputs), 'input')} would need a folder; "
                 "give a name without this suffix, or make the folder first"
