@@ -96,8 +96,10 @@ def make_siam_ctta(model: Any, **options: Any) -> SiamCTTA:
 
 def make_reblur_pairs(model: Any, **options: Any) -> ReblurPairs:
     sharp = torch.rand(2, 3, 40, 40, generator=torch.Generator().manual_seed(3))
-    small: dict[str, Any] = {"steps": 2, "burst": 1, "batch": 1, "patch": 16, "restore": 0.1, "lr": 1e-2}
-    return ReblurPairs(model, sharp=sharp, **small | options)
+    small: dict[str, Any] = {
+        "steps": 2, "warmup_multiplier": 1, "batch_size": 1, "patch_size": 16, "restore": 0.1, "lr": 1e-2,
+    }  # fmt: skip
+    return ReblurPairs(model, sharp_images=sharp, **small | options)
 
 
 @cache
