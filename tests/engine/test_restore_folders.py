@@ -110,7 +110,7 @@ def test_linked_folders_are_entered_once(tmp_path):
         (["in"], "file/below", {}, "file is not a folder"),
         (["in"], "out.png", {}, "named like a file"),
         (["in"], "out.jp2", {}, "named like a file"),
-        (["in"], "loop", {}, "output loop: symlink loop"),
+        (["in"], "loop", {}, "output loop: a link that leads nowhere"),
         (["in/a.png", "in/b.png"], "out.webp", {}, "named like a file"),
         (["in"], "in", {}, "the originals would be overwritten"),
         (["in"], "out", {"state": "in"}, "--state in: is a folder"),
