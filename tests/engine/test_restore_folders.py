@@ -109,7 +109,7 @@ def test_linked_folders_are_entered_once(tmp_path):
         (["in"], "file", {}, "a file with this name is there"),
         (["in"], "file/below", {}, "file is not a folder"),
         (["in"], "out.png", {}, "named like a file"),
-        (["in"], "out.jp2", {}, "named like a file"),
+        (["in"], "out.jp2", {}, ".jp2 cannot be written"),
         (["in"], "loop", {}, "output loop: a link that leads nowhere"),
         (["in/a.png", "in/b.png"], "out.webp", {}, "named like a file"),
         (["in"], "in", {}, "the originals would be overwritten"),
