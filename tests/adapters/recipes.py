@@ -19,15 +19,18 @@ from tta_restore.adapters import (
     Adapter,
     CauSiam,
     CoTTA,
+    DegradationPairs,
     Guards,
     MetaTransfer,
     ReblurConsistency,
     ReblurPairs,
+    SelfDenoise,
     SelfEnsemble,
     Semantic,
     SiamCTTA,
     Tent,
 )
+from tta_restore.degradations import Estimator
 from tta_restore.losses import charbonnier_loss
 from tta_restore.models import create_model
 
@@ -103,6 +106,19 @@ def make_reblur_pairs(model: Any, **options: Any) -> ReblurPairs:
 
 
 @cache
+def estimator() -> nn.Module:
+    return Estimator()
+
+
+def make_degradation_pairs(model: Any, **options: Any) -> DegradationPairs:
+    sharp = torch.rand(2, 3, 72, 72, generator=torch.Generator().manual_seed(3))
+    small: dict[str, Any] = {
+        "steps": 2, "batch_size": 1, "patch_size": 16, "lr": 1e-2, "task": "denoise", "sharp_images": sharp,
+    }  # fmt: skip
+    return DegradationPairs(model, estimator(), **small | options)
+
+
+@cache
 def lens_estimator() -> nn.Module:
     return create_model("lens_estimator", checkpoint="lens_estimator")
 
@@ -160,6 +176,8 @@ def configured(method: type[Adapter], **settings: Any) -> Callable[..., Adapter]
 
 SHIFTED = [(lambda x, k=k: torch.roll(x, k, -1), lambda x: x) for k in range(3)]  # not undone, as published
 
+_NOT_DENOISED = ("clips", "super_resolution")
+
 RECIPES = {
     "source": Recipe(Adapter, learns=False),
     "self_ensemble": Recipe(SelfEnsemble, learns=False),
@@ -168,6 +186,8 @@ RECIPES = {
     "pairs": Recipe(make_pairs),
     "reblur_consistency": Recipe(make_reblur_consistency, suits=lambda network: network != "super_resolution"),
     "meta_transfer": Recipe(make_meta_transfer, suits=lambda network: network != "super_resolution"),
+    "degradation_pairs": Recipe(make_degradation_pairs, suits=lambda network: network != "clips"),
+    "self_denoise": Recipe(configured(SelfDenoise, lr=1e-2), suits=lambda network: network not in _NOT_DENOISED),
     "reblur_pairs": Recipe(make_reblur_pairs, suits=lambda network: network != "super_resolution"),
     "tent": Recipe(configured(Tent, lr=3e-2)),
     "tent_official": Recipe(configured(Tent, variant="official", lr=3e-2)),
