@@ -130,7 +130,7 @@ def _released(net: nn.Module, restore: float) -> ReleasedRule:
 def ours(restore: float, net: nn.Module | None = None, **options) -> CauSiam:
     """The same on the adapter core."""
     semantic = Semantic(encoder(), at="conv6", zero_init=False)
-    return CauSiam(net or network(), semantic=semantic, form="released", restore=restore, **options)
+    return CauSiam(net or network(), semantic=semantic, variant="official", restore=restore, **options)
 
 
 def ours_channels_last(restore: float) -> CauSiam:

@@ -28,12 +28,12 @@ RESULTS = Path(__file__).parent / "results"
 STREAM = {"rounds": 20, "size": 128}
 METHODS: dict[str, Any] = {
     "recommended": adapters.recommended,
-    "recommended, 48 steps": partial(adapters.recommended, steps=48, lr_half=64.0),
+    "recommended, 48 steps": partial(adapters.recommended, steps=48),
     "recommended, 8 steps": partial(adapters.recommended, steps=8),
     "self-ensemble": adapters.SelfEnsemble,
     "siam-ctta": partial(adapters.SiamCTTA, select="all"),
     "tent": adapters.Tent,
-    "tent-literal": partial(adapters.Tent, form="literal"),
+    "tent-literal": partial(adapters.Tent, variant="official"),
 }
 
 

@@ -34,11 +34,12 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from tta_restore.adapters.methods.inner_loop import InnerLoopSettings, Item
-from tta_restore.adapters.methods.meta_transfer import left_sharp
+from tta_restore.adapters.methods.inner_loop import InnerLoopSettings, InnerSample
+from tta_restore.adapters.methods.meta_transfer import keep_sharp_frames
 from tta_restore.data.datasets.clips import Clip, stack_frames
 from tta_restore.data.synthetic import photos
-from tta_restore.data.synthetic.camera_shake import CameraShake, ShakenClips
+from tta_restore.data.synthetic.camera_shake import ShakenClips
+from tta_restore.degradations.motion import CameraShake
 from tta_restore.engine.demo.train import sharp_bank
 from tta_restore.engine.evaluate.stream import FrameRecord, StreamResult
 from tta_restore.engine.report.page import (
@@ -49,11 +50,11 @@ from tta_restore.engine.report.page import (
     worst_frame_rule,
     write_report,
 )
-from tta_restore.engine.train.loop import TrainingRun, train
+from tta_restore.engine.train.config import MetaSettings, ReblurSettings, TrainingRun
+from tta_restore.engine.train.loop import train
 from tta_restore.engine.train.meta import MetaObjective
-from tta_restore.engine.train.meta_settings import MetaSettings
-from tta_restore.engine.train.meta_tasks import MetaTask, TaskSource, query_windows
-from tta_restore.engine.train.reblur import ReblurSettings, pretrain_reblur
+from tta_restore.engine.train.reblur import pretrain_reblur
+from tta_restore.engine.train.windows import MetaTask, TaskSource, query_windows
 from tta_restore.metrics import psnr, ssim
 from tta_restore.models.registry import create_model
 
@@ -65,7 +66,7 @@ PASSES = (1, 4)
 
 
 def pans(*degrees, speeds=SPEEDS):
-    rests = {"variation": 0.0, "period": 16.0, "rest": 0.25}
+    rests = {"variation": 0.0, "period": 16.0, "rest_fraction": 0.25}
     return [CameraShake(pan=speed, direction=math.radians(angle), **rests) for angle in degrees for speed in speeds]
 
 
@@ -119,16 +120,16 @@ class Tasks(TaskSource):
     """Patches of each clip are mined and, as nothing learns there, reblurred once; judged by the frames in motion."""
 
     def __init__(self, clips, reblur, settings, other_moments):
-        super().__init__(clips, num_patches=PLACES, patch_size=PATCH, query_frames=8, other_moments=other_moments)
+        super().__init__(clips, num_patches=PLACES, patch_size=PATCH, query_frames=8, num_extra_times=other_moments)
         self.known = []
         for clip in tqdm(clips, desc="mining"):
             task = super().task(clip, torch.Generator().manual_seed(len(self.known)))
-            items = settings.worth(task.items, reblur)
+            items = settings.filter_samples(task.items, reblur)
             if items:
                 with torch.no_grad():
                     made = [reblur(item.clip[None]) for item in items]
                 windows = [torch.cat([blur, item.sharp, blur]) for blur, item in zip(made, items, strict=True)]
-                self.known.append((clip.name, [Item(window) for window in windows], in_motion(clip)))
+                self.known.append((clip.name, [InnerSample(window) for window in windows], in_motion(clip)))
         self.clips = range(len(self.known))
 
     def task(self, clip, generator):
@@ -145,7 +146,7 @@ def film(pictures, shakes, seed, length):
     clips = []
     for i in range(length):
         made = ShakenClips(
-            [pictures[order[i % len(order)]]], [shakes[i % len(shakes)]], frames=FRAMES, size=SIZE, moments=11,
+            [pictures[order[i % len(order)]]], [shakes[i % len(shakes)]], frames=FRAMES, size=SIZE, num_subframes=11,
             seed=seed + i,
         )  # fmt: skip
         clips.append(made[0])
@@ -194,7 +195,7 @@ def pretrained(options, folder):
         reblur = create_model("motion_reblur")
     supervised(restorer, clips, 0, steps=options.pretrain, lr=2e-3)
     run = TrainingRun(
-        folder / "reblur", steps=60, batch=8, save_every=10**6, log_every=20, draw_every=0, progress=False
+        folder / "reblur", steps=60, batch_size=8, save_every=10**6, log_every=20, draw_every=0, progress=False
     )
     pretrain_reblur(reblur, clips, run, size=PATCH, settings=ReblurSettings(lr=2e-2))
     print(f"exposure: {reblur.exposure.item():.3f} of 0.8", flush=True)
@@ -204,7 +205,7 @@ def pretrained(options, folder):
 
 
 def inner(rate, passes):
-    return InnerLoopSettings(rate, 0.0, "adam", 0.0, passes=passes, noise=1 / 255, least_blur=0.01)
+    return InnerLoopSettings(rate, 0.0, "adam", 0.0, num_epochs=passes, noise_std=1 / 255, min_blur_rms=0.01)
 
 
 def starts_of(restorer, tasks, seed, options, folder):
@@ -221,11 +222,11 @@ def starts_of(restorer, tasks, seed, options, folder):
     found["trained on"] = plain.eval()
     lap("training on")
     settings = MetaSettings(
-        inner(options.inner, 1), lr=options.outer, reblur_lr=0.0, reblur_weight=0.0, query_batch=8,
-        second_order=options.second_order, start_weight=options.start_weight,
+        inner(options.inner, 1), lr=options.outer, reblur_lr=0.0, reblur_weight=0.0, query_batch_size=8,
+        second_order=options.second_order, initial_loss_weight=options.start_weight,
     )  # fmt: skip
     run = TrainingRun(
-        folder / "meta", steps=options.further, batch=options.tasks, save_every=10**6, log_every=25, draw_every=0,
+        folder / "meta", steps=options.further, batch_size=options.tasks, save_every=10**6, log_every=25, draw_every=0,
         seed=seed, progress=False,
     )  # fmt: skip
     history = []
@@ -250,7 +251,8 @@ def restore_all(restorer, reblur, values, clip):
     blurry = stack_frames(clip.blurry)
     with torch.no_grad():
         restored = torch.func.functional_call(restorer, own, (blurry,)).clamp(0, 1)
-    return left_sharp(blurry, restored, reblur)
+    kept = keep_sharp_frames(blurry, restored, reblur)
+    return torch.where(kept[:, None, None, None], blurry, restored)
 
 
 def run(networks, tasks, seed, options, folder):
@@ -258,7 +260,7 @@ def run(networks, tasks, seed, options, folder):
     found, spent = starts_of(restorer, tasks, seed, options, folder)
     print(spent, flush=True)
     names = getattr(photos, options.split.upper())
-    source = TaskSource([None], num_patches=PLACES, patch_size=PATCH, other_moments=options.other_moments)
+    source = TaskSource([None], num_patches=PLACES, patch_size=PATCH, num_extra_times=options.other_moments)
     rows, restored = [], []
     for number, (kind, shakes) in enumerate(KINDS[options.split].items()):
         chosen = names[(number + seed) % 2 :: 2]  # every photograph moves in one of the ways per seed
@@ -407,7 +409,7 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         networks = pretrained(options, Path(folder))
     others = training_clips(OTHERS, 3000, options.others)
-    tasks = Tasks(others, networks[1], inner(options.inner, 1), options.other_moments)
+    tasks = Tasks(others, networks[1], inner(options.inner, 1), options.num_extra_times)
     print(f"pre-training, mining: {time.process_time():.0f} s", flush=True)
     restored = []
     for seed in options.seeds:

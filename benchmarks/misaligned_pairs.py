@@ -18,9 +18,10 @@ import torch
 
 from tta_restore.data.datasets.misaligned import GeneratedPairs
 from tta_restore.data.synthetic import defocus, photos
+from tta_restore.degradations import lens as optics
 from tta_restore.engine.demo.train import sharp_bank
-from tta_restore.engine.train.loop import TrainingRun
-from tta_restore.engine.train.misaligned import MisalignedSettings, train_misaligned
+from tta_restore.engine.train.config import MisalignedSettings, TrainingRun
+from tta_restore.engine.train.misaligned import train_misaligned
 from tta_restore.metrics import psnr
 from tta_restore.models.defocus.unet import DefocusUNet
 from tta_restore.models.jdrl import JDRLReblur
@@ -32,7 +33,7 @@ WIDTHS = (24, 32, 48)
 def lens(generator):
     low, high = defocus.SOURCE.radius
     ends = (low + (high - low) * torch.rand(2, generator=generator)).sort().values.tolist()
-    return defocus.Lens("disk", defocus.disk, (ends[0], ends[1]))
+    return optics.Lens("disk", optics.disk, (ends[0], ends[1]))
 
 
 def settings(variant, steps):

@@ -40,7 +40,7 @@ from tta_restore.models import RestorerSpec
 from .measure import machine
 
 RESULTS = Path(__file__).parent / "results"
-RATES = {"lr": 1e-5, "reblur_lr": 1e-5, "critic_lr": 1e-5}
+RATES = {"lr": 1e-5, "reblur_lr": 1e-5, "discriminator_lr": 1e-5}
 
 
 class Small(nn.Module):
@@ -148,7 +148,7 @@ def direct(paths: list[Path], options: argparse.Namespace, draws, clock: Clock) 
         {"params": list(restorer.parameters()), "lr": RATES["lr"]},
     ]
     adam = torch.optim.Adam(groups)
-    rmsprop = torch.optim.RMSprop(critic.parameters(), lr=RATES["critic_lr"])
+    rmsprop = torch.optim.RMSprop(critic.parameters(), lr=RATES["discriminator_lr"])
     for step in steps:
         clip = items[step.item][None]
         with clock.timed(f"{step.stage} stage"):
@@ -189,12 +189,17 @@ def ours(paths: list[Path], options: argparse.Namespace, clock: Clock) -> tuple[
     tops, lefts, size = place_patches(
         height, width, options.patches, options.patch, places="random", generator=generator
     )
-    steps = adapter.settings.steps(int(report.extra["patches"]), 5, generator)
+    steps = adapter.settings.steps(int(report.metrics["patches"]), 5, generator)
     return out, (tops, lefts, size, steps)
 
 
 def make_adapter(options: argparse.Namespace) -> MetaTransfer:
-    settings = {"num_patches": options.patches, "patch_size": options.patch, "least_gain": 0.0, "order": "published"}
+    settings = {
+        "num_patches": options.patches,
+        "patch_size": options.patch,
+        "min_sharpness_gain": 0.0,
+        "variant": "official",
+    }
     return MetaTransfer(*networks(options.channels), spec=RestorerSpec(), **settings, **RATES)
 
 

@@ -19,17 +19,18 @@ import torch
 
 from tta_restore import models
 from tta_restore.data.datasets.pairs import LensPairs, Pair
-from tta_restore.data.synthetic import defocus, photos
+from tta_restore.data.synthetic import photos
+from tta_restore.degradations import lens as optics
 from tta_restore.engine.demo.train import sharp_bank
-from tta_restore.engine.train.config import bundled_pictures
-from tta_restore.engine.train.loop import TrainingRun
-from tta_restore.engine.train.supervised import SupervisedSettings, train_supervised
+from tta_restore.engine.train.build import bundled_images
+from tta_restore.engine.train.config import SupervisedSettings, TrainingRun
+from tta_restore.engine.train.supervised import train_supervised
 from tta_restore.metrics import psnr
 
 CONFIG = {"base_channels": 8, "num_steps": 17, "num_res_blocks": 1}
 SIZE = 48
-LENS = defocus.Lens("disk", defocus.disk, (2.0, 4.0))
-COLORS = {"identity": "#0072B2", "published": "#D55E00"}
+LENS = optics.Lens("disk", optics.disk, (2.0, 4.0))
+COLORS = {"ours": "#0072B2", "official": "#D55E00"}
 
 
 def one_lens(generator):
@@ -37,11 +38,11 @@ def one_lens(generator):
 
 
 def random_lenses(generator):
-    return defocus.random_lens(generator, radius=(1.0, 5.0))
+    return optics.random_lens(generator, radius=(1.0, 5.0))
 
 
 def held_out(lens, seed=77, count=12):
-    sharp = bundled_pictures(SIZE * 2 + 16, photos.TEST)
+    sharp = bundled_images(SIZE * 2 + 16, photos.TEST)
     generator = torch.Generator().manual_seed(seed)
     source = LensPairs(sharp, size=SIZE * 2, lens=lens, views=True)
     return source(count, generator)
@@ -50,7 +51,7 @@ def held_out(lens, seed=77, count=12):
 def train(init, seed, steps, bank, pair, settings, lens):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        restorer = models.create_model("ifan", init=init, **CONFIG)
+        restorer = models.create_model("ifan", variant=init, **CONFIG)
     source = LensPairs(bank, size=SIZE, lens=lens, views=True)
     curve, norms = [], []
     encoder = restorer.get_submodule("encoder.stage4")[2][0].weight
@@ -61,7 +62,7 @@ def train(init, seed, steps, bank, pair, settings, lens):
         curve.append({name: float(part) for name, part in found.parts.items()})
 
     with tempfile.TemporaryDirectory() as folder:
-        run = TrainingRun(Path(folder), steps=steps, batch=4, save_every=steps, log_every=every, draw_every=0,
+        run = TrainingRun(Path(folder), steps=steps, batch_size=4, save_every=steps, log_every=every, draw_every=0,
                           validate_every=every, seed=seed, progress=False)  # fmt: skip
         start = time.process_time()
         halves = [Pair(pair.blurry[i : i + 6], pair.sharp[i : i + 6]) for i in range(0, len(pair.blurry), 6)]
@@ -134,7 +135,7 @@ def main():
     blurry = float(psnr(pair.blurry, pair.sharp).mean())
     results = []
     for seed in options.seeds:
-        for init in ("identity", "published"):
+        for init in ("ours", "official"):
             results.append(train(init, seed, options.steps, bank, pair, settings, lens))
             last = results[-1]
             losses, scores, gradient = last["losses"], last["psnr"], last["encoder_gradient"]

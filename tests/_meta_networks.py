@@ -3,9 +3,9 @@
 import torch
 from torch import nn
 
-from tta_restore.adapters.methods.inner_loop import Item
+from tta_restore.adapters.methods.inner_loop import InnerSample
 from tta_restore.data.datasets.clips import Clip
-from tta_restore.engine.train.meta_tasks import MetaTask
+from tta_restore.engine.train.windows import MetaTask
 
 
 def seeded(build, seed=0):
@@ -47,7 +47,7 @@ def task(seed=0, *, patches=2, queries=3, size=12, dtype=torch.float64):
     def rand(*shape):
         return torch.rand(*shape, generator=generator, dtype=dtype)
 
-    items = tuple(Item(rand(5, 3, size, size), rand(3, size, size)) for _ in range(patches))
+    items = tuple(InnerSample(rand(5, 3, size, size), rand(3, size, size)) for _ in range(patches))
     return MetaTask(f"clip{seed}", items, rand(queries, 5, 3, size, size), rand(queries, 5, 3, size, size))
 
 

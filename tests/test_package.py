@@ -1,5 +1,6 @@
 """Importing the package: quick, without optional packages, complete."""
 
+import re
 import subprocess
 import sys
 import tomllib
@@ -64,7 +65,7 @@ def test_modules_are_there_when_they_are_named():
 import tta_restore as t
 for named in (
     t.engine.evaluate_stream, t.engine.train.supervised.train_supervised, t.engine.train.misaligned.MisalignedObjective,
-    t.engine.train.meta_train.meta_train, t.engine.train.reblur.pretrain_reblur,
+    t.engine.train.meta.meta_train, t.engine.train.reblur.pretrain_reblur,
     t.data.synthetic.defocus.defocus_stream,
     t.data.synthetic.dead_leaves, t.data.datasets.pairs, t.models.optical_flow, t.models.jdrl.BlurConditioned,
 ):
@@ -84,7 +85,7 @@ for package in (t.engine, t.data, t.models):
 def test_floors_of_the_linter_are_all_packages():
     config = tomllib.loads((ROOT / "pyproject.toml").read_text())
     layers = config["tool"]["importlinter"]["contracts"][0]["layers"]
-    named = {part.strip().removeprefix("tta_restore.") for layer in layers for part in layer.split("|")}
+    named = {part.strip().removeprefix("tta_restore.") for layer in layers for part in re.split("[|:]", layer)}
     packages = {path.parent.name for path in (ROOT / "tta_restore").glob("*/__init__.py")}
     assert packages <= named
 

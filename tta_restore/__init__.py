@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tta_restore._core.dispatch import BackendUnavailable, backend, show_config
 from tta_restore._core.lazy import submodule
 
 if TYPE_CHECKING:
-    from . import adapters, data, engine, losses, metrics, models, nn, ops
+    from tta_restore._core.dispatch import BackendUnavailable, backend, show_config
+
+    from . import adapters, data, degradations, engine, losses, metrics, models, nn, ops
 
 __version__ = "0.1.0"
 
@@ -17,6 +18,7 @@ __all__ = [
     "adapters",
     "backend",
     "data",
+    "degradations",
     "engine",
     "losses",
     "metrics",
@@ -28,7 +30,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import a floor when it is first named, so that `import tta_restore` stays quick."""
+    """Import a layer, or a function of the dispatcher, when it is first named: `--help` must not wait for torch."""
+    if name in ("BackendUnavailable", "backend", "show_config"):
+        return getattr(submodule(__name__, "_core.dispatch"), name)
     if name in __all__:
         return submodule(__name__, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -40,8 +40,6 @@ class Recipe:
     learns: bool = True
     suits: Callable[[str], bool] = lambda network: True
     """Which networks of the zoo it takes."""
-    quick: Callable[[str], bool] = lambda network: True
-    """Which of them the default tests run; the others are slow."""
 
 
 class Pairs(Adapter):
@@ -55,26 +53,26 @@ class Pairs(Adapter):
         super().__init__(model, **options)
         self.lr, self.estimator = lr, estimator
 
-    def initial_extra(self):
+    def initial_memory(self):
         return {"recent": [], "lenses": [], "now": None, "switches": 0}
 
     def make_optimizer(self, parameters):
         return torch.optim.Adam(parameters, lr=self.lr, foreach=True)
 
     def begin_frame(self, frame):
-        seen, last = self.estimator(frame.image).mean((0, 2, 3)), self.extra["now"]
+        seen, last = self.estimator(frame.image).mean((0, 2, 3)), self.memory["now"]
         if last is not None and (seen - last).abs().max() > 0.05:
-            self.extra["lenses"] = [*self.extra["lenses"], {"seen": last, **self.snapshot()}][-2:]
-            near = [lens for lens in self.extra["lenses"] if (lens["seen"] - seen).abs().max() < 0.05]
+            self.memory["lenses"] = [*self.memory["lenses"], {"seen": last, **self.snapshot()}][-2:]
+            near = [lens for lens in self.memory["lenses"] if (lens["seen"] - seen).abs().max() < 0.05]
             self.restart(near[-1]["student"], near[-1]["teacher"]) if near else self.restart()
-            self.extra["recent"], self.extra["switches"] = [], self.extra["switches"] + 1
+            self.memory["recent"], self.memory["switches"] = [], self.memory["switches"] + 1
             frame.steps += 1
-        frame.extra["switches"] = float(self.extra["switches"])
-        self.extra["now"] = seen
-        self.extra["recent"] = [*self.extra["recent"], self.ensemble("teacher", frame.region).image][-3:]
+        frame.metrics["switches"] = float(self.memory["switches"])
+        self.memory["now"] = seen
+        self.memory["recent"] = [*self.memory["recent"], self.ensemble("teacher", frame.region).image][-3:]
 
     def objective(self, frame):
-        kept = self.extra["recent"]
+        kept = self.memory["recent"]
         sharp = kept[int(torch.randint(len(kept), (), generator=self.generator))]
         small = F.avg_pool2d(sharp, self.restorer.spec.scale)
         noise = torch.randn(small.shape, generator=self.generator).to(small)
@@ -129,7 +127,13 @@ def make_meta_transfer(model: Any, **options: Any) -> MetaTransfer:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(4)
         networks = Smear(), create_model("patch_critic", base_channels=2)
-    small: dict[str, Any] = {"num_patches": 1, "patch_size": 16, "lr": 1e-2, "reblur_lr": 1e-2, "least_gain": 0.0}
+    small: dict[str, Any] = {
+        "num_patches": 1,
+        "patch_size": 16,
+        "lr": 1e-2,
+        "reblur_lr": 1e-2,
+        "min_sharpness_gain": 0.0,
+    }
     return MetaTransfer(model, *networks, **small | options)
 
 
@@ -139,7 +143,7 @@ def look(restored: Tensor) -> Tensor:
 
 
 def make_causiam(model: Any, **options: Any) -> CauSiam:
-    semantic = Semantic(look, at="auto", num_heads=2, scale=2.0)
+    semantic = Semantic(look, at="auto", num_heads=2, res_scale=2.0)
     return CauSiam(model, **{"semantic": semantic, "lr": 3e-2, "restore": 0.3} | options)
 
 
@@ -152,35 +156,28 @@ def configured(method: type[Adapter], **settings: Any) -> Callable[..., Adapter]
     return lambda model, **options: method(model, **{"select": "all"} | settings | options)
 
 
-SOME = ("tuple", "batch_norm", "tokens", "super_resolution", "bfloat16", "compiled").__contains__
-INJECTED = ("tuple", "tokens", "bfloat16", "old_weight_norm", "one_at_a_time", "caching", "nafnet").__contains__
-FEW = ("dataclass", "batch_norm").__contains__
-STAGES_AND_RANGES = ("list", "batch_norm", "multiple_of_8", "bytes").__contains__
 SHIFTED = [(lambda x, k=k: torch.roll(x, k, -1), lambda x: x) for k in range(3)]  # not undone, as published
 
 RECIPES = {
     "source": Recipe(Adapter, learns=False),
     "self_ensemble": Recipe(SelfEnsemble, learns=False),
     "siam_ctta": Recipe(make_siam_ctta),
-    "causiam": Recipe(make_causiam, suits=lambda network: network != "compiled", quick=INJECTED),
+    "causiam": Recipe(make_causiam, suits=lambda network: network != "compiled"),
     "pairs": Recipe(make_pairs),
     "reblur_consistency": Recipe(make_reblur_consistency, suits=lambda network: network != "super_resolution"),
-    "meta_transfer": Recipe(
-        make_meta_transfer, suits=lambda network: network != "super_resolution", quick=STAGES_AND_RANGES
-    ),
+    "meta_transfer": Recipe(make_meta_transfer, suits=lambda network: network != "super_resolution"),
     "reblur_pairs": Recipe(make_reblur_pairs, suits=lambda network: network != "super_resolution"),
-    "tent": Recipe(configured(Tent, lr=3e-2), quick=SOME),
-    "tent_literal": Recipe(configured(Tent, form="literal", lr=3e-2), quick=FEW),
-    "cotta": Recipe(configured(CoTTA, lr=1e-2, ema=0.9), quick=FEW),
-    "cotta_literal": Recipe(configured(CoTTA, form="literal", lr=1e-2, ema=0.5, views=SHIFTED), quick=SOME),
-    "sar": Recipe(configured(SAR, lr=1.0, guards=Guards()), quick=SOME),
-    "sar_literal": Recipe(configured(SAR, form="literal"), learns=False, suits=certain, quick=FEW),
-    "eata": Recipe(configured(EATA, lr=1.0, redundant=2.0), quick=SOME),
-    "eata_literal": Recipe(configured(EATA, form="literal"), learns=False, suits=certain, quick=FEW),
+    "tent": Recipe(configured(Tent, lr=3e-2)),
+    "tent_official": Recipe(configured(Tent, variant="official", lr=3e-2)),
+    "cotta": Recipe(configured(CoTTA, lr=1e-2, ema=0.9)),
+    "cotta_official": Recipe(configured(CoTTA, variant="official", lr=1e-2, ema=0.5, views=SHIFTED)),
+    "sar": Recipe(configured(SAR, lr=1.0, guards=Guards())),
+    "sar_official": Recipe(configured(SAR, variant="official"), learns=False, suits=certain),
+    "eata": Recipe(configured(EATA, lr=1.0, max_similarity=2.0)),
+    "eata_official": Recipe(configured(EATA, variant="official"), learns=False, suits=certain),
     "srtta": Recipe(
-        configured(SRTTA, lr=1e-2, steps=2, patches=2, patch=16),
+        configured(SRTTA, lr=1e-2, steps=2, num_patches=2, patch_size=16),
         suits=lambda network: network not in ("compiled", "clips"),
-        quick=SOME,
     ),
-    "roid": Recipe(configured(ROID, lr=3e-2), quick=FEW),
+    "roid": Recipe(configured(ROID, lr=3e-2)),
 }

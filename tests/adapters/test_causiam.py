@@ -45,7 +45,7 @@ class BuiltIn(Plain):
 
 
 def make(net, encoder, **options):
-    semantic = Semantic(encoder, "mid", num_heads=2, scale=0.5, zero_init=False)
+    semantic = Semantic(encoder, "mid", num_heads=2, res_scale=0.5, zero_init=False)
     spec = RestorerSpec(size=models.SizeRequirements(multiple_of=2))
     return CauSiam(net, **{"semantic": semantic, "spec": spec, "lr": 1e-2} | options)
 
@@ -55,7 +55,7 @@ def make(net, encoder, **options):
 def test_injected_it_equals_the_released_rule_with_the_attention_built_in(steps, encoder):
     torch.manual_seed(0)
     net = Plain()
-    adapter = make(net, encoder, steps=steps, restore=0.0, region=CenterCrop(24, above=(40, 28)))
+    adapter = make(net, encoder, steps=steps, restore=0.0, region=CenterCrop(24, min_size=(40, 28)))
     frames = [torch.rand(2, 3, *size) for size in [(32, 40), (24, 32), (24, 28), (48, 26), (24, 28)]]
     builtin = BuiltIn(net, adapter.injection.layers[0])
     expected, student = published(
@@ -99,12 +99,12 @@ def test_the_schedule_dies_as_released_and_not_as_repaired():
     adapter = make(Plain(), look)
     assert adapter.learning_rate(126) == pytest.approx(1e-2 * 0.95**126)
     assert len(adapter.views) == 4
-    assert adapter.guards == Guards(spike=None, drift=None)
-    repaired = make(Plain(), look, form="repaired")
+    assert adapter.guards == Guards(max_loss_ratio=None, max_drift=None)
+    repaired = make(Plain(), look, variant="ours")
     assert repaired.learning_rate(5) == adapter.learning_rate(5)
     assert repaired.learning_rate(1000) == pytest.approx(1e-3)
     assert len(repaired.views) == 5
-    assert repaired.guards.spike is not None
+    assert repaired.guards.max_loss_ratio is not None
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_the_released_rule_on_large_frames_without_strips(height, width, seen):
     adapter = CauSiam(net, semantic=Semantic(look, "conv6"))
     region = adapter.region(torch.empty(1, 3, height, width), net.spec.size)
     assert region.shape[-2:] == seen
-    repaired = CauSiam(net, form="repaired", semantic=Semantic(look, "conv6"))
+    repaired = CauSiam(net, variant="ours", semantic=Semantic(look, "conv6"))
     assert max(repaired.region(torch.empty(1, 3, height, width), net.spec.size).shape[-2:]) <= 1120
 
 
@@ -144,11 +144,11 @@ def test_on_dpdnet_one_vector_moves_values_and_output_only():
 
 
 @pytest.mark.parametrize("output", ["pooled", "patches"])
-@pytest.mark.parametrize("preprocessing", ["release", "standard"])
-def test_it_reads_frames_with_a_clip_whose_weights_lie_in_a_file(output, preprocessing, tmp_path):
+@pytest.mark.parametrize("variant", ["official", "ours"])
+def test_it_reads_frames_with_a_clip_whose_weights_lie_in_a_file(output, variant, tmp_path):
     path, clip = save_tiny_clip(tmp_path)
     torch.manual_seed(0)
-    encoder = OpenClipEncoder("tiny-test", path, output=output, preprocessing=preprocessing)
+    encoder = OpenClipEncoder("tiny-test", path, output=output, variant=variant)
     adapter = make(Plain(), encoder)
     frames = torch.rand(3, 1, 3, 32, 40)
     first = adapter.predict(frames[0])
@@ -159,7 +159,7 @@ def test_it_reads_frames_with_a_clip_whose_weights_lie_in_a_file(output, preproc
     assert not any("transformer" in name for name in adapter.state_dict()["tensors"])  # its weights stay where they are
     context = encoder(frames[0])
     assert context.shape == ((1, 1, 24) if output == "pooled" else (1, 16, 64))
-    if output == "pooled" and preprocessing == "release":
+    if output == "pooled" and variant == "official":
         with torch.no_grad():
             expected = clip.encode_image(F.interpolate(frames[0], (32, 32), mode="bilinear"))
         torch.testing.assert_close(context[:, 0], expected)

@@ -64,7 +64,7 @@ def replay(adapter, tensors, settings, unsettled=()):
 
 def test_tent():
     net, tensors, settings = trace("tent")
-    adapter = Tent(net, form="literal", select=NORMS)
+    adapter = Tent(net, variant="official", select=NORMS)
     replay(adapter, tensors, settings)
     adapter.reset()
     logits = adapter(tensors["batch/1"])
@@ -74,11 +74,11 @@ def test_tent():
 def cotta(net, settings):
     return CoTTA(
         net,
-        form="literal",
+        variant="official",
         views=[(lambda x, k=k: torch.roll(x, k % 8, 3), lambda logits: logits) for k in range(32)],
         ema=float(settings["ema"]),
         restore=float(settings["restore_p"]),
-        threshold=float(settings["ap"]),
+        confidence_threshold=float(settings["ap"]),
     )
 
 
@@ -88,7 +88,7 @@ def test_cotta():
     # Behind batch statistics a bias has no gradient, and Adam makes steps out of its rounding.
     replay(adapter, tensors, settings, unsettled=("conv1.bias", "layer4.conv.bias"))
     expected = tensors["anchor_prob_mean/5"].item()
-    assert adapter.report.extra["anchor"] == pytest.approx(expected, abs=1e-6)
+    assert adapter.report.metrics["anchor"] == pytest.approx(expected, abs=1e-6)
 
 
 def test_cotta_where_the_source_is_sure_takes_the_teachers_plain_output():
@@ -111,21 +111,21 @@ def test_cotta_where_the_source_is_sure_takes_the_teachers_plain_output():
 
 def test_sar_without_a_reliable_sample():
     net, tensors, settings = trace("sar_none_reliable")
-    adapter = SAR(net, form="literal", select=["bn1", "block.gn"], lr=0.01)
+    adapter = SAR(net, variant="official", select=["bn1", "block.gn"], lr=0.01)
     replay(adapter, tensors, settings)
     assert tensors["loss_ema"].isnan().all()
-    assert adapter.extra["running"] is None
+    assert adapter.memory["running"] is None
     assert not adapter.report.updated
     assert adapter.report.skipped_because == "no pixel is reliable"
 
 
 def test_eata():
     net, tensors, settings = trace("eata")
-    adapter = EATA(net, form="literal", select=NORMS, redundant=float(settings["d_margin"]))
+    adapter = EATA(net, variant="official", select=NORMS, max_similarity=float(settings["d_margin"]))
     assert adapter.margin * torch.log(torch.tensor(10.0)).item() == pytest.approx(float(settings["e_margin"]))
     replay(adapter, tensors, settings)
-    assert [adapter.extra["reliable"], adapter.extra["used"]] == tensors["counters"][-1].tolist()
-    torch.testing.assert_close(adapter.extra["mean"], tensors["probs_ema"], atol=1e-6, rtol=0)
+    assert [adapter.memory["reliable"], adapter.memory["used"]] == tensors["counters"][-1].tolist()
+    torch.testing.assert_close(adapter.memory["mean"], tensors["probs_ema"], atol=1e-6, rtol=0)
 
 
 def test_what_a_classifier_gives_is_not_turned_back_nor_put_together_from_tiles():
@@ -134,7 +134,7 @@ def test_what_a_classifier_gives_is_not_turned_back_nor_put_together_from_tiles(
     for adapter in (SiamCTTA(net, select=NORMS), Tent(net)):
         with pytest.raises(ValueError, match='the model gives no image, .* views="rot4" asks; pass views="identity"'):
             adapter(batch)
-    tiled = Tent(net, form="literal", select=NORMS, tiles=Tiles(4, 0))
+    tiled = Tent(net, variant="official", select=NORMS, tiles=Tiles(4, 0))
     with pytest.raises(ValueError, match="the model gives no image that tiles could be put together to"):
         tiled.predict(batch)
     plain = SiamCTTA(net, select=NORMS, views="identity")
@@ -168,7 +168,7 @@ def test_sar_written_out():
     theirs, weights = whole_copy(net, select)
     source = {name: weight.detach().clone() for name, weight in weights.items()}
     sgd = torch.optim.SGD(weights.values(), lr=0.01, momentum=0.9)
-    adapter = SAR(net, form="literal", select=select, lr=0.01, collapse=0.55)
+    adapter = SAR(net, variant="official", select=select, lr=0.01, reset_threshold=0.55)
     running, counts, restarts = None, [], 0
     for i in range(10):
         batch = tensors[f"batch/{i % 5 + 1}"]
@@ -212,7 +212,7 @@ def test_eata_with_fisher_written_out():
     generator = torch.Generator().manual_seed(0)
     fisher = {name: torch.rand(weight.shape, generator=generator) for name, weight in weights.items()}
     sgd = torch.optim.SGD(weights.values(), lr=1e-3, momentum=0.9)
-    adapter = EATA(net, form="literal", select=NORMS, redundant=0.9, fisher=fisher)
+    adapter = EATA(net, variant="official", select=NORMS, max_similarity=0.9, fisher=fisher)
     mean, counters = None, [0, 0]
     for i in range(10):
         batch = tensors[f"batch/{i % 5 + 1}"]
@@ -236,7 +236,7 @@ def test_eata_with_fisher_written_out():
         loss.backward()
         sgd.step()
         agree(adapter, weights)
-    assert [adapter.extra["reliable"], adapter.extra["used"]] == counters
+    assert [adapter.memory["reliable"], adapter.memory["used"]] == counters
     assert 0 < counters[1] < counters[0] < 80
 
 
@@ -244,7 +244,7 @@ def test_two_steps_of_tent_and_a_full_restore_of_cotta_written_out():
     net, tensors, _ = trace("tent")
     theirs, weights = whole_copy(net, NORMS)
     adam = torch.optim.Adam(weights.values(), lr=1e-3)
-    adapter = Tent(net, form="literal", select=NORMS, steps=2)
+    adapter = Tent(net, variant="official", select=NORMS, steps=2)
     slow = cotta(net, {"ema": "0.9", "restore_p": "1", "ap": "0.92"})
     student, all_weights = whole_copy(net, [""])
     teacher = copy.deepcopy(student)

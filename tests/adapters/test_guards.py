@@ -88,14 +88,14 @@ def test_a_spike_is_skipped_and_a_level_that_lasts_is_not():
     lasting = [adapter.adapt(x).updated for _ in range(40)]
     assert not lasting[0]
     assert lasting[-1]
-    unguarded = Scripted(Residual(), [1.0] * 8 + [50.0], guards=Guards(spike=None))
+    unguarded = Scripted(Residual(), [1.0] * 8 + [50.0], guards=Guards(max_loss_ratio=None))
     assert all(unguarded.adapt(x).updated for _ in range(9))
 
 
 def test_drift_is_pulled_back_onto_the_ball():
     x = frames("plain", 1)[0]
-    free = Scripted(build("plain"), [1.0] * 3, lr=1.0, guards=Guards(drift=None))
-    held = Scripted(build("plain"), [1.0] * 3, lr=1.0, guards=Guards(drift=0.05))
+    free = Scripted(build("plain"), [1.0] * 3, lr=1.0, guards=Guards(max_drift=None))
+    held = Scripted(build("plain"), [1.0] * 3, lr=1.0, guards=Guards(max_drift=0.05))
     for _ in range(3):
         far, near = free.adapt(x).drift, held.adapt(x).drift
     assert far > 0.1
@@ -104,7 +104,12 @@ def test_drift_is_pulled_back_onto_the_ball():
 
 def test_divergence_gives_the_source_undoes_the_frame_and_then_starts_afresh():
     net, x = build("plain"), frames("plain", 1)[0]
-    adapter = Scripted(net, [0.0, 1e-6, 1e3, 1e3, 0.0], lr=1.0, guards=Guards(drift=None, spike=None, divergence=20.0))
+    adapter = Scripted(
+        net,
+        [0.0, 1e-6, 1e3, 1e3, 0.0],
+        lr=1.0,
+        guards=Guards(max_drift=None, max_loss_ratio=None, min_source_psnr=20.0),
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # two steps of nothing
         assert adapter.adapt(x).skipped_because is None
@@ -161,17 +166,17 @@ def test_a_loss_that_no_weight_reaches_is_an_error_and_changes_nothing():
 
 def test_memory_of_a_method_may_not_be_written_into():
     class Careless(Adapter):
-        def initial_extra(self):
+        def initial_memory(self):
             return {"count": torch.zeros(1)}
 
         def begin_frame(self, frame):
-            self.extra["count"] += 1
+            self.memory["count"] += 1
 
-    with pytest.raises(RuntimeError, match=r"a tensor in self.extra was written into"):
+    with pytest.raises(RuntimeError, match=r"a tensor in self.memory was written into"):
         Careless(Residual())(frames("plain", 1)[0])
 
 
 def test_settings_are_checked():
-    for name in ("spike", "drift", "divergence"):
+    for name in ("max_loss_ratio", "max_drift", "min_source_psnr"):
         with pytest.raises(ValueError, match=f"Guards: expected {name} to be a number > 0 or None, got 0"):
             Guards(**{name: 0})

@@ -11,9 +11,9 @@ from torch import nn
 from torch.func import functional_call
 
 from tta_restore import models
-from tta_restore.adapters.methods.clip_model import pictures
-from tta_restore.adapters.methods.discriminator import Critic
-from tta_restore.adapters.methods.inner_loop import InnerLoop, InnerLoopSettings, Item, Step
+from tta_restore.adapters.methods.clip_model import restored_images
+from tta_restore.adapters.methods.discriminator import DiscriminatorTrainer
+from tta_restore.adapters.methods.inner_loop import InnerLoop, InnerLoopSettings, InnerSample, InnerStep
 from tta_restore.models import RestorerSpec, SizeRequirements, as_restorer
 
 GOLDEN = Path(__file__).parents[1] / "golden/meta"
@@ -83,7 +83,7 @@ def loop_over(restorer, reblur, critic, settings, **options):
 
     def restore(weights, picture, clip):
         known = as_restorer(module, RestorerSpec())
-        return pictures(
+        return restored_images(
             known, lambda x: known.restore(x, call=lambda y: functional_call(module, weights, (y,))), picture, clip
         )
 
@@ -99,25 +99,25 @@ def loop_over(restorer, reblur, critic, settings, **options):
 
 @pytest.mark.parametrize(
     ("variant", "order"),
-    [("default", "published"), ("zero_grad_keeps_tensors", "published_torch1"), ("cycle_block", "repaired")],
+    [("default", "official"), ("cycle_block", "ours")],
 )
 def test_recorded_inner_loops(variant, order):
     start = load_file(GOLDEN / "inner_loop_default.safetensors")
     recorded = load_file(GOLDEN / f"inner_loop_{variant}.safetensors")
-    items = [Item(start[f"sample{i}.blurs"], start[f"sample{i}.blurrer"][0]) for i in range(3)]
+    items = [InnerSample(start[f"sample{i}.blurs"], start[f"sample{i}.blurrer"][0]) for i in range(3)]
     restorer, reblur, discriminator = recorded_networks(start)
-    critic = Critic(discriminator, lr=1e-4)
-    loop = loop_over(restorer, reblur, critic, InnerLoopSettings(**RATES, order=order))
+    critic = DiscriminatorTrainer(discriminator, lr=1e-4)
+    loop = loop_over(restorer, reblur, critic, InnerLoopSettings(**RATES, variant=order))
     chosen = zip(recorded["order_stage1"].tolist(), recorded["real_frame_pick"].tolist(), strict=True)
     for number, (item, real) in enumerate(chosen):
-        assert loop.update(loop.loss(Step("reblur", item, real), items[item])) is None
+        assert loop.update(loop.loss(InnerStep("reblur", item, real), items[item])) is None
         for name, key in (("adversarial_loss", "stage1_gan_loss"), ("cycle_loss", "stage1_cycle_loss")):
             assert loop.terms[name] == pytest.approx(recorded[key][number].item(), abs=1e-6)
     assert_recorded(loop.reblur_weights, recorded, "after_reblur.reblur_model.")
     assert_recorded(loop.restorer_weights, recorded, "after_reblur.deblur_model.")
     assert_recorded(critic.weights, recorded, "disc_after_reblur.")
     for number, item in enumerate(recorded["order_stage2"].tolist()):
-        assert loop.update(loop.loss(Step("deblur", item), items[item])) is None
+        assert loop.update(loop.loss(InnerStep("deblur", item), items[item])) is None
         assert loop.terms["deblur_loss"] == pytest.approx(recorded["stage2_deblur_loss"][number].item(), abs=1e-6)
     assert_recorded(loop.reblur_weights, recorded, "final.reblur_model.")
     assert_recorded(loop.restorer_weights, recorded, "final.deblur_model.")
@@ -131,10 +131,10 @@ def test_recorded_inner_loops(variant, order):
 
 def test_recorded_critic():
     recorded = load_file(GOLDEN / "gan_tiny.safetensors")
-    critic = Critic(loaded(TinyCritic(), recorded, "d_init."), lr=1e-3)
+    critic = DiscriminatorTrainer(loaded(TinyCritic(), recorded, "d_init."), lr=1e-3)
     for step in range(3):
         fake = recorded[f"step{step}.fake"].requires_grad_()
-        loss = critic.judge(fake, recorded[f"step{step}.real"])
+        loss = critic.update(fake, recorded[f"step{step}.real"])
         assert loss.item() == pytest.approx(recorded[f"step{step}.g_loss"].item(), abs=1e-6)
         torch.testing.assert_close(
             torch.autograd.grad(loss, fake)[0], recorded[f"step{step}.grad_fake"], atol=1e-6, rtol=0
@@ -185,12 +185,12 @@ def test_the_most_blurred_crop_can_be_the_real_one():
     networks = recorded_networks(recorded)
     by_hand(*networks, clips, blurred, second)
     restorer, reblur, discriminator = recorded_networks(recorded)
-    settings = InnerLoopSettings(**RATES, order="published", real="blurriest")
-    critic = Critic(discriminator, lr=1e-4)
+    settings = InnerLoopSettings(**RATES, variant="official", real_source="blurriest")
+    critic = DiscriminatorTrainer(discriminator, lr=1e-4)
     loop = loop_over(restorer, reblur, critic, settings)
-    items = [Item(clip[0], crop[0]) for clip, crop in zip(clips, blurred, strict=True)]
-    for step in [Step("reblur", i) for i in range(3)] + [Step("deblur", i) for i in second]:
-        assert loop.update(loop.loss(step, items[step.item])) is None
+    items = [InnerSample(clip[0], crop[0]) for clip, crop in zip(clips, blurred, strict=True)]
+    for step in [InnerStep("reblur", i) for i in range(3)] + [InnerStep("deblur", i) for i in second]:
+        assert loop.update(loop.loss(step, items[step.sample])) is None
     for module, weights in zip(networks, (loop.restorer_weights, loop.reblur_weights, critic.weights), strict=True):
         assert_recorded(weights, dict(module.named_parameters()), "")
     moved = recorded["disc_after_reblur.features.0.weight"] - critic.weights["features.0.weight"]
@@ -200,12 +200,12 @@ def test_the_most_blurred_crop_can_be_the_real_one():
 def test_a_critic_that_learns_at_every_second_judgment_along_a_schedule():
     recorded = load_file(GOLDEN / "gan_tiny.safetensors")
     critic, theirs = (loaded(TinyCritic(), recorded, "d_init.") for _ in range(2))
-    critic = Critic(critic, lr=1e-3, every=2)
+    critic = DiscriminatorTrainer(critic, lr=1e-3, update_interval=2)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(critic.optimizer, 15, eta_min=1e-9)
     rms = torch.optim.RMSprop(theirs.parameters(), lr=1e-3)
     for step in range(4):
         fake, real = recorded[f"step{step % 3}.fake"], recorded[f"step{step % 3}.real"]
-        loss = critic.judge(fake, real)
+        loss = critic.update(fake, real)
         if step % 2 == 0:
             schedule.step()
             rms.param_groups[0]["lr"] = 1e-9 + (1e-3 - 1e-9) * (1 + math.cos(math.pi * (step // 2) / 15)) / 2
@@ -230,13 +230,15 @@ class TinyReblur(nn.Module):
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
-@pytest.mark.parametrize("order", ["repaired", "published"])
+@pytest.mark.parametrize("order", ["ours", "official"])
 def test_second_order_is_that_of_finite_differences(optimizer, order):
     torch.manual_seed(0)
     restorer, reblur = OneConvolution().double(), TinyReblur().double()
     generator = torch.Generator().manual_seed(1)
-    items = [Item(0.2 + 0.6 * torch.rand(3, 3, 5, 6, generator=generator, dtype=torch.float64)) for _ in range(2)]
-    settings = InnerLoopSettings(lr=0.05, reblur_lr=0.03, optimizer=optimizer, order=order)
+    items = [
+        InnerSample(0.2 + 0.6 * torch.rand(3, 3, 5, 6, generator=generator, dtype=torch.float64)) for _ in range(2)
+    ]
+    settings = InnerLoopSettings(lr=0.05, reblur_lr=0.03, optimizer=optimizer, variant=order)
     query = torch.rand(1, 3, 5, 6, generator=generator, dtype=torch.float64)
 
     def outer(a, b):
@@ -265,18 +267,18 @@ def test_a_weight_without_gradient_does_not_spoil_second_order_adam():
         reblur_weights={"r": torch.tensor(0.5, requires_grad=True)},
         create_graph=True,
     )
-    loop.run([Item(torch.full((1, 3, 4, 4), 0.5))], torch.Generator())
+    loop.run([InnerSample(torch.full((1, 3, 4, 4), 0.5))], torch.Generator())
     (gradient,) = torch.autograd.grad(loop.restorer_weights["w"].sum(), weight)
     assert gradient.isfinite().all()
 
 
 def test_steps_are_those_of_the_settings():
-    steps = InnerLoopSettings(passes=2).steps(3, 5, torch.Generator().manual_seed(0))
+    steps = InnerLoopSettings(num_epochs=2).steps(3, 5, torch.Generator().manual_seed(0))
     assert [step.stage for step in steps] == ["reblur"] * 6 + ["deblur"] * 6
     for stage in (steps[:3], steps[3:6], steps[6:9], steps[9:]):
-        assert sorted(step.item for step in stage) == [0, 1, 2]
+        assert sorted(step.sample for step in stage) == [0, 1, 2]
     assert {step.real for step in InnerLoopSettings().steps(99, 5, torch.Generator())[:99]} == {0, 1, 3, 4}
-    blurriest = InnerLoopSettings(real="blurriest").steps(2, 5, torch.Generator())
+    blurriest = InnerLoopSettings(real_source="blurriest").steps(2, 5, torch.Generator())
     assert all(step.real is None for step in blurriest)
     assert InnerLoopSettings().steps(1, 1, torch.Generator())[0].real == 0
 
@@ -285,11 +287,11 @@ def test_steps_are_those_of_the_settings():
     ("bad", "message"),
     [
         ({"optimizer": "rmsprop"}, "optimizer to be one of 'adam', 'sgd'"),
-        ({"order": "right"}, "order to be one of 'repaired', 'published', 'published_torch1', got 'right'"),
-        ({"real": "sharp"}, "real to be one of"),
+        ({"variant": "right"}, "variant to be one of 'official', 'ours', got 'right'"),
+        ({"real_source": "sharp"}, "real_source to be one of"),
         ({"adversarial_weight": 1.5}, r"adversarial_weight to be a number in \[0, 1\], got 1.5"),
         ({"lr": -1.0}, "inner loop: expected lr to be a number >= 0"),
-        ({"passes": 0}, "passes to be an integer >= 1"),
+        ({"num_epochs": 0}, "num_epochs to be an integer >= 1"),
     ],
 )
 def test_settings_out_of_range_are_named(bad, message):
@@ -302,7 +304,7 @@ def test_pictures_of_models_of_frames_clips_and_stages():
 
     def run(model, spec, outputs="main"):
         restorer = as_restorer(model, spec)
-        return pictures(restorer, restorer.restore, picture, clip, outputs=outputs)
+        return restored_images(restorer, restorer.restore, picture, clip, outputs=outputs)
 
     assert torch.equal(run(lambda x: x, RestorerSpec())[0], picture)
     windows = []
@@ -335,12 +337,12 @@ class Counted(nn.Module):
         return self.scale * x[:, x.shape[1] // 2]
 
 
-@pytest.mark.parametrize(("order", "calls"), [("repaired", 3), ("published_torch1", 9)])
+@pytest.mark.parametrize(("order", "calls"), [("ours", 3), ("official", 3)])
 def test_a_patch_is_reblurred_once_while_the_reblurrer_rests(order, calls):
     """In the deblur stage; where the reblurrer goes on by momentum, before every step."""
-    items = [Item(torch.rand(3, 3, 8, 8)) for _ in range(3)]
+    items = [InnerSample(torch.rand(3, 3, 8, 8)) for _ in range(3)]
     reblur = Counted()
-    settings = InnerLoopSettings(lr=1e-3, reblur_lr=1e-3, passes=3, order=order, noise=0.01)
+    settings = InnerLoopSettings(lr=1e-3, reblur_lr=1e-3, num_epochs=3, variant=order, noise_std=0.01)
     loop_over(OneConvolution(), reblur, None, settings).run(items, torch.Generator())
     assert reblur.calls == 9 + calls  # 9 in the reblur stage
 
@@ -348,10 +350,10 @@ def test_a_patch_is_reblurred_once_while_the_reblurrer_rests(order, calls):
 def test_nothing_to_learn_in_the_reblur_stage_leaves_it_out():
     stages = {
         (rate, order): {
-            step.stage for step in InnerLoopSettings(reblur_lr=rate, order=order).steps(2, 3, torch.Generator())
+            step.stage for step in InnerLoopSettings(reblur_lr=rate, variant=order).steps(2, 3, torch.Generator())
         }
         for rate in (0.0, 1e-3)
-        for order in ("repaired", "published")
+        for order in ("ours", "official")
     }
-    assert stages.pop((0.0, "repaired")) == {"deblur"}
+    assert stages.pop((0.0, "ours")) == {"deblur"}
     assert all(found == {"reblur", "deblur"} for found in stages.values())

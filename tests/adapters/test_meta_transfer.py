@@ -9,12 +9,13 @@ from torch import nn
 
 from tta_restore import models
 from tta_restore.adapters import MetaTransfer, create_adapter
-from tta_restore.adapters.methods.discriminator import Critic
-from tta_restore.adapters.methods.inner_loop import Item
-from tta_restore.adapters.methods.meta_transfer import left_sharp
+from tta_restore.adapters.methods.discriminator import DiscriminatorTrainer
+from tta_restore.adapters.methods.inner_loop import InnerSample
+from tta_restore.adapters.methods.meta_transfer import keep_sharp_frames
 from tta_restore.data.datasets.mining import mine_patches
 from tta_restore.data.synthetic import photos
-from tta_restore.data.synthetic.camera_shake import CameraShake, ShakenClips
+from tta_restore.data.synthetic.camera_shake import ShakenClips
+from tta_restore.degradations.motion import CameraShake
 from tta_restore.models import RestorerSpec
 
 SPEC = RestorerSpec()
@@ -36,42 +37,49 @@ def networks():
 
 def make(*modules, **options):
     modules = modules or networks()
-    settings = {"num_patches": 3, "patch_size": 16, "lr": 2e-3, "reblur_lr": 1e-3, "critic_lr": 1e-4, "spec": SPEC}
+    settings = {
+        "num_patches": 3,
+        "patch_size": 16,
+        "lr": 2e-3,
+        "reblur_lr": 1e-3,
+        "discriminator_lr": 1e-4,
+        "spec": SPEC,
+    }
     return MetaTransfer(*modules, **settings | options)
 
 
-@pytest.mark.parametrize("order", ["repaired", "published", "published_torch1"])
+@pytest.mark.parametrize("order", ["ours", "official"])
 @pytest.mark.parametrize("real", ["neighbor", "blurriest"])
 def test_a_clip_is_the_inner_loop_on_its_patches(order, real):
     restorer, reblur, discriminator = networks()
-    adapter = make(restorer, reblur, discriminator, order=order, real=real, passes=2, seed=3)
+    adapter = make(restorer, reblur, discriminator, variant=order, real_source=real, num_epochs=2, seed=3)
     x = clip()
     generator = adapter.state.generator()
     mined = mine_patches(x, 3, 16, generator=generator, num_frames=3)
-    items = [Item(patch.clip, patch.blurred) for patch in mined]
-    loop = loop_over(restorer, reblur, Critic(discriminator, lr=1e-4), adapter.settings)
+    items = [InnerSample(patch.clip, patch.blurred) for patch in mined]
+    loop = loop_over(restorer, reblur, DiscriminatorTrainer(discriminator, lr=1e-4), adapter.inner)
     loop.run(items, generator)
     out = adapter(x)
     assert adapter.report.steps == 12
-    assert adapter.report.extra["patches"] == 3
-    assert adapter.report.extra["gain"] > 1
+    assert adapter.report.metrics["patches"] == 3
+    assert adapter.report.metrics["gain"] > 1
     for name, weight in loop.restorer_weights.items():
         torch.testing.assert_close(adapter.student[name], weight, atol=1e-7, rtol=0)
         assert not torch.equal(weight, dict(restorer.named_parameters())[name])
     with torch.no_grad():
         expected = torch.cat([torch.func.functional_call(restorer, adapter.student, (frame,)) for frame in x.split(1)])
     torch.testing.assert_close(out, expected)
-    assert adapter.report.remarks == ()
+    assert adapter.report.messages == ()
 
 
 def test_every_clip_starts_afresh_and_leaves_the_networks_alone():
     modules = networks()
     before = [{name: value.clone() for name, value in module.state_dict().items()} for module in modules]
     flags = [[p.requires_grad for p in module.parameters()] for module in modules]
-    adapter = make(*modules, num_patches=1, patch_size=64, real="blurriest")  # nothing is drawn at random
+    adapter = make(*modules, num_patches=1, patch_size=64, real_source="blurriest")  # nothing is drawn at random
     adapter(clip(seed=1))
     out = adapter(clip(seed=2))
-    assert torch.equal(out, make(num_patches=1, patch_size=64, real="blurriest")(clip(seed=2)))
+    assert torch.equal(out, make(num_patches=1, patch_size=64, real_source="blurriest")(clip(seed=2)))
     for module, state in zip(modules, before, strict=True):
         assert all(torch.equal(value, state[name]) for name, value in module.state_dict().items())
     assert [[p.requires_grad for p in module.parameters()] for module in modules] == flags
@@ -80,11 +88,11 @@ def test_every_clip_starts_afresh_and_leaves_the_networks_alone():
 
 @pytest.mark.parametrize("length", [1, 2])
 def test_short_clips_are_adapted_on_and_said_to_be_short(length):
-    adapter = make(least_gain=0.0)
+    adapter = make(min_sharpness_gain=0.0)
     x = clip(9)[3 : 3 + length]
     assert adapter(x).shape == x.shape
     assert adapter.report.updated
-    assert any(("one frame" if length == 1 else "2 frames, fewer than 3") in r for r in adapter.report.remarks)
+    assert any(("one frame" if length == 1 else "2 frames, fewer than 3") in r for r in adapter.report.messages)
 
 
 @pytest.mark.parametrize("kind", ["flat", "still"])
@@ -94,8 +102,8 @@ def test_clips_without_a_sharp_moment_are_given_as_the_source_does(kind):
     adapter = make(restorer, *others)
     out = adapter(x)
     assert not adapter.report.updated
-    assert adapter.report.skipped_because == "no place of the clip is sharp at one moment and blurred at another"
-    assert "3 of 3 places left out" in adapter.report.remarks[-1]
+    assert adapter.report.skipped_because == "no location of the clip is sharp in one frame and blurred in another"
+    assert "3 of 3 locations left out" in adapter.report.messages[-1]
     with torch.no_grad():
         torch.testing.assert_close(out, restorer(x))
 
@@ -103,18 +111,18 @@ def test_clips_without_a_sharp_moment_are_given_as_the_source_does(kind):
 def test_places_without_detail_are_left_out():
     x = clip(7, 16, 64)
     x[..., 32:] = 0.25
-    adapter = make(places="tile", num_patches=4)
+    adapter = make(patch_sampling="tile", num_patches=4)
     adapter(x)
-    assert adapter.report.extra["patches"] == 2
+    assert adapter.report.metrics["patches"] == 2
     assert adapter.report.steps == 4
-    assert adapter.report.remarks[-1].startswith("2 of 4 places left out: flat, or no moment is sharper by 0.5 dB")
+    assert adapter.report.messages[-1].startswith("2 of 4 locations left out: flat, or no moment is sharper by 0.5 dB")
 
 
 def test_small_frames_give_small_patches():
     adapter = make(patch_size=256)
     x = clip(5, 19, 23)
     assert adapter(x).shape == x.shape
-    assert adapter.report.remarks == ("patches of 19 x 23: the frames are smaller than 256",)
+    assert adapter.report.messages == ("patches of 19 x 23: the frames are smaller than 256",)
 
 
 class OfThree(nn.Module):
@@ -201,7 +209,7 @@ def test_it_learns_to_undo_the_reblurring():
     restorer, *_ = networks()
     nn.init.zeros_(restorer.conv.weight)
     nn.init.zeros_(restorer.conv.bias)
-    adapter = make(restorer, Box(), num_patches=4, passes=20, lr=5e-3, distance=F.mse_loss)
+    adapter = make(restorer, Box(), num_patches=4, num_epochs=20, lr=5e-3, distance=F.mse_loss)
     blocks = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     sharp = F.interpolate(blocks, scale_factor=4, mode="bilinear")
     blurred = F.avg_pool2d(sharp, 3, 1, 1, count_include_pad=False)
@@ -220,13 +228,13 @@ def test_the_networks_of_the_paper_run_together():
         critic,
         num_patches=2,
         patch_size=32,
-        adversarial="least_squares",
+        adversarial_kind="least_squares",
         spec=SPEC,
     )
     assert adapter.num_frames == 5
     assert adapter(clip(6, 40, 45)).isfinite().all()
     assert adapter.report.updated
-    assert {"adversarial_loss", "cycle_loss", "deblur_loss"} <= adapter.report.extra.keys()
+    assert {"adversarial_loss", "cycle_loss", "deblur_loss"} <= adapter.report.metrics.keys()
     assert "2 steps of the reblurrer" in str(adapter.plan())
 
 
@@ -249,13 +257,13 @@ def test_a_gradient_that_is_no_number_is_refused():
     ("bad", "message"),
     [
         ({"num_patches": 0}, "num_patches to be an integer >= 1"),
-        ({"places": "grid"}, "places to be one of 'random', 'tile'"),
-        ({"least_gain": -1.0}, "least_gain to be a number >= 0, got -1.0"),
-        ({"critic_clip": 0.0}, "critic_clip to be a number > 0 or None, got 0.0"),
+        ({"patch_sampling": "grid"}, "patch_sampling to be one of 'random', 'tile'"),
+        ({"min_sharpness_gain": -1.0}, "min_sharpness_gain to be a number >= 0, got -1.0"),
+        ({"discriminator_clip": 0.0}, "discriminator_clip to be a number > 0 or None, got 0.0"),
         ({"outputs": "first"}, "outputs to be one of 'main', 'all'"),
         ({"num_frames": 4}, "num_frames to be an odd integer"),
-        ({"steps": 3}, "its steps follow from num_patches and passes"),
-        ({"adversarial": "hinge"}, "adversarial to be one of"),
+        ({"steps": 3}, "its steps follow from num_patches and num_epochs"),
+        ({"adversarial_kind": "hinge"}, "adversarial_kind to be one of"),
     ],
 )
 def test_settings_out_of_range_are_named(bad, message):
@@ -279,11 +287,11 @@ def test_clips_that_do_not_fit_are_named():
 
 
 def test_patches_are_reblurred_as_at_other_moments_too():
-    adapter = make(other_moments=2, num_patches=3)
+    adapter = make(num_extra_times=2, num_patches=3)
     adapter(clip())
     assert adapter.report.steps == 2 * 3 * (1 + 2)
     assert adapter.cost().startswith("per clip 9 steps of the reblurrer")
-    still = make(other_moments=2, num_patches=3, reblur_lr=0.0, leave_sharp=True)
+    still = make(num_extra_times=2, num_patches=3, reblur_lr=0.0, skip_sharp_frames=True)
     still(clip())
     assert still.report.steps == 9
     assert (
@@ -316,10 +324,10 @@ def moving_clip(length=9, size=24):
 
 def test_patches_that_reblurring_leaves_alone_are_left_out():
     x, seen = moving_clip(), {}
-    for least_blur in (0.0, 0.01, 0.9):
-        adapter = make(networks()[0], Fade(), least_blur=least_blur, other_moments=1, patch_size=24, seed=1)
+    for min_blur_rms in (0.0, 0.01, 0.9):
+        adapter = make(networks()[0], Fade(), min_blur_rms=min_blur_rms, num_extra_times=1, patch_size=24, seed=1)
         adapter(x)
-        seen[least_blur] = adapter.report
+        seen[min_blur_rms] = adapter.report
     assert seen[0.0].steps == 2 * 6
     assert 0 < seen[0.01].steps < 12
     assert seen[0.9].skipped_because == "reblurring changes no patch by 0.9"
@@ -337,7 +345,7 @@ class Unsharp(nn.Module):
 
 def test_frames_that_are_sharp_are_left():
     x = moving_clip()
-    plain, left = (make(Unsharp(), Fade(), leave_sharp=flag, seed=2) for flag in (False, True))
+    plain, left = (make(Unsharp(), Fade(), skip_sharp_frames=flag, seed=2) for flag in (False, True))
     restored, kept = plain(x), left(x)
     assert torch.equal(kept[:3], x[:3])
     assert torch.equal(kept[4:], restored[4:])
@@ -346,21 +354,34 @@ def test_frames_that_are_sharp_are_left():
     assert torch.equal(left.predict(x[4:5]), plain.predict(x[4:5]))  # one frame shows no motion
 
 
+def test_a_reblurring_network_that_does_not_blur_keeps_no_frame_of_a_moving_clip():
+    x = moving_clip()
+    restored = x + 0.3 * (x - F.avg_pool2d(x, 3, 1, 1, count_include_pad=False))
+    assert not keep_sharp_frames(x, restored, lambda clip: clip[:, 1], 3).any()
+
+
+def test_kept_frames_are_reported():
+    left = make(Unsharp(), Fade(), skip_sharp_frames=True, seed=2)
+    left(moving_clip())
+    assert left.report.metrics["frames_kept"] >= 3
+    assert any("are returned as they were (skip_sharp_frames)" in message for message in left.report.messages)
+
+
 def test_the_ends_of_a_clip_that_moves_are_no_sharp_frames():
     steady = CameraShake(pan=4.0, direction=0.5, variation=0.0)
-    made = ShakenClips([("astronaut", photos.load("astronaut"))], [steady], frames=6, size=64, moments=9)[0]
+    made = ShakenClips([("astronaut", photos.load("astronaut"))], [steady], frames=6, size=64, num_subframes=9)[0]
     blurred, sharp = (torch.stack(list(side)) for side in (made.blurry, made.originals()))
     reblur = models.create_model("motion_reblur", exposure=0.8)
-    assert torch.equal(left_sharp(blurred, sharp, reblur), sharp)
+    assert not keep_sharp_frames(blurred, sharp, reblur).any()
     resting = blurred[:1].expand(6, -1, -1, -1)
-    assert torch.equal(left_sharp(resting, sharp, reblur), resting)
+    assert keep_sharp_frames(resting, sharp, reblur).all()
     for length in (1, 2):  # no frame has two neighbors
-        assert left_sharp(blurred[:length], sharp[:length], reblur).shape == (length, 3, 64, 64)
+        assert keep_sharp_frames(blurred[:length], sharp[:length], reblur).shape == (length,)
 
 
 def test_noise_comes_from_the_seed():
-    outs = [make(noise=noise, seed=seed)(clip()) for noise, seed in ((0.02, 1), (0.02, 1), (0.0, 1))]
+    outs = [make(noise_std=noise, seed=seed)(clip()) for noise, seed in ((0.02, 1), (0.02, 1), (0.0, 1))]
     assert torch.equal(outs[0], outs[1])
     assert not torch.equal(outs[0], outs[2])
-    with pytest.raises(ValueError, match="inner loop: expected noise to be a number >= 0, got -1"):
-        make(noise=-1)
+    with pytest.raises(ValueError, match="inner loop: expected noise_std to be a number >= 0, got -1"):
+        make(noise_std=-1)

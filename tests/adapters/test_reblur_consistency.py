@@ -72,7 +72,7 @@ def test_it_brings_the_restoration_nearer_to_the_frame():
     losses = []
     for _ in range(6):
         adapter(frame.blurry[None])
-        losses.append(adapter.report.extra["reblur_loss"])
+        losses.append(adapter.report.metrics["reblur_loss"])
     assert losses[-1] < losses[0]
 
 

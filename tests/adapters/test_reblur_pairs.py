@@ -10,6 +10,7 @@ from tta_restore.adapters import ReblurPairs, SelfEnsemble
 from tta_restore.adapters.methods import reblur_pairs
 from tta_restore.adapters.methods.reblur_pairs import _FULL_LEAD, _material
 from tta_restore.data.synthetic import dead_leaves, defocus, photos
+from tta_restore.degradations import lens as optics
 from tta_restore.metrics import psnr
 from tta_restore.models import RestorerSpec, as_restorer, create_model
 
@@ -18,12 +19,12 @@ def _specialist() -> nn.Module:
     return create_model("lens_unet", checkpoint="specialist").eval()
 
 
-def _frames(lens: defocus.Lens, count: int, seed: int = 11) -> list[defocus.DefocusFrame]:
+def _frames(lens: optics.Lens, count: int, seed: int = 11) -> list[defocus.DefocusFrame]:
     return defocus.defocus_stream([lens], photos.DEV[:2], frames_per_lens=count, size=128, seed=seed)
 
 
 def test_it_learns_a_lens_that_the_restorer_never_saw():
-    frames = _frames(defocus.Lens("ring", defocus.ring(0.5), (2.5, 4.0)), 3)
+    frames = _frames(optics.Lens("ring", optics.ring(0.5), (2.5, 4.0)), 3)
     model = _specialist()
     adapter, frozen = ReblurPairs(model, steps=24), SelfEnsemble(model)
     gains = []
@@ -154,7 +155,7 @@ def test_a_student_that_goes_to_infinity_is_a_step_not_taken(monkeypatch):
 def test_the_teacher_goes_part_of_the_way():
     model, frame = _specialist(), _frames(defocus.SOURCE, 1)[0].blurry[None]
     adapter = ReblurPairs(model, steps=1, burst=1, ema=0.5)
-    adapter.extra["lead"] = _FULL_LEAD  # of which half is kept: the first step starts level with the source
+    adapter.memory["lead"] = _FULL_LEAD  # of which half is kept: the first step starts level with the source
     adapter.adapt(frame)
     weights = dict(model.named_parameters())
     moved = 0.0
@@ -171,22 +172,22 @@ def test_a_student_is_followed_by_as_much_as_it_leads():
     shares = []
     for lead in (-3.0, 0.0, 1.0, 50.0):
         adapter = ReblurPairs(_specialist(), steps=1, burst=1)
-        adapter.extra["lead"] = lead
+        adapter.memory["lead"] = lead
         report = adapter.adapt(frame)
-        assert report.extra["lead"] == pytest.approx(0.9 * lead), "the first step starts level with the source"
-        shares.append(report.extra["share"])
+        assert report.metrics["lead"] == pytest.approx(0.9 * lead), "the first step starts level with the source"
+        shares.append(report.metrics["share"])
     assert shares == pytest.approx([0.0, 0.0, 0.9 / _FULL_LEAD, 1.0])
 
 
 def test_a_change_of_lens_starts_over_and_a_known_lens_is_remembered():
-    first = defocus.Lens("bubble", defocus.ring(0.75), (3.0, 4.5))
-    second = defocus.Lens("core", defocus.exponential, (2.5, 3.5))
+    first = optics.Lens("bubble", optics.ring(0.75), (3.0, 4.5))
+    second = optics.Lens("core", optics.exponential, (2.5, 3.5))
     adapter = ReblurPairs(_specialist(), steps=1, burst=2, memory=3)
     switches = []
     for lens in (first, second, first):
         for frame in _frames(lens, 3, seed=5):
             adapter.adapt(frame.blurry[None])
-        switches.append(adapter.extra["switches"])
+        switches.append(adapter.memory["switches"])
     assert switches[0] == 0, "a lens that stays is no change"
     assert switches[1] >= 1
     assert switches[2] > switches[1]
@@ -197,11 +198,11 @@ def test_a_change_of_lens_starts_over_and_a_known_lens_is_remembered():
 
 
 def test_after_a_change_of_lens_it_continues_from_what_restores_its_pairs_best():
-    ring = defocus.Lens("ring", defocus.ring(0.65), (3.0, 4.5))
+    ring = optics.Lens("ring", optics.ring(0.65), (3.0, 4.5))
     adapter = ReblurPairs(_specialist(), steps=48, burst=1, switch=0.15)
     adapter.adapt(_frames(ring, 1)[0].blurry[None])
     learned, source = adapter.snapshot()["student"], adapter.source
-    sharp = defocus.Lens("disk", defocus.disk, (0.8, 1.0))  # which the source knows and what was learned spoils
+    sharp = optics.Lens("disk", optics.disk, (0.8, 1.0))  # which the source knows and what was learned spoils
     for lens, expected, other in ((sharp, source, learned), (ring, learned, source)):
         frame = _frames(lens, 1)[0].blurry[None]
         with adapter._session(frame) as looked_at, adapter._working_on(adapter.state):
@@ -210,19 +211,19 @@ def test_after_a_change_of_lens_it_continues_from_what_restores_its_pairs_best()
             assert looked_at.extra["lens_changed"] == 1
             assert all(torch.equal(tensor, expected[name]) for name, tensor in adapter.student.items())
             assert not all(torch.equal(tensor, other[name]) for name, tensor in adapter.student.items())
-            assert (adapter.extra["lead"] > 0.3) == (expected is learned)
+            assert (adapter.memory["lead"] > 0.3) == (expected is learned)
             assert adapter.state.updates == 0, "the schedule starts over"
 
 
 def test_a_lens_is_new_only_when_nothing_that_fits_the_frame_is_near(monkeypatch):
-    frames = _frames(defocus.Lens("ring", defocus.ring(0.75), (3.0, 3.5)), 2)
+    frames = _frames(optics.Lens("ring", optics.ring(0.75), (3.0, 3.5)), 2)
     adapter = ReblurPairs(_specialist(), steps=1, burst=1, switch=0.15)
     adapter.adapt(frames[0].blurry[None])
     pooled = adapter.aperture()
     far = torch.zeros_like(pooled)
     far[0, 0] = 1.0
     for fitting, changed in (([far, pooled, far], 0.0), ([far, far], 1.0)):
-        monkeypatch.setattr(adapter.estimator, "plausible", lambda *a, fitting=fitting: torch.stack(fitting))
+        monkeypatch.setattr(adapter.estimator, "candidates", lambda *a, fitting=fitting: torch.stack(fitting))
         assert adapter.adapt(frames[1].blurry[None]).extra["lens_changed"] == changed
 
 

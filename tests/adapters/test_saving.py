@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from tta_restore.adapters import Adapter, SelfEnsemble, SiamCTTA, checkpoint
-from tta_restore.adapters.checkpoint import FORMAT_VERSION
+from tta_restore.adapters.checkpoint import _FORMAT_VERSION
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def test_the_file_is_small_holds_no_pickle_and_reads_back(learned, tmp_path):
     with safe_open(path, framework="pt") as file:
         header = json.loads(file.metadata()["tta_restore.adapter"])
         kept = sum(file.get_tensor(key).numel() for key in file.keys() if key.startswith(("sets", "optimizer")))  # noqa: SIM118
-    assert header["format_version"] == FORMAT_VERSION
+    assert header["format_version"] == _FORMAT_VERSION
     assert header["method"] == "Pairs"
     assert list(header["adapted"]) == list(learned.adapted)
     assert kept < 4.1 * weights  # student, teacher, two moments, step counters
@@ -78,7 +78,7 @@ def damages():
 
         return damage
 
-    yield "newer format", header(lambda content, tensors: content.update(format_version=FORMAT_VERSION + 1))
+    yield "newer format", header(lambda content, tensors: content.update(format_version=_FORMAT_VERSION + 1))
     yield "no structure", header(lambda content, tensors: content.pop("structure"))
     yield "role missing", header(lambda content, tensors: content["structure"]["dict"]["sets"]["dict"].pop("teacher"))
     yield "tensor missing", header(lambda content, tensors: tensors.pop("sets/student/body.0.bias"))
@@ -154,13 +154,13 @@ def test_what_a_killed_process_left_of_a_state_is_overwritten(learned, tmp_path)
 
 def test_fingerprints_tell_models_apart_and_ignore_what_adapters_do():
     net = build("batch_norm")
-    fingerprint = checkpoint.fingerprint([net])
+    fingerprint = checkpoint._checksum_of([net])
     adapter = SiamCTTA(net, select="all", lr=0.1)
     adapter(frames("batch_norm", 1)[0])
-    assert checkpoint.fingerprint([net]) == fingerprint == checkpoint.fingerprint([build("batch_norm")])
+    assert checkpoint._checksum_of([net]) == fingerprint == checkpoint._checksum_of([build("batch_norm")])
     with torch.no_grad():
         net.body[1].running_mean[3] += 1e-3
-    assert checkpoint.fingerprint([net]) != fingerprint
+    assert checkpoint._checksum_of([net]) != fingerprint
 
 
 def test_methods_without_weights_have_a_state_too(tmp_path):

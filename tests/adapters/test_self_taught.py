@@ -33,7 +33,7 @@ def test_literal_tent_saturates_color():
     with torch.no_grad():
         net.weight.copy_(torch.eye(3)[..., None, None])
         net.bias.zero_()
-    adapter = Tent(net, form="literal", select="all", lr=1e-2, spec=SPEC)
+    adapter = Tent(net, variant="official", select="all", lr=1e-2, spec=SPEC)
     x = torch.rand(1, 3, 16, 16)
     for _ in range(20):
         adapter(x)
@@ -58,7 +58,7 @@ def test_regression_tent_makes_views_agree_and_gives_their_mean_of_before():
 
 @pytest.mark.parametrize("method", [SAR, EATA])
 def test_literal_forms_with_a_margin_never_learn_from_pictures(method):
-    adapter = method(build("plain"), form="literal", spec=SPEC)
+    adapter = method(build("plain"), variant="official", spec=SPEC)
     for x in frames("plain", 3):
         adapter(x)
         assert not adapter.report.updated
@@ -67,7 +67,9 @@ def test_literal_forms_with_a_margin_never_learn_from_pictures(method):
 
 def test_sar_steps_with_the_gradient_of_the_worst_point_near_by():
     net = build("plain")
-    adapter = SAR(net, select="all", lr=0.5, rho=0.1, quantile=0.8, guards=Guards(spike=None), spec=SPEC)
+    adapter = SAR(
+        net, select="all", lr=0.5, rho=0.1, reliable_fraction=0.8, guards=Guards(max_loss_ratio=None), spec=SPEC
+    )
     x = frames("plain", 1)[0]
 
     def loss(weights, within=None):
@@ -95,10 +97,10 @@ def test_literal_sar_starts_afresh_when_everything_is_certain():
     with torch.no_grad():
         net.weight.mul_(0)
         net.bias.copy_(torch.tensor([9.0, 0, 0]))  # as sure as a classifier
-    adapter = SAR(net, form="literal", select="all", spec=SPEC)
+    adapter = SAR(net, variant="official", select="all", spec=SPEC)
     adapter(torch.rand(1, 3, 8, 8))
     assert adapter.report.updated
-    assert adapter.extra["running"] is None
+    assert adapter.memory["running"] is None
     assert all(torch.equal(tensor, adapter.source[name]) for name, tensor in adapter.student.items())
 
 
@@ -111,9 +113,9 @@ def test_eata_skips_what_it_has_seen_and_stays_near_the_source_where_fisher_says
     assert fisher.keys() == adapter.source.keys()
     assert all((value >= 0).all() for value in fisher.values())
     assert any(value.any() for value in fisher.values())
-    free = EATA(build("plain"), select="all", lr=1.0, redundant=2.0, steps=8, spec=SPEC)
+    free = EATA(build("plain"), select="all", lr=1.0, max_similarity=2.0, steps=8, spec=SPEC)
     held = EATA(
-        build("plain"), select="all", lr=1.0, redundant=2.0, steps=8, spec=SPEC,
+        build("plain"), select="all", lr=1.0, max_similarity=2.0, steps=8, spec=SPEC,
         fisher={name: torch.ones_like(value) for name, value in fisher.items()}, fisher_weight=0.4,
     )  # fmt: skip
     assert held.adapt(stream[0]).drift < 0.9 * free.adapt(stream[0]).drift
@@ -121,23 +123,23 @@ def test_eata_skips_what_it_has_seen_and_stays_near_the_source_where_fisher_says
 
 def test_roid_mixes_the_source_back_in():
     x = frames("plain", 1)[0]
-    kept = ROID(build("plain"), select="all", keep=1.0, spec=SPEC)
-    mixed = ROID(build("plain"), select="all", keep=0.75, spec=SPEC)
+    kept = ROID(build("plain"), select="all", momentum=1.0, spec=SPEC)
+    mixed = ROID(build("plain"), select="all", momentum=0.75, spec=SPEC)
     kept(x)
     mixed(x)
     for name, source in kept.source.items():
         torch.testing.assert_close(mixed.student[name], source.lerp(kept.student[name], 0.75).detach())
-    with pytest.raises(ValueError, match="expected keep to be a number in"):
-        ROID(build("plain"), keep=1.5)
+    with pytest.raises(ValueError, match="expected momentum to be a number in"):
+        ROID(build("plain"), momentum=1.5)
 
 
 def test_literal_cotta_does_not_undo_its_random_views_and_repeats_them():
     net = build("plain")
     outputs = []
     for _ in range(2):
-        adapter = CoTTA(net, form="literal", spec=SPEC)
+        adapter = CoTTA(net, variant="official", spec=SPEC)
         outputs.append(adapter(frames("plain", 1)[0]))
-        assert adapter.report.extra["anchor"] < 0.576
+        assert adapter.report.metrics["anchor"] < 0.576
     assert torch.equal(*outputs)
     with torch.no_grad():
         assert (outputs[0] - net(frames("plain", 1)[0])).abs().mean() > 0.02  # misaligned, as predicted
@@ -155,5 +157,5 @@ def test_what_is_adapted_when_nothing_is_said():
     assert Tent(build("plain"), spec=SPEC).adapted == ("body.0.bias", "body.2.bias")
     semantic = Semantic(look, "body.0")
     assert all(name.startswith("injected.") for name in Tent(build("plain"), semantic=semantic, spec=SPEC).adapted)
-    with pytest.raises(ValueError, match="Tent: expected form to be one of 'literal', 'regression'"):
-        Tent(build("plain"), form="published")
+    with pytest.raises(ValueError, match="Tent: expected variant to be one of 'official', 'ours'"):
+        Tent(build("plain"), variant="published")

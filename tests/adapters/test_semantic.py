@@ -19,7 +19,7 @@ def vector(restored):
 
 
 def siam(net, at, encoder=look, **options):
-    return SiamCTTA(net, select="injected", semantic=Semantic(encoder, at, scale=1.0), **{"lr": 1e-2} | options)
+    return SiamCTTA(net, select="injected", semantic=Semantic(encoder, at, res_scale=1.0), **{"lr": 1e-2} | options)
 
 
 class ChannelsLast(nn.Module):
@@ -170,7 +170,7 @@ def test_what_cannot_be_injected_is_said():
         siam(ChannelsLast(), "pool", spec=RestorerSpec())
     with pytest.raises(ValueError, match="preset 'injected' finds nothing"):
         SiamCTTA(net, select="injected")
-    with pytest.raises(ValueError, match="expected form to be one of 'released', 'repaired'"):
-        CauSiam(net, form="literal")
+    with pytest.raises(ValueError, match="expected variant to be one of 'official', 'ours'"):
+        CauSiam(net, variant="released")
     with pytest.raises(TypeError, match="expected encoder to be callable"):
         Semantic("ViT-B-32", "auto")

@@ -167,8 +167,8 @@ def test_large_frames_batches_and_masks_follow_the_rule_written_out(steps, resto
         lr=1e-2,
         restore=restore,
         steps=steps,
-        region=CenterCrop(24, above=(40, 28)),
-        guards=Guards(spike=None, drift=None),
+        region=CenterCrop(24, min_size=(40, 28)),
+        guards=Guards(max_loss_ratio=None, max_drift=None),
     )
     # Masks of one number for all scalars: the rule asks for independent ones, but not which.
     drawn = iter([[0.1, 0.5, 0.2, 0.9, 0.25, 0.6, 0.7][i % 7] for i in range(1000)])

@@ -8,14 +8,14 @@ from tta_restore.adapters import SRTTA
 
 
 def make(**options):
-    return SRTTA(build("plain"), **{"steps": 3, "lr": 1e-2, "patches": 2, "patch": 16} | options)
+    return SRTTA(build("plain"), **{"steps": 3, "lr": 1e-2, "num_patches": 2, "patch_size": 16} | options)
 
 
 def test_the_most_important_half_of_the_weights_stays_at_the_source():
     adapter = make()
     for x in frames("plain", 2):
         adapter(x)
-    important = adapter.extra["important"]
+    important = adapter.memory["important"]
     chosen = torch.cat([mask.flatten() for mask in important.values()])
     moved = torch.cat([(adapter.student[n].detach() != t).flatten() for n, t in adapter.source.items()])
     assert chosen.float().mean() == pytest.approx(0.5, abs=0.01)
@@ -25,9 +25,9 @@ def test_the_most_important_half_of_the_weights_stays_at_the_source():
 
 @pytest.mark.parametrize("keep", [0.0, 1.0])
 def test_all_or_nothing_may_stay(keep):
-    adapter = make(keep=keep)
+    adapter = make(restore_fraction=keep)
     adapter(frames("plain", 1)[0])
-    assert all(mask.float().mean() == keep for mask in adapter.extra["important"].values())
+    assert all(mask.float().mean() == keep for mask in adapter.memory["important"].values())
     assert (adapter.report.drift == 0) == (keep == 1)
 
 
@@ -35,7 +35,7 @@ def test_it_learns_to_see_through_the_degradation():
     """The same patches, degraded alike, before and after: random numbers depend on the number of the frame alone."""
     blobs = torch.rand(1, 3, 6, 7, generator=torch.Generator().manual_seed(0))
     x = torch.nn.functional.interpolate(blobs, scale_factor=8, mode="bilinear")
-    options = {"steps": 1, "keep": 0.0, "lr": 1e-3, "patches": 8, "noise": 0.1}
+    options = {"steps": 1, "restore_fraction": 0.0, "lr": 1e-3, "num_patches": 8, "max_noise_std": 0.1}
     learned, before, after = (make(**options) for _ in range(3))
     for _ in range(60):
         learned.adapt(x)
@@ -45,7 +45,7 @@ def test_it_learns_to_see_through_the_degradation():
 
 
 def test_degraded_patches_keep_their_mean_and_range():
-    adapter = make(blur=2.0, noise=0.02)
+    adapter = make(max_blur_std=2.0, max_noise_std=0.02)
     x = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     with adapter._session(frames("plain", 1)[0]), adapter._working_on(adapter.state.view()):
         worse = adapter._degraded(x)
@@ -60,7 +60,7 @@ def test_degraded_patches_keep_their_mean_and_range():
 def test_refusals():
     with pytest.raises(ValueError, match="SRTTA: Residual has no module 'nowhere'"):
         make(at="nowhere")
-    with pytest.raises(ValueError, match=r"keep to be a number in \[0, 1\], got 2"):
-        make(keep=2)
-    with pytest.raises(TypeError, match="patches to be an integer"):
-        make(patches=1.5)
+    with pytest.raises(ValueError, match=r"restore_fraction to be a number in \[0, 1\], got 2"):
+        make(restore_fraction=2)
+    with pytest.raises(TypeError, match="num_patches to be an integer"):
+        make(num_patches=1.5)

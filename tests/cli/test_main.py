@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import csv
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 import tta_restore
+from tta_restore import adapters
 from tta_restore.cli import main
-from tta_restore.cli.main import build_parser
+from tta_restore.cli.commands import COMMANDS, Command
+from tta_restore.cli.parsing import build_parser
 from tta_restore.data.io.image import read_image, write_image
 from tta_restore.data.io.pixels import Image
 from tta_restore.engine.demo import demo
 from tta_restore.engine.demo import train as train_demo
-from tta_restore.models import create_model
+from tta_restore.engine.run import methods, names
+from tta_restore.models import create_model, list_models
 
 MODEL = """
 import torch
@@ -103,7 +109,7 @@ def test_a_registered_model_with_its_own_weights(folder, capsys):
     assert "'lens_unet' needs weights: name its checkpoint" in capsys.readouterr().err
     assert main([*shared, "-o", "other.png", *own[:4], "--set", "depth=2"]) == 2
     assert "model 'lens_unet': " in (told := capsys.readouterr().err)
-    assert "unexpected keyword argument 'depth'" in told
+    assert "depth" in told
 
 
 def test_bad_inputs_give_exit_code_1_and_a_line_each(folder, capsys):
@@ -113,7 +119,8 @@ def test_bad_inputs_give_exit_code_1_and_a_line_each(folder, capsys):
         main(["restore", "in", "absent.png", "-o", "out", "--model", "brightening:Brighten", "--method", "source"]) == 1
     )
     lines = capsys.readouterr().err.splitlines()
-    assert lines == [
+    shown = [line.split(" (unpack")[0] for line in lines]
+    assert shown == [
         "error: absent.png: no such file or directory",
         f"error: {Path('in/broken.png')}: truncated or damaged PNG: its header is incomplete",
         f"error: {Path('in/empty.tif')}: empty file",
@@ -165,13 +172,16 @@ def test_a_state_of_another_method_is_wrong_usage(folder, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "COMMAND"),
-        (["restore"], "INPUT"),
-        (["restore", "a.png"], "--out"),
-        (["dance"], "'dance'"),
-        (["demo", "--frames", "0"], "--frames: expected a whole number >= 1, got 0"),
-        (["demo", "--seed", "-1"], "--seed: expected a whole number >= 0, got -1"),
-        (["evaluate", "--seeds", "1", "two"], "--seeds: expected a whole number >= 0, got two"),
+        ([], "a COMMAND is required"),
+        (["restore"], "required: INPUT"),
+        (["restore", "a.png"], "required: -o/--out"),
+        (["dance"], "no command 'dance'; there are: info, restore"),
+        (["train", "nothing"], "expected a KIND, one of supervised, misaligned, reblur, meta, got 'nothing'"),
+        (["restore", "a.png", "-o", "b", "--nothing"], "unrecognized arguments: --nothing"),
+        (["train", "supervised", "--run.steps", "two"], "run.steps"),
+        (["demo", "--frames", "0"], "expected a whole number >= 1, got 0"),
+        (["demo", "--seed", "-1"], "expected a whole number >= 0, got -1"),
+        (["evaluate", "--seeds", "1", "two"], "expected a whole number >= 0, got two"),
     ],
 )
 def test_arguments_that_do_not_parse_exit_with_2(arguments, message, capsys):
@@ -179,14 +189,13 @@ def test_arguments_that_do_not_parse_exit_with_2(arguments, message, capsys):
         main(arguments)
     assert caught.value.code == 2
     said = capsys.readouterr().err
-    assert "usage: tta-restore" in said
+    assert said.startswith("tta-restore")
+    assert said.count("\n") == 1
     assert message in said
 
 
 def test_the_version_is_said(capsys):
-    with pytest.raises(SystemExit) as caught:
-        main(["--version"])
-    assert caught.value.code == 0
+    assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"tta-restore {tta_restore.__version__}\n"
 
 
@@ -207,24 +216,114 @@ def test_info_probes_a_model(folder, capsys):
 
 
 def test_commands_pass_their_arguments_on(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
     calls = []
-    monkeypatch.setattr(demo, "run_demo", lambda *a, **k: calls.append((a, k)))
-    monkeypatch.setattr(demo, "run_evaluation", lambda *a, **k: calls.append((a, k)))
+    monkeypatch.setattr(demo, "run_demo", lambda **k: calls.append(k))
+    monkeypatch.setattr(demo, "run_evaluation", lambda *a, **k: calls.append(k))
     monkeypatch.setattr(train_demo, "train", lambda *a, **k: calls.append((a, k)))
     assert main(["demo", "--out", "x", "--quick", "--seed", "3"]) == 0
-    assert calls.pop() == ((Path("x"),), {"seed": 3, "frames_per_lens": None, "quick": True})
+    assert calls.pop() == {"out": "x", "seed": 3, "quick": True}
     assert main(["evaluate", "--seeds", "5", "6", "--split", "dev", "--methods", "generalist"]) == 0
-    assert calls.pop()[1] == {
-        "seeds": [5, 6],
-        "frames_per_lens": 6,
-        "split": "dev",
-        "folder": None,
-        "methods": ["generalist"],
-    }
-    assert main(["train-demo", "specialist", "--steps", "7", "--out", str(tmp_path)]) == 0
-    assert calls.pop() == (("specialist",), {"steps": 7, "seed": 0, "device": "cpu", "out": tmp_path})
+    chosen = calls.pop()
+    assert (chosen["seeds"], chosen["split"], chosen["methods"]) == ([5, 6], "dev", ["generalist"])
+    assert main(["train-demo", "specialist", "--steps", "7", "--out", str(tmp_path), "--device", "cpu", "-q"]) == 0
+    options = {"steps": 7, "seed": 0, "device": "cpu", "out": tmp_path, "progress": False}
+    assert calls.pop() == (("specialist",), options)
     assert main(["train-demo"]) == 0
     assert [a for a, _ in calls] == [(name,) for name in train_demo.STEPS]
+
+
+def commands() -> list[tuple[str, Command]]:
+    found = []
+    for name, command in COMMANDS.items():
+        kinds = {name: command} if isinstance(command, Command) else {f"{name} {k}": c for k, c in command.items()}
+        found += kinds.items()
+    return found
+
+
+@pytest.mark.parametrize(("name", "command"), commands())
+def test_every_option_has_help_that_stands_alone(name, command):
+    parser = build_parser(name, command)
+    assert all(action.help for action in parser._actions)
+    text = parser.format_help()
+    assert ":class:" not in text
+    assert "``" not in text
+    assert "examples:" in text
+
+
+@pytest.mark.parametrize("words", [["--help"], ["restore", "--help"], ["train", "meta", "--help"], ["train", "--help"]])
+def test_help_does_not_import_torch(words):
+    program = "import sys; from tta_restore.cli import main\ntry: main(sys.argv[1:])\nexcept SystemExit: pass\n"
+    program += "assert 'torch' not in sys.modules, 'torch was imported'"
+    done = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "usage: tta-restore" in done.stdout
+
+
+def test_settings_of_a_method_are_checked_by_name_and_type(folder, capsys):
+    tune = ["--method", "siam-ctta", "--method.steps"]
+    assert restore(*tune, "2", "--method-set", "lr=1e-5") == 0
+    written = (folder / "out" / "tta-restore.yaml").read_text()
+    assert "steps: 2" in written
+    assert main(["restore", "--config", "out/tta-restore.yaml", "-o", "again", "-q"]) == 0
+    assert torch.equal(read_image(folder / "again/a.png").pixels, read_image(folder / "out/a.png").pixels)
+    capsys.readouterr()
+    assert restore(*tune, "two", "-o", "wrong") == 2
+    assert "method 'siam-ctta': steps: expected int, got two" in capsys.readouterr().err
+    assert restore("--method", "siam-ctta", "--method.stepz", "2", "-o", "wrong") == 2
+    assert "has no stepz; did you mean steps" in capsys.readouterr().err
+    assert not (folder / "wrong").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.toml", "", "the file is empty"),
+        ("a.toml", "[method", "a.toml: "),
+        ("a.yaml", "method: [", "a.yaml: "),
+        ("a.yaml", "colour: 3", "there is no option 'colour'"),
+        ("a.txt", "method: source", "ends in .toml, .yaml, .yml or .json"),
+        ("a.json", "[1]", "expected names and values, got list"),
+        ("none.toml", None, "no such file"),
+    ],
+)
+def test_a_configuration_file_that_means_nothing_is_refused(folder, capsys, name, text, message):
+    if text is not None:
+        (folder / name).write_text(text)
+    assert restore("--config", name) == 2
+    assert message in capsys.readouterr().err
+    assert not (folder / "out").exists()
+
+
+def test_a_configuration_is_printed_and_read(folder, capsys):
+    (folder / "a.toml").write_text('seed = 4\n[method]\nname = "siam-ctta"\nsteps = 3\n')
+    with pytest.raises(SystemExit) as caught:
+        main(["restore", "in", "-o", "out", "--config", "a.toml", "--method.lr", "0.1", "--print-config"])
+    assert caught.value.code == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert printed["method"] == {"name": "siam-ctta", "steps": 3, "lr": 0.1}
+    assert (printed["seed"], printed["inputs"]) == (4, ["in"])
+
+
+def test_names_in_help_are_those_that_exist():
+    assert set(names.METHODS) == set(methods.METHODS)
+    registered = {name.replace("_", "-") for name in adapters.list_adapters()}
+    assert registered <= {*names.METHODS, *names.CLIP_METHODS}
+    assert {*names.SHIPPED_MODELS.values()} <= set(list_models("restorer"))
+
+
+def test_user_code_that_fails_is_one_line(folder, capsys):
+    (folder / "bad.py").write_text(
+        "import sys\nfrom torch import nn\n\ndef key():\n    return {}['weights']\n\ndef leave():\n    sys.exit(0)\n\n"
+        "class Leaves(nn.Conv2d):\n    def __init__(self):\n        super().__init__(3, 3, 3, padding=1)\n\n"
+        "    def forward(self, x):\n        sys.exit(0)\n"
+    )
+    for name, message in (("key", "bad:key raised KeyError"), ("leave", "bad:leave called sys.exit(0)")):
+        for command in (["restore", "in", "-o", "out", "--model", f"bad:{name}"], ["info", f"bad:{name}"]):
+            assert main(command) == 2
+            assert message in capsys.readouterr().err
+    assert main(["restore", "in", "-o", "out", "--method", "source", "--model", "bad:Leaves"]) in (1, 2)
+    assert "called sys.exit(0)" in capsys.readouterr().err
 
 
 def test_evaluate_on_ones_own_photographs(folder, capsys):
@@ -260,11 +359,6 @@ def test_an_interrupt_is_a_line_and_130(monkeypatch, capsys):
     monkeypatch.setattr(demo, "run_demo", interrupted)
     assert main(["demo"]) == 130
     assert capsys.readouterr().err == "tta-restore demo: interrupted\n"
-
-
-def test_every_command_and_option_has_help():
-    for action in build_parser()._subparsers._group_actions[0].choices.values():
-        assert all(a.help for a in action._actions), action.prog
 
 
 @pytest.mark.parametrize(

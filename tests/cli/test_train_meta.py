@@ -20,7 +20,7 @@ base_channels = 2
 fusion = "channels"
 {reblur}
 
-[critic]
+[discriminator]
 base_channels = 2
 
 [data]
@@ -28,17 +28,17 @@ pictures = "bundled"
 frames = 5
 size = 40
 length = 2
-moments = 3
+num_subframes = 3
 shakes = [{{ pan = 4.0, direction = 0.0 }}]
 
 [windows]
-size = 32
-patches = 1
+patch_size = 32
+num_patches = 1
 query_frames = 2
 
 [run]
 steps = 2
-batch = 1
+batch_size = 1
 log_every = 1
 draw_every = 0
 progress = false
@@ -49,7 +49,7 @@ def test_from_end_to_end(tmp_path):
     (tmp_path / "reblur.toml").write_text(NETWORKS.format(reblur=""))
     first = tmp_path / "first"
     assert main(["train", "reblur", "--config", str(tmp_path / "reblur.toml"), "--out", str(first)]) == 0
-    assert {path.stem for path in first.glob("*.safetensors")} == {"reblur", "restorer", "critic"}
+    assert {path.stem for path in first.glob("*.safetensors")} == {"reblur", "restorer", "discriminator"}
     text = NETWORKS.format(reblur=f'checkpoint = "{first}/reblur.safetensors"')
     (tmp_path / "meta.toml").write_text(text + '\n[inner]\noptimizer = "sgd"\n[settings]\nsecond_order = true\n')
     second = tmp_path / "second"
@@ -67,10 +67,14 @@ def test_from_end_to_end(tmp_path):
         (
             "meta",
             "[modle]\n",
-            "expected the sections model, reblur, critic, data, windows, inner, settings, run, got modle",
+            "expected the sections model, reblur, discriminator, data, windows, inner, settings, run, got modle",
         ),
         ("meta", "[reblur]\nbase_channels = 2\n", r"meta-training needs a section \[model\]"),
-        ("meta", "[model]\n[reblur]\nbase_channels = 2\n[inner]\norder = 'third'\n", "order to be one of"),
+        (
+            "meta",
+            "[model]\n[reblur]\nbase_channels = 2\n[inner]\norder = 'third'\n",
+            r"\[inner\] order: expected one of",
+        ),
         ("reblur", "[reblur]\nbase_channels = 2\n[settings]\nrate = 3\n", r"\[settings\] has no rate"),
         ("reblur", "[reblur]\nbase_channels = 2\n[data]\nlayout = 'gopro'\n", "expected root and layout, one of gopro"),
         ("reblur", "[reblur]\nbase_channels = 2\n[data]\nlayout = 'dvd'\nroot = 'none'\n", "none: no such folder"),

@@ -33,7 +33,7 @@ lr = 1e-3
 
 [run]
 steps = 2
-batch = 1
+batch_size = 1
 log_every = 1
 draw_every = 0
 progress = false
@@ -71,7 +71,7 @@ def test_a_data_set_in_its_folders(tmp_path):
     text = text.replace(
         'pictures = "bundled"\nsize = 32\ncount = 1', f'layout = "dpdd"\nroot = "{root}"\nbit_depth = 8'
     )
-    text += "workers = 1\n[augmentation]\nnoise = 1.0\nscale = 1.0\n"
+    text += "num_workers = 1\n[augmentation]\nnoise_prob = 1.0\nscale_prob = 1.0\n"
     assert train(tmp_path, text) == 0
     assert "reblur" in json.loads((tmp_path / "out/log.jsonl").read_text().splitlines()[0])
     assert "validation/psnr" in (tmp_path / "out/log.jsonl").read_text()
@@ -103,7 +103,7 @@ def test_ones_own_model(tmp_path, monkeypatch):
             "expected train_c/source and train_c/target and train_r/sour",
         ),
         ("[data]\nradius = 3\n", r"\[data\] expected layout and root, or pictures"),
-        ("[augmentation]\nnoise = 3\n", "noise to be a number in"),
+        ("[augmentation]\nnoise_prob = 3\n", "noise_prob to be a number in"),
         ("[validation]\nsize = 3\n", r"\[validation\] expected layout and root, or pictures"),
         ("[reblur]\nwidth = 3\n", r"\[reblur\] has no width; there is: checkpoint"),
         ("[run]\nsteps = 0\n", "steps to be an integer >= 1"),

@@ -28,7 +28,7 @@ def test_gray_as_recorded():
 
 
 def test_a_plain_crop_is_a_part_at_one_place(pictures):
-    plain = Augmentation(noise=0, gray=0, scale=0)
+    plain = Augmentation(noise_prob=0, gray_prob=0, scale_prob=0)
     seen = set()
     for seed in range(60):
         crop = plain(pictures, 28, generator(seed))
@@ -41,7 +41,7 @@ def test_a_plain_crop_is_a_part_at_one_place(pictures):
 
 
 def test_smaller_scales_fit_the_crop(pictures):
-    scaled = Augmentation(noise=0, gray=0, scale=1, smallest=1e-3)  # only the crop limits it
+    scaled = Augmentation(noise_prob=0, gray_prob=0, scale_prob=1, min_scale=1e-3)  # only the crop limits it
     for seed in range(20):
         assert scaled(pictures, 29, generator(seed)).shape == (4, 3, 29, 29)
     constant = torch.full((2, 3, 40, 40), 0.3)
@@ -72,32 +72,32 @@ def test_reduction_is_by_area(factor):
 
 
 def test_noise_is_one_for_all_but_the_sharp_picture(pictures):
-    alone = Augmentation(noise=1, gray=0, scale=0, sigma=(0.02, 0.02))
+    alone = Augmentation(noise_prob=1, gray_prob=0, scale_prob=0, noise_std=(0.02, 0.02))
     flat = torch.full((4, 3, 40, 40), 0.5)
     crop = alone(flat, 40, generator())
     assert torch.equal(crop[1], flat[1])
     assert torch.equal(crop[0], crop[2])
     assert torch.equal(crop[0], crop[3])
     assert (crop[0] - 0.5).std().item() == pytest.approx(0.02, rel=0.1)
-    assert Augmentation(noise=1, sigma=(5.0, 5.0))(flat, 40, generator()).amin() >= 0
+    assert Augmentation(noise_prob=1, noise_std=(5.0, 5.0))(flat, 40, generator()).amin() >= 0
 
 
 def test_probabilities(pictures):
     share = sum(
         bool((crop[:, 0] == crop[:, 1]).all())
-        for crop in (Augmentation(noise=0, scale=0)(pictures, 8, generator(seed)) for seed in range(200))
+        for crop in (Augmentation(noise_prob=0, scale_prob=0)(pictures, 8, generator(seed)) for seed in range(200))
     )
     assert 40 <= share <= 80  # gray: 0.3 of 200
-    crop = Augmentation(noise=0, gray=0, scale=0, flips=True)
+    crop = Augmentation(noise_prob=0, gray_prob=0, scale_prob=0, flips=True)
     assert len({crop(pictures[..., :8, :8], 8, generator(seed)).numpy().tobytes() for seed in range(60)}) == 8
 
 
 def test_bad_arguments(pictures):
-    with pytest.raises(ValueError, match="noise to be a number in .0, 1., got 2"):
-        Augmentation(noise=2)
-    with pytest.raises(ValueError, match="smallest to be a number in"):
-        Augmentation(smallest=0)
-    with pytest.raises(ValueError, match="sigma"):
-        Augmentation(sigma=(2.0, 1.0))
+    with pytest.raises(ValueError, match="noise_prob to be a number in .0, 1., got 2"):
+        Augmentation(noise_prob=2)
+    with pytest.raises(ValueError, match="min_scale to be a number in"):
+        Augmentation(min_scale=0)
+    with pytest.raises(ValueError, match="noise_std"):
+        Augmentation(noise_std=(2.0, 1.0))
     with pytest.raises(ValueError, match=r"H and W >= 64, got \(4, 3, 30, 44\)"):
         Augmentation()(pictures, 64, generator())

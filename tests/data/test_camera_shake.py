@@ -5,12 +5,13 @@ import torch
 
 from tta_restore._core.color import linear_to_srgb, srgb_to_linear
 from tta_restore.data.synthetic import photos
-from tta_restore.data.synthetic.camera_shake import CameraPath, CameraShake, ShakenClips, camera_path, simulate_shake
+from tta_restore.data.synthetic.camera_shake import ShakenClips, simulate_shake
+from tta_restore.degradations.motion import CameraPath, CameraShake, camera_path
 
 PICTURE = (
     torch.rand(3, 12, 16, generator=torch.Generator().manual_seed(0)).repeat_interleave(8, 1).repeat_interleave(8, 2)
 )
-STILL = CameraShake(pan=0.0, noise=0.0)
+STILL = CameraShake(pan=0.0, noise_std=0.0)
 
 
 def make(shake, seed=0, **options):
@@ -37,8 +38,8 @@ def test_a_camera_that_stands_still_takes_sharp_frames():
 def test_light_is_averaged_and_not_its_stored_values():
     """A steady horizontal pan over stripes: the frame is the mean of the light that fell onto each pixel."""
     stripes = (torch.arange(200) % 8 < 4).float().expand(3, 60, 200).contiguous()
-    shake = CameraShake(pan=64.0, direction=0.0, variation=0.0, exposure=1.0, noise=0.0)
-    clip = simulate_shake(stripes, shake, torch.Generator().manual_seed(0), frames=1, size=32, moments=65)
+    shake = CameraShake(pan=64.0, direction=0.0, variation=0.0, exposure_fraction=1.0, noise_std=0.0)
+    clip = simulate_shake(stripes, shake, torch.Generator().manual_seed(0), frames=1, size=32, num_subframes=65)
     assert clip.blurry[0].mean() == pytest.approx(linear_to_srgb(torch.tensor(0.5)).item(), abs=0.02)  # not 0.5
     assert clip.blurry[0].std() < 0.05
     assert clip.sharp[0].std() > 0.4
@@ -66,7 +67,7 @@ def test_blur_varies_within_a_clip():
 
 
 def test_exposures_are_apart_by_the_rest_of_the_frame_time():
-    path = camera_path(CameraShake(pan=10.0, direction=0.0, variation=0.0, exposure=0.5), 3, torch.Generator())
+    path = camera_path(CameraShake(pan=10.0, direction=0.0, variation=0.0, exposure_fraction=0.5), 3, torch.Generator())
     x = path.poses[..., 0]
     step = (x[0, 1] - x[0, 0]).abs()
     torch.testing.assert_close((x[1, 0] - x[0, 0]).abs(), torch.tensor(10.0), atol=1e-3, rtol=0)
@@ -75,7 +76,7 @@ def test_exposures_are_apart_by_the_rest_of_the_frame_time():
 
 def test_the_original_is_the_middle_of_the_exposure():
     """Not its beginning: restoring must not shift."""
-    clip = make(CameraShake(pan=8.0, direction=0.0, variation=0.0, noise=0.0, exposure=1.0))
+    clip = make(CameraShake(pan=8.0, direction=0.0, variation=0.0, noise_std=0.0, exposure_fraction=1.0))
     light, sharp = srgb_to_linear(clip.blurry[1]).mean(0), srgb_to_linear(clip.sharp[1]).mean(0)
 
     def off(shift):
@@ -107,12 +108,12 @@ def test_shaken_clips_are_a_sequence():
 def test_wrong_arguments():
     with pytest.raises(ValueError, match="zoom to be a number >= 0"):
         CameraShake(zoom=-1.0)
-    with pytest.raises(ValueError, match=r"exposure to be a number in \(0, 1\]"):
-        CameraShake(exposure=0.0)
+    with pytest.raises(ValueError, match=r"exposure_fraction to be a number in \(0, 1\]"):
+        CameraShake(exposure_fraction=0.0)
     with pytest.raises(ValueError, match="H, W >= 200"):
         make(STILL, size=200)
-    with pytest.raises(ValueError, match="moments to be an odd integer"):
-        camera_path(STILL, 2, torch.Generator(), moments=4)
+    with pytest.raises(ValueError, match="num_subframes to be an odd integer"):
+        camera_path(STILL, 2, torch.Generator(), num_subframes=4)
     with pytest.raises(ValueError, match="expected photographs and motions, got 0 and 1"):
         ShakenClips([], [STILL])
 
@@ -128,7 +129,7 @@ def test_on_a_real_photograph():
 
 
 def test_a_camera_rests_for_a_part_of_each_period():
-    shake = CameraShake(pan=4.0, direction=0.0, variation=0.0, period=10.0, rest=0.3)
+    shake = CameraShake(pan=4.0, direction=0.0, variation=0.0, period=10.0, rest_fraction=0.3)
     traveled = camera_path(shake, 100, torch.Generator().manual_seed(0)).displacement(64)
     assert 0.1 <= (traveled < 1e-3).float().mean() <= 0.3  # whole exposures at rest; others are cut by its ends
     moving = traveled.max()
@@ -138,5 +139,5 @@ def test_a_camera_rests_for_a_part_of_each_period():
     assert camera_path(steady, 9, torch.Generator().manual_seed(0)).displacement(64).min() == pytest.approx(
         3.2, rel=0.01
     )
-    with pytest.raises(ValueError, match="rest to be a number < 1, got"):
-        CameraShake(rest=1.0)
+    with pytest.raises(ValueError, match="rest_fraction to be a number < 1, got"):
+        CameraShake(rest_fraction=1.0)

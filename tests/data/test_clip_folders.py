@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from tta_restore.data.datasets import layouts
 from tta_restore.data.datasets.clips import Clip, stack_frames, window
-from tta_restore.data.datasets.layouts import clip_of_folder, find_clips
+from tta_restore.data.datasets.layouts import CLIP_LAYOUTS, clip_of_folder, find_clips
 from tta_restore.data.io.image import write_image
 from tta_restore.data.io.pixels import Image
 
@@ -33,6 +34,7 @@ def test_layouts(tmp_path, layout, split, blurry, sharp):
         for frame in range(8, 12):
             write(tmp_path / blurry.format(video, frame), frame + 100 * number)
             write(tmp_path / sharp.format(video, frame), frame + 50 + 100 * number)
+    (tmp_path / f"{layout}_{split}_list.txt").write_text("x/scene2/gt/1.png x/scene2/blur/1.png\nscene10\n")
     clips = find_clips(tmp_path, layout, split)
     assert [clip.name for clip in clips] == ["scene2", "scene10"]
     for number, clip in enumerate(clips):
@@ -62,10 +64,44 @@ def test_what_is_missing_is_told_before_anything_is_read(tmp_path):
     lines = str(told.value).splitlines()[1:]
     assert lines[0].strip() == "a: 3 blurred and 2 sharp frames do not belong together; without a partner: 3"
     assert "b: there is no folder" in lines[1]
-    assert "c: no pictures in" in lines[2]
+    assert "c: no images in" in lines[2]
     (tmp_path / "test/a/sharp/4.png").write_bytes(b"not read")
     with pytest.raises(ValueError, match="without a partner: 3, 4"):
         find_clips(tmp_path, "gopro")
+
+
+def test_raw_folders_mix_their_splits_only_where_a_list_tells_them_apart(tmp_path):
+    for scene in range(4):
+        for folder in ("blur", "gt"):
+            write(tmp_path / f"scene{scene}/{folder}/1.png", scene)
+    for split in ("train", "val", "test"):
+        with pytest.raises(ValueError, match=f"nothing tells which of its 4 videos are for {split}"):
+            find_clips(tmp_path, "realblur", split)
+    (tmp_path / "RealBlur_J_test_list.txt").write_text("RealBlur-J/scene1/gt/1.png RealBlur-J/scene1/blur/1.png\n")
+    (tmp_path / "latest_notes.txt").write_text("scene0 scene2")  # no list of the test split
+    assert [clip.name for clip in find_clips(tmp_path, "realblur", "test")] == ["scene1"]
+    assert [clip.name for clip in find_clips(tmp_path, "realblur", "train")] == ["scene0", "scene2", "scene3"]
+    with pytest.raises(ValueError, match="are for val"):
+        find_clips(tmp_path, "realblur", "val")
+    (tmp_path / "train.txt").write_text("scene3\n")
+    assert [clip.name for clip in find_clips(tmp_path, "realblur", "train")] == ["scene3"]
+
+
+def test_a_registered_layout_is_known_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(layouts, "CLIP_LAYOUTS", dict(CLIP_LAYOUTS))
+    monkeypatch.setattr(layouts, "LAYOUTS", dict(layouts.LAYOUTS))
+    layouts.register_layout("mine", clips=[("{split}/{video}/noisy", "{split}/{video}/clean")])
+    layouts.register_layout("mine", pairs={"val": [("low", "high")]})
+    for folder in ("val/a/noisy", "val/a/clean", "low", "high"):
+        write(tmp_path / folder / "1.png", 3)
+    assert [clip.name for clip in find_clips(tmp_path, "mine", "val")] == ["a"]
+    assert layouts.find_pairs(tmp_path, "mine", "val") == [(tmp_path / "low/1.png", tmp_path / "high/1.png")]
+    with pytest.raises(ValueError, match="'mine' is taken"):
+        layouts.register_layout("mine", pairs={"train": [("a", "b")]})
+    with pytest.raises(ValueError, match="one {video} in a pattern"):
+        layouts.register_layout("other", clips=[("a", "b/{video}")])
+    with pytest.raises(ValueError, match="pairs or clips"):
+        layouts.register_layout("other")
 
 
 def test_clips():

@@ -42,10 +42,10 @@ def test_the_layouts_of_the_field(tmp_path):
 def test_what_cannot_be_paired_is_said(tmp_path):
     with pytest.raises(ValueError, match="A: there is no folder"):
         folder_frames({"A": tmp_path / "nowhere"})
-    with pytest.raises(ValueError, match="A: no pictures below"):
+    with pytest.raises(ValueError, match="A: no images below"):
         folder_frames({"A": tmp_path})
     put(tmp_path / "A" / "source" / "1.png")
-    with pytest.raises(ValueError, match="A: .* holds source; expected folders of blurry and of sharp pictures"):
+    with pytest.raises(ValueError, match="A: .* holds source; expected folders of blurry and of sharp images"):
         folder_frames({"A": tmp_path / "A"})
     put(tmp_path / "A" / "target" / "2.png")
     put(tmp_path / "A" / "target" / "3.png")
@@ -60,3 +60,15 @@ def test_a_known_data_set_must_have_its_originals(tmp_path):
     with pytest.raises(ValueError, match=r"DPDD: .* expected test_c/source and test_c/target or .*, found: DPDD$"):
         folder_frames({"DPDD": tmp_path})  # the folder above it
     assert folder_frames({"mine": tmp_path / "DPDD" / "test_c" / "source"})[0].sharp_path is None
+
+
+def test_folders_of_unknown_names_are_not_taken_for_inputs(tmp_path):
+    put(tmp_path / "mine" / "out_of_focus" / "1.png")
+    assert len(folder_frames({"mine": tmp_path / "mine"})) == 1
+    put(tmp_path / "mine" / "masks" / "1.png")
+    with pytest.raises(ValueError, match="mine: .* holds images in masks, out_of_focus: which of them are inputs"):
+        folder_frames({"mine": tmp_path / "mine"})
+    put(tmp_path / "CUHK" / "1.jpg")
+    put(tmp_path / "CUHK" / "results" / "1.jpg")
+    with pytest.raises(ValueError, match=r"CUHK: .* holds images in \., results"):
+        folder_frames({"CUHK": tmp_path / "CUHK"})

@@ -250,21 +250,18 @@ def bad_files() -> dict[str, tuple[str, bytes, str]]:
     PilImage.fromarray(RGB8).save(animated, "PNG", save_all=True, append_images=[PilImage.fromarray(RGB8[::-1])])
     return {
         "empty": ("a.png", b"", "empty file"),
-        "text": ("a.png", b"these are not pixels", "not a PNG, JPEG or TIFF image"),
-        "gif": ("a.png", encoded(RGB8, "GIF", mode="P"), "not a PNG, JPEG or TIFF image"),
+        "text": ("a.png", b"these are not pixels", "not an image of a known format"),
         "png signature only": ("a.png", png8[:8], "its header is incomplete"),
         "png half": ("a.png", png8[: len(png8) // 2], "truncated or damaged PNG"),
         "png16 half": ("a.png", png16[: len(png16) // 2], "truncated or damaged PNG"),
         "png16 damaged": ("a.png", bytes(flipped), "truncated or damaged PNG"),
         "jpeg start only": ("a.jpg", jpeg[:3], "its header is incomplete"),
         "jpeg half": ("a.jpg", jpeg[: len(jpeg) // 2], "truncated or damaged JPEG"),
-        "jpeg cmyk": ("a.jpg", encoded(RGB8, "JPEG", mode="CMYK"), "CMYK"),
         "tiff header only": ("a.tif", raw[:8], "truncated"),
         "tiff start only": ("a.tif", raw[:4], "truncated"),
         "tiff raw half": ("a.tif", raw[: len(raw) // 2], "truncated TIFF"),
         "tiff lzw half": ("a.tif", lzw[: len(lzw) // 2], "truncated TIFF"),
         "tiff lzw end missing": ("a.tif", lzw[:-5], "truncated TIFF"),
-        "tiff cmyk": ("a.tif", tiff(np.dstack([RGB8, RGB8[..., :1]]), photometric="separated"), "CMYK"),
         "tiff lab": ("a.tif", tiff(RGB8, photometric="cielab"), "color model CIELAB"),
         "tiff nan": ("a.tif", tiff(nan, photometric="rgb"), "1 of 2142 samples are NaN or infinite"),
         "tiff above one": ("a.tif", tiff(RGB8.astype(np.float32), photometric="rgb"), r"values in \[0, 1\]"),
@@ -340,7 +337,7 @@ def test_what_a_format_cannot_hold_is_refused(tmp_path):
     with pytest.raises(ImageError, match="bit depth of 8, 16 or 32"):
         write_image(tmp_path / "a.png", image, bit_depth=12)
     with pytest.raises(ImageError, match=r"suffixes \.png"):
-        write_image(tmp_path / "a.webp", image)
+        write_image(tmp_path / "a.gif", image)
     broken = Image(torch.full((3, 8, 8), torch.nan))
     with pytest.raises(ImageError, match="NaN or infinity"):
         write_image(tmp_path / "a.png", broken)

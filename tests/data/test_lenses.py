@@ -7,14 +7,16 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from tta_restore._core.color import linear_to_srgb, srgb_to_linear
 from tta_restore.data.synthetic import dead_leaves, defocus
+from tta_restore.degradations import lens as optics
 
 FAMILIES = (defocus.SOURCE, *defocus.DEV, *defocus.TEST)
 
 
 @pytest.mark.parametrize("lens", FAMILIES, ids=lambda lens: lens.family)
 def test_kernels_sum_to_one_and_grow_with_the_radius(lens):
-    kernels = defocus.rasterize(lens.aperture, torch.tensor([1.0, 2.0, 4.0]))
+    kernels = optics.rasterize(lens.pupil, torch.tensor([1.0, 2.0, 4.0]))
     torch.testing.assert_close(kernels.sum((1, 2)), torch.ones(3))
     assert (kernels >= 0).all()
     axis = torch.arange(17.0) - 8
@@ -25,29 +27,29 @@ def test_kernels_sum_to_one_and_grow_with_the_radius(lens):
 @pytest.mark.parametrize("lens", FAMILIES, ids=lambda lens: lens.family)
 def test_rms_radius_is_the_spread_of_the_kernel(lens):
     axis = torch.arange(41.0) - 20
-    kernel = defocus.rasterize(lens.aperture, torch.tensor([5.0]), size=41)[0]
+    kernel = optics.rasterize(lens.pupil, torch.tensor([5.0]), size=41)[0]
     spread = float((kernel * (axis[:, None] ** 2 + axis[None] ** 2)).sum().sqrt())
-    assert spread == pytest.approx(5 * defocus.rms_radius(lens.aperture), rel=0.03)
+    assert spread == pytest.approx(5 * optics.rms_radius(lens.pupil), rel=0.03)
 
 
 def test_disk_has_the_area_of_a_disk():
-    kernel = defocus.rasterize(defocus.disk, torch.tensor([5.0]))[0]
+    kernel = optics.rasterize(optics.disk, torch.tensor([5.0]))[0]
     assert 1 / float(kernel.max()) == pytest.approx(math.pi * 25, rel=0.02)
-    assert defocus.rms_radius(defocus.disk) == pytest.approx(math.sqrt(0.5), rel=0.01)
+    assert optics.rms_radius(optics.disk) == pytest.approx(math.sqrt(0.5), rel=0.01)
 
 
 def test_ring_has_no_center_and_polygon_its_symmetry():
-    ring = defocus.rasterize(defocus.ring(), torch.tensor([6.0]))[0]
+    ring = optics.rasterize(optics.ring(), torch.tensor([6.0]))[0]
     assert ring[8, 8] == 0
-    square = defocus.rasterize(defocus.polygon(4, 0.37), torch.tensor([6.0]))[0]
+    square = optics.rasterize(optics.polygon(4, 0.37), torch.tensor([6.0]))[0]
     torch.testing.assert_close(square, square.rot90(1), atol=1e-3, rtol=0)
-    triangle = defocus.rasterize(defocus.polygon(3, 0.37), torch.tensor([6.0]))[0]
+    triangle = optics.rasterize(optics.polygon(3, 0.37), torch.tensor([6.0]))[0]
     assert (triangle - triangle.rot90(2)).abs().max() > 1e-3
 
 
 def test_vanishing_radius_is_no_blur():
     for lens in FAMILIES:
-        kernel = defocus.rasterize(lens.aperture, torch.tensor([0.0]))[0]
+        kernel = optics.rasterize(lens.pupil, torch.tensor([0.0]))[0]
         assert kernel[8, 8] == 1
 
 
@@ -55,14 +57,14 @@ def test_vanishing_radius_is_no_blur():
 @given(st.integers(0, 10_000))
 @example(1664)
 def test_random_lenses_are_centerd_and_seeded(seed):
-    first = defocus.random_lens(torch.Generator().manual_seed(seed))
-    second = defocus.random_lens(torch.Generator().manual_seed(seed))
+    first = optics.random_lens(torch.Generator().manual_seed(seed))
+    second = optics.random_lens(torch.Generator().manual_seed(seed))
     assert first.radius == second.radius
     assert first.radius[0] <= first.radius[1]
-    kernel = defocus.rasterize(first.aperture, torch.tensor([4.0]), size=41)[0]
-    torch.testing.assert_close(kernel, defocus.rasterize(second.aperture, torch.tensor([4.0]), size=41)[0])
+    kernel = optics.rasterize(first.pupil, torch.tensor([4.0]), size=41)[0]
+    torch.testing.assert_close(kernel, optics.rasterize(second.pupil, torch.tensor([4.0]), size=41)[0])
     # finely: three samples per pixel move the hard edge of a thin ring by up to a sixth of a pixel
-    kernel = defocus.rasterize(first.aperture, torch.tensor([4.0]), size=41, supersample=9)[0]
+    kernel = optics.rasterize(first.pupil, torch.tensor([4.0]), size=41, supersample=9)[0]
     axis = torch.arange(41.0) - 20
     assert abs(float((kernel * axis[None]).sum())) < 0.1
     assert abs(float((kernel * axis[:, None]).sum())) < 0.1
@@ -70,8 +72,8 @@ def test_random_lenses_are_centerd_and_seeded(seed):
 
 def test_gamma_round_trip():
     x = torch.linspace(0, 1, 256)
-    torch.testing.assert_close(defocus.linear_to_srgb(defocus.srgb_to_linear(x)), x, atol=1e-6, rtol=0)
-    assert float(defocus.srgb_to_linear(torch.tensor(0.5))) == pytest.approx(0.21404, abs=1e-4)
+    torch.testing.assert_close(linear_to_srgb(srgb_to_linear(x)), x, atol=1e-6, rtol=0)
+    assert float(srgb_to_linear(torch.tensor(0.5))) == pytest.approx(0.21404, abs=1e-4)
 
 
 def test_mix_blur_is_the_plain_convolution():
@@ -79,7 +81,7 @@ def test_mix_blur_is_the_plain_convolution():
     image = torch.rand(2, 3, 30, 33, generator=generator)
     kernels = torch.rand(2, 2, 5, 5, generator=generator)
     weights = torch.rand(2, 2, 26, 29, generator=generator)
-    out = defocus.blur_with_mixture(image, kernels, weights)
+    out = optics.blur_with_mixture(image, kernels, weights)
     expected = torch.zeros(2, 3, 26, 29)
     for b in range(2):
         for level in range(2):
@@ -90,13 +92,13 @@ def test_mix_blur_is_the_plain_convolution():
 
 def test_level_weights_interpolate():
     radius, levels = torch.tensor([[[0.0, 1.5, 9.0]]]), torch.tensor([[1.0, 2.0, 3.0]])
-    weights = defocus.interpolation_weights(radius, levels)[0, :, 0]
+    weights = optics.interpolation_weights(radius, levels)[0, :, 0]
     torch.testing.assert_close(weights, torch.tensor([[1.0, 0.5, 0], [0, 0.5, 0], [0, 0, 1]]))
 
 
 def test_render_of_a_flat_picture_is_flat():
     flat = torch.full((1, 3, 48, 48), 0.4)
-    blurry, radius, sharp = defocus.render(flat, [defocus.SOURCE], torch.Generator().manual_seed(0), noise=0.0)
+    blurry, radius, sharp = defocus.render(flat, [defocus.SOURCE], torch.Generator().manual_seed(0), noise_std=0.0)
     assert blurry.shape == sharp.shape == (1, 3, 32, 32)
     assert radius.shape == (1, 32, 32)
     assert (blurry - 0.4).abs().max() <= 0.5 / 255 + 1e-6
@@ -145,20 +147,20 @@ def test_dead_leaves_take_colors_from_a_palette():
 
 def test_lenses_with_tails_have_no_edge():
     generator = torch.Generator().manual_seed(3)
-    drawn = [defocus.random_lens(generator, tails=1.0) for _ in range(8)]
+    drawn = [optics.random_lens(generator, tails=1.0) for _ in range(8)]
     distance = torch.linspace(0, 2, 41)
     for lens in drawn:
-        transmission = lens.aperture(distance, torch.zeros(41))
+        transmission = lens.pupil(distance, torch.zeros(41))
         assert (transmission > 0).all()
         assert (transmission.diff() < 0).all()
         assert 0.3 <= lens.radius[0] <= lens.radius[1] <= 6.5
-    edged = [defocus.random_lens(generator) for _ in range(8)]
-    assert all(float(lens.aperture(torch.tensor([2.9]), torch.zeros(1))) < 1e-6 for lens in edged)
+    edged = [optics.random_lens(generator) for _ in range(8)]
+    assert all(float(lens.pupil(torch.tensor([2.9]), torch.zeros(1))) < 1e-6 for lens in edged)
 
 
 def test_the_slope_is_the_derivative_of_the_curve():
     from tta_restore._core.color import srgb_slope
 
     x = torch.tensor([0.0, 0.02, 0.1, 0.5, 1.0], dtype=torch.float64, requires_grad=True)
-    (slope,) = torch.autograd.grad(defocus.srgb_to_linear(x).sum(), x)
+    (slope,) = torch.autograd.grad(srgb_to_linear(x).sum(), x)
     torch.testing.assert_close(srgb_slope(x.detach()), slope)

@@ -8,9 +8,9 @@ from tta_restore.data.datasets.layouts import find_pairs
 from tta_restore.data.datasets.misaligned import FolderPairs, GeneratedPairs, Misalignment, load_sharp_images
 from tta_restore.data.io.image import write_image
 from tta_restore.data.io.pixels import Image
-from tta_restore.data.synthetic import defocus
+from tta_restore.degradations import lens as optics
 
-TINY = defocus.Lens("disk", defocus.disk, (0.1, 0.2))  # smaller than a pixel: no blur
+TINY = optics.Lens("disk", optics.disk, (0.1, 0.2))  # smaller than a pixel: no blur
 
 
 def source(misalignment, lens=lambda generator: TINY, size=96):
@@ -40,7 +40,7 @@ def test_no_misalignment_is_none():
 
 
 def test_pairs_repeat_with_their_generator_and_have_their_size():
-    make = source(Misalignment(), lens=defocus.random_lens, size=64)
+    make = source(Misalignment(), lens=optics.random_lens, size=64)
     one, again, other = (make(2, torch.Generator().manual_seed(s)) for s in (5, 5, 6))
     assert one.blurry.shape == one.sharp.shape == one.aligned.shape == (2, 3, 64, 64)
     assert one.flow.shape == (2, 2, 64, 64)

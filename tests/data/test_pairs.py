@@ -9,7 +9,7 @@ from tta_restore.data.datasets.layouts import PairFiles, find_files, find_pairs,
 from tta_restore.data.datasets.pairs import FolderCrops, LensPairs, read_images, simulate_dual_pixel
 from tta_restore.data.io.image import read_image, write_image
 from tta_restore.data.io.pixels import Image
-from tta_restore.data.synthetic import defocus
+from tta_restore.degradations import lens as optics
 
 
 def put(path, pixels=None, bit_depth=8):
@@ -63,7 +63,7 @@ def test_what_is_missing_is_said_before_anything_is_read(dpdd, tmp_path):
     (dpdd / "train_l/source").rmdir()
     with pytest.raises(ValueError, match="expected train_c/source and train_c/target and train_r/source and train_l"):
         find_files(dpdd, "dpdd", "train", views=True)
-    with pytest.raises(ValueError, match="realdof has no views of dual pixels"):
+    with pytest.raises(ValueError, match="realdof has no dual-pixel views"):
         find_files(dpdd, "realdof", "test", views=True)
     with pytest.raises(ValueError, match=r"expected test_c/source and test_c/target or .* found: train_c, train_l"):
         find_files(dpdd, "dpdd", "test")
@@ -83,7 +83,7 @@ def test_data_sets_without_originals(tmp_path):
     assert len(find_files(tmp_path / "flat", "pixeldp", "test")) == 2
     frames = folder_frames({"CUHK": tmp_path / "CUHK", "PixelDP": tmp_path / "PixelDP"})
     assert [frame.sharp_path for frame in frames] == [None] * 4
-    with pytest.raises(ValueError, match="pictures of cuhk have no sharp originals"):
+    with pytest.raises(ValueError, match="images of cuhk have no sharp originals"):
         find_pairs(tmp_path / "CUHK", "cuhk", "test")
     with pytest.raises(ValueError, match=r"out_of_focus2.jpg has no sharp original to learn from"):
         FolderCrops(files)
@@ -120,7 +120,7 @@ def test_views_lie_on_both_sides_of_the_picture():
     """A bright point: the views show it left and right of where the picture has it, and both together are it."""
     point = torch.zeros(1, 3, 56, 56)
     point[..., 28, 28] = 1
-    lens = defocus.Lens("disk", defocus.disk, (5.0, 5.0))
+    lens = optics.Lens("disk", optics.disk, (5.0, 5.0))
     pair = simulate_dual_pixel(point, [lens], torch.Generator().manual_seed(0))
     axis = torch.arange(40.0)
 
@@ -136,5 +136,7 @@ def test_views_lie_on_both_sides_of_the_picture():
 def test_augmentation_is_used(tmp_path):
     put(tmp_path / "a.png", torch.rand(3, 20, 24, generator=torch.Generator().manual_seed(0)))
     files = [PairFiles(tmp_path / "a.png", tmp_path / "a.png")]
-    pair = FolderCrops(files, size=16, augmentation=Augmentation(noise=0, scale=0, gray=1))(1, torch.Generator())
+    pair = FolderCrops(files, size=16, augmentation=Augmentation(noise_prob=0, scale_prob=0, gray_prob=1))(
+        1, torch.Generator()
+    )
     assert torch.equal(pair.blurry[:, 0], pair.blurry[:, 2])

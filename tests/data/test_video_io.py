@@ -164,3 +164,319 @@ def test_without_pyav(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib, "import_module", missing)
     with pytest.raises(ImageError, match=r"pip install 'tta-restore\[video\]'"):
         write_video(tmp_path / "a.mp4", moving(1))
+
+
+def record(
+    path,
+    codec="libx264",
+    pixels="yuv420p",
+    count=12,
+    *,
+    format=None,
+    options=None,
+    tags=None,
+    aspect=None,
+    size=(48, 64),
+):
+    """A video by another writer: a bright and a dark half that change slowly."""
+    height, width = size
+    with av.open(
+        str(path), "w", format=format, container_options={"movflags": "use_metadata_tags"} if tags else {}
+    ) as container:
+        for key, value in (tags or {}).items():
+            container.metadata[key] = value
+        stream = container.add_stream(codec, rate=25)
+        stream.width, stream.height, stream.pix_fmt, stream.options = width, height, pixels, options or {}
+        if aspect is not None:
+            stream.codec_context.sample_aspect_ratio = aspect
+        for number in range(count):
+            array = np.full((height, width, 3), 40 + 4 * (number % 20), np.uint8)
+            array[:, : width // 2] = 220 - 3 * (number % 20)
+            frame = av.VideoFrame.from_ndarray(array, format="rgb24").reformat(format=pixels)
+            frame.pts, frame.time_base = number, Fraction(1, 25)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+def copy(source, target, **options):
+    """Read and write a video in step; return the written file and the notes."""
+    video = VideoFile(source)
+    notes = write_video(target, iter(video), like=video, **options)
+    return VideoFile(target), notes
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_the_pixel_aspect_ratio_is_kept(tmp_path, turned):
+    record(tmp_path / "a.mp4", aspect=Fraction(32, 27))
+    if turned:
+        content = bytearray((tmp_path / "a.mp4").read_bytes())
+        at = content.index(b"tkhd") + 4 + 40
+        for entry, value in zip((0, 1, 3, 4), (0, 1, -1, 0), strict=True):
+            content[at + 4 * entry : at + 4 * entry + 4] = int(value * 65536).to_bytes(4, "big", signed=True)
+        (tmp_path / "a.mp4").write_bytes(content)
+    written, _ = copy(tmp_path / "a.mp4", tmp_path / "b.mp4")
+    assert written.info.sample_aspect_ratio == (Fraction(27, 32) if turned else Fraction(32, 27))
+
+
+def boxes(content):
+    at = 0
+    while at < len(content):
+        size = int.from_bytes(content[at : at + 4], "big")
+        yield content[at + 4 : at + 8], content[at : at + size]
+        at += size
+
+
+def test_a_cover_picture_is_not_the_film(tmp_path):
+    with av.open(str(tmp_path / "a.mp4"), "w") as container:
+        cover = container.add_stream("mjpeg", rate=1)
+        cover.width = cover.height = 96
+        cover.pix_fmt, cover.disposition = "yuvj420p", av.stream.Disposition.attached_pic
+        film = container.add_stream("libx264", rate=25)
+        film.width, film.height, film.pix_fmt = 64, 48, "yuv420p"
+        for stream, count, size in ((cover, 1, (96, 96, 3)), (film, 3, (48, 64, 3))):
+            for number in range(count):
+                frame = av.VideoFrame.from_ndarray(np.full(size, 90, np.uint8), format="rgb24")
+                frame.pts, frame.time_base = number, Fraction(1, 25)
+                container.mux(stream.encode(frame.reformat(format=stream.pix_fmt)))
+            container.mux(stream.encode())
+    content = b""
+    for kind, box in boxes((tmp_path / "a.mp4").read_bytes()):
+        if kind == b"moov":  # phones write the tags before the tracks, so that the cover is the first stream
+            inner = sorted(
+                boxes(box[8:]),
+                key=lambda item: (b"mvhd", b"udta").index(item[0]) if item[0] in (b"mvhd", b"udta") else 2,
+            )
+            box = box[:8] + b"".join(part for _, part in inner)
+        content += box
+    (tmp_path / "a.mp4").write_bytes(content)
+    with av.open(str(tmp_path / "a.mp4")) as container:
+        assert container.streams.video[0].codec_context.name == "mjpeg"
+    video = VideoFile(tmp_path / "a.mp4")
+    assert (video.info.height, video.info.width, len(list(video))) == (48, 64, 3)
+    assert video.notes == ["cover picture left out"]
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "target", "expected"),
+    [
+        ("a.avi", "pcm_s16le", "b.mp4", "aac"),
+        ("a.mov", "pcm_mulaw", "b.mov", "aac"),
+        ("a.avi", "adpcm_ima_wav", "b.mkv", "flac"),
+        ("a.mkv", "pcm_s16le", "b.mkv", "pcm_s16le"),
+        ("a.mp4", "aac", "b.mp4", "aac"),
+    ],
+)
+def test_every_sound_track_goes_along(tmp_path, name, codec, target, expected):
+    with av.open(str(tmp_path / name), "w") as container:
+        film = container.add_stream("libx264", rate=25)
+        film.width, film.height, film.pix_fmt, film.options = 64, 48, "yuv420p", {"bf": "0"}
+        tracks = [container.add_stream(codec, rate=48000, layout="stereo") for _ in range(2)]
+        for number in range(25):
+            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 9 * number, np.uint8), format="rgb24")
+            frame.pts, frame.time_base = number, Fraction(1, 25)
+            container.mux(film.encode(frame))
+        container.mux(film.encode())
+        for track in tracks:
+            context = track.codec_context
+            to = av.AudioResampler(
+                format=context.format.name, layout="stereo", rate=48000, frame_size=context.frame_size or None
+            )
+            wave = (np.sin(np.arange(96000) / 20) * 8000).astype(np.int16).reshape(1, -1)
+            sound = av.AudioFrame.from_ndarray(wave, format="s16", layout="stereo")
+            sound.sample_rate, sound.pts, sound.time_base = 48000, 0, Fraction(1, 48000)
+            for part in [*to.resample(sound), *to.resample(None)]:
+                container.mux(track.encode(part))
+            container.mux(track.encode())
+    written, notes = copy(tmp_path / name, tmp_path / target)
+    with av.open(str(written.path)) as container:
+        assert [stream.codec_context.name for stream in container.streams.audio] == [expected] * 2
+        samples = sum(frame.samples for frame in container.decode(audio=1))
+    assert abs(samples - 48000) <= 4096
+    assert len(notes) == (0 if expected == codec else 2)
+
+
+def test_interlaced_video_is_told_and_deinterlaced_by_choice(tmp_path):
+    record(tmp_path / "a.mkv", count=6, options={"flags": "+ildct+ilme", "x264-params": "interlaced=1:tff=1"})
+    video = VideoFile(tmp_path / "a.mkv")
+    assert video.info.is_interlaced
+    assert "interlaced video: restored as it is" in video.notes[0]
+    smooth = VideoFile(tmp_path / "a.mkv", deinterlace=True)
+    frames = list(smooth)
+    assert len(frames) == len(list(video)) == 6
+    assert len(smooth.times) == 6
+    written, _ = copy(tmp_path / "a.mkv", tmp_path / "b.mkv")
+    assert not written.info.is_interlaced
+    combed = torch.zeros(3, 48, 64)
+    combed[:, ::2] = 1  # bwdif interpolates what differs from row to row
+    record(tmp_path / "plain.mkv", count=2)
+    assert VideoFile(tmp_path / "plain.mkv", deinterlace=True).notes == []
+
+
+def test_damage_is_an_error_or_a_told_loss(tmp_path):
+    random = torch.rand(3, 60, 80, generator=torch.Generator().manual_seed(0))
+    blocks = random.repeat_interleave(4, 1).repeat_interleave(4, 2)
+    frames = [blocks.roll(4 * number, 2) for number in range(40)]
+    with av.open(str(tmp_path / "a.mkv"), "w") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt, stream.options = 320, 240, "yuv420p", {"g": "10", "bf": "0"}
+        for number, frame in enumerate(frames):
+            array = (frame.permute(1, 2, 0).numpy() * 255).astype(np.uint8)
+            picture = av.VideoFrame.from_ndarray(array, format="rgb24")
+            picture.pts, picture.time_base = number, Fraction(1, 25)
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode())
+    content = bytearray((tmp_path / "a.mkv").read_bytes())
+    (tmp_path / "cut.mkv").write_bytes(content[: len(content) * 2 // 3])
+    middle = len(content) // 2
+    content[middle : middle + 300] = np.random.default_rng(0).bytes(300)
+    (tmp_path / "bad.mkv").write_bytes(content)
+    with pytest.raises(ImageError, match="damaged after frame .*--keep-going restores what can be read"):
+        list(VideoFile(tmp_path / "bad.mkv"))
+    video = VideoFile(tmp_path / "bad.mkv", keep_going=True)
+    good = list(video)
+    assert 5 < len(good) < 40
+    assert "damaged" in video.losses[0]
+    assert len(video.times) == len(good)
+    for frame, time in zip(good, video.times, strict=True):  # what is kept is not made of what is damaged
+        assert error(frame, frames[round(time * 25)]) < 0.1
+    cut = VideoFile(tmp_path / "cut.mkv", keep_going=True)
+    assert 0 < len(list(cut)) < 40
+    assert "the video ends after" in cut.losses[0] or "damaged" in cut.losses[0]
+    whole = VideoFile(tmp_path / "a.mkv")
+    assert len(list(whole)) == 40
+    assert whole.losses == []
+
+
+def test_gaps_in_an_even_video_are_told(tmp_path):
+    """Matroska's demuxer skips a damaged stretch without an error."""
+    record(tmp_path / "a.mkv", "ffv1", count=60)
+    with av.open(str(tmp_path / "a.mkv")) as source, av.open(str(tmp_path / "b.mkv"), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        packets = [packet for packet in source.demux(source.streams.video[0]) if packet.dts is not None]
+        for packet in packets[:20] + packets[30:]:
+            packet.stream = stream
+            target.mux(packet)
+    video = VideoFile(tmp_path / "b.mkv")
+    assert len(list(video)) == 50
+    assert video.losses == ["damaged or incomplete: 10 frames are missing from 0.8 s on"]
+
+
+def test_tags_and_chapters_go_along(tmp_path):
+    tags = {"title": "First steps", "creation_time": "2019-05-01T10:00:00Z", "com.maker.model": "X1"}
+    record(tmp_path / "a.mp4", tags=tags)
+    written, _ = copy(tmp_path / "a.mp4", tmp_path / "b.mp4")
+    with av.open(str(written.path)) as container:
+        assert tags.items() <= container.metadata.items()
+    written, _ = copy(tmp_path / "a.mp4", tmp_path / "c.mp4", strip=True)
+    with av.open(str(written.path)) as container:
+        assert not tags.keys() & container.metadata.keys()
+    with av.open(str(tmp_path / "a.mp4")) as source, av.open(str(tmp_path / "d.mkv"), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        base = Fraction(1, 1000)
+        times = ((1, 0, 200, "Way"), (2, 200, 400, "Door"))
+        target.set_chapters(
+            [{"id": i, "start": a, "end": b, "time_base": base, "metadata": {"title": t}} for i, a, b, t in times]
+        )
+        for packet in source.demux(source.streams.video[0]):
+            if packet.dts is not None:
+                packet.stream = stream
+                target.mux(packet)
+    written, _ = copy(tmp_path / "d.mkv", tmp_path / "e.mp4")
+    with av.open(str(written.path)) as container:
+        way, door = container.chapters()
+        assert (way["metadata"]["title"], door["metadata"]["title"]) == ("Way", "Door")
+        assert 0 < door["start"] * door["time_base"] <= 0.2
+
+
+@pytest.mark.parametrize(
+    ("codec", "pixels", "target", "depth", "chroma"),
+    [
+        ("libx264", "yuv420p10le", "h264", 10, "420"),
+        ("libx265", "yuv420p12le", "h264", 10, "420"),
+        ("libx265", "yuv420p12le", "hevc", 12, "420"),
+        ("libx264", "yuv422p", "h264", 8, "422"),
+        ("ffv1", "bgr0", "ffv1", 8, "444"),
+        ("libx264", "yuv444p", "av1", 8, "420"),
+    ],
+)
+def test_bits_and_chroma_as_far_as_the_codec_holds_them(tmp_path, codec, pixels, target, depth, chroma):
+    quiet = {"x265-params": "log-level=none"} if codec == "libx265" else {}
+    record(tmp_path / "a.mkv", codec, pixels, 3, options=quiet)
+    written, notes = copy(tmp_path / "a.mkv", tmp_path / "b.mkv", codec=target)
+    assert (written.info.bit_depth, written.info.chroma) == (depth, chroma)
+    told = ("12" in pixels and depth == 10) or (target == "av1" and "444" in pixels)
+    assert bool(notes) == told
+    assert error(next(iter(written)), next(iter(VideoFile(tmp_path / "a.mkv")))) < 0.01
+
+
+@pytest.mark.parametrize(("name", "options"), [("a.avi", {"bf": "3"}), ("b.avi", {"bf": "0"})])
+def test_frames_of_avi_are_in_order_and_evenly_spaced(tmp_path, name, options):
+    record(tmp_path / name, options=options)
+    video = VideoFile(tmp_path / name)
+    levels = [frame[:, :, -8:].mean().item() for frame in video]
+    assert levels == sorted(levels)
+    assert [float(t) for t in video.times] == pytest.approx([i / 25 for i in range(12)], abs=0.05)
+    steps = {b - a for a, b in zip(video.times, video.times[1:], strict=False)}
+    assert steps == {Fraction(1, 25)}
+
+
+def test_color_tags_of_high_dynamic_range_are_kept(tmp_path):
+    record(
+        tmp_path / "a.mkv",
+        "libx264",
+        "yuv420p10le",
+        3,
+        options={
+            "colorprim": "bt2020",
+            "transfer": "smpte2084",
+            "colormatrix": "bt2020nc",
+            "x264-params": "colorprim=bt2020:transfer=smpte2084:colormatrix=bt2020nc",
+        },
+    )
+    video = VideoFile(tmp_path / "a.mkv")
+    assert video.info.colors == (9, 9, 16)
+    assert "high dynamic range (PQ)" in video.notes[0]
+    assert copy(tmp_path / "a.mkv", tmp_path / "b.mkv")[0].info.colors == (9, 9, 16)
+
+
+@pytest.mark.parametrize(
+    ("name", "container", "codec"),
+    [
+        ("a.MTS", "mpegts", "libx264"),
+        ("a.mpg", "mpeg", "mpeg2video"),
+        ("a.3gp", "3gp", "libx264"),
+        ("a.flv", "flv", "flv"),
+        ("a.wmv", "asf", "wmv2"),
+    ],
+)
+def test_videos_are_read_by_content(tmp_path, name, container, codec):
+    record(tmp_path / name, codec, count=4, format=container, size=(96, 128))
+    (tmp_path / name).rename(tmp_path / "film")
+    assert len(list(VideoFile(tmp_path / "film"))) == 4
+    assert VideoFile(tmp_path / "film").times == []
+
+
+def test_names_with_a_colon_are_files(tmp_path):
+    record(tmp_path / "a.mkv", count=2)
+    (tmp_path / "a.mkv").rename(tmp_path / "http:x.mkv")
+    assert len(list(VideoFile(tmp_path / "http:x.mkv"))) == 2
+
+
+def test_frames_are_not_gathered(tmp_path):
+    """At no time do more than a few decoded frames live, whatever the length."""
+    import weakref
+
+    record(tmp_path / "a.mkv", count=80)
+    alive: weakref.WeakSet[torch.Tensor] = weakref.WeakSet()
+    most = 0
+    video = VideoFile(tmp_path / "a.mkv")
+
+    def frames():
+        nonlocal most
+        for frame in video:
+            alive.add(frame)
+            most = max(most, len(alive))
+            yield frame
+
+    write_video(tmp_path / "b.mkv", frames(), like=video)
+    assert most <= 3

@@ -58,15 +58,14 @@ def test_every_method_runs_side_by_side_and_nothing_is_measured_without_an_origi
     def no_clip(restorer, **options):
         raise ValueError("no CLIP")  # its weights are not there: that row is left out, and said
 
-    table = {**methods.METHODS, "causiam": no_clip}
-    for module in (methods, continual):
-        monkeypatch.setattr(module, "METHODS", table)
+    table = {**methods.METHODS, "causiam": (no_clip, None)}
+    monkeypatch.setattr(methods, "METHODS", table)
     said = []
-    names = ["source", "causiam", "siam-ctta", "tent", "tent-literal", "sar-literal"]
+    names = ["source", "causiam", "siam-ctta", "tent", "tent[form=literal]", "sar[form=literal]"]
     options = {"methods": names, "limit": 2, "progress": False}
     result = run_continual(domains, tmp_path, say=said.append, seed=3, **options)
     assert said[0] == "left out: method 'causiam': no CLIP"
-    assert "LPIPS is left out: AlexNet's weights are not there" in said[1]
+    assert "LPIPS is left out: Lpips: expected AlexNet's weights" in said[1]
     assert "4 frames, 2 data sets." in said[1]
     assert "lens" not in said[1]
     assert "LPIPS is left out" in (tmp_path / "report.html").read_text()
@@ -75,7 +74,7 @@ def test_every_method_runs_side_by_side_and_nothing_is_measured_without_an_origi
     for name in result.methods:
         assert [r.index for r in result.of(name)] == [0, 1, 4, 5]
     learned = {r.method for r in result.records if r.report.get("updated")}
-    assert learned == {"siam-ctta", "tent", "tent-literal"}
+    assert learned == {"siam-ctta", "tent", "tent[form=literal]"}
     # Two unmeasured frames were adapted on in between.
     assert [r.report["frame"] for r in result.of("siam-ctta")] == [0, 1, 4, 5]
     page = (tmp_path / "report.html").read_text()

@@ -9,8 +9,8 @@ from _meta_networks import Reblur, seeded, task
 
 from tta_restore.adapters.methods.inner_loop import InnerLoopSettings
 from tta_restore.engine.run.models import load_restorer
+from tta_restore.engine.train.config import MetaSettings
 from tta_restore.engine.train.meta import MetaObjective
-from tta_restore.engine.train.meta_settings import MetaSettings
 
 TABLE = json.loads((Path(__file__).parents[1] / "conformance/architectures.json").read_text())
 SMALL = {entry["key"]: entry["config"] for entry in TABLE}

@@ -8,6 +8,7 @@ import torch
 
 from tta_restore.adapters import ReblurConsistency
 from tta_restore.data.synthetic import defocus
+from tta_restore.degradations import lens as optics
 from tta_restore.engine.demo.demo import comparison, estimate_kernels
 from tta_restore.models import create_model
 
@@ -15,7 +16,7 @@ from tta_restore.models import create_model
 def test_kernels_are_estimated_where_the_true_ones_are_known():
     """An estimator that knows the true radius everywhere puts each kernel in its place."""
     frame = defocus.defocus_stream([defocus.SOURCE], frames_per_lens=1, size=96, seed=3)[0]
-    unit = defocus.rms_radius(defocus.SOURCE.aperture)
+    unit = optics.rms_radius(defocus.SOURCE.pupil)
 
     class Oracle:
         def __call__(self, x):
@@ -23,7 +24,7 @@ def test_kernels_are_estimated_where_the_true_ones_are_known():
             return SimpleNamespace(radius=radius, statistics=torch.zeros(1, 1))
 
         def kernels(self, statistics, radius, *, size):
-            return defocus.rasterize(defocus.SOURCE.aperture, radius / unit, size=size)
+            return optics.rasterize(defocus.SOURCE.pupil, radius / unit, size=size)
 
     estimated = estimate_kernels(Oracle(), frame.blurry[None], frame.kernels)
     assert estimated.shape == frame.kernels.shape

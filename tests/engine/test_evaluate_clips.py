@@ -10,20 +10,23 @@ from tta_restore.cli import main
 from tta_restore.data.io.image import write_image
 from tta_restore.data.io.pixels import Image
 from tta_restore.data.synthetic import photos
-from tta_restore.data.synthetic.camera_shake import CameraShake, simulate_shake
-from tta_restore.engine.evaluate.clips import evaluate_clips, summary
+from tta_restore.data.synthetic.camera_shake import simulate_shake
+from tta_restore.degradations.motion import CameraShake
+from tta_restore.engine.evaluate.clips import evaluate_clips, summarize
 
 
 def clip(frames=2):
     picture = photos.load("grace_hopper")[:, 100:260, 100:260]
-    return simulate_shake(picture, CameraShake(), torch.Generator().manual_seed(0), frames=frames, size=48, moments=5)
+    return simulate_shake(
+        picture, CameraShake(), torch.Generator().manual_seed(0), frames=frames, size=48, num_subframes=5
+    )
 
 
 def test_the_protocols():
     """DVD, REDS and GoPro: 8 bits and luma; RealBlur: aligned, so that a darker and moved result costs nothing."""
     material = clip()
     (first, _) = evaluate_clips(iter, [material], progress=False)
-    for_psnr, for_ssim = metrics.PUBLISHED["meta-transferring"]
+    for_psnr, for_ssim = metrics.protocols["meta-transferring"]
     pair = material.blurry[:1], material.sharp[:1]
     assert first.psnr == first.input_psnr == pytest.approx(metrics.psnr(*pair, protocol=for_psnr).item())
     assert first.ssim == pytest.approx(metrics.ssim(*pair, protocol=for_ssim).item())
@@ -68,4 +71,4 @@ def test_means_over_frames_and_over_clips():
     from tta_restore.engine.evaluate.clips import ClipFrameRecord
 
     rows = [ClipFrameRecord(c, 0, 20.0, 0.5, p, 0.9, True) for c, p in (("a", 30.0), ("a", 30.0), ("b", 24.0))]
-    assert "restored  PSNR 28 (27) dB" in summary(rows)
+    assert "restored  PSNR 28 (27) dB" in summarize(rows)

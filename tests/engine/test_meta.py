@@ -11,10 +11,10 @@ from torch import nn
 from tta_restore import losses
 from tta_restore.adapters.methods.inner_loop import InnerLoopSettings
 from tta_restore.engine.run.usage import UsageError
+from tta_restore.engine.train.config import MetaSettings
 from tta_restore.engine.train.loop import Processes
 from tta_restore.engine.train.meta import MetaObjective
-from tta_restore.engine.train.meta_settings import MetaSettings
-from tta_restore.engine.train.meta_tasks import TaskSource, query_windows
+from tta_restore.engine.train.windows import TaskSource, query_windows
 from tta_restore.nn import IsotropicReblur, IterativeFilterAdaptiveBlock
 
 squared = nn.functional.mse_loss
@@ -61,16 +61,16 @@ def learned(objective, batch, seed=7):
 @pytest.mark.parametrize(
     ("rule", "rate", "order", "deblur", "reblur"),
     [
-        ("sgd", 0.05, "published", Deblur, Reblur),
-        ("adam", 0.01, "repaired", Deblur, Reblur),
-        ("sgd", 0.05, "published", KernelDeblur, KernelReblur),
+        ("sgd", 0.05, "official", Deblur, Reblur),
+        ("adam", 0.01, "ours", Deblur, Reblur),
+        ("sgd", 0.05, "official", KernelDeblur, KernelReblur),
     ],
 )
 def test_second_order_is_the_derivative_of_the_outer_loss(rule, rate, order, deblur, reblur):
     """Against central differences in float64, through both stages, the critic's opinion and our kernels."""
     networks = [seeded(build).double() for build in (deblur, reblur, Critic)]
-    inner = InnerLoopSettings(rate, rate, optimizer=rule, adversarial_weight=0.5, order=order)
-    settings = MetaSettings(inner, second_order=True, critic_lr=0.0)  # the critic counts as given
+    inner = InnerLoopSettings(rate, rate, optimizer=rule, adversarial_weight=0.5, variant=order)
+    settings = MetaSettings(inner, second_order=True, discriminator_lr=0.0)  # the critic counts as given
     objective = MetaObjective(*networks, settings=settings, distance=squared, example=EXAMPLE)
     cut, weights = task(), objective.weights()
     found, _ = learned(objective, [cut])
@@ -93,7 +93,7 @@ def test_second_order_is_the_derivative_of_the_outer_loss(rule, rate, order, deb
         expected = (value(1e-7, direction) - value(-1e-7, direction)) / 2e-7  # short: there are kinks
         slope = sum((found[n] * direction[n]).sum().item() for n in weights)
         assert slope == pytest.approx(expected, rel=2e-5, abs=1e-9)
-    first = MetaObjective(*networks, settings=MetaSettings(inner, critic_lr=0.0), distance=squared)
+    first = MetaObjective(*networks, settings=MetaSettings(inner, discriminator_lr=0.0), distance=squared)
     assert any(not torch.allclose(found[n], g, rtol=1e-2) for n, g in learned(first, [cut])[0].items())  # not the same
 
 
@@ -131,8 +131,8 @@ def networks():
     return [seeded(build) for build in (Deblur, Reblur, Critic)]
 
 
-INNER = InnerLoopSettings(lr=2e-3, reblur_lr=1e-3, order="published")
-SETTINGS = {"inner": INNER, "critic_lr": 1e-3, "reblur_lr": 1e-3, "lr": 2e-3}
+INNER = InnerLoopSettings(lr=2e-3, reblur_lr=1e-3, variant="official")
+SETTINGS = {"inner": INNER, "discriminator_lr": 1e-3, "reblur_lr": 1e-3, "lr": 2e-3}
 
 
 @pytest.mark.parametrize("steps", ["clip", "frame"])
@@ -180,15 +180,15 @@ def test_switches_of_the_release_go_through_one_clip_at_a_time():
         objective.update([task(), task()], 0, objective.optimizers(), Processes())
     with pytest.raises(ValueError, match="have no second order"):
         MetaSettings(second_order=True, outer_start="adapted")
-    with pytest.raises(ValueError, match="critic_lr to be a number >= 0"):
-        MetaSettings(critic_lr=-1.0)
+    with pytest.raises(ValueError, match="discriminator_lr to be a number >= 0"):
+        MetaSettings(discriminator_lr=-1.0)
     with pytest.raises(ValueError, match=r"reblur_weight to be a number in \[0, 1\]"):
         MetaSettings(reblur_weight=2.0)
-    with pytest.raises(ValueError, match=r"start_weight to be a number in \[0, 1\]"):
-        MetaSettings(start_weight=-0.5)
+    with pytest.raises(ValueError, match=r"initial_loss_weight to be a number in \[0, 1\]"):
+        MetaSettings(initial_loss_weight=-0.5)
     for switch in ({"outer_start": "adapted"}, {"outer_steps": "frame"}):
-        with pytest.raises(ValueError, match="start_weight is for outer_steps 'clip'"):
-            MetaSettings(start_weight=0.5, **switch)
+        with pytest.raises(ValueError, match="initial_loss_weight is for outer_steps 'clip'"):
+            MetaSettings(initial_loss_weight=0.5, **switch)
 
 
 @pytest.mark.parametrize("second_order", [False, True])
@@ -197,7 +197,7 @@ def test_the_start_is_judged_too(second_order):
 
     def gradients(share, cuts):
         settings = MetaSettings(
-            InnerLoopSettings(0.1, 0.1, optimizer="sgd"), second_order=second_order, start_weight=share
+            InnerLoopSettings(0.1, 0.1, optimizer="sgd"), second_order=second_order, initial_loss_weight=share
         )
         return learned(MetaObjective(*networks()[:2], settings=settings, example=EXAMPLE), cuts)
 
@@ -233,10 +233,10 @@ def test_a_batch_of_clips_is_the_mean_of_its_clips(second_order):
     assert objective.picture(found).shape == (3, 2 * 12 + 4, 3 * 12 + 8)
 
 
-@pytest.mark.parametrize("order", ["repaired", "published"])
+@pytest.mark.parametrize("order", ["ours", "official"])
 def test_keeping_the_graph_changes_no_step(order):
     """The gradient of an inner step is the partial one: a path through what the other network learned is none of it."""
-    inner = InnerLoopSettings(0.3, 0.3, optimizer="sgd", order=order)
+    inner = InnerLoopSettings(0.3, 0.3, optimizer="sgd", variant=order)
     found = []
     for second_order in (False, True):
         settings = MetaSettings(inner, second_order=second_order)
@@ -249,7 +249,7 @@ def test_keeping_the_graph_changes_no_step(order):
 def test_second_order_while_the_critic_learns():
     """Its steps are in no graph, and do not break the graph that runs through its opinion."""
     inner = InnerLoopSettings(0.05, 0.05, optimizer="sgd", adversarial_weight=0.5)
-    settings = MetaSettings(inner, second_order=True, critic_lr=1e-3)
+    settings = MetaSettings(inner, second_order=True, discriminator_lr=1e-3)
     found, _ = learned(MetaObjective(*networks(), settings=settings, example=EXAMPLE), [task(dtype=torch.float32)])
     assert all(gradient.isfinite().all() for gradient in found.values())
 
@@ -326,11 +326,11 @@ def test_tasks_are_cut_from_clips():
 
 
 def test_other_moments_and_patches_without_blur_count_in_meta_training_too():
-    source = TaskSource(clips(), num_patches=2, patch_size=16, other_moments=3)
+    source = TaskSource(clips(), num_patches=2, patch_size=16, num_extra_times=3)
     cut = source.task(source.clips[0], torch.Generator().manual_seed(0))
     assert len(cut.items) == 2 * (1 + 3)
     objective = MetaObjective(
-        seeded(Deblur), seeded(Reblur), settings=MetaSettings(InnerLoopSettings(lr=1e-2, least_blur=100.0))
+        seeded(Deblur), seeded(Reblur), settings=MetaSettings(InnerLoopSettings(lr=1e-2, min_blur_rms=100.0))
     )
     start = dict(objective.weights())
     adapted, terms = objective.adapt(start, cut, torch.Generator())

@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from tta_restore.engine.train.config import MetaSettings
 from tta_restore.engine.train.meta import MetaObjective
-from tta_restore.engine.train.meta_settings import MetaSettings
-from tta_restore.engine.train.meta_tasks import MetaTask
+from tta_restore.engine.train.windows import MetaTask
 from tta_restore.models import create_model
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "meta"

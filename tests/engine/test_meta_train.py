@@ -14,11 +14,10 @@ from safetensors.torch import load_file
 from tta_restore.adapters.methods.inner_loop import InnerLoopSettings
 from tta_restore.data.datasets.clips import Clip
 from tta_restore.engine.run.usage import UsageError
-from tta_restore.engine.train.loop import TrainingRun, step_seed
-from tta_restore.engine.train.meta import MetaObjective
-from tta_restore.engine.train.meta_settings import MetaSettings
-from tta_restore.engine.train.meta_tasks import TaskSource
-from tta_restore.engine.train.meta_train import meta_train
+from tta_restore.engine.train.config import MetaSettings, TrainingRun
+from tta_restore.engine.train.loop import step_seed
+from tta_restore.engine.train.meta import MetaObjective, meta_train
+from tta_restore.engine.train.windows import TaskSource
 
 TESTS = Path(__file__).parents[1]
 PROGRAM = f"""
@@ -40,10 +39,12 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-def run_small(out, steps, *, batch=1, **options):
-    run = TrainingRun(Path(out), steps=steps, batch=batch, save_every=2, log_every=1, draw_every=2, progress=False)
+def run_small(out, steps, *, batch_size=1, **options):
+    run = TrainingRun(
+        Path(out), steps=steps, batch_size=batch_size, save_every=2, log_every=1, draw_every=2, progress=False
+    )
     return meta_train(
-        seeded(Deblur), seeded(Reblur), clips(), run, critic=seeded(Critic), num_patches=2, patch_size=16,
+        seeded(Deblur), seeded(Reblur), clips(), run, discriminator=seeded(Critic), num_patches=2, patch_size=16,
         query_frames=2, settings=MetaSettings(**(RATES | options)),
     )  # fmt: skip
 
@@ -138,7 +139,9 @@ def test_it_learns_to_adapt(tmp_path):
     """The restorer cannot know the gain of a clip and the reblurrer's is wrong: meta-training sets it right, so that
     the outer loss after adaptation falls."""
     tasks = [shifted_clip(number, 0.6) for number in range(4)]
-    run = TrainingRun(tmp_path / "run", steps=25, batch=2, save_every=100, log_every=1, draw_every=0, progress=False)
+    run = TrainingRun(
+        tmp_path / "run", steps=25, batch_size=2, save_every=100, log_every=1, draw_every=0, progress=False
+    )
     inner = InnerLoopSettings(0.2, 0.0, optimizer="sgd")
     settings = MetaSettings(inner, second_order=True, reblur_lr=0.03, lr=0.03)
     objective = meta_train(

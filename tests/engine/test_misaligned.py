@@ -8,7 +8,9 @@ from safetensors.torch import load_file
 
 from tta_restore import losses, models, nn, ops
 from tta_restore.data.datasets.misaligned import MisalignedPair
-from tta_restore.engine.train.misaligned import MisalignedObjective, MisalignedSettings
+from tta_restore.engine.train.build import build_network, described
+from tta_restore.engine.train.config import MisalignedSettings
+from tta_restore.engine.train.misaligned import MisalignedObjective
 from tta_restore.models.jdrl import BlurConditioned, JDRLReblur
 from tta_restore.models.optical_flow import NetworkFlow
 
@@ -281,7 +283,7 @@ def test_stages():
 
 
 def test_given_flow_is_used_and_must_be_there():
-    objective = make(flow="given", sigma=None)
+    objective = make(flow="given", mask_tolerance=None)
     with pytest.raises(ValueError, match="the pair brings none"):
         objective(pair(), 0)
     step = objective(pair(flow=torch.zeros(2, 2, 32, 32)), 5)
@@ -322,3 +324,27 @@ def test_bfloat16_stays_near():
 def test_settings_refuse(settings, message):
     with pytest.raises(ValueError, match=message):
         MisalignedSettings(**settings)
+
+
+def test_the_one_branch_ablation_trains():
+    torch.manual_seed(0)
+    settings = MisalignedSettings(warm_up=0, border=0)
+    objective = MisalignedObjective(
+        models.create_model("jdrl_unet", width=2),
+        JDRLReblur(width=2, one_branch=True),
+        flow=NetworkFlow(Stub()),
+        settings=settings,
+    )
+    step = objective(MisalignedPair(*torch.rand(2, 1, 3, 64, 64)), 0)
+    step.loss.backward()
+    assert all(p.grad is not None and p.grad.any() for p in objective.reblur.parameters())
+    assert objective.picture(step).shape[0] == 3
+
+
+@pytest.mark.parametrize("name", ["jdrl_unet", "lens_unet"])
+def test_a_conditioned_restorer_is_described_by_a_registered_model(name):
+    config = {"width": 2} if name == "jdrl_unet" else {"widths": (4, 4, 4), "blocks": 1}
+    section = {"name": name, "blur_map": True, **config}
+    trained = build_network(section, default="jdrl_unet")
+    registered, options = described(section, default="jdrl_unet")
+    models.load_checkpoint(models.create_model(registered, **options), trained.state_dict())

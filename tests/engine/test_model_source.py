@@ -11,7 +11,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tta_restore.engine.run.models import SHIPPED, load_restorer
+from tta_restore.engine.run.models import load_restorer
+from tta_restore.engine.run.names import SHIPPED_MODELS
 from tta_restore.models import Restorer, list_models
 
 
@@ -60,7 +61,7 @@ def test_files_that_are_no_checkpoint_are_one_line(tmp_path):
     with pytest.raises(ValueError, match=r"a\.pth") as caught:
         load_restorer(str(tmp_path / "a.pth"))
     assert "\n" not in str(caught.value)
-    with pytest.raises(ValueError, match="of no architecture that spandrel"):
+    with pytest.raises(ValueError, match="not an architecture that spandrel"):
         load_restorer(str(tmp_path / "b.pth"))
 
 
@@ -90,7 +91,7 @@ def test_functions_and_modules_of_ones_own_code(tmp_path, monkeypatch):
     for name, message in {
         "absent": "has no absent",
         "number": "expected a module or a function",
-        "wrong": "gives no restorer",
+        "wrong": "returns no restorer",
     }.items():
         with pytest.raises(ValueError, match=message):
             load_restorer(f"my_own_restorers:{name}")
@@ -103,12 +104,12 @@ def test_unknown_names_list_what_can_be_given():
         load_restorer("nonsense")
     with pytest.raises(ValueError, match=r"no model 'weights/mine.pth' \(there is no such file\): expected one of"):
         load_restorer("weights/mine.pth")
-    with pytest.raises(ValueError, match=r"\(a module is named, not its file: net:build, from within its folder\)"):
+    with pytest.raises(ValueError, match=r"\(name the module, not its file: net:build, from within its folder\)"):
         load_restorer("code/net.py:build")
 
 
 def test_shipped_names_are_registered_models():
-    assert set(SHIPPED.values()) <= set(list_models("restorer"))
+    assert set(SHIPPED_MODELS.values()) <= set(list_models("restorer"))
 
 
 def test_a_missing_spandrel_says_what_to_install(tmp_path, monkeypatch):

@@ -11,20 +11,21 @@ from safetensors.torch import load_file
 
 from tta_restore import losses
 from tta_restore.data.datasets.clips import Clip
-from tta_restore.engine.train.loop import Processes, TrainingRun
-from tta_restore.engine.train.reblur import ReblurObjective, ReblurSettings, WindowSource, pretrain_reblur
+from tta_restore.engine.train.config import ReblurSettings, TrainingRun
+from tta_restore.engine.train.loop import Processes
+from tta_restore.engine.train.reblur import ReblurObjective, WindowSource, pretrain_reblur
 
 
 def run_in(out, steps, **options):
-    run = TrainingRun(Path(out), steps=steps, batch=2, save_every=2, log_every=1, draw_every=2, progress=False)
-    networks = {"restorer": seeded(Deblur), "critic": seeded(Critic)}
+    run = TrainingRun(Path(out), steps=steps, batch_size=2, save_every=2, log_every=1, draw_every=2, progress=False)
+    networks = {"restorer": seeded(Deblur), "discriminator": seeded(Critic)}
     return pretrain_reblur(seeded(Reblur), clips(), run, size=16, **(networks | options))
 
 
 def test_one_step_by_hand():
     reblur, deblur, critic = seeded(Reblur), seeded(Deblur), seeded(Critic)
     objective = ReblurObjective(*(copy.deepcopy(m) for m in (reblur, deblur, critic)), steps=10,
-                                settings=ReblurSettings(lr=1e-3, critic_lr=1e-3))  # fmt: skip
+                                settings=ReblurSettings(lr=1e-3, discriminator_lr=1e-3))  # fmt: skip
     batch = WindowSource(clips(), size=16)(2, torch.Generator().manual_seed(0))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
@@ -46,7 +47,7 @@ def test_one_step_by_hand():
     assert found.loss.item() == pytest.approx(loss.item(), rel=1e-5)
     loss.backward()
     adam.step()
-    for mine, expected in ((objective.reblur, reblur), (objective.restorer, deblur), (objective.critic, critic)):
+    for mine, expected in ((objective.reblur, reblur), (objective.restorer, deblur), (objective.discriminator, critic)):
         torch.testing.assert_close(
             dict(mine.named_parameters()), dict(expected.named_parameters()), atol=1e-6, rtol=1e-5
         )
@@ -58,7 +59,7 @@ def test_a_run_writes_and_resumes(tmp_path):
     run_in(tmp_path / "parts", 4, settings=ReblurSettings(cosine=False))
     lines = [json.loads(line) for line in (tmp_path / "whole/log.jsonl").read_text().splitlines()]
     assert set(lines[0]) == {"step", "loss", "reblur", "cycle", "adversarial", "seconds"}
-    for name in ("reblur", "restorer", "critic"):
+    for name in ("reblur", "restorer", "discriminator"):
         assert load_file(tmp_path / f"whole/{name}.safetensors")
     state = (tmp_path / "whole/state.pt").read_bytes()
     (tmp_path / "again").mkdir()
@@ -76,7 +77,7 @@ def test_the_restorer_may_only_judge(tmp_path):
 def test_it_learns_the_blur(tmp_path):
     """Clips blurred by one kernel: after training, reblurring sharp frames is nearer to it than they are."""
     material = clips(2)
-    run = TrainingRun(tmp_path, steps=60, batch=4, save_every=100, log_every=59, draw_every=0, progress=False)
+    run = TrainingRun(tmp_path, steps=60, batch_size=4, save_every=100, log_every=59, draw_every=0, progress=False)
     settings = ReblurSettings(lr=1e-2)
     objective = pretrain_reblur(seeded(Reblur), material, run, settings=settings, size=16)
     first, last = (json.loads(line)["loss"] for line in (tmp_path / "log.jsonl").read_text().splitlines())

@@ -85,7 +85,7 @@ def test_numbers_are_those_of_the_protocol(data, tmp_path, brighten, bits):
     assert ["IFAN", "DPDD", "", "25.37", "0.789", "0.0394", "0.217", "published"] in rows
     assert ["IFAN", "RealDOF", "", "24.71", "0.748", "0.0407", "0.306", "published"] in rows
     text = "\n".join(said)
-    assert "LPIPS is left out: AlexNet's weights are not there" in text
+    assert "LPIPS is left out: Lpips: expected AlexNet's weights" in text
     assert "CUHK, PixelDP: no originals, nothing to measure" in text
     page = (tmp_path / "report.html").read_text()
     assert "Beside the published numbers" in page
@@ -160,7 +160,7 @@ def test_the_command_line_with_ifan(data, tmp_path, capsys):
     found = next(float(row["psnr"]) for row in rows if row["method"] == "ifan_dual")
     assert found == pytest.approx(float(metrics.psnr(restored, sharp)), abs=1e-3)
     assert main(["evaluate", "--model", "ifan_dual", *arguments, *data_sets, "--out", str(tmp_path / "three")]) == 2
-    assert "RealDOF: find_files: realdof has no views of dual pixels" in capsys.readouterr().err
+    assert "RealDOF: find_files: realdof has no dual-pixel views" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from tta_restore.data.io.image import read_image, write_image
 from tta_restore.data.io.pixels import Image
-from tta_restore.engine.run.restore import Job, plan_jobs, restore_files
+from tta_restore.engine.run.restore import run_jobs
+from tta_restore.engine.run.restore_plan import Job, plan_jobs
 from tta_restore.engine.run.usage import UsageError
 
 
@@ -65,11 +66,12 @@ def lines() -> tuple[list[str], object]:
 
 
 def test_a_folder_keeps_its_tree_and_natural_order(folder, tmp_path):
-    jobs, problems = plan_jobs([folder], tmp_path / "out")
+    plan = plan_jobs([folder], tmp_path / "out")
+    jobs, problems = plan.jobs, plan.problems
     names = [str(job.destination.relative_to(tmp_path / "out")) for job in jobs]
     assert names == ["frame2.png", "frame10.png", "sub/a.tif", "sub/deep/b.jpg"]
     assert problems == []
-    summary = restore_files(jobs, Learner())
+    summary = run_jobs(jobs, Learner())
     assert (summary.restored, summary.kept, summary.failed, summary.exit_code) == (4, 0, 0, 0)
     mean = 0.3 * read_image(folder / "frame2.png").pixels.mean()
     expected = read_image(folder / "frame2.png").pixels * 0.5 + mean * 0.5
@@ -77,20 +79,20 @@ def test_a_folder_keeps_its_tree_and_natural_order(folder, tmp_path):
 
 
 def test_outputs_inside_the_input_folder_are_not_restored_again(folder):
-    jobs, _ = plan_jobs([folder], folder / "out")
-    restore_files(jobs, Learner())
-    again, _ = plan_jobs([folder], folder / "out")
+    jobs = plan_jobs([folder], folder / "out").jobs
+    run_jobs(jobs, Learner())
+    again = plan_jobs([folder], folder / "out").jobs
     assert [job.source for job in again] == [job.source for job in jobs]
 
 
 def test_single_files_go_into_a_folder_or_to_a_name(folder, tmp_path):
     source = folder / "frame2.png"
-    assert plan_jobs([source], tmp_path / "x" / "named.tif")[0] == [Job(source, tmp_path / "x" / "named.tif")]
-    assert plan_jobs([source], tmp_path / "x")[0] == [Job(source, tmp_path / "x" / "frame2.png")]
-    assert plan_jobs([source, source], tmp_path / "x")[0] == [Job(source, tmp_path / "x" / "frame2.png")]
+    assert plan_jobs([source], tmp_path / "x" / "named.tif").jobs == [Job(source, tmp_path / "x" / "named.tif")]
+    assert plan_jobs([source], tmp_path / "x").jobs == [Job(source, tmp_path / "x" / "frame2.png")]
+    assert plan_jobs([source, source], tmp_path / "x").jobs == [Job(source, tmp_path / "x" / "frame2.png")]
     odd = tmp_path / "picture"
     odd.write_bytes(source.read_bytes())
-    assert plan_jobs([odd], tmp_path / "x")[0] == [Job(odd, tmp_path / "x" / "picture.png")]
+    assert plan_jobs([odd], tmp_path / "x").jobs == [Job(odd, tmp_path / "x" / "picture.png")]
 
 
 def test_collisions_and_overwriting_an_original_are_refused_before_anything_is_done(folder, tmp_path):
@@ -105,11 +107,12 @@ def test_collisions_and_overwriting_an_original_are_refused_before_anything_is_d
 
 def test_missing_inputs_and_empty_folders_are_one_line_each(tmp_path):
     (tmp_path / "empty").mkdir()
-    jobs, problems = plan_jobs([tmp_path / "absent.png", tmp_path / "empty"], tmp_path / "out")
+    plan = plan_jobs([tmp_path / "absent.png", tmp_path / "empty"], tmp_path / "out")
+    jobs, problems = plan.jobs, plan.problems
     assert jobs == []
     assert problems == [
         f"{tmp_path / 'absent.png'}: no such file or directory",
-        f"{tmp_path / 'empty'}: no PNG, JPEG or TIFF file in this folder",
+        f"{tmp_path / 'empty'}: no image and no video in this folder",
     ]
 
 
@@ -121,13 +124,13 @@ def test_bad_inputs_never_stop_the_others(folder, tmp_path):
     PilImage.fromarray(np.zeros((8, 8, 4), np.uint8), mode=None).convert("CMYK").save(folder / "d_cmyk.jpg")
     PilImage.fromarray((photo(3) * 255).byte().permute(1, 2, 0).numpy()).quantize(8).save(folder / "e_palette.png")
     said, say = lines()
-    summary = restore_files(plan_jobs([folder], tmp_path / "out")[0], Learner(), say=say)
-    assert (summary.restored, summary.failed, summary.exit_code) == (5, 4, 1)
-    assert [line.split(": ")[0] for line in said] == ["error"] * 4 + ["note"]
-    for line, name in zip(said, ["a_truncated", "b_empty", "c_text", "d_cmyk", "e_palette"], strict=True):
-        assert name in line
-        assert "\n" not in line
-    assert str(summary) == "5 restored, 4 failed"
+    summary = run_jobs(plan_jobs([folder], tmp_path / "out").jobs, Learner(), say=say)
+    assert (summary.restored, summary.failed, summary.exit_code) == (6, 3, 1)
+    told = {line.split(": ")[1].rsplit("/", 1)[-1].split(".")[0]: line.split(": ")[0] for line in said}
+    names = {"a_truncated": "error", "b_empty": "error", "c_text": "error", "d_cmyk": "note", "e_palette": "note"}
+    assert told == names
+    assert not any("\n" in line for line in said)
+    assert str(summary) == "6 restored, 3 failed"
 
 
 def test_a_model_that_fails_on_one_image_does_not_stop_the_others(folder, tmp_path):
@@ -139,15 +142,15 @@ def test_a_model_that_fails_on_one_image_does_not_stop_the_others(folder, tmp_pa
             return super().__call__(x)
 
     said, say = lines()
-    summary = restore_files(plan_jobs([folder], tmp_path / "out")[0], Moody(), say=say)
+    summary = run_jobs(plan_jobs([folder], tmp_path / "out").jobs, Moody(), say=say)
     assert (summary.restored, summary.failed) == (3, 1)
     assert said == [f"error: {folder / 'frame10.png'}: RuntimeError: out of luck"]
 
 
 def test_nan_from_a_model_is_never_written(folder, tmp_path):
     said, say = lines()
-    jobs, _ = plan_jobs([folder / "frame2.png"], tmp_path / "out")
-    assert restore_files(jobs, lambda x: x * torch.nan, say=say).failed == 1
+    jobs = plan_jobs([folder / "frame2.png"], tmp_path / "out").jobs
+    assert run_jobs(jobs, lambda x: x * torch.nan, say=say).failed == 1
     assert "NaN" in said[0]
     assert not (tmp_path / "out" / "frame2.png").exists()
 
@@ -156,7 +159,7 @@ def test_bits_alpha_and_gray_survive(tmp_path):
     root = tmp_path / "in"
     write_image(root / "a16.png", Image(photo(0), alpha=photo(1)[:1], bit_depth=16))
     write_image(root / "gray.tif", Image(photo(2)[:1], bit_depth=16))
-    restore_files(plan_jobs([root], tmp_path / "out")[0], lambda x: x)
+    run_jobs(plan_jobs([root], tmp_path / "out").jobs, lambda x: x)
     for name in ("a16.png", "gray.tif"):
         before, after = read_image(root / name), read_image(tmp_path / "out" / name)
         assert after.bit_depth == 16
@@ -169,67 +172,67 @@ def test_formats_that_cannot_hold_the_input_are_refused_before_the_work(tmp_path
     write_image(tmp_path / "a16.png", Image(photo(0), bit_depth=16))
     called = []
     said, say = lines()
-    restore_files([Job(tmp_path / "a16.png", tmp_path / "a.jpg")], called.append, say=say)
+    run_jobs([Job(tmp_path / "a16.png", tmp_path / "a.jpg")], called.append, say=say)
     assert called == []
-    assert "cannot hold its 16 bits: write PNG or TIFF" in said[0]
+    assert "a.jpg cannot be written: JPEG holds 8 bits, the image has 16" in said[0]
 
 
 def test_a_scale_grows_the_picture_and_its_alpha(tmp_path):
     write_image(tmp_path / "a.png", Image(photo(0), alpha=photo(1)[:1]))
     jobs = [Job(tmp_path / "a.png", tmp_path / "b.png")]
-    assert restore_files(jobs, lambda x: x.repeat_interleave(2, -1).repeat_interleave(2, -2)).restored == 1
+    assert run_jobs(jobs, lambda x: x.repeat_interleave(2, -1).repeat_interleave(2, -2)).restored == 1
     assert read_image(tmp_path / "b.png").alpha.shape == (1, 26, 34)
 
 
 def test_what_is_there_is_kept_unless_newer_or_overwritten(folder, tmp_path):
-    jobs, _ = plan_jobs([folder], tmp_path / "out")
-    restore_files(jobs, Learner())
+    jobs = plan_jobs([folder], tmp_path / "out").jobs
+    run_jobs(jobs, Learner())
     second = Learner()
-    assert restore_files(jobs, second).kept == 4
+    assert run_jobs(jobs, second).kept == 4
     assert second.seen == []
     later = time.time() + 10
     os.utime(folder / "frame2.png", (later, later))
-    assert restore_files(jobs, second).restored == 1
-    assert restore_files(jobs, second, overwrite=True).restored == 4
+    assert run_jobs(jobs, second).restored == 1
+    assert run_jobs(jobs, second, overwrite=True).restored == 4
 
 
 def test_a_state_carries_the_method_from_run_to_run(folder, tmp_path):
-    jobs, _ = plan_jobs([folder], tmp_path / "whole")
-    restore_files(jobs, Learner())
-    parts, _ = plan_jobs([folder], tmp_path / "parts")
+    jobs = plan_jobs([folder], tmp_path / "whole").jobs
+    run_jobs(jobs, Learner())
+    parts = plan_jobs([folder], tmp_path / "parts").jobs
     state = tmp_path / "state.safetensors"
     for job in parts:  # each in a process of its own, as it were
-        assert restore_files([job], Learner(), state=state).restored == 1
+        assert run_jobs([job], Learner(), state=state).restored == 1
     for job in jobs:
         other = tmp_path / "parts" / job.destination.relative_to(tmp_path / "whole")
         assert job.destination.read_bytes() == other.read_bytes()
-    assert restore_files(parts, Learner(), state=state).kept == 4
+    assert run_jobs(parts, Learner(), state=state).kept == 4
 
 
 def test_an_output_without_its_state_is_made_again(folder, tmp_path):
     """A process that died between the two has an output that its state does not know."""
-    jobs, _ = plan_jobs([folder], tmp_path / "out")
+    jobs = plan_jobs([folder], tmp_path / "out").jobs
     state = tmp_path / "state.safetensors"
-    restore_files(jobs[:1], Learner(), state=state)
+    run_jobs(jobs[:1], Learner(), state=state)
     before = state.read_bytes()
-    restore_files(jobs[:2], Learner(), state=state)
+    run_jobs(jobs[:2], Learner(), state=state)
     after, output = load_file(state)["mean"].clone(), jobs[1].destination.read_bytes()
     state.write_bytes(before)
-    assert restore_files(jobs[:2], Learner(), state=state).restored == 1
+    assert run_jobs(jobs[:2], Learner(), state=state).restored == 1
     assert torch.equal(load_file(state)["mean"], after)
     assert jobs[1].destination.read_bytes() == output
 
 
 def test_states_that_do_not_fit_are_usage_errors(folder, tmp_path):
-    jobs, _ = plan_jobs([folder], tmp_path / "out")
+    jobs = plan_jobs([folder], tmp_path / "out").jobs
     with pytest.raises(UsageError, match="keeps none"):
-        restore_files(jobs, lambda x: x, state=tmp_path / "s")
+        run_jobs(jobs, lambda x: x, state=tmp_path / "s")
     (tmp_path / "s").write_text("junk")
     with pytest.raises(UsageError, match="not a readable state file"):
-        restore_files(jobs, Learner(), state=tmp_path / "s")
+        run_jobs(jobs, Learner(), state=tmp_path / "s")
     save_file({"other": torch.ones(1)}, tmp_path / "t")
     with pytest.raises(UsageError, match="belongs to another method"):
-        restore_files(jobs, Learner(), state=tmp_path / "t")
+        run_jobs(jobs, Learner(), state=tmp_path / "t")
     assert not (tmp_path / "out").exists()
 
 
@@ -247,19 +250,20 @@ def test_kill_9_in_mid_stream_and_the_same_command_again_gives_the_same_bits(sec
             f"""
             import sys, time, torch
             from tta_restore.engine.run.methods import create_method
-            from tta_restore.engine.run.restore import plan_jobs, restore_files
+            from tta_restore.engine.run.restore import run_jobs
+            from tta_restore.engine.run.restore_plan import plan_jobs
             from tta_restore.models import as_restorer
             torch.manual_seed(0)
             method = create_method("siam-ctta", as_restorer(torch.nn.Conv2d(3, 3, 3, padding=1)))
-            method.adapter.restore_probability = 0.3
+            method.adapter.restore_prob = 0.3
             save = method.save
             def slow_save(path):
                 save(path)
                 time.sleep(0.05)
             method.save = slow_save
             print("ready", flush=True)
-            jobs, _ = plan_jobs([{str(root)!r}], sys.argv[1])
-            restore_files(jobs, method, state=sys.argv[2])
+            jobs = plan_jobs([{str(root)!r}], sys.argv[1]).jobs
+            run_jobs(jobs, method, state=sys.argv[2])
             """
         )
     )
@@ -297,11 +301,12 @@ def test_24_megapixels_in_bounded_memory(tmp_path):
     program = f"""
 import torch
 from tta_restore.engine.run.methods import create_method
-from tta_restore.engine.run.restore import plan_jobs, restore_files
+from tta_restore.engine.run.restore import run_jobs
+from tta_restore.engine.run.restore_plan import plan_jobs
 from tta_restore.models import as_restorer
 method = create_method("self-ensemble", as_restorer(torch.nn.Conv2d(3, 3, 1)))
-jobs, _ = plan_jobs([{str(tmp_path / "large.jpg")!r}], {str(tmp_path / "out.jpg")!r})
-restored = restore_files(jobs, method).restored
+jobs = plan_jobs([{str(tmp_path / "large.jpg")!r}], {str(tmp_path / "out.jpg")!r}).jobs
+restored = run_jobs(jobs, method).restored
 # the peak of this program alone: that of getrusage is inherited from who started it
 peak = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
 print(restored, peak / 1e6)

@@ -13,9 +13,9 @@ from tta_restore.cli import main
 from tta_restore.data.datasets.clips import stack_frames
 from tta_restore.data.io.image import read_image, write_image
 from tta_restore.data.io.pixels import Image
-from tta_restore.engine.run.methods import BY_MOTION, create_clip_method, load_critic, load_reblurrer
-from tta_restore.engine.run.restore import Job
-from tta_restore.engine.run.restore_clips import holds_clips, plan_clips, restore_clips
+from tta_restore.engine.run.methods import BY_MOTION, create_clip_method, load_discriminator, load_reblurrer
+from tta_restore.engine.run.restore import run_jobs
+from tta_restore.engine.run.restore_plan import Job, plan_jobs
 from tta_restore.engine.run.usage import UsageError
 from tta_restore.models import as_restorer, create_model
 
@@ -44,41 +44,40 @@ def test_plan(tmp_path):
     (tmp_path / "in/film.avi").write_bytes(b"")
     (tmp_path / "in/note.txt").write_text("")
     out = tmp_path / "out"
-    jobs, problems = plan_clips([tmp_path / "in", tmp_path / "none.mp4", tmp_path / "in/note.txt"], out)
-    assert jobs == [
-        Job(tmp_path / "in/a/one", out / "in/a/one"),
-        Job(tmp_path / "in/film.avi", out / "in/film.mp4"),
-        Job(tmp_path / "in/two", out / "in/two"),
+    plan = plan_jobs([tmp_path / "in", tmp_path / "none.mp4"], out, clips=True)
+    assert plan.jobs == [
+        Job(tmp_path / "in/a/one", out / "in/a/one", "frames"),
+        Job(tmp_path / "in/film.avi", out / "in/film.mp4", "video"),
+        Job(tmp_path / "in/two", out / "in/two", "frames"),
     ]
-    assert [problem.split(": ")[1][:14] for problem in problems] == ["no such file o", "a clip is a vi"]
-    assert plan_clips([tmp_path / "in/film.avi"], tmp_path / "new.mkv")[0] == [
-        Job(tmp_path / "in/film.avi", tmp_path / "new.mkv")
+    assert [problem.split(": ")[1] for problem in plan.problems] == ["no such file or directory"]
+    assert plan.left_out == {".txt": 1}
+    assert plan_jobs([tmp_path / "in/film.avi"], tmp_path / "new.mkv").jobs == [
+        Job(tmp_path / "in/film.avi", tmp_path / "new.mkv", "video")
     ]
-    assert holds_clips([tmp_path / "in"])
-    assert not holds_clips([tmp_path / "in/two"])
     with pytest.raises(UsageError, match="would both be written to"):
-        plan_clips([tmp_path / "in/two", folder(tmp_path / "x/two")], out)
+        plan_jobs([tmp_path / "in/two", folder(tmp_path / "x/two")], out, clips=True)
     (tmp_path / "own.mp4").write_bytes(b"")
     with pytest.raises(UsageError, match="overwritten by its own result"):
-        plan_clips([tmp_path / "own.mp4"], tmp_path)
+        plan_jobs([tmp_path / "own.mp4"], tmp_path)
     with pytest.raises(UsageError, match="overwritten by its own result"):
-        plan_clips([tmp_path / "in/two"], tmp_path / "in")
+        plan_jobs([tmp_path / "in/two"], tmp_path / "in", clips=True)
 
 
 def test_folders_keep_their_frames_and_what_is_done_is_kept(tmp_path):
-    job = Job(folder(tmp_path / "in", 3), tmp_path / "out")
-    summary = restore_clips([job], halved)
+    job = Job(folder(tmp_path / "in", 3), tmp_path / "out", "frames")
+    summary = run_jobs([job], halved, whole_clips=True)
     assert (summary.restored, summary.kept, summary.failed) == (1, 0, 0)
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert names == ["f10.png", "f8.png", "f9.png"]
     expected = read_image(tmp_path / "in/f10.png").pixels / 2
     torch.testing.assert_close(read_image(tmp_path / "out/f10.png").pixels, expected, atol=1 / 255, rtol=0)
-    assert restore_clips([job], halved).kept == 1
+    assert run_jobs([job], halved, whole_clips=True).kept == 1
     (tmp_path / "out/f9.png").unlink()  # half a clip is none
-    assert restore_clips([job], halved).restored == 1
+    assert run_jobs([job], halved, whole_clips=True).restored == 1
     os.utime(tmp_path / "in/f8.png")
-    assert restore_clips([job], halved).restored == 1
-    assert restore_clips([job], halved, overwrite=True).restored == 1
+    assert run_jobs([job], halved, whole_clips=True).restored == 1
+    assert run_jobs([job], halved, whole_clips=True, overwrite=True).restored == 1
 
 
 def test_a_clip_that_fails_is_told_and_the_others_go_on(tmp_path):
@@ -87,9 +86,12 @@ def test_a_clip_that_fails_is_told_and_the_others_go_on(tmp_path):
         raise RuntimeError("no memory")
 
     said = []
-    jobs = [Job(folder(tmp_path / "a"), tmp_path / "out/a"), Job(tmp_path / "none.mp4", tmp_path / "out/b.mp4")]
+    jobs = [
+        Job(folder(tmp_path / "a"), tmp_path / "out/a", "frames"),
+        Job(tmp_path / "none.mp4", tmp_path / "out/b.mp4", "video"),
+    ]
     pytest.importorskip("av")
-    summary = restore_clips(jobs, breaks, say=said.append)
+    summary = run_jobs(jobs, breaks, whole_clips=True, say=said.append)
     assert summary.failed == 2
     assert said[0].endswith("a: RuntimeError: no memory")
     assert "none.mp4: no such file" in said[1]
@@ -141,7 +143,7 @@ def test_networks_that_do_not_fit_are_told(tmp_path):
     with pytest.raises(ValueError, match="does not fit VideoReblur"):
         create_model("video_reblur", checkpoint=tmp_path / "other.safetensors")
     save_file(create_model("patch_critic", base_channels=3).state_dict(), tmp_path / "critic.safetensors")
-    assert load_critic(tmp_path / "critic.safetensors").layers[0].out_channels == 3
+    assert load_discriminator(tmp_path / "critic.safetensors").layers[0].out_channels == 3
     restorer = as_restorer(torch.nn.Identity())
     with pytest.raises(UsageError, match="'source' takes no reblur"):
         create_clip_method("source", restorer, reblur="x")
@@ -165,7 +167,6 @@ def test_meta_transfer_from_end_to_end(tmp_path):
     assert len(written) == 6
     assert read_image(written[0]).pixels.shape == (3, 32, 32)
     assert main([*shared, "-o", str(tmp_path / "x"), "--method", "source", *networks]) == 2
-    assert main([*shared, "-o", str(tmp_path / "x"), "--method", "source", "--state", "s"]) == 2
     assert main(["restore", str(tmp_path / "in"), "-o", str(tmp_path / "x"), "--method", "source", *networks]) == 2
 
 

@@ -9,13 +9,13 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from tta_restore import models
+from tta_restore import metrics, models
 from tta_restore.data.datasets.pairs import LensPairs, Pair
-from tta_restore.data.synthetic.defocus import Lens, disk
-from tta_restore.engine.train.loop import Processes, TrainingRun
+from tta_restore.degradations.lens import Lens, disk
+from tta_restore.engine.train.config import SupervisedSettings, TrainingRun
+from tta_restore.engine.train.loop import Processes
 from tta_restore.engine.train.supervised import (
     SupervisedObjective,
-    SupervisedSettings,
     mean_psnr,
     reblur_of,
     train_supervised,
@@ -23,7 +23,7 @@ from tta_restore.engine.train.supervised import (
 
 GOLDEN = Path(__file__).parents[1] / "golden/ifan"
 SMALL = {"base_channels": 4, "num_steps": 3, "num_res_blocks": 1}
-RUN = TrainingRun(Path(), batch=2, save_every=2, log_every=1, draw_every=0, progress=False)
+RUN = TrainingRun(Path(), batch_size=2, save_every=2, log_every=1, draw_every=0, progress=False)
 
 
 @pytest.fixture(autouse=True)
@@ -123,15 +123,15 @@ def test_it_learns_and_resumes_to_the_same_bits(tmp_path):
 def test_ours_lets_gradients_through_from_the_first_step_and_the_published_start_does_not():
     batch = pairs()(2, torch.Generator().manual_seed(0))
     reached = {}
-    for init in ("identity", "published"):
-        objective = SupervisedObjective(build(num_steps=17, init=init))
+    for variant in ("ours", "official"):
+        objective = SupervisedObjective(build(num_steps=17, variant=variant))
         objective(batch, 0).loss.backward()
         layers = (objective.restorer.get_submodule("encoder.stage4")[2], objective.restorer.decoder.enter[0])
         before, behind = (layer[0].weight.grad.norm().item() for layer in layers)
         assert behind > 0
-        reached[init] = before / behind
-    assert reached["published"] < 1e-8
-    assert reached["identity"] > 0.1
+        reached[variant] = before / behind
+    assert reached["official"] < 1e-8
+    assert reached["ours"] > 0.1
 
 
 def test_any_restorer(tmp_path):
@@ -191,3 +191,23 @@ def test_refusals():
         SupervisedSettings(lr=0)
     with pytest.raises(ValueError, match=r"restored images of shape \(1, 3, 24, 24\), got \(1, 3, 48, 48\)"):
         SupervisedObjective(nn.Upsample(scale_factor=2))(pairs(views=False)(1, torch.Generator()), 0)
+
+
+def test_the_lpips_term_is_a_tenth_of_its_square(tmp_path):
+    torchvision = pytest.importorskip("torchvision")
+    pytest.importorskip("torchmetrics")
+    torch.manual_seed(0)
+    torch.save(torchvision.models.alexnet(weights=None).state_dict(), tmp_path / "alexnet.pth")
+    settings = SupervisedSettings(reblur_weight=0, lpips_weight=0.1, lpips_weights=str(tmp_path / "alexnet.pth"))
+    restorer = nn.Conv2d(3, 3, 3, padding=1)
+    nn.init.dirac_(restorer.weight)  # what it restores stays in [0, 1], where metric and term agree
+    nn.init.zeros_(restorer.bias)
+    objective = SupervisedObjective(restorer, settings=settings)
+    blurry, sharp = torch.rand(2, 2, 3, 40, 40)
+    step = objective(Pair(blurry, sharp), 0)
+    lpips, restored = metrics.Lpips(tmp_path / "alexnet.pth"), restorer(blurry)
+    torch.testing.assert_close(step.parts["lpips"], 0.1 * lpips(restored, sharp).square().mean())
+    expected = (restored - sharp).square().mean() + 0.1 * lpips.distance(restored, sharp).square().mean()
+    gradients = (torch.autograd.grad(loss, restorer.weight)[0] for loss in (step.loss, expected))
+    torch.testing.assert_close(*gradients)
+    assert not any("lpips" in name for name in objective.state_dict())

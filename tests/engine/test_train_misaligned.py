@@ -15,8 +15,9 @@ from safetensors.torch import load_file
 from tta_restore.data.datasets.misaligned import GeneratedPairs, Misalignment
 from tta_restore.data.io.image import read_image
 from tta_restore.engine.run.usage import UsageError
-from tta_restore.engine.train.loop import TrainingRun, step_seed
-from tta_restore.engine.train.misaligned import MisalignedSettings, train_misaligned
+from tta_restore.engine.train.config import MisalignedSettings, TrainingRun
+from tta_restore.engine.train.loop import step_seed
+from tta_restore.engine.train.misaligned import train_misaligned
 from tta_restore.models.jdrl import JDRLReblur
 from tta_restore.models.optical_flow import LucasKanade
 
@@ -55,7 +56,9 @@ def run_small(out, steps, slow=0.0, **options):
     generator = torch.Generator().manual_seed(1)
     pictures = torch.nn.functional.interpolate(torch.rand(4, 3, 20, 20, generator=generator), scale_factor=4)
     source = GeneratedPairs(pictures, size=24, misalignment=Misalignment(1.5, 0.01, 0.01, 0.5))
-    run = TrainingRun(Path(out), steps=steps, batch=2, save_every=4, log_every=2, draw_every=6, seed=3, progress=False)
+    run = TrainingRun(
+        Path(out), steps=steps, batch_size=2, save_every=4, log_every=2, draw_every=6, seed=3, progress=False
+    )
 
     def pause(step, found):
         time.sleep(slow)

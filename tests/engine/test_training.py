@@ -18,11 +18,12 @@ from torch import Tensor, nn
 
 from tta_restore.data.io.image import read_image
 from tta_restore.engine.run.usage import UsageError
-from tta_restore.engine.train.config import built_from, model_from
-from tta_restore.engine.train.loop import Objective, Step, TrainingRun, moved, step_seed, train
+from tta_restore.engine.train.build import build_network, described
+from tta_restore.engine.train.config import TrainingRun
+from tta_restore.engine.train.loop import Objective, StepOutput, moved, step_seed, train
 from tta_restore.models import create_model
 
-RUN = TrainingRun(Path(), batch=2, save_every=4, log_every=2, draw_every=6, seed=3, progress=False)
+RUN = TrainingRun(Path(), batch_size=2, save_every=4, log_every=2, draw_every=6, seed=3, progress=False)
 forks = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork.*:DeprecationWarning")
 
 
@@ -50,7 +51,7 @@ class Fit(Objective):
     def forward(self, batch, step):
         x = batch["x"]
         out = self.layer(x)
-        return Step.sum_of({"fit": (out - 2 * x).square().mean()}, {"out": out})
+        return StepOutput.sum_of({"fit": (out - 2 * x).square().mean()}, {"out": out})
 
     def groups(self):
         return [{"params": list(self.parameters()), "lr": self.lr}]
@@ -218,14 +219,14 @@ def test_two_processes_are_one_with_both_batches(tmp_path):
 
 def test_threads_change_nothing(tmp_path):
     run_small(tmp_path / "none", 6)
-    run_small(tmp_path / "some", 6, workers=3)
+    run_small(tmp_path / "some", 6, num_workers=3)
     assert same(weights_of(tmp_path / "none"), weights_of(tmp_path / "some"))
 
     def broken(count, generator):
         raise ValueError("no such picture")
 
     with pytest.raises(ValueError, match="no such picture"):
-        train(Fit(), broken, replace(RUN, out=tmp_path / "broken", workers=2))
+        train(Fit(), broken, replace(RUN, out=tmp_path / "broken", num_workers=2))
 
 
 def test_the_best_weights_are_kept(tmp_path):
@@ -269,7 +270,7 @@ def test_other_settings_and_damage_are_told(tmp_path):
     with pytest.raises(ValueError, match="steps to be an integer >= 1"):
         TrainingRun(tmp_path, steps=0)
     with pytest.raises(ValueError, match="workers to be an integer >= 0"):
-        TrainingRun(tmp_path, workers=-1)
+        TrainingRun(tmp_path, num_workers=-1)
 
 
 def test_seeds_differ():
@@ -292,10 +293,10 @@ def test_batches_of_all_kinds_are_moved():
 @pytest.mark.parametrize("section", [{"name": "specialist"}, {"name": "lens_unet", "checkpoint": "specialist"}])
 def test_a_configuration_names_shipped_weights_as_the_command_line_does(section):
     shipped = create_model("lens_unet", checkpoint="specialist").state_dict()
-    named = model_from(section, default="jdrl_unet").state_dict()
+    named = build_network(section, default="jdrl_unet").state_dict()
     assert named.keys() == shipped.keys()
     assert all(torch.equal(named[key], shipped[key]) for key in shipped)
-    assert not built_from(section, default="jdrl_unet"), "training on from given weights"
+    assert described(section, default="jdrl_unet")[0] == "lens_unet"
 
 
 @pytest.mark.parametrize(
@@ -306,15 +307,17 @@ def test_a_configuration_names_shipped_weights_as_the_command_line_does(section)
         ({"name": "specializ"}, ValueError, "no restorer 'specializ'; there are"),
         ({"name": "no_such_module:net"}, ValueError, "no_such_module:net: No module named"),
         ({"name": "torch.nn:no_such_layer"}, ValueError, "torch.nn has no no_such_layer"),
-        ({"name": "torch.nn:Identity", "checkpoint": "x"}, ValueError, "a checkpoint belongs to a registered"),
+        ({"name": "torch.nn:Identity", "checkpoint": "x"}, ValueError, "no weights called 'x' are shipped"),
     ],
 )
 def test_a_configuration_that_names_no_network_is_told_so(section, error, message):
     with pytest.raises(error, match=message):
-        model_from(section, default="jdrl_unet")
+        build_network(section, default="jdrl_unet")
 
 
 def test_a_configuration_may_name_a_function():
-    layer = model_from({"name": "torch.nn:Conv2d", "in_channels": 3, "out_channels": 4, "kernel_size": 1}, default="")
+    layer = build_network(
+        {"name": "torch.nn:Conv2d", "in_channels": 3, "out_channels": 4, "kernel_size": 1}, default=""
+    )
     assert isinstance(layer, nn.Conv2d)
     assert layer.weight.shape == (4, 3, 1, 1)

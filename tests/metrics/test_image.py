@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from tta_restore.metrics import PUBLISHED, Protocol, mae, psnr, ssim
+from tta_restore.metrics import Protocol, mae, protocols, psnr, ssim
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -53,7 +53,7 @@ def test_a_batch_of_one_keeps_its_axis(pair):
 def test_values_recorded_from_ifan():
     golden = load_file(GOLDEN / "ifan" / "metrics.safetensors")
     restored, target = golden["img1"][None], golden["img2"][None]
-    for_psnr, for_ssim = PUBLISHED["ifan"]
+    for_psnr, for_ssim = protocols["ifan"]
     torch.testing.assert_close(psnr(restored, target, protocol=for_psnr).double(), golden["psnr"], rtol=0, atol=1e-4)
     torch.testing.assert_close(ssim(restored, target, protocol=for_ssim).double(), golden["ssim"], rtol=0, atol=1e-6)
 
@@ -61,7 +61,7 @@ def test_values_recorded_from_ifan():
 def test_values_recorded_from_meta_transferring():
     golden = load_file(GOLDEN / "meta" / "metrics.safetensors")
     restored, misaligned, target = (frame(golden[name]) for name in ("pred", "pred_misaligned", "gt"))
-    for_psnr, for_ssim = PUBLISHED["meta-transferring"]
+    for_psnr, for_ssim = protocols["meta-transferring"]
     measured = {
         "psnr": psnr(restored, target, protocol=for_psnr),
         "ssim_y": ssim(restored, target, protocol=for_ssim),
@@ -117,7 +117,7 @@ def test_bad_input_is_named(measure, pair):
         measure(restored[0], target[0])
     with pytest.raises(TypeError, match="float tensor"):
         measure((restored * 255).byte(), target)
-    with pytest.raises(ValueError, match="leaves nothing"):
+    with pytest.raises(ValueError, match="expected border < min"):
         measure(restored, target, protocol=Protocol(border=20))
     with pytest.raises(ValueError, match="luma"):
         measure(restored[:, :1], target[:, :1], protocol=Protocol(color="luma"))
@@ -144,3 +144,13 @@ def test_mean_absolute_error(pair):
     golden = load_file(GOLDEN / "ifan" / "metrics.safetensors")
     found = mae(golden["img1"][None], golden["img2"][None])
     torch.testing.assert_close(found.double(), golden["mae"], rtol=0, atol=1e-6)
+
+
+def test_truncated_levels_and_identical_images():
+    image = torch.tensor([0.5, 0.999]).view(1, 1, 1, 2)
+    down = Protocol(bit_depth=8, rounding="down").prepare(image) * 255
+    torch.testing.assert_close(down.flatten(), torch.tensor([127.0, 254.0]))
+    pair = torch.stack([image[0], torch.zeros_like(image[0])])
+    assert psnr(pair, image.expand(2, -1, -1, -1), protocol=Protocol(identical_psnr=100.0))[0] == 100
+    assert psnr(image, image).isinf()
+    assert protocols["causiam"][0].rounding == "down"

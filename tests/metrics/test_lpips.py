@@ -5,7 +5,7 @@ import torch
 
 torchvision = pytest.importorskip("torchvision")
 
-from tta_restore.metrics import Lpips, LpipsUnavailable  # noqa: E402
+from tta_restore.metrics import Lpips  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -43,11 +43,20 @@ def test_the_definition(weights):
 
 def test_what_is_missing_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    with pytest.raises(LpipsUnavailable, match=r"checkpoints/alexnet-owt-7be5be79.pth\); give torchvision's file"):
+    with pytest.raises(ValueError, match=r"expected AlexNet's weights at .*alexnet-owt-7be5be79.pth, found no file"):
         Lpips()
     torch.save({"weight": torch.zeros(1)}, tmp_path / "other.pth")
-    with pytest.raises(LpipsUnavailable, match="other.pth holds no weights of AlexNet"):
+    with pytest.raises(ValueError, match="expected weights of AlexNet in .*other.pth"):
         Lpips(tmp_path / "other.pth")
     (tmp_path / "bad.pth").write_bytes(b"nothing")
-    with pytest.raises(LpipsUnavailable, match="bad.pth holds no weights of AlexNet"):
+    with pytest.raises(ValueError, match="expected weights of AlexNet in .*bad.pth"):
         Lpips(tmp_path / "bad.pth")
+
+
+def test_the_distance_is_a_training_loss(weights):
+    lpips = Lpips(weights[0])
+    a, b = torch.rand(2, 1, 3, 40, 40, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(lpips.distance(a, b), lpips(a, b))
+    lpips.distance(a.requires_grad_(), b).sum().backward()
+    assert a.grad.abs().sum() > 0
+    assert not any(p.requires_grad for p in lpips.parameters())

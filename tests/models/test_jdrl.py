@@ -2,17 +2,15 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from _base import ModuleTests, random
+from _formula import with_formula_weights
 from _restormer import Restormer
 from safetensors.torch import load_file
 
 from tta_restore import models, nn
 from tta_restore.models.jdrl import BlurConditioned, JDRLReblur, JDRLUNet
-from tta_restore.models.optical_flow import LucasKanade, create_flow, resized_flow
-from tta_restore.models.pwc_net import PwcNet, cost_volume
 
 GOLDEN = Path(__file__).parents[1] / "golden/jdrl"
 
@@ -20,24 +18,6 @@ GOLDEN = Path(__file__).parents[1] / "golden/jdrl"
 def stub(first, second):
     """The flow network of the recorded wrapper and training steps."""
     return 0.5 * torch.nn.functional.avg_pool2d(first - second, 4)[:, :2]
-
-
-def formula(place, shape):
-    """Weights in closed form: file README of the recorded tensors."""
-    h = np.arange(np.prod(shape), dtype=np.uint64) + place * 1000003 + 1
-    h &= 0xFFFFFFFF
-    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
-        h ^= h >> np.uint64(shift)
-        h = h * np.uint64(factor) & 0xFFFFFFFF
-    u = (h ^ (h >> np.uint64(16))) / 2**32 - 0.5
-    scale = (12 * 2 / np.prod(shape[1:])) ** 0.5 if len(shape) >= 2 else 0.1
-    return torch.from_numpy((u * scale).astype(np.float32)).view(shape)
-
-
-def with_formula_weights(module):
-    weights = {name: formula(i, tuple(t.shape)) for i, (name, t) in enumerate(module.state_dict().items())}
-    module.load_state_dict(weights)
-    return module.eval()
 
 
 def prefixed(recorded, prefix):
@@ -158,7 +138,7 @@ class TestConditioned:
     def test_official_transformer_with_its_fusion(self, tmp_path):
         recorded = load_file(GOLDEN / "j_restormer_tiny.safetensors")
         model, again = (BlurConditioned(Restormer(8, (1, 1, 1, 1), 1), at="patch_embed") for _ in range(2))
-        estimator = {name: t.clone() for name, t in model.estimator.state_dict().items()}
+        estimator = {name: torch.rand_like(t) for name, t in model.estimator.state_dict().items()}
         weights = {f"module.{name}": t for name, t in prefixed(recorded, "param.").items()}
         torch.save({"epoch": 1, "Pred_state_dict": estimator, "G_state_dict": weights}, tmp_path / "epoch_1.pth")
         models.load_checkpoint(model, tmp_path / "epoch_1.pth")
@@ -184,54 +164,64 @@ class TestConditioned:
             BlurConditioned(torch.nn.Identity(), at="decoder")
 
 
-@pytest.mark.parametrize("size", ["64x128", "50x70", "37x65"])
-def test_recorded_flow_wrapper(size):
-    recorded = load_file(GOLDEN / "d_estimate_wrapper.safetensors")
-    flow = resized_flow(stub, recorded[f"s{size}.first"], recorded[f"s{size}.second"])
-    torch.testing.assert_close(flow, recorded[f"s{size}.flow"], atol=2e-6, rtol=1e-5)
-
-
-def test_pwc_net_is_the_one_whose_weights_circulate():
-    recorded = load_file(GOLDEN / "k_pwcnet_formula.safetensors")
-    volume = cost_volume(recorded["corr.first"], recorded["corr.second"])
-    torch.testing.assert_close(volume, recorded["corr.out"], atol=1e-6, rtol=1e-5)
-    network = with_formula_weights(PwcNet())
-    assert sum(p.numel() for p in network.parameters()) == 9_374_274
-    assert len(network.state_dict()) == 126
+def test_official_conference_weights_run_on_bgr():
+    model = with_formula_weights(JDRLUNet(width=4))
+    flipped = JDRLUNet(width=4, bgr=True).eval()
+    flipped.load_state_dict(model.state_dict())
+    x = torch.rand(1, 3, 16, 32)
     with torch.no_grad():
-        raw = network(recorded["s64x128.first"], recorded["s64x128.second"])
-    assert (raw - recorded["s64x128.raw"]).abs().quantile(0.99) < 1e-4
-    with torch.no_grad():
-        flow = resized_flow(network, recorded["s70x90.first"], recorded["s70x90.second"])
-    assert (flow - recorded["s70x90.flow"]).abs().quantile(0.99) < 2e-3
+        torch.testing.assert_close(flipped(x.flip(1)).flip(1), model(x))
+        assert not torch.allclose(flipped(x), model(x), atol=1e-3)
+    reblur = with_formula_weights(JDRLReblur(width=4))
+    other = JDRLReblur(width=4, bgr=True).eval()
+    other.load_state_dict(reblur.state_dict())
+    pair = torch.rand(2, 1, 3, 9, 8)
+    torch.testing.assert_close(other(*pair.flip(2)).flip(1), reblur(*pair))
 
 
-def test_pwc_net_file_with_old_names(tmp_path):
-    weights = {name.replace("net", "module"): t for name, t in PwcNet().state_dict().items()}
-    torch.save(weights, tmp_path / "pwc.pth")
-    flow = create_flow("pwc", checkpoint=tmp_path / "pwc.pth")
-    assert flow(torch.rand(1, 3, 70, 65), torch.rand(1, 3, 70, 65)).shape == (1, 2, 70, 65)
-    with pytest.raises(ValueError, match="pass checkpoint"):
-        create_flow("pwc")
-    with pytest.raises(ValueError, match="one of"):
-        create_flow("spynet")
+class TestOneBranch(ModuleTests):
+    def module(self, **factory):
+        return models.create_model("jdrl_reblur", width=4, one_branch=True, **factory)
+
+    def inputs(self, generator):
+        return tuple(random(1, 3, 17, 16, generator=generator) for _ in range(2)), {}
+
+    def functional(self, module, restored, blurry):
+        """Softmax of absolute logits over 15 x 15 taps, and zeros beyond the image."""
+        taps = module.predictor.seed_trunk(torch.cat((restored, blurry), 1)).abs().softmax(1)
+        patches = torch.nn.functional.unfold(restored, 15, padding=7).unflatten(1, (3, 225))
+        return (patches * taps.flatten(2)[:, None]).sum(2).unflatten(-1, restored.shape[2:])
 
 
-@pytest.mark.parametrize("motion", ["shift", "zoom", "rotation"])
-def test_lucas_kanade_finds_known_motion_between_a_blurry_and_a_sharp_photograph(motion):
-    from tta_restore import ops
-    from tta_restore.data.synthetic import photos
-    from tta_restore.models.optical_flow import _blur
+def test_official_weights_of_one_branch_load_by_name(tmp_path):
+    own = JDRLReblur(width=4, one_branch=True)
+    official = {name.replace("predictor.seed_trunk.", "module.kpn."): t for name, t in own.state_dict().items()}
+    official["module.kernel_map_gene.conv_first.bias"] = torch.zeros(4)  # part of the file, and unused
+    torch.save({"Reblur_state_dict": official}, tmp_path / "epoch_1.pth")
+    loaded = models.create_model("jdrl_reblur", checkpoint=tmp_path / "epoch_1.pth")
+    assert loaded.one_branch
+    assert all(torch.equal(t, own.state_dict()[name]) for name, t in loaded.state_dict().items())
 
-    sharp = photos.load("motorcycle_left")[None, :, 150:342, 200:392]
-    y, x = torch.meshgrid(torch.arange(192.0) - 96, torch.arange(192.0) - 96, indexing="ij")
-    flow = {
-        "shift": torch.stack([torch.full_like(x, 6.3), torch.full_like(x, -4.2)]),
-        "zoom": torch.stack([x, y]) * 0.04,
-        "rotation": torch.stack([-y, x]) * 0.04,
-    }[motion][None]
-    # `first` shows at p what `sharp` shows at p + flow
-    first = _blur(ops.flow_warp(sharp, flow, padding_mode="border"), 1.5)
-    error = (LucasKanade()(first, sharp) - flow).square().sum(1).sqrt()[:, 24:-24, 24:-24]
-    assert error.median() < 0.15
-    assert error.mean() < 0.2
+
+def test_both_state_dicts_of_an_official_journal_file_load_by_name(tmp_path):
+    own = models.create_model("jdrl_journal", width=2, map_width=3)
+    parts = {"G_state_dict": own.restorer, "Pred_state_dict": own.estimator}
+    content = {key: {f"module.{n}": t for n, t in part.state_dict().items()} for key, part in parts.items()}
+    torch.save(content | {"epoch": 3}, tmp_path / "epoch_3.pth")
+    x = torch.rand(1, 3, 32, 16)
+    for checkpoint in (tmp_path / "epoch_3.pth", tmp_path / "own.pth"):
+        if checkpoint.name == "own.pth":
+            torch.save(own.state_dict(), checkpoint)
+        loaded = models.create_model("jdrl_journal", checkpoint=checkpoint).eval()
+        with torch.no_grad():
+            assert torch.equal(loaded(x), own.eval()(x))
+    assert models.create_model("jdrl_unet", checkpoint=tmp_path / "epoch_3.pth").prior
+
+
+def test_any_registered_restorer_is_conditioned_by_name():
+    model = models.create_model("blur_conditioned", restorer="lens_unet", config={"widths": (4, 4, 4), "blocks": 1})
+    x = torch.rand(1, 3, 16, 16)
+    torch.testing.assert_close(model(x), model.restorer(x), atol=1e-6, rtol=1e-5)
+    again = models.create_model("blur_conditioned", restorer="lens_unet", config={"widths": (4, 4, 4), "blocks": 1})
+    models.load_checkpoint(again, model.state_dict())
+    assert all(torch.equal(t, model.state_dict()[name]) for name, t in again.state_dict().items())

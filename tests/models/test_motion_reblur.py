@@ -6,8 +6,9 @@ from torch.autograd import gradcheck
 
 from tta_restore import models
 from tta_restore.data.datasets.clips import stack_frames
-from tta_restore.data.synthetic.camera_shake import CameraShake, simulate_shake
+from tta_restore.data.synthetic.camera_shake import simulate_shake
 from tta_restore.data.synthetic.dead_leaves import tile
+from tta_restore.degradations.motion import CameraShake
 from tta_restore.metrics import psnr
 from tta_restore.models.motion_reblur import MotionReblur
 
@@ -33,7 +34,7 @@ def inside(x):
 @pytest.mark.parametrize("direction", [0.0, 0.9, 1.57])
 @pytest.mark.parametrize("speed", [2.0, 6.0])
 def test_a_sharp_frame_is_blurred_as_the_camera_moved(direction, speed):
-    window, true = windows(pan(direction, speed, exposure=0.8))
+    window, true = windows(pan(direction, speed, exposure_fraction=0.8))
     blurred = MotionReblur(exposure=0.8)(window)
     before, after = (psnr(inside(x), inside(true)).item() for x in (window[:, 2], blurred))
     assert after > before + 8, (before, after)
@@ -55,7 +56,7 @@ def test_without_motion_the_frame_is_what_it_was():
 
 
 def test_the_exposure_can_be_learned():
-    window, true = windows(pan(0.4, exposure=0.8))
+    window, true = windows(pan(0.4, exposure_fraction=0.8))
     reblur = MotionReblur(exposure=0.3)
     assert [name for name, _ in reblur.named_parameters()] == ["exposure"]
     optimizer = torch.optim.Adam(reblur.parameters(), lr=0.03)
@@ -68,7 +69,7 @@ def test_the_exposure_can_be_learned():
 
 def test_gradients_are_those_of_finite_differences():
     window = torch.nn.functional.interpolate(pan(0.4).blurry[:, :, :48, :48], size=(12, 12), mode="area").double()
-    reblur = MotionReblur(exposure=0.4, moments=3, dtype=torch.float64)
+    reblur = MotionReblur(exposure=0.4, num_subframes=3, dtype=torch.float64)
     assert gradcheck(
         lambda exposure: torch.func.functional_call(reblur, {"exposure": exposure}, (window[None],)),
         torch.tensor(0.37, dtype=torch.float64, requires_grad=True),
@@ -88,7 +89,7 @@ def test_it_is_registered_and_names_what_it_cannot_take():
         MotionReblur(flow="raft")
     with pytest.raises(ValueError, match=r"exposure to be a number in \(0, 1\], got 0"):
         MotionReblur(exposure=0)
-    with pytest.raises(ValueError, match="moments to be an integer >= 2"):
-        MotionReblur(moments=1)
+    with pytest.raises(ValueError, match="num_subframes to be an integer >= 2"):
+        MotionReblur(num_subframes=1)
     with pytest.raises(ValueError, match="num_frames to be an odd integer"):
         MotionReblur(num_frames=1)

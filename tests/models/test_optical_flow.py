@@ -1,10 +1,15 @@
-"""RAFT's weights: from a file, from where torchvision keeps them, and without any."""
+"""Optical flow: the recorded resizing of a network, RAFT's weights, and Lucas-Kanade on known motion."""
+
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torchvision.models.optical_flow import raft_small
 
-from tta_restore.models.optical_flow import LucasKanade, create_flow
+from tta_restore.models.optical_flow import LucasKanade, create_flow, resized_flow
+
+GOLDEN = Path(__file__).parents[1] / "golden/jdrl"
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +54,7 @@ def test_raft_is_taken_where_torchvision_keeps_its_weights(weights, monkeypatch,
     assert all(torch.equal(a, b) for a, b in zip(found.parameters(), network.parameters(), strict=True))
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     assert isinstance(create_flow(), LucasKanade)
-    with pytest.raises(ValueError, match="RAFT weights are not on this machine"):
+    with pytest.raises(ValueError, match="expected weights of torchvision's RAFT, found none"):
         create_flow("raft")
 
 
@@ -57,3 +62,44 @@ def test_other_weights_are_refused(tmp_path):
     torch.save({"weight": torch.zeros(3)}, tmp_path / "other.pth")
     with pytest.raises(ValueError, match="does not fit RAFT"):
         create_flow("raft", checkpoint=tmp_path / "other.pth")
+
+
+def stub(first, second):
+    """The flow network of the recorded wrapper."""
+    return 0.5 * torch.nn.functional.avg_pool2d(first - second, 4)[:, :2]
+
+
+@pytest.mark.parametrize("size", ["64x128", "50x70", "37x65"])
+def test_recorded_flow_wrapper(size):
+    recorded = load_file(GOLDEN / "d_estimate_wrapper.safetensors")
+    flow = resized_flow(stub, recorded[f"s{size}.first"], recorded[f"s{size}.second"])
+    torch.testing.assert_close(flow, recorded[f"s{size}.flow"], atol=2e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("motion", ["shift", "zoom", "rotation"])
+def test_lucas_kanade_finds_known_motion_between_a_blurry_and_a_sharp_photograph(motion):
+    from tta_restore import ops
+    from tta_restore.data.synthetic import photos
+    from tta_restore.models.optical_flow import _blur
+
+    sharp = photos.load("motorcycle_left")[None, :, 150:342, 200:392]
+    y, x = torch.meshgrid(torch.arange(192.0) - 96, torch.arange(192.0) - 96, indexing="ij")
+    flow = {
+        "shift": torch.stack([torch.full_like(x, 6.3), torch.full_like(x, -4.2)]),
+        "zoom": torch.stack([x, y]) * 0.04,
+        "rotation": torch.stack([-y, x]) * 0.04,
+    }[motion][None]
+    # `first` shows at p what `sharp` shows at p + flow
+    first = _blur(ops.flow_warp(sharp, flow, padding_mode="border"), 1.5)
+    error = (LucasKanade()(first, sharp) - flow).square().sum(1).sqrt()[:, 24:-24, 24:-24]
+    assert error.median() < 0.15
+    assert error.mean() < 0.2
+
+
+def test_a_file_in_the_name_belongs_to_a_network(tmp_path):
+    with pytest.raises(ValueError, match="create_flow: expected one file, and 'pwc' or 'raft' before it"):
+        create_flow("lucas_kanade:weights.pth")
+    with pytest.raises(ValueError, match="create_flow: expected one file"):
+        create_flow("raft:a.pth", checkpoint="b.pth")
+    with pytest.raises(ValueError, match="there is no file absent.pth"):
+        create_flow("raft:absent.pth")

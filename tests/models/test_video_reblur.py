@@ -28,10 +28,10 @@ def test_the_default_has_the_official_weights_in_their_order():
     assert "video_reblur" in models.list_models("reblurrer")
 
 
-def test_both_token_orders_are_the_recorded_ones():
+def test_both_variants_are_the_recorded_ones():
     recorded = load_file(GOLDEN / "reblur_attn_small.safetensors")
     config = {"num_layers": 2, "base_channels": 4}
-    model = models.create_model("video_reblur", **config, token_order="released").eval()
+    model = models.create_model("video_reblur", **config, variant="official").eval()
     models.load_checkpoint(model, weights(recorded))
     x = recorded["x"].requires_grad_()
     y = model(x)

@@ -41,7 +41,7 @@ def written_out(block, regional, local, size):
     for b in range(frames):
         for w in range(rows * columns):
             i = b * rows * columns + w
-            met[b, w] = (b, w) if block.token_order == "aligned" else (i % frames, i // frames)
+            met[b, w] = (b, w) if block.variant == "ours" else (i % frames, i // frames)
     new_regional, new_local = torch.zeros_like(regional), torch.zeros_like(local)
     for (b, w), (at_b, at_w) in met.items():
         top, left = w // columns * r, w % columns * r
@@ -149,7 +149,7 @@ class TestBlock(Case):
 
 
 class TestReleasedOrder(Case):
-    options = {"token_order": "released"}  # noqa: RUF012
+    options = {"variant": "official"}  # noqa: RUF012
 
 
 class TestFilledWindows(Case):
@@ -167,10 +167,10 @@ class TestCrossFrameAttention(ModuleTests):
 
 
 @given(
-    st.integers(1, 9), st.integers(1, 9), st.sampled_from(["aligned", "released"]), st.integers(1, 2), st.integers(1, 4)
+    st.integers(1, 9), st.integers(1, 9), st.sampled_from(["ours", "official"]), st.integers(1, 2), st.integers(1, 4)
 )
 def test_two_blocks_for_the_middle_frame_alone_are_what_whole_ones_give(height, width, order, samples, window):
-    block = spread(nn.CrossFrameFusionBlock(4, 2, window_size=window, num_frames=3, token_order=order).double())
+    block = spread(nn.CrossFrameFusionBlock(4, 2, window_size=window, num_frames=3, variant=order).double())
     regional, local = tokens((height, width), dim=4, samples=samples, window=window)
     after, pixels = block(regional, local, (height, width))
     middle = pixels.unflatten(0, (samples, 3))[:, 1]
@@ -181,13 +181,13 @@ def test_two_blocks_for_the_middle_frame_alone_are_what_whole_ones_give(height, 
 
 
 def test_samples_meet_in_the_released_order_only():
-    for order in ("aligned", "released"):
-        block = spread(nn.CrossFrameFusionBlock(8, 2, window_size=4, num_frames=3, token_order=order).double())
+    for order in ("ours", "official"):
+        block = spread(nn.CrossFrameFusionBlock(8, 2, window_size=4, num_frames=3, variant=order).double())
         regional, local = tokens((8, 8), samples=2)
         together = block(regional, local, (8, 8))
         alone = block(regional[:3], local[:3], (8, 8))
         same = all(torch.allclose(a[:3], b) for a, b in zip(together, alone, strict=True))
-        assert same == (order == "aligned")
+        assert same == (order == "ours")
 
 
 def test_second_derivatives_are_those_of_finite_differences():
@@ -220,7 +220,7 @@ def test_what_does_not_fit_is_named():
         block(regional, local, (8, 9))
     for bad, message in (
         ({"num_frames": 4}, "num_frames to be an odd integer"),
-        ({"token_order": "sorted"}, "token_order to be one of 'aligned', 'released', got 'sorted'"),
+        ({"variant": "sorted"}, "variant to be one of 'ours', 'official', got 'sorted'"),
         ({"drop_path": 1.0}, r"drop_path to be a number in \[0, 1\), got 1.0"),
         ({"mlp_ratio": 0}, "mlp_ratio to be a number > 0"),
     ):

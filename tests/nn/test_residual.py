@@ -8,15 +8,15 @@ from _base import ModuleTests, random
 from safetensors.torch import load_file
 
 from tta_restore import nn
-from tta_restore.nn.residual import activated_conv, activated_upconv
+from tta_restore.nn.residual import ResidualChain, activated_conv, activated_upconv
 
 RECORDED = load_file(Path(__file__).parents[1] / "golden/ifan/blocks.safetensors")
 
 
 @pytest.mark.parametrize(("name", "module"), [
-    ("res1", nn.ResidualChain(6, num_units=1)),
-    ("res2", nn.ResidualChain(6, num_units=2)),
-    ("res3", nn.ResidualChain(6, num_units=3)),
+    ("res1", ResidualChain(6, num_units=1)),
+    ("res2", ResidualChain(6, num_units=2)),
+    ("res3", ResidualChain(6, num_units=3)),
     ("upconv", activated_upconv(6, 4)),
     ("conv_s2", activated_conv(6, 4, stride=2)),
 ])  # fmt: skip
@@ -28,7 +28,7 @@ def test_recorded(name, module):
 
 class TestResidualChain(ModuleTests):
     def module(self, **factory):
-        return nn.ResidualChain(4, **factory)
+        return ResidualChain(4, **factory)
 
     def inputs(self, generator):
         return (random(2, 4, 5, 6, generator=generator, low=-1),), {}
@@ -53,4 +53,4 @@ def test_disparity_is_one_channel_that_may_be_negative():
 
 def test_num_units_must_be_positive():
     with pytest.raises(ValueError, match="ResidualChain: expected num_units to be an integer >= 1, got 0"):
-        nn.ResidualChain(4, num_units=0)
+        ResidualChain(4, num_units=0)

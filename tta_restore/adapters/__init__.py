@@ -6,16 +6,20 @@ from tta_restore.adapters.baselines.eata import EATA
 from tta_restore.adapters.baselines.entropy import ROID, Tent
 from tta_restore.adapters.baselines.sar import SAR
 from tta_restore.adapters.baselines.srtta import SRTTA
-from tta_restore.adapters.frame import Frame, Plan, StepReport
+from tta_restore.adapters.calibration import CalibrationReport, calibrate
+from tta_restore.adapters.frame import FrameContext, StepReport
 from tta_restore.adapters.guards import Guards
 from tta_restore.adapters.injection import Semantic
 from tta_restore.adapters.methods._muon import Muon
 from tta_restore.adapters.methods.causiam import CauSiam
+from tta_restore.adapters.methods.degradation_pairs import DegradationPairs
 from tta_restore.adapters.methods.meta_transfer import MetaTransfer
 from tta_restore.adapters.methods.reblur_consistency import ReblurConsistency
 from tta_restore.adapters.methods.reblur_pairs import ReblurPairs
+from tta_restore.adapters.methods.self_denoise import SelfDenoise
 from tta_restore.adapters.methods.self_ensemble import SelfEnsemble
 from tta_restore.adapters.methods.siam_ctta import SiamCTTA
+from tta_restore.adapters.plan import Plan
 from tta_restore.adapters.recommended import recommended
 from tta_restore.adapters.registry import create_adapter, list_adapters
 from tta_restore.adapters.select import select_parameters
@@ -28,22 +32,26 @@ __all__ = [
     "SAR",
     "SRTTA",
     "Adapter",
+    "CalibrationReport",
     "CauSiam",
     "CenterCrop",
     "CoTTA",
-    "Frame",
+    "DegradationPairs",
+    "FrameContext",
     "Guards",
     "MetaTransfer",
     "Muon",
     "Plan",
     "ReblurConsistency",
     "ReblurPairs",
+    "SelfDenoise",
     "SelfEnsemble",
     "Semantic",
     "SiamCTTA",
     "StepReport",
     "Tent",
     "Tiles",
+    "calibrate",
     "create_adapter",
     "list_adapters",
     "recommended",

@@ -1,89 +1,110 @@
-"""The adapter: one backbone, a few sets of adapted tensors, and what users call."""
+"""The adapter: one restorer, a few sets of adapted tensors, the loop over the steps of a frame, and what users call."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
 import math
+import os
+import time
+import warnings
+import weakref
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, Self, cast
 
 import torch
 from torch import Tensor, nn
 
 from tta_restore._core import checks
 from tta_restore.adapters import checkpoint, registry
-from tta_restore.adapters.frame import Frame, Plan, StepReport
+from tta_restore.adapters import plan as plans
+from tta_restore.adapters import state as parameter_sets
+from tta_restore.adapters.backbone import Backbone
+from tta_restore.adapters.frame import FrameContext, StepReport
 from tta_restore.adapters.guards import Guards
 from tta_restore.adapters.injection import Semantic
-from tta_restore.adapters.method import Method
-from tta_restore.adapters.select import Select
-from tta_restore.adapters.state import State, map_tensors
-from tta_restore.adapters.tiling import CenterCrop, Tiles
-from tta_restore.adapters.views import Views
+from tta_restore.adapters.select import Select, select_parameters
+from tta_restore.adapters.settings import RecordedModule
+from tta_restore.adapters.state import ParameterSet, State, map_tensors
+from tta_restore.adapters.tiling import CenterCrop, Tiles, by_frames
+from tta_restore.adapters.views import NAMED, Views, resolve_views
 from tta_restore.models import Restoration, RestorerSpec, as_restorer
+from tta_restore.models.restorer import outputs
+
+__all__ = ["Adapter"]
 
 _DIVERGED_FRAMES = 2
-_BYTES = 32.0  # no picture in [0, 1] reaches this, nearly all of bytes do
+_BYTES = 32.0  # no image in [0, 1] reaches this, nearly all of bytes do
+_ROUNDING = 1e-3  # values this far outside [0, 1] are not reported
+_adapters: weakref.WeakSet[Adapter] = weakref.WeakSet()
 
 
-class Adapter(Method):
-    """A restorer that changes with what it sees, around a model that itself never changes.
+class Adapter(RecordedModule):
+    """A restorer that adapts to the frames it gets, around a model that itself never changes.
 
     ``adapter(x)`` adapts on a frame and restores it, ``predict`` only restores, ``adapt`` only adapts. This class alone
-    adapts nothing: it is the source with the same handles. The model's weights are the *source*; the *student*, which
-    the optimizer steps, and the *teacher* are sets of the selected tensors in at least float32, and all of them run on
-    the one model. ``parameters()`` are the model's own and those of injected layers. A frame
-    is a transaction: after an error or an interrupt in the middle of it, the state is that of before. Adapters around
-    one model take turns; a second thread waits.
+    adapts nothing: it is the source with the same methods. The model's weights are the *source*; the *student*, which
+    the optimizer steps, and the *teacher* are sets of the selected tensors in at least float32. All of them run on
+    private replicas of the model, so that other threads may call the model at any time. ``parameters()`` are the
+    model's own and those of injected layers. A frame is a transaction: after an error or an interrupt in the middle of
+    it, the state is that of before. Adapters around one model take turns; a second thread waits.
 
     **To write a method**, subclass, name it (``class Mine(Adapter, method="mine")``), and override some of
 
     ==========================  ========================================================================================
-    ``initial_extra()``         what the method remembers, as a tree of tensors and plain values; later ``self.extra``
-    ``begin_frame(frame)``      look at the frame; may set ``frame.steps`` or, to learn nothing from it, ``frame.skip``,
-                                call ``self.restart``, change ``self.extra``
-    ``objective(frame)``        the loss of one step, gradients on; None to learn nothing
+    ``initial_memory()``        memory between frames, as a tree of tensors and plain values; later ``self.memory``
+    ``initial_sets()``          sets of tensors besides student and teacher that are trained, by role
+    ``begin_frame(frame)``      inspect the frame; may set ``frame.steps`` or, to learn nothing from it, ``frame.skip``,
+                                call ``self.restart``, change ``self.memory``
+    ``objective(frame)``        the loss of one step, gradients on; None to learn nothing; may set ``frame.trained``
     ``accept(frame, loss)``     None, or why this step is not to be taken
-    ``make_optimizer(tensors)`` a ``torch.optim`` optimizer of the student's tensors, or None for an own ``optimize``
-    ``learning_rate(update)``   rate of the update with that number, or None to leave the optimizer's
+    ``make_optimizer(tensors)`` a ``torch.optim`` optimizer of the student's tensors
+    ``learning_rate(update)``   learning rate of the update with that number, or None to leave the optimizer's
     ``optimize(frame, loss)``   one optimizer step, by default ``step(frame, gradients(loss))``; for two-phase methods
     ``after_step(frame)``       averaging and restoring: ``self.update_teacher``, ``self.stochastic_restore``
-    ``emit(frame)``             the restoration to give, called after the steps, and alone by ``predict``
-    ``config()``, ``cost()``    settings that a saved state depends on; passes per frame in words
+    ``emit(frame)``             the restoration to return, called after the steps, and alone by ``predict``
+    ``cost()``                  passes per frame in words
     ==========================  ========================================================================================
 
     with the help of ``self.run(role, image)`` and ``self.ensemble(role, image)`` (roles "source", "student",
     "teacher"; gradients reach the student only), ``self.student``, ``self.teacher``, ``self.source``,
-    ``self.generator`` (the only source of randomness), ``self.snapshot()`` and ``self.extra`` (all memory between
+    ``self.generator`` (the only source of randomness), ``self.snapshot()`` and ``self.memory`` (all memory between
     frames; its tensors are values: put new ones there instead of writing into them; they stay on the device that the
     method chose, and come from a file on the CPU). Modules set as attributes move with the adapter, run in eval mode
-    and are not trained. What is not in ``self.extra`` is not saved, forked, reset or rolled back.
+    and are not trained. What is not in ``self.memory`` is not saved, forked, reset or rolled back. The arguments of the
+    constructor are recorded as ``settings``, and a saved state loads under the same settings only.
 
     Args:
         model: module, function, spandrel descriptor or :class:`tta_restore.models.Restorer`.
         select: which weights to adapt, see :func:`select_parameters`; None for methods that change none.
         views: a group of views or pairs of functions, see :func:`resolve_views`; ``ensemble`` averages over them.
         steps: optimizer steps per frame.
-        region: what adaptation looks at in large frames; None for all of it.
+        region: part of large frames that adaptation uses; None for all of it.
         tiles: passes without gradient over images larger than a tile are made tile by tile.
         semantic: a context for every role but the source, by injected layers or by keyword, see :class:`Semantic`.
         guards: limits on losses, drift and divergence.
-        share_prefix: run what the adapted tensors do not reach once per frame for all roles, bit by bit the same, for
-            the memory of its outputs.
-        memory_format: how frames (B, C, H, W) lie in memory when the model gets them; ``torch.channels_last`` makes
+        share_prefix: cache the activations of the frozen prefix and reuse them for source, student and teacher. Results
+            are bit-identical; costs the memory of the cached activations.
+        memory_format: memory format of frames (B, C, H, W) when the model gets them; ``torch.channels_last`` makes
             plain convolutions faster on CPUs and rounds differently; models that call ``view`` may not take it.
         mode: the mode the model runs in.
         bad_frames: what to do with a frame that holds NaN or infinity: "raise", or "pass" it through unadapted.
+        out_of_range: what to do with values outside [0, 1]: "report" them, in ``report.messages`` and by one warning,
+            or "raise".
         seed: source of all random numbers.
         spec: how to run the model, where it is neither declared by it nor to be measured.
 
     Raises:
         ValueError: a setting is out of range, or ``select`` matches nothing.
-        TypeError: ``model`` cannot be called.
+        TypeError: ``model`` cannot be called, or its weights cannot be exchanged.
     """
+
+    roles: ClassVar[tuple[str, ...]] = ("student", "teacher")
+    """Sets that a method keeps of the selected tensors; the default ``emit`` returns the last one's restoration."""
+    takes_clips: ClassVar[bool] = False
+    """Whether a *frame* of this method is a clip (T, C, H, W), restored frame by frame by ``run`` and ``ensemble``."""
 
     def __init_subclass__(cls, method: str | None = None, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
@@ -105,6 +126,7 @@ class Adapter(Method):
         memory_format: torch.memory_format = torch.contiguous_format,
         mode: Literal["eval", "train"] = "eval",
         bad_frames: Literal["raise", "pass"] = "raise",
+        out_of_range: Literal["report", "raise"] = "report",
         seed: int = 0,
         spec: RestorerSpec | None = None,
     ) -> None:
@@ -115,25 +137,42 @@ class Adapter(Method):
         formats = (torch.contiguous_format, torch.channels_last)
         checks.expect_choice(name, "memory_format", memory_format, formats)
         checks.expect_choice(name, "bad_frames", bad_frames, ("raise", "pass"))
-        restorer = as_restorer(model, spec)
-        super().__init__(
-            restorer,
-            select=select,
-            views=views,
-            tiles=tiles,
-            semantic=semantic,
+        checks.expect_choice(name, "out_of_range", out_of_range, ("report", "raise"))
+        super().__init__()
+        self.restorer = as_restorer(model, spec)
+        self.semantic = semantic
+        self.injection = None if semantic is None else semantic.injection(self.restorer)
+        _expect_exchangeable(name, self.restorer.module, select)
+        self._backbone = Backbone(
+            self.restorer,
+            self.injection,
             training=mode == "train",
-            share_prefix=share_prefix,
+            share=share_prefix,
             memory_format=memory_format,
-            seed=seed,
         )
-        self.steps, self.region, self.bad_frames = steps, region, bad_frames
+        injected = None if self.injection is None else self.injection.weights()
+        self.adapted = () if select is None else select_parameters(self._backbone.root, select, injected=injected)
+        self.views = resolve_views(views)
+        self.views_name = views if isinstance(views, str) else f"{len(self.views)} own views"
+        self.steps, self.region, self.tiles = steps, region, tiles
+        self.bad_frames, self.out_of_range = bad_frames, out_of_range
         self.guards = guards or Guards()
         self.report: StepReport | None = None
         """What happened on the latest frame."""
+        self._seed = seed
+        self._state: State | None = None  # the last good one; made on first use, when a subclass is complete
+        self._live: State | None = None  # the one that a frame works on
+        self._generator: torch.Generator | None = None
+        self._frame: FrameContext | None = None  # the one in work
+        self._moved = False  # whether a step ever changed the student, so that it need not be watched any more
+        self._warned = False  # of values outside [0, 1]
+        self._detached = False
+        _adapters.add(self)
 
-    def forward(self, x: Tensor) -> Any:
-        """Adapt on a frame and restore it.
+    # What users call.
+
+    def forward(self, x: Tensor, **arguments: Any) -> Any:
+        """Adapt on a frame and restore it; ``arguments`` go to every call of the model.
 
         Shape:
             - x: (B, C, H, W), or (B, T, C, H, W) for a model of clips, RGB in [0, 1]
@@ -144,40 +183,51 @@ class Adapter(Method):
                 model.
             TypeError: ``x`` is no floating-point tensor.
         """
-        if self._refuses(x):
-            return self.predict(x)
-        return self._transact(x, emit=True)[1]
+        return self._adapt_and_restore(x, arguments).output()
 
-    def adapt(self, x: Tensor) -> StepReport:
-        """Adapt on a frame without restoring it, and say what happened. Takes and raises what a call does."""
-        return self._refuses(x) or self._transact(x, emit=False)[0]
+    def restore(self, x: Tensor, **arguments: Any) -> Tensor:
+        """Adapt on a frame and return its restored image alone, whatever else the model returns."""
+        return self._adapt_and_restore(x, arguments).image
 
-    def predict(self, x: Tensor) -> Any:
+    def adapt(self, x: Tensor, **arguments: Any) -> StepReport:
+        """Adapt on a frame without restoring it, and report what happened. Takes and raises what a call does."""
+        problem, messages = self._inspect(x)
+        if problem is not None:
+            return self._skip(problem)
+        return self._transact(x, arguments, messages, emit=False)[0]
+
+    def predict(self, x: Tensor, **arguments: Any) -> Any:
         """Restore a frame with what was learned so far; nothing changes.
 
         Takes and returns what a call does, and raises for bytes as it does; NaN passes through.
         """
-        with self._session(x) as frame, self._working_on(self.state.view()):
-            return self.emit(frame).output()
+        self._inspect(x, adapting=False)
+        return self._predict(x, arguments).output()
 
-    def stream(self, frames: Iterable[Tensor], *, adapt_every: int = 1) -> Iterator[Any]:
+    def stream(self, frames: Iterable[Tensor], *, adapt_every: int = 1, **arguments: Any) -> Iterator[Any]:
         """Restore frame after frame, adapting on each, or on every ``adapt_every``-th."""
         checks.expect_int("stream", "adapt_every", adapt_every, minimum=1)
         for number, x in enumerate(frames):
-            yield self(x) if number % adapt_every == 0 else self.predict(x)
+            yield self(x, **arguments) if number % adapt_every == 0 else self.predict(x, **arguments)
 
     def reset(self) -> None:
-        """Forget everything: state, random numbers and schedule are those of construction, bit by bit."""
+        """Return to the state, random numbers and schedule of construction, bit by bit."""
         with self._backbone.lock:
             self._expect_attached()
             self._state, self._moved = self._initial_state(), False
 
-    def state_dict(self) -> dict[str, Any]:  # type: ignore[override]
-        """Everything that was learned, as plain values and CPU tensors; the model's own weights are not in it."""
+    def state_dict(self, *arguments: Any, **keywords: Any) -> dict[str, Any]:  # type: ignore[override]
+        """Return the adapted state as plain values and CPU tensors; the model's own weights are not in it.
+
+        As part of another module's ``state_dict()`` an adapter holds the model's weights under their names and this
+        state as extra state, as any module.
+        """
+        if arguments or keywords:
+            return super().state_dict(*arguments, **keywords)
         with self._backbone.lock:
             return checkpoint.state_dict(self)
 
-    def load_state_dict(self, state_dict: dict[str, Any], strict: bool = True) -> None:  # type: ignore[override]
+    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
         """Continue from a :meth:`state_dict`; everything is checked before anything changes.
 
         ``strict=False`` accepts a state made with other settings or other frozen weights.
@@ -188,7 +238,18 @@ class Adapter(Method):
         with self._backbone.lock:
             self._expect_attached()
             state = checkpoint.state_from(self, state_dict, strict=strict)
-            self._state, self._moved = state.copy(self.make_optimizer, self._devices()), False
+            self._state, self._moved = state.copy(self._optimizer_of, self._devices()), False
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Return the adapted state, for the state dict of a module that holds this adapter."""
+        return self.state_dict()
+
+    def set_extra_state(self, state: Any) -> None:
+        """Take the adapted state back; frozen weights are not compared, as they are loaded after it."""
+        with self._backbone.lock:
+            self._expect_attached()
+            loaded = checkpoint.state_from(self, state, strict=True, weights=False)
+            self._state, self._moved = loaded.copy(self._optimizer_of, self._devices()), False
 
     def save(self, path: str | Path) -> None:
         """Write the state to a safetensors file, which at any moment is the old one or the new one, whole."""
@@ -199,112 +260,394 @@ class Adapter(Method):
         self.load_state_dict(checkpoint.read(path), strict)
 
     def fork(self, *, seed: int | None = None) -> Adapter:
-        """Another adapter over the same model, for another camera, starting from what this one knows."""
+        """Return another adapter over the same model, for another camera, that starts from this one's state."""
         with self._backbone.lock:
             twin = type(self).__new__(type(self))
             for name, value in vars(self).items():
                 twin.__dict__[name] = copy.copy(value) if isinstance(value, (dict, list, set)) else value
             twin._backbone = self._backbone.twin()
-            twin._state = self.state.copy(self.make_optimizer)
+            twin._state = self.state.copy(self._optimizer_of)
             if seed is not None:
                 checks.expect_int("fork", "seed", seed, minimum=0)
                 twin._seed = twin._state.seed = seed
+            _adapters.add(twin)
             return twin
 
     def export(self, role: str | None = None) -> nn.Module:
-        """A copy of the plain model with the weights of a role, by default of the one whose restoration is given."""
+        """Return a copy of the plain model with the weights of a role, by default of the one that is emitted."""
         with self._backbone.lock:
             return checkpoint.export(self, role)
 
     def detach(self) -> Any:
-        """The model back, as it was; the adapter is of no use afterwards."""
+        """Return the model, as it was; the adapter cannot be used afterwards."""
         with self._backbone.lock:
             self._expect_attached()
             self._detached, self._state = True, None
+            self._backbone.drop_replicas()
             return self.restorer.module
 
-    def plan(self) -> Plan:
-        """What is adapted, where, and at which cost; nothing is run or changed."""
-        return checkpoint.plan(self)
+    def plan(self, x: Tensor | None = None, **arguments: Any) -> plans.Plan:
+        """Return what is adapted, where, and at which cost; nothing changes.
 
-    def train(self, mode: bool = True) -> Adapter:
-        """Does nothing to the model: the adapter owns the mode it runs in."""
+        With a frame ``x``, memory of activations and seconds per frame are measured by one call on a fork.
+        """
+        return plans.plan(self, x, arguments)
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the flag of the adapter alone: it owns the mode that the model runs in."""
         self.training = mode
         return self
 
     def extra_repr(self) -> str:
         """Settings shown by repr."""
-        return ", ".join(f"{name}={value!r}" for name, value in self.config().items())
+        return ", ".join(f"{name}={value!r}" for name, value in self.settings.items())
 
-    def _refuses(self, x: Tensor) -> StepReport | None:
-        """Report on a frame that is not adapted on, because it holds NaN or infinity; None for good frames."""
-        if math.isfinite(self._largest(x)):
-            return None
+    # What methods use.
+
+    @property
+    def state(self) -> State:
+        """State of the adapter; inside a frame, the state that the frame works on."""
+        if self._live is not None:
+            return self._live
+        self._expect_attached()
+        if self._state is None:
+            self._state = self._initial_state()
+        return self._state
+
+    @property
+    def memory(self) -> dict[str, Any]:
+        """Memory of the method between frames."""
+        return self.state.memory
+
+    @property
+    def student(self) -> ParameterSet:
+        """Tensors that the optimizer steps."""
+        return self.state.sets["student"]
+
+    @property
+    def teacher(self) -> ParameterSet:
+        """Tensors that follow the student slowly."""
+        return self.state.sets["teacher"]
+
+    @property
+    def source(self) -> ParameterSet:
+        """The model's own tensors, at least float32."""
+        own = self._backbone.parameters()
+        return {
+            name: own[name].detach().to(torch.promote_types(own[name].dtype, torch.float32)) for name in self.adapted
+        }
+
+    @property
+    def generator(self) -> torch.Generator:
+        """Random numbers of this frame, on the CPU; the only randomness a method may use."""
+        if self._generator is None:
+            raise RuntimeError(f"{type(self).__name__}: random numbers exist only while a frame is worked on")
+        return self._generator
+
+    def run(self, role: str, image: Tensor, **arguments: Any) -> Restoration:
+        """Restore an image with the weights of a role; gradients reach the student only, where they are switched on.
+
+        The frame's keywords go to the model, and to every role but the source the semantic context, if there is one.
+        """
+        tensors, arguments = self._tensors(role), self._keywords(role, image) | arguments
+        if role == "student" and torch.is_grad_enabled():
+            return self._backbone.restore(tensors, image, **arguments)
+        with torch.no_grad():
+            return self._in_parts(self._restore_plainly, tensors, image, arguments)
+
+    def ensemble(self, role: str, image: Tensor, **arguments: Any) -> Restoration:
+        """Average the views of an image without gradient; what is not the image is the first view's."""
+        tensors, arguments = self._tensors(role), self._keywords(role, image) | arguments
+        with torch.no_grad():
+            return self._in_parts(self._restore_views, tensors, image, arguments)
+
+    def update_teacher(self, momentum: float, *, interpolation: float = 1.0) -> None:
+        """Move the teacher towards the student: ``teacher = momentum * teacher + (1 - momentum) * student``.
+
+        With an ``interpolation`` below 1, towards ``source + interpolation * (student - source)``.
+        """
+        newest = self.student
+        if interpolation != 1:
+            newest = parameter_sets.interpolate(self.source, self.student, interpolation)
+        parameter_sets.ema_update(self.teacher, newest, momentum)
+
+    def stochastic_restore(self, prob: float) -> None:
+        """Set each scalar of the student to the source's value with probability ``prob``."""
+        parameter_sets.stochastic_restore(self.student, self.source, prob, self.generator)
+
+    def snapshot(self) -> dict[str, ParameterSet]:
+        """Return copies of the student and the teacher, for ``memory`` and :meth:`restart`."""
+        return {role: parameter_sets.copy(self.state.sets[role]) for role in self._kept_roles()}
+
+    def restart(self, student: ParameterSet | None = None, teacher: ParameterSet | None = None) -> None:
+        """Continue from given values, by default the source's, with fresh optimizers and a fresh schedule."""
+        state, start = self.state, student or self.source
+        parameter_sets.assign(state.sets["student"], start)
+        if "teacher" in state.sets:
+            parameter_sets.assign(state.sets["teacher"], teacher or start)
+        for role, tensors in self.initial_sets().items():
+            parameter_sets.assign(state.sets[role], tensors)
+        state.optimizers = self._make_optimizers(state.sets)
+        state.updates, state.losses = 0, []
+
+    def gradients(self, loss: Tensor, roles: tuple[str, ...] = ("student",)) -> list[Tensor | None]:
+        """Return the gradient of a loss for each tensor of the student, None for those it does not depend on.
+
+        With other ``roles``, for the tensors of each of them in turn.
+
+        Raises:
+            RuntimeError: it depends on none.
+        """
+        tensors = [tensor for role in roles for tensor in self.state.sets[role].values()]
+        gradients = _gradients(loss, tensors) if loss.requires_grad else []
+        if all(gradient is None for gradient in gradients):
+            raise RuntimeError(
+                f"{type(self).__name__}: the loss depends on none of the {len(tensors)} adapted tensors "
+                f"({', '.join(self.adapted[:3])}, ...); models.probe shows which weights a gradient reaches"
+            )
+        return gradients
+
+    def step(self, frame: FrameContext, gradients: list[Tensor | None]) -> str | None:
+        """Take one optimizer step with these gradients of ``frame.trained``; return why it was not taken, or None."""
+        norm = parameter_sets.overall_norm([gradient for gradient in gradients if gradient is not None])
+        if not math.isfinite(norm):
+            return "gradient holds NaN or infinity"
+        frame.grad_norm = norm
+        remaining = iter(gradients)
+        for role in frame.trained:
+            self._step_set(role, frame, [next(remaining) for _ in self.state.sets[role]])
+        self.state.updates += 1
+        return None
+
+    # Hooks, for methods to override.
+
+    def initial_memory(self) -> dict[str, Any]:
+        """Return the memory at the start: tensors, numbers, text, None in dicts, lists and tuples."""
+        return {}
+
+    def initial_sets(self) -> dict[str, ParameterSet]:
+        """Return sets of tensors, by role, that are trained besides the student; they start from these at a restart."""
+        return {}
+
+    def make_optimizer(self, tensors: list[Tensor], role: str = "student") -> torch.optim.Optimizer | None:
+        """Return the optimizer of a role's tensors: Adam, with the method's ``lr`` and ``betas`` if it has them."""
+        return torch.optim.Adam(tensors, lr=getattr(self, "lr", 1e-4), betas=getattr(self, "betas", (0.9, 0.999)))
+
+    def begin_frame(self, frame: FrameContext) -> None:
+        """Inspect a frame before any step on it."""
+
+    def objective(self, frame: FrameContext) -> Tensor | None:
+        """Return the loss of one step, or None where there is nothing to learn."""
+        return None
+
+    def accept(self, frame: FrameContext, loss: Tensor) -> str | None:
+        """Return why a step is not to be taken, or None to take it."""
+        return None
+
+    def learning_rate(self, update: int) -> float | None:
+        """Return the learning rate of update 0, 1, 2, ..., or None to leave the optimizer's."""
+        return None
+
+    def optimize(self, frame: FrameContext, loss: Tensor) -> str | None:
+        """Take one optimizer step on ``frame.trained``; return why it was not taken, or None."""
+        gradients = self.gradients(loss) if frame.trained == ("student",) else self.gradients(loss, frame.trained)
+        return self.step(frame, gradients)
+
+    def after_step(self, frame: FrameContext) -> None:
+        """Average, restore, count: what follows every optimizer step."""
+
+    def emit(self, frame: FrameContext) -> Restoration:
+        """Return the restoration of a frame, by default the ensemble of the last role."""
+        return self.ensemble((self._kept_roles() or ("source",))[-1], frame.image)
+
+    def cost(self) -> str:
+        """Return the passes through the model for each frame, in words."""
+        return f"{len(self.views)} forward per frame"
+
+    # A frame, from inspection to restoration.
+
+    def _inspect(self, x: Tensor, *, adapting: bool = True) -> tuple[str | None, list[str]]:
+        """Read a frame once: why it is not adapted on, if it is not, and messages on it."""
+        name = type(self).__name__
+        checks.expect_floating(name, x=x)
+        if not x.numel():
+            return "the batch is empty: there is no frame", []
+        low, high = (float(bound) for bound in x.aminmax())
+        if math.isfinite(low) and math.isfinite(high):
+            if max(-low, high) > _BYTES:
+                values = f"up to {high:g}" if low >= 0 else f"{low:g} to {high:g}"
+                raise ValueError(f"{name}: expected values in [0, 1], got {values}; divide bytes by 255")
+            return None, self._check_range(low, high)
+        if not adapting:
+            return None, []
         bad = x.numel() - int(x.isfinite().sum())
         problem = f"the frame holds NaN or infinity in {bad} of {x.numel()} values"
         if self.bad_frames == "raise":
-            name = type(self).__name__
             raise ValueError(f'{name}: {problem}; bad_frames="pass" would restore it without adapting')
+        return problem, []
+
+    def _check_range(self, low: float, high: float) -> list[str]:
+        if low >= -_ROUNDING and high <= 1 + _ROUNDING:
+            return []
+        found = f"expected values in [0, 1], got {low:.4g} to {high:.4g}"
+        if self.out_of_range == "raise":
+            raise ValueError(f'{type(self).__name__}: {found}; clamp the frame or pass out_of_range="report"')
+        if not self._warned:
+            self._warned = True
+            warnings.warn(f"{type(self).__name__}: {found}; reported once", stacklevel=4)
+        return [found]
+
+    def _skip(self, problem: str) -> StepReport:
         self.report = StepReport(frame=self.state.frames, skipped_because=problem)
         return self.report
 
-    def _largest(self, x: Tensor) -> float:
-        """The largest magnitude in a frame, NaN where a value is."""
-        checks.expect_floating(type(self).__name__, x=x)
-        return max(abs(float(bound)) for bound in x.aminmax()) if x.numel() else 0.0
+    def _adapt_and_restore(self, x: Tensor, arguments: dict[str, Any]) -> Restoration:
+        problem, messages = self._inspect(x)
+        if problem is not None:
+            self._skip(problem)
+            return self._predict(x, arguments)
+        return cast("Restoration", self._transact(x, arguments, messages, emit=True)[1])
 
-    def _transact(self, x: Tensor, *, emit: bool) -> tuple[StepReport, Any]:
+    def _predict(self, x: Tensor, arguments: dict[str, Any]) -> Restoration:
+        if x.ndim > 3 and not x.shape[0]:  # a model may not take an empty batch
+            one = self._predict(x.new_zeros((1, *x.shape[1:])), arguments)
+            empty = outputs.transform(one.output(), lambda _, leaf: leaf[:0] if leaf.ndim else leaf)
+            return Restoration(outputs.at(empty, one.path), empty, one.path)
+        with self._session(x, arguments) as frame, self._working_on(self.state.view()):
+            return self._batched(x, self.emit(frame))
+
+    def _transact(
+        self, x: Tensor, arguments: dict[str, Any], messages: list[str], *, emit: bool
+    ) -> tuple[StepReport, Restoration | None]:
         """Adapt on a frame and, if asked, restore it; the state changes at the end, at once, or not at all."""
-        with self._session(x) as frame:
+        started = time.perf_counter()
+        checked = self.guards.min_source_psnr is not None
+        with self._session(x, arguments) as frame:
+            frame.messages += messages
             kept = self.state
             values: list[tuple[Tensor, int]] = []
-            map_tensors(kept.extra, lambda tensor: values.append((tensor, tensor._version)) or tensor)
-            state = kept.copy(self.make_optimizer, self._devices())
+            map_tensors(kept.memory, lambda tensor: values.append((tensor, tensor._version)) or tensor)
+            state = kept.copy(self._optimizer_of, self._devices())
             with self._working_on(state):
                 report = self._take_steps(frame)
-                restoration = self.emit(frame) if emit or self.guards.divergence is not None else None
-                source = self.run("source", frame.image) if self.guards.divergence is not None else None
+                restoration = self.emit(frame) if emit or checked else None
+                source = self.run("source", frame.image) if checked else None
             if any(tensor._version != version for tensor, version in values):
                 raise RuntimeError(
-                    f"{type(self).__name__}: a tensor in self.extra was written into; put a new one in its place"
+                    f"{type(self).__name__}: a tensor in self.memory was written into; put a new one in its place"
                 )
             if restoration is not None and source is not None:
-                state, report, restoration = self._judge(kept, state, report, restoration, source)
-            output = restoration.output() if restoration is not None and emit else None
+                state, report, restoration = self._check_output(kept, state, report, restoration, source)
+            if restoration is not None:
+                restoration = self._batched(x, restoration)
+            report = replace(
+                report,
+                seconds=time.perf_counter() - started,
+                metrics=dict(frame.metrics),
+                messages=tuple(frame.messages),
+            )
             self._state, self.report = state, report
-            return report, output
+            return report, restoration
 
-    def _judge(
+    def _take_steps(self, frame: FrameContext) -> StepReport:
+        state = self.state
+        number, taken, losses = state.frames, 0, []
+        self.begin_frame(frame)
+        skipped = frame.skip
+        for _ in range(0 if frame.skip else frame.steps):
+            with torch.enable_grad():
+                loss = self.objective(frame)
+            if loss is None:
+                skipped = f"{type(self).__name__} learns nothing"
+                break
+            losses.append(loss.item())
+            refusal = self.guards.check_loss(losses[-1], state.losses) or self.accept(frame, loss)
+            self.guards.record_loss(losses[-1], state.losses)
+            refusal = refusal or self.optimize(frame, loss)
+            del loss  # and the graph with it
+            if refusal:
+                skipped = refusal
+                continue
+            taken += 1
+            self.after_step(frame)
+            if self.guards.max_drift is not None:
+                parameter_sets.project(self.student, self.source, self.guards.max_drift)
+        state.frames += 1
+        return StepReport(
+            frame=number,
+            updated=taken > 0,
+            loss=sum(losses) / len(losses) if losses else None,
+            steps=taken,
+            skipped_because=skipped,
+            drift=parameter_sets.drift(state.sets.get("student", {}), self.source),
+            grad_norm=frame.grad_norm,
+            learning_rate=frame.learning_rate,
+        )
+
+    def _step_set(self, role: str, frame: FrameContext, gradients: list[Tensor | None]) -> None:
+        tensors = list(self.state.sets[role].values())
+        optimizer = self.state.optimizers.get(role)
+        if optimizer is None:
+            raise RuntimeError(f"{type(self).__name__}: there is nothing to optimize; pass select")
+        rate = self.learning_rate(self.state.updates)
+        if rate is not None:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+        frame.learning_rate = float(optimizer.param_groups[0]["lr"])
+        watched = role == "student" and not self._moved
+        before = [tensor.detach().clone() for tensor in tensors] if watched else None
+        for tensor, gradient in zip(tensors, gradients, strict=True):
+            # torch's fused optimizers read a gradient in the tensor's order, whatever its strides say
+            laid_out = gradient is None or gradient.stride() == tensor.stride()
+            tensor.grad = gradient if laid_out else torch.empty_like(tensor).copy_(gradient)
+        optimizer.step()
+        for tensor in tensors:
+            tensor.grad = None
+        if before is not None:
+            self._watch(before, tensors)
+
+    def _watch(self, before: list[Tensor], student: list[Tensor]) -> None:
+        if any(not torch.equal(old, new) for old, new in zip(before, student, strict=True)):
+            self._moved, self.state.still = True, 0
+            return
+        self.state.still += 1
+        if self.state.still == 2:
+            warnings.warn(
+                f"{type(self).__name__}: two steps changed none of the adapted tensors ({', '.join(self.adapted[:3])}, "
+                "...); their gradient is zero or the learning rate too small for them",
+                stacklevel=2,
+            )
+
+    def _check_output(
         self, kept: State, state: State, report: StepReport, restoration: Restoration, source: Restoration
     ) -> tuple[State, StepReport, Restoration]:
-        """Undo a frame whose output strays from the source's; start afresh when that happens again."""
-        strays = self.guards.strays(restoration.image, source.image)
-        if strays is None:
+        """Undo a frame whose output diverged from the source's; reset when that happens again."""
+        problem = self.guards.check_output(restoration.image, source.image)
+        if problem is None:
             state.diverged = 0
             return state, report, restoration
         lost = kept.diverged + 1 >= _DIVERGED_FRAMES
-        state = self._initial_state() if lost else kept.copy(self.make_optimizer, self._devices())
+        state = self._initial_state() if lost else kept.copy(self._optimizer_of, self._devices())
         state.seed, state.frames, state.diverged = kept.seed, kept.frames + 1, 0 if lost else kept.diverged + 1
-        return state, replace(report, updated=False, skipped_because=strays), source
+        return state, replace(report, updated=False, skipped_because=problem), source
 
     @contextlib.contextmanager
-    def _session(self, x: Tensor) -> Iterator[Frame]:
+    def _session(self, x: Tensor, arguments: dict[str, Any] | None = None) -> Iterator[FrameContext]:
+        arguments = arguments or {}
         self._expect_attached()
-        if _BYTES < (largest := self._largest(x)) < math.inf:
-            name = type(self).__name__
-            raise ValueError(f"{name}: expected values in [0, 1], got up to {largest:g}; divide bytes by 255")
+        _expect_exchangeable(type(self).__name__, self.restorer.module, self.adapted or None)
         with torch.inference_mode(False):
-            image = x.clone() if x.is_inference() else x.detach()
+            image = self._clip_of(x.clone() if x.is_inference() else x.detach())
         companions = [module for name, module in self.named_children() if name != "restorer"]
         with contextlib.ExitStack() as stack:
-            stack.enter_context(self._backbone.session(image, companions))
+            stack.enter_context(self._backbone.session(image, companions, arguments))
             if self._backbone.training:  # dropout draws from the global generator
                 stack.enter_context(torch.random.fork_rng([image.device] if image.is_cuda else []))
                 torch.manual_seed(self.state.generator().initial_seed())
             self._expect_dense(image)
             region = image if self.region is None else self.region(image, self.restorer.known_spec(image).size)
-            self._backbone.look_at(region)
-            self._frame = Frame(image=image, region=region, steps=self.steps)
+            self._backbone.share(region)
+            self._frame = FrameContext(image=image, region=region, steps=self.steps, arguments=arguments)
             stack.callback(setattr, self, "_frame", None)
             yield self._frame
 
@@ -315,3 +658,193 @@ class Adapter(Method):
             yield
         finally:
             self._live = self._generator = None
+
+    def _clip_of(self, x: Tensor) -> Tensor:
+        """The clip of a batch with one, for methods of clips; what came otherwise."""
+        if not self.takes_clips or x.ndim != 5:
+            return x
+        if x.shape[0] != 1:
+            raise ValueError(
+                f"{type(self).__name__}: expected one clip (1, T, C, H, W) at a time, got {tuple(x.shape)}"
+            )
+        return x[0]
+
+    def _batched(self, x: Tensor, restoration: Restoration) -> Restoration:
+        """Undo :meth:`_clip_of` in an output."""
+        if not self.takes_clips or x.ndim != 5:
+            return restoration
+        length = x.shape[1]
+        whole = outputs.transform(
+            restoration.output(), lambda _, leaf: leaf[None] if leaf.ndim and leaf.shape[0] == length else leaf
+        )
+        return Restoration(outputs.at(whole, restoration.path), whole, restoration.path)
+
+    def _tensors(self, role: str) -> ParameterSet | None:
+        if role != "source" and role not in self._kept_roles():
+            known = ", ".join(["source", *self._kept_roles()])
+            raise ValueError(f"{type(self).__name__}: expected one of the roles {known}, got {role!r}")
+        return None if role == "source" else self.state.sets[role]
+
+    def _keywords(self, role: str, image: Tensor) -> dict[str, Any]:
+        """Keywords for the model: those of the call, cut as the image is cut from the frame, and the context."""
+        frame, state = self._frame, self.state
+        if frame is None:
+            return {}
+        arguments = frame.arguments
+        if arguments:
+            arguments = _fitted(type(self).__name__, arguments, frame, image)
+        if role == "source" or self.semantic is None:
+            return arguments
+        if "context" not in frame.scratch:
+            kept, every = state.context, self.semantic.every
+            if kept is None or state.frames % every == 0 or kept.shape[0] != frame.region.shape[0]:
+                with torch.no_grad():
+                    kept = self.semantic(self.run("source", frame.region).image)
+                state.context = kept if every > 1 else None
+            frame.scratch["context"] = self.semantic.keywords(kept.to(frame.region.device))
+        return arguments | frame.scratch["context"]
+
+    def _in_parts(self, restore: Any, tensors: ParameterSet | None, image: Tensor, arguments: dict) -> Restoration:
+        """Run a pass without gradients over a clip frame by frame, and over a large image tile by tile."""
+        spec = self.restorer.known_spec(image)
+        if self.takes_clips and image.ndim == 4:
+            return by_frames(self._in_tiles, image, spec.frames, restore, tensors, arguments)
+        return self._in_tiles(image, restore, tensors, arguments)
+
+    def _in_tiles(self, image: Tensor, restore: Any, tensors: ParameterSet | None, arguments: dict) -> Restoration:
+        if self.tiles is None or not self.tiles.needed(image):
+            return restore(image, tensors, arguments)
+        spec = self.restorer.known_spec(image)
+        return self.tiles.run(restore, image, tensors, arguments, scale=spec.scale, size=spec.size)
+
+    def _restore_plainly(self, image: Tensor, tensors: ParameterSet | None, arguments: dict) -> Restoration:
+        return self._backbone.restore(tensors, image, **arguments)
+
+    def _restore_views(self, image: Tensor, tensors: ParameterSet | None, arguments: dict) -> Restoration:
+        there, back = self.views[0]
+        first = self._backbone.restore(tensors, there(image), **_viewed(arguments, there, image))
+        restored = back(first.image)
+        if len(self.views) == 1:
+            return first.with_image(restored)
+        total = restored.float()
+        for there, back in self.views[1:]:
+            other = self._backbone.restore(tensors, there(image), **_viewed(arguments, there, image))
+            total = total + back(other.image).float()
+        return first.with_image((total / len(self.views)).to(restored.dtype))
+
+    def _expect_dense(self, image: Tensor) -> None:
+        """Raise where a model that returns no image, such as a classifier, would have one transformed or tiled."""
+        if self.restorer.known_spec(image).dense:
+            return
+        name = type(self).__name__
+        if self.views_name in NAMED and self.views_name != "identity":
+            raise ValueError(
+                f"{name}: the model gives no image, and what it gives cannot be turned back as views="
+                f'"{self.views_name}" asks; pass views="identity" or pairs (view, way back) of your own'
+            )
+        if self.tiles is not None and self.tiles.needed(image):
+            raise ValueError(f"{name}: the model gives no image that tiles could be put together to; pass tiles=None")
+
+    def _initial_state(self) -> State:
+        source = self.source
+        sets = {role: parameter_sets.copy(source, trained=role == "student") for role in self._kept_roles()}
+        sets |= {role: parameter_sets.copy(tensors, trained=True) for role, tensors in self.initial_sets().items()}
+        return State(self._seed, sets, self._make_optimizers(sets), memory=self.initial_memory())
+
+    def _make_optimizers(self, sets: dict[str, ParameterSet]) -> dict[str, torch.optim.Optimizer]:
+        made = {
+            role: self._optimizer_of(role, list(tensors.values()))
+            for role, tensors in sets.items()
+            if role == "student" or role not in self.roles
+        }
+        return {role: optimizer for role, optimizer in made.items() if optimizer is not None}
+
+    def _optimizer_of(self, role: str, tensors: list[Tensor]) -> torch.optim.Optimizer | None:
+        if not tensors:
+            return None
+        return self.make_optimizer(tensors) if role == "student" else self.make_optimizer(tensors, role)
+
+    def _kept_roles(self) -> tuple[str, ...]:
+        return self.roles if self.adapted else ()
+
+    def _devices(self) -> dict[str, torch.device]:
+        own = self._backbone.parameters()
+        return {name: own[name].device for name in self.adapted}
+
+    def _expect_attached(self) -> None:
+        if self._detached:
+            raise RuntimeError(f"{type(self).__name__}: was detached from its model; make a new adapter")
+
+
+def _gradients(loss: Tensor, tensors: list[Tensor]) -> list[Tensor | None]:
+    try:
+        return list(torch.autograd.grad(loss, tensors, allow_unused=True))
+    except RuntimeError as error:
+        if "use_reentrant" not in str(error):
+            raise
+    # Reentrant activation checkpointing runs backward inside backward, which adds to .grad only. The replicas' frozen
+    # weights require no gradient, so that nothing else is reached.
+    loss.backward()
+    gradients = [tensor.grad for tensor in tensors]
+    for tensor in tensors:
+        tensor.grad = None
+    return gradients
+
+
+def _is_map(value: Any, sides: torch.Size) -> bool:
+    return isinstance(value, Tensor) and value.ndim >= 2 and value.shape[-2:] == sides
+
+
+def _fitted(name: str, arguments: dict[str, Any], frame: FrameContext, image: Tensor) -> dict[str, Any]:
+    """Keywords of a call for another image than the frame: maps are cut to the region, or refused."""
+    whole, sides = frame.image.shape[-2:], image.shape[-2:]
+    if image is frame.image or sides == whole:
+        return arguments
+    fitted = {}
+    for key, value in arguments.items():
+        if not _is_map(value, whole):
+            fitted[key] = value
+        elif sides == frame.region.shape[-2:]:
+            top, left = ((side - part) // 2 for side, part in zip(whole, sides, strict=True))
+            fitted[key] = value[..., top : top + sides[0], left : left + sides[1]]
+        else:
+            raise ValueError(
+                f"{name}: {key} has a value for each pixel of the frame ({whole[0]}x{whole[1]}), and this method runs "
+                f"the model on images of {sides[0]}x{sides[1]}; pass one value for the frame"
+            )
+    return fitted
+
+
+def _viewed(arguments: dict[str, Any], there: Any, image: Tensor) -> dict[str, Any]:
+    """Keywords for a view of an image: maps are transformed as the image is."""
+    sides = image.shape[-2:]
+    if not any(_is_map(value, sides) for value in arguments.values()):
+        return arguments
+    return {key: there(value) if _is_map(value, sides) else value for key, value in arguments.items()}
+
+
+def _expect_exchangeable(name: str, module: Any, select: Any) -> None:
+    """Raise where the weights of a model cannot be exchanged, with the remedy."""
+    root = getattr(module, "_orig_mod", module)
+    if not isinstance(root, nn.Module):
+        if select is not None:
+            raise TypeError(f"{name}: a function has no weights to select; expected a module")
+        return
+    if select is not None and isinstance(root, torch.jit.ScriptModule):
+        raise TypeError(
+            f"{name}: TorchScript hides the weights of a model; pass the module that was scripted or traced"
+        )
+    if select is not None and any(hasattr(parameter, "full_tensor") for parameter in root.parameters()):
+        raise TypeError(
+            f"{name}: the model's weights are sharded over processes (DTensor, FSDP2); make the adapter around the "
+            "model before fully_shard, or around a copy with full weights"
+        )
+
+
+def _after_fork() -> None:
+    """Let go of frames that were in work in other threads of the parent process."""
+    for adapter in list(_adapters):
+        adapter._live = adapter._generator = adapter._frame = None
+
+
+os.register_at_fork(after_in_child=_after_fork)

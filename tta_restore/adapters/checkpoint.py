@@ -1,4 +1,4 @@
-"""State files: tensors in safetensors, everything else as JSON in its metadata; no pickle, no half-written file."""
+"""State files of adapters: tensors in safetensors, everything else as JSON in its metadata, without pickle."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import copy
 import hashlib
 import json
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from tta_restore.adapters.frame import Plan
 from tta_restore.adapters.injection import WithInjection, is_injected
 from tta_restore.adapters.state import State, Tree
 from tta_restore.data.io.atomic import atomic_file
@@ -25,7 +24,9 @@ from tta_restore.models.restorer.preserve import preserve_state
 if TYPE_CHECKING:
     from tta_restore.adapters.adapter import Adapter
 
-FORMAT_VERSION = 2
+__all__ = ["export", "read", "state_dict", "state_from", "write"]
+
+_FORMAT_VERSION = 3
 _KEY = "tta_restore.adapter"
 _SAMPLES = 512
 
@@ -36,8 +37,9 @@ def pack(tree: Tree) -> tuple[Any, dict[str, Tensor]]:
 
     def visit(value: Tree, key: str) -> Any:
         if isinstance(value, Tensor):
-            tensors[key] = value.detach().cpu().contiguous().clone()
-            return {"tensor": key}
+            plain = value.detach().cpu()
+            tensors[key] = (torch.view_as_real(plain) if plain.is_complex() else plain).contiguous().clone()
+            return {"complex" if plain.is_complex() else "tensor": key}
         if isinstance(value, dict):
             return {"dict": {name: visit(child, f"{key}/{name}" if key else name) for name, child in value.items()}}
         if isinstance(value, (list, tuple)):
@@ -55,6 +57,8 @@ def unpack(structure: Any, tensors: dict[str, Tensor]) -> Tree:
     ((kind, value),) = structure.items()
     if kind == "tensor":
         return tensors[value].clone()
+    if kind == "complex":
+        return torch.view_as_complex(tensors[value].clone())
     if kind == "dict":
         return {name: unpack(child, tensors) for name, child in value.items()}
     items = [unpack(child, tensors) for child in value]
@@ -91,7 +95,7 @@ def read(path: str | Path) -> dict[str, Any]:
     return header | {"tensors": tensors}
 
 
-def fingerprint(modules: list[nn.Module]) -> str:
+def _checksum_of(modules: list[nn.Module]) -> str:
     """Short text that tells whether frozen weights are the ones a state was made with.
 
     It covers the name, shape, dtype and up to 512 evenly spaced values of every weight and saved buffer, so it costs
@@ -104,6 +108,7 @@ def fingerprint(modules: list[nn.Module]) -> str:
             digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype};".encode())
             if tensor.numel():
                 flat = tensor.detach().reshape(-1)
+                flat = torch.view_as_real(flat).reshape(-1) if flat.is_complex() else flat
                 samples.append(flat[:: max(1, flat.numel() // _SAMPLES)][:_SAMPLES].double())
         by_device: dict[torch.device, list[Tensor]] = {}
         for sample in samples:
@@ -124,84 +129,93 @@ def state_dict(adapter: Adapter) -> dict[str, Any]:
     """State of an adapter with all that tells where it belongs."""
     structure, tensors = pack(adapter.state.tree())
     return {
-        "format_version": FORMAT_VERSION,
+        "format_version": _FORMAT_VERSION,
         "method": type(adapter).__name__,
         "adapted": {name: list(tensor.shape) for name, tensor in adapter.source.items()},
-        "fingerprint": _fingerprint(adapter),
-        "config": adapter.config(),
+        "weights": _frozen_checksum(adapter),
+        "settings": adapter.settings,
         "structure": structure,
         "tensors": tensors,
     }
 
 
-def state_from(adapter: Adapter, saved: Mapping[str, Any], *, strict: bool) -> State:
+def state_from(adapter: Adapter, saved: Mapping[str, Any], *, strict: bool, weights: bool = True) -> State:
     """The state in a :func:`state_dict`, after everything about it was found to fit the adapter.
 
     Raises:
         ValueError: it does not.
     """
     try:
-        _check_belongs(adapter, saved, strict)
+        _check_belongs(adapter, saved, strict, weights)
         tree = unpack(saved["structure"], dict(saved["tensors"]))
-        state = State.from_tree(tree, adapter.make_optimizer)
+        state = State.from_tree(tree, adapter._optimizer_of)
         _check_values(adapter, state)
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise ValueError(f"load: the state is damaged: {type(error).__name__} {error}") from error
     return state
 
 
-def _check_belongs(adapter: Adapter, saved: Mapping[str, Any], strict: bool) -> None:
-    if saved["format_version"] != FORMAT_VERSION:
-        raise ValueError(f"load: the state has format {saved['format_version']}, this version reads {FORMAT_VERSION}")
-    own = type(adapter).__name__
-    if saved["method"] != own:
-        raise ValueError(f"load: the state was made by {saved['method']}, this is {own}")
+def _check_belongs(adapter: Adapter, saved: Mapping[str, Any], strict: bool, weights: bool) -> None:
+    if saved["format_version"] != _FORMAT_VERSION:
+        raise ValueError(f"load: the state has format {saved['format_version']}, this version reads {_FORMAT_VERSION}")
+    kind = type(adapter).__name__
+    if saved["method"] != kind:
+        raise ValueError(f"load: the state was made by {saved['method']}, this is {kind}")
     wanted = {name: list(tensor.shape) for name, tensor in adapter.source.items()}
     if saved["adapted"] != wanted:
         differing = sorted(name for name in wanted | saved["adapted"] if wanted.get(name) != saved["adapted"].get(name))
         near = get_close_matches(differing[0], list(saved["adapted"]), n=1) if differing else []
         raise ValueError(
-            f"load: the state adapts other tensors than this {own}: {len(differing)} differ, such as "
+            f"load: the state adapts other tensors than this {kind}: {len(differing)} differ, such as "
             f"{', '.join(differing[:3])}" + (f" (the state has {near[0]})" if near else "")
         )
     if not strict:
         return
-    if saved["fingerprint"] != _fingerprint(adapter):
+    if weights and saved["weights"] != _frozen_checksum(adapter):
         raise ValueError(
-            f"load: the state was made on other frozen weights than this {own}'s model has; "
+            f"load: the state was made on other frozen weights than this {kind}'s model has; "
             "load those first, or pass strict=False to use it all the same"
         )
-    config = adapter.config()
-    differing = [
-        f"{key} {saved['config'].get(key)!r} against {config.get(key)!r}"
-        for key in config | saved["config"]
-        if _as_saved(config.get(key)) != _as_saved(saved["config"].get(key))
-    ]
+    own, other = adapter.settings, saved["settings"]
+    differing = list(_differences("", _as_saved(other), _as_saved(own)))
     if differing:
         raise ValueError(f"load: the state was made with other settings: {', '.join(differing)}; or pass strict=False")
 
 
 def _check_values(adapter: Adapter, state: State) -> None:
-    source = adapter.source
-    roles = adapter.state.sets.keys()
-    if state.sets.keys() != roles or any(tensors.keys() != source.keys() for tensors in state.sets.values()):
-        raise ValueError(f"load: the state is damaged: expected the roles {', '.join(roles)} with every adapted tensor")
+    own = adapter.state.sets
+    if state.sets.keys() != own.keys() or any(
+        own[role].keys() != tensors.keys() for role, tensors in state.sets.items()
+    ):
+        raise ValueError(f"load: the state is damaged: expected the roles {', '.join(own)} with every adapted tensor")
     for role, tensors in state.sets.items():
         for name, tensor in tensors.items():
-            if tensor.shape != source[name].shape or tensor.dtype != source[name].dtype:
+            if tensor.shape != own[role][name].shape or tensor.dtype != own[role][name].dtype:
                 raise ValueError(f"load: the state is damaged: {role} {name} is {tuple(tensor.shape)} {tensor.dtype}")
             if not tensor.isfinite().all():
                 raise ValueError(f"load: the state is damaged: {role} {name} holds NaN or infinity")
 
 
-def _fingerprint(adapter: Adapter) -> str:
+def _frozen_checksum(adapter: Adapter) -> str:
     companions = [module for name, module in adapter.named_children() if name != "restorer"]
     root = adapter._backbone.root
-    return fingerprint([*([root] if isinstance(root, nn.Module) else []), *companions])
+    return _checksum_of([*([root] if isinstance(root, nn.Module) else []), *companions])
 
 
 def _as_saved(value: Any) -> Any:
+    """A value as it comes back from JSON."""
+    if isinstance(value, Mapping):
+        return {str(key): _as_saved(entry) for key, entry in value.items()}
     return [_as_saved(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _differences(name: str, saved: Any, own: Any) -> Iterator[str]:
+    """Settings that differ, by their dotted names."""
+    if isinstance(saved, dict) and isinstance(own, dict):
+        for key in saved | own:
+            yield from _differences(f"{name}.{key}" if name else key, saved.get(key), own.get(key))
+    elif saved != own:
+        yield f"{name} {saved!r} against {own!r}"
 
 
 def export(adapter: Adapter, role: str | None) -> nn.Module:
@@ -214,7 +228,7 @@ def export(adapter: Adapter, role: str | None) -> nn.Module:
     root = adapter._backbone.root
     if not isinstance(root, nn.Module):
         raise TypeError("export: expected a module around a function's weights, and a function has none")
-    sets = adapter.state.sets
+    sets = {role: adapter.state.sets[role] for role in adapter._kept_roles()}
     role = role or next(reversed(sets), "source")
     if role != "source" and role not in sets:
         raise ValueError(f"export: expected one of the roles {', '.join(['source', *sets])}, got {role!r}")
@@ -230,35 +244,3 @@ def export(adapter: Adapter, role: str | None) -> nn.Module:
         for name, tensor in sets.get(role, {}).items():
             (injected[name] if is_injected(name) else exported.get_parameter(name)).copy_(tensor)
     return exported if injection is None else WithInjection(exported, injection)
-
-
-def plan(adapter: Adapter) -> Plan:
-    """What an adapter adapts, where, and at which cost."""
-    own = adapter._backbone.parameters()
-    roles = adapter.roles if adapter.adapted else ()
-    # beside a vector and beside a matrix, which some optimizers keep less for
-    moments = [_moments(adapter, shape) if "student" in roles else 0 for shape in ((2,), (2, 2))]
-
-    def size(tensor: Tensor) -> int:
-        return tensor.numel() * max(4, tensor.element_size()) * (len(roles) + moments[tensor.ndim > 1])
-
-    return Plan(
-        method=type(adapter).__name__,
-        tensors={name: tuple(own[name].shape) for name in adapter.adapted},
-        total=sum(parameter.numel() for parameter in own.values()),
-        roles=roles,
-        bytes=sum(size(own[name]) for name in adapter.adapted),
-        sites=() if adapter.injection is None else tuple(site.path for site in adapter.injection.sites),
-        cost=adapter.cost(),
-    )
-
-
-def _moments(adapter: Adapter, shape: tuple[int, ...]) -> int:
-    """How many tensors of its size the optimizer keeps for a tensor, found on a small one."""
-    trial = torch.zeros(shape, requires_grad=True)
-    trial.grad = torch.ones(shape)
-    optimizer = adapter.make_optimizer([trial])
-    if optimizer is None:
-        return 0
-    optimizer.step()
-    return sum(isinstance(value, Tensor) and value.shape == trial.shape for value in optimizer.state[trial].values())

@@ -1,4 +1,4 @@
-"""A frame on its way through an adapter."""
+"""The frame an adapter works on, and the report on it."""
 
 from __future__ import annotations
 
@@ -7,36 +7,43 @@ from typing import Any
 
 from torch import Tensor
 
+__all__ = ["FrameContext", "StepReport"]
+
 
 @dataclass
-class Frame:
+class FrameContext:
     """One frame on its way through an adapter.
 
     Attributes:
-        image: the whole frame, (B, C, H, W) or (B, T, C, H, W), RGB in [0, 1].
-        region: the part that adaptation looks at; the frame itself where that is all of it.
+        image: the whole frame, (B, C, H, W) or (B, T, C, H, W), RGB in [0, 1]; a clip (T, C, H, W) for methods of
+            clips.
+        region: the part that adaptation uses; the frame itself where that is all of it.
         steps: optimizer steps to take on it; a method may change it in ``begin_frame``.
-        skip: why there is nothing to learn from it, where a method finds that in ``begin_frame``.
-        remarks: for the :class:`StepReport`, in words.
-        notes: what a method keeps until the frame is done.
-        extra: numbers for the :class:`StepReport`.
+        arguments: keywords that go to every call of the model on this frame.
+        skip: why nothing can be learned from the frame, set by a method in ``begin_frame``.
+        trained: roles that the coming optimizer step changes.
+        scratch: values that a method keeps until the frame is done.
+        metrics: numbers for the :class:`StepReport`.
+        messages: sentences for the :class:`StepReport`.
         grad_norm: norm of the latest gradient.
-        learning_rate: of the latest step.
+        learning_rate: learning rate of the latest step.
     """
 
     image: Tensor
     region: Tensor
     steps: int
+    arguments: dict[str, Any] = field(default_factory=dict)
     skip: str | None = None
-    remarks: list[str] = field(default_factory=list)
-    notes: dict[str, Any] = field(default_factory=dict)
-    extra: dict[str, float] = field(default_factory=dict)
+    trained: tuple[str, ...] = ("student",)
+    scratch: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+    messages: list[str] = field(default_factory=list)
     grad_norm: float | None = None
     learning_rate: float | None = None
 
     @property
     def cropped(self) -> bool:
-        """Whether adaptation looks at a part only."""
+        """Whether adaptation uses a part of the frame only."""
         return self.region is not self.image
 
 
@@ -45,17 +52,17 @@ class StepReport:
     """What happened on one frame.
 
     Attributes:
-        frame: how many frames were adapted on before this one.
-        updated: whether any step changed the adapted tensors' optimizer; see ``skipped_because`` where not.
-        loss: mean over the steps taken or refused; None where no loss was computed.
+        frame: number of frames adapted on before this one.
+        updated: whether any optimizer step was taken; see ``skipped_because`` if not.
+        loss: mean over the steps taken or rejected; None if no loss was computed.
         steps: optimizer steps taken.
-        skipped_because: why the last skipped step was skipped, None when none was.
+        skipped_because: why the last skipped step was skipped; None if none was.
         drift: distance of the adapted tensors from the source, relative to the source's norm.
         grad_norm: Euclidean norm of the last gradient.
-        learning_rate: of the last step.
-        seconds: wall time.
-        extra: numbers that the method adds.
-        remarks: what the method has to say about the frame, in words.
+        learning_rate: learning rate of the last step.
+        seconds: wall time of the call, the restoration included.
+        metrics: numbers that the method adds.
+        messages: sentences on the frame, such as values outside [0, 1].
     """
 
     frame: int
@@ -67,52 +74,5 @@ class StepReport:
     grad_norm: float | None = None
     learning_rate: float | None = None
     seconds: float = 0.0
-    extra: dict[str, float] = field(default_factory=dict)
-    remarks: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What an adapter would change, and what that costs; ``print`` it.
-
-    Attributes:
-        method: name of the adapter's class.
-        tensors: name and shape of each adapted tensor.
-        total: scalars in all the model's weights.
-        roles: which sets of adapted tensors exist, besides the source.
-        bytes: memory of those sets and of the optimizer's moments.
-        sites: where modules are injected.
-        cost: passes through the model for each frame.
-    """
-
-    method: str
-    tensors: dict[str, tuple[int, ...]]
-    total: int
-    roles: tuple[str, ...]
-    bytes: int
-    sites: tuple[str, ...]
-    cost: str
-
-    @property
-    def adapted(self) -> int:
-        """Scalars that are adapted."""
-        return sum(_count(shape) for shape in self.tensors.values())
-
-    def __str__(self) -> str:
-        width = max([len(name) for name in self.tensors] + [20])
-        lines = [f"{name:<{width}}  {_count(shape):>10}  {shape}" for name, shape in self.tensors.items()]
-        share = f"{100 * self.adapted / self.total:.1f} % of {self.total} weights" if self.total else "no weights"
-        lines += [
-            f"{'adapted':<{width}}  {self.adapted:>10}  {share}",
-            f"{'memory':<{width}}  {self.bytes:>10}  bytes: {', '.join(self.roles) or 'no copies'}",
-            f"{'injected at':<{width}}  {len(self.sites):>10}  {', '.join(self.sites) or 'nowhere'}",
-            f"{self.method}: {self.cost}",
-        ]
-        return "\n".join(lines)
-
-
-def _count(shape: tuple[int, ...]) -> int:
-    count = 1
-    for side in shape:
-        count *= side
-    return count
+    metrics: dict[str, float] = field(default_factory=dict)
+    messages: tuple[str, ...] = ()

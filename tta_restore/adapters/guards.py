@@ -1,4 +1,4 @@
-"""What holds an adapter back when a frame, a loss or a gradient goes wrong."""
+"""Limits on losses, parameter drift and divergence from the source."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from torch import Tensor
 
 from tta_restore._core import checks
 
-_REMEMBERED = 32
-_NEEDED = 8
+__all__ = ["Guards"]
+
+_HISTORY = 32  # losses whose median is the usual one
+_MIN_HISTORY = 8  # losses before a ratio to their median means anything
 
 
 @dataclass(frozen=True)
@@ -20,42 +22,44 @@ class Guards:
     """Limits, each None to switch it off. A loss or gradient that is not finite is never followed, whatever is set.
 
     Attributes:
-        spike: a step is skipped when its loss exceeds this many times the median of the latest 32.
-        drift: adapted tensors are pulled back when, as one vector, they are further from the source than this share
-            of the source's norm.
-        divergence: PSNR in dB between the output and the source's, below which the frame's adaptation is undone and
-            the source's output given; after two such frames in a row the adapter starts afresh. Costs one more
-            forward pass per frame.
+        max_loss_ratio: a step is skipped when its loss exceeds this many times the median of the latest 32.
+        max_drift: radius of the trust region: the adapted tensors are projected onto it when, as one vector, their
+            distance from the source exceeds this fraction of the source's norm.
+        min_source_psnr: PSNR in dB between the output and the source's. Below it the frame's adaptation is undone and
+            the source's output returned; after two such frames in a row the adapter resets. Costs one forward pass per
+            frame.
     """
 
-    spike: float | None = 10.0
-    drift: float | None = 0.5
-    divergence: float | None = None
+    max_loss_ratio: float | None = 10.0
+    max_drift: float | None = 0.5
+    min_source_psnr: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("spike", "drift", "divergence"):
+        for name in ("max_loss_ratio", "max_drift", "min_source_psnr"):
             checks.expect_number("Guards", name, getattr(self, name), above=0, optional=True)
 
-    def refuses(self, loss: float, history: Sequence[float]) -> str | None:
-        """Why a step with this loss is to be skipped, or None."""
+    def check_loss(self, loss: float, history: Sequence[float]) -> str | None:
+        """Return why a step with this loss has to be skipped, or None."""
         if not math.isfinite(loss):
             return f"loss is {loss}"
-        if self.spike is not None and len(history) >= _NEEDED and loss > self.spike * median(history):
-            return f"loss {loss:.3g} is more than {self.spike:g} times the usual {median(history):.3g}"
+        if self.max_loss_ratio is not None and len(history) >= _MIN_HISTORY:
+            usual = median(history)
+            if loss > self.max_loss_ratio * usual:
+                return f"loss {loss:.3g} is more than {self.max_loss_ratio:g} times the usual {usual:.3g}"
         return None
 
-    def remember(self, loss: float, history: list[float]) -> None:
-        """Put a loss into the history; skipped ones too, so that a level that lasts becomes the usual one."""
+    def record_loss(self, loss: float, history: list[float]) -> None:
+        """Append a loss to the history, skipped ones included: a level that lasts becomes the usual one."""
         if math.isfinite(loss):
             history.append(loss)
-            del history[:-_REMEMBERED]
+            del history[:-_HISTORY]
 
-    def strays(self, image: Tensor, source: Tensor) -> str | None:
-        """Why an output is not to be given, or None."""
-        if self.divergence is None:
+    def check_output(self, image: Tensor, source: Tensor) -> str | None:
+        """Return why an output must not be returned, or None."""
+        if self.min_source_psnr is None:
             return None
         error = (image.float() - source.float()).square().mean().item()
         decibels = -10 * math.log10(max(error, 1e-20)) if math.isfinite(error) else -math.inf
-        if decibels >= self.divergence:
+        if decibels >= self.min_source_psnr:
             return None
-        return f"output is {decibels:.1f} dB from the source's, the limit is {self.divergence:g} dB"
+        return f"output is {decibels:.1f} dB from the source's, the limit is {self.min_source_psnr:g} dB"

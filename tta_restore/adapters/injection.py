@@ -1,4 +1,4 @@
-"""Find a place in a model where features can be changed: what its modules put out, found by running it once."""
+"""Inject adapter layers into a third-party model through forward hooks that are registered only during a pass."""
 
 from __future__ import annotations
 
@@ -14,25 +14,38 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from tta_restore._core import checks
+from tta_restore.adapters.settings import RecordedModule
 from tta_restore.models import Restorer
 from tta_restore.models.restorer.preserve import preserve_state
 from tta_restore.models.restorer.probing import example_frame
 from tta_restore.nn import SemanticCrossAttention
 
-_WIDE = 128
+__all__ = [
+    "CONTEXT",
+    "Injection",
+    "Semantic",
+    "Site",
+    "WithInjection",
+    "expect_site",
+    "find_site",
+    "hooked",
+    "is_injected",
+]
+
+_WIDE = 128  # channels from which on a site is wide enough
 
 
 @dataclass(frozen=True)
 class Site:
-    """A module of a model, and how to read what it puts out.
+    """A module of a model and the layout of its output.
 
     Attributes:
         path: dotted name of the module.
-        channels: width of the features.
-        axis: which axis of the output holds the channels: 1 for (B, C, H, W), -1 for (B, L, C) and (B, H, W, C).
-        pixels: places per image that the features had on the frame tried.
-        dtype: of the features.
-        device: of the features.
+        channels: number of feature channels.
+        axis: axis of the output that holds the channels: 1 for (B, C, H, W), -1 for (B, L, C) and (B, H, W, C).
+        pixels: locations per image that the features had on the frame tried.
+        dtype: dtype of the features.
+        device: device of the features.
         restored: the model's restoration of the frame tried, (B, C, H, W).
     """
 
@@ -47,7 +60,7 @@ class Site:
 
 @contextmanager
 def hooked(root: nn.Module, path: str, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """For the time of the block, what the module at ``path`` puts out is changed; of several tensors the first."""
+    """Change the output of the module at ``path`` for the time of the block; of several tensors the first."""
 
     def hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:
         if isinstance(output, Tensor):
@@ -63,14 +76,37 @@ def hooked(root: nn.Module, path: str, change: Callable[[Tensor], Tensor]) -> It
         handle.remove()
 
 
-def find_site(restorer: Restorer, path: str, *, asker: str = "Semantic") -> Site:
-    """The site at ``path``, or for "auto" the deepest: fewest pixels, then widest, then last.
+def find_site(
+    restorer: Restorer, path: str, *, asker: str = "Semantic", frame: Tensor | None = None, **arguments: Any
+) -> Site:
+    """Return the site at ``path``, or for "auto" the deepest: fewest pixels, then widest, then last.
 
-    "auto" takes what the model names in an attribute ``semantic_site``, if it has one; else it looks among modules that
-    are called once and are at least 128 channels wide (or as wide as the model gets). Errors begin with ``asker``.
+    "auto" takes the module that the model names in an attribute ``semantic_site``, if it has one; else one of those
+    that are called once and have at least 128 channels (or as many as the model has). The model is run on ``frame``
+    with ``arguments``, or on noise. Errors begin with ``asker``.
 
     Raises:
-        ValueError: there is no such module, or it puts out nothing that features could be read from.
+        ValueError: there is no such module, or its output holds no features.
+        TypeError: the model is a function, or was compiled.
+    """
+    root, path, names = expect_site(restorer, path, asker=asker)
+    found = _observe(restorer, root, names if path == "auto" else [path], frame, arguments)
+    if not found:
+        where = "any of its modules" if path == "auto" else repr(path)
+        raise ValueError(
+            f"{asker}: {where} of {type(root).__name__} puts out no features (B, C, H, W) or (B, L, C) exactly once"
+        )
+    enough = min(_WIDE, max(site.channels for site in found))
+    return min(
+        (site for site in reversed(found) if site.channels >= enough), key=lambda site: (site.pixels, -site.channels)
+    )
+
+
+def expect_site(restorer: Restorer, path: str, *, asker: str) -> tuple[nn.Module, str, list[str]]:
+    """Return the module to hook into, the path that "auto" stands for, and the names of its modules.
+
+    Raises:
+        ValueError: there is no such module.
         TypeError: the model is a function, or was compiled.
     """
     root = restorer.module
@@ -84,26 +120,20 @@ def find_site(restorer: Restorer, path: str, *, asker: str = "Semantic") -> Site
         near = ", ".join(get_close_matches(path, names, n=3, cutoff=0.4) or names[:6])
         hint = f"did you mean {near}?" if near else "it has no modules inside"
         raise ValueError(f"{asker}: {type(root).__name__} has no module {path!r}; {hint}")
-    found = _observe(restorer, root, names if path == "auto" else [path])
-    if not found:
-        where = "any of its modules" if path == "auto" else repr(path)
-        raise ValueError(
-            f"{asker}: {where} of {type(root).__name__} puts out no features (B, C, H, W) or (B, L, C) exactly once"
-        )
-    enough = min(_WIDE, max(site.channels for site in found))
-    return min(
-        (site for site in reversed(found) if site.channels >= enough), key=lambda site: (site.pixels, -site.channels)
-    )
+    return root, path, names
 
 
-def _observe(restorer: Restorer, root: nn.Module, paths: list[str]) -> list[Site]:
+def _observe(
+    restorer: Restorer, root: nn.Module, paths: list[str], frame: Tensor | None, arguments: dict[str, Any]
+) -> list[Site]:
     """Sites among the modules at ``paths``, in the order in which they finish."""
     outputs: dict[str, list[Any]] = {}
     handles = []
-    frame = example_frame(restorer)
-    frame = frame if frame.ndim == 5 else torch.cat([frame, frame[..., : frame.shape[-1] // 2]], -1)  # not square
+    if frame is None:
+        frame = example_frame(restorer)
+        frame = frame if frame.ndim == 5 else torch.cat([frame, frame[..., : frame.shape[-1] // 2]], -1)  # not square
     with torch.inference_mode(False), torch.no_grad(), preserve_state(root, training=False):
-        spec = restorer.known_spec(frame)
+        spec = restorer.known_spec(frame, **arguments)
 
         def note(path: str, output: Any) -> None:
             outputs.setdefault(path, []).append(output)
@@ -112,7 +142,7 @@ def _observe(restorer: Restorer, root: nn.Module, paths: list[str]) -> list[Site
             for path in paths:
                 hook = partial(lambda path, _module, _inputs, output: note(path, output), path)
                 handles.append(root.get_submodule(path).register_forward_hook(hook))
-            restored = restorer(frame)
+            restored = restorer(frame, **arguments)
         finally:
             for handle in handles:
                 handle.remove()
@@ -120,7 +150,7 @@ def _observe(restorer: Restorer, root: nn.Module, paths: list[str]) -> list[Site
     sites = []
     for path, seen in outputs.items():
         features: Any = seen[0][0] if isinstance(seen[0], (tuple, list)) and seen[0] else seen[0]
-        strict = len(paths) > 1  # nobody chose these
+        strict = len(paths) > 1  # found, not chosen by the caller
         axis = _channel_axis(features, height, width, strict) if len(seen) == 1 or not strict else None
         if axis is not None:
             channels = features.shape[axis]
@@ -194,7 +224,7 @@ class WithInjection(nn.Module):
         self.module, self.injection = module, injection
 
     def forward(self, x: Tensor, context: Tensor | None = None, **arguments: Any) -> Any:
-        """What the model makes of ``x``, told ``context`` (B, D) or (B, S, D)."""
+        """Run the model on ``x`` with a context (B, D) or (B, S, D)."""
         if context is None:
             return self.module(x, **arguments)
         with self.injection.active(self.module, {}, context):
@@ -219,12 +249,12 @@ def _changed(site: Site, layer: nn.Module, used: dict[str, Tensor], context: Ten
     return functional_call(layer, used, (flat, context)).reshape(shape)
 
 
-class Semantic(nn.Module):
-    """Tells a model what the frame shows: a context, read from the source's restoration.
+class Semantic(RecordedModule):
+    """A semantic context for a model, encoded from the source's restoration.
 
-    Either by cross-attention behind modules of the model, ``Semantic(encoder, at="decoder.0")``, or, where the model
-    takes a context, by keyword, ``Semantic(encoder, argument="context")``. Injected layers start as the identity. They
-    live in hooks that exist only while the adapter runs the model.
+    The context enters by cross-attention behind modules of the model, ``Semantic(encoder, at="decoder.0")``, or, where
+    the model takes a context, by keyword, ``Semantic(encoder, argument="context")``. Injected layers start as the
+    identity, in hooks that exist only while the adapter runs the model.
 
     Args:
         encoder: from images (B, 3, H, W) in [0, 1] to a context (B, D) or (B, S, D), such as
@@ -232,11 +262,11 @@ class Semantic(nn.Module):
         at: path of the module behind which to inject, or several; "auto" for the deepest wide one, which ``plan()``
             shows.
         argument: keyword by which the model takes the context.
-        every: frames for which one context serves; 1 reads a new one for each.
+        every: number of frames that share one context.
         num_heads: heads of the cross-attention.
-        scale: of what it adds.
+        res_scale: factor of the residual that the cross-attention adds.
         zero_init: whether it starts as the identity; False for random weights.
-        seed: of its weights.
+        seed: seed of its random weights.
 
     Raises:
         ValueError: neither or both of ``at`` and ``argument`` are given, or ``argument`` cannot be a keyword.
@@ -253,7 +283,7 @@ class Semantic(nn.Module):
         argument: str | None = None,
         every: int = 1,
         num_heads: int = 8,
-        scale: float = 0.05,
+        res_scale: float = 0.05,
         zero_init: bool = True,
         seed: int = 0,
     ) -> None:
@@ -267,20 +297,20 @@ class Semantic(nn.Module):
         checks.expect_int("Semantic", "every", every, minimum=1)
         self.encoder, self.argument, self.every = encoder, argument, every
         self.at = None if at is None else (at,) if isinstance(at, str) else tuple(at)
-        self.num_heads, self.scale, self.zero_init, self.seed = num_heads, scale, zero_init, seed
+        self.num_heads, self.res_scale, self.zero_init, self.seed = num_heads, res_scale, zero_init, seed
 
     def forward(self, restored: Tensor) -> Tensor:
-        """Context of a source restoration (B, C, H, W), or of a clip's (B, T, C, H, W) middle frame."""
+        """Return the context of a source restoration (B, C, H, W), or of a clip's (B, T, C, H, W) middle frame."""
         if restored.ndim == 5:
             restored = restored[:, restored.shape[1] // 2]
         return self.encoder(restored.clamp(0, 1)).detach()
 
     def keywords(self, context: Tensor) -> dict[str, Any]:
-        """Keywords for ``run`` and ``ensemble``."""
+        """Return keywords for ``run`` and ``ensemble``."""
         return {self.argument or CONTEXT: context}
 
     def injection(self, restorer: Restorer) -> Injection | None:
-        """The layers to inject into ``restorer``, after one run of it and of the encoder; None for ``argument=``."""
+        """Return the layers to inject, after a run of the restorer and the encoder; None for ``argument=``."""
         if self.at is None:
             return None
         sites = [find_site(restorer, path) for path in self.at]
@@ -290,7 +320,7 @@ class Semantic(nn.Module):
             torch.manual_seed(self.seed)
             layers = [
                 SemanticCrossAttention(
-                    site.channels, width, num_heads=self.num_heads, scale=self.scale, zero_init=self.zero_init
+                    site.channels, width, num_heads=self.num_heads, res_scale=self.res_scale, zero_init=self.zero_init
                 ).to(site.device, site.dtype)
                 for site in sites
             ]

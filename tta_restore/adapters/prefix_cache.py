@@ -1,8 +1,8 @@
-"""Run the part of a model that adapted tensors do not reach once per frame, and replay it for every other role."""
+"""Cache the activations of the part of a model that the adapted tensors do not reach, for one frame."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,73 +12,75 @@ from torch import Tensor, nn
 from tta_restore.models import Restoration
 from tta_restore.models.restorer import outputs
 
-Pass = Callable[[], Restoration]
-"""One run of the model on the frame in work."""
-Forward = Callable[..., Any]
+__all__ = ["PrefixCache"]
+
+Pass = Callable[[Mapping[str, Tensor] | None, Tensor, dict[str, Any]], Restoration]
+"""One run of the model: tensors, frame, keywords."""
 
 
 class PrefixCache:
     """Outputs of frozen modules on one frame.
 
-    A module whose output does not require grad, while the adapted tensors do, cannot depend on them: what it gives is
-    the same for source, student and teacher, bit by bit. Which modules these are is found at the first pass with
-    gradients: those called once that put out one tensor nobody wrote into afterwards, without those inside others. It
-    is then tried with other tensors whether replaying changes anything (a model may detach what it adapts); if it
-    does, nothing is ever replayed. Only the frame as it is can be shared, not its turned views.
+    A module whose output requires no gradient, while the adapted tensors do, cannot depend on them: its output is the
+    same for source, student and teacher, bit by bit. The first pass with gradients finds these modules: those called
+    once that return one tensor which nobody wrote into afterwards, without those inside others. Replaying is then
+    tried with other tensors, after a pass on another frame: a model may detach what it adapts, and hooks or attributes
+    may carry activations past a module that is replayed. If the output differs in a bit, or the model raises, nothing
+    is ever replayed. Only the frame itself is shared, not its views.
     """
 
-    def __init__(self, root: nn.Module) -> None:
-        self.root = root
+    def __init__(self) -> None:
         self.names: tuple[str, ...] | None = None
         """Modules to replay; None until looked for."""
         self.frame: Tensor | None = None
         self._records: dict[str, Tensor] = {}
 
-    def look_at(self, frame: Tensor | None) -> None:
-        """Say which tensor the passes to come share; None to let go of everything."""
+    def share(self, frame: Tensor | None) -> None:
+        """Name the tensor that the coming passes share; None lets go of everything."""
         self.frame, self._records = frame, {}
 
-    def run(self, plain: Pass) -> Restoration:
-        """``plain()``, its frozen part replayed from an earlier pass, or recorded for later ones."""
+    def run(self, run: Pass, root: nn.Module, tensors: Any, frame: Tensor, arguments: dict[str, Any]) -> Restoration:
+        """Run a pass whose frozen part is replayed from an earlier pass, or recorded for later ones."""
         if not self.names:
-            return plain()
-        if self._records:
-            with self._swapped(lambda name, forward: lambda *_, **__: self._records[name], self._records):
-                return plain()
-        return self._recorded(plain, self.names)
+            return run(tensors, frame, arguments)
+        if not self._records:
+            return self._recorded(self.names, run, root, tensors, frame, arguments)
+        with _swapped(root, {name: _replaying(output) for name, output in self._records.items()}):
+            return run(tensors, frame, arguments)
 
-    def discover(self, plain: Pass, disturbed: Pass) -> Restoration:
-        """``plain()``, a pass with gradients, and find out what can be shared; ``disturbed`` has other tensors."""
-        self.names = ()
-        restoration = self._recorded(plain, [name for name, _ in self.root.named_modules() if name])
+    def discover(
+        self, run: Pass, roots: tuple[nn.Module, nn.Module], tensors: Any, frame: Tensor, arguments: dict[str, Any]
+    ) -> Restoration:
+        """Run a pass with gradients, and find out what can be shared; ``roots`` are run with and without gradients."""
+        self.names, (root, plain) = (), roots
+        modules = [name for name, _ in root.named_modules() if name]
+        restoration = self._recorded(modules, run, root, tensors, frame, arguments)
         frozen = [name for name, output in self._records.items() if not output.requires_grad]
         names = tuple(name for name in frozen if not any(name.startswith(f"{other}.") for other in frozen))
         self._records = {}
-        if not any(True for name in names for _ in self.root.get_submodule(name).parameters()):
+        if not any(True for name in names for _ in root.get_submodule(name).parameters()):
             return restoration  # nothing that costs time
-        with torch.no_grad():
-            expected = disturbed()
-            self.names = names
-            self._recorded(plain, names)
-            found = self.run(disturbed)
-        self._records = {}
-        if not _equal(expected.raw, found.raw):
+        disturbed = {name: tensor.detach() * 1.1 + 0.01 for name, tensor in tensors.items()}
+        try:
+            with torch.no_grad():
+                expected = run(disturbed, frame, arguments)
+                self._recorded(names, run, plain, tensors, frame, arguments)
+                run(disturbed, 0.9 - 0.8 * frame.flip(-1), arguments)
+                self.names = names
+                found = self.run(run, plain, disturbed, frame, arguments)
+            self.names = names if _equal(expected.raw, found.raw) else ()
+        except Exception:  # whatever a third-party model raises when part of it is left out
             self.names = ()
+        self._records = {}
         return restoration
 
-    def _recorded(self, plain: Pass, names: Iterable[str]) -> Restoration:
+    def _recorded(
+        self, names: Iterable[str], run: Pass, root: nn.Module, tensors: Any, frame: Tensor, arguments: dict[str, Any]
+    ) -> Restoration:
         calls: dict[str, list[tuple[Any, int]]] = {}
-
-        def recording(name: str, forward: Forward) -> Forward:
-            def run(*inputs: Any, **keywords: Any) -> Any:
-                output = forward(*inputs, **keywords)
-                calls.setdefault(name, []).append((output, getattr(output, "_version", -1)))
-                return output
-
-            return run
-
-        with self._swapped(recording, names):
-            restoration = plain()
+        recording = {name: _recording(root.get_submodule(name).forward, calls.setdefault(name, [])) for name in names}
+        with _swapped(root, recording):
+            restoration = run(tensors, frame, arguments)
         self._records = {
             name: seen[0][0]
             for name, seen in calls.items()
@@ -86,23 +88,35 @@ class PrefixCache:
         }
         return restoration
 
-    @contextmanager
-    def _swapped(
-        self, change: Callable[[str, Callable[..., Any]], Callable[..., Any]], names: Iterable[str]
-    ) -> Iterator[None]:
-        """For the time of the block, ``change(name, forward)`` in place of the forward of each module named."""
-        modules = [(name, self.root.get_submodule(name)) for name in names]
-        held = [(module, module.__dict__.get("forward")) for _, module in modules]
-        try:
-            for name, module in modules:
-                module.__dict__["forward"] = change(name, module.forward)
-            yield
-        finally:
-            for module, forward in held:
-                if forward is None:
-                    module.__dict__.pop("forward", None)
-                else:
-                    module.__dict__["forward"] = forward
+
+def _replaying(output: Tensor) -> Callable[..., Any]:
+    return lambda *_inputs, **_keywords: output
+
+
+def _recording(forward: Callable[..., Any], seen: list[tuple[Any, int]]) -> Callable[..., Any]:
+    def run(*inputs: Any, **keywords: Any) -> Any:
+        output = forward(*inputs, **keywords)
+        seen.append((output, getattr(output, "_version", -1)))
+        return output
+
+    return run
+
+
+@contextmanager
+def _swapped(root: nn.Module, forwards: Mapping[str, Callable[..., Any]]) -> Iterator[None]:
+    """Put other forwards in place of those of the modules named, for the time of the block."""
+    modules = [(root.get_submodule(name), forward) for name, forward in forwards.items()]
+    held = [(module, module.__dict__.get("forward")) for module, _ in modules]
+    try:
+        for module, forward in modules:
+            module.__dict__["forward"] = forward
+        yield
+    finally:
+        for module, forward in held:
+            if forward is None:
+                module.__dict__.pop("forward", None)
+            else:
+                module.__dict__["forward"] = forward
 
 
 def _equal(a: Any, b: Any) -> bool:

@@ -1,4 +1,4 @@
-"""The default that our own measurements speak for."""
+"""The default method for a model, chosen by what the model removes."""
 
 from __future__ import annotations
 
@@ -8,20 +8,29 @@ import torch
 from torch import nn
 
 from tta_restore.adapters.adapter import Adapter
-from tta_restore.adapters.methods.reblur_pairs import ReblurPairs
+from tta_restore.adapters.methods.degradation_pairs import DegradationPairs
 from tta_restore.adapters.methods.self_ensemble import SelfEnsemble
 from tta_restore.models import Restorer, as_restorer
 
+__all__ = ["recommended"]
 
-def recommended(model: Any, **options: Any) -> Adapter:
-    """The best adapter for ``model`` that needs nothing but the model; ``options`` go to it.
 
-    :class:`ReblurPairs` for restorers of single frames at scale 1 that have weights to train, the only method measured
-    here with a gain that self-ensemble does not have (README, "Measured"); :class:`SelfEnsemble` for everything else.
-    The scale of a model that does not declare one is measured on a small frame.
+def recommended(model: Any, *, task: str | None = None, **options: Any) -> Adapter:
+    """Return the best adapter for ``model`` that needs nothing but the model.
+
+    :class:`DegradationPairs` for restorers of single frames with 1 or 3 channels and weights to train;
+    :class:`SelfEnsemble` for everything else.
+
+    Args:
+        model: module, function, spandrel descriptor or :class:`tta_restore.models.Restorer`.
+        task: what the model was trained to undo: "defocus", "motion", "denoise", "jpeg", "sr" or "any"; None to take
+            the one in its spec, or to measure it.
+        options: options of the adapter.
     """
     restorer = as_restorer(model)
-    return (ReblurPairs if _learns_from_pairs(restorer) else SelfEnsemble)(restorer, **options)
+    if _learns_from_pairs(restorer):
+        return DegradationPairs(restorer, task=task, **options)
+    return SelfEnsemble(restorer, **options)
 
 
 def _learns_from_pairs(restorer: Restorer) -> bool:
@@ -38,4 +47,4 @@ def _learns_from_pairs(restorer: Restorer) -> bool:
         spec = restorer.known_spec(torch.rand(1, channels, 64, 64, generator=torch.Generator()).to(weight))
     except (TypeError, ValueError, RuntimeError):
         return False  # it takes something else than pictures; the first real frame will say what is wrong with it
-    return spec.scale == 1 and spec.in_channels in (1, 3, None)
+    return spec.dense and spec.frames == 1 and spec.in_channels in (1, 3, None)

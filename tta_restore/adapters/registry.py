@@ -1,4 +1,4 @@
-"""The registry of methods: a class appears in it by being defined with a name."""
+"""Registry of methods, in which a class appears by being defined with a name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Everything an adapter remembers between frames, as one object that copies, saves and restores as a whole."""
+"""The state of an adapter between frames, which is copied, saved and restored as a whole, and sets of tensors."""
 
 from __future__ import annotations
 
@@ -13,103 +13,121 @@ from torch import Tensor
 Tree = Any
 """Tensors, numbers, strings and None in dicts with string keys, lists and tuples."""
 
-OptimizerFactory = Callable[[list[Tensor]], torch.optim.Optimizer | None]
+__all__ = ["ParameterSet", "State", "Tree", "map_tensors"]
+
+ParameterSet = dict[str, Tensor]
+"""Adapted tensors by their name in the model."""
+
+OptimizerFactory = Callable[[str, list[Tensor]], torch.optim.Optimizer | None]
+"""Optimizer of the tensors of a role."""
 
 
 @dataclass
 class State:
-    """What an adapter remembers.
+    """What an adapter keeps between frames.
 
     Attributes:
         seed: source of all its random numbers, together with ``frames``.
         sets: the adapted tensors, one set per role.
-        optimizer: steps ``sets["student"]``; None for methods without one.
+        optimizers: optimizer of each role that is trained.
         frames: frames adapted on.
         updates: optimizer steps taken since the start or the last restart.
-        losses: the latest losses, for the spike guard.
-        diverged: frames in a row whose output strayed from the source's.
-        still: optimizer steps in a row that changed nothing.
-        context: what was last read in a frame, where it serves for several.
-        extra: what a method remembers beyond that, a tree of tensors and plain values.
+        losses: the latest losses, for :class:`Guards`.
+        diverged: consecutive frames whose output diverged from the source's.
+        still: consecutive optimizer steps that changed nothing.
+        context: the latest semantic context, where it serves several frames.
+        memory: what a method keeps beyond that, a tree of tensors and plain values.
     """
 
     seed: int
     sets: dict[str, ParameterSet] = field(default_factory=dict)
-    optimizer: torch.optim.Optimizer | None = None
+    optimizers: dict[str, torch.optim.Optimizer] = field(default_factory=dict)
     frames: int = 0
     updates: int = 0
     losses: list[float] = field(default_factory=list)
     diverged: int = 0
     still: int = 0
     context: Tensor | None = None
-    extra: dict[str, Tree] = field(default_factory=dict)
+    memory: dict[str, Tree] = field(default_factory=dict)
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer | None:
+        """Optimizer of the student."""
+        return self.optimizers.get("student")
+
+    @optimizer.setter
+    def optimizer(self, optimizer: torch.optim.Optimizer | None) -> None:
+        self.optimizers.pop("student", None)
+        if optimizer is not None:
+            self.optimizers["student"] = optimizer
 
     def generator(self) -> torch.Generator:
-        """Random numbers of the next frame: they depend on the seed and on how many frames came before, only."""
+        """Return the random numbers of the next frame, which depend on the seed and the number of frames only."""
         digest = hashlib.blake2b(f"{self.seed}/{self.frames}".encode(), digest_size=7).digest()
-        return torch.Generator().manual_seed(int.from_bytes(digest, "big"))
+        return torch.Generator("cpu").manual_seed(int.from_bytes(digest, "big"))
 
     def tree(self) -> dict[str, Tree]:
-        """The state as a tree that shares its tensors."""
+        """Return the state as a tree that shares its tensors."""
         return {
             "seed": self.seed,
             "sets": {role: dict(tensors) for role, tensors in self.sets.items()},
-            "optimizer": None if self.optimizer is None else _optimizer_tree(self.optimizer),
+            "optimizers": {role: _optimizer_tree(optimizer) for role, optimizer in self.optimizers.items()},
             "frames": self.frames,
             "updates": self.updates,
             "losses": list(self.losses),
             "diverged": self.diverged,
             "still": self.still,
             "context": self.context,
-            "extra": map_tensors(self.extra, lambda tensor: tensor),
+            "memory": map_tensors(self.memory, lambda tensor: tensor),
         }
 
     @classmethod
     def from_tree(cls, tree: Mapping[str, Tree], make_optimizer: OptimizerFactory) -> State:
-        """State that owns the tensors of ``tree``; KeyError where part of it is missing."""
+        """Return a state that owns the tensors of ``tree``; KeyError where part of it is missing."""
         values = {entry.name: tree[entry.name] for entry in fields(cls)}
         values["sets"] = {
-            role: {name: tensor.detach().requires_grad_(role == "student") for name, tensor in tensors.items()}
+            role: {name: tensor.detach().requires_grad_(role != "teacher") for name, tensor in tensors.items()}
             for role, tensors in values["sets"].items()
         }
-        saved = values["optimizer"]
-        if saved is not None:
-            optimizer = make_optimizer(list(values["sets"]["student"].values()))
-            values["optimizer"] = None if optimizer is None else _optimizer_from(saved, optimizer)
+        optimizers = {}
+        for role, saved in values["optimizers"].items():
+            optimizer = make_optimizer(role, list(values["sets"][role].values()))
+            if optimizer is not None:
+                optimizers[role] = _optimizer_from(saved, optimizer)
+        values["optimizers"] = optimizers
         return cls(**values)
 
     def view(self) -> State:
-        """The same tensors in a state that may be thrown away: what a prediction works on."""
+        """Return the same tensors in a disposable state, for predictions."""
         tree = self.tree()
-        return replace(self, sets=tree["sets"], optimizer=None, losses=tree["losses"], extra=tree["extra"])
+        return replace(self, sets=tree["sets"], optimizers={}, losses=tree["losses"], memory=tree["memory"])
 
     def copy(self, make_optimizer: OptimizerFactory, devices: Mapping[str, torch.device] | None = None) -> State:
-        """A state of its own: sets and optimizer are new tensors; those in ``extra`` are values, and shared.
+        """Return an independent state: sets and optimizers are new tensors; those in ``memory`` are values, and shared.
 
-        ``devices`` says where the tensors of each name are to live.
+        ``devices`` names where the tensors of each name have to live.
         """
-        places = list(devices.values()) if devices else []
-
-        def owned(tensor: Tensor, device: torch.device | None) -> Tensor:
-            return tensor.detach().to(device=device, copy=True)
-
+        devices = devices or {}
         tree = self.tree()
         tree["sets"] = {
-            role: {name: owned(tensor, devices[name] if devices else None) for name, tensor in tensors.items()}
+            role: {name: _owned(tensor, devices.get(name)) for name, tensor in tensors.items()}
             for role, tensors in self.sets.items()
         }
-        if tree["optimizer"] is not None:
-            moments = tree["optimizer"]["moments"]
-            tree["optimizer"]["moments"] = [
-                # A step counter stays where torch put it; moments live with their tensor.
-                map_tensors(entry, lambda t, place=place: owned(t, place if t.ndim else None))
-                for entry, place in zip(moments, places or [None] * len(moments), strict=True)
+        for role, saved in tree["optimizers"].items():
+            # A step counter stays where torch put it; moments live with their tensor.
+            saved["moments"] = [
+                map_tensors(entry, lambda t, name=name: _owned(t, devices.get(name) if t.ndim else None))
+                for name, entry in zip(self.sets[role], saved["moments"], strict=True)
             ]
         return State.from_tree(tree, make_optimizer)
 
 
+def _owned(tensor: Tensor, device: torch.device | None) -> Tensor:
+    return tensor.detach().to(device=device, copy=True)
+
+
 def map_tensors(tree: Tree, change: Callable[[Tensor], Tensor]) -> Tree:
-    """The same tree in new containers, with ``change(tensor)`` for each tensor.
+    """Return the same tree in new containers, with ``change(tensor)`` for each tensor.
 
     Raises:
         TypeError: the tree holds something that a state file could not.
@@ -143,11 +161,8 @@ def _optimizer_from(saved: Mapping[str, Tree], optimizer: torch.optim.Optimizer)
     return optimizer
 
 
-ParameterSet = dict[str, Tensor]
-
-
-def copied(tensors: ParameterSet, *, trained: bool = False) -> ParameterSet:
-    """New tensors with the same values, at least float32; leaves that require grad where they are to be trained."""
+def copy(tensors: ParameterSet, *, trained: bool = False) -> ParameterSet:
+    """Return new tensors with the same values, at least float32; leaves that require grad if ``trained``."""
     return {
         name: tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32), copy=True).requires_grad_(trained)
         for name, tensor in tensors.items()
@@ -162,37 +177,40 @@ def assign(target: ParameterSet, source: ParameterSet) -> None:
 
 
 @torch.no_grad()
-def average(target: ParameterSet, newest: ParameterSet, keep: float) -> None:
-    """Exponential moving average in place, ``target = target + (1 - keep) * (newest - target)``.
+def ema_update(target: ParameterSet, newest: ParameterSet, momentum: float) -> None:
+    """Exponential moving average in place, ``target = target + (1 - momentum) * (newest - target)``.
 
     In this form, and in float32, tensors that are equal stay equal to the last bit, and small changes are not lost.
     """
-    torch._foreach_lerp_(list(target.values()), [newest[name] for name in target], 1 - keep)
+    torch._foreach_lerp_(list(target.values()), [newest[name] for name in target], 1 - momentum)
 
 
 @torch.no_grad()
-def between(source: ParameterSet, target: ParameterSet, share: float) -> ParameterSet:
-    """New tensors ``share`` of the way from ``source`` to ``target``."""
+def interpolate(source: ParameterSet, target: ParameterSet, factor: float) -> ParameterSet:
+    """Return new tensors ``source + factor * (target - source)``."""
     tensors = list(target.values())
-    mixed = torch._foreach_lerp([source[name].to(target[name]) for name in target], tensors, share)
+    mixed = torch._foreach_lerp([source[name].to(target[name]) for name in target], tensors, factor)
     return dict(zip(target, mixed, strict=True))
 
 
 @torch.no_grad()
-def restore(target: ParameterSet, source: ParameterSet, probability: float, generator: torch.Generator) -> None:
-    """Put the source's value back into each scalar of ``target`` with the given probability, independently.
+def stochastic_restore(target: ParameterSet, source: ParameterSet, prob: float, generator: torch.Generator) -> None:
+    """Set each scalar of ``target`` to the source's value with probability ``prob``, independently.
 
     Source: continual test-time adaptation (Wang et al., CVPR 2022), stochastic restore.
     """
-    if probability <= 0:
+    if prob <= 0:
         return
     for name, tensor in target.items():
-        mask = torch.rand(tensor.shape, generator=_on(tensor.device, generator), device=tensor.device) < probability
+        mask = (
+            torch.rand(tensor.shape, generator=_on(tensor.device, generator), device=tensor.device, dtype=torch.float32)
+            < prob
+        )
         tensor.copy_(torch.where(mask, source[name].to(tensor), tensor))
 
 
 def overall_norm(values: list[Tensor] | tuple[Tensor, ...]) -> float:
-    """Norm of all tensors taken as one vector; not finite where one of them is not."""
+    """Return the norm of all tensors taken as one vector; not finite where one of them is not."""
     by_device: dict[torch.device, list[Tensor]] = {}
     for norm in torch._foreach_norm(values):
         by_device.setdefault(norm.device, []).append(norm)
@@ -201,7 +219,7 @@ def overall_norm(values: list[Tensor] | tuple[Tensor, ...]) -> float:
 
 @torch.no_grad()
 def drift(tensors: ParameterSet, source: ParameterSet) -> float:
-    """Distance from the source relative to the source's own norm, all tensors taken as one vector."""
+    """Return the distance from the source relative to the source's norm, all tensors taken as one vector."""
     if not tensors:
         return 0.0
     origin = [source[name].to(tensor) for name, tensor in tensors.items()]
@@ -210,8 +228,8 @@ def drift(tensors: ParameterSet, source: ParameterSet) -> float:
 
 
 @torch.no_grad()
-def pull_back(tensors: ParameterSet, source: ParameterSet, radius: float) -> bool:
-    """Project onto the ball of relative ``radius`` around the source; whether that moved anything."""
+def project(tensors: ParameterSet, source: ParameterSet, radius: float) -> bool:
+    """Project onto the trust region of relative ``radius`` around the source; return whether that moved anything."""
     distance = drift(tensors, source)
     if not radius < distance < float("inf"):
         return False
@@ -221,8 +239,8 @@ def pull_back(tensors: ParameterSet, source: ParameterSet, radius: float) -> boo
 
 
 def _on(device: torch.device, generator: torch.Generator) -> torch.Generator:
-    """The generator itself on its own device, elsewhere one seeded from it."""
+    """Return the generator itself on its own device, elsewhere one seeded from it."""
     if generator.device == device:
         return generator
-    seed = int(torch.randint(2**62, (), generator=generator))
+    seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
     return torch.Generator(device).manual_seed(seed)

@@ -1,30 +1,36 @@
-"""Which part of a large frame adaptation looks at."""
+"""Restore large inputs in parts: center crops for adaptation, overlapping tiles, clips frame by frame."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from tta_restore._core import checks
+from tta_restore.data.datasets.clips import window
 from tta_restore.models import Restoration, SizeRequirements
+from tta_restore.models.restorer import outputs
 from tta_restore.models.restorer.restorer import pad
+
+__all__ = ["OFFICIAL_REGION", "CenterCrop", "Tiles", "by_frames"]
 
 
 @dataclass(frozen=True)
 class CenterCrop:
-    """The middle of frames that are larger than ``above``; smaller frames whole.
+    """The center of frames that are larger than ``min_size``; smaller frames whole.
 
     Attributes:
         size: sides of the crop in pixels; a shorter frame gives its whole side. Sides are rounded down to what the
             model takes without padding, never below one such multiple.
-        above: (height, width); a frame is large when either side exceeds its number. None: when larger than ``size``.
+        min_size: (height, width); a frame is cropped when either side exceeds its number. None: when larger than
+            ``size``.
     """
 
     size: int
-    above: tuple[int, int] | None = None
+    min_size: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         checks.expect_int("CenterCrop", "size", self.size, minimum=1)
@@ -32,7 +38,7 @@ class CenterCrop:
     def __call__(self, image: Tensor, requirements: SizeRequirements) -> Tensor:
         """The crop of (..., H, W), or the frame itself."""
         height, width = image.shape[-2:]
-        limit = self.above or (self.size, self.size)
+        limit = self.min_size or (self.size, self.size)
         if height <= limit[0] and width <= limit[1]:
             return image
         sides = [self._side(side, requirements) for side in (height, width)]
@@ -45,8 +51,8 @@ class CenterCrop:
         return min(side, max(cropped, least))
 
 
-RELEASED_REGION = CenterCrop(1120, above=(1680, 1150))
-"""The rule of the released SiamCTTA, with crops that never leave the frame."""
+OFFICIAL_REGION = CenterCrop(1120, min_size=(1680, 1150))
+"""The rule of the official SiamCTTA, with crops that never leave the frame."""
 
 
 @dataclass(frozen=True)
@@ -76,22 +82,30 @@ class Tiles:
 
     def run(
         self,
-        restore: Callable[[Tensor], Restoration],
+        restore: Callable[..., Restoration],
         image: Tensor,
+        tensors: Any = None,
+        arguments: dict[str, Any] | None = None,
         *,
         scale: int = 1,
         size: SizeRequirements | None = None,
     ) -> Restoration:
-        """``restore`` over the whole of ``image`` (..., H, W), tile by tile."""
+        """Return ``restore(tile, tensors, arguments)`` over the whole of ``image`` (..., H, W), tile by tile.
+
+        Arguments with a value for each pixel are cut as the image is.
+        """
         size = size or SizeRequirements()
         height, width = image.shape[-2:]
-        image = pad(image, SizeRequirements(size.minimum, size.multiple_of))
+        legal = SizeRequirements(size.minimum, size.multiple_of)
+        maps = {key: pad(value, legal) for key, value in (arguments or {}).items() if _is_map(value, image.shape[-2:])}
+        image = pad(image, legal)
         rows, columns = (self._spans(side, size.multiple_of) for side in image.shape[-2:])
         first: Restoration | None = None
         total = image.new_empty(0)
         for top, bottom, row_weight in rows:
             for left, right, column_weight in columns:
-                part = restore(image[..., top:bottom, left:right])
+                cut = {key: value[..., top:bottom, left:right] for key, value in maps.items()}
+                part = restore(image[..., top:bottom, left:right], tensors, (arguments or {}) | cut)
                 tile = part.image
                 if first is None:
                     first = part
@@ -111,7 +125,7 @@ class Tiles:
         starts = [*range(0, side - length, stride), side - length]
         shared = min(self.overlap, length - stride)
         weights = [_trapezoid(length, shared, start > 0, start + length < side) for start in starts]
-        total = torch.zeros(side)
+        total = torch.zeros(side, dtype=torch.float32, device="cpu")
         for start, weight in zip(starts, weights, strict=True):
             total[start : start + length] += weight
         return [
@@ -124,12 +138,43 @@ class Tiles:
         return weight.repeat_interleave(scale)
 
 
+def by_frames(
+    restore: Callable[..., Restoration],
+    clip: Tensor,
+    frames: int | None,
+    call: Callable[..., Restoration],
+    tensors: Any,
+    arguments: dict[str, Any],
+) -> Restoration:
+    """Restore a clip (T, C, H, W) by a model of single frames, or of windows of ``frames`` around each frame.
+
+    A model of clips of any length (``frames`` None) gets the whole clip. ``restore(image, call, tensors, arguments)``
+    restores one image (1, C, H, W) or clip (1, T, C, H, W).
+    """
+    if frames is None:
+        return restore(clip[None], call, tensors, arguments)
+    length = len(clip)
+    if frames == 1:
+        parts = [restore(frame, call, tensors, arguments) for frame in clip.split(1)]
+    else:
+        windows = (clip[torch.as_tensor(window(t, length, frames))][None] for t in range(length))
+        parts = [restore(frames_around, call, tensors, arguments) for frames_around in windows]
+    together, path = outputs.concatenate([part.raw for part in parts]), parts[0].path
+    if all(outputs.at(part.raw, path) is part.image for part in parts):  # no second copy of the clip
+        return Restoration(outputs.at(together, path), together, path)
+    return Restoration(torch.cat([part.image for part in parts]), together, path)
+
+
+def _is_map(value: Any, sides: Any) -> bool:
+    return isinstance(value, Tensor) and value.ndim >= 2 and value.shape[-2:] == sides
+
+
 def _trapezoid(length: int, shared: int, rises: bool, falls: bool) -> Tensor:
     """Weights along a tile: nothing in the outer quarter of what it shares, one from three quarters on."""
-    weight = torch.ones(length)
+    weight = torch.ones(length, dtype=torch.float32, device="cpu")
     if shared <= 0:
         return weight
-    ramp = ((torch.arange(length) + 0.5 - shared / 4) / (shared / 2)).clamp(0, 1)
+    ramp = ((torch.arange(length, dtype=torch.float32, device="cpu") + 0.5 - shared / 4) / (shared / 2)).clamp(0, 1)
     if rises:
         weight = torch.minimum(weight, ramp)
     return torch.minimum(weight, ramp.flip(0)) if falls else weight

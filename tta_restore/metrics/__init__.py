@@ -1,18 +1,17 @@
-"""Image quality measures: one value per image, and the protocol every reported number carries."""
+"""Image quality metrics: one value per image, and the protocol that belongs to every reported number."""
 
-from tta_restore.metrics.image import PUBLISHED, Measures, Protocol, mae, psnr, ssim
-from tta_restore.metrics.lpips import Lpips, LpipsUnavailable
+from tta_restore.metrics.image import ImageMetrics, Protocol, mae, protocols, psnr, ssim
+from tta_restore.metrics.lpips import Lpips
 from tta_restore.metrics.realblur import AlignedScores, aligned_scores
 
 __all__ = [
-    "PUBLISHED",
     "AlignedScores",
+    "ImageMetrics",
     "Lpips",
-    "LpipsUnavailable",
-    "Measures",
     "Protocol",
     "aligned_scores",
     "mae",
+    "protocols",
     "psnr",
     "ssim",
 ]

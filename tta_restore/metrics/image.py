@@ -1,4 +1,4 @@
-"""The settings under which a number was measured: without them two numbers cannot be compared."""
+"""PSNR, SSIM and MAE under a stated protocol, and the protocols of the papers."""
 
 from __future__ import annotations
 
@@ -13,28 +13,40 @@ from torch import Tensor
 from tta_restore._core import checks
 from tta_restore._core.color import video_luma
 
+__all__ = ["ImageMetrics", "Protocol", "mae", "protocols", "psnr", "ssim", "ssim_map"]
+
 
 @dataclass(frozen=True)
 class Protocol:
-    """How an image is prepared before it is measured, and how the values of many images become one.
+    """Preparation of images before a metric, and aggregation of the values of many images.
 
     Args:
-        bit_depth: both images are rounded to that many bits first (8 or 16); `None` measures the floats.
-        border: pixels cut off on every side.
-        color: `"rgb"` measures all channels together, `"luma"` the BT.601 luma alone.
-        window: of SSIM: `"gaussian"` (11x11, sigma 1.5, population covariance) or `"uniform"` (7x7, sample covariance).
-        aggregation: `"image"` is the mean over images; `"group"` the mean over groups (clips, lenses) of their means.
+        bit_depth: quantize both images to 8 or 16 bits first; None measures floats.
+        rounding: quantization to the ``"nearest"`` level, or ``"down"`` as a conversion to integers truncates.
+        border: pixels cut off at every side.
+        color: ``"rgb"`` measures all channels together, ``"luma"`` the BT.601 luma in the range of 8-bit video.
+        window: window of SSIM: ``"gaussian"`` (11 x 11, sigma 1.5, population covariance) or ``"uniform"`` (7 x 7,
+            sample covariance).
+        identical_psnr: PSNR in dB of identical images; None for infinity.
+        aggregation: ``"image"`` for the mean over images, ``"group"`` for the mean over groups (clips, lenses) of their
+            means.
+
+    Raises:
+        ValueError: A setting is unknown or out of range.
     """
 
     bit_depth: Literal[8, 16] | None = None
+    rounding: Literal["nearest", "down"] = "nearest"
     border: int = 0
     color: Literal["rgb", "luma"] = "rgb"
     window: Literal["gaussian", "uniform"] = "gaussian"
+    identical_psnr: float | None = None
     aggregation: Literal["image", "group"] = "image"
 
     def __post_init__(self) -> None:
         choices = {
             "bit_depth": (None, 8, 16),
+            "rounding": ("nearest", "down"),
             "color": ("rgb", "luma"),
             "window": ("gaussian", "uniform"),
             "aggregation": ("image", "group"),
@@ -42,32 +54,40 @@ class Protocol:
         for name, allowed in choices.items():
             checks.expect_choice("Protocol", name, getattr(self, name), allowed)
         checks.expect_int("Protocol", "border", self.border, minimum=0)
+        checks.expect_number("Protocol", "identical_psnr", self.identical_psnr, optional=True)
 
     def prepare(self, image: Tensor) -> Tensor:
-        """The image as it is measured: clamped to [0, 1], rounded, cut and converted.
+        """Return an image clamped to [0, 1], quantized, cropped and converted, as it is measured.
 
         Shape: (B, 3, H, W) -> (B, 3, H - 2*border, W - 2*border), or (B, 1, ...) for luma.
         """
         image = image.detach().float().clamp(0, 1)
         if self.bit_depth is not None:
             levels = 2**self.bit_depth - 1
-            image = (image * levels).round() / levels
+            scaled = image * levels
+            image = (scaled.round() if self.rounding == "nearest" else scaled.floor()) / levels
         if self.border:
             if min(image.shape[-2:]) <= 2 * self.border:
                 height, width = image.shape[-2:]
-                raise ValueError(f"Protocol: a border of {self.border} leaves nothing of an image of {height}x{width}")
+                raise ValueError(
+                    f"Protocol: expected border < min(H, W) / 2 of an image of {height}x{width}, got {self.border}"
+                )
             image = image[..., self.border : -self.border, self.border : -self.border]
         if self.color == "luma":
             if image.shape[1] != 3:
-                raise ValueError(f"Protocol: luma needs images of shape (B, 3, H, W), got {tuple(image.shape)}")
+                raise ValueError(f"Protocol: expected images of shape (B, 3, H, W) for luma, got {tuple(image.shape)}")
             image = video_luma(image)
         return image
 
     def aggregate(self, values: Sequence[float] | Tensor, groups: Sequence[Hashable] | None = None) -> float:
-        """One number for many images.
+        """Return the aggregated value of many images.
+
+        Args:
+            values: one value per image.
+            groups: group of each image, such as its clip; needed with ``aggregation="group"``.
 
         Raises:
-            ValueError: no values, or `aggregation="group"` without one group per value.
+            ValueError: There are no values, or not one group per value with ``aggregation="group"``.
         """
         values = [float(value) for value in values]
         if not values:
@@ -84,15 +104,17 @@ class Protocol:
         return sum(means) / len(means)
 
     def as_dict(self) -> dict[str, object]:
-        """The settings, to be stored beside the number."""
+        """Return the settings, to be stored with the numbers."""
         return asdict(self)
 
 
-# What the papers did, as (PSNR, SSIM). IFAN: floats, without rounding. Meta Transferring: 8-bit results, SSIM on luma.
-PUBLISHED = MappingProxyType(
+#: Protocols of the papers as (PSNR, SSIM). IFAN and JDRL measure floats; CauSiam's SSIM implementation is not known.
+protocols = MappingProxyType(
     {
+        "causiam": (Protocol(bit_depth=8, rounding="down"), Protocol(bit_depth=8, rounding="down")),
         "ifan": (Protocol(), Protocol(window="uniform")),
-        "meta-transferring": (Protocol(bit_depth=8), Protocol(bit_depth=8, color="luma")),
+        "jdrl": (Protocol(), Protocol(window="uniform")),
+        "meta-transferring": (Protocol(bit_depth=8, identical_psnr=100.0), Protocol(bit_depth=8, color="luma")),
     }
 )
 
@@ -100,27 +122,44 @@ _DEFAULT = Protocol()
 
 
 def psnr(restored: Tensor, target: Tensor, *, protocol: Protocol = _DEFAULT) -> Tensor:
-    """Peak signal-to-noise ratio of each image in dB, against a peak of 1.
+    """Return the peak signal-to-noise ratio of each image in dB, for a peak of 1.
 
-    Shape: restored, target (B, C, H, W), RGB in [0, 1] -> (B,). Identical images give infinity.
+    Identical images give infinity, or ``protocol.identical_psnr``.
+
+    Args:
+        restored: restored images.
+        target: reference images.
+        protocol: preparation of both.
+
+    Shape: restored, target (B, C, H, W), RGB in [0, 1] -> (B,).
 
     Raises:
-        ValueError: the shapes differ or are not (B, C, H, W).
+        TypeError: An argument is not a floating-point tensor.
+        ValueError: The shapes differ or are not (B, C, H, W).
         ImportError: torchmetrics is not installed.
     """
     _check("psnr", restored, target)
     measure = _torchmetrics("psnr").peak_signal_noise_ratio
     a, b = protocol.prepare(restored), protocol.prepare(target)
-    return measure(a, b, data_range=1.0, dim=(1, 2, 3), reduction="none")
+    values = measure(a, b, data_range=1.0, dim=(1, 2, 3), reduction="none")
+    if protocol.identical_psnr is None:
+        return values
+    return torch.where((a == b).flatten(1).all(1), torch.full_like(values, protocol.identical_psnr), values)
 
 
 def mae(restored: Tensor, target: Tensor, *, protocol: Protocol = _DEFAULT) -> Tensor:
-    """Mean absolute error of each image over its pixels and channels.
+    """Return the mean absolute error of each image over its pixels and channels.
+
+    Args:
+        restored: restored images.
+        target: reference images.
+        protocol: preparation of both.
 
     Shape: restored, target (B, C, H, W), RGB in [0, 1] -> (B,).
 
     Raises:
-        ValueError: the shapes differ or are not (B, C, H, W).
+        TypeError: An argument is not a floating-point tensor.
+        ValueError: The shapes differ or are not (B, C, H, W).
         ImportError: torchmetrics is not installed.
     """
     _check("mae", restored, target)
@@ -129,15 +168,21 @@ def mae(restored: Tensor, target: Tensor, *, protocol: Protocol = _DEFAULT) -> T
 
 
 def ssim(restored: Tensor, target: Tensor, *, protocol: Protocol = _DEFAULT) -> Tensor:
-    """Structural similarity of each image, at most 1.
+    """Return the structural similarity of each image, at most 1.
 
-    Shape: restored, target (B, C, H, W), RGB in [0, 1], each side >= 11 after the border is cut -> (B,).
+    Args:
+        restored: restored images.
+        target: reference images.
+        protocol: preparation of both, and the window.
+
+    Shape: restored, target (B, C, H, W), RGB in [0, 1], sides >= 11 (uniform: 7) after the border is cut -> (B,).
 
     Raises:
-        ValueError: the shapes differ, are not (B, C, H, W), or are smaller than the window.
+        TypeError: An argument is not a floating-point tensor.
+        ValueError: The shapes differ, are not (B, C, H, W), or are smaller than the window.
         ImportError: torchmetrics (or, for the uniform window, scikit-image) is not installed.
 
-    Source: Wang, Bovik, Sheikh, Simoncelli, Image quality assessment: from error visibility to structural similarity.
+    Source: Wang et al., Image quality assessment: from error visibility to structural similarity, TIP 2004.
     """
     _check("ssim", restored, target)
     a, b = protocol.prepare(restored), protocol.prepare(target)
@@ -149,13 +194,13 @@ def ssim(restored: Tensor, target: Tensor, *, protocol: Protocol = _DEFAULT) -> 
         )
     if protocol.window == "uniform":
         return _uniform_ssim(a, b)
-    # torchmetrics averages its reflected border in; the literature counts only windows that lie inside the image.
+    # torchmetrics includes its reflected border; the literature counts only windows that lie inside the image.
     half = side // 2
     return ssim_map(a, b)[..., half:-half, half:-half].mean((1, 2, 3))
 
 
 def ssim_map(a: Tensor, b: Tensor) -> Tensor:
-    """Structural similarity at every pixel, Gaussian windows of 11 x 11. Shape: (B, C, H, W) twice -> the same."""
+    """Return the structural similarity at every pixel, Gaussian window of 11 x 11: (B, C, H, W) x 2 -> (B, C, H, W)."""
     measure = _torchmetrics("ssim").structural_similarity_index_measure
     return measure(a, b, data_range=1.0, reduction="none", return_full_image=True)[1]
 
@@ -194,13 +239,13 @@ def _check(name: str, restored: Tensor, target: Tensor) -> None:
 
 
 @dataclass(frozen=True)
-class Measures:
-    """The measures that a record has, each under its protocol.
+class ImageMetrics:
+    """PSNR, SSIM, MAE and optionally LPIPS of one image, each under its protocol.
 
     Args:
         psnr: protocol of PSNR and MAE.
         ssim: protocol of SSIM.
-        lpips: :class:`tta_restore.metrics.Lpips`, or another distance; None leaves it out.
+        lpips: :class:`tta_restore.metrics.Lpips` or another distance of two images; None leaves it out.
     """
 
     psnr: Protocol = _DEFAULT
@@ -208,7 +253,7 @@ class Measures:
     lpips: Callable[[Tensor, Tensor], Tensor] | None = None
 
     def __call__(self, restored: Tensor, target: Tensor) -> dict[str, float]:
-        """Name -> value of one image. Shape: (1, 3, H, W) in [0, 1], both."""
+        """Return the values of one image by name. Shape: restored, target (1, 3, H, W), in [0, 1]."""
         values = {
             "psnr": psnr(restored, target, protocol=self.psnr),
             "ssim": ssim(restored, target, protocol=self.ssim),

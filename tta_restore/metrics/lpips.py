@@ -1,4 +1,4 @@
-"""LPIPS, measured by torchmetrics with weights from a file: nothing is ever downloaded."""
+"""LPIPS by torchmetrics with weights from a file; nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -10,43 +10,46 @@ from torch import Tensor, nn
 
 from tta_restore.metrics.image import Protocol
 
-#: What torchvision calls the file; torchmetrics brings the weights of LPIPS itself, the rest is AlexNet's.
+__all__ = ["WEIGHTS", "Lpips"]
+
+#: File name of AlexNet's weights in torchvision; torchmetrics includes the linear weights of LPIPS.
 WEIGHTS = "alexnet-owt-7be5be79.pth"
 
 
-class LpipsUnavailable(ValueError):
-    """LPIPS cannot be measured here; the message says what is missing."""
+class _LpipsUnavailable(ValueError):
+    """LPIPS is not available; the message names what is missing."""
 
 
 class Lpips(nn.Module):
-    """Learned perceptual distance of two images, 0 for equal ones: version 0.1 on AlexNet.
+    """Learned perceptual distance of two images, version 0.1 with AlexNet; 0 for identical images.
 
     Args:
-        weights: AlexNet's weights for ImageNet as torchvision publishes them; None looks where torch keeps downloads.
+        weights: torchvision's file of AlexNet's ImageNet weights; None looks in torch's download folder.
 
     Shape:
         - restored, target: (B, 3, H, W), RGB in [0, 1], H and W >= 32
         - output: (B,)
 
     Raises:
-        LpipsUnavailable: a package or the file is missing, or the file holds something else.
+        ValueError: A package or the file is missing, or the file holds something else.
 
-    Source: The unreasonable effectiveness of deep features as a perceptual metric (Zhang et al., CVPR 2018).
+    Source: Zhang et al., The unreasonable effectiveness of deep features as a perceptual metric, CVPR 2018.
     """
 
     def __init__(self, weights: str | Path | None = None) -> None:
         super().__init__()
         path = Path(torch.hub.get_dir()) / "checkpoints" / WEIGHTS if weights is None else Path(weights)
         if not path.is_file():
-            raise LpipsUnavailable(
-                f"AlexNet's weights are not there ({path}); give torchvision's file {WEIGHTS} by --lpips-weights"
+            raise _LpipsUnavailable(
+                f"Lpips: expected AlexNet's weights at {path}, found no file; pass torchvision's {WEIGHTS} "
+                "(--lpips-weights)"
             )
         try:
             import torchvision  # noqa: F401 (torchmetrics needs it)
             from torchmetrics.functional.image import lpips
         except ImportError as error:
-            raise LpipsUnavailable(f"{error.name} is missing: pip install 'tta-restore[metrics]' torchvision") from None
-        with torch.random.fork_rng(devices=[]):  # the layers draw weights first
+            raise _LpipsUnavailable(f"Lpips: needs {error.name}: pip install 'tta-restore[metrics]'") from None
+        with torch.random.fork_rng(devices=[]):  # layers draw random weights before the file is loaded
             self.network = lpips._LPIPS(pretrained=True, net="alex", pnet_rand=True)
         try:
             content = torch.load(path, map_location="cpu", weights_only=True)
@@ -57,16 +60,23 @@ class Lpips(nn.Module):
                         {k.removeprefix(prefix): v for k, v in content.items() if k.startswith(prefix)}
                     )
         except (RuntimeError, AttributeError, EOFError, KeyError, pickle.UnpicklingError) as error:
-            raise LpipsUnavailable(f"{path} holds no weights of AlexNet: {str(error).splitlines()[0]}") from error
+            reason = str(error).splitlines()[0]
+            raise _LpipsUnavailable(f"Lpips: expected weights of AlexNet in {path}, got: {reason}") from error
         self.requires_grad_(False).eval()
 
     @torch.no_grad()
     def forward(self, restored: Tensor, target: Tensor) -> Tensor:
-        """LPIPS of each image."""
+        """Return the LPIPS of each image, clamped to [0, 1] first, without gradient."""
         plain = Protocol()
-        values = self.network(plain.prepare(restored), plain.prepare(target), normalize=True)
-        return values.flatten(1).mean(1)
+        return self.distance(plain.prepare(restored), plain.prepare(target))
+
+    def distance(self, restored: Tensor, target: Tensor) -> Tensor:
+        """Return the LPIPS of each image as a training loss: not clamped, with gradient to both images.
+
+        Shape: restored, target (B, 3, H, W), RGB in [0, 1] -> (B,).
+        """
+        return self.network(restored.float(), target.float(), normalize=True).flatten(1).mean(1)
 
     def train(self, mode: bool = True) -> Lpips:
-        """Stays in eval mode: its dropout is for training it."""
+        """Keep eval mode: the dropout serves the training of LPIPS itself."""
         return super().train(False)

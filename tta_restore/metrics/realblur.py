@@ -1,4 +1,4 @@
-"""PSNR and SSIM after alignment, for photographs whose original was taken by another exposure (RealBlur)."""
+"""PSNR and SSIM after photometric and geometric alignment, the protocol of RealBlur."""
 
 from __future__ import annotations
 
@@ -11,18 +11,20 @@ from torch import Tensor
 from tta_restore._core.color import luma
 from tta_restore.metrics.image import ssim_map
 
-_CUT = 5  # half the window of SSIM
+__all__ = ["AlignedScores", "align_by_correlation", "aligned_scores"]
+
+_CUT = 5  # pixels, half the window of SSIM
 
 
 @dataclass(frozen=True)
 class AlignedScores:
-    """What a restored photograph is worth once brightness and geometry are those of its original.
+    """Scores of a restored image after brightness and geometry are aligned to its reference.
 
     Attributes:
-        psnr: in dB, over the pixels that both show.
-        ssim: likewise.
-        homography: (3, 3), from pixels (x, y, 1) of the original to those of the restored photograph.
-        converged: False where no alignment was found and the pictures were compared as they are.
+        psnr: PSNR in dB over the pixels that both images show.
+        ssim: SSIM over the same pixels.
+        homography: (3, 3) homography from pixels (x, y, 1) of the reference to those of the restored image.
+        converged: whether an alignment was found; if not, the images are compared without one.
     """
 
     psnr: float
@@ -32,15 +34,19 @@ class AlignedScores:
 
 
 def aligned_scores(restored: Tensor, target: Tensor) -> AlignedScores:
-    """Score of one photograph by the protocol of RealBlur: one gain for brightness, one homography for geometry.
+    """Return the scores of one image by the protocol of RealBlur, with one gain and one homography.
+
+    Args:
+        restored: restored image.
+        target: reference image, taken with another exposure.
 
     Shape: restored, target (1, 3, H, W), RGB in [0, 1], sides of at least 16.
 
     Raises:
-        ValueError: the shapes differ or are not (1, 3, H, W).
+        ValueError: The shapes differ or are not (1, 3, H, W).
         ImportError: torchmetrics is not installed.
 
-    Source: Real-World Blur Dataset (Rim et al., ECCV 2020), and its use by Meta Transferring for Deblurring.
+    Source: Rim et al., Real-world blur dataset, ECCV 2020, as used by Liu et al., BMVC 2022.
     """
     if restored.shape != target.shape or restored.ndim != 4 or restored.shape[:2] != (1, 3) or min(restored.shape) < 1:
         raise ValueError(
@@ -51,9 +57,9 @@ def aligned_scores(restored: Tensor, target: Tensor) -> AlignedScores:
     z = z * (x * z).sum() / z.square().sum().clamp(min=1e-12)
     found = align_by_correlation(luma(z), luma(x))
     homography = torch.eye(3, dtype=torch.float64, device=z.device) if found is None else found
-    places = _places(homography, x.shape[2], x.shape[3])
-    warped = _sample(z, places, "bicubic", "reflection")
-    mask = _sample(torch.ones_like(z), places, "nearest", "zeros")
+    positions = _project(homography, x.shape[2], x.shape[3])
+    warped = _sample(z, positions, "bicubic", "reflection")
+    mask = _sample(torch.ones_like(z), positions, "nearest", "zeros")
     warped, x = warped * mask, x * mask
     psnr = 10 * torch.log10(mask.sum() / (warped - x).square().sum())
     inner = mask[..., _CUT:-_CUT, _CUT:-_CUT]
@@ -63,13 +69,20 @@ def aligned_scores(restored: Tensor, target: Tensor) -> AlignedScores:
 
 
 def align_by_correlation(image: Tensor, template: Tensor, *, iterations: int = 100) -> Tensor | None:
-    """Homography under which an image correlates best with a template, by Gauss-Newton steps from the identity.
+    """Return the homography under which an image correlates best with a template.
 
-    Shape: image, template (1, 1, H, W) -> (3, 3), from pixels of the template to pixels of the image; None where the
-    steps lead away.
+    Gauss-Newton steps start at the identity. Both images are blurred by 5 x 5 taps first.
+
+    Args:
+        image: image to be sampled.
+        template: image in whose pixels the homography is given.
+        iterations: largest number of steps.
+
+    Shape: image, template (1, 1, H, W) -> (3, 3), from pixels of the template to pixels of the image; None if the steps
+    diverge.
 
     Source: Evangelidis and Psarakis, Parametric image alignment using enhanced correlation coefficient maximization,
-    PAMI 2008, its forward additive form; both pictures blurred by 5 x 5 taps first, as OpenCV's users do.
+    PAMI 2008, forward additive form.
     """
     image, template = _smooth(image), _smooth(template)
     height, width = template.shape[2:]
@@ -85,9 +98,9 @@ def align_by_correlation(image: Tensor, template: Tensor, *, iterations: int = 1
     x, y = xs.expand(height, width).flatten(), ys[:, None].expand(height, width).flatten()
     last = None
     for _ in range(iterations):
-        places = _places(h, height, width)
-        seen = _sample(stack, places, "bilinear", "zeros")
-        inside = _sample(torch.ones_like(image), places, "nearest", "zeros").flatten() > 0
+        positions = _project(h, height, width)
+        seen = _sample(stack, positions, "bilinear", "zeros")
+        inside = _sample(torch.ones_like(image), positions, "nearest", "zeros").flatten() > 0
         if int(inside.sum()) < 64:
             return None
         value, across, down = (plane.flatten()[inside] for plane in seen[0])
@@ -124,14 +137,14 @@ def align_by_correlation(image: Tensor, template: Tensor, *, iterations: int = 1
 
 
 def _smooth(x: Tensor) -> Tensor:
-    """Gaussian taps of OpenCV for a window of 5: sigma 1.1."""
+    """Return the image blurred by a Gaussian of sigma 1.1 in a 5 x 5 window, the taps of OpenCV."""
     taps = torch.exp(-0.5 * (torch.arange(-2, 3, dtype=x.dtype, device=x.device) / 1.1).square())
     taps = taps / taps.sum()
     return F.conv2d(F.pad(x, (2, 2, 2, 2), mode="reflect"), torch.outer(taps, taps).view(1, 1, 5, 5))
 
 
-def _places(h: Tensor, height: int, width: int) -> Tensor:
-    """Where each pixel of the template is in the image: (1, H, W, 2), in the coordinates of ``grid_sample``."""
+def _project(h: Tensor, height: int, width: int) -> Tensor:
+    """Return the position in the image of each pixel of the template, for ``grid_sample``: (1, H, W, 2)."""
     ys, xs = (torch.arange(n, dtype=h.dtype, device=h.device) for n in (height, width))
     x, y = xs.expand(height, width), ys[:, None].expand(height, width)
     scale = h[2, 0] * x + h[2, 1] * y + h[2, 2]
@@ -140,5 +153,5 @@ def _places(h: Tensor, height: int, width: int) -> Tensor:
     return torch.stack([(2 * to_x + 1) / width - 1, (2 * to_y + 1) / height - 1], -1)[None]
 
 
-def _sample(x: Tensor, places: Tensor, mode: str, border: str) -> Tensor:
-    return F.grid_sample(x, places, mode=mode, padding_mode=border, align_corners=False)
+def _sample(x: Tensor, positions: Tensor, mode: str, border: str) -> Tensor:
+    return F.grid_sample(x, positions, mode=mode, padding_mode=border, align_corners=False)

@@ -1,4 +1,4 @@
-"""Restorers and their companions: registry, checkpoints, and the one contract that any restorer is run by."""
+"""Restorers and related networks: registry, checkpoints, and the contract by which any restorer is run."""
 
 from typing import Any
 
@@ -31,5 +31,5 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import a module of this floor when it is first named."""
+    """Import a module of this package when it is first named."""
     return submodule(__name__, name)

@@ -3,7 +3,7 @@
 import json
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,7 +27,8 @@ def load_checkpoint(module: M, path_or_state_dict: str | Path | Mapping[str, Any
     Takes a path (safetensors, or a torch file read with ``weights_only=True``), a bare word that names a file shipped
     in ``tta_restore/models/weights``, or a state dict. The wrappers of training code (``params_ema``, ``params``,
     ``state_dict``, ...) and the prefixes of DistributedDataParallel and torch.compile are taken off. A module whose
-    weights lie beside others' in one file names its own wrappers in ``checkpoint_wrappers``. A module that knows
+    weights lie beside others' in one file names its own wrappers in ``checkpoint_wrappers``: a tuple, or a dict from
+    prefixes of its names to wrappers where its weights lie in several. A module that knows
     checkpoints with other keys has a method ``convert_state_dict(state_dict) -> state_dict``, which is called next.
     Everything is checked before the first weight is written.
 
@@ -118,9 +119,14 @@ def read(path: Path) -> Any:
         raise ValueError(f"load_checkpoint: {path} is damaged or no checkpoint: {error}") from error
 
 
-def _unwrap(content: Any, source: str, own: tuple[str, ...] = ()) -> dict[str, Tensor]:
+def _unwrap(content: Any, source: str, own: Collection[str] | Mapping[str, str] = ()) -> dict[str, Tensor]:
     if not isinstance(content, Mapping):
         raise ValueError(f"load_checkpoint: expected a mapping of names to tensors in {source}, got {type(content)}")
+    if isinstance(own, Mapping):
+        if all(isinstance(content.get(wrapper), Mapping) for wrapper in own.values()):
+            parts = ((prefix, _unwrap(content[wrapper], source)) for prefix, wrapper in own.items())
+            return {prefix + _strip(name, {}): tensor for prefix, part in parts for name, tensor in part.items()}
+        own = own.values()
     while (key := next((k for k in (*own, *_WRAPPERS) if isinstance(content.get(k), Mapping)), None)) is not None:
         content = content[key]
     strangers = [name for name, value in content.items() if not (isinstance(name, str) and isinstance(value, Tensor))]

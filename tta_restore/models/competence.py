@@ -35,7 +35,7 @@ _LEVELS: dict[str, tuple[float, ...]] = {
 }
 _TASKS = {"defocus": "defocus", "motion": "motion", "noise": "denoise", "jpeg": "jpeg"}
 _MIN_GAIN = 0.2  # dB at the best level, from which a kind counts as removed
-_SIDE, _COUNT = 96, 2
+_SIDE, _COUNT, _DISKS = 96, 2, 60
 _CLEAN = 50.0  # PSNR in dB up to which outputs are told apart; higher ones count as equal
 
 
@@ -148,10 +148,22 @@ def _psnr(image: Tensor, sharp: Tensor) -> float:
 
 
 def _sharp_images(count: int, side: int, generator: torch.Generator) -> Tensor:
-    # Imported late: data.synthetic imports models.defocus.
-    from tta_restore.data.synthetic import dead_leaves
-
-    return dead_leaves.bank(count, side, generator)
+    """Overlapping textured disks of random size and color, (N, 3, S, S): edges of all contrasts and orientations."""
+    fine = 2 * side
+    axis = torch.arange(fine, dtype=torch.float32)
+    images = []
+    for _ in range(count):
+        image = torch.rand(3, 1, 1, generator=generator).expand(3, fine, fine)
+        # areas fall with the number of disks, so that every size covers about the same part of the image
+        for radius in torch.logspace(math.log2(fine / 3), 2.6, _DISKS, base=2).tolist():
+            x, y, angle, frequency, contrast, value, *chroma = torch.rand(9, generator=generator).tolist()
+            down, right = axis[:, None] - y * fine, axis - x * fine
+            phase = math.pi / 2 * frequency * (math.cos(math.pi * angle) * right + math.sin(math.pi * angle) * down)
+            color = value + 0.3 * (torch.tensor(chroma) - 0.5)  # muted
+            paint = color[:, None, None] + 0.15 * contrast**4 * torch.sin(phase)
+            image = torch.where(down.square() + right.square() <= radius * radius, paint, image)
+        images.append(F.avg_pool2d(image[None], 2)[0].clamp(0, 1))
+    return torch.stack(images)
 
 
 def _degrade(sharp: Tensor, kind: str, level: float, scale: int, generator: torch.Generator) -> Tensor:

@@ -1,4 +1,4 @@
-"""Count multiplications with their additions, without running anything: fused ops included."""
+"""Count multiply-accumulate operations of a model from shapes, fused ops included."""
 
 from __future__ import annotations
 
@@ -11,18 +11,20 @@ from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+__all__ = ["Macs", "count_macs"]
+
 _ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU)
 
 
 @dataclass(frozen=True)
 class Macs:
-    """Multiplications with an addition each, of one call.
+    """Multiply-accumulate operations (MACs) of one call.
 
     Attributes:
-        total: of everything that torch has a formula for, and of the ops of this package.
-        by_operator: the same by the name of the op.
-        biases: additions of biases.
-        activations: values that pass activation modules; functions that a module calls itself are not among them.
+        total: MACs of the operators for which torch or this package registers a FLOP formula.
+        by_operator: MACs by operator name.
+        biases: number of bias additions.
+        activations: number of values that pass activation modules; functional activations are not counted.
     """
 
     total: int
@@ -32,7 +34,7 @@ class Macs:
 
     @property
     def with_additions(self) -> int:
-        """Total with biases and activation modules, which ptflops and the tables of many papers count."""
+        """Total with biases and activation modules, the convention of ptflops and of many papers."""
         return self.total + self.biases + self.activations
 
     def __str__(self) -> str:
@@ -42,7 +44,7 @@ class Macs:
 
 
 class _Biases(TorchDispatchMode):
-    """Sums the additions of biases."""
+    """Mode that counts the additions of biases, for which torch has no formula."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -62,20 +64,24 @@ class _Biases(TorchDispatchMode):
 
 
 def count_macs(model: nn.Module, *inputs: Tensor, **arguments: Any) -> Macs:
-    """Count what a call of ``model`` takes, by shapes alone: nothing is computed, no memory is needed.
+    """Return the multiply-accumulate operations of one call of ``model``.
 
-    Shape: inputs as the model takes them; only their shapes matter, such as ``torch.empty(1, 3, 720, 1280,
-    device="meta")``.
+    Only shapes are propagated: nothing is computed and no memory is allocated.
+
+    Args:
+        model: module to be counted.
+        inputs: inputs of the module; only their shapes matter, such as ``torch.empty(1, 3, 720, 1280, device="meta")``.
+        arguments: keyword arguments of the call.
 
     Raises:
-        TypeError: the model is no module.
-        RuntimeError: the model looks at values, which are not there.
+        TypeError: ``model`` is not a module.
+        RuntimeError: The model's control flow depends on values.
 
     >>> count_macs(nn.Conv2d(3, 8, 3, padding=1), torch.empty(1, 3, 10, 10)).total
     21600
     """
     if not isinstance(model, nn.Module):
-        raise TypeError(f"count_macs: expected a module, got {type(model).__name__}")
+        raise TypeError(f"count_macs: expected model to be a torch.nn.Module, got {type(model).__name__}")
     activations = 0
 
     def activated(module: nn.Module, arguments: tuple[Any, ...], out: Tensor) -> None:

@@ -1,8 +1,9 @@
-"""Discriminators: how much a picture looks like one of the real ones."""
+"""Discriminators of real and generated images."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -12,57 +13,45 @@ from torch import Tensor, nn
 from tta_restore._core import checks
 from tta_restore.models.registry import register_model
 
-_VGG19 = (64, 64, 0, 128, 128, 0, 256, 256, 256, 256, 0, 512, 512, 512, 512, 0, 512, 512, 512, 512, 0)  # 0 halves
+__all__ = ["PatchDiscriminator", "VGG19Discriminator"]
 
 
 @register_model("vgg19_critic", kind="discriminator")
 class VGG19Discriminator(nn.Module):
-    """VGG19 with one output, as Meta Transferring is published; torchvision's weights load.
+    """torchvision's VGG19 with one output, the discriminator of Meta Transferring.
 
-    139.6 million parameters. Under the weight clipping of the published training a fresh one gives a gradient of
-    about 1e-10 and is of no use: load ImageNet weights (``checkpoint="vgg19-....pth"``; their last layer, of 1000
-    classes, is left out) or those of a trained critic. In train mode two dropouts of 0.5 are active.
+    It has 139.6 million parameters. With the weight clipping of the paper, random weights give a gradient of about
+    1e-10: load torchvision's ImageNet weights (``checkpoint="vgg19-....pth"``, whose last layer of 1000 classes is
+    dropped) or those of a trained discriminator. In train mode two dropout layers of rate 0.5 are active.
 
     Args:
-        device: of the parameters.
-        dtype: of the parameters.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
 
     Shape:
         - x: (B, 3, H, W) in [0, 1], not normalized, H and W at least 32
         - output: (B, 1)
 
-    Source: Simonyan and Zisserman, ICLR 2015; Meta Transferring for Deblurring (Liu et al., BMVC 2022).
+    Source: Simonyan and Zisserman, ICLR 2015; Liu et al., Meta transferring for deblurring, BMVC 2022.
     """
 
     def __init__(self, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> None:
         super().__init__()
-        factory: dict[str, Any] = {"device": device, "dtype": dtype}
-        layers: list[nn.Module] = []
-        channels = 3
-        for width in _VGG19:
-            if width:
-                layers += [nn.Conv2d(channels, width, 3, padding=1, **factory), nn.ReLU(inplace=True)]
-                channels = width
-            else:
-                layers.append(nn.MaxPool2d(2))
-        self.features = nn.Sequential(*layers)
-        self.classifier = nn.Sequential(
-            nn.Linear(512 * 7 * 7, 4096, **factory),
-            nn.ReLU(inplace=True),
-            nn.Dropout(),
-            nn.Linear(4096, 4096, **factory),
-            nn.ReLU(inplace=True),
-            nn.Dropout(),
-            nn.Linear(4096, 1, **factory),
-        )
+        from torchvision.models import vgg19  # slow to import, and few programs need it
+
+        # The constructor takes no device. init_weights=False keeps the default initialization of torch's layers.
+        with nullcontext() if device is None else torch.device(device):
+            network = vgg19(num_classes=1, init_weights=False)
+        network = network if dtype is None else network.to(dtype)
+        self.features, self.classifier = network.features, network.classifier
 
     def forward(self, x: Tensor) -> Tensor:
-        """One score per picture."""
+        """Return one score per image."""
         _check_picture("vgg19_critic", x, 32)
         return self.classifier(F.adaptive_avg_pool2d(self.features(x), 7).flatten(1))
 
     def convert_state_dict(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Leave out the last layer of a classifier of many classes: the own one stays as it is."""
+        """Replace the last layer of a classifier of many classes by the module's own."""
         last = {f"classifier.6.{name}": value.detach() for name, value in self.classifier[6].named_parameters()}
         weight = state_dict.get("classifier.6.weight")
         return dict(state_dict) | (last if weight is not None and weight.shape[0] > 1 else {})
@@ -70,19 +59,19 @@ class VGG19Discriminator(nn.Module):
 
 @register_model("patch_critic", kind="discriminator")
 class PatchDiscriminator(nn.Module):
-    """A small critic that scores overlapping patches and can be trained from nothing.
+    """Small discriminator of overlapping patches that can be trained from random weights.
 
     Args:
         base_channels: channels of the first of four convolutions.
-        device: of the parameters.
-        dtype: of the parameters.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
 
     Shape:
         - x: (B, 3, H, W) in [0, 1], H and W at least 8
-        - output: (B, 1, H/8, W/8), rounded up; each score sees 47 x 47 pixels
+        - output: (B, 1, ceil(H/8), ceil(W/8)); the receptive field of a score is 45 x 45 pixels
 
-    Source: after Isola et al., Image-to-image translation with conditional adversarial networks, CVPR 2017; without
-    normalization, which would hide how blurred a patch is.
+    Source: Isola et al., Image-to-image translation with conditional adversarial networks, CVPR 2017. Normalization
+    layers are left out, since they remove the amount of blur.
     """
 
     def __init__(
@@ -103,12 +92,12 @@ class PatchDiscriminator(nn.Module):
 
     @staticmethod
     def config_of_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
-        """Sizes that weights were made with; nothing where they are another network's."""
+        """Return the size of the weights' network; empty for weights of another network."""
         first = state_dict.get("layers.0.weight")
         return {} if first is None else {"base_channels": first.shape[0]}
 
     def forward(self, x: Tensor) -> Tensor:
-        """A score per patch."""
+        """Return one score per patch."""
         _check_picture("patch_critic", x, 8)
         *hidden, last = self.layers
         x = x - 0.5

@@ -1,4 +1,4 @@
-"""DPDNet with a single picture as input: the U-Net that CauSiam adapts."""
+"""DPDNet for a single image, the U-Net that CauSiam adapts."""
 
 from __future__ import annotations
 
@@ -13,31 +13,32 @@ from tta_restore._core import checks
 from tta_restore.models.registry import register_model
 from tta_restore.models.restorer.spec import RestorerSpec, SizeRequirements
 
+__all__ = ["DPDNet"]
+
 _LEVELS = 4
-_WORTH_MERGING = 32 * 32
-"""Pixels from which on fewer multiplications outweigh that the taps are merged anew in every pass."""
+_MERGE_PIXELS = 32 * 32  # from this size on, fewer multiplications outweigh merging the taps in every pass
 
 
 @register_model("dpdnet_s")
 class DPDNet(nn.Module):
-    """U-Net of four halvings without normalization; the sigmoid's output is the image itself.
+    """U-Net of four halvings without normalization, which predicts the image through a sigmoid.
 
     Args:
-        in_channels: 3 for one picture, 6 for the two halves of a dual pixel.
+        in_channels: 3 for one image, 6 for the two views of a dual pixel.
         width: channels at full resolution; they double with every halving.
-        dropout: rate in the two deepest encoder stages, in train mode.
-        device: of the parameters.
-        dtype: of the parameters.
+        dropout: dropout rate of the two deepest encoder stages in train mode.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
 
     Shape:
         - x: (B, C, H, W) in [0, 1], H and W multiples of 16
         - output: (B, 3, H, W) in (0, 1)
 
-    Source: Abuolaim and Brown, Defocus deblurring using dual-pixel data, ECCV 2020; 31 033 423 parameters as published.
+    Source: Abuolaim and Brown, Defocus deblurring using dual-pixel data, ECCV 2020; 31 033 423 parameters.
     """
 
+    #: Module after which CauSiam injects its cross-attention, the first decoder stage.
     semantic_site = "conv6"
-    """Where CauSiam injects: the first decoder stage."""
 
     def __init__(
         self,
@@ -68,7 +69,7 @@ class DPDNet(nn.Module):
                     nn.init.zeros_(module.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Restored picture."""
+        """Return the restored image."""
         checks.expect_floating("dpdnet_s", x=x)
         sizes = (None, self.spec.in_channels, None, None)
         height, width = checks.expect_shape("dpdnet_s", "x", x, "(B, C, H, W)", sizes)[2:]
@@ -88,7 +89,7 @@ class DPDNet(nn.Module):
         return torch.sigmoid(self.conv11(F.relu(self.conv10(x))))
 
     def convert_state_dict(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Take over ports of the network under other names, if their tensors come in the network's order and shapes."""
+        """Rename the keys of ports whose tensors have the order and the shapes of this network."""
         own = self.state_dict()
         if state_dict.keys() == own.keys() or len(state_dict) != len(own):
             return dict(state_dict)
@@ -98,7 +99,7 @@ class DPDNet(nn.Module):
 
 
 class _Encoder(nn.Sequential):
-    """Two convolutions, behind a pooling in all stages but the first."""
+    """Encoder stage of two convolutions, after a pooling in all stages but the first."""
 
     def __init__(self, inside: int, outside: int, *, pooled: bool, **factory: Any) -> None:
         super().__init__(
@@ -114,7 +115,7 @@ class _Encoder(nn.Sequential):
 
 
 class _Decoder(nn.Sequential):
-    """Two convolutions over what was skipped and what comes from below."""
+    """Decoder stage of two convolutions over the skip connection and the upsampled features."""
 
     def __init__(self, width: int, **factory: Any) -> None:
         super().__init__(
@@ -133,9 +134,10 @@ class _Decoder(nn.Sequential):
 
 
 class _ConcatenatedConv2d(nn.Conv2d):
-    """Convolution of two tensors behind each other, as the sum of two convolutions.
+    """Convolution of the concatenation of two tensors, computed as the sum of two convolutions.
 
-    The first one's part is a module, so that it may be replayed, and gets no gradient where only the second asks.
+    The part of the first tensor is a module, so that its output can be cached, and needs no gradient if only the second
+    tensor requires one.
     """
 
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
@@ -154,14 +156,14 @@ class _Convolved(nn.Module):
 
 
 class _UpsampledConv2d(nn.Conv2d):
-    """2x2 convolution, padded below and to the right, of its input with every pixel doubled in both directions.
+    """2 x 2 convolution, padded below and to the right, of the input upsampled by pixel repetition.
 
-    On CPUs as one transposed convolution with the 3x3 kernel that both come to: 9 multiplications instead of 16, and
-    nothing of the doubled size but the output.
+    On CPUs it runs as one transposed convolution with the equivalent 3 x 3 kernel: 9 multiplications instead of 16, and
+    no intermediate of the doubled size.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64) or x[:, 0].numel() < _WORTH_MERGING:
+        if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64) or x[:, 0].numel() < _MERGE_PIXELS:
             return super().forward(F.pad(F.interpolate(x, scale_factor=2), (0, 1, 0, 1)))
         upper, lower = self.weight.unbind(2)
         left, right = torch.stack([lower, upper + lower, upper], 2).unbind(3)

@@ -1,7 +1,7 @@
-"""Optical flow for misaligned pairs: any estimator behind one call, and one that needs no weights.
+"""Optical flow for misaligned pairs: flow networks behind one interface, and Lucas-Kanade without weights.
 
-An estimator is a function of two images (B, 3, H, W), RGB in [0, 1], that returns (B, 2, H, W) pixels: what the first
-image shows at p is found in the second at p + flow(p); channel 0 points right, channel 1 down.
+An estimator is a function of two images (B, 3, H, W), RGB in [0, 1], that returns (B, 2, H, W) pixels: the content of
+the first image at p is at p + flow(p) in the second; channel 0 points right, channel 1 down.
 """
 
 from __future__ import annotations
@@ -19,37 +19,51 @@ from tta_restore import ops
 from tta_restore._core import checks
 from tta_restore._core.color import luma
 from tta_restore.models.checkpoint import load_checkpoint
-from tta_restore.models.pwc_net import PwcNet
+from tta_restore.models.pwc_net import PWCNet
+
+__all__ = ["FlowEstimator", "LucasKanade", "NetworkFlow", "create_flow", "resized_flow"]
 
 FlowEstimator = Callable[[Tensor, Tensor], Tensor]
 
 
 def resized_flow(
-    network: Callable[[Tensor, Tensor], Tensor], first: Tensor, second: Tensor, *, multiple: int = 64, scale: float = 20
+    network: Callable[[Tensor, Tensor], Tensor],
+    first: Tensor,
+    second: Tensor,
+    *,
+    size_multiple: int = 64,
+    flow_unit: float = 20,
 ) -> Tensor:
-    """Flow in pixels from a network that wants sides of a ``multiple`` and answers small and in units of its own.
+    """Return flow in pixels from a network that takes sides of a multiple and returns small flow in its own unit.
 
-    Shape: first, second (B, C, H, W) -> (B, 2, H, W); the network maps to (B, 2, h, w) of any size.
+    Args:
+        network: function of two images to (B, 2, h, w), of any size.
+        first: image in which the flow is given.
+        second: image to which the flow points.
+        size_multiple: number of pixels of which the network's sides are multiples; images are resized to them.
+        flow_unit: unit of the network's flow in pixels of its input.
 
-    Source: JDRL (Li et al., AAAI 2023), how it calls its flow network.
+    Shape: first, second (B, C, H, W) -> (B, 2, H, W).
+
+    Source: Li et al., JDRL, AAAI 2023.
     """
     _, _, height, width = checks.expect_shape("resized_flow", "first", first, "(B, C, H, W)")
     checks.expect_shape("resized_flow", "second", second, "first.shape", tuple(first.shape))
-    size = (math.ceil(height / multiple) * multiple, math.ceil(width / multiple) * multiple)
+    size = (math.ceil(height / size_multiple) * size_multiple, math.ceil(width / size_multiple) * size_multiple)
     a, b = (F.interpolate(x, size=size, mode="bilinear") for x in (first, second))
-    flow = F.interpolate(network(a, b), size=(height, width), mode="bilinear") * scale
+    flow = F.interpolate(network(a, b), size=(height, width), mode="bilinear") * flow_unit
     return flow * flow.new_tensor([width / size[1], height / size[0]])[:, None, None]
 
 
 class NetworkFlow(nn.Module):
-    """A flow network as an estimator: frozen, in eval mode, without gradient, resized as :func:`resized_flow` does.
+    """Frozen flow network as an estimator, in eval mode and without gradients.
 
     Args:
-        network: two images -> (B, 2, h, w).
-        multiple: of its sides.
-        scale: its unit in pixels.
-        value_range: of its input.
-        bgr: whether it takes blue first, as the released PWC-Net weights customarily do.
+        network: network of two images to (B, 2, h, w).
+        size_multiple: number of pixels of which the network's sides are multiples, see :func:`resized_flow`.
+        flow_unit: unit of the network's flow in pixels of its input.
+        value_range: value range of the network's input.
+        bgr: feed the color channels in reverse order, as the public PWC-Net weights expect.
 
     Shape: first, second (B, 3, H, W), RGB in [0, 1] -> (B, 2, H, W) in pixels.
     """
@@ -58,45 +72,46 @@ class NetworkFlow(nn.Module):
         self,
         network: nn.Module,
         *,
-        multiple: int = 64,
-        scale: float = 20.0,
+        size_multiple: int = 64,
+        flow_unit: float = 20.0,
         value_range: tuple[float, float] = (0.0, 1.0),
         bgr: bool = False,
     ) -> None:
         super().__init__()
         self.network = network.requires_grad_(False).eval()
-        self.multiple, self.scale, self.value_range, self.bgr = multiple, scale, value_range, bgr
+        self.size_multiple, self.flow_unit = size_multiple, flow_unit
+        self.value_range, self.bgr = value_range, bgr
 
     def train(self, mode: bool = True) -> NetworkFlow:
-        """Stay in eval mode."""
+        """Keep eval mode."""
         return self
 
     @torch.no_grad()
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
-        """Flow from ``first`` to ``second``."""
+        """Return the flow from ``first`` to ``second``. Shape: (B, 3, H, W) each -> (B, 2, H, W)."""
         low, high = self.value_range
         first, second = (x.float() * (high - low) + low for x in (first, second))
         if self.bgr:
             first, second = first.flip(1), second.flip(1)
         with torch.autocast(first.device.type, enabled=False):
-            return resized_flow(self.network, first, second, multiple=self.multiple, scale=self.scale)
+            return resized_flow(self.network, first, second, size_multiple=self.size_multiple, flow_unit=self.flow_unit)
 
 
 class LucasKanade(nn.Module):
-    """Dense flow by windowed least squares from coarse to fine: no weights, CPU or GPU, for small smooth motion.
+    """Dense Lucas-Kanade flow without weights, by windowed least squares on a pyramid.
 
-    It is meant for what misaligned pairs have, shifts, zooms, rotations and slow local motion of up to some ten pixels,
-    and takes a blurry image beside a sharp one: both are low-passed first, so that their edges look alike.
+    It covers the motion of misaligned pairs: shifts, zooms, rotations and slow local motion of up to about ten pixels.
+    Both images are low-pass filtered first, so that a blurry image can be compared with a sharp one.
 
     Args:
-        levels: of the pyramid, fewer for small images.
-        iterations: per level.
-        window: side of the least-squares window in pixels of a level.
-        smooth: standard deviation in pixels of the low pass on every level.
+        levels: largest number of pyramid levels; small images use fewer.
+        iterations: iterations per level.
+        window: odd side of the least-squares window in pixels of a level.
+        smooth: standard deviation in pixels of the low-pass filter on every level.
 
     Shape: first, second (B, 3, H, W), RGB in [0, 1] -> (B, 2, H, W) in pixels.
 
-    Source: An iterative image registration technique (Lucas and Kanade, IJCAI 1981).
+    Source: Lucas and Kanade, An iterative image registration technique, IJCAI 1981.
     """
 
     def __init__(self, *, levels: int = 4, iterations: int = 4, window: int = 41, smooth: float = 1.5) -> None:
@@ -108,7 +123,7 @@ class LucasKanade(nn.Module):
 
     @torch.no_grad()
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
-        """Flow from ``first`` to ``second``."""
+        """Return the flow from ``first`` to ``second``. Shape: (B, 3, H, W) each -> (B, 2, H, W)."""
         checks.expect_floating("LucasKanade", first=first, second=second)
         checks.expect_shape("LucasKanade", "second", second, "first.shape", tuple(first.shape))
         with torch.autocast(first.device.type, enabled=False):
@@ -125,23 +140,25 @@ class LucasKanade(nn.Module):
     def _refine(self, a: Tensor, b: Tensor, flow: Tensor) -> Tensor:
         for _ in range(self.iterations):
             moved = ops.flow_warp(b, flow, padding_mode="border")
-            # where the flow points outside the frame there is nothing to compare
+            # Pixels whose flow points outside the image do not count.
             inside = ops.flow_warp(torch.ones_like(b), flow)
             mean = F.pad((a + moved) / 2, (1, 1, 1, 1), mode="replicate")
             dx, dy = (mean[..., 1:-1, 2:] - mean[..., 1:-1, :-2]) / 2, (mean[..., 2:, 1:-1] - mean[..., :-2, 1:-1]) / 2
             error = a - moved
             products = torch.cat([dx * dx, dx * dy, dy * dy, dx * error, dy * error], 1) * inside
             xx, xy, yy, xe, ye = _blur(products, self.window / 4).split(1, 1)
+            # Damping relative to the mean gradient energy keeps flat regions from diverging.
             damping = 1e-6 + 0.01 * (xx + yy).mean((2, 3), keepdim=True)
             xx, yy = xx + damping, yy + damping
             determinant = xx * yy - xy * xy
+            # Cramer's rule on the 2 x 2 normal equations; steps are limited to one pixel of the level.
             step = torch.cat([yy * xe - xy * ye, xx * ye - xy * xe], 1) / determinant
             flow = _blur(flow + step.clamp(-1, 1), self.window / 8)
         return flow
 
 
 def _blur(x: Tensor, sigma: float) -> Tensor:
-    """Gaussian blur with replicated borders."""
+    """Return the image blurred by a Gaussian, with replicated borders."""
     reach = math.ceil(2.5 * sigma)
     if reach == 0:
         return x
@@ -153,32 +170,41 @@ def _blur(x: Tensor, sigma: float) -> Tensor:
 
 
 def create_flow(name: str = "auto", *, checkpoint: str | Path | None = None, **options: Any) -> nn.Module:
-    """A flow estimator by name.
+    """Return a flow estimator by name.
+
+    Nothing is downloaded.
 
     Args:
-        name: ``"lucas_kanade"``; ``"pwc"`` with a ``checkpoint`` of PWC-Net; ``"raft"``, torchvision's small RAFT, with
-            a ``checkpoint`` or with weights that torchvision has downloaded before; or ``"auto"``: RAFT where its
-            weights are there, else Lucas-Kanade. Nothing is downloaded.
-        checkpoint: of the network.
-        options: for the class.
+        name: ``"lucas_kanade"``; ``"pwc"``, PWC-Net, which needs a checkpoint; ``"raft"``, torchvision's small RAFT,
+            with a checkpoint or weights that torchvision has downloaded before; or ``"auto"``: RAFT if its weights are
+            present, else Lucas-Kanade. ``"pwc:FILE"`` and ``"raft:FILE"`` include the checkpoint.
+        checkpoint: file with the weights of the network.
+        options: arguments of :class:`LucasKanade` or :class:`NetworkFlow`.
 
     Raises:
-        ValueError: there is no such estimator, or its weights are missing.
+        ValueError: The name is unknown, or its weights are missing.
     """
+    name, _, file = name.partition(":")
     checks.expect_choice("create_flow", "name", name, ("auto", "lucas_kanade", "pwc", "raft"))
+    if file and (checkpoint is not None or name in ("auto", "lucas_kanade")):
+        raise ValueError(f"create_flow: expected one file, and 'pwc' or 'raft' before it, got {name}:{file}")
+    checkpoint = file or checkpoint
     if name == "lucas_kanade" or (name == "auto" and checkpoint is None and _raft_file() is None):
         return LucasKanade(**options)
     if name == "pwc":
         if checkpoint is None:
-            raise ValueError("create_flow: PWC-Net comes without weights (theirs are non-commercial); pass checkpoint")
-        return NetworkFlow(load_checkpoint(PwcNet(), checkpoint), **options)
-    file = checkpoint or _raft_file()
-    if file is None:
-        raise ValueError("create_flow: torchvision's RAFT weights are not on this machine; pass checkpoint")
-    from torchvision.models.optical_flow import raft_small
+            raise ValueError(
+                "create_flow: expected a checkpoint of PWC-Net, whose weights are non-commercial and not included; "
+                "pass 'pwc:FILE'"
+            )
+        return NetworkFlow(load_checkpoint(PWCNet(), checkpoint), **options)
+    checkpoint = checkpoint or _raft_file()
+    if checkpoint is None:
+        raise ValueError("create_flow: expected weights of torchvision's RAFT, found none; pass 'raft:FILE'")
+    from torchvision.models.optical_flow import raft_small  # slow to import, and most estimators do not need it
 
-    network = _LastFlow(load_checkpoint(raft_small(progress=False), file))
-    raft: dict[str, Any] = {"multiple": 8, "scale": 1.0, "value_range": (-1.0, 1.0)}
+    network = _LastFlow(load_checkpoint(raft_small(progress=False), checkpoint))
+    raft: dict[str, Any] = {"size_multiple": 8, "flow_unit": 1.0, "value_range": (-1.0, 1.0)}
     return NetworkFlow(network, **raft | options)
 
 
@@ -188,7 +214,7 @@ class _LastFlow(nn.Module):
         self.network = network
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
-        # RAFT's correlation pyramid wants 128 pixels at least
+        # The correlation pyramid of RAFT needs sides of at least 128 pixels.
         height, width = first.shape[2:]
         pad = (0, max(128 - width, 0), 0, max(128 - height, 0))
         first, second = (F.pad(x, pad, mode="replicate") for x in (first, second))

@@ -1,7 +1,8 @@
-"""PWC-Net, for flow weights that exist already; the names of its parts are those of the weights in circulation.
+"""PWC-Net for existing flow weights, with the parameter names of the weights in circulation.
 
-Source: PWC-Net: CNNs for optical flow using pyramid, warping and cost volume (Sun et al., CVPR 2018). The weights that
-JDRL uses are CC BY-NC-SA 4.0 and are not shipped.
+The aligned scores that JDRL publishes depend on this flow. Its weights are CC BY-NC-SA 4.0 and not included.
+
+Source: Sun et al., PWC-Net: CNNs for optical flow using pyramid, warping and cost volume, CVPR 2018.
 """
 
 from __future__ import annotations
@@ -10,16 +11,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+__all__ = ["PWCNet", "cost_volume"]
+
 _LEVELS = ("One", "Two", "Thr", "Fou", "Fiv", "Six")
 _FEATURES = (16, 32, 64, 96, 128, 196)
 _DENSE = (128, 128, 96, 64, 32)
 _VOLUME = 81
 _REACH = 4
+# Flow in units of 20 pixels of the image, as pixels of each level: 20 / 2^level.
 _WARP_SCALE = {5: 0.625, 4: 1.25, 3: 2.5, 2: 5.0}
 
 
 def cost_volume(first: Tensor, second: Tensor) -> Tensor:
-    """Mean product of features with those up to 4 pixels away, zeros outside: (B, C, H, W) x 2 -> (B, 81, H, W)."""
+    """Return mean products of features at offsets up to 4 pixels, zero outside: (B, C, H, W) x 2 -> (B, 81, H, W)."""
     height, width = first.shape[2:]
     padded = F.pad(second, (_REACH,) * 4)
     steps = range(2 * _REACH + 1)
@@ -34,8 +38,9 @@ def _leaky_pairs(*channels: int, strides: tuple[int, ...]) -> nn.Sequential:
 
 
 def _warp(features: Tensor, flow: Tensor) -> Tensor:
-    """Features at p + flow in the network's own convention, nothing where they come from outside the frame."""
+    """Return features at p + flow in the convention of the trained weights, zero outside the image."""
     height, width = flow.shape[2:]
+    # A half-pixel grid, but displacements divided by (N - 1) / 2: the weights were trained with this mismatch.
     x = torch.linspace(-1, 1, width, device=flow.device, dtype=flow.dtype) * (1 - 1 / width)
     y = torch.linspace(-1, 1, height, device=flow.device, dtype=flow.dtype) * (1 - 1 / height)
     moved = flow * 2 / flow.new_tensor([max(width - 1, 1), max(height - 1, 1)])[:, None, None]
@@ -103,8 +108,8 @@ class _Refiner(nn.Module):
         return self.netMain(x)
 
 
-class PwcNet(nn.Module):
-    """Flow at a quarter of the resolution, in twentieths of a pixel of the input.
+class PWCNet(nn.Module):
+    """PWC-Net: flow at a quarter of the resolution, in units of 20 pixels of the input.
 
     Shape:
         - first, second: (B, 3, H, W) in [0, 1], H and W multiples of 64
@@ -119,7 +124,7 @@ class PwcNet(nn.Module):
         self.netRefiner = _Refiner()
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
-        """Flow from ``first`` to ``second``."""
+        """Return the flow from ``first`` to ``second``."""
         a, b = self.netExtractor(first), self.netExtractor(second)
         estimate = self.get_submodule("netSix")(a[5], b[5], None)
         for level in range(5, 1, -1):
@@ -128,5 +133,5 @@ class PwcNet(nn.Module):
         return flow + self.netRefiner(features)
 
     def convert_state_dict(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Older files say ``moduleExtractor.moduleOne`` where newer ones say ``netExtractor.netOne``."""
+        """Rename the keys of older files: ``moduleExtractor.moduleOne`` is now ``netExtractor.netOne``."""
         return {name.replace("module", "net"): tensor for name, tensor in weights.items()}

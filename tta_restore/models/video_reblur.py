@@ -1,6 +1,6 @@
-"""The reblurring network of Meta Transferring: five frames in, the middle one as blurred as its scene is.
+"""Reblurring network of Meta Transferring: blurs the center frame of a clip like the frames around it.
 
-Source: Meta Transferring for Deblurring (Liu et al., BMVC 2022).
+Source: Liu et al., Meta transferring for deblurring, BMVC 2022.
 """
 
 from __future__ import annotations
@@ -18,12 +18,14 @@ from tta_restore.models.registry import register_model
 from tta_restore.models.restorer.restorer import pad
 from tta_restore.models.restorer.spec import SizeRequirements
 from tta_restore.nn import CrossFrameFusionBlock
-from tta_restore.nn.cross_frame import TokenOrder
+from tta_restore.nn.cross_frame import Variant
+
+__all__ = ["VideoReblur"]
 
 Fusion = Literal["attention", "conv3d", "channels"]
 
 _WINDOW, _HEADS, _DEPTH = 8, 4, 4
-_DROP_PATH = 0.1  # of the last fusion block in train mode, growing linearly from none
+_DROP_PATH = 0.1  # rate of the last fusion block in train mode; grows linearly from 0
 
 
 class _Residual(nn.Module):
@@ -38,7 +40,7 @@ class _Residual(nn.Module):
 
 
 class _Embedding(nn.Module):
-    """Tokens of windows of r x r pixels: (N, C, H, W) -> (N, windows, D), a window flattened channel fastest."""
+    """Tokens of windows of r x r pixels, channels fastest within a window: (N, C, H, W) -> (N, windows, D)."""
 
     def __init__(self, channels: int, dim: int, window: int, **factory: Any) -> None:
         super().__init__()
@@ -56,9 +58,9 @@ class _Embedding(nn.Module):
 
 
 class _AttentionFusion(nn.Module):
-    """Features of the middle frame that know the other frames': (B*T, C, H, W) -> (B, C, H, W)."""
+    """Fusion of the frames' features into those of the center frame: (B*T, C, H, W) -> (B, C, H, W)."""
 
-    def __init__(self, channels: int, num_frames: int, token_order: TokenOrder, **factory: Any) -> None:
+    def __init__(self, channels: int, num_frames: int, variant: Variant, **factory: Any) -> None:
         super().__init__()
         dim = 2 * channels
         self.patch_embed = _Embedding(channels, dim, 1, **factory)
@@ -69,7 +71,7 @@ class _AttentionFusion(nn.Module):
                 _HEADS,
                 window_size=_WINDOW,
                 num_frames=num_frames,
-                token_order=token_order,
+                variant=variant,
                 drop_path=_DROP_PATH * i / (_DEPTH - 1),
                 **factory,
             )
@@ -91,27 +93,27 @@ class _AttentionFusion(nn.Module):
 
 @register_model("video_reblur", kind="reblurrer")
 class VideoReblur(nn.Module):
-    """Blurs the middle frame of a clip as the clip around it is blurred; official weights load.
+    """U-Net that blurs the center frame of a clip like the clip around it; official weights load.
 
-    A U-shape with two halvings, whose features at the bottom are fused across frames. The paper's reblurrer is the
-    default; any height and width are taken, extended by reflection inside.
+    The features at a quarter of the size are fused across frames. The defaults are those of the paper. Any height and
+    width are accepted and padded by reflection inside.
 
     Args:
-        num_frames: T, odd.
-        num_layers: residual units at each stage.
+        num_frames: odd number T of frames.
+        num_layers: residual units of each stage.
         base_channels: channels of the first stage.
-        fusion: "attention" of windows, frames and pixels; "conv3d" along time; "channels" concatenates the frames and
-            fuses nothing (the release's "mtrnn").
-        token_order: see :class:`tta_restore.nn.CrossFrameFusionBlock`; "released" for comparison only.
-        device: of the parameters.
-        dtype: of the parameters.
+        fusion: "attention" across windows, frames and pixels; "conv3d" along time; "channels" concatenates the frames
+            at the input and fuses nothing else ("mtrnn" in the official code).
+        variant: order of the regional tokens, see :class:`tta_restore.nn.CrossFrameFusionBlock`.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
 
     Shape:
         - clip: (B, T, 3, H, W) in [0, 1]
         - output: (B, 3, H, W), about [0, 1], not clamped
 
     Raises:
-        ValueError: the clip has another shape.
+        ValueError: The clip has another shape.
 
     >>> VideoReblur(num_layers=1, base_channels=2)(torch.rand(1, 5, 3, 20, 33)).shape
     torch.Size([1, 3, 20, 33])
@@ -124,7 +126,7 @@ class VideoReblur(nn.Module):
         num_layers: int = 3,
         base_channels: int = 32,
         fusion: Fusion = "attention",
-        token_order: TokenOrder = "aligned",
+        variant: Variant = "ours",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -142,13 +144,13 @@ class VideoReblur(nn.Module):
         def units(channels: int) -> nn.Sequential:
             return nn.Sequential(*(_Residual(channels, **factory) for _ in range(num_layers)))
 
-        # Names as in official checkpoints: e leads into a stage, d doubles the sides, c merges with the skip.
+        # Names of the official checkpoints: e enters a stage, d doubles the size, c merges with the skip connection.
         frames_at_once = num_frames if fusion == "channels" else 1
         self.conv1_e, self.conv1 = nn.Conv2d(3 * frames_at_once, n, 5, padding=2, **factory), units(n)
         self.conv2_e, self.conv2 = nn.Conv2d(n, 2 * n, 5, stride=2, padding=2, **factory), units(2 * n)
         self.conv3_e, self.conv3 = nn.Conv2d(2 * n, 4 * n, 5, stride=2, padding=2, **factory), units(4 * n)
         if fusion == "attention":
-            self.attn3 = _AttentionFusion(4 * n, num_frames, token_order, **factory)
+            self.attn3 = _AttentionFusion(4 * n, num_frames, variant, **factory)
         elif fusion == "conv3d":
             self.threed_embed = nn.Conv2d(4 * n, 8 * n, 3, padding=1, **factory)
             self.threed_conv = nn.ModuleList([nn.Conv3d(8 * n, 8 * n, (5, 3, 3), **factory) for _ in range(3)])
@@ -161,7 +163,7 @@ class VideoReblur(nn.Module):
         self.decode = nn.Conv2d(n, 3, 3, padding=1, **factory)
 
     def forward(self, clip: Tensor) -> Tensor:
-        """The middle frame, reblurred."""
+        """Return the reblurred center frame."""
         frames = self.num_frames
         checks.expect_floating("video_reblur", clip=clip)
         checks.expect_shape("video_reblur", "clip", clip, "(B, T, 3, H, W)", (None, frames, 3, None, None))
@@ -179,7 +181,7 @@ class VideoReblur(nn.Module):
 
     @staticmethod
     def config_of_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
-        """Sizes and fusion that weights were made with; nothing where they are another network's."""
+        """Return sizes and fusion of official or own weights; empty for those of another network."""
         first = state_dict.get("conv1_e.weight")
         if first is None:
             return {}
@@ -193,13 +195,13 @@ class VideoReblur(nn.Module):
         return config | {"fusion": "channels", "num_frames": first.shape[1] // 3}
 
     def convert_state_dict(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Leave out the attention that official checkpoints of the other variants carry unused."""
+        """Drop the attention weights that official checkpoints of the other fusions carry unused."""
         keep = self.fusion == "attention"
         return {name: value for name, value in state_dict.items() if keep or not name.startswith("attn3.")}
 
     @staticmethod
     def _laid_out(x: Tensor) -> Tensor:
-        # on CPUs gradients of few channels cost a quarter in this layout, which all layers keep; never more
+        # Gradients of convolutions with few channels take a quarter of the time in this layout on CPUs.
         return x.contiguous(memory_format=torch.channels_last) if x.device.type == "cpu" else x
 
     def _middle(self, x: Tensor) -> Tensor:

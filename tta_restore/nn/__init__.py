@@ -1,23 +1,21 @@
-"""Layers that call the ops."""
+"""Layers built on the ops."""
 
 from tta_restore.nn.adaptive_conv import IterativeAdaptiveConv2d, IterativeFilterAdaptiveBlock
+from tta_restore.nn.adaptive_conv2d import AdaptiveConv2d, KernelPredictor
 from tta_restore.nn.cross_frame import CrossFrameAttention, CrossFrameFusionBlock
 from tta_restore.nn.reblur import (
     BlurMapEstimator,
     BlurMapFusion,
-    ChannelGate,
     IsotropicKernelPredictor,
     IsotropicReblur,
-    ResidualTrunk,
-    seed_channels,
 )
-from tta_restore.nn.residual import DisparityEstimator, ResidualChain
+from tta_restore.nn.residual import DisparityEstimator
 from tta_restore.nn.semantic import OpenClipEncoder, SemanticCrossAttention, TimmEncoder
 
 __all__ = [
+    "AdaptiveConv2d",
     "BlurMapEstimator",
     "BlurMapFusion",
-    "ChannelGate",
     "CrossFrameAttention",
     "CrossFrameFusionBlock",
     "DisparityEstimator",
@@ -25,10 +23,8 @@ __all__ = [
     "IsotropicReblur",
     "IterativeAdaptiveConv2d",
     "IterativeFilterAdaptiveBlock",
+    "KernelPredictor",
     "OpenClipEncoder",
-    "ResidualChain",
-    "ResidualTrunk",
     "SemanticCrossAttention",
     "TimmEncoder",
-    "seed_channels",
 ]

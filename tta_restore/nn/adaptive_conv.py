@@ -1,4 +1,4 @@
-"""Layers of the iterative adaptive convolution: filters given, or predicted from features."""
+"""Iterative adaptive convolution layers: with given filters, or with filters predicted from features."""
 
 from __future__ import annotations
 
@@ -10,24 +10,27 @@ from torch import Tensor, nn
 from tta_restore import ops
 from tta_restore.ops.adaptive_conv import Horizontal
 
+__all__ = ["IterativeAdaptiveConv2d", "IterativeFilterAdaptiveBlock"]
+
 
 class IterativeAdaptiveConv2d(nn.Module):
-    """Filter features N times with per-pixel filters that another network predicts. See :func:`tta_restore.ops.iac`.
+    """Iterative adaptive convolution with given filters, see :func:`tta_restore.ops.iac`.
 
     Args:
-        channels: C of the features.
-        num_steps: N.
-        kernel_size: K, odd.
-        negative_slope: of the leaky ReLU after each step.
-        activate_last: whether it follows the last step too.
-        horizontal: ``"own"`` as published, ``"vertical"`` as the released IFAN checkpoints run.
+        channels: channels C of the features.
+        num_steps: number N of filtering steps.
+        kernel_size: odd filter length K.
+        negative_slope: slope of the leaky ReLU after each step.
+        activate_last: apply the leaky ReLU after the last step too.
+        horizontal: ``"own"`` uses separate horizontal filters, as published; ``"vertical"`` shares the vertical ones,
+            as the official IFAN checkpoints do.
 
     Shape:
         - x: (B, C, H, W)
-        - filters: (B, N*C*(2K+1), H, W); ``filter_channels`` is their number
+        - filters: (B, N*C*(2K+1), H, W), see :attr:`filter_channels`
         - output: (B, C, H, W)
 
-    Source: Iterative Filter Adaptive Network (Lee et al., CVPR 2021), the IAC layer.
+    Source: Lee et al., Iterative filter adaptive network, CVPR 2021, IAC layer.
 
     >>> layer = IterativeAdaptiveConv2d(4, num_steps=2)
     >>> layer(torch.rand(1, 4, 5, 6), torch.rand(1, layer.filter_channels, 5, 6)).shape
@@ -54,50 +57,52 @@ class IterativeAdaptiveConv2d(nn.Module):
 
     @property
     def filter_channels(self) -> int:
-        """N*C*(2K+1), what a predictor of the filters must put out."""
+        """Channels N*C*(2K+1) that a filter predictor must return."""
         return self.num_steps * self.channels * (2 * self.kernel_size + 1)
 
     @property
     def options(self) -> dict[str, Any]:
-        """The keyword arguments of the function behind this layer."""
+        """Keyword arguments of :func:`tta_restore.ops.iac` for this layer."""
         names = ("num_steps", "kernel_size", "negative_slope", "activate_last", "horizontal")
         return {name: getattr(self, name) for name in names}
 
     def forward(self, x: Tensor, filters: Tensor) -> Tensor:
-        """Filter ``x`` (B, C, H, W) with ``filters`` (B, N*C*(2K+1), H, W)."""
+        """Filter ``x`` with ``filters``. Shape: (B, C, H, W), (B, N*C*(2K+1), H, W) -> (B, C, H, W)."""
         return ops.iac(x, filters, **self.options)
 
     def extra_repr(self) -> str:
-        """Show what the layer was built with."""
+        """Return the arguments that ``repr`` shows."""
         return ", ".join([str(self.channels), *(f"{name}={value!r}" for name, value in self.options.items())])
 
 
 class IterativeFilterAdaptiveBlock(IterativeAdaptiveConv2d):
-    """Predict per-pixel filters from features by a 1x1 convolution and apply them N times, without holding the filters.
+    """Iterative adaptive convolution whose filters a 1x1 convolution predicts from features.
 
-    See :func:`tta_restore.ops.iac_from_features`. The block starts near the identity for positive values: every center
-    tap is 1 through the bias, and the features disturb it by about ``init_scale``. Gradients then reach ``x``, the
-    features and every step from the first update on. (Filters that start near zero, as in the original network, let
-    nothing of ``x`` through N steps, and the gradient of ``x`` is exactly zero.) Negative values pass N leaky ReLUs.
+    The filters are never stored, see :func:`tta_restore.ops.iac_from_features`. The block starts near the identity for
+    positive values: the bias sets every center tap to 1, and the features perturb it by about ``init_scale``. Gradients
+    then reach ``x``, the features and every step from the first update on. Filters that start near zero, as in the
+    official code, suppress ``x`` within N steps, so that its gradient is exactly zero. Negative values are scaled by
+    the leaky ReLU of every step.
 
     Args:
-        channels: C of the features that are filtered.
-        feature_channels: D of the features that filters are predicted from.
-        num_steps: N.
-        kernel_size: K, odd.
-        negative_slope: of the leaky ReLU after each step.
-        activate_last: whether it follows the last step too.
-        horizontal: ``"own"`` as published, ``"vertical"`` as the released IFAN checkpoints run.
-        init_scale: how much features of unit variance change each tap and bias at the start, as a standard deviation.
-        device: of the parameters.
-        dtype: of the parameters.
+        channels: channels C of the filtered features.
+        feature_channels: channels D of the features from which filters are predicted.
+        num_steps: number N of filtering steps.
+        kernel_size: odd filter length K.
+        negative_slope: slope of the leaky ReLU after each step.
+        activate_last: apply the leaky ReLU after the last step too.
+        horizontal: ``"own"`` uses separate horizontal filters, as published; ``"vertical"`` shares the vertical ones,
+            as the official IFAN checkpoints do.
+        init_scale: standard deviation by which features of unit variance change each tap and bias at the start.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
 
     Shape:
         - x: (B, C, H, W)
         - features: (B, D, H, W)
         - output: (B, C, H, W)
 
-    Source: Iterative Filter Adaptive Network (Lee et al., CVPR 2021); the initialization is ours.
+    Source: Lee et al., Iterative filter adaptive network, CVPR 2021. The initialization differs.
 
     >>> block = IterativeFilterAdaptiveBlock(4, 8, num_steps=2, init_scale=0)
     >>> x = torch.rand(1, 4, 5, 6)
@@ -134,26 +139,27 @@ class IterativeFilterAdaptiveBlock(IterativeAdaptiveConv2d):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Start near the identity again."""
+        """Draw the weight again and set the bias to identity filters."""
         nn.init.normal_(self.weight, std=self.init_scale / self.feature_channels**0.5)
         nn.init.zeros_(self.bias)
+        # The bias holds all taps first, vertical and horizontal by step, then the biases of the steps.
         taps = self.num_steps * 2 * self.channels * self.kernel_size
         with torch.no_grad():
             self.bias[:taps].view(-1, self.kernel_size)[:, self.kernel_size // 2] = 1
 
     def forward(self, x: Tensor, features: Tensor) -> Tensor:
-        """Filter ``x`` (B, C, H, W) as ``features`` (B, D, H, W) tell."""
+        """Filter ``x`` by ``features``. Shape: (B, C, H, W), (B, D, H, W) -> (B, C, H, W)."""
         return ops.iac_from_features(x, features, self.weight, self.bias, **self.options)
 
     def predict_filters(self, features: Tensor) -> Tensor:
-        """The filters themselves, (B, N*C*(2K+1), H, W), for what reads them besides this block: training only."""
+        """Return the filters, for a training loss that reads them. Shape: (B, D, H, W) -> (B, N*C*(2K+1), H, W)."""
         return nn.functional.conv2d(features, self.weight[:, :, None, None], self.bias)
 
     def apply_filters(self, x: Tensor, filters: Tensor) -> Tensor:
-        """Filter ``x`` with filters that :meth:`predict_filters` gave."""
+        """Filter ``x`` with the filters returned by :meth:`predict_filters`."""
         return super().forward(x, filters)
 
     def extra_repr(self) -> str:
-        """Show what the layer was built with."""
+        """Return the arguments that ``repr`` shows."""
         channels, rest = super().extra_repr().split(", ", 1)
         return f"{channels}, {self.feature_channels}, {rest}"

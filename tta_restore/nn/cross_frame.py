@@ -1,4 +1,4 @@
-"""Attention among the windows of a frame, the frames of a clip, and the pixels of a window."""
+"""Attention across the windows of a frame, the frames of a clip, and the pixels of a window."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ from torch import Tensor, nn
 
 from tta_restore._core import checks
 
-TokenOrder = Literal["aligned", "released"]
+__all__ = ["CrossFrameAttention", "CrossFrameFusionBlock", "relative_position_index"]
+
+Variant = Literal["ours", "official"]
 
 
 def relative_position_index(height: int, width: int) -> Tensor:
-    """For every pair of pixels of a window, the number of their offset: (H*W, H*W), int64, row query, column key.
+    """Return the index of the offset between every pair of pixels of a window: (H*W, H*W), int64, (query, key).
 
-    Offsets are counted row by row from the largest upward one, ``(y + H - 1) * (2 W - 1) + x + W - 1``.
+    The offset (y, x) has the index ``(y + H - 1) * (2 W - 1) + x + W - 1``.
     """
     rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     rows, columns = rows.flatten(), columns.flatten()
@@ -26,7 +28,7 @@ def relative_position_index(height: int, width: int) -> Tensor:
 
 
 class _WindowAttention(nn.Module):
-    """Self-attention of tokens, with a bias per offset among pixels where a window is looked at."""
+    """Self-attention of tokens with an optional relative position bias between the pixels of a window."""
 
     def __init__(self, dim: int, num_heads: int, window_size: int, **factory: Any) -> None:
         super().__init__()
@@ -39,9 +41,9 @@ class _WindowAttention(nn.Module):
         self.proj = nn.Linear(dim, dim, **factory)
 
     def forward(self, tokens: Tensor, mask: Tensor | None = None, *, first: int | None = None) -> Tensor:
-        """What the ``first`` tokens, by default all, read in all of them.
+        """Return the attention of the ``first`` tokens, by default all, to all tokens.
 
-        Shape: tokens (N, S, D), mask to be added, (1 or N, heads, S, S) -> (N, first, D).
+        Shape: tokens (N, S, D), additive mask (1 or N, heads, S, S) -> (N, first, D).
         """
         apart = "n s (kinds heads d) -> kinds n heads s d"
         if first is None:
@@ -56,13 +58,14 @@ class _WindowAttention(nn.Module):
         return self.proj(rearrange(_attend(q, k, v, mask), "n heads s d -> n s (heads d)"))
 
     def bias(self) -> Tensor:
-        """Bias of a regional token, which has none, followed by those of its pixels: (1, heads, 1 + r*r, 1 + r*r)."""
+        """Return the bias of a regional token (zero) followed by its pixels: (1, heads, 1 + r*r, 1 + r*r)."""
         pixels = self.relative_position_bias_table[self.relative_position_index_patch]
-        return F.pad(pixels.permute(2, 0, 1), (1, 0, 1, 0))[None]  # without the first axis torch has no fast attention
+        # scaled_dot_product_attention takes its fast path only for masks with a batch axis.
+        return F.pad(pixels.permute(2, 0, 1), (1, 0, 1, 0))[None]
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """Attention, written out where torch has no fast one: on a CPU, with a mask that learns."""
+    """Return the attention; explicit on a CPU with a trainable mask, for which torch has no fast kernel."""
     if mask is not None and mask.requires_grad and mask.device.type == "cpu":
         scores = q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2)
         return scores.add_(mask).softmax(-1) @ v
@@ -70,24 +73,24 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
 
 
 class CrossFrameAttention(nn.Module):
-    """Tokens of the middle frame read those of every frame at once; the other frames pass through.
+    """Attention from the tokens of the center frame to those of every frame; other frames pass unchanged.
 
-    ``out_c = x_c + W concat_t(softmax(q_c k_t^T / sqrt(d)) v_t)`` over all T frames, the middle one included, with a
+    ``out_c = x_c + W concat_t(softmax(q_c k_t^T / sqrt(d)) v_t)`` over all T frames, the center one c included, with a
     softmax for each frame; ``out_t = x_t`` elsewhere.
 
     Args:
-        dim: D of the tokens.
-        num_heads: heads of the attention.
-        num_frames: T, odd.
-        device: of the parameters.
-        dtype: of the parameters.
+        dim: width D of the tokens.
+        num_heads: number of attention heads.
+        num_frames: odd number T of frames.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
 
-    Shape: x (B*T, S, D), frames of a sample next to each other -> the same.
+    Shape: x (B*T, S, D), the frames of a sample adjacent -> (B*T, S, D).
 
     Raises:
-        ValueError: the tokens have another width, or their number is no multiple of T.
+        ValueError: The tokens have another width, or their number is not a multiple of T.
 
-    Source: Meta Transferring for Deblurring (Liu et al., BMVC 2022), cross-frame self-attention, as released.
+    Source: Liu et al., Meta transferring for deblurring, BMVC 2022, as in the official code.
     """
 
     def __init__(
@@ -109,7 +112,7 @@ class CrossFrameAttention(nn.Module):
         self.proj = nn.Linear(num_frames * dim, dim, **factory)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Tokens of all frames, those of the middle one changed."""
+        """Return the tokens of all frames, those of the center frame updated."""
         _check_tokens("CrossFrameAttention", "x", x, self.dim, self.num_frames)
         frames = rearrange(x, "(b t) s d -> b t s d", t=self.num_frames)
         middle = self.num_frames // 2
@@ -121,43 +124,48 @@ class CrossFrameAttention(nn.Module):
         return torch.cat(parts, 1).flatten(0, 1)
 
     def extra_repr(self) -> str:
-        """Show what the layer was built with."""
+        """Return the arguments that ``repr`` shows."""
         return f"{self.dim}, num_heads={self.num_heads}, num_frames={self.num_frames}"
 
 
 class CrossFrameFusionBlock(nn.Module):
-    """Fuses the frames of a clip: windows see each other, then the other frames, then tell their pixels.
+    """Transformer block that fuses the frames of a clip through one regional token per window.
 
-    A frame has one *regional* token per window of r x r pixels and one *local* token per pixel. Four steps, each after
-    a LayerNorm: the regional tokens of a frame attend to each other; those of the middle frame read those of all
-    frames (:class:`CrossFrameAttention`, behind which, as published, the normalized tokens go on without a residual);
-    within a window the pixels and their regional token attend to each other, with the weights of the first step; an
-    MLP. Sides that windows do not divide are filled with pixels that nobody attends to.
+    A frame has one *regional* token per window of r x r pixels and one *local* token per pixel. The block has four
+    steps, each after a LayerNorm:
+
+    1. self-attention of the regional tokens of a frame;
+    2. :class:`CrossFrameAttention` of the regional tokens of the center frame to those of all frames, after which, as
+       published, the normalized tokens continue without a residual;
+    3. self-attention of the pixels of a window and its regional token, with the weights of step 1;
+    4. an MLP.
+
+    Frames that windows do not divide are padded with masked pixels.
 
     Args:
-        dim: D of the tokens.
-        num_heads: heads of each attention.
-        window_size: r, in pixels.
-        num_frames: T, odd.
-        mlp_ratio: width of the MLP over D.
-        token_order: which regional token the pixels of a window meet: "aligned", their own; "released", the one that
-            has the same place when windows are counted frame by frame and regional tokens window by window, so that
-            tokens of other places, frames and samples are met. For comparison with the released network only.
-        drop_path: rate of stochastic depth of the residual branches in train mode.
-        device: of the parameters.
-        dtype: of the parameters.
+        dim: width D of the tokens.
+        num_heads: number of heads of each attention.
+        window_size: side r of a window in pixels.
+        num_frames: odd number T of frames.
+        mlp_ratio: hidden width of the MLP relative to D.
+        variant: regional token of a window in step 3. "ours" uses the window's own token. "official" pairs windows in
+            frame-major order with tokens in window-major order, which mixes positions, frames and samples; use it to
+            reproduce the official weights.
+        drop_path: stochastic depth rate of the residual branches in train mode.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
 
     Shape:
-        - regional: (B*T, ceil(H/r) * ceil(W/r), D), windows row by row, frames of a sample next to each other
-        - local: (B*T, H*W, D), pixels row by row
+        - regional: (B*T, ceil(H/r) * ceil(W/r), D), windows in row-major order, the frames of a sample adjacent
+        - local: (B*T, H*W, D), pixels in row-major order
         - size: (H, W)
-        - output: regional and local, as they came
+        - output: regional and local tokens in the shapes of the inputs
 
     Raises:
-        ValueError: tokens and ``size`` do not fit together.
+        ValueError: Tokens and ``size`` do not match.
 
-    Source: Meta Transferring for Deblurring (Liu et al., BMVC 2022), after RegionViT (Chen et al., ICLR 2022); official
-    weights load. In train mode the release may drop all regional tokens of a frame; here step two is never dropped.
+    Source: Liu et al., Meta transferring for deblurring, BMVC 2022, after Chen et al., RegionViT, ICLR 2022; official
+    weights load. In train mode the official code may drop all regional tokens of a frame; here step 2 is never dropped.
 
     >>> block = CrossFrameFusionBlock(16, 2, window_size=4)
     >>> regional, local = block(torch.rand(5, 4, 16), torch.rand(5, 48, 16), (8, 6))
@@ -173,7 +181,7 @@ class CrossFrameFusionBlock(nn.Module):
         window_size: int = 8,
         num_frames: int = 5,
         mlp_ratio: float = 4.0,
-        token_order: TokenOrder = "aligned",
+        variant: Variant = "ours",
         drop_path: float = 0.0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -183,14 +191,15 @@ class CrossFrameFusionBlock(nn.Module):
         _check_heads(name, dim, num_heads)
         checks.expect_int(name, "window_size", window_size, minimum=1)
         checks.expect_int(name, "num_frames", num_frames, minimum=1, odd=True)
-        checks.expect_choice(name, "token_order", token_order, ("aligned", "released"))
+        checks.expect_choice(name, "variant", variant, ("ours", "official"))
         checks.expect_number(name, "mlp_ratio", mlp_ratio, above=0)
         checks.expect_number(name, "drop_path", drop_path, minimum=0, below=1)
         self.dim, self.num_heads, self.window_size, self.num_frames = dim, num_heads, window_size, num_frames
-        self.mlp_ratio, self.token_order = mlp_ratio, token_order
+        self.mlp_ratio = mlp_ratio
+        self.variant: Variant = variant
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
-        # The names are the official ones: norm1 of the regional, norm4 of the cross-frame, norm2 of the local attention
-        # and norm3 of the MLP; one attention serves regional and local tokens.
+        # Official names: norm1 precedes the regional, norm4 the cross-frame, norm2 the local attention, norm3 the MLP;
+        # one attention serves regional and local tokens.
         self.norm1 = nn.LayerNorm(dim, **factory)
         self.attn = _WindowAttention(dim, num_heads, window_size, **factory)
         self.cross_attn = CrossFrameAttention(dim, num_heads, num_frames=num_frames, **factory)
@@ -209,7 +218,7 @@ class CrossFrameFusionBlock(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Truncated normal weights of deviation 0.02, zero biases."""
+        """Draw truncated normal weights of standard deviation 0.02 and set biases to zero."""
         nn.init.trunc_normal_(self.attn.relative_position_bias_table, std=0.02)
         for part in self.modules():
             if isinstance(part, nn.Linear):
@@ -217,15 +226,16 @@ class CrossFrameFusionBlock(nn.Module):
                 nn.init.zeros_(part.bias)
 
     def forward(self, regional: Tensor, local: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """Regional and local tokens of all frames."""
+        """Return the regional and local tokens of all frames."""
         self._check(regional, local, size)
         groups = self._within_windows(self._groups(self._across_frames(regional), local, size), size)
         return self._in_frame_order(groups[:, 0], regional), self._pixels(groups[:, 1:], size)
 
     def last_but_one(self, regional: Tensor, local: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """Regional tokens of all frames, local ones of the middle frame of each sample, as :meth:`forward` gives them.
+        """Return the regional tokens of all frames and the local tokens of the center frame of each sample.
 
-        Who wants the middle frame only needs no more of this block, before :meth:`middle_frame` of the next.
+        The results equal those of :meth:`forward`. They suffice before :meth:`middle_frame` of the next block, if only
+        the center frame is needed.
         """
         self._check(regional, local, size)
         groups = self._groups(self._across_frames(regional), local, size)
@@ -234,17 +244,17 @@ class CrossFrameFusionBlock(nn.Module):
         return self._in_frame_order(tokens, regional), self._pixels(self._within_windows(middle, size)[:, 1:], size)
 
     def middle_frame(self, regional: Tensor, local: Tensor, size: tuple[int, int]) -> Tensor:
-        """Local tokens of the middle frame of each sample, (B, H*W, D), from those and the regional ones of all."""
+        """Return the local tokens of the center frame: (B*T, nW, D), (B, H*W, D) -> (B, H*W, D)."""
         self._check(regional, local, size, num_frames=1)
         tokens = self._in_window_order(self._across_frames(regional)).unflatten(0, regional.shape[:2])
         groups = torch.cat([self._middle(tokens)[:, None], self._windows(local, size)], 1)
         return self._pixels(self._within_windows(groups, size)[:, 1:], size)
 
     def extra_repr(self) -> str:
-        """Show what the block was built with."""
+        """Return the arguments that ``repr`` shows."""
         return (
             f"{self.dim}, num_heads={self.num_heads}, window_size={self.window_size}, num_frames={self.num_frames}, "
-            f"mlp_ratio={self.mlp_ratio}, token_order={self.token_order!r}"
+            f"mlp_ratio={self.mlp_ratio}, variant={self.variant!r}"
         )
 
     def _across_frames(self, regional: Tensor) -> Tensor:
@@ -252,10 +262,10 @@ class CrossFrameFusionBlock(nn.Module):
         return self.cross_attn(self.norm4(regional))
 
     def _within_windows(self, groups: Tensor, size: tuple[int, int], *, first: int | None = None) -> Tensor:
-        """The ``first`` tokens of groups (N, 1 + r*r, D) of a regional token and its pixels, windows by frames."""
+        """Return the ``first`` tokens of groups (N, 1 + r*r, D) of a regional token and its pixels."""
         bias, outside = self.attn.bias(), self._outside(size, groups.device)
         if outside is not None:
-            # a bias for each window of a frame: (windows, 1, 1, 1 + r*r) on top of (1, heads, 1 + r*r, 1 + r*r)
+            # One bias per window of a frame: (windows, 1, 1, 1 + r*r) masks (1, heads, 1 + r*r, 1 + r*r).
             bias = bias.masked_fill(outside[:, None, None], float("-inf")).repeat(len(groups) // len(outside), 1, 1, 1)
         groups = groups[:, :first] + self.drop_path(self.attn(self.norm2(groups), bias, first=first))
         hidden = F.gelu(self.mlp["fc1"](self.norm3(groups)))
@@ -265,28 +275,28 @@ class CrossFrameFusionBlock(nn.Module):
         return torch.cat([self._in_window_order(regional)[:, None], self._windows(local, size)], 1)
 
     def _middle(self, x: Tensor) -> Tensor:
-        """What belongs to the middle frames: (B*T, nW, ...) -> (B*nW, ...)."""
+        """Select the center frames: (B*T, nW, ...) -> (B*nW, ...)."""
         return x.unflatten(0, (-1, self.num_frames))[:, self.num_frames // 2].flatten(0, 1)
 
     def _in_frame_order(self, tokens: Tensor, like: Tensor) -> Tensor:
-        """The way back of :meth:`_in_window_order`."""
+        """Invert :meth:`_in_window_order`."""
         frames, windows = like.shape[:2]
-        if self.token_order == "aligned":
+        if self.variant == "ours":
             return tokens.unflatten(0, (frames, windows))
         return tokens.unflatten(0, (windows, frames)).transpose(0, 1)
 
     def _in_window_order(self, regional: Tensor) -> Tensor:
-        """The regional token that each window meets: (B*T, nW, D) -> (B*T*nW, D)."""
-        return (regional if self.token_order == "aligned" else regional.transpose(0, 1)).flatten(0, 1)
+        """Return the regional token paired with each window: (B*T, nW, D) -> (B*T*nW, D)."""
+        return (regional if self.variant == "ours" else regional.transpose(0, 1)).flatten(0, 1)
 
     def _windows(self, local: Tensor, size: tuple[int, int]) -> Tensor:
-        """(N, H*W, D) -> (N*nW, r*r, D)."""
+        """Partition pixels into windows, zero-padded: (N, H*W, D) -> (N*nW, r*r, D)."""
         r, (rows, columns) = self.window_size, self._grid(size)
         pixels = F.pad(local.unflatten(1, size), (0, 0, 0, columns * r - size[1], 0, rows * r - size[0]))
         return rearrange(pixels, "n (rows y) (columns x) d -> (n rows columns) (y x) d", y=r, x=r)
 
     def _pixels(self, windows: Tensor, size: tuple[int, int]) -> Tensor:
-        """(N*nW, r*r, D) -> (N, H*W, D)."""
+        """Invert :meth:`_windows` and crop the padding: (N*nW, r*r, D) -> (N, H*W, D)."""
         r, (rows, columns) = self.window_size, self._grid(size)
         sides = {"rows": rows, "columns": columns, "y": r, "x": r}
         pixels = rearrange(windows, "(n rows columns) (y x) d -> n (rows y) (columns x) d", **sides)
@@ -296,7 +306,7 @@ class CrossFrameFusionBlock(nn.Module):
         return -(-size[0] // self.window_size), -(-size[1] // self.window_size)
 
     def _outside(self, size: tuple[int, int], device: torch.device) -> Tensor | None:
-        """Which keys of each window are fill: (nW, 1 + r*r), True for fill; None where there is none."""
+        """Return a mask of the padded keys of each window, (nW, 1 + r*r), or None without padding."""
         r, (rows, columns) = self.window_size, self._grid(size)
         if size == (rows * r, columns * r):
             return None
@@ -305,7 +315,7 @@ class CrossFrameFusionBlock(nn.Module):
         return F.pad((down | right).flatten(2).flatten(0, 1), (1, 0))
 
     def _check(self, regional: Tensor, local: Tensor, size: tuple[int, int], *, num_frames: int | None = None) -> None:
-        """That regional tokens of all frames and local ones of ``num_frames`` per sample fit together."""
+        """Check regional tokens of all frames against local ones of ``num_frames`` frames per sample."""
         name, frames = "CrossFrameFusionBlock", self.num_frames
         kept = frames if num_frames is None else num_frames
         _check_tokens(name, "regional", regional, self.dim, frames)

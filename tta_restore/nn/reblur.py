@@ -1,4 +1,4 @@
-"""Layers of reblurring-guided learning: predict isotropic kernels, blur with them, estimate and use a blur map."""
+"""Layers of reblurring-guided learning: isotropic kernel prediction, reblurring, and blur maps."""
 
 from __future__ import annotations
 
@@ -10,19 +10,18 @@ from torch import Tensor, nn
 
 from tta_restore import ops
 from tta_restore._core import checks
+from tta_restore.ops.isotropic import symmetry
+
+__all__ = ["KERNEL_SIZES", "BlurMapEstimator", "BlurMapFusion", "IsotropicKernelPredictor", "IsotropicReblur"]
 
 KERNEL_SIZES = (3, 5, 7, 9, 11, 13, 15)
 
 
 def seed_channels(kernel_sizes: Sequence[int]) -> int:
-    """Channels of seeds that kernels of these sizes need: sum((K+1)/2).
-
-    >>> seed_channels((3, 5))
-    5
-    """
+    """Return the number of radial kernel logits, sum((K+1)/2), of kernels of these sizes."""
     for size in kernel_sizes:
         checks.expect_int("seed_channels", "every kernel size", size, minimum=1, odd=True)
-    return sum((size + 1) // 2 for size in kernel_sizes)
+    return symmetry.seed_channels(tuple(kernel_sizes))
 
 
 class _ResidualBlock(nn.Module):
@@ -36,13 +35,20 @@ class _ResidualBlock(nn.Module):
 
 
 class ResidualTrunk(nn.Module):
-    """A convolution, three residual blocks, a convolution: what kernels, weights and blur maps are predicted with.
+    """Convolution, three residual blocks and a convolution: predictor of kernel logits, weights and blur maps.
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        width: channels in between.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
 
     Shape:
         - x: (B, in_channels, H, W)
         - output: (B, out_channels, H, W)
 
-    Source: JDRL (Li et al., AAAI 2023), the trunks of its reblurring module.
+    Source: Li et al., JDRL, AAAI 2023.
 
     >>> ResidualTrunk(6, 8, width=4)(torch.rand(1, 6, 5, 7)).shape
     torch.Size([1, 8, 5, 7])
@@ -66,7 +72,7 @@ class ResidualTrunk(nn.Module):
         self.out = nn.Conv2d(width, out_channels, 3, padding=1, **factory)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Features of every pixel from its neighborhood."""
+        """Return predictions for every pixel. Shape: (B, in_channels, H, W) -> (B, out_channels, H, W)."""
         name = type(self).__name__
         checks.expect_floating(name, x=x)
         checks.expect_shape(name, "x", x, "(B, C, H, W)", (None, self.conv_first.in_channels, None, None))
@@ -78,20 +84,22 @@ def _convolutions(module: nn.Module) -> list[nn.Conv2d]:
 
 
 class IsotropicKernelPredictor(nn.Module):
-    """Predict how an image must be blurred to become an observation: seeds of isotropic kernels, and their mixture.
+    """Predictor of the per-pixel isotropic kernels that blur one image into another.
+
+    It returns radial kernel logits (``seeds``) and the weights of the mixture of kernels and identity.
 
     Args:
-        channels: C of both images.
+        channels: channels C of both images.
         width: channels of the two trunks.
-        kernel_sizes: of the kernels, see :func:`tta_restore.ops.isotropic_reblur`.
-        device: of the parameters.
-        dtype: of the parameters.
+        kernel_sizes: odd sizes of the N kernels, see :func:`tta_restore.ops.isotropic_reblur`.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
 
     Shape:
         - image, blurry: (B, C, H, W), RGB in [0, 1]
         - output: seeds (B, sum((K+1)/2), H, W) and weights (B, 1+N, H, W), which sum to 1 over the channels
 
-    Source: JDRL (Li et al., AAAI 2023), its reblurring module.
+    Source: Li et al., JDRL, AAAI 2023, reblurring module.
 
     >>> seeds, weights = IsotropicKernelPredictor(width=4)(torch.rand(1, 3, 6, 6), torch.rand(1, 3, 6, 6))
     >>> seeds.shape[1], weights.shape[1]
@@ -115,14 +123,14 @@ class IsotropicKernelPredictor(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Xavier's normal weights, no biases, as published."""
+        """Draw Xavier-normal weights and set biases to zero, as published."""
         for layer in _convolutions(self):
             nn.init.xavier_normal_(layer.weight)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
 
     def forward(self, image: Tensor, blurry: Tensor) -> tuple[Tensor, Tensor]:
-        """Seeds and weights that blur ``image`` like ``blurry``."""
+        """Return logits and weights of the kernels that blur ``image`` into ``blurry``."""
         checks.expect_floating("IsotropicKernelPredictor", image=image, blurry=blurry)
         sizes = (None, self.channels, None, None)
         checks.expect_shape("IsotropicKernelPredictor", "image", image, "(B, C, H, W)", sizes)
@@ -131,18 +139,23 @@ class IsotropicKernelPredictor(nn.Module):
         return self.seed_trunk(both), self.weight_trunk(both).softmax(1)
 
     def extra_repr(self) -> str:
-        """Show what the layer was built with."""
+        """Return the arguments that ``repr`` shows."""
         return f"{self.channels}, width={self.width}, kernel_sizes={self.kernel_sizes}"
 
 
 class IsotropicReblur(nn.Module):
-    """Blur every pixel with its own mixture of isotropic kernels. See :func:`tta_restore.ops.isotropic_reblur`.
+    """Per-pixel blur with mixtures of isotropic kernels, see :func:`tta_restore.ops.isotropic_reblur`.
+
+    Args:
+        kernel_sizes: odd sizes of the N kernels.
 
     Shape:
-        - image: (B, C, H, W); seeds: (B, sum((K+1)/2), H, W); weights: (B, 1+N, H, W)
+        - image: (B, C, H, W)
+        - seeds: (B, sum((K+1)/2), H, W), radial kernel logits
+        - weights: (B, 1+N, H, W)
         - output: (B, C, H, W)
 
-    Source: JDRL (Li et al., AAAI 2023), its reblurring module.
+    Source: Li et al., JDRL, AAAI 2023, reblurring module.
 
     >>> layer = IsotropicReblur(kernel_sizes=(3,))
     >>> layer(torch.rand(1, 3, 4, 4), torch.rand(1, 2, 4, 4), torch.rand(1, 2, 4, 4)).shape
@@ -154,29 +167,29 @@ class IsotropicReblur(nn.Module):
         self.kernel_sizes = tuple(kernel_sizes)
 
     def forward(self, image: Tensor, seeds: Tensor, weights: Tensor) -> Tensor:
-        """Blur ``image``."""
+        """Return the blurred image."""
         return ops.isotropic_reblur(image, seeds, weights, kernel_sizes=self.kernel_sizes)
 
     def extra_repr(self) -> str:
-        """Show what the layer was built with."""
+        """Return the arguments that ``repr`` shows."""
         return f"kernel_sizes={self.kernel_sizes}"
 
 
 class BlurMapEstimator(ResidualTrunk):
-    """Estimate seeds of isotropic kernels, a map of the blur, from the blurry image alone.
+    """Estimator of radial kernel logits (a blur map) from the blurry image alone.
 
     Args:
-        channels: C of the image.
+        channels: channels C of the image.
         width: channels of the trunk.
-        kernel_sizes: of the kernels whose seeds are estimated.
-        device: of the parameters.
-        dtype: of the parameters.
+        kernel_sizes: odd sizes of the kernels.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
 
     Shape:
         - blurry: (B, C, H, W), RGB in [0, 1]
         - output: (B, sum((K+1)/2), H, W)
 
-    Source: Reblurring-guided defocus deblurring (Ren et al., IJCV 2025), its blur estimator.
+    Source: Ren et al., Reblurring-guided defocus deblurring, IJCV 2025.
 
     >>> BlurMapEstimator(width=4)(torch.rand(1, 3, 5, 5)).shape
     torch.Size([1, 35, 5, 5])
@@ -198,7 +211,7 @@ class BlurMapEstimator(ResidualTrunk):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Kaiming's normal weights by their outputs, biases of 0.1, as published."""
+        """Draw Kaiming-normal weights (fan out) and set biases to 0.1, as published."""
         for layer in _convolutions(self):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out")
             if layer.bias is not None:
@@ -206,12 +219,20 @@ class BlurMapEstimator(ResidualTrunk):
 
 
 class ChannelGate(nn.Module):
-    """Scale every channel by a number in (0, 1) that the means of all channels decide (squeeze and excitation).
+    """Squeeze-and-excitation without biases.
 
-    Shape:
-        - x, output: (B, C, H, W)
+    timm's module computes the same with 1x1 convolutions; the linear layers here carry the keys of the official
+    checkpoints, and importing timm takes seconds.
 
-    Source: Squeeze-and-excitation networks (Hu et al., CVPR 2018), without biases.
+    Args:
+        channels: channels C of input and output.
+        reduction: ratio of C to the hidden width.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
+
+    Shape: x (B, C, H, W) -> (B, C, H, W).
+
+    Source: Hu et al., Squeeze-and-excitation networks, CVPR 2018.
 
     >>> ChannelGate(8, reduction=4)(torch.rand(1, 8, 3, 3)).shape
     torch.Size([1, 8, 3, 3])
@@ -235,28 +256,28 @@ class ChannelGate(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Scale the channels of ``x``."""
+        """Return ``x`` with every channel scaled by a factor in (0, 1)."""
         return x * self.fc(x.mean((2, 3)))[..., None, None]
 
 
 class BlurMapFusion(nn.Module):
-    """Let a blur map into features by a channel gate and a 1x1 convolution back to the features' own channels.
+    """Fusion of features and a blur map by squeeze-and-excitation and a 1x1 convolution.
 
-    It starts as the identity of the features, so that it can be put in front of a trained network.
+    It starts as the identity of the features, so that it can be placed in front of a trained network.
 
     Args:
-        channels: C of the features, 3 for an image.
-        map_channels: M of the blur map.
-        reduction: of the gate.
-        device: of the parameters.
-        dtype: of the parameters.
+        channels: channels C of the features, 3 for an image.
+        map_channels: channels M of the blur map.
+        reduction: reduction ratio of the squeeze-and-excitation.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
 
     Shape:
         - x: (B, C, H, W)
-        - blur_map: (B, M, h, w), resized where it differs in size
+        - blur_map: (B, M, h, w), resized bilinearly to H x W if necessary
         - output: (B, C, H, W)
 
-    Source: Reblurring-guided defocus deblurring (Ren et al., IJCV 2025), its fusion block; the initialization is ours.
+    Source: Ren et al., Reblurring-guided defocus deblurring, IJCV 2025. The initialization differs.
 
     >>> x = torch.rand(1, 3, 4, 4)
     >>> torch.allclose(BlurMapFusion()(x, torch.rand(1, 35, 4, 4)), x)
@@ -279,7 +300,7 @@ class BlurMapFusion(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Start as the identity again: a gate of one half, doubled by the convolution."""
+        """Start as the identity: a gate of one half, doubled by the convolution."""
         last = self.gate.fc[2]
         for parameter in (*last.parameters(), *self.adjust.parameters()):
             nn.init.zeros_(parameter)
@@ -287,7 +308,7 @@ class BlurMapFusion(nn.Module):
             self.adjust.weight[:, : self.channels, 0, 0].fill_diagonal_(2)
 
     def forward(self, x: Tensor, blur_map: Tensor) -> Tensor:
-        """Features that know the blur."""
+        """Return the features fused with the blur map."""
         checks.expect_floating("BlurMapFusion", x=x, blur_map=blur_map)
         batch = checks.expect_shape("BlurMapFusion", "x", x, "(B, C, H, W)", (None, self.channels, None, None))[0]
         sizes = (batch, self.map_channels, None, None)
@@ -297,5 +318,5 @@ class BlurMapFusion(nn.Module):
         return self.adjust(self.gate(torch.cat((x, blur_map), 1)))
 
     def extra_repr(self) -> str:
-        """Show what the layer was built with."""
+        """Return the arguments that ``repr`` shows."""
         return f"{self.channels}, {self.map_channels}"

@@ -1,4 +1,4 @@
-"""Convolutions and residual blocks with leaky ReLUs, and the disparity estimator built of them."""
+"""Convolutions and residual blocks with leaky ReLUs, and the disparity estimator of IFAN."""
 
 from __future__ import annotations
 
@@ -9,39 +9,41 @@ from torch import Tensor, nn
 
 from tta_restore._core import checks
 
+__all__ = ["DisparityEstimator"]
+
 SLOPE = 0.1
 
 
 def activated_conv(
     in_channels: int, out_channels: int, *, kernel_size: int = 3, stride: int = 1, **factory: Any
 ) -> nn.Sequential:
-    """A convolution that keeps the size (or halves it, with stride 2), then a leaky ReLU of slope 0.1, in place."""
+    """Return a size-preserving convolution (halving with stride 2) and an in-place leaky ReLU of slope 0.1."""
     conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, kernel_size // 2, **factory)
     return nn.Sequential(conv, nn.LeakyReLU(SLOPE, inplace=True))
 
 
 def activated_upconv(in_channels: int, out_channels: int, **factory: Any) -> nn.Sequential:
-    """A transposed convolution that doubles the size exactly, then a leaky ReLU of slope 0.1, in place."""
+    """Return a transposed convolution that doubles the size and an in-place leaky ReLU of slope 0.1."""
     conv = nn.ConvTranspose2d(in_channels, out_channels, 4, 2, 1, **factory)
     return nn.Sequential(conv, nn.LeakyReLU(SLOPE, inplace=True))
 
 
 class ResidualChain(nn.Module):
-    """Residual units in a row, each activated after its sum: ``x <- leaky_relu(x + conv(leaky_relu(conv(x))))``.
+    """Sequence of residual units ``x <- leaky_relu(x + conv(leaky_relu(conv(x))))``.
 
-    With more than one unit the input of the chain is added once more at its end, without an activation.
+    With more than one unit the input is added once more at the end, without an activation.
 
     Args:
-        channels: C.
-        num_units: of two 3x3 convolutions each.
-        device: of the parameters.
-        dtype: of the parameters.
+        channels: channels C of input and output.
+        num_units: number of units, of two 3x3 convolutions each.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
 
     Shape:
         - x: (B, C, H, W)
         - output: (B, C, H, W)
 
-    Source: Iterative Filter Adaptive Network (Lee et al., CVPR 2021), its residual block.
+    Source: Lee et al., Iterative filter adaptive network, CVPR 2021.
 
     >>> ResidualChain(4, num_units=2)(torch.rand(1, 4, 5, 6)).shape
     torch.Size([1, 4, 5, 6])
@@ -67,7 +69,7 @@ class ResidualChain(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Refine ``x``."""
+        """Return refined features. Shape: (B, C, H, W) -> (B, C, H, W)."""
         y = x
         for unit in self.stem:
             y = nn.functional.leaky_relu_(y + unit(y), SLOPE)
@@ -75,22 +77,22 @@ class ResidualChain(nn.Module):
 
 
 class DisparityEstimator(nn.Sequential):
-    """Estimate from features by how much the right view of a dual pixel must be shifted to meet the left one.
+    """Estimator of the disparity between the two views of a dual pixel, from features of one image.
 
-    Trained through :func:`tta_restore.ops.disparity_warp`: the right view, fetched from ``disparity`` pixels further
-    right, is compared with the left view. In pixels of the features' own grid; without bounds.
+    It is trained through :func:`tta_restore.ops.disparity_warp`: the right view, sampled ``disparity`` pixels further
+    right, is compared with the left view. Disparities are in pixels of the feature grid and unbounded.
 
     Args:
-        channels: C of the features.
+        channels: channels C of the features.
         num_res_blocks: units in each of the two residual chains.
-        device: of the parameters.
-        dtype: of the parameters.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
 
     Shape:
         - features: (B, C, H, W)
         - output: (B, 1, H, W)
 
-    Source: Iterative Filter Adaptive Network (Lee et al., CVPR 2021), its disparity map estimator.
+    Source: Lee et al., Iterative filter adaptive network, CVPR 2021.
 
     >>> DisparityEstimator(8)(torch.rand(1, 8, 5, 6)).shape
     torch.Size([1, 1, 5, 6])
@@ -114,7 +116,7 @@ class DisparityEstimator(nn.Sequential):
         self.channels = channels
 
     def forward(self, features: Tensor) -> Tensor:
-        """Disparity of every pixel."""
+        """Return the disparity map. Shape: (B, C, H, W) -> (B, 1, H, W)."""
         checks.expect_floating("DisparityEstimator", features=features)
         sizes = (None, self.channels, None, None)
         checks.expect_shape("DisparityEstimator", "features", features, "(B, C, H, W)", sizes)

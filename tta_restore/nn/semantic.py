@@ -1,4 +1,4 @@
-"""Cross-attention from features to a description of what the picture shows."""
+"""Semantic conditioning: frozen image encoders and cross-attention from features to their tokens."""
 
 from __future__ import annotations
 
@@ -15,31 +15,32 @@ from torch import Tensor, nn
 
 from tta_restore._core import checks
 
+__all__ = ["OpenClipEncoder", "SemanticCrossAttention", "TimmEncoder"]
+
 
 class SemanticCrossAttention(nn.Module):
-    """Adds to features what they read in a context: ``x + scale * attention(x, context)``.
+    """Residual cross-attention ``x + res_scale * attention(x, context)`` from features to context tokens.
 
-    With one context vector per image the softmax has one entry and is 1, whatever the features are, so that the layer
-    is a shift per channel: it is computed as one, without attention, at a cost that does not grow with the image beyond
-    the addition. The query and key weights then get no gradient. From two tokens on, the shift differs from place to
-    place.
+    With one context token per image the softmax has a single entry, equal to 1, so that the layer adds one shift per
+    channel. It is then computed without attention, at the cost of an addition, and the query and key weights get no
+    gradient. With two or more tokens the shift depends on the position.
 
     Args:
-        dim: C of the features.
-        context_dim: D of the context.
-        num_heads: heads of the attention.
-        head_dim: width of a head; by default ``dim / num_heads``, at least 1.
-        scale: of what is added.
-        zero_init: start as the identity, by an output projection of zeros.
-        device: of the parameters.
-        dtype: of the parameters.
+        dim: channels C of the features.
+        context_dim: width D of the context tokens.
+        num_heads: number of attention heads.
+        head_dim: width of a head; None for ``dim / num_heads``, at least 1.
+        res_scale: factor of the attention output.
+        zero_init: initialize the output projection with zeros, so that the layer starts as the identity.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
 
     Shape:
         - x: (B, C, H, W) or (B, L, C)
         - context: (B, D), or (B, S, D) with S tokens
         - output: as x
 
-    Source: CauSiam (arXiv 2501.09052), fusion at the first decoder stage; zero_init is ours.
+    Source: CauSiam, arXiv 2501.09052, fusion at the first decoder stage. ``zero_init`` is an addition.
 
     >>> layer = SemanticCrossAttention(16, 12, num_heads=2)
     >>> layer(torch.rand(1, 16, 4, 5), torch.rand(1, 12)).shape
@@ -53,7 +54,7 @@ class SemanticCrossAttention(nn.Module):
         *,
         num_heads: int = 8,
         head_dim: int | None = None,
-        scale: float = 0.05,
+        res_scale: float = 0.05,
         zero_init: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -64,7 +65,7 @@ class SemanticCrossAttention(nn.Module):
             checks.expect_int("SemanticCrossAttention", name, value, minimum=1)
         checks.expect_int("SemanticCrossAttention", "head_dim", head_dim, minimum=1)
         self.dim, self.context_dim, self.num_heads, self.head_dim = dim, context_dim, num_heads, head_dim
-        self.scale, self.zero_init = scale, zero_init
+        self.res_scale, self.zero_init = res_scale, zero_init
         inner = num_heads * head_dim
         self.to_q = nn.Linear(dim, inner, bias=False, device=device, dtype=dtype)
         self.to_k = nn.Linear(context_dim, inner, bias=False, device=device, dtype=dtype)
@@ -73,7 +74,7 @@ class SemanticCrossAttention(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Start again, as the identity if so built."""
+        """Draw all weights again; with ``zero_init`` the layer is the identity."""
         for layer in (self.to_q, self.to_k, self.to_v, self.to_out):
             layer.reset_parameters()
         if self.zero_init:
@@ -81,7 +82,7 @@ class SemanticCrossAttention(nn.Module):
             nn.init.zeros_(self.to_out.bias)
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        """Features (B, C, H, W) or (B, L, C), changed as ``context`` (B, D) or (B, S, D) says."""
+        """Return features conditioned on ``context``, in the shape of ``x``."""
         checks.expect_floating("SemanticCrossAttention", x=x, context=context)
         channels = 1 if x.ndim == 4 else -1
         if x.ndim not in (3, 4) or x.shape[channels] != self.dim:
@@ -96,7 +97,7 @@ class SemanticCrossAttention(nn.Module):
             )
         context = context.to(x.dtype)
         if context.ndim == 2 or context.shape[1] == 1:
-            shift = self.scale * self.to_out(self.to_v(context.flatten(1)))
+            shift = self.res_scale * self.to_out(self.to_v(context.flatten(1)))
             return x + (shift[:, :, None, None] if x.ndim == 4 else shift[:, None]).to(x.dtype)
         tokens = rearrange(x, "b c h w -> b (h w) c") if x.ndim == 4 else x
         q, k, v = (
@@ -106,44 +107,42 @@ class SemanticCrossAttention(nn.Module):
         read = self.to_out(rearrange(F.scaled_dot_product_attention(q, k, v), "b heads s d -> b s (heads d)"))
         if x.ndim == 4:
             read = rearrange(read, "b (h w) c -> b c h w", h=x.shape[2])
-        return x + (self.scale * read).to(x.dtype)
+        return x + (self.res_scale * read).to(x.dtype)
 
     def extra_repr(self) -> str:
-        """Show what the layer was built with."""
+        """Return the arguments that ``repr`` shows."""
         return (
             f"{self.dim}, {self.context_dim}, num_heads={self.num_heads}, head_dim={self.head_dim}, "
-            f"scale={self.scale}, zero_init={self.zero_init}"
+            f"res_scale={self.res_scale}, zero_init={self.zero_init}"
         )
 
 
 Output = Literal["pooled", "patches"]
-Preprocessing = Literal["standard", "release"]
+Variant = Literal["ours", "official"]
 
 _loading = threading.Lock()
 
 
 class _Encoder(nn.Module, ABC):
-    """Loads its tower on first use, keeps it out of ``parameters()`` and ``state_dict()``, and never trains it."""
+    """Frozen image tower, loaded on first use and kept out of ``parameters()`` and ``state_dict()``."""
 
-    def __init__(
-        self, name: str, pretrained: str | Path | None, *, output: Output, preprocessing: Preprocessing
-    ) -> None:
+    def __init__(self, name: str, pretrained: str | Path | None, *, output: Output, variant: Variant) -> None:
         super().__init__()
         checks.expect_choice(type(self).__name__, "output", output, ("pooled", "patches"))
-        checks.expect_choice(type(self).__name__, "preprocessing", preprocessing, ("standard", "release"))
-        self.name, self.pretrained, self.output, self.preprocessing = name, pretrained, output, preprocessing
+        checks.expect_choice(type(self).__name__, "variant", variant, ("ours", "official"))
+        self.name, self.pretrained, self.output, self.variant = name, pretrained, output, variant
         self._tower: tuple[nn.Module, ...] = ()  # a tuple, so that it is no submodule
 
     def forward(self, image: Tensor) -> Tensor:
-        """Context tokens of pictures.
+        """Return context tokens of images.
 
         Shape:
             - image: (B, C, H, W) with C 1 or 3, RGB in [0, 1]
-            - output: (B, S, D) float32 without gradient; S = 1 pooled, else one per patch of the tower
+            - output: (B, S, D) float32 without gradient; S = 1 for "pooled", else the number of patches
 
         Raises:
-            ValueError: the tower is unknown, its weights cannot be had, or ``image`` has another shape.
-            TypeError: ``image`` is no floating-point tensor.
+            ValueError: The tower is unknown, its weights cannot be loaded, or ``image`` has another shape.
+            TypeError: ``image`` is not a floating-point tensor.
         """
         name = type(self).__name__
         checks.expect_shape(name, "image", image, "(B, C, H, W)")
@@ -158,16 +157,16 @@ class _Encoder(nn.Module, ABC):
             return tokens.float()
 
     def extra_repr(self) -> str:
-        """Show which tower, which weights and which preprocessing."""
+        """Return the arguments that ``repr`` shows."""
         weights = None if self.pretrained is None else str(self.pretrained)
-        return f"{self.name!r}, {weights!r}, output={self.output!r}, preprocessing={self.preprocessing!r}"
+        return f"{self.name!r}, {weights!r}, output={self.output!r}, variant={self.variant!r}"
 
     def _loaded(self, device: torch.device) -> nn.Module:
         with _loading:
             if not self._tower:
                 if self.pretrained is None:
                     warnings.warn(
-                        f"{type(self).__name__}: {self.name!r} has random weights, and what it reads means nothing; "
+                        f"{type(self).__name__}: {self.name!r} has random weights, its tokens carry no meaning; "
                         "pass pretrained=<tag or file>",
                         stacklevel=4,
                     )
@@ -180,9 +179,9 @@ class _Encoder(nn.Module, ABC):
             return tower
 
     def _prepared(self, picture: Tensor, tower: nn.Module) -> Tensor:
-        """In the size and range of the tower, or as CauSiam was released: squeezed, not antialiased, not normalized."""
+        """Return images at the size and in the value range of the tower, by ``variant``."""
         height, width, mean, std, mode = self._taken(tower)
-        if self.preprocessing == "release":
+        if self.variant == "official":
             return F.interpolate(picture, (height, width), mode="bilinear")
         factor = max(height / picture.shape[-2], width / picture.shape[-1])
         sides = [max(side, round(factor * own)) for side, own in zip((height, width), picture.shape[-2:], strict=True)]
@@ -193,31 +192,31 @@ class _Encoder(nn.Module, ABC):
 
     @abstractmethod
     def _build(self) -> nn.Module:
-        """The tower, with its weights."""
+        """Return the tower with its weights."""
 
     @abstractmethod
     def _taken(self, tower: nn.Module) -> tuple[int, int, Any, Any, str]:
-        """Height, width, mean, standard deviation and interpolation that the tower was trained with."""
+        """Return height, width, mean, standard deviation and interpolation of the tower's training."""
 
     @abstractmethod
     def _pooled(self, tower: Any, picture: Tensor) -> Tensor:
-        """One token of the whole picture: (B, 1, D)."""
+        """Return one token per image: (B, 1, D)."""
 
     @abstractmethod
     def _patches(self, tower: Any, picture: Tensor) -> Tensor:
-        """One token per patch: (B, S, D)."""
+        """Return one token per patch: (B, S, D)."""
 
 
 class OpenClipEncoder(_Encoder):
-    """The image tower of an open_clip model, as a source of context.
+    """Image tower of an open_clip model as an encoder of context tokens.
 
     Args:
-        name: model of ``open_clip.list_models()``, such as "ViT-B-32".
-        pretrained: tag of ``open_clip.list_pretrained()`` (fetched by open_clip), a file, or None for random weights
+        name: model name of ``open_clip.list_models()``, such as "ViT-B-32".
+        pretrained: tag of ``open_clip.list_pretrained()`` (downloaded by open_clip), a file, or None for random weights
             with a warning.
-        output: "pooled", the embedding (B, 1, D), or "patches", the last layer's tokens (B, S, D).
-        preprocessing: "standard", the tower's own: resized, center crop, normalized; or "release", as CauSiam was
-            released: squeezed to the tower's size without antialiasing, values left in [0, 1].
+        output: "pooled" for the embedding (B, 1, D), "patches" for the tokens of the last layer (B, S, D).
+        variant: preprocessing. "ours" resizes, crops the center and normalizes as the tower was trained; "official"
+            follows the CauSiam code: resize to the tower's size without antialiasing or aspect ratio, no normalization.
 
     Source: Radford et al., Learning transferable visual models from natural language supervision, ICML 2021.
     """
@@ -228,9 +227,9 @@ class OpenClipEncoder(_Encoder):
         pretrained: str | Path | None = None,
         *,
         output: Output = "pooled",
-        preprocessing: Preprocessing = "standard",
+        variant: Variant = "ours",
     ) -> None:
-        super().__init__(name, pretrained, output=output, preprocessing=preprocessing)
+        super().__init__(name, pretrained, output=output, variant=variant)
 
     def _build(self) -> nn.Module:
         import open_clip
@@ -241,7 +240,7 @@ class OpenClipEncoder(_Encoder):
             )
         except Exception as error:  # unknown names, tags without network, files of another model
             raise ValueError(f"OpenClipEncoder: cannot load {self.name!r}, {self.pretrained!r}: {error}") from error
-        return model.visual  # the text tower is let go
+        return model.visual  # the text tower is not needed
 
     def _taken(self, tower: nn.Module) -> tuple[int, int, Any, Any, str]:
         config: Any = tower.preprocess_cfg
@@ -259,14 +258,16 @@ class OpenClipEncoder(_Encoder):
 
 
 class TimmEncoder(_Encoder):
-    """A timm backbone, as a source of context.
+    """timm backbone as an encoder of context tokens.
 
     Args:
-        name: model of ``timm.list_models()``; a tag may follow a dot, as in "vit_small_patch14_dinov2.lvd142m".
-        pretrained: True for the weights of the name's tag (fetched by timm), a file, or None for random weights with a
-            warning.
-        output: "pooled", what goes into the classifier (B, 1, D), or "patches", the last feature map (B, S, D).
-        preprocessing: see :class:`OpenClipEncoder`.
+        name: model name of ``timm.list_models()``; a tag may follow a dot, as in "vit_small_patch14_dinov2.lvd142m".
+        pretrained: True for the weights of the name's tag (downloaded by timm), a file, or None for random weights with
+            a warning.
+        output: "pooled" for the classifier's input (B, 1, D), "patches" for the last feature map (B, S, D).
+        variant: preprocessing, "ours" or "official", see :class:`OpenClipEncoder`.
+
+    Source: Wightman, PyTorch image models, 2019.
     """
 
     def __init__(
@@ -275,10 +276,10 @@ class TimmEncoder(_Encoder):
         pretrained: bool | str | Path | None = None,
         *,
         output: Output = "pooled",
-        preprocessing: Preprocessing = "standard",
+        variant: Variant = "ours",
     ) -> None:
         weights = "default tag" if pretrained is True else pretrained or None
-        super().__init__(name, weights, output=output, preprocessing=preprocessing)
+        super().__init__(name, weights, output=output, variant=variant)
         self._from_hub = pretrained is True
 
     def _build(self) -> nn.Module:

@@ -1,33 +1,34 @@
-"""SRTTA-like adaptation: features of a frame that was degraded once more have to be those of the frame itself."""
+"""SRTTA: consistency of the features of a frame and of its second-order degradation."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from tta_restore._core import checks
 from tta_restore.adapters.adapter import Adapter
 from tta_restore.adapters.baselines.entropy import view_variance
-from tta_restore.adapters.frame import Frame
-from tta_restore.adapters.injection import find_site, hooked
+from tta_restore.adapters.frame import FrameContext
+from tta_restore.adapters.injection import expect_site, find_site, hooked
 from tta_restore.adapters.select import Select
 from tta_restore.adapters.views import Views
 from tta_restore.data.datasets.mining import random_patches
+from tta_restore.degradations import Blur, Clip, Compose, Noise
 from tta_restore.losses import charbonnier_loss
 
 
 class SRTTA(Adapter, method="srtta"):
-    """Learns to see through one more degradation, at the level of features, and keeps the weights that matter most.
+    """Adapter that makes features invariant to one more degradation, and preserves the most important weights.
 
-    Per step, patches of the frame are blurred and made noisy at random; the student's features of them have to meet the
-    source's and its own features of the patches as they are. Weights on which the agreement of views depends most are
-    put back to the source after every step. Given is the student's mean over views, after the steps.
+    In each step patches of the frame get random blur and noise; the loss is the distance of the student's features of
+    them from the source's and from its own features of the original patches. The weights on which the agreement of
+    views depends most are restored to the source's after every step. Returns the student's average over views.
 
-    Like the published method in its losses and in what it keeps; its classifier of degradations is left out, and it was
-    made for super-resolution. Nothing was measured of it on defocus.
+    Losses and preserved weights are those of the published method, which was made for super-resolution; its classifier
+    of degradations is left out.
 
     Args:
         model: a restorer of single frames; see :class:`Adapter`, as for ``options``.
@@ -35,12 +36,13 @@ class SRTTA(Adapter, method="srtta"):
         select: which weights to adapt.
         lr: learning rate of Adam.
         steps: updates per frame.
-        patches: per step.
-        patch: their side in pixels.
-        blur: largest standard deviation of the added blur, in pixels.
-        noise: largest standard deviation of the added noise, in stored values.
-        keep: share of the adapted scalars, the most important ones on the first frame, that return to the source.
-        views: that importance is judged by, and that the output is averaged over.
+        num_patches: patches per step.
+        patch_size: side of a patch in pixels, rounded up to what the model takes.
+        max_blur_std: largest standard deviation of the added Gaussian blur, in pixels.
+        max_noise_std: largest standard deviation of the added noise, in [0, 1] values.
+        restore_fraction: fraction of the adapted scalars, the most important ones on the first frame, that are restored
+            to the source's values.
+        views: test-time augmentations, for the importance and for the output.
 
     Raises:
         ValueError: a setting is out of range, or there is no module ``at``.
@@ -59,36 +61,37 @@ class SRTTA(Adapter, method="srtta"):
         select: Select = "all",
         lr: float = 5e-5,
         steps: int = 10,
-        patches: int = 4,
-        patch: int = 48,
-        blur: float = 2.0,
-        noise: float = 10 / 255,
-        keep: float = 0.5,
+        num_patches: int = 4,
+        patch_size: int = 48,
+        max_blur_std: float = 2.0,
+        max_noise_std: float = 10 / 255,
+        restore_fraction: float = 0.5,
         views: Views = "d4",
         **options: Any,
     ) -> None:
-        for name, value in (("patches", patches), ("patch", patch)):
+        for name, value in (("num_patches", num_patches), ("patch_size", patch_size)):
             checks.expect_int("SRTTA", name, value, minimum=1)
-        for name, value in (("lr", lr), ("blur", blur)):
+        for name, value in (("lr", lr), ("max_blur_std", max_blur_std)):
             checks.expect_number("SRTTA", name, value, above=0)
-        checks.expect_number("SRTTA", "noise", noise, minimum=0)
-        checks.expect_number("SRTTA", "keep", keep, minimum=0, maximum=1)
+        checks.expect_number("SRTTA", "max_noise_std", max_noise_std, minimum=0)
+        checks.expect_number("SRTTA", "restore_fraction", restore_fraction, minimum=0, maximum=1)
         super().__init__(model, select=select, steps=steps, views=views, **options)
-        self.at = find_site(self.restorer, at, asker="SRTTA").path
-        self.lr, self.patches, self.patch = lr, patches, patch
-        self.blur, self.noise, self.keep = blur, noise, keep
+        self.at = expect_site(self.restorer, at, asker="SRTTA")[1]
+        self.lr, self.num_patches, self.patch_size = lr, num_patches, patch_size
+        self.max_blur_std, self.max_noise_std, self.restore_fraction = max_blur_std, max_noise_std, restore_fraction
+        # a Gaussian of standard deviation s has the root mean square radius s * sqrt(2)
+        lens = Blur(radius=(0.0, max_blur_std * math.sqrt(2)), lens="gaussian", linear=False, log_uniform=False)
+        self.degradation = Compose([lens, Noise(read_std=(0.0, max_noise_std), log_uniform=False), Clip()])
 
-    def initial_extra(self) -> dict[str, Any]:
-        """Which scalars return to the source, found on the first frame."""
+    def initial_memory(self) -> dict[str, Any]:
+        """Return which scalars are restored, found on the first frame."""
         return {"important": None}
 
-    def make_optimizer(self, parameters: list[Tensor]) -> torch.optim.Optimizer:
-        """Adam."""
-        return torch.optim.Adam(parameters, lr=self.lr)
-
-    def begin_frame(self, frame: Frame) -> None:
-        """Find the scalars that the agreement of views depends on most."""
-        if self.extra["important"] is not None:
+    def begin_frame(self, frame: FrameContext) -> None:
+        """Find the site of the features, and the scalars that the agreement of views depends on most."""
+        if self.at == "auto":
+            self.at = find_site(self.restorer, "auto", asker="SRTTA", frame=frame.region, **frame.arguments).path
+        if self.memory["important"] is not None:
             return
         with torch.enable_grad():
             runs = [back(self.run("student", there(frame.region)).image.float()) for there, back in self.views]
@@ -98,56 +101,49 @@ class SRTTA(Adapter, method="srtta"):
             for gradient, tensor in zip(gradients, self.student.values(), strict=True)
         ]
         ranked = torch.cat([values.flatten() for values in importance]).sort(descending=True).values
-        count = round(self.keep * len(ranked))
+        count = round(self.restore_fraction * len(ranked))
         least = ranked[count - 1] if count else torch.inf
-        self.extra["important"] = {name: values >= least for name, values in zip(self.student, importance, strict=True)}
+        self.memory["important"] = {
+            name: values >= least for name, values in zip(self.student, importance, strict=True)
+        }
 
-    def objective(self, frame: Frame) -> Tensor:
-        """Distance of features of degraded patches from the source's and the student's own features of the patches."""
-        side = min(self.patch, *frame.region.shape[-2:])
-        clean = random_patches(frame.region.float().cpu(), self.patches, side, self.generator).to(frame.region)
+    def objective(self, frame: FrameContext) -> Tensor:
+        """Return the distance of features of degraded patches from the source's and the student's of the patches."""
+        multiple = self.restorer.known_spec(frame.region).size.multiple_of
+        side = min(-(-self.patch_size // multiple) * multiple, *frame.region.shape[-2:])
+        clean = random_patches(frame.region.float().cpu(), self.num_patches, side, self.generator).to(frame.region)
         with torch.no_grad():
             targets = [self._features(role, clean) for role in ("source", "student")]
         found = self._features("student", self._degraded(clean))
         return charbonnier_loss(found, targets[0]) + charbonnier_loss(found, targets[1])
 
-    def after_step(self, frame: Frame) -> None:
-        """Put the scalars that matter most back."""
+    def after_step(self, frame: FrameContext) -> None:
+        """Restore the most important scalars."""
         source = self.source
         with torch.no_grad():
             for name, tensor in self.student.items():
-                important = self.extra["important"][name].to(tensor.device)
+                important = self.memory["important"][name].to(tensor.device)
                 tensor.copy_(torch.where(important, source[name].to(tensor), tensor))
 
-    def config(self) -> dict[str, Any]:
-        """Settings that a saved state depends on."""
-        own = ("at", "lr", "patches", "patch", "blur", "noise", "keep")
-        return super().config() | {name: getattr(self, name) for name in own}
-
     def cost(self) -> str:
-        """Passes through the model for each frame."""
+        """Return the passes through the model for each frame, in words."""
         return (
-            f"per frame {self.steps} x (3 forward and 1 backward on {self.patches} patches of {self.patch} x "
-            f"{self.patch}), {len(self.views)} forward for the output; once {len(self.views)} forward and backward"
+            f"per frame {self.steps} x (3 forward and 1 backward on {self.num_patches} patches of {self.patch_size} "
+            f"x {self.patch_size}), {len(self.views)} forward for the output; "
+            f"once {len(self.views)} forward and backward"
         )
 
     def _features(self, role: str, image: Tensor) -> Tensor:
-        """What the module puts out for an image, in at least float32."""
+        """Return the output of the module for an image, in at least float32."""
         seen: list[Tensor] = []
-        with hooked(self._backbone.root, self.at, lambda features: seen.append(features) or features):
+        with hooked(
+            self._backbone.module(self._tensors(role)), self.at, lambda features: seen.append(features) or features
+        ):
             self.run(role, image)
         features = torch.cat(seen)  # several where the model takes one image at a time
         return features.to(torch.promote_types(features.dtype, torch.float32))
 
     def _degraded(self, clean: Tensor) -> Tensor:
-        """Each patch with a blur and noise of its own, within [0, 1]."""
-        count, channels, *_ = clean.shape
-        sigma, level = (torch.rand(2, count, 1, generator=self.generator) + 1e-3).to(clean)
-        taps = torch.arange(-3.0, 4.0).to(clean)
-        taps = torch.exp(-taps.square() / (2 * (self.blur * sigma).square()))
-        taps = (taps / taps.sum(1, keepdim=True)).repeat_interleave(channels, 0)[:, None]
-        stack = clean.reshape(1, -1, *clean.shape[-2:])
-        for kernel, pad in ((taps[..., None], (0, 0, 3, 3)), (taps[..., None, :], (3, 3, 0, 0))):
-            stack = F.conv2d(F.pad(stack, pad, mode="replicate"), kernel, groups=stack.shape[1])
-        grain = torch.randn(clean.shape, generator=self.generator).to(clean) * (self.noise * level)[..., None, None]
-        return (stack.reshape(clean.shape) + grain).clamp(0, 1)
+        """Degrade each patch with its own blur and noise, within [0, 1]."""
+        parameters = self.degradation.sample(self.generator, len(clean))
+        return self.degradation.apply(clean, parameters, self.generator)

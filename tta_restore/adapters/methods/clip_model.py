@@ -1,4 +1,4 @@
-"""A picture in the middle of a clip, restored by a model of frames or of clips."""
+"""Restore an image in the middle of a clip by a model of frames or of clips."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from tta_restore.models import Restoration, Restorer
 from tta_restore.models.restorer import outputs as structure
 
 
-def pictures(
+def restored_images(
     restorer: Restorer,
     restore: Callable[[Tensor], Restoration],
-    picture: Tensor,
+    image: Tensor,
     clip: Tensor,
     *,
     outputs: Literal["main", "all"] = "main",
 ) -> list[Tensor]:
-    """What a restorer of frames or of clips makes of a picture in the middle of a clip.
+    """Return what a restorer of frames or of clips makes of an image that replaces the middle frame of a clip.
 
     Args:
-        restorer: says what the model takes.
-        restore: runs it, with whatever weights.
-        picture: stands in the middle frame's place.
+        restorer: the model, with its specification.
+        restore: runs it, with any weights.
+        image: image in the middle frame's place.
         clip: the frames around it.
         outputs: "main", the restored image, or "all" the model's images, of stages and of smaller scales; the target of
             one that is smaller is resized.
 
-    Shape: picture (1, C, h, w), clip (T, C, h, w) -> a list of (1, C, ., .), about [0, 1].
+    Shape: image (1, C, h, w), clip (T, C, h, w) -> a list of (1, C, ., .), about [0, 1].
 
     Raises:
         ValueError: the model enlarges.
@@ -42,30 +42,30 @@ def pictures(
         raise ValueError(f"MetaTransfer: expected a model of scale 1, got scale {spec.scale}")
     if spec is not None and spec.frames != 1:
         times = range(len(clip)) if spec.frames is None else window(middle, len(clip), spec.frames)
-        frames = [picture[0] if t == middle else clip[t] for t in times]
+        frames = [image[0] if t == middle else clip[t] for t in times]
         place = list(times).index(middle)
         restoration = restore(torch.stack(frames)[None])
     else:
         place = 0
-        restoration = restore(picture)
-    image = _frame(restoration.image, place)
+        restoration = restore(image)
+    restored = _frame(restoration.image, place)
     if outputs == "main":
-        return [image]
+        return [restored]
     low, high = (0.0, 1.0) if spec is None else spec.value_range
-    found = [image]
-    height, width = image.shape[-2:]
+    found = [restored]
+    height, width = restored.shape[-2:]
     padded = (height, width) if spec is None else spec.padded(height, width)
     for path, leaf in structure.leaves(restoration.raw):
         if path == restoration.path or not leaf.is_floating_point() or leaf.ndim not in (4, restoration.image.ndim):
             continue
         other = _frame(leaf, place)
-        if other.shape[-2:] != image.shape[-2:]:  # a smaller scale still has what the picture was extended by
+        if other.shape[-2:] != restored.shape[-2:]:  # a smaller scale still has what the image was extended by
             rows, columns = (
                 round(s * o / p) for s, o, p in zip((height, width), other.shape[-2:], padded, strict=True)
             )
             other = other[..., :rows, :columns]
-        if other.shape[:2] == image.shape[:2] and min(other.shape[-2:]) > 1:
-            found.append(((other - low) / (high - low)).to(image.dtype))
+        if other.shape[:2] == restored.shape[:2] and min(other.shape[-2:]) > 1:
+            found.append(((other - low) / (high - low)).to(restored.dtype))
     return found
 
 

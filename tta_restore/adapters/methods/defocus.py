@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tta_restore import ops
+from tta_restore._core.color import linear_to_srgb, srgb_to_linear
 from tta_restore.adapters.adapter import Adapter
-from tta_restore.adapters.frame import Frame
-from tta_restore.data.synthetic.defocus import KERNEL_SIZE, linear_to_srgb, srgb_to_linear
+from tta_restore.adapters.frame import FrameContext
+from tta_restore.degradations.lens import KERNEL_SIZE
 from tta_restore.losses import charbonnier_loss
 from tta_restore.models import create_model
 from tta_restore.models.defocus.estimator import DefocusEstimate
@@ -124,7 +125,7 @@ class DefocusAdapter(Adapter):
             estimator = create_model("lens_estimator", checkpoint="lens_estimator")
         self.estimator: Any = estimator
 
-    def begin_frame(self, frame: Frame) -> None:
+    def begin_frame(self, frame: FrameContext) -> None:
         """Refuse what has no lens to read or another size than its restoration."""
         if frame.image.ndim != 4 or frame.image.shape[1] not in (1, 3):
             raise ValueError(

@@ -1,4 +1,4 @@
-"""A discriminator that is trained while it judges."""
+"""Train a discriminator on reblurred and real images while it scores them."""
 
 from __future__ import annotations
 
@@ -8,21 +8,19 @@ from torch.func import functional_call
 
 from tta_restore import losses
 from tta_restore._core import checks
-from tta_restore.adapters.state import ParameterSet, copied
+from tta_restore.adapters.state import ParameterSet, copy
 from tta_restore.losses.adversarial import Kind
 
 
-class Critic:
-    """Tells reblurred pictures from real ones, on a set of weights of its own; the module stays as it is.
+class DiscriminatorTrainer:
+    """Trainer of a discriminator between reblurred and real images, on copied weights; the module stays as it is.
 
     Args:
-        discriminator: gives scores of pictures (B, C, H, W), of any shape.
-        kind: of the losses, see :func:`tta_restore.losses.adversarial_loss`.
-        lr: rate of its RMSprop.
-        clip: bound of every weight of a Wasserstein critic after each step; None for none.
-        every: judgments between two steps.
-
-    ``optimizer`` is that RMSprop, for a schedule of its rate.
+        discriminator: module that returns scores of images (B, C, H, W), of any shape.
+        kind: kind of the losses, see :func:`tta_restore.losses.adversarial_loss`.
+        lr: learning rate of RMSprop, which is the attribute ``optimizer``.
+        clip: bound of every weight of a Wasserstein discriminator after each step; None for none.
+        update_interval: calls of :meth:`update` between two steps.
 
     Source: Arjovsky et al., Wasserstein GAN, ICML 2017, as Meta Transferring (Liu et al., BMVC 2022) releases it.
     """
@@ -34,34 +32,34 @@ class Critic:
         kind: Kind = "wasserstein",
         lr: float = 1e-6,
         clip: float | None = 0.01,
-        every: int = 1,
+        update_interval: int = 1,
     ) -> None:
-        checks.expect_choice("Critic", "kind", kind, ("wasserstein", "least_squares"))
-        checks.expect_int("Critic", "every", every, minimum=1)
-        self.discriminator, self.kind, self.every = discriminator, kind, every
+        checks.expect_choice("DiscriminatorTrainer", "kind", kind, ("wasserstein", "least_squares"))
+        checks.expect_int("DiscriminatorTrainer", "update_interval", update_interval, minimum=1)
+        self.discriminator, self.kind, self.update_interval = discriminator, kind, update_interval
         self.clip = clip if kind == "wasserstein" else None
-        self.weights: ParameterSet = copied(dict(discriminator.named_parameters()), trained=True)
+        self.weights: ParameterSet = copy(dict(discriminator.named_parameters()), trained=True)
         self.optimizer = torch.optim.RMSprop(list(self.weights.values()), lr=lr)
-        self._judged = 0
+        self._calls = 0
 
-    def judge(self, fake: Tensor, real: Tensor) -> Tensor:
-        """Learn from the two, then say what the maker of ``fake`` is to minimize.
+    def update(self, fake: Tensor, real: Tensor) -> Tensor:
+        """Take a step if one is due, and return the adversarial loss of ``fake``.
 
         Shape: fake, real (B, C, H, W) in [0, 1] -> scalar; gradients reach ``fake`` only.
         """
-        if self._judged % self.every == 0:
+        if self._calls % self.update_interval == 0:
             self._learn(fake.detach(), real.detach())
-        self._judged += 1
+        self._calls += 1
         weights = {name: weight.detach().clone() for name, weight in self.weights.items()}  # steps are in place
         return losses.adversarial_loss(functional_call(self.discriminator, weights, (fake,)), kind=self.kind)
 
     def _learn(self, fake: Tensor, real: Tensor) -> None:
         with torch.enable_grad():
-            scores = [functional_call(self.discriminator, self.weights, (picture,)) for picture in (fake, real)]
+            scores = [functional_call(self.discriminator, self.weights, (image,)) for image in (fake, real)]
             loss = losses.discriminator_loss(*scores, kind=self.kind)
             gradients = torch.autograd.grad(loss, list(self.weights.values()), allow_unused=True)
         if not all(gradient is None or gradient.isfinite().all() for gradient in gradients):
-            return  # what it was shown is no picture; the step of the maker is refused as well
+            return  # non-finite input; the step on the reblurring network is rejected as well
         for weight, gradient in zip(self.weights.values(), gradients, strict=True):
             weight.grad = gradient
         self.optimizer.step()

@@ -1,6 +1,6 @@
-"""The inner loop of Meta Transferring: from mined patches to a restorer of one clip, as steps on sets of weights.
+"""Inner loop of Meta Transferring: steps on the weights of a restorer and a reblurring network, on mined patches.
 
-Nothing here knows of adapters or modules' own weights, so that meta-training can differentiate through it.
+All weights are arguments, so that meta-training can differentiate through the steps.
 """
 
 from __future__ import annotations
@@ -17,22 +17,24 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tta_restore import losses
 from tta_restore._core import checks
-from tta_restore.adapters.methods.discriminator import Critic
+from tta_restore.adapters.methods.discriminator import DiscriminatorTrainer
 from tta_restore.adapters.state import ParameterSet, overall_norm
 from tta_restore.data.datasets.mining import MinedPatch
 
 _TOGETHER = 8  # patches that are reblurred at once
 
-Order = Literal["repaired", "published", "published_torch1"]
+__all__ = ["InnerLoop", "InnerLoopSettings", "InnerSample", "InnerStep", "LoopOptimizer", "Variant"]
+
+Variant = Literal["official", "ours"]
 
 
 @dataclass(frozen=True)
-class Item:
-    """A place of a clip at the time when it is sharpest.
+class InnerSample:
+    """A location of a clip at the time when it is sharpest.
 
     Shape:
         - clip: (T, C, h, w) in [0, 1], the middle frame pseudo-sharp
-        - blurred: (C, h, w), the place when it is most blurred; None where that is not asked for
+        - blurred: (C, h, w), the location at the time when it is most blurred; None where that is not needed
     """
 
     clip: Tensor
@@ -40,23 +42,23 @@ class Item:
 
     @property
     def sharp(self) -> Tensor:
-        """The middle frame: (1, C, h, w)."""
+        """Return the middle frame, (1, C, h, w)."""
         return self.clip[None, len(self.clip) // 2]
 
     @classmethod
-    def of(cls, patches: Iterable[MinedPatch]) -> list[Item]:
-        """Of each patch one, and one for each of its other moments."""
+    def of(cls, patches: Iterable[MinedPatch]) -> list[InnerSample]:
+        """Return a sample of each patch, and one of each of its extra times."""
         return [cls(clip, patch.blurred) for patch in patches for clip in (patch.clip, *patch.others)]
 
 
 @dataclass(frozen=True)
-class Step:
-    """One step: ``stage`` "reblur" or "deblur", number of the item, frame that serves as real blur (None: the most
-    blurred crop), seed of the noise.
+class InnerStep:
+    """One step: its stage, the index of its sample, the frame that is the real blur (None: the most blurred crop), and
+    the seed of the noise.
     """
 
     stage: Literal["reblur", "deblur"]
-    item: int
+    sample: int
     real: int | None = None
     seed: int = 0
 
@@ -66,19 +68,19 @@ class InnerLoopSettings:
     """How the two stages go.
 
     Attributes:
-        lr: rate of the restorer.
-        reblur_lr: rate of the reblurrer; 0 leaves the reblur stage out, if the restorer does not learn in it either.
-        optimizer: "adam", as released, or "sgd", as the paper writes it.
-        adversarial_weight: of the adversarial loss in the reblur stage; the cycle loss has the rest.
-        order: "repaired": the restorer waits for its own stage, as in the paper; "published": the cycle loss steps it
-            too, at full size under Adam, as released; "published_torch1": and the reblurrer goes on by its momentum in
-            the deblur stage, as the release did on PyTorch before 2.0.
-        real: what serves as real blur: "neighbor", a random other frame of the patch, as released, or "blurriest",
-            the place when it is most blurred, as in the paper.
-        passes: over the items, in each stage.
-        noise: standard deviation of what is added to reblurred pictures: those of a camera have some, and a restorer
-            that is taught without amplifies it; 0 as published.
-        least_blur: root mean square, in values of [0, 1], by which reblurring has to change a patch; of the others the
+        lr: learning rate of the restorer.
+        reblur_lr: learning rate of the reblurring network; 0 omits the reblur stage, if it does not train the restorer
+            either.
+        optimizer: "adam", as in the official code, or "sgd", as in the paper.
+        adversarial_weight: weight of the adversarial loss in the reblur stage; the cycle loss has the rest.
+        variant: "ours" trains the restorer in its own stage only, as in the paper; "official" lets the cycle loss of
+            the reblur stage train it too, at full size under Adam, as in the official code.
+        real_source: image that serves as real blur: "neighbor", a random other frame of the patch, as in the official
+            code, or "blurriest", the most blurred crop of the location, as in the paper.
+        num_epochs: passes over the samples, in each stage.
+        noise_std: standard deviation of the noise added to reblurred images, in [0, 1] values: a restorer trained
+            without the noise of the camera amplifies it. 0 as published.
+        min_blur_rms: root mean square, in [0, 1] values, by which reblurring has to change a patch; from others the
             restorer would learn to do nothing. 0 for all, as published.
     """
 
@@ -86,56 +88,56 @@ class InnerLoopSettings:
     reblur_lr: float = 2.5e-6
     optimizer: Literal["adam", "sgd"] = "adam"
     adversarial_weight: float = 0.99
-    order: Order = "repaired"
-    real: Literal["neighbor", "blurriest"] = "neighbor"
-    passes: int = 1
-    noise: float = 0.0
-    least_blur: float = 0.0
+    variant: Variant = "ours"
+    real_source: Literal["neighbor", "blurriest"] = "neighbor"
+    num_epochs: int = 1
+    noise_std: float = 0.0
+    min_blur_rms: float = 0.0
 
     def __post_init__(self) -> None:
-        name = "inner loop"  # the settings of whoever runs one
+        name = "inner loop"
         checks.expect_choice(name, "optimizer", self.optimizer, ("adam", "sgd"))
-        checks.expect_choice(name, "order", self.order, ("repaired", "published", "published_torch1"))
-        checks.expect_choice(name, "real", self.real, ("neighbor", "blurriest"))
-        checks.expect_int(name, "passes", self.passes, minimum=1)
+        checks.expect_choice(name, "variant", self.variant, ("official", "ours"))
+        checks.expect_choice(name, "real_source", self.real_source, ("neighbor", "blurriest"))
+        checks.expect_int(name, "num_epochs", self.num_epochs, minimum=1)
         checks.expect_number(name, "adversarial_weight", self.adversarial_weight, minimum=0, maximum=1)
-        for setting in ("lr", "reblur_lr", "noise", "least_blur"):
+        for setting in ("lr", "reblur_lr", "noise_std", "min_blur_rms"):
             checks.expect_number(name, setting, getattr(self, setting), minimum=0)
 
     @property
     def has_reblur_stage(self) -> bool:
-        """Whether anything learns in it."""
-        return self.reblur_lr > 0 or self.order != "repaired"
+        """Whether the reblur stage trains anything."""
+        return self.reblur_lr > 0 or self.variant == "official"
 
     @torch.no_grad()
-    def worth(self, items: Sequence[Item], reblur: Callable[[Tensor], Tensor]) -> list[Item]:
-        """The items that reblurring, (B, T, C, h, w) to (B, C, h, w), changes enough."""
-        if not self.least_blur:
+    def filter_samples(self, items: Sequence[InnerSample], reblur: Callable[[Tensor], Tensor]) -> list[InnerSample]:
+        """Return the samples that reblurring, (B, T, C, h, w) to (B, C, h, w), changes enough."""
+        if not self.min_blur_rms:
             return list(items)
-        kept: list[Item] = []
+        kept: list[InnerSample] = []
         for first in range(0, len(items), _TOGETHER):
             some = items[first : first + _TOGETHER]
             changes = reblur(torch.stack([item.clip for item in some])) - torch.cat([item.sharp for item in some])
-            enough = changes.square().mean((1, 2, 3)).sqrt() >= self.least_blur
+            enough = changes.square().mean((1, 2, 3)).sqrt() >= self.min_blur_rms
             kept += [item for item, changed in zip(some, enough.tolist(), strict=True) if changed]
         return kept
 
-    def steps(self, items: int, frames: int, generator: torch.Generator) -> list[Step]:
-        """The steps over so many items of T = ``frames`` frames, in random order."""
+    def steps(self, items: int, frames: int, generator: torch.Generator) -> list[InnerStep]:
+        """Return the steps over a number of samples of T = ``frames`` frames, in random order."""
 
         def shuffled() -> Iterator[int]:
-            for _ in range(self.passes):
-                yield from torch.randperm(items, generator=generator).tolist()
+            for _ in range(self.num_epochs):
+                yield from torch.randperm(items, generator=generator, device="cpu").tolist()
 
         others = [t for t in range(frames) if t != frames // 2] or [0]
         reblur = []
         for item in shuffled() if self.has_reblur_stage else ():
-            drawn = others[int(torch.randint(len(others), (), generator=generator))]
-            reblur.append(Step("reblur", item, drawn if self.real == "neighbor" else None))
-        steps = reblur + [Step("deblur", item) for item in shuffled()]
-        if not self.noise:
+            drawn = others[int(torch.randint(len(others), (), generator=generator, device="cpu"))]
+            reblur.append(InnerStep("reblur", item, drawn if self.real_source == "neighbor" else None))
+        steps = reblur + [InnerStep("deblur", item) for item in shuffled()]
+        if not self.noise_std:
             return steps
-        seeds = torch.randint(2**62, (len(steps),), generator=generator).tolist()
+        seeds = torch.randint(2**62, (len(steps),), generator=generator, device="cpu").tolist()
         return [replace(step, seed=seed) for step, seed in zip(steps, seeds, strict=True)]
 
 
@@ -168,7 +170,7 @@ class InnerLoop:
         reblur: Callable[[ParameterSet, Tensor], Tensor],
         restorer_weights: ParameterSet,
         reblur_weights: ParameterSet,
-        critic: Critic | None = None,
+        critic: DiscriminatorTrainer | None = None,
         distance: Callable[[Tensor, Tensor], Tensor] = F.l1_loss,
         create_graph: bool = False,
     ) -> None:
@@ -178,15 +180,15 @@ class InnerLoop:
         self.terms: dict[str, float] = {}
         """The parts of the latest loss, by name."""
         self.grad_norm: float | None = None
-        self._step: Step | None = None
+        self._step: InnerStep | None = None
         self._made: tuple[ParameterSet | None, dict[int, Tensor]] = (None, {})
         self._optimizers = {
             "restorer": _Optimizer(settings, settings.lr),
             "reblur": _Optimizer(settings, settings.reblur_lr),
         }
 
-    def loss(self, step: Step, item: Item) -> Tensor:
-        """What a step minimizes; in the reblur stage the critic takes its own step on the way."""
+    def loss(self, step: InnerStep, item: InnerSample) -> Tensor:
+        """Return the loss of a step; in the reblur stage the discriminator takes a step of its own."""
         self._step = step
         if self.create_graph:
             # The gradient of a step is the partial one: that earlier steps took the other network's weights from these
@@ -194,7 +196,7 @@ class InnerLoop:
             self.restorer_weights, self.reblur_weights = _aliases(self.restorer_weights), _aliases(self.reblur_weights)
         with torch.enable_grad(), self._twice_differentiable():
             if step.stage == "deblur":
-                reblurred = self._taught_by(step, item)
+                reblurred = self._reblurred_sample(step, item)
                 loss = self._cycle(reblurred, item)
                 self.terms = {"deblur_loss": loss.item()}
                 return loss
@@ -204,8 +206,10 @@ class InnerLoop:
             if self.critic is not None and share > 0:
                 real = item.blurred if step.real is None else item.clip[step.real]
                 if real is None:
-                    raise ValueError("InnerLoop: expected items with their most blurred crop for real='blurriest'")
-                adversarial = self.critic.judge(reblurred, real[None])
+                    raise ValueError(
+                        "InnerLoop: expected items with their most blurred crop for real_source='blurriest'"
+                    )
+                adversarial = self.critic.update(reblurred, real[None])
                 self.terms["adversarial_loss"] = adversarial.item()
                 parts.append(share * adversarial)
             if share < 1:
@@ -215,15 +219,15 @@ class InnerLoop:
             return parts[0] if len(parts) == 1 else parts[0] + parts[1]
 
     def update(self, loss: Tensor) -> str | None:
-        """Step the weights that this loss is for; why not, or None."""
-        step, order = self._step, self.settings.order
+        """InnerStep the weights that this loss is for; why not, or None."""
+        step, variant = self._step, self.settings.variant
         if step is None:
             raise RuntimeError("InnerLoop.update: expected a loss of this loop first")
         sets = {"reblur": self.reblur_weights, "restorer": self.restorer_weights}
-        taught = {"deblur": ["restorer"], "reblur": ["reblur"] + ["restorer"] * (order != "repaired")}[step.stage]
-        tensors = [tensor for name in taught for tensor in sets[name].values()]
+        trained = {"deblur": ["restorer"], "reblur": ["reblur"] + ["restorer"] * (variant == "official")}[step.stage]
+        tensors = [tensor for name in trained for tensor in sets[name].values()]
         if not tensors:
-            return None  # a reblurrer without weights
+            return None  # a reblurring network without weights
         with self._twice_differentiable():
             found = torch.autograd.grad(loss, tensors, create_graph=self.create_graph, allow_unused=True)
         reached = [gradient.detach() for gradient in found if gradient is not None]
@@ -231,28 +235,25 @@ class InnerLoop:
         if not reached or not torch.tensor(self.grad_norm).isfinite():
             return "gradient holds NaN or infinity" if reached else "the loss depends on none of the weights"
         gradients = iter(found)
-        for name in taught:
+        for name in trained:
             values: dict[str, Tensor | None] = {key: next(gradients) for key in sets[name]}
             sets[name] = self._stepped(name, sets[name], values)
-        if step.stage == "deblur" and order == "published_torch1":
-            still: dict[str, Tensor | None] = {key: torch.zeros_like(value) for key, value in sets["reblur"].items()}
-            sets["reblur"] = self._stepped("reblur", sets["reblur"], still)
         self.reblur_weights, self.restorer_weights = sets["reblur"], sets["restorer"]
         return None
 
-    def run(self, items: Sequence[Item], generator: torch.Generator) -> InnerLoop:
+    def run(self, items: Sequence[InnerSample], generator: torch.Generator) -> InnerLoop:
         """All steps over the items, and this loop itself.
 
         Raises:
             RuntimeError: a gradient is not finite.
         """
         for step in self.settings.steps(len(items), len(items[0].clip) if items else 1, generator):
-            problem = self.update(self.loss(step, items[step.item]))
+            problem = self.update(self.loss(step, items[step.sample]))
             if problem:
                 raise RuntimeError(f"InnerLoop: {problem}, in the {step.stage} stage")
         return self
 
-    def _taught_by(self, step: Step, item: Item) -> Tensor:
+    def _reblurred_sample(self, step: InnerStep, item: InnerSample) -> Tensor:
         """The pseudo-blurred picture of a deblur step; further passes find it made, with noise of their own."""
         if self.create_graph:
             return self._noisy(self.reblur(self.reblur_weights, item.clip[None]), step)
@@ -261,17 +262,18 @@ class InnerLoop:
             made = {}
             self._made = self.reblur_weights, made
         with torch.no_grad():
-            if step.item not in made:
-                made[step.item] = self.reblur(self.reblur_weights, item.clip[None])
-            return self._noisy(made[step.item], step)
+            if step.sample not in made:
+                made[step.sample] = self.reblur(self.reblur_weights, item.clip[None])
+            return self._noisy(made[step.sample], step)
 
-    def _noisy(self, reblurred: Tensor, step: Step) -> Tensor:
-        if not self.settings.noise:
+    def _noisy(self, reblurred: Tensor, step: InnerStep) -> Tensor:
+        if not self.settings.noise_std:
             return reblurred
-        grain = torch.randn(reblurred.shape, generator=torch.Generator().manual_seed(step.seed))
-        return reblurred + self.settings.noise * grain.to(reblurred)
+        generator = torch.Generator("cpu").manual_seed(step.seed)
+        grain = torch.randn(reblurred.shape, generator=generator, dtype=torch.float32, device="cpu")
+        return reblurred + self.settings.noise_std * grain.to(reblurred)
 
-    def _cycle(self, reblurred: Tensor, item: Item) -> Tensor:
+    def _cycle(self, reblurred: Tensor, item: InnerSample) -> Tensor:
         weights, clip = self.restorer_weights, item.clip
 
         def distance(outputs: Any, target: Tensor) -> Tensor:
@@ -312,12 +314,12 @@ class _Optimizer:
         found = {name: gradient for name, gradient in gradients.items() if gradient is not None}
         if not found:
             return dict(tensors)
-        directions = list(found.values()) if self.plain else self._directions(found, safe)
+        directions = list(found.values()) if self.plain else self.directions(found, safe)
         own = [tensors[name] for name in found]
         stepped = torch._foreach_sub(own, torch._foreach_mul(directions, self.lr))
         return dict(tensors) | dict(zip(found, stepped, strict=True))
 
-    def _directions(self, gradients: ParameterSet, safe: bool) -> list[Tensor]:
+    def directions(self, gradients: ParameterSet, safe: bool) -> list[Tensor]:
         new, grads = {name: g for name, g in gradients.items() if name not in self.moments}, list(gradients.values())
         self.moments |= {name: (torch.zeros_like(g), torch.zeros_like(g), 0) for name, g in new.items()}
         firsts, seconds, counts = zip(*(self.moments[name] for name in gradients), strict=True)
@@ -336,3 +338,31 @@ class _Optimizer:
                 torch._foreach_div(first, [1 - 0.9**count for count in counts]), torch._foreach_add(roots, 1e-8)
             )
         )
+
+
+class LoopOptimizer(torch.optim.Optimizer):
+    """The inner loop's Adam or gradient descent, in place, with its moments in the optimizer's state."""
+
+    def __init__(self, tensors: list[Tensor], *, lr: float, rule: Literal["adam", "sgd"]) -> None:
+        super().__init__(tensors, {"lr": lr, "rule": rule})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Subtract the learning rate times the direction from each tensor with a gradient."""
+        for group in self.param_groups:
+            tensors = [tensor for tensor in group["params"] if tensor.grad is not None]
+            if not tensors:
+                continue
+            found = {str(index): tensor.grad for index, tensor in enumerate(tensors)}
+            directions = list(found.values())
+            if group["rule"] == "adam":
+                functional = _Optimizer(InnerLoopSettings(), group["lr"])
+                kept = {str(index): self.state[tensor] for index, tensor in enumerate(tensors) if self.state[tensor]}
+                functional.moments = {
+                    key: (entry["first"], entry["second"], entry["count"]) for key, entry in kept.items()
+                }
+                directions = functional.directions(found, False)
+                for index, tensor in enumerate(tensors):
+                    first, second, count = functional.moments[str(index)]
+                    self.state[tensor] = {"first": first, "second": second, "count": count}
+            torch._foreach_sub_(tensors, torch._foreach_mul(directions, group["lr"]))

@@ -1,4 +1,4 @@
-"""MetaTransfer: fine-tune a deblurrer on one clip, with the clip's own sharp moments, reblurred as the clip is."""
+"""MetaTransfer: fine-tune a deblurrer on one clip, with reblurred pseudo-sharp patches of the clip."""
 
 from __future__ import annotations
 
@@ -11,78 +11,81 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from tta_restore._core import checks as _checks
-from tta_restore.adapters import state as parameter_sets
 from tta_restore.adapters.adapter import Adapter
-from tta_restore.adapters.frame import Frame
+from tta_restore.adapters.frame import FrameContext
 from tta_restore.adapters.guards import Guards
-from tta_restore.adapters.methods.clip_model import pictures
-from tta_restore.adapters.methods.discriminator import Critic
-from tta_restore.adapters.methods.inner_loop import InnerLoop, InnerLoopSettings, Item, Order
+from tta_restore.adapters.methods.clip_model import restored_images
+from tta_restore.adapters.methods.discriminator import DiscriminatorTrainer
+from tta_restore.adapters.methods.inner_loop import InnerLoop, InnerLoopSettings, InnerSample, LoopOptimizer, Variant
 from tta_restore.adapters.select import Select
 from tta_restore.adapters.state import ParameterSet
 from tta_restore.data.datasets.clips import window
 from tta_restore.data.datasets.mining import MinedPatch, Places, mine_patches
 from tta_restore.losses.adversarial import Kind
 from tta_restore.models import Restoration
-from tta_restore.models.restorer import outputs as structure
 
 _FLAT = 4 * 60.0  # dB: neighboring pixels differ by a quarter of a gray level, there is no detail to be blurred
+_CLEARLY = 0.5  # fraction of the other error that the error of a sharp frame stays below
+_STILL = 4.0  # mean squares of the change by restoring, up to which frames that follow each other count as still
+_MIN_REBLUR = 0.5  # of the largest change by restoring, that reblurring has to make to decide on sharp frames
 
 
 class MetaTransfer(Adapter, method="meta_transfer"):
-    """Fine-tunes a deblurrer on a clip before restoring all of it; each clip starts afresh.
+    """Adapter of clips that fine-tunes a deblurrer on a clip before restoring all of it, and resets at each clip.
 
-    Blur changes within a clip. At some places of the clip the sharpest moment is looked for: *pseudo-sharp* patches.
-    The *reblur stage* adapts a reblurrer, which blurs the middle of a few frames, until a critic takes what it makes
-    of the patches for real blur of this clip, and the deblurrer can undo it. The *deblur stage* fine-tunes the
-    deblurrer on pairs of a reblurred patch and the patch. Then the whole clip is restored, frame by frame.
+    Blur changes within a clip. At some locations of the clip the sharpest frame is searched for: *pseudo-sharp*
+    patches. The *reblur stage* adapts a reblurring network, which blurs the middle of a few frames, until a
+    discriminator takes the reblurred patches for real blur of this clip, and the deblurrer can invert it. The *deblur
+    stage* fine-tunes the deblurrer on pairs of a reblurred patch and the patch. Then the whole clip is restored, frame
+    by frame.
 
-    Reblurrer and deblurrer should come from meta-training, ``engine.train``; then a few steps suffice. A *frame*
-    of :class:`Adapter` is a clip here: ``adapter(clip)`` adapts on it and restores it, ``predict`` restores further
-    frames of it. Reblurrer and critic run in eval mode, are adapted as copies, and are what they were at each clip.
+    Both networks should come from meta-training, ``engine.train``; then a few steps suffice. A *frame* of
+    :class:`Adapter` is a clip here, (T, C, H, W) or (1, T, C, H, W): ``adapter(clip)`` adapts on it and restores it,
+    ``predict`` restores further frames of it. Reblurring network and discriminator run in eval mode and are adapted as
+    copies, which start from the modules' weights at each clip.
 
-    A clip without detail, or none of whose moments is sharper than another, is restored as the source does it. The
-    report says so, and whether the clip has fewer frames than the reblurrer wants, whose ends are then repeated.
+    A clip without detail, or none of whose frames is sharper than another, is restored by the source. The report has a
+    message on that, and on clips with fewer frames than the reblurring network takes, whose ends are repeated.
 
     Args:
-        model: restorer at scale 1 of frames or of clips; a model of clips declares ``frames`` in its spec, and is given
-            the frames around each. See :class:`Adapter`, as for ``options``.
-        reblur: gives the middle frame, (B, 3, H, W), of a clip, (B, T, 3, H, W), reblurred; such as the model
-            "video_reblur".
-        discriminator: gives scores of pictures, such as "vgg19_critic" or "patch_critic"; None: the cycle loss alone.
-        num_patches: places to look at.
-        patch_size: their sides in pixels; where the frame is shorter, its side.
-        places: "random", or "tile" row by row.
-        num_frames: T of the reblurrer; None: its attribute of that name, else 5.
-        other_moments: of each place, drawn at random: the reblurrer is given the pseudo-sharp patch among the
-            neighbors of each, too, so that it blurs as the clip does then; 0 as published, where it is given those of
-            the sharpest moment only.
-        least_gain: dB of the self-shift score between the sharpest and the most blurred moment of a place, below which
-            it is left out; 0 as published.
+        model: restorer at scale 1 of frames or of clips; a model of clips declares ``frames`` in its spec, and gets the
+            frames around each. See :class:`Adapter`, as for ``options``.
+        reblur: network that returns the middle frame, (B, 3, H, W), of a clip, (B, T, 3, H, W), reblurred; such as the
+            model "video_reblur".
+        discriminator: network that scores images, such as "vgg19_critic" or "patch_critic"; None: the cycle loss alone.
+        num_patches: locations to mine.
+        patch_size: side of a patch in pixels; where the frame is smaller, its side.
+        patch_sampling: "random" locations, or "tile" row by row.
+        num_frames: T of the reblurring network; None: its attribute of that name, else 5.
+        num_extra_times: time steps per location, drawn at random, at whose neighbors the reblurring network gets the
+            pseudo-sharp patch too, so that it blurs as the clip does then; 0 as published, where it gets those of the
+            sharpest time step only.
+        min_sharpness_gain: dB of the self-shift score between the sharpest and the most blurred frame of a location,
+            below which it is left out; 0 as published.
         select: which weights to adapt.
-        lr: rate of the deblurrer.
-        reblur_lr: rate of the reblurrer.
-        optimizer: "adam", as released, or "sgd", as the paper writes it.
-        adversarial: kind of the adversarial loss; the critic of a Wasserstein loss has its weights clipped.
-        adversarial_weight: of it in the reblur stage; the cycle loss has the rest.
-        critic_lr: rate of the critic.
-        critic_clip: bound of a Wasserstein critic's weights.
-        critic_every: steps between two of the critic's.
-        order: "repaired", as the paper has it: the deblurrer waits for its stage; "published": the cycle loss steps it
-            already in the reblur stage; "published_torch1": as before and the reblurrer goes on by its momentum in the
-            deblur stage, which is what the release did on PyTorch before 2.0.
-        real: what the critic takes for real: "neighbor", another frame of the patch, as released, or "blurriest", the
-            place when it is most blurred, as in the paper.
-        passes: over the patches, in each stage.
-        noise: standard deviation of what is added to reblurred patches, as the camera's; 0 as published.
-        least_blur: root mean square, in values of [0, 1], by which reblurring has to change a patch: of the others the
+        lr: learning rate of the deblurrer.
+        reblur_lr: learning rate of the reblurring network.
+        optimizer: "adam", as in the official code, or "sgd", as in the paper.
+        adversarial_kind: kind of the adversarial loss; a Wasserstein discriminator has its weights clipped.
+        adversarial_weight: weight of the adversarial loss in the reblur stage; the cycle loss has the rest.
+        discriminator_lr: learning rate of the discriminator.
+        discriminator_clip: bound of a Wasserstein discriminator's weights.
+        discriminator_interval: steps of the reblurring network between two of the discriminator.
+        variant: "ours" trains the deblurrer in its own stage only, as in the paper; "official" lets the cycle loss of
+            the reblur stage train it too, as in the official code.
+        real_source: image that the discriminator takes for real: "neighbor", another frame of the patch, as in the
+            official code, or "blurriest", the most blurred frame of the location, as in the paper.
+        num_epochs: passes over the patches, in each stage.
+        noise_std: standard deviation of the noise added to reblurred patches, as the camera's, in [0, 1] values; 0 as
+            published.
+        min_blur_rms: root mean square, in [0, 1] values, by which reblurring has to change a patch: from others the
             deblurrer would learn to do nothing; 0 for all, as published.
-        leave_sharp: leave frames as they are that were sharp before, see :func:`left_sharp`; a deblurrer that learned
-            the blur of a clip spoils them. For clips of num_frames at least.
-        distance: of a restored picture from its target.
-        outputs: "main", the restored image, or "all" images of a model with stages or scales, which add up.
-        guards: by default without a limit on spikes: an adversarial loss has no usual size.
-        seed: source of places, order and real patches.
+        skip_sharp_frames: return frames that were sharp before unchanged, see :func:`keep_sharp_frames`; a deblurrer
+            trained on the blur of a clip degrades them. For clips of ``num_frames`` at least.
+        distance: distance of a restored image from its target.
+        outputs: "main", the restored image, or "all" images of a model with stages or scales, whose losses are summed.
+        guards: by default without a limit on loss spikes: an adversarial loss has no usual size.
+        seed: source of locations, order and real patches.
 
     Raises:
         ValueError: a setting is out of range; a clip is not (T, 3, H, W); the model enlarges.
@@ -91,6 +94,7 @@ class MetaTransfer(Adapter, method="meta_transfer"):
     """
 
     roles: ClassVar[tuple[str, ...]] = ("student",)
+    takes_clips: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -100,25 +104,25 @@ class MetaTransfer(Adapter, method="meta_transfer"):
         *,
         num_patches: int = 20,
         patch_size: int = 256,
-        places: Places = "random",
+        patch_sampling: Places = "random",
         num_frames: int | None = None,
-        other_moments: int = 0,
-        least_gain: float = 0.5,
+        num_extra_times: int = 0,
+        min_sharpness_gain: float = 0.5,
         select: Select = "all",
         lr: float = 2.5e-6,
         reblur_lr: float = 2.5e-6,
         optimizer: Literal["adam", "sgd"] = "adam",
-        adversarial: Kind = "wasserstein",
+        adversarial_kind: Kind = "wasserstein",
         adversarial_weight: float = 0.99,
-        critic_lr: float = 1e-6,
-        critic_clip: float | None = 0.01,
-        critic_every: int = 1,
-        order: Order = "repaired",
-        real: Literal["neighbor", "blurriest"] = "neighbor",
-        passes: int = 1,
-        noise: float = 0.0,
-        least_blur: float = 0.0,
-        leave_sharp: bool = False,
+        discriminator_lr: float = 1e-6,
+        discriminator_clip: float | None = 0.01,
+        discriminator_interval: int = 1,
+        variant: Variant = "ours",
+        real_source: Literal["neighbor", "blurriest"] = "neighbor",
+        num_epochs: int = 1,
+        noise_std: float = 0.0,
+        min_blur_rms: float = 0.0,
+        skip_sharp_frames: bool = False,
         distance: Callable[[Tensor, Tensor], Tensor] = F.l1_loss,
         outputs: Literal["main", "all"] = "main",
         guards: Guards | None = None,
@@ -133,37 +137,44 @@ class MetaTransfer(Adapter, method="meta_transfer"):
         _checks.expect_int(name, "num_patches", num_patches, minimum=1)
         _checks.expect_int(name, "patch_size", patch_size, minimum=2)
         _checks.expect_int(name, "num_frames", num_frames, minimum=1, odd=True)
-        _checks.expect_int(name, "other_moments", other_moments, minimum=0)
-        _checks.expect_int(name, "critic_every", critic_every, minimum=1)
-        _checks.expect_choice(name, "places", places, ("random", "tile"))
+        _checks.expect_int(name, "num_extra_times", num_extra_times, minimum=0)
+        _checks.expect_int(name, "discriminator_interval", discriminator_interval, minimum=1)
+        _checks.expect_choice(name, "patch_sampling", patch_sampling, ("random", "tile"))
         _checks.expect_choice(name, "outputs", outputs, ("main", "all"))
-        _checks.expect_choice(name, "adversarial", adversarial, ("wasserstein", "least_squares"))
-        _checks.expect_number(name, "least_gain", least_gain, minimum=0)
-        _checks.expect_number(name, "critic_lr", critic_lr, minimum=0)
-        _checks.expect_number(name, "critic_clip", critic_clip, above=0, optional=True)
+        _checks.expect_choice(name, "adversarial_kind", adversarial_kind, ("wasserstein", "least_squares"))
+        _checks.expect_number(name, "min_sharpness_gain", min_sharpness_gain, minimum=0)
+        _checks.expect_number(name, "discriminator_lr", discriminator_lr, minimum=0)
+        _checks.expect_number(name, "discriminator_clip", discriminator_clip, above=0, optional=True)
         if options.get("semantic") is not None or options.get("steps") is not None:
-            raise ValueError(f"{name}: takes no semantic prior, and its steps follow from num_patches and passes")
-        super().__init__(model, select=select, guards=guards or Guards(spike=None), seed=seed, **options)
+            raise ValueError(f"{name}: takes no semantic prior, and its steps follow from num_patches and num_epochs")
+        super().__init__(model, select=select, guards=guards or Guards(max_loss_ratio=None), seed=seed, **options)
         self.reblur, self.discriminator = reblur, discriminator
-        self.settings = InnerLoopSettings(
-            lr, reblur_lr, optimizer, adversarial_weight, order, real, passes, noise, least_blur
+        self.inner = InnerLoopSettings(
+            lr, reblur_lr, optimizer, adversarial_weight, variant, real_source, num_epochs, noise_std, min_blur_rms
         )
-        self.num_patches, self.patch_size, self.places, self.num_frames = num_patches, patch_size, places, num_frames
-        self.other_moments, self.least_gain, self.leave_sharp = other_moments, least_gain, leave_sharp
+        self.num_patches, self.patch_size, self.patch_sampling = num_patches, patch_size, patch_sampling
+        self.num_frames, self.num_extra_times = num_frames, num_extra_times
+        self.min_sharpness_gain, self.skip_sharp_frames = min_sharpness_gain, skip_sharp_frames
         self.distance, self.outputs = distance, outputs
-        self.critic_settings: dict[str, Any] = {
-            "kind": adversarial,
-            "lr": critic_lr,
-            "clip": critic_clip,
-            "every": critic_every,
+        self.discriminator_settings: dict[str, Any] = {
+            "kind": adversarial_kind,
+            "lr": discriminator_lr,
+            "clip": discriminator_clip,
+            "update_interval": discriminator_interval,
         }
 
-    def make_optimizer(self, parameters: list[Tensor]) -> None:
-        """None: the inner loop brings its own, which starts anew with each clip."""
-        return
+    def initial_sets(self) -> dict[str, ParameterSet]:
+        """Return the weights of the reblurring network, which the reblur stage trains."""
+        return {"reblur": dict(self.reblur.named_parameters())}
 
-    def begin_frame(self, frame: Frame) -> None:
-        """Start afresh and look for the patches of a clip."""
+    def make_optimizer(self, tensors: list[Tensor], role: str = "student") -> torch.optim.Optimizer:
+        """Return the inner loop's optimizer, which starts anew with each clip."""
+        return LoopOptimizer(
+            tensors, lr=self.inner.lr if role == "student" else self.inner.reblur_lr, rule=self.inner.optimizer
+        )
+
+    def begin_frame(self, frame: FrameContext) -> None:
+        """Reset, and mine the patches of a clip."""
         clip = frame.region
         _checks.expect_shape("MetaTransfer", "clip", clip, "(T, 3, H, W)", (None, 3, None, None))
         if (scale := self.restorer.known_spec(clip).scale) != 1:
@@ -174,133 +185,105 @@ class MetaTransfer(Adapter, method="meta_transfer"):
             self.num_patches,
             self.patch_size,
             generator=self.generator,
-            places=self.places,
+            places=self.patch_sampling,
             num_frames=self.num_frames,
-            other_moments=self.other_moments,
+            other_moments=self.num_extra_times,
         )
-        kept = [patch for patch in mined if self._tells(patch, len(clip))]
-        self._remark(frame, mined, kept)
-        frame.extra.update(
+        kept = [patch for patch in mined if self._is_useful(patch, len(clip))]
+        self._add_messages(frame, mined, kept)
+        frame.metrics.update(
             patches=float(len(kept)),
             gain=sum(patch.blurred_score - patch.sharp_score for patch in kept) / max(len(kept), 1),
         )
         if not kept:
-            frame.skip = "no place of the clip is sharp at one moment and blurred at another"
+            frame.skip = "no location of the clip is sharp in one frame and blurred in another"
             return
-        items = self.settings.worth(Item.of(kept), self._blur)
-        if not items:
-            frame.skip = f"reblurring changes no patch by {self.settings.least_blur:g}"
+        samples = self.inner.filter_samples(InnerSample.of(kept), self._blur)
+        if not samples:
+            frame.skip = f"reblurring changes no patch by {self.inner.min_blur_rms:g}"
             return
-        steps = self.settings.steps(len(items), self.num_frames, self.generator)
-        frame.steps = len(steps)
-        critic = None if self.discriminator is None else Critic(self.discriminator, **self.critic_settings)
+        steps = self.inner.steps(len(samples), self.num_frames, self.generator)
         own: ParameterSet = dict(self.reblur.named_parameters())
+        if not own and self.inner.variant == "ours":
+            steps = [step for step in steps if step.stage == "deblur"]  # there is nothing to train
+        frame.steps = len(steps)
         tied = len(list(self.reblur.named_parameters(remove_duplicate=False))) > len(own)
+        trainer = (
+            DiscriminatorTrainer(self.discriminator, **self.discriminator_settings) if self.discriminator else None
+        )
         loop = InnerLoop(
-            self.settings,
-            restore=self._pictures,
+            self.inner,
+            restore=self._images,
             reblur=lambda weights, clip: self._reblurred(own, weights, clip, tied=tied),
             restorer_weights={},
-            reblur_weights=parameter_sets.copied(own),
-            critic=critic,
+            reblur_weights={},
+            critic=trainer,
             distance=self.distance,
         )
-        frame.notes.update(loop=loop, steps=iter(steps), items=items)
+        loop.reblur_weights, loop.restorer_weights = self.state.sets["reblur"], self.student
+        frame.scratch.update(loop=loop, steps=iter(steps), samples=samples)
 
-    def objective(self, frame: Frame) -> Tensor:
-        """Loss of the next step on one patch."""
-        loop: InnerLoop = frame.notes["loop"]
-        step = next(frame.notes["steps"])
-        loop.restorer_weights = self.student  # which guards may have pulled back
-        frame.notes["stage"] = step.stage
-        loss = loop.loss(step, frame.notes["items"][step.item])
-        frame.extra.update(loop.terms)
+    def objective(self, frame: FrameContext) -> Tensor:
+        """Return the loss of the next step on one patch."""
+        loop: InnerLoop = frame.scratch["loop"]
+        step = next(frame.scratch["steps"])
+        both = ("student", "reblur") if self.state.sets["reblur"] else ("student",)
+        reblurs = both if self.inner.variant == "official" else ("reblur",)
+        frame.trained = ("student",) if step.stage == "deblur" else reblurs
+        loss = loop.loss(step, frame.scratch["samples"][step.sample])
+        frame.metrics.update(loop.terms)
         return loss
 
-    def optimize(self, frame: Frame, loss: Tensor) -> str | None:
-        """Step reblurrer or deblurrer, or both where the order says so."""
-        loop: InnerLoop = frame.notes["loop"]
-        problem = loop.update(loss)
-        if problem:
-            return problem
-        deblurs = frame.notes["stage"] == "deblur"
-        frame.grad_norm, frame.learning_rate = loop.grad_norm, self.settings.lr if deblurs else self.settings.reblur_lr
-        self.state.updates += 1
-        if loop.restorer_weights is not self.student:
-            student = list(self.student.values())
-            before = None if self._moved else [tensor.detach().clone() for tensor in student]
-            parameter_sets.assign(self.student, loop.restorer_weights)
-            self._watch(before, student)
-        return None
-
-    def run(self, role: str, image: Tensor, **arguments: Any) -> Restoration:
-        """As of every adapter; the frames of a clip, (T, C, H, W), one by one where no gradient is asked for."""
-        return self._by_frames(lambda part: super(MetaTransfer, self).run(role, part, **arguments), image)
-
-    def ensemble(self, role: str, image: Tensor, **arguments: Any) -> Restoration:
-        """As of every adapter; the frames of a clip, (T, C, H, W), one by one."""
-        return self._by_frames(lambda part: super(MetaTransfer, self).ensemble(role, part, **arguments), image)
-
-    def emit(self, frame: Frame) -> Restoration:
-        """The restored clip, its sharp frames as they came where that is asked for."""
+    def emit(self, frame: FrameContext) -> Restoration:
+        """Return the restored clip, with its sharp frames unchanged if ``skip_sharp_frames``."""
         restoration = super().emit(frame)
-        if not self.leave_sharp or len(frame.image) < self.num_frames:
+        if not self.skip_sharp_frames or len(frame.image) < self.num_frames:
             return restoration
-        return restoration.with_image(left_sharp(frame.image, restoration.image, self._blur, self.num_frames))
-
-    def config(self) -> dict[str, Any]:
-        """Settings that a saved state depends on."""
-        own = (
-            "num_patches",
-            "patch_size",
-            "places",
-            "num_frames",
-            "other_moments",
-            "least_gain",
-            "leave_sharp",
-            "outputs",
-        )
-        values = {name: getattr(self, name) for name in own}
-        critic = None if self.discriminator is None else self.critic_settings
-        return super().config() | values | vars(self.settings) | {"critic": critic}
+        kept = keep_sharp_frames(frame.image, restoration.image, self._blur, self.num_frames)
+        frame.metrics["frames_kept"] = float(kept.sum())
+        if kept.any():
+            frame.messages.append(
+                f"{int(kept.sum())} of {len(kept)} frames were sharp and are returned as they were (skip_sharp_frames)"
+            )
+        image = torch.where(kept[:, None, None, None], frame.image.to(restoration.image), restoration.image)
+        return restoration.with_image(image)
 
     def cost(self) -> str:
-        """Passes for each clip."""
-        count = self.num_patches * (1 + self.other_moments) * self.settings.passes
+        """Return the passes for each clip, in words."""
+        count = self.num_patches * (1 + self.num_extra_times) * self.inner.num_epochs
         parts = [f"{count} steps of the restorer"]
-        if self.settings.has_reblur_stage:
+        if self.inner.has_reblur_stage:
             critic = [f"{count} steps of the critic"] if self.discriminator is not None else []
             parts = [f"{count} steps of the reblurrer through the restorer", *critic, *parts]
-        checks = ", 2 of the reblurrer" if self.leave_sharp else ""
+        checks = ", 2 of the reblurrer" if self.skip_sharp_frames else ""
         return (
             f"per clip {', '.join(parts)}, on patches of {self.patch_size} x {self.patch_size}; "
             f"{len(self.views)} forward per frame{checks}"
         )
 
-    def _tells(self, patch: MinedPatch, length: int) -> bool:
-        """Whether a place has detail, and a moment that is sharper than another."""
+    def _is_useful(self, patch: MinedPatch, length: int) -> bool:
+        """Whether a location has detail, and a frame that is sharper than another."""
         gain = patch.blurred_score - patch.sharp_score
-        return patch.sharp_score < _FLAT and (length == 1 or (gain >= self.least_gain and gain > 0))
+        return patch.sharp_score < _FLAT and (length == 1 or (gain >= self.min_sharpness_gain and gain > 0))
 
-    def _remark(self, frame: Frame, mined: list[MinedPatch], kept: list[MinedPatch]) -> None:
+    def _add_messages(self, frame: FrameContext, mined: list[MinedPatch], kept: list[MinedPatch]) -> None:
         length, (height, width) = len(frame.region), mined[0].clip.shape[-2:]
         if length == 1:
-            frame.remarks.append("one frame: there is no sharper moment, it stands in for its neighbors")
+            frame.messages.append("one frame: there is no sharper one, it is repeated as its neighbors")
         elif length < self.num_frames:
-            frame.remarks.append(f"{length} frames, fewer than {self.num_frames}: those at the ends are repeated")
+            frame.messages.append(f"{length} frames, fewer than {self.num_frames}: those at the ends are repeated")
         if (height, width) != (self.patch_size, self.patch_size):
-            frame.remarks.append(f"patches of {height} x {width}: the frames are smaller than {self.patch_size}")
+            frame.messages.append(f"patches of {height} x {width}: the frames are smaller than {self.patch_size}")
         if len(kept) < len(mined):
-            frame.remarks.append(
-                f"{len(mined) - len(kept)} of {len(mined)} places left out: flat, or no moment is sharper by "
-                f"{self.least_gain:g} dB"
+            frame.messages.append(
+                f"{len(mined) - len(kept)} of {len(mined)} locations left out: flat, or no frame is sharper by "
+                f"{self.min_sharpness_gain:g} dB"
             )
 
-    def _pictures(self, weights: ParameterSet, picture: Tensor, clip: Tensor) -> list[Tensor]:
-        def restore(x: Tensor) -> Restoration:
-            return super(MetaTransfer, self).run("student", x)  # the weights of the loop are the student's
-
-        return pictures(self.restorer, restore, picture, clip, outputs=self.outputs)
+    def _images(self, weights: ParameterSet, image: Tensor, clip: Tensor) -> list[Tensor]:
+        return restored_images(  # the weights of the loop are the student's
+            self.restorer, lambda x: self.run("student", x), image, clip, outputs=self.outputs
+        )
 
     def _reblurred(self, own: ParameterSet, weights: ParameterSet, clip: Tensor, *, tied: bool) -> Tensor:
         used = {name: tensor.to(own[name].dtype) for name, tensor in weights.items()}
@@ -311,41 +294,40 @@ class MetaTransfer(Adapter, method="meta_transfer"):
         kind = next(self.reblur.parameters(), clip)
         return self.reblur(clip.to(kind)).to(clip)
 
-    def _by_frames(self, restore: Callable[[Tensor], Restoration], image: Tensor) -> Restoration:
-        if image.ndim != 4 or torch.is_grad_enabled():
-            return restore(image)
-        frames = self.restorer.known_spec(image).frames
-        if frames is None:
-            return restore(image[None])
-        if frames == 1:
-            parts = [restore(frame) for frame in image.split(1)]
-        else:
-            length = len(image)
-            parts = [restore(image[torch.as_tensor(window(t, length, frames))][None]) for t in range(length)]
-        together, path = structure.concatenate([part.raw for part in parts]), parts[0].path
-        if all(structure.at(part.raw, path) is part.image for part in parts):  # no second copy of the clip
-            return Restoration(structure.at(together, path), together, path)
-        return Restoration(torch.cat([part.image for part in parts]), together, path)
-
 
 @torch.no_grad()
-def left_sharp(frames: Tensor, restored: Tensor, reblur: Callable[[Tensor], Tensor], num_frames: int = 5) -> Tensor:
-    """The restored frames of a clip; those that were sharp before are left as they were.
+def keep_sharp_frames(
+    frames: Tensor, restored: Tensor, reblur: Callable[[Tensor], Tensor], num_frames: int = 5
+) -> Tensor:
+    """Return which frames of a clip were sharp before, and better stay as they were.
 
-    Both versions of a frame are reblurred as the clip moves around it, at its ends as around the frame next to them,
-    which has two neighbors. What comes closer to the frame explains it: a frame that is sharp already, and does not
-    move, is its own best explanation.
+    Each frame and its restoration are reblurred with the clip's motion around it; at the ends, with that around the
+    neighbor, which has two neighbors. A frame is sharp if its own reblurred version is clearly nearer to it than that
+    of its restoration: it is sharp already, and does not move. Differences are averaged over 3x3 pixels first, since
+    only the frame itself holds its noise. A reblurring network that hardly blurs a clip that moves finds every frame
+    nearest to itself: its largest change of a restoration has to reach half of the largest change that restoring made.
 
-    Shape: frames, restored (T, 3, H, W) in [0, 1] -> (T, 3, H, W); reblur takes (1, num_frames, 3, H, W).
+    Shape: frames, restored (T, 3, H, W) in [0, 1] -> (T,); reblur takes (1, num_frames, 3, H, W).
     """
-    kept, length = restored.clone(), len(frames)
+    length = len(frames)
+    kept = torch.zeros(length, dtype=torch.bool, device=frames.device)
+    blurs = torch.zeros(length, dtype=torch.float32, device=frames.device)
     for time, frame in enumerate(frames):
         inner = min(max(time, 1), max(length - 2, 0))  # an end that stands in for its neighbor halves the motion
         around = frames[torch.as_tensor(window(inner, length, num_frames))]
         errors = []
         for middle in (frame, restored[time]):
             around[num_frames // 2] = middle
-            errors.append((reblur(around[None].clamp(0, 1))[0] - frame).square().mean())
-        if errors[0] < errors[1]:
-            kept[time] = frame
+            reblurred = reblur(around[None].clamp(0, 1))[0]
+            errors.append(_smooth_error(reblurred, frame))
+            blurs[time] = (reblurred - middle).square().mean()
+        kept[time] = errors[0] < _CLEARLY * errors[1]
+    changes = (restored - frames).float().square().mean((1, 2, 3)).max()
+    motion = frames.diff(dim=0).float().square().mean((1, 2, 3)).amax() if length > 1 else changes
+    if motion > _STILL * changes and blurs.max().sqrt() < _MIN_REBLUR * changes.sqrt():
+        kept[:] = False
     return kept
+
+
+def _smooth_error(image: Tensor, frame: Tensor) -> Tensor:
+    return F.avg_pool2d((image - frame)[None].float(), 3, stride=1).square().mean()

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from tta_restore._core import checks
-from tta_restore.adapters.frame import Frame
+from tta_restore.adapters.frame import FrameContext
 from tta_restore.adapters.methods.defocus import DefocusAdapter, disagreement
 from tta_restore.adapters.select import Select
 from tta_restore.adapters.views import Views
-from tta_restore.data.synthetic.defocus import KERNEL_SIZE
+from tta_restore.degradations.lens import KERNEL_SIZE
 from tta_restore.models import Restoration
 
 
@@ -77,34 +77,32 @@ class ReblurConsistency(DefocusAdapter, method="reblur_consistency"):
         super().__init__(model, estimator, select=select, views=views, steps=steps, seed=seed, **options)
         self.lr, self.ema, self.anchor, self.trust, self.border = lr, ema, anchor, trust, border
 
-    def make_optimizer(self, parameters: list[Tensor]) -> torch.optim.Optimizer:
-        """Adam."""
-        return torch.optim.Adam(parameters, lr=self.lr)
-
-    def begin_frame(self, frame: Frame) -> None:
+    def begin_frame(self, frame: FrameContext) -> None:
         """Read the blur; put a student that has left the source's neighborhood back."""
         super().begin_frame(frame)
-        frame.notes["seeds"] = self.blur_map(frame.region)
-        frame.notes["anchor"] = self.run("source", frame.region).image.float()
+        frame.scratch["seeds"] = self.blur_map(frame.region)
+        frame.scratch["anchor"] = self.run("source", frame.region).image.float()
         if self.trust is not None:
-            reach = self.trust * _rms(frame.notes["anchor"] - frame.region)
-            strayed = (_rms(self.run("student", frame.region).image.float() - frame.notes["anchor"]) > 2 * reach).any()
-            frame.extra["restarted"] = float(strayed)
+            reach = self.trust * _rms(frame.scratch["anchor"] - frame.region)
+            strayed = (
+                _rms(self.run("student", frame.region).image.float() - frame.scratch["anchor"]) > 2 * reach
+            ).any()
+            frame.metrics["restarted"] = float(strayed)
             if strayed:
                 self.restart()
 
-    def objective(self, frame: Frame) -> Tensor:
+    def objective(self, frame: FrameContext) -> Tensor:
         """Charbonnier distance of the reblurred restoration from the frame, and of the unseen change from none."""
-        restored, source = self.run("student", frame.region).image.float(), frame.notes["anchor"]
-        seen, loss = self._judge_image(restored, source, frame.notes["seeds"], frame.region)
-        frame.extra["reblur_loss"] = seen.mean().item()
+        restored, source = self.run("student", frame.region).image.float(), frame.scratch["anchor"]
+        seen, loss = self._judge_image(restored, source, frame.scratch["seeds"], frame.region)
+        frame.metrics["reblur_loss"] = seen.mean().item()
         return loss.mean()
 
-    def after_step(self, frame: Frame) -> None:
+    def after_step(self, frame: FrameContext) -> None:
         """The teacher follows."""
         self.update_teacher(self.ema)
 
-    def emit(self, frame: Frame) -> Restoration:
+    def emit(self, frame: FrameContext) -> Restoration:
         """The teacher's self-ensemble, no farther from the source's than `trust` allows, or the source's if better."""
         restored = self.ensemble("teacher", frame.image)
         if self.trust is None:
@@ -115,21 +113,16 @@ class ReblurConsistency(DefocusAdapter, method="reblur_consistency"):
         share = (reach / length.clamp(min=1e-12)).clamp(max=1)
         # a change that is no number is none
         near = torch.where((share < 1) | ~length.isfinite(), source + (share * change).nan_to_num(0), restored.image)
-        seeds = self.blur_map(frame.image) if frame.cropped or not frame.notes else frame.notes["seeds"]
+        seeds = self.blur_map(frame.image) if frame.cropped or not frame.scratch else frame.scratch["seeds"]
         own, others = (self._judge_image(image, source, seeds, frame.image)[1] for image in (near, source))
         better = (own < others)[:, None, None, None]
         near = torch.where(better, near, source)
-        frame.extra["share_given"] = float((share.nan_to_num(0) * better).mean())
+        frame.metrics["share_given"] = float((share.nan_to_num(0) * better).mean())
         return restored.with_image(near.to(restored.image.dtype))
 
     def _judge_image(self, image: Tensor, source: Tensor, seeds: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """Distance from the frame, and the objective, of every sample by itself: (B,), (B,)."""
         return disagreement(image, x, seeds, source=source, anchor=self.anchor, border=self.border)
-
-    def config(self) -> dict[str, Any]:
-        """Settings that a saved state depends on."""
-        own = ("lr", "ema", "anchor", "trust", "border")
-        return super().config() | {name: getattr(self, name) for name in own}
 
     def cost(self) -> str:
         """Passes through the model for each frame."""

@@ -11,22 +11,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tta_restore._core import checks
-from tta_restore.adapters.frame import Frame
+from tta_restore.adapters.frame import FrameContext
 from tta_restore.adapters.methods._muon import Muon
 from tta_restore.adapters.methods.defocus import DefocusAdapter, disagreement
 from tta_restore.adapters.methods.psf_tracking import Reading, looks, mean_log_radius, nearest, radii_of, reading_of
 from tta_restore.adapters.select import Select
 from tta_restore.adapters.views import Views
 from tta_restore.data.datasets.mining import random_patches
-from tta_restore.data.synthetic import dead_leaves, defocus
+from tta_restore.data.synthetic import dead_leaves
 from tta_restore.data.synthetic.soften import soften
+from tta_restore.degradations import lens as optics
 from tta_restore.losses import charbonnier_loss
 from tta_restore.models.defocus.pupil import rasterize_pupil
 
 _FULL_LEAD = 1.25  # dB that the student is ahead of the source on pairs when all of it is trusted
 _TRIED = 16  # pairs that what is known is tried on after a change of lens
 _SOFT = 0.8  # share of the material that is soft by itself, as most of a photograph is
-_MARGIN = defocus.KERNEL_SIZE - 1
+_MARGIN = optics.KERNEL_SIZE - 1
 
 
 class ReblurPairs(DefocusAdapter, method="reblur_pairs"):
@@ -135,12 +136,12 @@ class ReblurPairs(DefocusAdapter, method="reblur_pairs"):
         self._sharp, self.scene = sharp, scene
         self.burst, self.batch, self.patch = burst, batch, patch
         self.lr, self.lr_half = lr, lr_half
-        self.ema, self.restore_probability, self.rescale = ema, restore, rescale
+        self.ema, self.restore_prob, self.rescale = ema, restore, rescale
         self.hypotheses, self.caution = hypotheses, caution
-        self.spread, self.memory, self.switch, self.remember, self.noise = spread, memory, switch, remember, noise
+        self.spread, self.window, self.switch, self.remember, self.noise = spread, memory, switch, remember, noise
         self.consistency, self.anchor = consistency, anchor
 
-    def initial_extra(self) -> dict[str, Any]:
+    def initial_memory(self) -> dict[str, Any]:
         """Readings of the latest frames, and lenses seen before with what was learned for them."""
         return {"readings": [], "lenses": [], "switches": 0, "lead": 0.0}
 
@@ -152,11 +153,11 @@ class ReblurPairs(DefocusAdapter, method="reblur_pairs"):
         """Falls hyperbolically from the first step with a lens."""
         return self.lr / (1 + update / self.lr_half)
 
-    def begin_frame(self, frame: Frame) -> None:
+    def begin_frame(self, frame: FrameContext) -> None:
         """Read the lens; on a change of lens remember the old one and start from what fits the new one best."""
         super().begin_frame(frame)
         reading = reading_of(self.read_lens(looks(frame.image)))
-        readings = self.extra["readings"]
+        readings = self.memory["readings"]
         fitting = self._plausible([reading])
         distance = growth = 0.0
         if readings:
@@ -167,39 +168,39 @@ class ReblurPairs(DefocusAdapter, method="reblur_pairs"):
             readings = []
         if not readings:
             frame.steps *= self.burst
-        self.extra["readings"] = [*readings, reading][-self.memory :]
-        frame.notes["apertures"], frame.notes["radii"] = (
-            self._plausible(self.extra["readings"]),
-            radii_of(self.extra["readings"], self.generator),
+        self.memory["readings"] = [*readings, reading][-self.window :]
+        frame.scratch["apertures"], frame.scratch["radii"] = (
+            self._plausible(self.memory["readings"]),
+            radii_of(self.memory["readings"], self.generator),
         )
-        frame.notes["scene"] = self._scene(frame.region) if self.scene else None
+        frame.scratch["scene"] = self._scene(frame.region) if self.scene else None
         if changed:
             self._change_lens(frame)
         if self.consistency:
-            frame.notes["seeds"] = self.blur_map(frame.region)
-            frame.notes["source"] = self.run("source", frame.region).image.float()
-        frame.extra.update(aperture_distance=distance, radius_change=growth, lens_changed=float(changed))
+            frame.scratch["seeds"] = self.blur_map(frame.region)
+            frame.scratch["source"] = self.run("source", frame.region).image.float()
+        frame.metrics.update(aperture_distance=distance, radius_change=growth, lens_changed=float(changed))
 
-    def objective(self, frame: Frame) -> Tensor:
+    def objective(self, frame: FrameContext) -> Tensor:
         """Charbonnier distance of the student's restoration of reblurred patches from the sharp ones, plus caution."""
         blurry, sharp = self._pair_for(frame)
         error = _errors(self.run("student", blurry).image, sharp)
         with torch.no_grad():
             before = _errors(self.run("source", blurry).image, sharp)
-        frame.notes["lead"] = _lead(float(before.mean()), float(error.detach().mean()))
+        frame.scratch["lead"] = _lead(float(before.mean()), float(error.detach().mean()))
         lost = (error / before - 1).clamp(min=0).mean()
         loss = error.mean() + self.caution * before.mean() * lost
         return loss + self.consistency * self._inconsistency(frame) if self.consistency else loss
 
-    def after_step(self, frame: Frame) -> None:
+    def after_step(self, frame: FrameContext) -> None:
         """The teacher follows as far as the student is trusted; single scalars of the student return to the source."""
-        lead = self.ema * self.extra["lead"] + (1 - self.ema) * frame.notes["lead"]
-        self.extra["lead"] = lead
+        lead = self.ema * self.memory["lead"] + (1 - self.ema) * frame.scratch["lead"]
+        self.memory["lead"] = lead
         share = min(max(lead / _FULL_LEAD, 0.0), 1.0)
-        self.update_teacher(self.ema, share=share)
-        frame.extra.update(lead=lead, share=share)
-        if self.restore_probability:
-            self.stochastic_restore(self.restore_probability)
+        self.update_teacher(self.ema, interpolation=share)
+        frame.metrics.update(lead=lead, share=share)
+        if self.restore_prob:
+            self.stochastic_restore(self.restore_prob)
 
     def aperture(self) -> Tensor:
         """The aperture that pairs are made with now: (A, A) at unit root mean square radius, summing to 1.
@@ -207,7 +208,7 @@ class ReblurPairs(DefocusAdapter, method="reblur_pairs"):
         Raises:
             ValueError: no frame was seen yet.
         """
-        readings = self.extra["readings"]
+        readings = self.memory["readings"]
         if not readings:
             raise ValueError("ReblurPairs.aperture: no frame was seen yet")
         return self._aperture(self._statistics(readings))
@@ -221,35 +222,12 @@ class ReblurPairs(DefocusAdapter, method="reblur_pairs"):
         """
         with torch.no_grad():
             estimate = self.read_lens(x)
-            picture = self.aperture() if self.extra["readings"] else self._aperture(estimate.statistics)
+            picture = self.aperture() if self.memory["readings"] else self._aperture(estimate.statistics)
             logs = F.interpolate((estimate.radius.log() * estimate.confidence)[:, None], size=(grid, grid), mode="area")
             weights = F.interpolate(estimate.confidence[:, None], size=(grid, grid), mode="area")
         radius = (logs / weights).exp().flatten().cpu()
-        kernels = rasterize_pupil(picture, radius, size=defocus.KERNEL_SIZE, reach=self.estimator.reach)
+        kernels = rasterize_pupil(picture, radius, size=optics.KERNEL_SIZE, reach=self.estimator.reach)
         return kernels.view(len(x), grid, grid, *kernels.shape[-2:])
-
-    def config(self) -> dict[str, Any]:
-        """Settings that a saved state depends on."""
-        own = (
-            "scene",
-            "burst",
-            "batch",
-            "patch",
-            "lr",
-            "lr_half",
-            "ema",
-            "rescale",
-            "hypotheses",
-            "caution",
-            "spread",
-            "memory",
-            "switch",
-            "remember",
-            "noise",
-            "consistency",
-            "anchor",
-        )
-        return super().config() | {name: getattr(self, name) for name in own} | {"restore": self.restore_probability}
 
     def cost(self) -> str:
         """Passes through the model for each frame."""
@@ -260,18 +238,18 @@ class ReblurPairs(DefocusAdapter, method="reblur_pairs"):
             f"{len(self.views)} forward of the frame{' by the source and by the teacher' if self.scene else ''}"
         )
 
-    def _inconsistency(self, frame: Frame) -> Tensor:
+    def _inconsistency(self, frame: FrameContext) -> Tensor:
         """How far the student's restoration of the frame, blurred again, is from it, with what blurring hides."""
-        restored, border = self.run("student", frame.region).image.float(), defocus.KERNEL_SIZE // 2
+        restored, border = self.run("student", frame.region).image.float(), optics.KERNEL_SIZE // 2
         seen, loss = disagreement(
             restored,
             frame.region,
-            frame.notes["seeds"],
-            source=frame.notes["source"],
+            frame.scratch["seeds"],
+            source=frame.scratch["source"],
             anchor=self.anchor,
             border=border,
         )
-        frame.extra["reblur_loss"] = seen.mean().item()
+        frame.metrics["reblur_loss"] = seen.mean().item()
         return loss.mean()
 
     def _aperture(self, statistics: Tensor) -> Tensor:
@@ -284,7 +262,7 @@ class ReblurPairs(DefocusAdapter, method="reblur_pairs"):
     def _plausible(self, readings: list[Reading]) -> Tensor:
         """Apertures that the frames may have been taken through: (N, A, A)."""
         with torch.no_grad():
-            return self.estimator.plausible(self._statistics(readings)[0], self.hypotheses).cpu()
+            return self.estimator.candidates(self._statistics(readings)[0], self.hypotheses).cpu()
 
     def _scene(self, image: Tensor) -> Tensor | None:
         """What a frame shows, as the source restores it: (N, 3, h, w); None for frames smaller than a patch."""
@@ -306,18 +284,18 @@ class ReblurPairs(DefocusAdapter, method="reblur_pairs"):
         chosen = torch.randint(0, len(radii), (count,), generator=generator)
         ends = radii[chosen] * torch.exp(self.spread * error[chosen] * torch.randn(count, 1, generator=generator))
         pictures = apertures[torch.randint(0, len(apertures), (count,), generator=generator)].repeat_interleave(2, 0)
-        kernels = rasterize_pupil(pictures, ends.flatten(), size=defocus.KERNEL_SIZE, reach=self.estimator.reach)
+        kernels = rasterize_pupil(pictures, ends.flatten(), size=optics.KERNEL_SIZE, reach=self.estimator.reach)
         angle = 2 * math.pi * torch.rand(count, 1, 1, generator=generator)
         axis = torch.linspace(-0.7, 0.7, side)
         ramp = (angle.cos() * axis + angle.sin() * axis[:, None] + 0.5).clamp(0, 1)
         weights = torch.stack([1 - ramp, ramp], dim=1)
         kernels = kernels.view(count, 2, *kernels.shape[-2:])
-        blurry = defocus.photograph(sharp, kernels, weights, generator, noise=self.noise)
+        blurry = optics.simulate_capture(sharp, kernels, weights, generator, noise_std=self.noise)
         return blurry, sharp[..., _MARGIN // 2 : -(_MARGIN // 2), _MARGIN // 2 : -(_MARGIN // 2)]
 
-    def _change_lens(self, frame: Frame) -> None:
+    def _change_lens(self, frame: FrameContext) -> None:
         """Store what was learned; continue from what restores pairs of the new lens best: that, or the source."""
-        known: list[dict[str, Any]] = [*self.extra["lenses"], self.snapshot()]
+        known: list[dict[str, Any]] = [*self.memory["lenses"], self.snapshot()]
         pairs = [self._pair_for(frame) for _ in range(math.ceil(_TRIED / self.batch))]
         source, errors = self._mean_error("source", pairs), []
         for lens in known:
@@ -327,21 +305,21 @@ class ReblurPairs(DefocusAdapter, method="reblur_pairs"):
         if errors[best] < source:
             start = known.pop(best)
             self.restart(start["student"], start["teacher"])
-            self.extra["lead"] = _lead(source, errors[best])
+            self.memory["lead"] = _lead(source, errors[best])
         else:
             self.restart()
-            self.extra["lead"] = 0.0
-        self.extra["lenses"] = known[max(len(known) - self.remember, 0) :]
-        self.extra["switches"] += 1
+            self.memory["lead"] = 0.0
+        self.memory["lenses"] = known[max(len(known) - self.remember, 0) :]
+        self.memory["switches"] += 1
 
     @torch.no_grad()
     def _mean_error(self, role: str, pairs: list[tuple[Tensor, Tensor]]) -> float:
         return float(torch.cat([_errors(self.run(role, blurry).image, sharp) for blurry, sharp in pairs]).mean())
 
-    def _pair_for(self, frame: Frame) -> tuple[Tensor, Tensor]:
+    def _pair_for(self, frame: FrameContext) -> tuple[Tensor, Tensor]:
         """Pairs for a frame, of its kind and where it is."""
-        radii, error = frame.notes["radii"]
-        blurry, sharp = self._pair(frame.notes["apertures"], radii, error, frame.notes["scene"])
+        radii, error = frame.scratch["radii"]
+        blurry, sharp = self._pair(frame.scratch["apertures"], radii, error, frame.scratch["scene"])
         if frame.image.shape[1] == 1:
             blurry, sharp = blurry.mean(1, keepdim=True), sharp.mean(1, keepdim=True)
         return blurry.to(frame.image), sharp.to(frame.image.device)

@@ -1,4 +1,4 @@
-"""Random crops of one picture and its companions: noise, gray, smaller scale.
+"""Random crops of an image and its companions: noise, gray, smaller scale.
 
 Source: Iterative Filter Adaptive Network (Lee et al., CVPR 2021), its training on DPDD.
 """
@@ -14,53 +14,57 @@ from torch import Tensor
 from tta_restore._core import checks
 from tta_restore._core.color import linear_to_srgb, luma
 
-# The last weight is a slip of 0.0722 that the published training had; it makes gray pictures brighter by 8e-5.
-_GREY = (0.2126, 0.7152, 0.07228)
+__all__ = ["Augmentation", "to_gray"]
+
+# The published training has 0.07228 in place of 0.0722, which makes gray images brighter by 8e-5.
+_GRAY = (0.2126, 0.7152, 0.07228)
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How often crops are altered, and how far. Defaults are the published ones.
+    """Random changes of crops: their probabilities and ranges. The defaults are the published ones.
 
     Attributes:
-        noise: probability of Gaussian noise, the same for all pictures but the sharp one.
-        sigma: range of its standard deviation.
-        gray: probability that all pictures become gray.
-        scale: probability that all are made smaller, by area.
-        smallest: lowest factor.
-        flips: whether crops are flipped and turned by quarter turns; not for views of dual pixels, whose disparity is
-            horizontal.
+        noise_prob: probability of Gaussian noise, which is the same for all images but the sharp one.
+        noise_std: range of the standard deviation of the noise, in [0, 1] values.
+        gray_prob: probability that all images become gray.
+        scale_prob: probability that all images are reduced, by area averaging.
+        min_scale: smallest factor of a reduction.
+        flips: whether crops are flipped and rotated by multiples of 90 degrees; not for dual-pixel views, whose
+            disparity is horizontal.
     """
 
-    noise: float = 0.05
-    sigma: tuple[float, float] = (0.001, 0.005**0.5)
-    gray: float = 0.3
-    scale: float = 0.5
-    smallest: float = 0.7
+    noise_prob: float = 0.05
+    noise_std: tuple[float, float] = (0.001, 0.005**0.5)
+    gray_prob: float = 0.3
+    scale_prob: float = 0.5
+    min_scale: float = 0.7
     flips: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("noise", "gray", "scale"):
+        for name in ("noise_prob", "gray_prob", "scale_prob"):
             checks.expect_number("Augmentation", name, getattr(self, name), minimum=0, maximum=1)  # probabilities
-        checks.expect_number("Augmentation", "smallest", self.smallest, above=0, maximum=1)
-        if len(self.sigma) != 2 or not 0 <= self.sigma[0] <= self.sigma[1]:
-            raise ValueError(f"Augmentation: expected sigma (low, high) with 0 <= low <= high, got {self.sigma}")
+        checks.expect_number("Augmentation", "min_scale", self.min_scale, above=0, maximum=1)
+        if len(self.noise_std) != 2 or not 0 <= self.noise_std[0] <= self.noise_std[1]:
+            raise ValueError(
+                f"Augmentation: expected noise_std (low, high) with 0 <= low <= high, got {self.noise_std}"
+            )
 
     def __call__(self, pictures: Tensor, size: int, generator: torch.Generator, *, sharp: int = 1) -> Tensor:
-        """One crop, altered, at the same place of all pictures.
+        """Return one changed crop, from the same place of all images.
 
-        Every place is as likely as any other; in the published training the first one counts twice and the last never.
+        Every place is equally likely; in the published training the first one counts twice and the last never.
 
         Args:
-            pictures: a picture and its companions.
+            pictures: an image and its companions.
             size: S, side of the crop in pixels, after scaling.
-            generator: decides everything.
-            sharp: index of the picture that gets no noise.
+            generator: source of all randomness.
+            sharp: index of the image that gets no noise.
 
         Shape: pictures (V, 3, H, W) in [0, 1], H and W >= S -> (V, 3, S, S).
 
         Raises:
-            ValueError: the pictures are smaller than the crop.
+            ValueError: the images are smaller than the crop.
         """
         height, width = pictures.shape[-2:]
         if pictures.ndim != 4 or min(height, width) < size:
@@ -71,14 +75,14 @@ class Augmentation:
         def draw() -> float:
             return torch.rand((), generator=generator).item()
 
-        noisy, gray, scaled = draw() < self.noise, draw() < self.gray, draw() < self.scale
-        low = max(self.smallest, size / min(height, width))
+        noisy, gray, scaled = draw() < self.noise_prob, draw() < self.gray_prob, draw() < self.scale_prob
+        low = max(self.min_scale, size / min(height, width))
         factor = low + (1 - low) * draw() if scaled else 1.0
         rows = _Window.random(height, factor, size, generator)
         columns = _Window.random(width, factor, size, generator)
         crop = pictures[:, :, rows.start : rows.stop, columns.start : columns.stop]
         if noisy:
-            sigma = self.sigma[0] + (self.sigma[1] - self.sigma[0]) * draw()
+            sigma = self.noise_std[0] + (self.noise_std[1] - self.noise_std[0]) * draw()
             noise = sigma * torch.randn(crop.shape[1:], generator=generator)
             crop = torch.stack([p if i == sharp else (p + noise).clamp(0, 1) for i, p in enumerate(crop)])
         if gray:
@@ -93,16 +97,16 @@ class Augmentation:
 
 
 def to_gray(pictures: Tensor) -> Tensor:
-    """The published gray: luma of stored values, and the transfer curve applied once more, which brightens.
+    """Return the published gray: luma of stored values with the transfer curve applied once more, which brightens it.
 
     Shape: (..., 3, H, W) in [0, 1] -> (..., 1, H, W).
     """
-    return linear_to_srgb(luma(pictures, _GREY))
+    return linear_to_srgb(luma(pictures, _GRAY))
 
 
 @dataclass(frozen=True)
 class _Window:
-    """What of one side is cropped, and the weights that reduce it: an output pixel averages the area it covers."""
+    """Cropped range of one side, and the weights that reduce it: an output pixel averages the area it covers."""
 
     start: int
     stop: int

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from tta_restore.data.io.image import read_image
 
+__all__ = ["Clip", "Frames", "ImageSequence", "stack_frames", "window"]
+
 #: Frames in time: a tensor (T, 3, H, W), or anything that has a length and gives frame t as (3, H, W), in [0, 1].
 Frames = Tensor | Sequence[Tensor]
 

@@ -1,4 +1,4 @@
-"""Where data sets of defocused pictures keep their files."""
+"""Folder layouts of published data sets of image pairs and of videos, and of custom ones."""
 
 from __future__ import annotations
 
@@ -14,16 +14,30 @@ from tta_restore.data.datasets.clips import Clip, ImageSequence
 from tta_restore.data.io.files import images_below, match_files, natural_order
 from tta_restore.data.io.image import read_image
 
+__all__ = [
+    "CLIP_LAYOUTS",
+    "LAYOUTS",
+    "FolderFrame",
+    "PairFiles",
+    "clip_of_folder",
+    "find_clips",
+    "find_files",
+    "find_pairs",
+    "folder_frames",
+    "has_views",
+    "register_layout",
+]
+
 
 @dataclass(frozen=True)
 class PairFiles:
-    """The files of one picture.
+    """The files of one image.
 
     Attributes:
-        blurry: as the camera took it.
-        sharp: its original; None for data without any.
-        right: right view of its dual pixels, where asked for.
-        left: left view.
+        blurry: the blurry image.
+        sharp: its sharp original, None for data sets without originals.
+        right: right dual-pixel view, where asked for.
+        left: left dual-pixel view, where asked for.
     """
 
     blurry: Path
@@ -34,8 +48,8 @@ class PairFiles:
 
 _Folders = tuple[tuple[str, str | None], ...]
 
-#: Per data set and split, the folders of blurry and of sharp files below its root; the first pair that is there counts.
-#: No sharp folder: the data set has no originals.
+#: Per data set and split, the folders of blurry and of sharp files below its root; the first pair that exists counts.
+#: None in place of the sharp folder: the data set has no originals.
 LAYOUTS: dict[str, dict[str, _Folders]] = {
     "sdd": {
         "train": (("train_patches/blur", "train_patches/gt"),),
@@ -55,24 +69,59 @@ LAYOUTS: dict[str, dict[str, _Folders]] = {
     "pixeldp": {"test": (("test_c/source", None), ("test/source", None), ("source", None), (".", None))},
     "folders": {"train": (("blurry", "sharp"),), "test": (("blurry", "sharp"),)},
 }
-#: Data sets with the views of dual pixels, whose folders have these letters in place of the center's.
+#: Data sets with dual-pixel views: the part of the folder names of the center, right and left images.
 _VIEWS = {"dpdd": ("_c/", "_r/", "_l/"), "pixeldp": ("_c/", "_r/", "_l/")}
 
 
+def register_layout(
+    name: str,
+    *,
+    pairs: Mapping[str, Sequence[tuple[str, str | None]]] | None = None,
+    clips: Sequence[tuple[str, str]] | None = None,
+) -> None:
+    """Add the layout of a custom data set, which :func:`find_files` or :func:`find_clips` then know by its name.
+
+    Args:
+        name: of the layout.
+        pairs: for each split, folders of blurry and of sharp files below the root; the first pair that exists counts.
+            None in place of the sharp folder: the data set has no originals.
+        clips: folders of the blurred and of the sharp frames of a video, with ``{video}`` for the video's name and,
+            where the splits have folders, ``{split}``; the first pair that exists counts.
+
+    Raises:
+        ValueError: the name is taken, nothing is given, or a pattern lacks ``{video}``.
+
+    >>> register_layout("my_pairs", pairs={"train": [("low", "high")]})
+    >>> register_layout("my_clips", clips=[("{split}/{video}/noisy", "{split}/{video}/clean")])
+    """
+    if not pairs and not clips:
+        raise ValueError("register_layout: expected pairs or clips, got neither")
+    for given, known in ((pairs, LAYOUTS), (clips, CLIP_LAYOUTS)):
+        if given and name in known:
+            raise ValueError(f"register_layout: {name!r} is taken")
+    for pattern in (part for pair in clips or () for part in pair):
+        if pattern.count("{video}") != 1:
+            raise ValueError(f"register_layout: expected one {{video}} in a pattern of clips, got {pattern!r}")
+    if pairs:
+        LAYOUTS[name] = {split: tuple(folders) for split, folders in pairs.items()}
+    if clips:
+        CLIP_LAYOUTS[name] = tuple(clips)
+
+
 def has_views(layout: str) -> bool:
-    """Whether a data set comes with the views of dual pixels."""
+    """Return whether a data set comes with dual-pixel views."""
     return layout in _VIEWS
 
 
 def find_files(root: str | Path, layout: str, split: str = "train", *, views: bool = False) -> list[PairFiles]:
-    """The files of every picture of a data set, in natural order; nothing is read yet.
+    """Return the files of every image of a data set, in natural order; nothing is read yet.
 
     Args:
         root: folder of the data set.
-        layout: ``"dpdd"``, ``"realdof"``, ``"cuhk"``, ``"pixeldp"``, ``"sdd"``, ``"ded"``, or ``"folders"`` for
-            ``blurry/`` and ``sharp/``.
+        layout: ``"dpdd"``, ``"realdof"``, ``"cuhk"``, ``"pixeldp"``, ``"sdd"``, ``"ded"``, ``"folders"`` for
+            ``blurry/`` and ``sharp/``, or a registered one.
         split: ``"train"``, ``"val"`` or ``"test"``, as far as the data set has them.
-        views: also the views of dual pixels; DPDD and PixelDP have them.
+        views: whether the dual-pixel views are looked for, too; DPDD and PixelDP have them.
 
     Raises:
         ValueError: the layout or split is unknown, the data set has no views, a folder is missing or empty, or files
@@ -81,7 +130,7 @@ def find_files(root: str | Path, layout: str, split: str = "train", *, views: bo
     checks.expect_choice("find_files", "layout", layout, tuple(LAYOUTS))
     checks.expect_choice("find_files", f"split of {layout}", split, tuple(LAYOUTS[layout]))
     if views and not has_views(layout):
-        raise ValueError(f"find_files: {layout} has no views of dual pixels; there are those of {', '.join(_VIEWS)}")
+        raise ValueError(f"find_files: {layout} has no dual-pixel views; there are those of {', '.join(_VIEWS)}")
     root = Path(root)
     choices = [(b, s, *_view_folders(layout, b, views)) for b, s in LAYOUTS[layout][split]]
     choices = [folders for folders in choices if not views or len(folders) == 4]
@@ -91,7 +140,7 @@ def find_files(root: str | Path, layout: str, split: str = "train", *, views: bo
         there = ", ".join(sorted(p.name for p in root.iterdir())[:8]) if root.is_dir() else "no such folder"
         raise ValueError(f"{root}: expected {wanted} in it for {layout} ({split}), found: {there or 'nothing'}")
     blurry = root / found[0]
-    pictures = images_below(blurry)
+    pictures = images_below(blurry) if found[0] != "." else _images_in(root)
     if not pictures:
         raise ValueError(f"{blurry}: no images there")
     columns: list[list[Path | None]] = []
@@ -102,15 +151,15 @@ def find_files(root: str | Path, layout: str, split: str = "train", *, views: bo
 
 
 def find_pairs(root: str | Path, layout: str, split: str = "train") -> list[tuple[Path, Path]]:
-    """Paths of the blurry and the sharp file of every pair; arguments are those of :func:`find_files`.
+    """Return the paths of the blurry and the sharp file of every pair; the arguments are those of :func:`find_files`.
 
     Raises:
-        ValueError: as there, or the data set has no originals.
+        ValueError: :func:`find_files` raises it, or the data set has no originals.
     """
     pairs = [(files.blurry, files.sharp) for files in find_files(root, layout, split)]
     whole = [(blurry, sharp) for blurry, sharp in pairs if sharp is not None]
     if len(whole) < len(pairs):
-        raise ValueError(f"find_pairs: the pictures of {layout} have no sharp originals")
+        raise ValueError(f"find_pairs: the images of {layout} have no sharp originals")
     return whole
 
 
@@ -127,16 +176,16 @@ _SHARP = ("target", "ground_truth", "gt", "sharp", "hq", "all_in_focus", "target
 
 @dataclass(frozen=True)
 class FolderFrame:
-    """A picture of a data set, read when asked for.
+    """An image of a data set, read when asked for.
 
     Args:
-        blurry_path: the file.
-        sharp_path: its sharp original, None for data without any.
+        blurry_path: the blurry image.
+        sharp_path: its sharp original, None for data sets without originals.
         family: name of the data set.
-        photo: the file's name without its ending.
-        position: in the data set, from 0.
-        right_path: right view of its dual pixels, where asked for.
-        left_path: left view.
+        photo: name of the file without its suffix.
+        position: index in the data set, from 0.
+        right_path: right dual-pixel view, where asked for.
+        left_path: left dual-pixel view, where asked for.
     """
 
     blurry_path: Path
@@ -149,7 +198,7 @@ class FolderFrame:
 
     @property
     def blurry(self) -> Tensor:
-        """The picture, (3, H, W) in [0, 1]."""
+        """The blurry image, (3, H, W) in [0, 1]."""
         return read_image(self.blurry_path).as_rgb()
 
     @property
@@ -167,16 +216,22 @@ class FolderFrame:
 def folder_frames(
     domains: Mapping[str, str | Path], *, rounds: int = 1, limit: int | None = None, views: bool = False
 ) -> list[FolderFrame]:
-    """The pictures of several data sets one after the other, name -> folder, the whole sequence ``rounds`` times.
+    """Return the images of several data sets one after the other, the whole sequence ``rounds`` times.
 
-    A data set named like one of :data:`LAYOUTS` is looked for where that keeps its test
-    split, and must have the originals that it is handed out with. Any other folder holds two folders of blurry and
-    sharp pictures ("source" and "target", "input" and "ground_truth" as in LFDOF, or similar), or pictures alone, which
-    then have no originals. How they are matched says :func:`tta_restore.data.io.files.match_files`. ``limit`` takes
-    the first pictures only; ``views`` asks for the views of dual pixels, too.
+    A data set named like one of :data:`LAYOUTS` is looked for where that keeps its test split, and must have the
+    originals that it is published with. Any other folder holds two folders of blurry and sharp images ("source" and
+    "target", "input" and "ground_truth" as in LFDOF, or similar), or images in one folder, which then have no
+    originals. :func:`tta_restore.data.io.files.match_files` matches them.
+
+    Args:
+        domains: folder of each data set by its name.
+        rounds: number of passes over the whole sequence.
+        limit: number of images taken of each data set, None for all.
+        views: whether the dual-pixel views are looked for, too.
 
     Raises:
-        ValueError: a folder is missing, holds no pictures, or its pictures, originals and views do not match.
+        ValueError: a folder is missing, holds no images or several folders of unknown names with images, or its
+            images, originals and views do not match.
     """
     frames = []
     for _ in range(rounds):
@@ -205,15 +260,36 @@ def _files(family: str, folder: Path, views: bool) -> Sequence[PairFiles]:
         raise ValueError(f"{family}: {error}") from None
     if blurry is not None or sharp is not None:
         there = ", ".join(sorted(inside))
-        raise ValueError(f"{family}: {folder} holds {there}; expected folders of blurry and of sharp pictures")
-    pictures = images_below(folder)
+        raise ValueError(f"{family}: {folder} holds {there}; expected folders of blurry and of sharp images")
+    try:
+        pictures = _images_in(folder)
+    except ValueError as error:
+        raise ValueError(f"{family}: {error}") from None
     if not pictures:
-        raise ValueError(f"{family}: no pictures below {folder}")
+        raise ValueError(f"{family}: no images below {folder}")
     return [PairFiles(picture) for picture in pictures]
 
 
-#: Per data set, where a video's blurred and sharp frames lie. "{video}" stands for the name of the video, "{split}" for
-#: that of the split; the first pair that is there counts. Meta Transferring puts all of them as in the first.
+def _images_in(folder: Path) -> list[Path]:
+    """Return the images below a folder that lie in the folder itself or in a single one inside.
+
+    Raises:
+        ValueError: they lie in several folders, of which one may hold originals, masks or results.
+    """
+    pictures = images_below(folder)
+    places = sorted({path.relative_to(folder).parts[:-1][:1] for path in pictures})
+    if len(places) > 1:
+        names = ", ".join("/".join(place) or "." for place in places[:6])
+        raise ValueError(
+            f"{folder} holds images in {names}: which of them are inputs? Name that folder, or call them source and "
+            "target"
+        )
+    return pictures
+
+
+#: Per data set, the folders of the blurred and the sharp frames of a video. "{video}" stands for the name of the video,
+#: "{split}" for that of the split; the first pair that exists counts. Meta Transferring uses the first one for all.
+#: A pair without "{split}" needs list files next to the videos that tell the splits.
 CLIP_LAYOUTS: dict[str, tuple[tuple[str, str], ...]] = {
     "gopro": (
         ("{split}/{video}/blur", "{split}/{video}/sharp"),
@@ -230,18 +306,21 @@ CLIP_LAYOUTS: dict[str, tuple[tuple[str, str], ...]] = {
 
 
 def find_clips(root: str | Path, layout: str, split: str = "test") -> list[Clip]:
-    """The videos of a data set in natural order; every file is looked for before the first one is read.
+    """Return the videos of a data set in natural order; every file is looked for before the first one is read.
 
     Frames are in natural order (blur_2 before blur_10) and belong together by name or, where blurred and sharp files
-    are named differently (blur_1 and gt_1), by the last number in it.
+    are named differently (blur_1 and gt_1), by the last number in it. Where a data set as published mixes its splits
+    in one folder (RealBlur, DVD), the text files next to the videos that have the split in their names tell which
+    videos belong to it: each line names files or a video.
 
     Args:
         root: folder of the data set.
-        layout: one of :data:`CLIP_LAYOUTS`: "gopro", "dvd", "reds", "realblur".
+        layout: one of :data:`CLIP_LAYOUTS`: "gopro", "dvd", "reds", "realblur", or a registered one.
         split: "train", "val" or "test".
 
     Raises:
-        ValueError: the layout is unknown, or folders or frames are missing; the message lists them.
+        ValueError: the layout is unknown, nothing tells which videos belong to the split, or folders or frames are
+            missing; the message lists them.
     """
     checks.expect_choice("find_clips", "layout", layout, tuple(CLIP_LAYOUTS))
     checks.expect_choice("find_clips", "split", split, ("train", "val", "test"))
@@ -252,6 +331,8 @@ def find_clips(root: str | Path, layout: str, split: str = "test") -> list[Clip]
         blurry, sharp = (part.format(split=split, video="{video}") for part in pattern)
         videos = _videos(root, blurry)
         if videos:
+            if "{split}" not in pattern[0]:
+                videos = _of_split(root, layout, split, videos)
             break
     else:
         wanted = " or ".join(pattern[0].format(split=split, video="<video>") for pattern in CLIP_LAYOUTS[layout])
@@ -271,13 +352,43 @@ def find_clips(root: str | Path, layout: str, split: str = "test") -> list[Clip]
 
 
 def clip_of_folder(folder: str | Path) -> Clip:
-    """All pictures of one folder, in natural order, as a clip without originals.
+    """Return all images of one folder, in natural order, as a clip without originals.
 
     Raises:
         ValueError: there are none.
     """
     folder = Path(folder)
     return Clip(folder.name, ImageSequence(images_below(folder)))
+
+
+def _of_split(root: Path, layout: str, split: str, videos: list[str]) -> list[str]:
+    """Return the videos of a split by the list files next to them.
+
+    Without a list of its own, the training split is what the lists of the other splits leave.
+    """
+    listed = {name: _listed(root, name, videos) for name in ("train", "val", "test")}
+    if listed[split]:
+        chosen = listed[split]
+    elif split == "train" and (others := listed["val"] | listed["test"]):
+        chosen = set(videos) - others
+    else:
+        raise ValueError(
+            f"{root}: {layout} mixes its splits in one folder, and nothing tells which of its {len(videos)} videos "
+            f"are for {split}: put a file such as {layout}_{split}_list.txt there, a video or a file per line, or "
+            f"move them to {split}/"
+        )
+    return [video for video in videos if video in chosen]
+
+
+def _listed(root: Path, split: str, videos: list[str]) -> set[str]:
+    """Return the videos that the text files of a split name."""
+    found: set[str] = set()
+    for path in sorted(root.glob("*.txt")):
+        if split not in re.split(r"[^a-z]+", path.stem.lower()):
+            continue
+        words = re.split(r"[\s/\\,;]+", path.read_text(encoding="utf-8", errors="replace"))
+        found |= set(videos) & set(words)
+    return found
 
 
 def _videos(root: Path, pattern: str) -> list[str]:
@@ -295,7 +406,7 @@ def _clip(video: str, blurry: Path, sharp: Path) -> Clip:
     frames, originals = images_below(blurry), images_below(sharp)
     for folder, found in ((blurry, frames), (sharp, originals)):
         if not found:
-            raise ValueError(f"{video}: no pictures in {folder}")
+            raise ValueError(f"{video}: no images in {folder}")
     for key in (lambda path: path.stem, _number):
         partners = {key(path): path for path in originals}
         names = [key(path) for path in frames]

@@ -13,6 +13,8 @@ from tta_restore import ops
 from tta_restore._core import checks
 from tta_restore.data.datasets.clips import Frames, window
 
+__all__ = ["MinedPatch", "Places", "ShiftTables", "mine_patches", "place_patches", "random_patches"]
+
 
 def random_patches(pictures: Tensor, count: int, size: int, generator: torch.Generator) -> Tensor:
     """Crops at random places of random pictures, turned by quarter turns and flipped at random.

@@ -17,6 +17,18 @@ from tta_restore.data.datasets.pairs import FolderCrops
 from tta_restore.data.io.files import images_below
 from tta_restore.data.io.image import read_image
 from tta_restore.data.synthetic import defocus
+from tta_restore.degradations import lens as optics
+
+__all__ = [
+    "FolderPairs",
+    "GeneratedPairs",
+    "MisalignedPair",
+    "Misalignment",
+    "inverse_motion",
+    "load_sharp_images",
+    "misalign",
+    "random_motion",
+]
 
 
 @dataclass(frozen=True)
@@ -85,7 +97,7 @@ def inverse_motion(motion: Tensor, iterations: int = 8) -> Tensor:
 
 def misalign(
     sharp: Tensor,
-    lens: Callable[[], defocus.Lens],
+    lens: Callable[[], optics.Lens],
     generator: torch.Generator,
     *,
     misalignment: Misalignment = Misalignment(),
@@ -97,13 +109,13 @@ def misalign(
     """
     side = sharp.shape[-1]
     reach = misalignment.reach(side)
-    if sharp.ndim != 4 or side - 2 * reach - defocus.KERNEL_SIZE < 8:
+    if sharp.ndim != 4 or side - 2 * reach - optics.KERNEL_SIZE < 8:
         raise ValueError(
-            f"misalign: expected sharp (B, 3, S, S) with S >= {2 * reach + defocus.KERNEL_SIZE + 8} for this "
+            f"misalign: expected sharp (B, 3, S, S) with S >= {2 * reach + optics.KERNEL_SIZE + 8} for this "
             f"misalignment, got {tuple(sharp.shape)}"
         )
     blurry, _, _ = defocus.render(sharp, [lens() for _ in range(len(sharp))], generator, levels=4, knots=3)
-    margin = defocus.KERNEL_SIZE // 2
+    margin = optics.KERNEL_SIZE // 2
     blurry = blurry[..., reach:-reach, reach:-reach]
     size = blurry.shape[-1]
     motion = random_motion(len(sharp), size, misalignment, generator)
@@ -130,7 +142,7 @@ class GeneratedPairs:
         pictures: Tensor,
         *,
         size: int = 96,
-        lens: Callable[[torch.Generator], defocus.Lens] = defocus.random_lens,
+        lens: Callable[[torch.Generator], optics.Lens] = optics.random_lens,
         misalignment: Misalignment = Misalignment(),
     ) -> None:
         self.pictures, self.size, self.lens, self.misalignment = pictures, size, lens, misalignment
@@ -142,7 +154,7 @@ class GeneratedPairs:
             )
 
     def _inner(self, side: int) -> int:
-        return side - 2 * self.misalignment.reach(side) - defocus.KERNEL_SIZE + 1
+        return side - 2 * self.misalignment.reach(side) - optics.KERNEL_SIZE + 1
 
     def __call__(self, count: int, generator: torch.Generator) -> MisalignedPair:
         """The next batch."""

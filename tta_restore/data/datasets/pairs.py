@@ -14,6 +14,10 @@ from tta_restore.data.datasets.layouts import PairFiles
 from tta_restore.data.datasets.mining import random_patches
 from tta_restore.data.io.image import read_image
 from tta_restore.data.synthetic import defocus
+from tta_restore.degradations import lens as optics
+from tta_restore.degradations.sensor import apply_sensor_model
+
+__all__ = ["FolderCrops", "LensPairs", "Pair", "read_images", "simulate_dual_pixel"]
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,7 @@ class FolderCrops:
         if alone := next((entry.blurry for entry in files if entry.sharp is None), None):
             raise ValueError(f"FolderCrops: {alone} has no sharp original to learn from")
         self.files, self.size, self.bit_depth = list(files), size, bit_depth
-        self.augmentation = augmentation or Augmentation(noise=0, gray=0, scale=0)
+        self.augmentation = augmentation or Augmentation(noise_prob=0, gray_prob=0, scale_prob=0)
 
     def __call__(self, count: int, generator: torch.Generator) -> Pair:
         """The next batch."""
@@ -111,11 +115,11 @@ class LensPairs:
         pictures: Tensor,
         *,
         size: int = 96,
-        lens: Callable[[torch.Generator], defocus.Lens] = defocus.random_lens,
+        lens: Callable[[torch.Generator], optics.Lens] = optics.random_lens,
         views: bool = False,
     ) -> None:
         self.pictures, self.size, self.lens, self.views = pictures, size, lens, views
-        self.needed = size + defocus.KERNEL_SIZE - 1
+        self.needed = size + optics.KERNEL_SIZE - 1
         if pictures.ndim != 4 or min(pictures.shape[-2:], default=0) < self.needed:
             raise ValueError(
                 f"LensPairs: expected pictures (N, 3, S, S) with S >= {self.needed} for pairs of {size} pixels, "
@@ -132,27 +136,27 @@ class LensPairs:
         return Pair(blurry, center.contiguous())
 
 
-def simulate_dual_pixel(sharp: Tensor, chosen: Sequence[defocus.Lens], generator: torch.Generator) -> Pair:
+def simulate_dual_pixel(sharp: Tensor, chosen: Sequence[optics.Lens], generator: torch.Generator) -> Pair:
     """Photograph sharp pictures through lenses with a dual-pixel sensor.
 
-    Shape: sharp (B, 3, H + K - 1, W + K - 1) in [0, 1], K = ``defocus.KERNEL_SIZE`` -> pictures (B, 3, H, W).
+    Shape: sharp (B, 3, H + K - 1, W + K - 1) in [0, 1], K = ``optics.KERNEL_SIZE`` -> pictures (B, 3, H, W).
     """
-    margin = defocus.KERNEL_SIZE // 2
+    margin = optics.KERNEL_SIZE // 2
     center = sharp[..., margin:-margin, margin:-margin].contiguous()
     low, high = (torch.tensor([lens.radius[i] for lens in chosen])[:, None] for i in (0, 1))
     steps = low + (high - low) * torch.linspace(0, 1, 4)
     height, width = center.shape[-2:]
-    depth = defocus.random_defocus_map(len(chosen), height, width, generator, knots=3)
-    weights = defocus.interpolation_weights(low[..., None] + (high - low)[..., None] * depth, steps)
+    depth = optics.random_defocus_map(len(chosen), height, width, generator, knots=3)
+    weights = optics.interpolation_weights(low[..., None] + (high - low)[..., None] * depth, steps)
     linear, pictures = srgb_to_linear(sharp), []
     for side in (0, 1, -1):
-        apertures = [_half(lens.aperture, side) for lens in chosen]
-        kernels = torch.stack([defocus.rasterize(a, s) for a, s in zip(apertures, steps, strict=True)])
-        pictures.append(defocus.sense(defocus.blur_with_mixture(linear, kernels, weights), generator))
+        apertures = [_half(lens.pupil, side) for lens in chosen]
+        kernels = torch.stack([optics.rasterize(a, s) for a, s in zip(apertures, steps, strict=True)])
+        pictures.append(apply_sensor_model(optics.blur_with_mixture(linear, kernels, weights), generator))
     blurry, right, left = pictures
     return Pair(blurry, center, right, left)
 
 
-def _half(aperture: defocus.Aperture, side: int) -> defocus.Aperture:
+def _half(aperture: optics.Pupil, side: int) -> optics.Pupil:
     """The part of an aperture to one side of its vertical diameter; side 0 is all of it."""
     return (lambda u, v: aperture(u, v) * (u * side > 0)) if side else aperture

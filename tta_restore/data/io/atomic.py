@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 try:
@@ -12,23 +14,30 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
+__all__ = ["atomic_file", "exclusive_lock"]
+
+_LONGEST_NAME = 240  # bytes; file systems take 255, the affixes need 9
+
 
 @contextmanager
 def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give a temporary path beside `path`; when the block ends without an error it is renamed to `path`.
+    """Yield a temporary path in the folder of `path`; when the block ends without an error it is renamed to `path`.
 
-    The temporary name is fixed (`.NAME.partial`), so what a killed process left behind is overwritten by the next one;
-    of several writers at once, in threads or processes, one waits for the other. Folders above `path` are made. The
-    content is on the disk before the name is.
+    The temporary name is fixed (`.NAME.partial`), so what a killed process left behind is overwritten by the next one.
+    Of several writers at once, in threads or processes, one waits for the other. Missing folders are made. The content
+    is on the disk before the name is. The mode is that of the file that is replaced, else what the umask leaves,
+    whatever the writer inside the block set.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    lock = _locked(partial)
+    partial = path.with_name(_partial_name(path.name))
+    lock = _open_locked(partial)
     try:
+        mode = stat.S_IMODE(os.fstat(lock).st_mode)
         yield partial
         with open(partial, "rb") as file:
             os.fsync(file.fileno())
+        _set_mode(partial, path, mode)
         os.replace(partial, path)
     except BaseException:
         partial.unlink(missing_ok=True)
@@ -37,14 +46,60 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.close(lock)
 
 
-def _locked(path: Path) -> int:
-    """Descriptor of the file of this name, made and locked; a killed process leaves no lock behind."""
+@contextmanager
+def exclusive_lock(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Keep other processes that ask for the same lock from a file or folder while the block runs.
+
+    The lock is a file next to `path` (`.NAME.lock`), removed at the end; a killed process leaves no lock behind.
+    Where the system has no locks, nothing is kept out.
+
+    Raises:
+        BlockingIOError: another process holds it.
+        OSError: the lock file cannot be made.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if fcntl is None:
+        yield
+        return
+    name = path.with_name(f".{path.name}.lock")
+    descriptor = os.open(name, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise
+        except OSError:  # a file system without locks
+            pass
+        try:
+            yield
+        finally:
+            name.unlink(missing_ok=True)
+    finally:
+        os.close(descriptor)
+
+
+def _partial_name(name: str) -> str:
+    if len(os.fsencode(name)) > _LONGEST_NAME:
+        name = hashlib.sha256(os.fsencode(name)).hexdigest()
+    return f".{name}.partial"
+
+
+def _set_mode(partial: Path, path: Path, mode: int) -> None:
+    with suppress(OSError):  # a new file
+        mode = stat.S_IMODE(path.stat().st_mode)
+    with suppress(OSError):  # a file system without modes
+        os.chmod(partial, mode)
+
+
+def _open_locked(path: Path) -> int:
+    """Return a descriptor of the file, made and locked; a killed process leaves no lock behind."""
     while True:
         lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             if fcntl is not None:
                 fcntl.flock(lock, fcntl.LOCK_EX)
-            # whoever held it before may have renamed the file meanwhile
+            # The previous holder may have renamed the file meanwhile.
             if fcntl is None or os.path.samestat(os.fstat(lock), os.stat(path)):
                 return lock
         except FileNotFoundError:

@@ -1,17 +1,20 @@
-"""EXIF blocks: what the camera said, carried from file to file beside the pixels."""
+"""EXIF blocks: the camera's metadata, carried from file to file with the pixels."""
 
 from __future__ import annotations
 
 import struct
+from typing import BinaryIO
+
+__all__ = ["embed_tiff_exif", "read_tiff_exif", "reset_orientation"]
 
 _ORIENTATION = 0x0112
-_NESTED = (0x8769, 0x8825)  # the camera's settings, the place
-# Description, maker, model, software, time, artist, copyright; the rest of a TIFF's tags is about its own pixels.
+_NESTED = (0x8769, 0x8825)  # exposure settings, position
+# Description, maker, model, software, time, artist, copyright; the other tags of a TIFF describe its own pixels.
 _DESCRIBING = (0x010E, 0x010F, 0x0110, 0x0131, 0x0132, 0x013B, 0x8298)
 
 
-def upright(block: bytes | None, notes: list[str]) -> tuple[bytes | None, int]:
-    """The block with its orientation set to upright, and the orientation that it had, 1 to 8.
+def reset_orientation(block: bytes | None, notes: list[str]) -> tuple[bytes | None, int]:
+    """Return the block with its orientation set to upright, and the orientation that it had, 1 to 8.
 
     A block that cannot be read is left out, with a line in `notes`.
     """
@@ -30,20 +33,22 @@ def upright(block: bytes | None, notes: list[str]) -> tuple[bytes | None, int]:
         if _ORIENTATION in exif:
             exif[_ORIENTATION] = 1
         return exif.tobytes(), orientation
-    except Exception:  # no reason to refuse the picture
+    except Exception:  # no reason to refuse the image
         notes.append("unreadable EXIF block: left out")
         return None, 1
 
 
-def read_tiff_exif(content: bytes, notes: list[str]) -> bytes | None:
-    """The block of what a TIFF file says about camera and place; None where it says nothing."""
+def read_tiff_exif(file: BinaryIO, notes: list[str]) -> bytes | None:
+    """Return the EXIF block of a TIFF file's camera and position tags, None where it has none."""
     from PIL import Image as PilImage
 
-    if content[2:4] not in (b"*\0", b"\0*"):
+    file.seek(0)
+    if file.read(4)[2:4] not in (b"*\0", b"\0*"):
         return None  # BigTIFF, which Pillow reads as images only
     try:
+        file.seek(0)
         found, block = PilImage.Exif(), PilImage.Exif()
-        found.load(content)
+        found.load_from_fp(file)
         for tag in _DESCRIBING:
             if tag in found:
                 block[tag] = found[tag]
@@ -52,13 +57,13 @@ def read_tiff_exif(content: bytes, notes: list[str]) -> bytes | None:
                 block.get_ifd(tag).update(entries)
                 block[tag] = entries
         return block.tobytes() if block else None
-    except Exception:  # no reason to refuse the picture
+    except Exception:  # no reason to refuse the image
         notes.append("unreadable EXIF block: left out")
         return None
 
 
 def embed_tiff_exif(content: bytes, block: bytes) -> bytes:
-    """A classic TIFF file of one page with the tags of a block: its directory is written again behind all else."""
+    """Return a classic TIFF file of one page with the tags of a block added: its directory is appended anew."""
     from PIL import Image as PilImage
     from PIL.TiffImagePlugin import ImageFileDirectory_v2
 

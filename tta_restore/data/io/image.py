@@ -1,4 +1,4 @@
-"""Read and write photographs without losing bits, alpha, color profile or orientation."""
+"""Read and write images without losing bits, alpha, color profile, orientation or metadata."""
 
 from __future__ import annotations
 
@@ -6,46 +6,104 @@ import io
 import os
 import struct
 import warnings
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from tta_restore.data.io import exif, tiff
-from tta_restore.data.io import png as png16
+from tta_restore.data.io import boxes, color, exif, exr, jpeg, png, raw, tiff
 from tta_restore.data.io.atomic import atomic_file
-from tta_restore.data.io.pixels import Image, ImageError, array_from_tensors, tensor_from_array
+from tta_restore.data.io.formats import FileFormat, detect_format, irregular_kind
+from tta_restore.data.io.pixels import (
+    Image,
+    ImageError,
+    array_from_tensors,
+    one_line,
+    tensor_from_array,
+    too_large,
+)
 
-#: Suffixes that `write_image` takes; `read_image` goes by the content instead.
-SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
+__all__ = ["FORMATS", "MAX_PIXELS", "SUFFIXES", "check_writable", "read_image", "write_image"]
+
+#: Formats that :func:`write_image` writes, each with its suffixes; the first one is used for new files.
+FORMATS: dict[str, tuple[str, ...]] = {
+    "png": (".png",),
+    "jpeg": (".jpg", ".jpeg", ".jpe", ".jfif"),
+    "tiff": (".tif", ".tiff"),
+    "webp": (".webp",),
+    "avif": (".avif",),
+    "jxl": (".jxl",),
+    "exr": (".exr",),
+}
+#: Suffixes that :func:`write_image` takes; :func:`read_image` goes by the content instead.
+SUFFIXES = tuple(suffix for suffixes in FORMATS.values() for suffix in suffixes)
+#: Default limit on the pixels of an image: what medium format cameras take, about 2 GB as RGB floats.
+MAX_PIXELS = 160_000_000
 
 _GRAY_MODES = ("1", "L", "LA")
+# Formats that Pillow decodes: name here and in Pillow's registry.
+_PILLOW = {"PNG": "PNG", "JPEG": "JPEG", "WebP": "WEBP", "AVIF": "AVIF", "BMP": "BMP", "GIF": "GIF", "PNM": "PPM"}
+_DEPTHS = {
+    "png": (8, 16),
+    "jpeg": (8,),
+    "tiff": (8, 16, 32),
+    "webp": (8,),
+    "avif": (8, 16),
+    "jxl": (8, 16, 32),
+    "exr": (32,),
+}
+# What a format holds next to the samples; the rest is named in a note.
+_CARRIES = {
+    "png": {"icc", "exif", "xmp", "text", "gamma", "cicp", "resolution"},
+    "jpeg": {"icc", "exif", "xmp", "iptc", "comment", "resolution"},
+    "tiff": {"icc", "exif", "xmp", "iptc", "resolution"},
+    "webp": {"icc", "exif", "xmp"},
+    "avif": {"icc", "exif", "xmp"},
+    "jxl": {"exif", "xmp"},
+    "exr": set(),
+}
+_LARGEST_SEGMENT = 65000  # bytes of one JPEG segment
 
 
-def read_image(path: str | os.PathLike[str]) -> Image:
-    """Read a PNG, JPEG or TIFF file, recognized by its content, upright and with all its bits.
+def read_image(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS, keep_going: bool = False) -> Image:
+    """Read an image file, recognized by its content, upright and with all its bits.
 
-    8 and 16 bits and float TIFF are read exactly. Gray stays gray; palettes become RGB, with a note. The EXIF
-    orientation is applied to the pixels and set to upright in the block that is carried along.
+    PNG, JPEG, TIFF, WebP, AVIF, HEIC (with pillow-heif), JPEG XL, JPEG 2000, BMP, GIF, PNM, OpenEXR, Radiance HDR,
+    and camera files (with rawpy). Gray stays gray; palettes become RGB and CMYK becomes sRGB, with a note; of several
+    images the first or main one is read, with a note. The EXIF orientation is applied to the pixels and set to upright
+    in the block that is carried along.
+
+    Args:
+        path: the file.
+        max_pixels: largest number of pixels; larger images are refused before memory is taken for them.
+        keep_going: read what can be read of a truncated PNG or JPEG; what is lost is in ``losses`` of the image.
 
     Raises:
-        ImageError: missing, unreadable, empty, truncated, damaged or no image; CMYK and other color models;
-            several pages; float samples that are not finite or leave [0, 1]; a package that is needed is missing.
+        ImageError: missing, no regular file, unreadable, empty, truncated, damaged, too large or no image; several
+            pages; a color model or sample type that is not handled; float samples that are not finite or lie mostly
+            outside [0, 1]; a package that is needed is missing.
     """
     path = Path(path)
     try:
-        content = path.read_bytes()
+        if (special := irregular_kind(path)) is not None:
+            raise ImageError(f"{path}: not a regular file: {special}")
+        with open(path, "rb") as file:
+            head = file.read(4096)
     except OSError as error:
         raise ImageError(f"{path}: {(error.strerror or str(error)).lower()}") from None
-    if not content:
+    except ValueError as error:  # a null character in the name
+        if isinstance(error, ImageError):
+            raise
+        raise ImageError(f"{path}: not a file name ({error})") from None
+    if not head:
         raise ImageError(f"{path}: empty file")
     try:
         # Libraries warn about damaged metadata; the pixels decide, and each input gets one line.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            if content[:4] in tiff.SIGNATURES:
-                return tiff.decode(content)
-            if content[:8] == png16.SIGNATURE or content[:3] == b"\xff\xd8\xff":
-                return _decode(content)
+            return _read(path, head, max_pixels, keep_going)
     except ImageError as error:
         raise ImageError(f"{path}: {error}") from None
     except ImportError as error:
@@ -53,18 +111,30 @@ def read_image(path: str | os.PathLike[str]) -> Image:
     except MemoryError:
         raise ImageError(f"{path}: not enough memory to decode it") from None
     except Exception as error:  # decoders raise whatever their parser stumbled over; all mean the same to the user
-        raise ImageError(f"{path}: truncated or damaged ({_one_line(error)})") from None
-    raise ImageError(f"{path}: not a PNG, JPEG or TIFF image")
+        raise ImageError(f"{path}: truncated or damaged ({one_line(error)})") from None
 
 
-def write_image(path: str | os.PathLike[str], image: Image, *, bit_depth: int | None = None, quality: int = 95) -> None:
-    """Write a PNG, JPEG or TIFF file by its suffix: completely, or not at all.
+def write_image(
+    path: str | os.PathLike[str],
+    image: Image,
+    *,
+    bit_depth: int | None = None,
+    quality: int = 95,
+    strip: bool = False,
+) -> tuple[str, ...]:
+    """Write an image file, in the format of its suffix: completely, or not at all.
 
     Args:
-        path: where to; its suffix decides the format, folders above it are made.
+        path: where to; its suffix decides the format, missing folders are made.
         image: pixels with what is to be carried along.
-        bit_depth: 8, 16, or 32 (float TIFF); `None` keeps that of the image. Values are rounded, never truncated.
-        quality: of JPEG, 1 to 100; chroma is not subsampled.
+        bit_depth: 8, 16, or 32 (float: TIFF, JPEG XL, EXR); `None` keeps that of the image, as far as the format
+            holds it. Values are rounded, never truncated.
+        quality: of JPEG, WebP, AVIF and JPEG XL, 1 to 100; 100 is lossless but for JPEG. JPEG's chroma is not
+            subsampled.
+        strip: leave out EXIF, XMP, IPTC, text and resolution; the color profile stays.
+
+    Returns:
+        A line for each part of the image that the format cannot hold.
 
     Raises:
         ImageError: the format cannot hold the bits or the alpha, the values are not finite, or the disk refuses.
@@ -73,116 +143,451 @@ def write_image(path: str | os.PathLike[str], image: Image, *, bit_depth: int | 
     if not isinstance(image, Image):
         raise TypeError(f"write_image: expected image to be an Image, as Image(pixels), got {type(image).__name__}")
     path = Path(path)
-    depth = image.bit_depth if bit_depth is None else bit_depth
-    if depth not in (8, 16, 32):
-        raise ImageError(f"{path}: expected a bit depth of 8, 16 or 32, got {depth}")
+    if not 1 <= quality <= 100:
+        raise ImageError(f"{path}: expected a quality from 1 to 100, got {quality}")
     if not image.pixels.isfinite().all():
         raise ImageError(f"{path}: the image holds NaN or infinity and was not written")
-    suffix = path.suffix.lower()
     try:
-        if suffix in (".tif", ".tiff"):
-            content = tiff.encode(image, depth)
-        elif suffix == ".png":
-            content = _encode_png(image, depth)
-        elif suffix in (".jpg", ".jpeg"):
-            content = _encode_jpeg(image, depth, quality)
-        else:
-            raise ImageError(f"expected one of the suffixes {', '.join(SUFFIXES)}")
+        kind, depth = _target(path, image, bit_depth)
+        if strip:
+            image = replace(image, exif=None, xmp=None, iptc=None, text=(), resolution=None)
+        image, notes = _fit(image, kind, depth)
         with atomic_file(path) as partial:
-            partial.write_bytes(content)
+            if kind == "exr":
+                exr.encode_exr(partial, image)
+            else:
+                partial.write_bytes(_ENCODERS[kind](image, depth, quality))
     except ImageError as error:
         raise ImageError(f"{path}: {error}") from None
     except ImportError as error:
         raise ImageError(f"{path}: needs {error.name}: pip install 'tta-restore[io]'") from None
-    except OSError as error:
-        raise ImageError(f"{path}: cannot be written ({_one_line(error)})") from None
+    except (OSError, RuntimeError) as error:
+        raise ImageError(f"{path}: cannot be written ({one_line(error)})") from None
+    return tuple(notes)
 
 
-def _decode(content: bytes) -> Image:
-    from PIL import Image as PilImage
-    from PIL import UnidentifiedImageError
+def check_writable(
+    path: str | os.PathLike[str], image: Image, *, bit_depth: int | None = None, source: Path | None = None
+) -> None:
+    """Find out before the work that the format of a file cannot hold an image's samples.
 
-    kind = "PNG" if content.startswith(png16.SIGNATURE) else "JPEG"
+    Args:
+        path: where the image is going to be written.
+        image: what is going to be written.
+        bit_depth: as for :func:`write_image`.
+        source: file that the message begins with, `path` by default.
+
+    Raises:
+        ImageError: it cannot.
+    """
+    path = Path(path)
     try:
-        picture = PilImage.open(io.BytesIO(content), formats=("PNG", "JPEG"))
-    except PilImage.DecompressionBombError:
-        raise ImageError(f"more than {2 * (PilImage.MAX_IMAGE_PIXELS or 0) // 10**6} million pixels") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, struct.error):
-        raise ImageError(f"truncated or damaged {kind}: its header is incomplete") from None
+        _target(path, image, bit_depth)
+    except ImageError as error:
+        raise ImageError(f"{source or path}: {path.name} cannot be written: {error}") from None
+
+
+def _target(path: Path, image: Image, bit_depth: int | None) -> tuple[str, int]:
+    """Return format and bit depth of a file to be written."""
+    kind = next((name for name, suffixes in FORMATS.items() if path.suffix.lower() in suffixes), None)
+    if kind is None:
+        raise ImageError(f"expected one of the suffixes {', '.join(SUFFIXES)}")
+    depth = image.bit_depth if bit_depth is None else bit_depth
+    if depth not in (8, 16, 32):
+        raise ImageError(f"expected a bit depth of 8, 16 or 32, got {depth}")
+    possible = _DEPTHS[kind]
+    if kind == "exr":
+        depth = 32  # a float format
+    elif depth not in possible:
+        names = {8: "8 bits", 16: "16 bits", 32: "float samples"}
+        other = {16: "PNG, TIFF or JPEG XL", 32: "TIFF, JPEG XL or EXR"}[depth]
+        raise ImageError(
+            f"{kind.upper()} holds {' or '.join(map(str, possible))} bits, the image has {names[depth]}: "
+            f"ask for a bit depth of {possible[-1]}, or write {other}"
+        )
+    if image.alpha is not None and kind == "jpeg":
+        raise ImageError("JPEG cannot hold alpha: write PNG, TIFF, WebP, AVIF or JPEG XL")
+    if image.alpha is not None and image.premultiplied and kind not in ("tiff", "exr"):
+        raise ImageError(f"{kind.upper()} cannot hold premultiplied alpha: write TIFF")
+    return kind, depth
+
+
+def _fit(image: Image, kind: str, depth: int) -> tuple[Image, list[str]]:
+    """Return an image as a format holds it, and a line for each part that it cannot hold."""
+    notes: list[str] = []
+    cicp = image.cicp
+    carries = _CARRIES[kind] if (kind, depth) != ("avif", 16) else set()  # imagecodecs writes those, without metadata
+    if kind == "exr":
+        if not image.is_linear:
+            image = color.to_linear(image)
+    elif image.is_linear:
+        clipped = float((image.pixels > 1).float().mean())
+        image = color.to_srgb(image)
+        if clipped:
+            notes.append(f"{clipped:.2%} of the samples are above 1: clipped, {kind.upper()} is written in sRGB")
+    elif (image.icc and "icc" not in carries) or (image.gamma and "gamma" not in carries):
+        what = "color profile" if image.icc else "gamma (gAMA)"
+        if not color.is_srgb(image):
+            notes.append(f"{what}: converted to sRGB, which {kind.upper()} is written in")
+        image = color.to_srgb(image)
+    comments = [value for keyword, value in image.text if keyword == "Comment"]
+    lost = {
+        "EXIF": image.exif and "exif" not in carries,
+        "XMP": image.xmp and "xmp" not in carries,
+        "IPTC": image.iptc and "iptc" not in carries,
+        "cICP": cicp and "cicp" not in carries,
+        "resolution (DPI)": image.resolution and "resolution" not in carries,
+    }
+    notes += [f"{name} left out: {kind.upper()} is written without it" for name, is_lost in lost.items() if is_lost]
+    if image.text and "text" not in carries:
+        kept = comments[:1] if "comment" in carries else []
+        if rest := [keyword for keyword, value in image.text if not (keyword == "Comment" and value in kept)]:
+            notes.append(f"text left out: {', '.join(rest[:8])}")
+    if kind == "jpeg":
+        sizes = {"EXIF": len(image.exif or b""), "XMP": len(image.xmp or b""), "IPTC": len(image.iptc or b"")}
+        large = {name for name, size in sizes.items() if size > _LARGEST_SEGMENT}
+        notes += [f"{name} left out: {sizes[name]} bytes, more than JPEG holds" for name in sorted(large)]
+        image = replace(
+            image,
+            exif=None if "EXIF" in large else image.exif,
+            xmp=None if "XMP" in large else image.xmp,
+            iptc=None if "IPTC" in large else image.iptc,
+        )
+    return image, notes
+
+
+def _read(path: Path, head: bytes, max_pixels: int, keep_going: bool) -> Image:
+    found = detect_format(head, path.suffix)
+    if found is None:
+        raise ImageError("not an image of a known format, nor a video")
+    if found.kind == "video":
+        raise ImageError(f"a video ({found.name}), not an image")
+    if found.kind == "unsupported":
+        raise ImageError(f"{found.name}: not read, export it as PNG or TIFF")
+    if found.kind == "raw":
+        return raw.develop_raw(path, found.name, max_pixels=max_pixels)
+    if found.name == "TIFF":
+        return tiff.read_tiff(path, max_pixels=max_pixels)
+    _check_size(_declared_size(head, found), max_pixels)
+    content = path.read_bytes()
+    _check_size(_declared_size(content, found), max_pixels)
+    if found.name == "EXR":
+        return _checked_floats(exr.read_exr(path, content, max_pixels=max_pixels))
+    if found.name == "Radiance HDR":
+        return _checked_floats(exr.decode_radiance(content))
+    if found.name == "JPEG XL":
+        return _read_jpeg_xl(content)
+    if found.name == "JPEG 2000":
+        return _read_jpeg_2000(content)
+    if found.name == "HEIC":
+        return _read_heic(content, max_pixels)
+    if found.name == "AVIF" and boxes.avif_depth(content) > 8:
+        return _read_deep_avif(content)
+    if keep_going:
+        return _salvage(content, found.name, max_pixels)
+    return _decode(content, found.name, max_pixels)
+
+
+def _check_size(size: tuple[int, int] | None, max_pixels: int) -> None:
+    if size is not None and size[0] * size[1] > max_pixels:
+        raise ImageError(too_large(*size, max_pixels))
+
+
+def _declared_size(content: bytes, found: FileFormat) -> tuple[int, int] | None:
+    """Return width and height that a header declares, None where it is not in these bytes."""
+    if found.name == "PNG":
+        header = png.read_header(content)
+        return (header.width, header.height) if header else None
+    if found.name == "JPEG":
+        size = jpeg.read_size(content)
+        return size[:2] if size else None
+    if found.name == "Radiance HDR":
+        return exr.read_radiance_size(content)
+    if found.name in ("AVIF", "HEIC"):
+        return boxes.declared_size(content)
+    if found.name == "JPEG 2000":
+        return boxes.jpeg_2000_size(content)[:2]
+    if found.name == "JPEG XL":
+        return boxes.jpeg_xl_size(content)
+    return None  # Pillow reads the others' headers before it allocates
+
+
+def _open(content: bytes, kind: str, max_pixels: int) -> Any:
+    """Open a file by Pillow's plugin of one format, past Pillow's own limit, which is not the caller's."""
+    from PIL import Image as PilImage
+
+    PilImage.init()
+    factory, accept = PilImage.OPEN[_PILLOW[kind]]
+    if accept is not None and not accept(content[:16]):
+        raise SyntaxError("unknown header")
+    picture = factory(io.BytesIO(content), "")
+    _check_size(picture.size, max_pixels)
+    return picture
+
+
+def _decode(content: bytes, kind: str, max_pixels: int) -> Image:
+    try:
+        picture = _open(content, kind, max_pixels)
+    except ImageError:
+        raise
+    except (OSError, SyntaxError, struct.error, ValueError, IndexError, KeyError, TypeError) as error:
+        raise ImageError(f"truncated or damaged {kind}: its header is incomplete ({one_line(error)})") from None
     if kind == "PNG" and getattr(picture, "is_animated", False):
         raise ImageError("animated PNG: split it into frames first")
-    if picture.mode in ("CMYK", "YCCK"):
-        raise ImageError("CMYK image: convert it to RGB first, its colors depend on a printing profile")
-
     notes: list[str] = []
-    block, orientation = exif.upright(picture.info.get("exif"), notes)
-    depth = 16 if kind == "PNG" and png16.bit_depth(content) == 16 else 8
+    if (count := getattr(picture, "n_frames", 1)) > 1:
+        name = "MPO" if picture.format == "MPO" else kind
+        notes.append(f"{name} of {count} images: the first one is read, the others are left out")
+    block, orientation = exif.reset_orientation(picture.info.get("exif"), notes)
+    depth = 8
+    header = png.read_header(content) if kind == "PNG" else None
+    if header is not None and header.bit_depth == 16:
+        depth = 16
     transparent = picture.info.get("transparency")
+    icc = picture.info.get("icc_profile") or None
+    levels = None
     try:
-        if depth == 16:
-            array = png16.decode(content)
+        if kind == "PNG" and depth == 16:
+            array = png.decode_16_bit(content)
         else:
             picture.load()
             if picture.mode in ("P", "PA"):
-                notes.append("palette image: read as RGB")
+                if kind != "GIF":
+                    notes.append("palette image: read as RGB")
                 picture = picture.convert("RGBA" if transparent is not None or picture.mode == "PA" else "RGB")
                 transparent = None
             elif picture.mode == "1":
                 notes.append("1-bit image: read as 8-bit gray")
                 picture = picture.convert("L")
-            elif picture.mode not in (*_GRAY_MODES, "RGB", "RGBA"):
+            elif picture.mode in ("I", "I;16", "I;16B") and kind == "PNM":
+                depth = 16
+            elif picture.mode not in (*_GRAY_MODES, "RGB", "RGBA", "CMYK"):
                 raise ImageError(f"color mode {picture.mode}: convert it to RGB or gray first")
             array = np.asarray(picture)
+            if picture.mode == "CMYK":  # Pillow has inverted Adobe's inks already
+                array, note = color.cmyk_to_srgb(array, icc)
+                notes.append(note)
+                icc = None
+            if depth == 16:
+                array = array.astype(np.uint16)
     except (ImageError, ImportError, MemoryError):
         raise
     except Exception as error:
-        raise ImageError(f"truncated or damaged {kind}: {_one_line(error)}") from None
+        raise ImageError(f"truncated or damaged {kind}: {one_line(error)}") from None
     if array.ndim == 2:
         array = array[..., None]
     if transparent is not None and array.shape[2] in (1, 3):
-        # One color is declared see-through: written out as alpha, which every format with alpha can hold.
+        # One color is declared transparent: written out as alpha, which every format with alpha can hold.
         opaque = (array != np.asarray(transparent).reshape(-1)).any(-1, keepdims=True)
         array = np.concatenate([array, opaque.astype(array.dtype) * np.iinfo(array.dtype).max], axis=2)
-    values = tensor_from_array(array, orientation)
-    colors = 1 if array.shape[2] <= 2 else 3
-    return Image(
-        pixels=values[:colors],
-        alpha=values[colors:] if array.shape[2] > colors else None,
-        bit_depth=depth,
-        icc=picture.info.get("icc_profile"),
-        exif=block,
-        notes=tuple(notes),
+    carried = _carried(content, kind, picture)
+    notes += carried.pop("notes", [])
+    return _image_of(array, orientation, bit_depth=depth, icc=icc, exif=block, notes=notes, levels=levels, **carried)
+
+
+def _image_of(
+    array: np.ndarray, orientation: int, *, notes: list[str], levels: int | None = None, **carried: Any
+) -> Image:
+    values = tensor_from_array(array, orientation, levels=levels)
+    colors = 1 if len(values) <= 2 else 3
+    alpha = values[colors:] if len(values) > colors else None
+    return Image(pixels=values[:colors], alpha=alpha, notes=tuple(notes), **carried)
+
+
+def _carried(content: bytes, kind: str, picture: Any) -> dict[str, Any]:
+    """Return what a file carries next to samples, profile and EXIF."""
+    found: dict[str, Any] = {}
+    if kind == "PNG":
+        return png.read_metadata(content)
+    if kind == "JPEG":
+        found = jpeg.read_metadata(content)
+    elif picture.info.get("xmp"):
+        found["xmp"] = bytes(picture.info["xmp"])
+    if kind == "GIF" and picture.info.get("comment"):
+        found["text"] = (("Comment", bytes(picture.info["comment"]).decode("utf-8", "replace")),)
+    dpi = picture.info.get("dpi")
+    if dpi and all(np.isfinite(float(value)) and 0 < float(value) < 1e6 for value in dpi):
+        found["resolution"] = (float(dpi[0]), float(dpi[1]), 2)
+    return found
+
+
+def _salvage(content: bytes, kind: str, max_pixels: int) -> Image:
+    """Read a file, or what can be read of it."""
+    try:
+        return _decode(content, kind, max_pixels)
+    except ImageError:
+        if kind == "JPEG":
+            repaired = content + b"\xff\xd9"  # the end: the decoder fills the rest with gray
+            lost = "truncated or damaged JPEG: the rest of the image is gray or garbled"
+        elif kind == "PNG" and (rebuilt := png.repair(content)) is not None:
+            repaired, fraction = rebuilt
+            lost = f"truncated or damaged PNG: {fraction:.0%} of its rows are lost and black"
+        else:
+            raise
+        image = _decode(repaired, kind, max_pixels)
+        return replace(image, losses=(*image.losses, lost))
+
+
+def _read_jpeg_xl(content: bytes) -> Image:
+    import imagecodecs
+
+    notes: list[str] = []
+    array = np.asarray(imagecodecs.jpegxl_decode(content))
+    if array.ndim == 4:  # the frames of an animation
+        notes.append(f"JPEG XL of {len(array)} images: the first one is read, the others are left out")
+        array = array[0]
+    carried = boxes.jpeg_xl_metadata(content)
+    block, _ = exif.reset_orientation(carried.pop("exif", None), notes)  # the decoder has turned the pixels
+    if array.dtype.kind == "f":
+        array = array.astype(np.float32)
+        depth = 32
+    else:
+        depth = array.dtype.itemsize * 8
+    return _image_of(array, 1, bit_depth=depth, exif=block, notes=notes, **carried)
+
+
+def _read_jpeg_2000(content: bytes) -> Image:
+    import imagecodecs
+
+    bits = boxes.jpeg_2000_size(content)[2]
+    array = np.asarray(imagecodecs.jpeg2k_decode(content))
+    if array.dtype.kind != "u" or not 1 <= bits <= 16 or (array.ndim == 3 and array.shape[2] > 4):
+        raise ImageError("JPEG 2000 with other than unsigned gray or RGB samples of up to 16 bits")
+    return _image_of(array, 1, bit_depth=8 if bits <= 8 else 16, levels=2**bits - 1, notes=[])
+
+
+def _read_deep_avif(content: bytes) -> Image:
+    import imagecodecs
+
+    notes: list[str] = []
+    array = np.asarray(imagecodecs.avif_decode(content))
+    if array.ndim == 4:
+        notes.append(f"AVIF of {len(array)} images: the first one is read, the others are left out")
+        array = array[0]
+    with _quiet_open(content, "AVIF") as picture:
+        carried = {"icc": picture.info.get("icc_profile") or None, "xmp": picture.info.get("xmp") or None}
+        block, _ = exif.reset_orientation(picture.info.get("exif"), notes)
+    return _image_of(
+        array, 1, bit_depth=16, levels=2 ** boxes.avif_depth(content) - 1, exif=block, notes=notes, **carried
     )
 
 
-def _encode_png(image: Image, depth: int) -> bytes:
-    if depth == 32:
-        raise ImageError("PNG holds 8 or 16 bits, not float: ask for a bit depth, or write TIFF")
-    if image.premultiplied:
-        raise ImageError("PNG cannot hold premultiplied alpha: write TIFF")
+def _quiet_open(content: bytes, kind: str) -> Any:
+    return _open(content, kind, max_pixels=2**40)  # the size has been checked
+
+
+def _read_heic(content: bytes, max_pixels: int) -> Image:
+    try:
+        import pillow_heif
+    except ImportError:
+        raise ImageError("HEIC: reading it needs pillow-heif: pip install 'tta-restore[heif]'") from None
+    notes: list[str] = []
+    file = pillow_heif.open_heif(io.BytesIO(content), convert_hdr_to_8bit=False)
+    _check_size(file.size, max_pixels)
+    if len(file) > 1:
+        notes.append(f"HEIC of {len(file)} images: the main one is read, the others are left out")
+    array = np.asarray(file)
+    bits = int(file.info.get("bit_depth", 8))
+    # libheif has turned the pixels upright; the block may still say otherwise.
+    block, _ = exif.reset_orientation(file.info.get("exif"), notes)
+    return _image_of(
+        array,
+        1,
+        bit_depth=8 if bits == 8 else 16,
+        icc=file.info.get("icc_profile") or None,
+        exif=block,
+        xmp=file.info.get("xmp") or None,
+        notes=notes,
+    )
+
+
+def _checked_floats(image: Image) -> Image:
+    broken = int((~image.pixels.isfinite()).sum())
+    if broken:
+        raise ImageError(f"{broken} of {image.pixels.numel()} samples are NaN or infinite")
+    outside = float(((image.pixels < 0) | (image.pixels > 1)).float().mean())
+    if not outside:
+        return image
+    note = (
+        f"high dynamic range: {outside:.2%} of the samples lie outside [0, 1]; they are restored from their clipped "
+        "values, and what was clipped is added to the result"
+    )
+    return replace(image, notes=(*image.notes, note))
+
+
+def _encode_png(image: Image, depth: int, quality: int) -> bytes:
     array = array_from_tensors(image.pixels, image.alpha, depth)
-    if depth == 16:
-        return png16.encode(array, icc=image.icc, exif=image.exif)
-    return _save(array, "PNG", image, compress_level=3)
+    content = png.encode_16_bit(array) if depth == 16 else _save(array, "PNG", compress_level=3)
+    return png.add_metadata(content, image)
 
 
 def _encode_jpeg(image: Image, depth: int, quality: int) -> bytes:
-    if depth != 8:
-        raise ImageError(f"JPEG holds 8 bits, the image has {depth}: ask for a bit depth of 8, or write PNG or TIFF")
-    if image.alpha is not None:
-        raise ImageError("JPEG cannot hold alpha: write PNG or TIFF")
-    return _save(array_from_tensors(image.pixels, None, 8), "JPEG", image, quality=quality, subsampling=0)
+    options: dict[str, Any] = {"icc_profile": image.icc, "exif": image.exif, "xmp": image.xmp}
+    if comment := next((value for keyword, value in image.text if keyword == "Comment"), None):
+        options["comment"] = comment.encode()[:_LARGEST_SEGMENT]
+    if image.resolution is not None and image.resolution[2] in (2, 3):
+        per_inch = 2.54 if image.resolution[2] == 3 else 1
+        options["dpi"] = tuple(round(value * per_inch) for value in image.resolution[:2])
+    array = array_from_tensors(image.pixels, None, 8)
+    content = _save(array, "JPEG", quality=quality, subsampling=0, **options)
+    return jpeg.add_iptc(content, image.iptc) if image.iptc else content
 
 
-def _save(array: np.ndarray, kind: str, image: Image, **options: int) -> bytes:
+def _encode_tiff(image: Image, depth: int, quality: int) -> bytes:
+    return tiff.encode_tiff(image, depth)
+
+
+def _encode_webp(image: Image, depth: int, quality: int) -> bytes:
+    array = _with_colors(array_from_tensors(image.pixels, image.alpha, 8))
+    options = {"icc_profile": image.icc, "exif": image.exif, "xmp": image.xmp}
+    return _save(array, "WEBP", quality=quality, lossless=quality == 100, method=4, exact=True, **options)
+
+
+def _encode_avif(image: Image, depth: int, quality: int) -> bytes:
+    if depth == 8:
+        array = _with_colors(array_from_tensors(image.pixels, image.alpha, 8))
+        options = {"icc_profile": image.icc, "exif": image.exif, "xmp": image.xmp}
+        return _save(array, "AVIF", quality=quality, subsampling="4:4:4", **options)
+    import imagecodecs
+
+    array = _with_colors(array_from_tensors(image.pixels, image.alpha, 16, levels=4095))
+    return bytes(imagecodecs.avif_encode(array, level=quality, bitspersample=12, speed=6))
+
+
+def _encode_jxl(image: Image, depth: int, quality: int) -> bytes:
+    import imagecodecs
+
+    array = array_from_tensors(image.pixels, image.alpha, depth)
+    if depth == 32:
+        array = array.clip(0, 1)
+    # libjxl's own relation of quality to the Butteraugli distance
+    options: dict[str, Any] = {"lossless": True} if quality == 100 else {"distance": 0.1 + (100 - quality) * 0.09}
+    content = bytes(imagecodecs.jpegxl_encode(np.ascontiguousarray(array), effort=5, usecontainer=True, **options))
+    return boxes.add_jpeg_xl_metadata(content, exif=image.exif, xmp=image.xmp)
+
+
+_ENCODERS: dict[str, Callable[[Image, int, int], bytes]] = {
+    "png": _encode_png,
+    "jpeg": _encode_jpeg,
+    "tiff": _encode_tiff,
+    "webp": _encode_webp,
+    "avif": _encode_avif,
+    "jxl": _encode_jxl,
+}
+
+
+def _with_colors(array: np.ndarray) -> np.ndarray:
+    """Return gray samples as RGB, for formats without gray. Shape: (H, W[, 2]) -> (H, W, 3 or 4)."""
+    if array.ndim == 2:
+        return np.repeat(array[..., None], 3, axis=2)
+    return array if array.shape[2] > 2 else array[..., [0, 0, 0, 1]]
+
+
+def _save(array: np.ndarray, kind: str, **options: Any) -> bytes:
     from PIL import Image as PilImage
 
     stream = io.BytesIO()
-    carried = {"icc_profile": image.icc, "exif": image.exif}
-    PilImage.fromarray(array).save(stream, kind, **options, **{name: block for name, block in carried.items() if block})
+    PilImage.fromarray(array).save(
+        stream, kind, **{name: value for name, value in options.items() if value is not None}
+    )
     return stream.getvalue()
-
-
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return text[:160] if text else type(error).__name__

@@ -1,4 +1,4 @@
-"""A picture with everything a file said about it, so that what was not restored can be written back."""
+"""An image with everything its file carried, so that what was not restored can be written back."""
 
 from __future__ import annotations
 
@@ -8,6 +8,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+__all__ = [
+    "Image",
+    "ImageError",
+    "apply_orientation",
+    "array_from_tensors",
+    "one_line",
+    "tensor_from_array",
+    "too_large",
+]
+
 
 class ImageError(ValueError):
     """A file cannot be read or written as an image; the message is one line that begins with the path."""
@@ -15,19 +25,27 @@ class ImageError(ValueError):
 
 @dataclass(frozen=True)
 class Image:
-    """Pixels as a restorer wants them, and what the file carried beside them.
+    """Pixels as a restorer wants them, and what the file carried with them.
 
     Shape:
-        - pixels: (C, H, W), float32 in [0, 1], C = 3 (RGB) or 1 (gray), upright
+        - pixels: (C, H, W), float32, C = 3 (RGB) or 1 (gray), upright. In [0, 1], except for float samples of high
+          dynamic range
         - alpha: (1, H, W), float32 in [0, 1], or `None`
 
     Args:
-        bit_depth: of the file: 8, 16, or 32 for float.
+        bit_depth: bits per sample of the file: 8, 16 (from 9 bits on), or 32 for float.
         icc: the color profile, `None` when there was none.
         exif: the EXIF block with its orientation set to upright, `None` when there was none.
-        resolution: dots per unit in x and y and the TIFF unit code, of TIFF files.
-        premultiplied: the pixels are multiplied by alpha already (associated alpha, TIFF only).
-        notes: remarks for the user, a line each: what was converted on reading, what was left out.
+        xmp: the XMP packet, `None` when there was none.
+        iptc: the IPTC-IIM records, `None` when there were none.
+        text: keyword and text of each PNG text chunk; a JPEG comment has the keyword "Comment".
+        gamma: exponent that a PNG file declares for its samples (gAMA), `None` when there was none.
+        cicp: numbers of primaries, transfer curve, matrix and range of a PNG file (cICP).
+        resolution: dots per unit in x and y and the TIFF unit code (1 none, 2 inch, 3 centimeter).
+        premultiplied: the pixels are multiplied by alpha already (associated alpha, TIFF and EXR).
+        is_linear: the samples are linear light (EXR, Radiance HDR), not sRGB-encoded.
+        notes: messages for the user, a line each: what was converted on reading, what was left out.
+        losses: messages about parts of a damaged file that could not be read.
     """
 
     pixels: Tensor
@@ -35,9 +53,16 @@ class Image:
     bit_depth: int = 8
     icc: bytes | None = None
     exif: bytes | None = None
+    xmp: bytes | None = None
+    iptc: bytes | None = None
+    text: tuple[tuple[str, str], ...] = ()
+    gamma: float | None = None
+    cicp: tuple[int, int, int, int] | None = None
     resolution: tuple[float, float, int] | None = None
     premultiplied: bool = False
+    is_linear: bool = False
     notes: tuple[str, ...] = ()
+    losses: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.pixels.ndim != 3 or self.pixels.shape[0] not in (1, 3):
@@ -47,10 +72,12 @@ class Image:
             raise ValueError(f"Image: expected alpha of shape {(1, *size)}, got {tuple(self.alpha.shape)}")
 
     def as_rgb(self, *, bit_depth: int | None = None) -> Tensor:
-        """The pixels with three channels, a gray image repeating its own. Shape: (3, H, W).
+        """Return the samples with three channels; a gray image repeats its own. Shape: (3, H, W).
+
+        Color profiles are not applied; :func:`tta_restore.data.io.color.to_model_space` does that.
 
         Args:
-            bit_depth: 8 cuts the lower bits of an image of more off, as image readers do that know 8 bits only, and as
+            bit_depth: 8 cuts the lower bits of images with more bits, as readers do that know 8 bits only, and as
                 results on 8 bits were published; None keeps all of them.
 
         Raises:
@@ -64,7 +91,7 @@ class Image:
         return pixels.expand(3, -1, -1)
 
     def with_rgb(self, pixels: Tensor) -> Image:
-        """The same file with other pixels: a gray image takes the mean of the three channels; alpha grows with a scale.
+        """Return the same file with other pixels: a gray image takes the mean of the channels; alpha is enlarged, too.
 
         Shape: pixels (3, s*H, s*W) for an integer s >= 1.
 
@@ -86,33 +113,52 @@ class Image:
         return replace(self, pixels=pixels, alpha=alpha)
 
 
-def tensor_from_array(array: np.ndarray, orientation: int = 1) -> Tensor:
-    """An upright float tensor from an array of unsigned integers or floats. Shape: (H, W) or (H, W, C) -> (C, H, W)."""
+def tensor_from_array(array: np.ndarray, orientation: int = 1, *, levels: int | None = None) -> Tensor:
+    """Return an upright float tensor from an array of unsigned integers or floats.
+
+    Args:
+        array: the samples.
+        orientation: EXIF orientation, 1 to 8.
+        levels: the largest sample, None for that of the integer type.
+
+    Shape: (H, W) or (H, W, C) -> (C, H, W).
+    """
     if array.ndim == 2:
         array = array[..., None]
-    array = upright(array, orientation)
-    levels = np.iinfo(array.dtype).max if array.dtype.kind == "u" else 1
-    # Reordered while the samples are still small: a float copy of a large photograph is hundreds of megabytes.
+    array = apply_orientation(array, orientation)
+    levels = levels or (np.iinfo(array.dtype).max if array.dtype.kind == "u" else 1)
+    # Reordered while the samples are still small: a float copy of a large photo is hundreds of megabytes.
     planar = np.ascontiguousarray(array.transpose(2, 0, 1))
     pixels = torch.from_numpy(planar.astype(np.float32))
     return pixels.div_(levels) if levels != 1 else pixels
 
 
-def array_from_tensors(pixels: Tensor, alpha: Tensor | None, bit_depth: int) -> np.ndarray:
-    """The samples to be written: rounded to 8 or 16 bits, or floats at 32. Shape: (C, H, W) -> (H, W, C) or (H, W)."""
+def array_from_tensors(
+    pixels: Tensor, alpha: Tensor | None, bit_depth: int, *, levels: int | None = None
+) -> np.ndarray:
+    """Return the samples to be written: rounded to 8 or 16 bits, or floats at 32.
+
+    Args:
+        pixels: color channels.
+        alpha: alpha channel, if any.
+        bit_depth: 8, 16 or 32.
+        levels: the largest integer sample, None for that of the type.
+
+    Shape: (C, H, W) -> (H, W, C) or (H, W).
+    """
     planes = [*pixels, *(alpha if alpha is not None else ())]
     dtype = {8: np.uint8, 16: np.uint16, 32: np.float32}[bit_depth]
     array = np.empty((*pixels.shape[1:], len(planes)), dtype)
     for channel, plane in enumerate(planes):
-        plane = plane.detach().float().cpu().clamp(0, 1)
+        plane = plane.detach().float().cpu()
         if bit_depth != 32:
-            plane = plane.mul_(2**bit_depth - 1).round_()
+            plane = plane.clamp(0, 1).mul_(levels or 2**bit_depth - 1).round_()
         array[..., channel] = plane.numpy()
     return array if len(planes) > 1 else array[..., 0]
 
 
-def upright(array: np.ndarray, orientation: int) -> np.ndarray:
-    """Turn and mirror an image as its EXIF orientation (1 to 8) asks.
+def apply_orientation(array: np.ndarray, orientation: int) -> np.ndarray:
+    """Rotate and mirror an image as its EXIF orientation (1 to 8) demands.
 
     Shape: (H, W, ...) -> (H, W, ...), or (W, H, ...) from orientation 5 on.
     """
@@ -123,3 +169,17 @@ def upright(array: np.ndarray, orientation: int) -> np.ndarray:
     if orientation in (2, 3, 6, 7):
         array = array[:, ::-1]
     return array
+
+
+def one_line(error: BaseException) -> str:
+    """Return the message of a library's exception as one line of at most 160 characters."""
+    text = " ".join(str(error).split())
+    return text[:160] if text else type(error).__name__
+
+
+def too_large(width: int, height: int, max_pixels: int) -> str:
+    """Return the message on an image that declares more pixels than the limit."""
+    return (
+        f"declares {width} x {height} = {width * height / 1e6:.4g} million pixels, above the limit of "
+        f"{max_pixels / 1e6:.4g} million: raise it by max_pixels (--max-pixels {width * height})"
+    )

@@ -1,24 +1,83 @@
-"""PNG with 16 bits per sample, which Pillow would silently cut to 8: pixels by imagecodecs, metadata by chunk."""
+"""PNG files: chunks, 16 bits per sample (which Pillow cuts to 8), and the salvage of damaged files."""
 
 from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from tta_restore.data.io.pixels import Image
+
+__all__ = [
+    "SIGNATURE",
+    "Header",
+    "add_metadata",
+    "decode_16_bit",
+    "encode_16_bit",
+    "read_header",
+    "read_metadata",
+    "repair",
+]
+
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _HEADER_END = 8 + 4 + 4 + 13 + 4  # signature, then the IHDR chunk: length, type, 13 bytes, checksum
+_XMP = "XML:com.adobe.xmp"
+_LONGEST_TEXT = 2**20  # bytes of a decompressed text chunk
+_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by color type
 
 
-def bit_depth(content: bytes) -> int:
-    """Bits per sample that the header of a PNG file declares."""
-    return content[24] if len(content) > 24 else 0
+@dataclass(frozen=True)
+class Header:
+    """Size, bits per sample, color type (0 to 6) and interlacing that the header declares."""
+
+    width: int
+    height: int
+    bit_depth: int
+    color_type: int
+    is_interlaced: bool
 
 
-def decode(content: bytes) -> np.ndarray:
-    """The samples, uint16. Shape: (H, W) or (H, W, C).
+def read_header(content: bytes) -> Header | None:
+    """Return what the header of a PNG file declares, None where it is incomplete."""
+    if len(content) < 29 or content[12:16] != b"IHDR":
+        return None
+    width, height, depth, color, _, _, interlace = struct.unpack_from(">IIBBBBB", content, 16)
+    return Header(width, height, depth, color, bool(interlace))
+
+
+def read_metadata(content: bytes) -> dict[str, Any]:
+    """Return what the chunks of a PNG file carry, as keywords of :class:`tta_restore.data.io.pixels.Image`."""
+    found: dict[str, Any] = {}
+    text: list[tuple[str, str]] = []
+    for kind, data in _chunks(content):
+        try:
+            if kind == b"gAMA":
+                found["gamma"] = struct.unpack(">I", data)[0] / 100000
+            elif kind == b"cICP":
+                found["cicp"] = tuple(data[:4])
+            elif kind == b"pHYs":
+                x, y, unit = struct.unpack(">IIB", data)
+                # per meter; TIFF counts per inch (2), or without a unit (1)
+                found["resolution"] = (x * 0.0254, y * 0.0254, 2) if unit else (float(x), float(y), 1)
+            elif kind in (b"tEXt", b"zTXt", b"iTXt"):
+                keyword, value = _read_text(kind, data)
+                if keyword == _XMP:
+                    found["xmp"] = value.encode()
+                else:
+                    text.append((keyword, value))
+        except (struct.error, ValueError, IndexError, zlib.error):
+            found.setdefault("notes", []).append(f"unreadable {kind.decode('latin-1')} chunk: left out")
+    if text:
+        found["text"] = tuple(text)
+    return found
+
+
+def decode_16_bit(content: bytes) -> np.ndarray:
+    """Return the samples, uint16. Shape: (H, W) or (H, W, C).
 
     Raises:
         ImportError: imagecodecs is not installed.
@@ -26,15 +85,107 @@ def decode(content: bytes) -> np.ndarray:
     return np.asarray(_imagecodecs().png_decode(content))
 
 
-def encode(array: np.ndarray, *, icc: bytes | None, exif: bytes | None) -> bytes:
-    """A PNG file from uint16 samples, with the color profile (iCCP) and the EXIF block (eXIf). Shape: (H, W[, C])."""
-    content = bytes(_imagecodecs().png_encode(np.ascontiguousarray(array), level=3))
+def encode_16_bit(array: np.ndarray) -> bytes:
+    """Return a PNG file of uint16 samples without metadata. Shape: (H, W[, C])."""
+    return bytes(_imagecodecs().png_encode(np.ascontiguousarray(array), level=3))
+
+
+def add_metadata(content: bytes, image: Image) -> bytes:
+    """Return a PNG file with the metadata of an image, and its color profile, behind its header."""
     extra = b""
-    if icc:
-        extra += _chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(icc))
-    if exif:
-        extra += _chunk(b"eXIf", exif.removeprefix(b"Exif\0\0"))
+    if image.icc:
+        extra += _chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(image.icc))
+    if image.cicp:
+        extra += _chunk(b"cICP", bytes(image.cicp))
+    if image.gamma:
+        extra += _chunk(b"gAMA", struct.pack(">I", round(image.gamma * 100000)))
+    if image.resolution is not None:
+        x, y, unit = image.resolution
+        per_meter = {2: 1 / 0.0254, 3: 100.0}.get(unit, 1.0)
+        extra += _chunk(b"pHYs", struct.pack(">IIB", round(x * per_meter), round(y * per_meter), int(unit in (2, 3))))
+    if image.exif:
+        extra += _chunk(b"eXIf", image.exif.removeprefix(b"Exif\0\0"))
+    if image.xmp:
+        extra += _chunk(b"iTXt", _XMP.encode() + b"\0\0\0\0\0" + image.xmp)
+    for keyword, value in image.text:
+        extra += _text_chunk(keyword, value)
     return content[:_HEADER_END] + extra + content[_HEADER_END:]
+
+
+def repair(content: bytes) -> tuple[bytes, float] | None:
+    """Return a readable PNG file of a damaged one, missing rows black, and the fraction of its data that is lost.
+
+    Returns None where nothing can be saved.
+    """
+    header = read_header(content)
+    if header is None or header.color_type not in _CHANNELS:
+        return None
+    inflate, data, palette = zlib.decompressobj(), b"", b""
+    for kind, part in _chunks(content, strict=False):
+        if kind in (b"PLTE", b"tRNS"):
+            palette += _chunk(kind, part)
+        if kind != b"IDAT":
+            continue
+        # In small steps: what comes before the damaged byte is kept.
+        for start in range(0, len(part), 256):
+            try:
+                data += inflate.decompress(part[start : start + 256])
+            except zlib.error:
+                break
+        else:
+            continue
+        break
+    bits = header.bit_depth * _CHANNELS[header.color_type]
+    row = (header.width * bits + 7) // 8 + 1
+    if header.is_interlaced or not data:
+        return None
+    total = row * header.height
+    data = data[: len(data) // row * row][:total]
+    lost = 1 - len(data) / total
+    rebuilt = zlib.compress(data + b"\0" * (total - len(data)), 1)
+    return content[:_HEADER_END] + palette + _chunk(b"IDAT", rebuilt) + _chunk(b"IEND", b""), lost
+
+
+def _chunks(content: bytes, *, strict: bool = True) -> Iterator[tuple[bytes, bytes]]:
+    """Yield type and data of each chunk; not strict, the last one may be cut off."""
+    at = 8
+    while at + 8 <= len(content):
+        (length,) = struct.unpack_from(">I", content, at)
+        data = content[at + 8 : at + 8 + length]
+        kind = content[at + 4 : at + 8]
+        if len(data) < length and strict:
+            return
+        yield kind, data
+        if kind == b"IEND":
+            return
+        at += 12 + length
+
+
+def _read_text(kind: bytes, data: bytes) -> tuple[str, str]:
+    keyword, rest = data.split(b"\0", 1)
+    if kind == b"tEXt":
+        return keyword.decode("latin-1"), rest.decode("latin-1")
+    if kind == b"zTXt":
+        return keyword.decode("latin-1"), _inflate(rest[1:]).decode("latin-1")
+    compressed = rest[0]
+    _, _, value = rest[2:].split(b"\0", 2)  # language, translated keyword
+    return keyword.decode("latin-1"), (_inflate(value) if compressed else value).decode()
+
+
+def _inflate(data: bytes) -> bytes:
+    inflate = zlib.decompressobj()
+    value = inflate.decompress(data, _LONGEST_TEXT)
+    if inflate.unconsumed_tail:
+        raise ValueError(f"text of more than {_LONGEST_TEXT} bytes")
+    return value
+
+
+def _text_chunk(keyword: str, value: str) -> bytes:
+    name = keyword.encode("latin-1", "replace")[:79] or b"Comment"
+    try:
+        return _chunk(b"tEXt", name + b"\0" + value.encode("latin-1"))
+    except UnicodeEncodeError:
+        return _chunk(b"iTXt", name + b"\0\0\0\0\0" + value.encode())
 
 
 def _chunk(kind: bytes, data: bytes) -> bytes:

@@ -1,4 +1,4 @@
-"""TIFF with 8 or 16 bits or float samples, gray or RGB, with or without alpha, through tifffile."""
+"""TIFF files with integer or float samples, gray, RGB or CMYK, with or without alpha, through tifffile."""
 
 from __future__ import annotations
 
@@ -6,83 +6,80 @@ import io
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tta_restore.data.io import exif
-from tta_restore.data.io.pixels import Image, ImageError, array_from_tensors, tensor_from_array
+from tta_restore.data.io import color, exif
+from tta_restore.data.io.pixels import Image, ImageError, array_from_tensors, tensor_from_array, too_large
+
+__all__ = ["SIGNATURES", "encode_tiff", "main_page", "read_tiff"]
 
 #: Little and big endian, classic and BigTIFF.
 SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
-_DTYPES = {"uint8": 8, "uint16": 16, "float16": 32, "float32": 32}
+_DTYPES = {"bool": 8, "uint8": 8, "uint16": 16, "float16": 32, "float32": 32}
+_MOST_PAGES = 1000  # of which the main one is looked for
+_XMP, _IPTC, _DNG, _CFA = 700, 33723, 50706, 33421
+_REDUCED, _MASK = 1, 4  # bits of NewSubfileType
+_MOST_OUTSIDE = 0.5  # fraction of float samples outside [0, 1] above which another range is meant
 
 
-def decode(content: bytes) -> Image:
-    """Read the single page of a TIFF file.
+def read_tiff(path: Path, *, max_pixels: int) -> Image:
+    """Read the main page of a TIFF file: the one that is no reduced copy and no mask of another.
 
     Raises:
-        ImageError: truncated, several pages, a color model or sample type that is not handled, float samples that
-            are not finite or leave [0, 1].
+        ImageError: truncated, too large, several main pages, sensor values (DNG), a color model or sample type that
+            is not handled, float samples that are not finite or are mostly outside [0, 1].
         ImportError: tifffile is not installed, or imagecodecs for the compression used.
     """
     import tifffile
 
-    with _silent(tifffile), tifffile.TiffFile(io.BytesIO(content)) as file:
-        pages = list(file.pages)
-        if not pages:
-            raise ImageError("truncated or damaged TIFF: its directory is incomplete")
-        if len(pages) != 1:
-            raise ImageError(f"TIFF with {len(pages)} pages: expected one, split it first")
-        page: Any = pages[0]
-        end = max((a + b for a, b in zip(page.dataoffsets, page.databytecounts, strict=False)), default=0)
-        if not page.dataoffsets or end > len(content):
-            raise ImageError("truncated TIFF: the pixel data ends early")
-        photometric = getattr(page.photometric, "name", str(page.photometric))
-        _check(page, photometric)
+    with _silent(tifffile), open(path, "rb") as stream, tifffile.TiffFile(stream) as file:
+        notes: list[str] = []
+        page = main_page(file, notes)
+        stream.seek(0, io.SEEK_END)
+        _check(page, stream.tell(), max_pixels)
         try:
             array = page.asarray()
         except ValueError as error:
             if "imagecodecs" in str(error):
                 raise ImportError(str(error), name="imagecodecs") from None
             raise
-        # Planes after each other become interleaved samples.
-        if page.axes.startswith("S"):
-            array = np.moveaxis(array, 0, -1)
-        notes: list[str] = []
-        if photometric == "PALETTE":
-            array = _from_palette(array, page.colormap)
-            notes.append("palette image: read as RGB")
-        depth = _DTYPES[str(array.dtype)]
-        if depth == 32:
-            _check_float(array)
-            array = array.astype(np.float32)
-        if photometric == "MINISWHITE":
-            array = (np.iinfo(array.dtype).max if depth < 32 else np.float32(1)) - array
-        colors = 1 if photometric in ("MINISBLACK", "MINISWHITE") else 3
-        samples = array.shape[2] if array.ndim == 3 else 1
-        extra = [getattr(kind, "name", "") for kind in page.extrasamples]
-        if samples > colors + 1:
-            raise ImageError(f"TIFF with {samples} samples per pixel: expected at most {colors + 1}")
-        orientation = page.tags.get("Orientation")
-        values = tensor_from_array(array, orientation.value if orientation is not None else 1)
-        unit = page.tags.get("ResolutionUnit")
-        dots = page.get_resolution() if "XResolution" in page.tags else None
-        return Image(
-            pixels=values[:colors],
-            alpha=values[colors:] if samples > colors else None,
-            bit_depth=depth,
-            icc=page.tags["InterColorProfile"].value if "InterColorProfile" in page.tags else None,
-            exif=exif.read_tiff_exif(content, notes),
-            resolution=(*dots, int(unit.value) if unit is not None else 2) if dots is not None else None,
-            premultiplied=extra[:1] == ["ASSOCALPHA"],
-            notes=tuple(notes),
-        )
+        return _image_of(page, array, exif.read_tiff_exif(stream, notes), notes)
 
 
-def encode(image: Image, depth: int) -> bytes:
-    """A TIFF file, deflate-compressed, with profile, EXIF block, resolution and alpha.
+def main_page(file: Any, notes: list[str]) -> Any:
+    """Return the page of a `tifffile.TiffFile` that holds the image, with a note on the pages that do not.
+
+    Raises:
+        ImageError: there is none, there are several, or the file holds sensor values.
+    """
+    pages: list[Any] = []
+    for page in file.pages:
+        pages.append(page)
+        pages += list(getattr(page, "pages", None) or [])
+        if len(pages) > _MOST_PAGES:
+            raise ImageError(f"TIFF with more than {_MOST_PAGES} pages: expected one image, split it first")
+    if not pages:
+        raise ImageError("truncated or damaged TIFF: its directory is incomplete")
+    for page in pages:
+        if _DNG in page.tags or _CFA in page.tags:
+            raise ImageError(
+                "RAW (DNG or similar): sensor values that have to be developed, name it with its own suffix"
+            )
+    main = [page for page in pages if not _subfile_type(page) & (_REDUCED | _MASK)]
+    if len(main) > 1:
+        raise ImageError(f"TIFF with {len(main)} pages: expected one, split it first")
+    if len(pages) > 1:
+        kinds = "reduced copy" if len(pages) == 2 else "reduced copies or masks"
+        notes.append(f"TIFF with {len(pages)} pages: the {kinds} of the image left out")
+    return main[0] if main else max(pages, key=lambda page: page.imagewidth * page.imagelength)
+
+
+def encode_tiff(image: Image, depth: int) -> bytes:
+    """Return a TIFF file, deflate-compressed, with profile, EXIF, XMP, IPTC, resolution and alpha.
 
     Raises:
         ImportError: tifffile is not installed.
@@ -95,6 +92,8 @@ def encode(image: Image, depth: int) -> bytes:
         options["extrasamples"] = ["assocalpha" if image.premultiplied else "unassalpha"]
     if image.resolution is not None:
         options["resolution"], options["resolutionunit"] = image.resolution[:2], image.resolution[2]
+    tags = ((_XMP, image.xmp), (_IPTC, image.iptc))
+    has_exif = image.exif is not None and array.nbytes < 2**31  # the EXIF directory is added to classic TIFF only
     stream = io.BytesIO()
     tifffile.imwrite(
         stream,
@@ -105,38 +104,143 @@ def encode(image: Image, depth: int) -> bytes:
         predictor=depth < 32,
         iccprofile=image.icc,
         metadata=None,
-        bigtiff=None if image.exif is None else False,
+        bigtiff=False if has_exif else None,
         software=False,
+        extratags=[(number, 7 if number == _IPTC else 1, len(value), value, True) for number, value in tags if value],
         **options,
     )
     content = stream.getvalue()
-    return content if image.exif is None else exif.embed_tiff_exif(content, image.exif)
+    return exif.embed_tiff_exif(content, image.exif) if has_exif and image.exif is not None else content
 
 
-def _check(page: Any, photometric: str) -> None:
+def _image_of(page: Any, array: np.ndarray, block: bytes | None, notes: list[str]) -> Image:
+    photometric = getattr(page.photometric, "name", str(page.photometric))
+    # Planes after each other become interleaved samples.
+    if page.axes.startswith("S"):
+        array = np.moveaxis(array, 0, -1)
+    bits = page.bitspersample if isinstance(page.bitspersample, int) else max(page.bitspersample)
+    if array.dtype == bool:
+        array = array.astype(np.uint8) * 255
+        notes.append("1-bit image: read as 8-bit gray")
+    elif photometric == "PALETTE":
+        array = _from_palette(array, page.colormap)
+        notes.append("palette image: read as RGB")
+        bits = array.dtype.itemsize * 8
+    icc = page.tags["InterColorProfile"].value if "InterColorProfile" in page.tags else None
+    depth = _DTYPES[str(array.dtype)]
+    levels = None
+    if depth == 32:
+        array = array.astype(np.float32)
+        _check_float(array, notes)
+    elif 1 < bits < array.dtype.itemsize * 8:  # 12 bits in words of 16
+        levels = 2**bits - 1
+    if photometric == "MINISWHITE":
+        white = levels or {8: 255, 16: 65535, 32: 1}[depth]
+        array = np.asarray(white, array.dtype) - array
+    extra = [getattr(kind, "name", "") for kind in page.extrasamples]
     if photometric == "SEPARATED":
-        raise ImageError("CMYK image: convert it to RGB first, its colors depend on a printing profile")
-    if photometric not in ("MINISBLACK", "MINISWHITE", "RGB", "PALETTE", "YCBCR"):
+        if depth == 32 or levels is not None:
+            raise ImageError("CMYK image with other than 8 or 16 bits: convert it to RGB first")
+        inks, alpha = array[..., :4], array[..., 4:]
+        rgb, note = color.cmyk_to_srgb(inks, icc)
+        array, icc = np.concatenate([rgb, alpha], axis=-1), None
+        notes.append(note)
+    colors = 1 if photometric in ("MINISBLACK", "MINISWHITE") else 3
+    samples = array.shape[2] if array.ndim == 3 else 1
+    if samples > colors + 1:
+        raise ImageError(f"TIFF with {samples} samples per pixel: expected at most {colors + 1}")
+    orientation = page.tags.get("Orientation")
+    values = tensor_from_array(array, orientation.value if orientation is not None else 1, levels=levels)
+    unit = page.tags.get("ResolutionUnit")
+    dots = page.get_resolution() if "XResolution" in page.tags else None
+    return Image(
+        pixels=values[:colors],
+        alpha=values[colors:] if samples > colors else None,
+        bit_depth=depth,
+        icc=icc,
+        exif=block,
+        xmp=_bytes_of(page, _XMP),
+        iptc=_bytes_of(page, _IPTC),
+        resolution=(*dots, int(unit.value) if unit is not None else 2) if dots is not None else None,
+        premultiplied=extra[:1] == ["ASSOCALPHA"],
+        notes=tuple(notes),
+    )
+
+
+def _check(page: Any, file_size: int, max_pixels: int) -> None:
+    """Refuse a page before anything is allocated for its samples."""
+    width, height = page.imagewidth, page.imagelength
+    if width < 1 or height < 1:
+        raise ImageError(f"TIFF that declares {width} x {height} pixels")
+    if width * height > max_pixels:
+        raise ImageError(too_large(width, height, max_pixels))
+    photometric = getattr(page.photometric, "name", str(page.photometric))
+    if photometric in ("CFA", "LINEAR_RAW"):
+        raise ImageError("RAW (DNG or similar): sensor values that have to be developed")
+    if photometric not in ("MINISBLACK", "MINISWHITE", "RGB", "PALETTE", "YCBCR", "SEPARATED"):
         raise ImageError(f"TIFF color model {photometric}: convert it to RGB or gray first")
     if photometric == "YCBCR" and getattr(page.compression, "name", "") not in ("JPEG", "OJPEG"):
         raise ImageError("TIFF color model YCBCR: convert it to RGB or gray first")
+    if photometric == "SEPARATED" and page.samplesperpixel not in (4, 5):
+        raise ImageError(f"TIFF with {page.samplesperpixel} inks: expected CMYK")
     if str(page.dtype) not in _DTYPES:
         raise ImageError(f"TIFF samples of type {page.dtype}: expected 8 or 16 bits unsigned, or float")
     if page.axes.strip("S") != "YX":
         raise ImageError(f"TIFF with axes {page.axes}: expected one image")
+    if page.samplesperpixel > 5:
+        raise ImageError(f"TIFF with {page.samplesperpixel} samples per pixel: expected at most 4")
+    parts = list(zip(page.dataoffsets, page.databytecounts, strict=False))
+    if not parts or max(start + size for start, size in parts) > file_size:
+        raise ImageError("truncated TIFF: the pixel data ends early")
+    if len(parts) < -(-height // max(page.rowsperstrip or height, 1)) and not page.is_tiled:
+        raise ImageError("truncated or damaged TIFF: strips are missing")
+    if sum(size for _, size in parts) > file_size:
+        raise ImageError(f"damaged TIFF: {width} x {height} pixels whose strips overlap in the file")
 
 
-def _check_float(array: np.ndarray) -> None:
+def _subfile_type(page: Any) -> int:
+    kind = page.tags.get("NewSubfileType") or page.tags.get(254)
+    if kind is not None:
+        return int(kind.value)
+    old = page.tags.get(255)
+    return _REDUCED if old is not None and int(old.value) == 2 else 0
+
+
+def _bytes_of(page: Any, number: int) -> bytes | None:
+    tag = page.tags.get(number)
+    if tag is None:
+        return None
+    value = tag.value
+    if isinstance(value, bytes):
+        return value
+    if isinstance(value, str):
+        return value.encode("utf-8")
+    try:
+        array = np.asarray(value)
+        return (
+            array.astype(">u4" if page.parent.byteorder == ">" else "<u4").tobytes()
+            if array.max() > 255
+            else bytes(value)
+        )
+    except (TypeError, ValueError):
+        return None
+
+
+def _check_float(array: np.ndarray, notes: list[str]) -> None:
     broken = int((~np.isfinite(array)).sum())
     if broken:
         raise ImageError(f"{broken} of {array.size} samples are NaN or infinite")
-    low, high = float(array.min()), float(array.max())
-    if low < 0 or high > 1:
-        raise ImageError(f"float samples from {low:.4g} to {high:.4g}: expected values in [0, 1]")
+    outside = float(((array < 0) | (array > 1)).mean())
+    if not outside:
+        return
+    span = f"float samples from {float(array.min()):.4g} to {float(array.max()):.4g}"
+    if outside > _MOST_OUTSIDE:
+        raise ImageError(f"{span}: expected values in [0, 1]")
+    notes.append(f"{span}: {outside:.2%} of them outside [0, 1], which are restored as far as they lie inside")
 
 
 def _from_palette(indices: np.ndarray, colormap: np.ndarray) -> np.ndarray:
-    """Colors of a palette, 16 bits in the file; 8 bits are enough when every entry is an 8-bit value."""
+    """Return the colors of a palette, 16 bits in the file; 8 bits are enough when every entry is an 8-bit value."""
     if not (colormap % 257).any():
         return (colormap // 257).astype(np.uint8).T[indices]
     if not (colormap & 0xFF).any():  # some writers shift by eight instead of multiplying by 257

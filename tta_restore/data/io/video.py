@@ -1,41 +1,101 @@
-"""Read and write video files through PyAV (the extra "video"): upright, with their colors, bits, times and sound."""
+"""Read and write video files through PyAV (the extra "video"): upright, with their colors, bits, times and tracks."""
 
 from __future__ import annotations
 
 import importlib
+import os
+from array import array
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from tta_restore.data.datasets.clips import Clip
 from tta_restore.data.io.atomic import atomic_file
-from tta_restore.data.io.pixels import ImageError, array_from_tensors
+from tta_restore.data.io.formats import irregular_kind
+from tta_restore.data.io.parts import EncodedPacket, PartStore
+from tta_restore.data.io.pixels import ImageError, array_from_tensors, too_large
+from tta_restore.data.io.tracks import SideTracks, carry_tags, needs_free_tags
 
-#: What video files are called; :class:`VideoFile` goes by the content.
-VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".m4v", ".avi", ".webm")
-#: Suffixes that :func:`write_video` takes.
-WRITABLE_SUFFIXES = (".mp4", ".mov", ".mkv", ".m4v")
+__all__ = [
+    "CODECS",
+    "CONTAINERS",
+    "MAX_FRAME_PIXELS",
+    "WRITABLE_SUFFIXES",
+    "Codec",
+    "DecodedFrames",
+    "VideoFile",
+    "VideoInfo",
+    "check_codec",
+    "write_video",
+]
+
+#: Suffixes that :func:`write_video` takes, and the containers they stand for.
+CONTAINERS = {".mp4": "mp4", ".mov": "mov", ".m4v": "mp4", ".mkv": "matroska"}
+WRITABLE_SUFFIXES = tuple(CONTAINERS)
+#: Default limit on the pixels of a frame.
+MAX_FRAME_PIXELS = 160_000_000
 _UNSPECIFIED = 2  # of a color matrix, in the numbers of ISO/IEC 23001-8
 _BT709 = 1
+_HDR_CURVES = {16: "PQ", 18: "HLG"}
+_CLOCK = 90000  # ticks per second of the frames' times
+_LONGEST_GROUP = 10  # seconds after damage for which a key frame is awaited
+_EVEN = 0.95  # fraction of equal steps in time from which on a gap means lost frames
+_TRIED_FRAMES = 5  # of which one has to be interlaced for the video to count as such
+
+
+@dataclass(frozen=True)
+class Codec:
+    """How videos are encoded.
+
+    Attributes:
+        encoder: FFmpeg's name.
+        quality: default constant rate factor, a nearly invisible loss.
+        worst: largest constant rate factor.
+        depths: bits per sample that it takes.
+        chroma: chroma subsampling that it takes, for each of these depths.
+        options: further options.
+    """
+
+    encoder: str
+    quality: int
+    worst: int
+    depths: tuple[int, ...]
+    chroma: tuple[str, ...]
+    options: tuple[tuple[str, str], ...] = ()
+
+
+#: Codecs by name.
+CODECS = {
+    "h264": Codec("libx264", 14, 51, (8, 10), ("420", "422", "444")),
+    "hevc": Codec("libx265", 16, 51, (8, 10, 12), ("420", "422", "444"), (("x265-params", "log-level=none"),)),
+    "av1": Codec("libsvtav1", 18, 63, (8, 10), ("420",), (("preset", "6"),)),
+    "vp9": Codec("libvpx-vp9", 15, 63, (8,), ("420", "422", "444"), (("b", "0"), ("row-mt", "1"), ("cpu-used", "2"))),
+    "ffv1": Codec("ffv1", 0, 0, (8, 10, 12), ("420", "422", "444"), (("level", "3"), ("slicecrc", "1"))),
+}
 
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What a video file says about itself.
+    """Properties that a video file declares.
 
     Attributes:
         height: of the upright frames, pixels.
-        width: likewise.
+        width: of the upright frames, pixels.
         frame_rate: frames per second, on average.
-        bit_depth: 8, or 10 and more.
-        frames: how many there should be; None where the file does not say.
+        bit_depth: 8, or 9 and more.
+        frames: number of frames, None where the file does not declare it.
         sound: whether there is a sound track.
-        colors: numbers of matrix, primaries and transfer curve, 2 where the file does not say.
+        colors: numbers of matrix, primaries and transfer curve, 2 where the file declares none.
+        sample_aspect_ratio: width of an upright pixel divided by its height.
+        is_interlaced: whether frames consist of two fields from different times.
+        chroma: chroma subsampling, ``"420"``, ``"422"`` or ``"444"``.
     """
 
     height: int
@@ -45,10 +105,13 @@ class VideoInfo:
     frames: int | None
     sound: bool
     colors: tuple[int, int, int]
+    sample_aspect_ratio: Fraction = Fraction(1)
+    is_interlaced: bool = False
+    chroma: str = "420"
 
 
 class DecodedFrames(Sequence[Tensor]):
-    """Frames in memory at the bits of their file; given out as floats.
+    """Frames in memory at the bits of their file; indexing returns floats.
 
     Args:
         samples: (3, H, W) of uint8 or uint16 each.
@@ -67,34 +130,48 @@ class DecodedFrames(Sequence[Tensor]):
 
 @dataclass
 class VideoFile:
-    """A video file; iterating over it decodes frame after frame, (3, H, W) in [0, 1].
+    """A video file; iterating over it decodes frame after frame, (3, H, W) in [0, 1], in constant memory.
+
+    The first video stream that is no cover picture is read.
+
+    Args:
+        path: the file.
+        deinterlace: turn interlaced video into progressive frames, as many as there were.
+        keep_going: leave out damaged frames instead of raising an error.
+        max_pixels: largest number of pixels of a frame.
 
     Attributes:
-        path: the file.
-        info: what it says about itself.
-        times: seconds at which the frames that were decoded so far are shown.
+        info: properties that it declares.
+        notes: a line for each thing the user should know before the work.
+        losses: a line for each part that could not be read, complete after the last frame.
 
     Raises:
-        ImageError: the file is missing or no video, or PyAV is not installed.
+        ImageError: the file is missing, no regular file or no video, or PyAV is not installed.
     """
 
     path: Path
+    deinterlace: bool = False
+    keep_going: bool = False
+    max_pixels: int = MAX_FRAME_PIXELS
     info: VideoInfo = field(init=False)
-    times: list[Fraction] = field(init=False, default_factory=list)
+    notes: list[str] = field(init=False, default_factory=list)
+    losses: list[str] = field(init=False, default_factory=list)
+    _ticks: array[int] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self.path = Path(self.path)
+        self.path, self._ticks = Path(self.path), array("q")
         with _opened(self.path) as container:
-            stream, first = container.streams.video[0], None
-            try:
-                first = next(container.decode(stream), None)
-            except Exception as error:  # libav's own, one class per error number
-                raise ImageError(f"{self.path}: damaged video ({_line(error)})") from None
-            if first is None:
-                raise ImageError(f"{self.path}: a video without frames")
-            turned = first.rotation % 180 == 90
-            height, width = (first.width, first.height) if turned else (first.height, first.width)
+            stream = _film(container, self.path)
             codec = stream.codec_context
+            if codec is None:
+                raise ImageError(f"{self.path}: a video in a codec that is not known here")
+            if codec.width * codec.height > self.max_pixels:
+                raise ImageError(f"{self.path}: {too_large(codec.width, codec.height, self.max_pixels)}")
+            first, is_interlaced = self._first_frames(container, stream)
+            turned = round(first.rotation) % 180 == 90
+            height, width = (first.width, first.height) if turned else (first.height, first.width)
+            aspect = stream.sample_aspect_ratio or codec.sample_aspect_ratio or Fraction(1)
+            aspect = Fraction(aspect) if aspect > 0 else Fraction(1)
             self.info = VideoInfo(
                 height=height,
                 width=width,
@@ -103,38 +180,210 @@ class VideoFile:
                 frames=stream.frames or None,
                 sound=bool(container.streams.audio),
                 colors=(int(first.colorspace), int(codec.color_primaries), int(codec.color_trc)),
+                sample_aspect_ratio=1 / aspect if turned else aspect,
+                is_interlaced=is_interlaced,
+                chroma=_chroma_of(first.format.name),
             )
+            self._note(container, stream, first)
 
     def __iter__(self) -> Iterator[Tensor]:
         return map(_as_float, self._samples())
 
+    @property
+    def times(self) -> list[Fraction]:
+        """Seconds at which the frames that were decoded so far are shown, counted from the start of the file."""
+        return [Fraction(ticks, _CLOCK) for ticks in self._ticks]
+
+    def ticks_of(self, number: int) -> int | None:
+        """Return the time of a frame in 1/90000 s, None where it has not been decoded."""
+        return self._ticks[number] if number < len(self._ticks) else None
+
     def load(self) -> DecodedFrames:
-        """All frames, at the bits of the file: 3 bytes per pixel and frame, 6 from 10 bits on."""
+        """Return all frames at the bits of the file: 3 bytes per pixel and frame, 6 from 9 bits on."""
         return DecodedFrames(list(self._samples()))
 
     def clip(self) -> Clip:
-        """All frames as a clip without originals."""
+        """Return all frames as a clip without originals."""
         return Clip(self.path.stem, self.load())
+
+    def _first_frames(self, container: Any, stream: Any) -> tuple[Any, bool]:
+        frames, problem = [], None
+        try:
+            for packet in container.demux(stream):
+                try:
+                    frames += stream.codec_context.decode(packet)
+                except Exception as error:  # libav's own, one class per error number
+                    problem = error
+                    if not self.keep_going:
+                        break
+                if len(frames) >= _TRIED_FRAMES:
+                    break
+        except Exception as error:
+            problem = error
+        if frames:
+            return frames[0], any(frame.interlaced_frame for frame in frames)
+        if problem is not None:
+            raise ImageError(f"{self.path}: damaged video ({_line(problem)})")
+        raise ImageError(f"{self.path}: a video without frames")
+
+    def _note(self, container: Any, stream: Any, first: Any) -> None:
+        info = self.info
+        if info.is_interlaced:
+            done = "its fields are combined into progressive frames" if self.deinterlace else (
+                "restored as it is, and written as progressive frames; --deinterlace removes the comb of its fields"
+            )  # fmt: skip
+            self.notes.append(f"interlaced video: {done}")
+        if (curve := _HDR_CURVES.get(info.colors[2])) is not None:
+            self.notes.append(f"high dynamic range ({curve}): restored as it is encoded; its color tags are kept")
+        films = [other for other in container.streams.video if not _is_cover(other)]
+        covers = len(container.streams.video) - len(films)
+        if len(films) > 1:
+            self.notes.append(f"{len(films)} video streams: the first one is restored, the others are left out")
+        if covers:
+            self.notes.append("cover picture left out")
+        if first.format.name.startswith(("yuva", "rgba", "bgra", "gbra", "argb", "abgr")):
+            self.notes.append("alpha channel left out")
 
     def _samples(self) -> Iterator[Tensor]:
         deep = self.info.bit_depth > 8
-        self.times.clear()
+        del self._ticks[:]
+        self.losses.clear()
         with _opened(self.path) as container:
-            stream = container.streams.video[0]
+            stream = _film(container, self.path)
             stream.thread_type = "AUTO"
+            stream.codec_context.options = {"err_detect": "explode"}  # else some decoders invent what is missing
+            offset = _start_of(container)
+            frames = self._decoded(container, stream)
+            if self.deinterlace and self.info.is_interlaced:
+                frames = _deinterlaced(frames, stream)
+            step = round(_CLOCK / self.info.frame_rate)
+            last: int | None = None
+            has_times = True
+            for frame in frames:
+                if last is None:
+                    has_times = frame.pts is not None
+                if has_times and frame.pts is not None:
+                    ticks = round((frame.time_base * frame.pts - offset) * _CLOCK)
+                else:  # AVI stores no times of reordered frames
+                    ticks = 0 if last is None else last + step
+                if last is not None and ticks <= last:
+                    ticks = last + 1
+                last = ticks
+                self._ticks.append(ticks)
+                picture = frame.reformat(
+                    format="rgb48le" if deep else "rgb24",
+                    src_color_range=frame.color_range,
+                    interpolation=_interpolation(),
+                )
+                samples = torch.from_numpy(picture.to_ndarray()).permute(2, 0, 1)
+                yield torch.rot90(samples, round(frame.rotation / 90), (1, 2)).contiguous()
+            self._check_end(container, stream, last, step)
+
+    def _decoded(self, container: Any, stream: Any) -> Iterator[Any]:
+        """Yield the frames that can be decoded, and note the damage."""
+        good = bad = 0
+        skipped: int | None = None
+        longest = round(_LONGEST_GROUP * self.info.frame_rate)
+        first: float | None = None
+        # AVI stores one time per packet, in order, and none for reordered frames: these take the packets' times.
+        times: deque[int] | None = deque() if container.format.name == "avi" else None
+        size = None
+        packets = container.demux(stream)
+        while True:
+            problem: Exception | None = None
+            frames: list[Any] = []
             try:
-                for number, frame in enumerate(container.decode(stream)):
-                    picture = frame.reformat(
-                        format="rgb48le" if deep else "rgb24",
-                        src_color_range=frame.color_range,
-                        interpolation=_interpolation(),
+                packet = next(packets, None)
+            except Exception as error:  # the file's structure itself: nothing behind it can be found
+                packet, problem = None, error
+            if packet is not None:
+                if times is not None and packet.size and packet.dts is not None:
+                    times.append(packet.dts)
+                try:
+                    frames = stream.codec_context.decode(packet)
+                except Exception as error:
+                    problem = error
+                    if times:
+                        times.pop()
+            damaged = (problem is not None) + sum(bool(frame.is_corrupt) for frame in frames)
+            if damaged:
+                where = float(good / self.info.frame_rate)
+                first = where if first is None else first
+                if not self.keep_going:
+                    reason = _line(problem) if problem is not None else "a frame of which parts are missing"
+                    raise ImageError(
+                        f"{self.path}: damaged after frame {good}, {where:.1f} s ({reason}); "
+                        "--keep-going restores what can be read"
                     )
-                    samples = torch.from_numpy(picture.to_ndarray()).permute(2, 0, 1)
-                    known = frame.pts is not None
-                    self.times.append(frame.time_base * frame.pts if known else number / self.info.frame_rate)
-                    yield torch.rot90(samples, round(frame.rotation / 90), (1, 2)).contiguous()
-            except Exception as error:
-                raise ImageError(f"{self.path}: damaged after frame {len(self.times)} ({_line(error)})") from None
+                bad += damaged
+                skipped = skipped or 0  # frames up to the next key frame are made of the damaged one
+            for frame in frames:
+                if times:
+                    frame.pts = times.popleft()
+                if skipped is not None and (frame.key_frame or skipped >= longest):
+                    skipped = None
+                if frame.is_corrupt or skipped is not None:
+                    bad += not frame.is_corrupt
+                    skipped = 0 if skipped is None else skipped + 1
+                    continue
+                size = size or (frame.width, frame.height)
+                if (frame.width, frame.height) != size:
+                    raise ImageError(
+                        f"{self.path}: its frames change from {size[0]} x {size[1]} to {frame.width} x {frame.height} "
+                        f"after frame {good}: split it there first"
+                    )
+                good += 1
+                yield frame
+            if packet is None:
+                break
+        if bad:
+            self.losses.append(f"damaged: {bad} frames from {first:.1f} s on are lost, {good} frames are good")
+        if good == 0:
+            raise ImageError(f"{self.path}: damaged video, no frame can be read")
+
+    def _check_end(self, container: Any, stream: Any, last: int | None, step: int) -> None:
+        """Note that frames are missing: a file ends before the length that it declares, or has gaps."""
+        if not self.losses and not container.format.name.startswith("mov"):
+            # These demuxers skip a damaged stretch silently; MP4 has a table of its frames instead.
+            steps = np.diff(np.frombuffer(self._ticks, np.int64)) if len(self._ticks) > 2 else np.zeros(0)
+            gaps = steps > 1.5 * step
+            if gaps.any() and (abs(steps - step) < 0.1 * step + 100).mean() >= min(_EVEN, 1 - 2 / len(steps)):
+                at = self._ticks[int(gaps.argmax())] / _CLOCK
+                missing = int((steps[gaps] / step).round().sum() - gaps.sum())
+                self.losses.append(f"damaged or incomplete: {missing} frames are missing from {at:.1f} s on")
+        if container.format.name == "mpegts" and not self.losses:
+            size = self.path.stat().st_size
+            if all(size % packet for packet in (188, 192, 204)):
+                self.losses.append("truncated: the file ends within a packet")
+        expected = None
+        if stream.duration and stream.time_base:
+            expected = Fraction(stream.duration) * stream.time_base
+        elif container.duration:
+            expected = Fraction(container.duration, 1_000_000)
+        if expected is None or last is None:
+            return
+        end = Fraction(last + step, _CLOCK)
+        # A container's length is that of its longest track; sound may outlast the frames a little.
+        slack = max(Fraction(3 * step, _CLOCK), expected / 50 if self.info.sound else Fraction(0))
+        if not stream.duration and self.info.sound:
+            slack = max(slack, Fraction(1))
+        if end + slack < expected and not self.losses:
+            self.losses.append(
+                f"damaged or truncated: the video ends after {float(end):.1f} of {float(expected):.1f} s"
+            )
+
+
+def check_codec(name: str, quality: int | None = None) -> None:
+    """Refuse an unknown codec, or a quality that it does not have.
+
+    Raises:
+        ValueError: the codec is unknown, or the constant rate factor is out of range.
+    """
+    if name not in CODECS:
+        raise ValueError(f"no codec {name!r}; there are: {', '.join(CODECS)}")
+    codec = CODECS[name]
+    if quality is not None and not 0 <= quality <= codec.worst:
+        raise ValueError(f"expected a constant rate factor from 0 to {codec.worst} for {name}, got {quality}")
 
 
 def write_video(
@@ -143,96 +392,303 @@ def write_video(
     *,
     like: VideoFile | None = None,
     frame_rate: Fraction | float = 25,
+    codec: str = "h264",
     bit_depth: int | None = None,
-    quality: int = 14,
-) -> None:
-    """Write frames as H.264 in an MP4, MOV or Matroska file: completely, or not at all.
+    quality: int | None = None,
+    strip: bool = False,
+    parts: PartStore | None = None,
+) -> tuple[str, ...]:
+    """Write frames to an MP4, MOV or Matroska file: completely, or not at all.
 
     Args:
-        path: where to; folders above it are made.
+        path: where to; missing folders are made.
         frames: (3, H, W) in [0, 1] each, of one size; odd sides are kept (chroma is then not subsampled).
-        like: the file that the frames come from: its times, bits, colors and sound are taken over.
+        like: the file that the frames come from: its times, bits, colors, pixel aspect ratio, sound, subtitles,
+            chapters and tags are taken over.
         frame_rate: per second, without ``like``.
-        bit_depth: 8 or 10; None for that of ``like``, else 8.
-        quality: the encoder's constant rate factor: 0 is lossless or nearly so, 14 is hard to tell from the original.
+        codec: ``"h264"``, ``"hevc"``, ``"av1"``, ``"vp9"`` or ``"ffv1"`` (lossless).
+        bit_depth: 8, 10 or 12; None for that of ``like`` as far as the codec holds it, else 8.
+        quality: the encoder's constant rate factor: 0 is lossless or nearly so; None for a nearly invisible loss.
+        strip: leave out tags and chapters.
+        parts: keeps what is encoded, part by part; ``frames`` are then those behind the stored ones.
+
+    Returns:
+        A line for each thing that was changed or left out.
 
     Raises:
         ImageError: the suffix is none of these, there are no frames, they differ in size, or it cannot be written.
+        ValueError: the codec is unknown, or the constant rate factor is out of range.
     """
     path = Path(path)
-    if path.suffix.lower() not in WRITABLE_SUFFIXES:
+    kind = CONTAINERS.get(path.suffix.lower())
+    if kind is None:
         raise ImageError(f"{path}: videos are written as {', '.join(WRITABLE_SUFFIXES)}")
-    depth = bit_depth or (8 if like is None or like.info.bit_depth == 8 else 10)
-    if depth not in (8, 10):
-        raise ImageError(f"{path}: expected a bit depth of 8 or 10, got {depth}")
+    check_codec(codec, quality)
+    notes: list[str] = []
+    depth = _written_depth(path, codec, bit_depth, like, notes)
     av = _av(path)
+    rate = Fraction(frame_rate).limit_denominator(_CLOCK) if like is None else Fraction(like.info.frame_rate)
+    encoder = _Encoder(av, CODECS[codec], depth, quality, rate, like, notes)
     with atomic_file(path) as partial:
-        sound = track = None
-        container = av.open(str(partial), "w", format="matroska" if path.suffix.lower() == ".mkv" else "mp4")
+        source = None if like is None else _opened(like.path)
+        tracks: SideTracks | None = None
+        options = {"fflags": "+bitexact"}  # no random identifiers: the same frames give the same file
+        if source is not None and kind != "matroska" and needs_free_tags(source):
+            options["movflags"] = "use_metadata_tags"
+        container = av.open(str(partial), "w", format=kind, container_options=options)
         try:
-            rate = Fraction(frame_rate).limit_denominator(90000) if like is None else like.info.frame_rate
-            stream = container.add_stream("libx264", rate=rate)
-            stream.options = {"crf": str(quality)}
-            if like is not None and like.info.sound:
-                sound = _opened(like.path)
-                track = container.add_stream_from_template(sound.streams.audio[0])
-            size, number = None, -1
-            for number, frame in enumerate(frames):
-                if size is None:
-                    size = tuple(frame.shape)
-                    _prepare(stream, size, depth, like)
-                if tuple(frame.shape) != size:
-                    raise ImageError(f"{path}: frame {number} is {tuple(frame.shape)}, those before it {size}")
-                picture = _picture(av, frame, stream, depth)
-                picture.time_base = Fraction(1, 90000)
-                seconds = like.times[number] if like is not None and number < len(like.times) else number / rate
-                picture.pts = round(seconds * 90000)
-                for packet in stream.encode(picture):
-                    container.mux(packet)
-            if number < 0:
+            output = _Output(av, container, container.add_stream(encoder.settings.encoder, rate=rate))
+            if source is not None:
+                offset = _start_of(source)
+                output.tracks = tracks = SideTracks(source, container, kind, offset)
+                if not strip:
+                    notes += carry_tags(source, container, kind, offset)
+            number = _encode(path, frames, encoder, output, like, rate, parts)
+            if number == 0:
                 raise ImageError(f"{path}: there are no frames to write")
-            for packet in stream.encode():
-                container.mux(packet)
-            if sound is not None:
-                for packet in sound.demux(sound.streams.audio[0]):
-                    if packet.dts is not None:
-                        packet.stream = track
-                        container.mux(packet)
+            if tracks is not None:
+                tracks.finish()
         except av.error.FFmpegError as error:
             raise ImageError(f"{path}: cannot be written ({_line(error)})") from None
         finally:
-            container.close()
-            if sound is not None:
-                sound.close()
+            _close(container, path)
+            if source is not None:
+                source.close()
+    if tracks is not None:
+        notes += tracks.notes
+        if like is not None:
+            like.losses += tracks.losses
+    return tuple(dict.fromkeys(notes))
 
 
-def _prepare(stream: Any, size: tuple[int, ...], depth: int, like: VideoFile | None) -> None:
+def _encode(
+    path: Path,
+    frames: Iterable[Tensor],
+    encoder: _Encoder,
+    output: _Output,
+    like: VideoFile | None,
+    rate: Fraction,
+    parts: PartStore | None,
+) -> int:
+    """Write the stored parts and then the frames behind them; return the number of frames."""
+    size, number, last = None, 0, -1
+    if parts is not None and parts.size is not None:
+        size, number = parts.size, parts.frames
+        encoder.prepare(output.stream.codec_context, size)
+        for packet in parts.packets():
+            output.write(packet)
+            last = max(last, packet.pts)
+    waiting: list[EncodedPacket] = []
+    in_part = 0
+    context: Any = None
+    for frame in frames:
+        if size is None:
+            size = tuple(frame.shape)
+            encoder.prepare(output.stream.codec_context, size)
+        if tuple(frame.shape) != size:
+            raise ImageError(f"{path}: frame {number} is {tuple(frame.shape)}, those before it {size}")
+        if context is None:
+            context = encoder.create(size, like=output.stream.codec_context)
+        ticks = like.ticks_of(number) if like is not None else None
+        last = max(round(number * _CLOCK / rate) if ticks is None else ticks, last + 1)
+        waiting += encoder.encode(context, frame, last)
+        number, in_part = number + 1, in_part + 1
+        if parts is not None and in_part == parts.part_frames:
+            waiting += encoder.encode(context, None, 0)
+            parts.add(waiting, in_part, size)
+            context, in_part = None, 0
+        if parts is None or context is None:
+            for packet in waiting:
+                output.write(packet)
+            waiting = []
+    if context is not None:
+        for packet in [*waiting, *encoder.encode(context, None, 0)]:
+            output.write(packet)
+    return number
+
+
+class _Encoder:
+    """Makes encoders of equal settings, and packets of frames."""
+
+    def __init__(
+        self,
+        av: Any,
+        settings: Codec,
+        depth: int,
+        quality: int | None,
+        rate: Fraction,
+        like: VideoFile | None,
+        notes: list[str],
+    ) -> None:
+        self.av, self.settings, self.depth, self.rate, self.like, self.notes = av, settings, depth, rate, like, notes
+        self.options = {"crf": str(settings.quality if quality is None else quality), **dict(settings.options)}
+        if settings.encoder == "ffv1":
+            del self.options["crf"]
+        if settings.encoder == "libsvtav1":
+            os.environ.setdefault("SVT_LOG", "1")  # errors only; it prints a page otherwise
+
+    def prepare(self, context: Any, size: tuple[int, ...]) -> None:
+        """Set an encoder up for frames of a size."""
+        _prepare(context, size, self.depth, self.settings, self.like, self.notes)
+        context.options = dict(self.options)
+
+    def create(self, size: tuple[int, ...], *, like: Any) -> Any:
+        """Return an encoder, with its headers where those of another one are."""
+        context = self.av.CodecContext.create(self.settings.encoder, "w")
+        context.framerate = self.rate
+        context.flags |= like.flags
+        self.prepare(context, size)
+        return context
+
+    def encode(self, context: Any, frame: Tensor | None, ticks: int) -> list[EncodedPacket]:
+        """Return the packets that are ready after a frame; None for the rest."""
+        picture = None
+        if frame is not None:
+            picture = _picture(self.av, frame, context, self.depth)
+            picture.time_base, picture.pts = Fraction(1, _CLOCK), ticks
+        return [
+            EncodedPacket(bytes(p), p.pts, p.dts if p.dts is not None else p.pts, p.duration or 0, p.is_keyframe)
+            for p in context.encode(picture)
+        ]
+
+
+class _Output:
+    """A container with the film's stream and its side tracks, written in step."""
+
+    def __init__(self, av: Any, container: Any, stream: Any) -> None:
+        self.av, self.container, self.stream = av, container, stream
+        self.tracks: SideTracks | None = None
+        self._last: int | None = None
+        stream.time_base = Fraction(1, _CLOCK)
+
+    def write(self, encoded: EncodedPacket) -> None:
+        packet = self.av.Packet(encoded.data)
+        # Where parts meet, the decoding times of uneven frames may overlap.
+        dts = encoded.dts if self._last is None else max(encoded.dts, self._last + 1)
+        packet.pts, packet.dts, packet.duration = encoded.pts, min(dts, encoded.pts), encoded.duration
+        packet.time_base, packet.is_keyframe = Fraction(1, _CLOCK), encoded.is_key
+        packet.stream = self.stream
+        self._last = dts
+        self.container.mux(packet)
+        if self.tracks is not None:
+            self.tracks.advance(Fraction(max(encoded.dts, 0), _CLOCK))
+
+
+def _close(container: Any, path: Path) -> None:
+    try:
+        container.close()
+    except OSError as error:
+        raise ImageError(f"{path}: cannot be written ({_line(error)})") from None
+
+
+def _written_depth(path: Path, codec: str, wanted: int | None, like: VideoFile | None, notes: list[str]) -> int:
+    depths = CODECS[codec].depths
+    if wanted is not None:
+        if wanted not in depths:
+            raise ImageError(
+                f"{path}: expected a bit depth of {' or '.join(map(str, depths))} for {codec}, got {wanted}"
+            )
+        return wanted
+    have = 8 if like is None else like.info.bit_depth
+    depth = next((depth for depth in depths if depth >= have), depths[-1])
+    if depth < have:
+        notes.append(f"{have} bits written as {depth}, which is what {codec} holds; --codec hevc holds 12")
+    return depth
+
+
+def _prepare(
+    codec: Any, size: tuple[int, ...], depth: int, settings: Codec, like: VideoFile | None, notes: list[str]
+) -> None:
+    """Set size, samples, times and color tags of an encoder."""
     if len(size) != 3 or size[0] != 3:
         raise ImageError(f"write_video: expected frames of shape (3, H, W), got {size}")
-    stream.height, stream.width = size[1:]
-    chroma = "420" if size[1] % 2 == size[2] % 2 == 0 else "444"
-    stream.pix_fmt = f"yuv{chroma}p" + ("10le" if depth == 10 else "")
-    stream.time_base = Fraction(1, 90000)
+    codec.height, codec.width = size[1:]
+    chroma = "420" if like is None else like.info.chroma
+    if (chroma == "420" and size[1] % 2) or (chroma != "444" and size[2] % 2):
+        chroma = "444"
+    if chroma not in settings.chroma:
+        notes.append(f"chroma subsampled to 4:2:0, which is all that {settings.encoder} holds")
+        chroma = "420"
+    codec.pix_fmt = f"yuv{chroma}p" + ("" if depth == 8 else f"{depth}le")
     matrix, primaries, curve = (_BT709, _BT709, _BT709) if like is None else like.info.colors
-    codec = stream.codec_context
-    codec.time_base = Fraction(1, 90000)
-    # Nothing said: BT.601 is what decoders take, so that is what is encoded, and nothing is said again.
+    if matrix == 0:  # RGB, which is encoded as Y'CbCr here
+        matrix = _BT709
+    codec.time_base = Fraction(1, _CLOCK)
+    # Without tags decoders assume BT.601: that is encoded, and the file stays without tags.
     codec.colorspace, codec.color_primaries, codec.color_trc = matrix, primaries, curve
     codec.color_range = 1
+    if like is not None and like.info.sample_aspect_ratio != 1:
+        codec.sample_aspect_ratio = like.info.sample_aspect_ratio
 
 
-def _picture(av: Any, frame: Tensor, stream: Any, depth: int) -> Any:
+def _picture(av: Any, frame: Tensor, codec: Any, depth: int) -> Any:
     array = array_from_tensors(frame, None, 8 if depth == 8 else 16)
     picture = av.VideoFrame.from_ndarray(array, format="rgb24" if depth == 8 else "rgb48le")
-    matrix = int(stream.codec_context.colorspace)
+    matrix = int(codec.colorspace)
     wanted = av.video.reformatter.Colorspace.ITU601 if matrix in (_UNSPECIFIED, 6) else matrix
     return picture.reformat(
-        format=stream.pix_fmt, dst_colorspace=wanted, dst_color_range=1, interpolation=_interpolation()
+        format=codec.pix_fmt, dst_colorspace=wanted, dst_color_range=1, interpolation=_interpolation()
     )
 
 
+def _deinterlaced(frames: Iterator[Any], stream: Any) -> Iterator[Any]:
+    """Yield progressive frames, one for each of interlaced ones, by FFmpeg's bwdif."""
+    av = importlib.import_module("av")
+    graph: Any = None
+    for frame in frames:
+        if graph is None:
+            graph = av.filter.Graph()
+            source = graph.add_buffer(
+                width=frame.width, height=frame.height, format=frame.format, time_base=stream.time_base
+            )
+            deinterlacer = graph.add("bwdif", "mode=send_frame:parity=auto:deint=all")
+            sink = graph.add("buffersink")
+            source.link_to(deinterlacer)
+            deinterlacer.link_to(sink)
+            graph.configure()
+        graph.push(frame)
+        yield from _pulled(graph)
+    if graph is not None:
+        graph.push(None)
+        yield from _pulled(graph)
+
+
+def _pulled(graph: Any) -> Iterator[Any]:
+    errors = importlib.import_module("av.error")
+    while True:
+        try:
+            yield graph.pull()
+        except (errors.BlockingIOError, errors.EOFError):
+            return
+
+
+def _chroma_of(name: str) -> str:
+    for chroma in ("444", "422"):
+        if chroma in name:
+            return chroma
+    return "444" if name.startswith(("rgb", "bgr", "gbr", "argb", "abgr", "0rgb", "0bgr")) else "420"
+
+
+def _film(container: Any, path: Path) -> Any:
+    """Return the first video stream that is no cover picture."""
+    film = next((stream for stream in container.streams.video if not _is_cover(stream)), None)
+    if film is None:
+        raise ImageError(f"{path}: holds a cover picture and no video")
+    return film
+
+
+def _is_cover(stream: Any) -> bool:
+    disposition = importlib.import_module("av.stream").Disposition
+    return bool(stream.disposition & disposition.attached_pic)
+
+
+def _start_of(container: Any) -> Fraction:
+    """Return the seconds at which a container starts; transport streams start anywhere."""
+    return max(Fraction(0), Fraction(container.start_time or 0, 1_000_000))
+
+
 def _interpolation() -> Any:
-    """Of chroma. The fast default repeats and truncates samples, which shows on colored edges."""
+    """Return the interpolation of chroma. The fast default repeats and truncates samples, visible on colored edges."""
     kind = importlib.import_module("av.video.reformatter").Interpolation
     return kind.BICUBIC | kind.FULL_CHR_H_INT | kind.FULL_CHR_H_INP | kind.ACCURATE_RND
 
@@ -244,10 +700,15 @@ def _as_float(samples: Tensor) -> Tensor:
 def _opened(path: Path) -> Any:
     av = _av(path)
     try:
-        container = av.open(str(path))
+        if (special := irregular_kind(path)) is not None:
+            raise ImageError(f"{path}: not a regular file: {special}")
+        # "file:" keeps names with a colon from being taken for the protocol of an address
+        container = av.open(f"file:{path}", metadata_errors="replace")
+    except ImageError:
+        raise
     except OSError as error:  # libav's errors among them
         raise ImageError(f"{path}: {_line(error)}") from None
-    except av.error.FFmpegError as error:
+    except (av.error.FFmpegError, ValueError) as error:
         raise ImageError(f"{path}: not a video ({_line(error)})") from None
     if not container.streams.video:
         container.close()

@@ -15,6 +15,7 @@ from tta_restore.data.io.files import images_below
 from tta_restore.data.synthetic import defocus, photos
 from tta_restore.engine.evaluate.lenses import Comparison, Contender, compare
 from tta_restore.engine.evaluate.stream import StreamResult, identity
+from tta_restore.engine.run.outputs import expect_folder
 from tta_restore.engine.run.usage import UsageError
 from tta_restore.models import Restorer, as_restorer, create_model
 
@@ -126,24 +127,28 @@ def comparison(*, more: bool = False) -> Comparison:
 
 
 def run_demo(
-    out: str | Path,
     *,
+    out: str | Path = "runs/demo",
     seed: int = 0,
     frames_per_lens: int | None = None,
     quick: bool = False,
     progress: bool = True,
     say: Callable[[str], None] = print,
 ) -> StreamResult:
-    """What `tta-restore demo` does: one stream through the test lenses, tables, and a report.
+    """Run the demo: one stream through the test lenses, tables, and a report.
 
     Args:
         out: folder for report, CSV and JSON.
         seed: of crops, depths, noise and adapters.
-        frames_per_lens: `None` takes 6, or 2 when quick.
-        quick: a few frames only.
-        progress: show a bar on stderr where it is a terminal.
-        say: takes the text for the user.
+        frames_per_lens: frames per lens (default: 6, with --quick 2)
+        quick: process a few frames only.
+        progress: show progress on stderr.
+        say: receives the text for the user.
+
+    Raises:
+        UsageError: the folder cannot be written, or a package is missing.
     """
+    expect_folder(out)
     count = frames_per_lens or (2 if quick else 6)
     started = time.perf_counter()
     names = ", ".join(lens.family.replace("_", " ") for lens in defocus.TEST)

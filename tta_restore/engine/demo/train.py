@@ -3,7 +3,7 @@
 Four models, each from one command (``python -m tta_restore train-demo MODEL``):
 
 - ``specialist``: a restorer that knows one lens, the ideal one (``defocus.SOURCE``)
-- ``generalist``: the same network on random lenses (``defocus.random_lens``)
+- ``generalist``: the same network on random lenses (``optics.random_lens``)
 - ``lens_estimator``: reads aperture and radius from blurred pictures, trained on random lenses and some without an edge
 - ``conditioned``: the same restorer told the estimated lens
 """
@@ -14,6 +14,7 @@ import json
 import math
 import platform
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -25,6 +26,10 @@ from tqdm import tqdm
 from tta_restore import __version__
 from tta_restore.data.datasets.mining import random_patches
 from tta_restore.data.synthetic import dead_leaves, defocus, photos
+from tta_restore.degradations import lens as optics
+from tta_restore.engine.run.device import resolve_device
+from tta_restore.engine.run.outputs import expect_folder
+from tta_restore.engine.run.usage import UsageError
 from tta_restore.engine.train.defocus_estimator import fit_estimator
 from tta_restore.losses import charbonnier_loss
 from tta_restore.metrics import psnr
@@ -32,7 +37,7 @@ from tta_restore.models import create_model
 from tta_restore.models.defocus.estimator import DefocusEstimator
 from tta_restore.models.defocus.unet import ConditionedDefocusUNet, DefocusUNet
 
-MARGIN = defocus.KERNEL_SIZE - 1
+MARGIN = optics.KERNEL_SIZE - 1
 STEPS = {"specialist": 3000, "generalist": 4000, "lens_estimator": 4500, "conditioned": 2500}
 
 
@@ -115,6 +120,36 @@ def train(
     return log
 
 
+def train_demo(
+    models: Sequence[str] = (),
+    *,
+    steps: int | None = None,
+    seed: int = 0,
+    device: str | None = None,
+    out: str | Path = "runs/train-demo",
+    progress: bool = True,
+) -> None:
+    """Train the small models that the package ships.
+
+    Args:
+        models: specialist, generalist, lens_estimator, conditioned (default: all)
+        steps: more or fewer steps than the shipped weights had.
+        seed: of weights, crops and lenses.
+        device: such as cpu or cuda (default: cuda where there is one)
+        out: folder for weights and logs.
+        progress: show progress on stderr.
+
+    Raises:
+        UsageError: a model is unknown, or the folder cannot be written.
+    """
+    if unknown := set(models) - set(STEPS):
+        raise UsageError(f"no model {min(unknown)!r}; there are: {', '.join(STEPS)}")
+    expect_folder(out)
+    chosen = resolve_device(device)
+    for name in models or STEPS:
+        train(name, steps=steps, seed=seed, device=chosen, out=Path(out), progress=progress)
+
+
 def _fit(
     name: str, model: nn.Module, bank: Tensor, *, steps: int, seed: int, device: str, progress: bool
 ) -> list[float]:
@@ -131,7 +166,7 @@ def _fit(
     losses = []
     for _ in tqdm(range(steps), desc=name, disable=None if progress else True):
         sharp = random_patches(bank, count, size + MARGIN, generator)
-        chosen = [_source_lens(generator) if name == "specialist" else defocus.random_lens(generator) for _ in sharp]
+        chosen = [_source_lens(generator) if name == "specialist" else optics.random_lens(generator) for _ in sharp]
         blurry, _, target = defocus.render(sharp, chosen, generator, levels=4, knots=3)
         loss = charbonnier_loss(model(blurry.to(device)), target.to(device))
         optimizer.zero_grad(set_to_none=True)
@@ -152,10 +187,10 @@ def _conditioned(estimator: str) -> ConditionedDefocusUNet:
     return model
 
 
-def _source_lens(generator: torch.Generator) -> defocus.Lens:
+def _source_lens(generator: torch.Generator) -> optics.Lens:
     low, high = defocus.SOURCE.radius
     ends = sorted((low + (high - low) * torch.rand(2, generator=generator)).tolist())
-    return defocus.Lens(defocus.SOURCE.family, defocus.SOURCE.aperture, (ends[0], ends[1]))
+    return optics.Lens(defocus.SOURCE.family, defocus.SOURCE.pupil, (ends[0], ends[1]))
 
 
 @torch.no_grad()
@@ -166,12 +201,12 @@ def held_out(model: nn.Module, *, seed: int = 1234, frames_per_lens: int = 8) ->
         frames = defocus.defocus_stream([lens], photos.DEV, frames_per_lens=frames_per_lens, seed=seed)
         blurry, sharp = (torch.stack([getattr(f, key) for f in frames]) for key in ("blurry", "sharp"))
         if isinstance(model, DefocusEstimator):
-            unit = torch.tensor([defocus.rms_radius(lens.aperture)])
+            unit = torch.tensor([optics.rms_radius(lens.pupil)])
             estimate = model(blurry)
             radius = torch.stack([frame.radius for frame in frames])[:, None]
             truth = F.interpolate(radius, size=estimate.radius.shape[-2:], mode="area")[:, 0] * unit
             error = (estimate.radius.log() - truth.clamp(min=0.15).log()).abs()
-            true = defocus.rasterize_pupils([lens], size=model.aperture_size, reach=model.reach)
+            true = optics.rasterize_pupils([lens], size=model.aperture_size, reach=model.reach)
             drawn = model.aperture(estimate.statistics)
             report[lens.family] = {
                 "log_radius_error": float((error * estimate.confidence).sum() / estimate.confidence.sum()),

@@ -6,7 +6,7 @@ import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -16,8 +16,11 @@ from tta_restore import metrics
 from tta_restore.data.datasets.clips import Clip
 from tta_restore.data.datasets.layouts import find_clips
 from tta_restore.data.io.atomic import atomic_file
+from tta_restore.engine.run.device import resolve_device
 from tta_restore.engine.run.methods import ClipMethod, create_clip_method
-from tta_restore.engine.run.models import load_restorer
+from tta_restore.engine.run.models import expect_restorer
+from tta_restore.engine.run.outputs import expect_file
+from tta_restore.engine.run.settings import Named
 from tta_restore.engine.run.usage import UsageError
 
 
@@ -67,47 +70,66 @@ def evaluate_clips(
     return records
 
 
-def run(
-    root: Path,
-    layout: str,
-    split: str,
+def evaluate_clips_dataset(
+    root: str | Path,
     *,
-    model: str,
+    layout: str,
+    split: Literal["train", "val", "test"] = "test",
+    model: str | Named,
     checkpoint: str | Path | None = None,
     config: Mapping[str, Any] | None = None,
-    method: str = "source",
-    reblur: Path | None = None,
-    critic: Path | None = None,
+    method: str | Named = "source",
+    method_options: Mapping[str, Any] | None = None,
+    reblur: str | Path | None = None,
+    discriminator: str | Path | None = None,
     limit: int | None = None,
-    device: str = "cpu",
+    device: str | None = None,
     seed: int = 0,
-    out: Path | None = None,
-    **options: Any,
+    out: str | Path | None = None,
 ) -> str:
-    """Measure a method named on the command line on a data set, write the records, and return their summary.
+    """Measure a method on the videos of a data set, by the protocol that results on it are published under.
 
-    `model`, `checkpoint` and `config` are what :func:`tta_restore.engine.run.models.load_restorer` takes.
+    Args:
+        root: folder of the data set.
+        layout: gopro, dvd, reds or realblur.
+        split: of the data set.
+        model: shipped weights, a checkpoint file, module.path:callable, or a registered model such as ifan.
+        checkpoint: weights of a registered model, or of the module that module.path:callable returns.
+        config: keywords of the model's builder.
+        method: meta-transfer, any method for images, or module.path:Class.
+        method_options: settings of the method.
+        reblur: file of a reblurring network, for meta-transfer.
+        discriminator: file of a discriminator, for meta-transfer.
+        limit: first frames of each video only.
+        device: such as cpu or cuda (default: cuda where there is one)
+        seed: of the method.
+        out: CSV file, a row per frame.
+
+    Returns:
+        Means over frames and over clips.
 
     Raises:
-        UsageError: the data set, the model or the method cannot be used; the message says why.
+        UsageError: the data set, the model or the method cannot be used.
     """
+    chosen = resolve_device(device)
+    expect_file(out)
     try:
         clips = find_clips(root, layout, split)
-        restorer = load_restorer(model, device=device, checkpoint=checkpoint, config=config)
-    except (ValueError, TypeError, ImportError, RuntimeError) as error:
+    except (ValueError, TypeError) as error:
         raise UsageError(str(error)) from error
-    networks = {"reblur": reblur, "critic": critic}
-    restore = create_clip_method(method, restorer, **networks, seed=seed, device=device, **options)
+    restorer = expect_restorer(model, device=chosen, checkpoint=checkpoint, config=config)
+    networks = {"reblur": reblur, "discriminator": discriminator}
+    restore = create_clip_method(method, restorer, **networks, seed=seed, device=chosen, **(method_options or {}))
     try:
         records = evaluate_clips(restore, clips, align=layout == "realblur", limit=limit)
-    except ValueError as error:
+    except (ValueError, TypeError, RuntimeError) as error:
         raise UsageError(str(error)) from error
     if out is not None:
-        write_records(records, out)
-    return summary(records)
+        write_csv(records, out)
+    return summarize(records)
 
 
-def write_records(records: Sequence[ClipFrameRecord], path: str | Path) -> None:
+def write_csv(records: Sequence[ClipFrameRecord], path: str | Path) -> None:
     """Write one row per frame."""
     with atomic_file(path) as partial, open(partial, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, [field.name for field in fields(ClipFrameRecord)])
@@ -115,7 +137,7 @@ def write_records(records: Sequence[ClipFrameRecord], path: str | Path) -> None:
         writer.writerows(asdict(record) for record in records)
 
 
-def summary(records: Sequence[ClipFrameRecord]) -> str:
+def summarize(records: Sequence[ClipFrameRecord]) -> str:
     """Means over all frames, as the paper reports them, and over clips."""
     clips = {record.clip for record in records}
 
@@ -139,7 +161,7 @@ def summary(records: Sequence[ClipFrameRecord]) -> str:
 
 
 def _scores(picture: Tensor, sharp: Tensor, align: bool) -> tuple[tuple[float, float], bool]:
-    for_psnr, for_ssim = metrics.PUBLISHED["meta-transferring"]
+    for_psnr, for_ssim = metrics.protocols["meta-transferring"]
     if picture.shape != sharp.shape:
         raise ValueError(f"evaluate_clips: expected frames of {tuple(sharp.shape)}, got {tuple(picture.shape)}")
     with torch.no_grad():

@@ -7,20 +7,27 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from tta_restore import metrics
 from tta_restore.data.datasets.layouts import folder_frames
+from tta_restore.engine.evaluate.rows import row_of
 from tta_restore.engine.evaluate.runner import claim, open_lpips, run_resumable, task_of
 from tta_restore.engine.evaluate.stream import FrameRecord, StreamResult
 from tta_restore.engine.report.page import MethodNote, Report, require_packages, write_report
 from tta_restore.engine.report.samples import INPUT, KeptPictures
 from tta_restore.engine.report.table import text_table
-from tta_restore.engine.run.methods import METHODS, create_method
+from tta_restore.engine.run.device import resolve_device
+from tta_restore.engine.run.methods import create_method, expect_one_input, find_method
 from tta_restore.engine.run.models import load_restorer
+from tta_restore.engine.run.names import METHODS
 from tta_restore.engine.run.usage import UsageError
 
 BASELINE = "self-ensemble"
+#: Rows of ``--methods all``: every method, and the official variants next to ours.
+ALL = [
+    *METHODS,
+    "causiam[form=repaired]",
+    *(f"{name}[form=literal]" for name in ("tent", "cotta", "sar", "eata")),
+]
 LIMITS = (
     "Methods are shown as published, or in the form that makes sense for pictures; a method that loses is left in.",
     "Self-ensemble is the baseline: methods that learn from the agreement of views also give the mean of views.",
@@ -54,7 +61,7 @@ def run_continual(
         model: what :func:`tta_restore.engine.run.models.load_restorer` takes, like the next two.
         checkpoint: weights of a registered model.
         config: keywords of its builder.
-        methods: names in :data:`tta_restore.engine.run.methods.METHODS`; None for all of them.
+        methods: rows, see :func:`tta_restore.engine.evaluate.rows.row_of`; None for :data:`ALL`.
         rounds: how often the whole sequence is shown.
         limit: first pictures of each data set only.
         lpips_weights: see :class:`tta_restore.metrics.Lpips`; without them LPIPS is left out, and said.
@@ -67,10 +74,11 @@ def run_continual(
         UsageError: a method, folder or package is missing; nothing was run.
     """
     require_packages("torchmetrics", "jinja2", "matplotlib")
-    names = list(METHODS) if methods is None else list(dict.fromkeys([BASELINE, *methods]))
-    if unknown := [name for name in names if name not in METHODS]:
-        raise UsageError(f"no method {unknown[0]!r}; there are: {', '.join(METHODS)}")
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    names = ALL if methods is None else list(dict.fromkeys([BASELINE, *methods]))
+    rows = [row_of(name) for name in names]
+    for row in rows:
+        find_method(row.method.name)
+    device = resolve_device(device)
     try:
         frames = folder_frames(domains, rounds=rounds, limit=limit)
         restorer = load_restorer(model, device=device, checkpoint=checkpoint, config=config)
@@ -78,15 +86,17 @@ def run_continual(
         raise UsageError(str(error)) from error
     out = Path(out)
     lpips, without = open_lpips(lpips_weights, device)
-    measures = metrics.Measures(lpips=lpips)
+    measures = metrics.ImageMetrics(lpips=lpips)
     task = task_of(frames, measures, model=model, checkpoint=checkpoint, config=config, seed=seed)
     claim(out / "run", task)
     kept = KeptPictures(frames, out / "run")
     records: list[FrameRecord] = []
     notes: dict[str, MethodNote] = {}
-    for name in names:
+    expect_one_input(restorer)
+    for row in rows:
+        name = row.name
         try:
-            method = create_method(name, restorer, seed=seed)
+            method = create_method(row.method, restorer, seed=seed)
         except UsageError as error:
             say(f"left out: {error}")  # such as CauSiam without CLIP's weights
             continue
@@ -95,7 +105,9 @@ def run_continual(
             (type(method.adapter).__doc__ or "").splitlines()[0], str(plan) if plan.tensors else ""
         )
         options: dict[str, Any] = {"measures": measures, "device": device, "progress": progress}
-        records += run_resumable(frames, name, method, out / "run", look=partial(kept.keep, name), **options)
+        records += run_resumable(
+            frames, name, method, out / "run", file=row.file, look=partial(kept.keep, name), **options
+        )
     settings: dict[str, Any] = {
         "measures": measures.as_dict(),
         "model": model,

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import csv
 import inspect
+import os
 import platform
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +29,7 @@ from tta_restore.engine.evaluate.stream import QUANTITIES, FrameRecord, StreamRe
 from tta_restore.engine.report.images import to_bytes
 from tta_restore.engine.report.page import MethodNote, Report, Sample, require_packages, write_report
 from tta_restore.engine.report.table import lay_out
+from tta_restore.engine.run.device import resolve_device
 from tta_restore.engine.run.models import load_restorer
 from tta_restore.engine.run.usage import UsageError
 from tta_restore.models import Restorer
@@ -193,7 +196,7 @@ def run_published(
     require_packages("torchmetrics", "jinja2", "matplotlib", "skimage")
     if bits not in (8, 16):
         raise UsageError(f"expected 8 or 16 bits, got {bits}")
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = resolve_device(device)
     try:
         restorer = load_restorer(model, device=device, checkpoint=checkpoint, config=config)
         frames = [PublishedFrame(f, bits) for f in folder_frames(domains, limit=limit, views=_takes_views(restorer))]
@@ -201,16 +204,18 @@ def run_published(
         raise UsageError(str(error)) from error
     out, name = Path(out), f"{model} (restored)" if model == INPUT else model.replace("/", "_").replace(":", ".")
     lpips, without = open_lpips(lpips_weights, device)
-    psnr, ssim = metrics.PUBLISHED["ifan"]
-    measures = metrics.Measures(psnr, ssim, lpips)
+    psnr, ssim = metrics.protocols["ifan"]
+    measures = metrics.ImageMetrics(psnr, ssim, lpips)
     settings = {"model": model, "checkpoint": None if checkpoint is None else str(checkpoint), "bits": bits}
     claim(out / "run", task_of([frame.files for frame in frames], measures, config=config, **settings))
     methods = {INPUT: Plain(None), name: Plain(restorer)}
 
+    places = result_paths(frames)
+
     def keep(index: int, output: Tensor) -> None:
         frame = frames[index]
         if save_pictures or frame.sharp_path is None:
-            path = out / "pictures" / frame.family / f"{frame.photo}.png"
+            path = out / "pictures" / frame.family / places[index]
             write_image(path, Image(frame.back(output)[0].clamp(0, 1).cpu()), bit_depth=8)
 
     options: dict[str, Any] = {"measures": measures, "device": device, "progress": progress}
@@ -244,6 +249,21 @@ def run_published(
         csv.writer(file).writerows(table)
     say(f"\nReport: {out / 'report.html'}   table: {out / 'table.csv'}   numbers: {out / 'results.json'}")
     return result
+
+
+def result_paths(frames: Sequence[PublishedFrame]) -> list[Path]:
+    """Return where results lie below the folder of their data set: as their inputs do, each under its own name."""
+    folders = {
+        family: os.path.commonpath([frame.blurry_path.parent.absolute() for frame in frames if frame.family == family])
+        for family in {frame.family for frame in frames}
+    }
+    stems = Counter((frame.family, frame.blurry_path.with_suffix("")) for frame in frames)
+    found = []
+    for frame in frames:
+        path = frame.blurry_path.absolute().relative_to(folders[frame.family])
+        alone = stems[frame.family, frame.blurry_path.with_suffix("")] == 1
+        found.append(path.with_name(f"{path.stem if alone else path.name}.png"))
+    return found
 
 
 def beside(result: StreamResult, name: str) -> list[list[str]]:

@@ -65,6 +65,7 @@ class Comparison:
         estimate: blurry (1, 3, H, W) and true kernels (G, G, K, K) -> estimated kernels of the same shape; the true
             ones give the shape alone. `None` leaves the kernels out.
         limits: sentences on how the numbers must be read.
+        group: what the families of frames are.
     """
 
     title: str
@@ -76,6 +77,7 @@ class Comparison:
     before: str
     estimate: Callable[[Tensor, Tensor], Tensor] | None = None
     limits: Sequence[str] = field(default_factory=tuple)
+    group: str = "lens"
 
     def only(self, names: Sequence[str]) -> Comparison:
         """The same with some of the rows; the baseline is always one of them.
@@ -99,6 +101,7 @@ class Comparison:
             before=self.before if self.before in kept else self.baseline,
             estimate=self.estimate,
             limits=self.limits,
+            group=self.group,
         )
 
 
@@ -135,7 +138,7 @@ def compare(
     seconds = time.perf_counter() - started
     facts = _facts(streams, seconds)
     result = StreamResult(merged.records, merged.settings | facts)
-    say(text_table(result, comparison.baseline))
+    say(text_table(result, comparison.baseline, group=comparison.group))
     out = Path(out)
     report = Report(
         title=comparison.title,
@@ -148,6 +151,7 @@ def compare(
         kernels=_kernels(comparison, result, streams),
         facts=facts,
         limits=comparison.limits,
+        group=comparison.group,
     )
     write_report(out / "report.html", report)
     result.to_csv(out / "frames.csv")

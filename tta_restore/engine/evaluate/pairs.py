@@ -6,7 +6,7 @@ import csv
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -16,7 +16,12 @@ from tta_restore import metrics, ops
 from tta_restore.data.datasets.layouts import find_pairs
 from tta_restore.data.io.atomic import atomic_file
 from tta_restore.data.io.image import read_image
-from tta_restore.engine.run.models import load_restorer
+from tta_restore.engine.evaluate.stream import IDENTICAL
+from tta_restore.engine.run.device import resolve_device
+from tta_restore.engine.run.methods import expect_one_input
+from tta_restore.engine.run.models import expect_restorer
+from tta_restore.engine.run.outputs import expect_file
+from tta_restore.engine.run.settings import Named
 from tta_restore.engine.run.usage import UsageError
 from tta_restore.models import Restorer
 from tta_restore.models.optical_flow import create_flow
@@ -76,42 +81,60 @@ def evaluate_pairs(
             metrics.psnr(restored, warped),
             metrics.ssim(restored, warped),
         ]
-        records.append(PairRecord(paths[0].stem, *(float(value.mean()) for value in values)))
+        records.append(PairRecord(paths[0].stem, *(min(float(value.mean()), IDENTICAL) for value in values)))
     return records
 
 
-def run(
-    root: Path,
-    layout: str,
-    split: str,
+def evaluate_pairs_dataset(
+    root: str | Path,
     *,
-    model: str,
+    layout: str,
+    split: Literal["train", "val", "test"] = "test",
+    model: str | Named,
     checkpoint: str | Path | None = None,
     config: Mapping[str, Any] | None = None,
     flow: str = "auto",
-    device: str = "cpu",
-    out: Path | None = None,
+    flow_checkpoint: str | Path | None = None,
+    device: str | None = None,
+    out: str | Path | None = None,
 ) -> str:
-    """Measure a model on a data set, write the records, and return their summary.
+    """Measure a restorer on a data set of pairs, against the sharp image as it is and warped onto the restoration.
 
-    `model`, `checkpoint` and `config` are what :func:`tta_restore.engine.run.models.load_restorer` takes.
+    Args:
+        root: folder of the data set.
+        layout: sdd, dpdd, realdof, ded, or folders for blurry/ and sharp/.
+        split: of the data set.
+        model: shipped weights, a checkpoint file, module.path:callable, or a registered model such as ifan.
+        checkpoint: weights of a registered model, or of the module that module.path:callable returns.
+        config: keywords of the model's builder.
+        flow: optical flow estimator: raft, lucas_kanade, pwc (needs --flow-checkpoint), or auto.
+        flow_checkpoint: weights of the flow estimator, for pwc.
+        device: such as cpu or cuda (default: cuda where there is one)
+        out: CSV file, a row per pair.
+
+    Returns:
+        Means over the pairs.
 
     Raises:
-        UsageError: the data set, the model or the estimator cannot be used; the message says why.
+        UsageError: the data set, the model or the estimator cannot be used.
     """
+    chosen = resolve_device(device)
+    expect_file(out)
+    restorer = expect_restorer(model, device=chosen, checkpoint=checkpoint, config=config)
+    expect_one_input(restorer)
     try:
         pairs = find_pairs(root, layout, split)
-        estimator = create_flow(flow).to(device)
-        restorer = load_restorer(model, device=device, checkpoint=checkpoint, config=config)
-        records = evaluate_pairs(restorer, pairs, flow=estimator, device=device)
-    except (ValueError, ImportError, RuntimeError) as error:
+        weights = {} if flow_checkpoint is None else {"checkpoint": flow_checkpoint}
+        estimator = create_flow(flow, **weights).to(chosen)
+        records = evaluate_pairs(restorer, pairs, flow=estimator, device=chosen)
+    except (ValueError, TypeError, ImportError, RuntimeError) as error:
         raise UsageError(str(error)) from error
     if out is not None:
-        write_records(records, out)
-    return summary(records, flow=type(estimator).__name__)
+        write_csv(records, out)
+    return summarize(records, flow=type(estimator).__name__)
 
 
-def write_records(records: Sequence[PairRecord], path: str | Path) -> None:
+def write_csv(records: Sequence[PairRecord], path: str | Path) -> None:
     """Write one row per pair."""
     with atomic_file(path) as partial, open(partial, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, [field.name for field in fields(PairRecord)])
@@ -119,8 +142,8 @@ def write_records(records: Sequence[PairRecord], path: str | Path) -> None:
         writer.writerows(asdict(record) for record in records)
 
 
-def summary(records: Sequence[PairRecord], *, flow: str) -> str:
-    """Means over the pairs, in words."""
+def summarize(records: Sequence[PairRecord], *, flow: str) -> str:
+    """Return the means over the pairs as a sentence."""
     means = {
         field.name: sum(getattr(record, field.name) for record in records) / len(records)
         for field in fields(PairRecord)[1:]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -41,7 +42,8 @@ def run_resumable(
     method: Resumable,
     folder: str | Path,
     *,
-    measures: metrics.Measures = metrics.Measures(),  # noqa: B008 (frozen)
+    file: str | None = None,
+    measures: metrics.ImageMetrics = metrics.ImageMetrics(),  # noqa: B008 (frozen)
     device: str = "cpu",
     progress: bool = True,
     save_every: int = _SAVE_EVERY,
@@ -53,9 +55,9 @@ def run_resumable(
     records in ``<name>.jsonl``: those that a killed run wrote beyond its last state are dropped and made again.
     ``look`` is called with the number of every frame and what became of it, (1, C, H, W).
     """
-    folder = Path(folder)
+    folder, stem = Path(folder), file or name
     folder.mkdir(parents=True, exist_ok=True)
-    log, states = folder / f"{name}.jsonl", sorted(folder.glob(f"{name}.*.safetensors"), key=_frames_done)
+    log, states = folder / f"{stem}.jsonl", sorted(folder.glob(f"{glob.escape(stem)}.*.safetensors"), key=_frames_done)
     done = _frames_done(states[-1]) if states else 0
     lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
     records = [FrameRecord(**entry) for entry in map(json.loads, lines) if entry["index"] < done]
@@ -64,7 +66,7 @@ def run_resumable(
         method.load(states[-1])
     hidden = not (progress and sys.stderr.isatty())
     bar = tqdm(range(done, len(frames)), desc=name, unit="frame", disable=hidden, leave=False)
-    with log.open("a", encoding="utf-8") as file:
+    with log.open("a", encoding="utf-8") as lines_file:
         for index in bar:
             frame = frames[index]
             if getattr(frame, "sharp_path", frame) is None:
@@ -72,13 +74,13 @@ def run_resumable(
             else:
                 record, output = measure(name, method, frame, 0, index, measures, device=device)
                 records.append(record)
-                file.write(_line(record))
+                lines_file.write(_line(record))
             if look is not None:
                 look(index, output.detach())
             if (index + 1) % save_every == 0 or index + 1 == len(frames):
-                file.flush()
-                method.save(folder / f"{name}.{index + 1}.safetensors")
-                for state in folder.glob(f"{name}.*.safetensors"):
+                lines_file.flush()
+                method.save(folder / f"{stem}.{index + 1}.safetensors")
+                for state in folder.glob(f"{glob.escape(stem)}.*.safetensors"):
                     if _frames_done(state) < index + 1:
                         state.unlink()
     return records
@@ -100,14 +102,14 @@ def open_lpips(weights: str | Path | None, device: str) -> tuple[metrics.Lpips |
     """
     try:
         return metrics.Lpips(weights).to(device), []
-    except metrics.LpipsUnavailable as error:
+    except ValueError as error:
         if weights is not None:
             raise UsageError(str(error)) from error
         return None, [f"LPIPS is left out: {error}."]
 
 
 def task_of(
-    frames: Sequence[FolderFrame], measures: metrics.Measures, *, config: Mapping[str, Any] | None, **settings: Any
+    frames: Sequence[FolderFrame], measures: metrics.ImageMetrics, *, config: Mapping[str, Any] | None, **settings: Any
 ) -> dict[str, Any]:
     """What makes a run this run and no other, as it is stored."""
     own = {name: str(value) if isinstance(value, Path) else value for name, value in settings.items()}

@@ -21,6 +21,9 @@ from tqdm import tqdm
 from tta_restore import metrics
 from tta_restore.data.io.atomic import atomic_file
 
+#: PSNR in dB that an output counts which equals its original, where the quotient is infinite.
+IDENTICAL = 100.0
+
 
 @dataclass(frozen=True)
 class Interval:
@@ -68,6 +71,8 @@ def bootstrap_mean(
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1 or array.size == 0:
         raise ValueError(f"bootstrap_mean: expected a sequence of at least one value, got shape {array.shape}")
+    from scipy.stats import bootstrap
+
     labels = list(range(array.size)) if blocks is None else list(blocks)
     if len(labels) != array.size:
         raise ValueError(f"bootstrap_mean: expected one block per value ({array.size}), got {len(labels)}")
@@ -79,10 +84,16 @@ def bootstrap_mean(
         return Interval(mean, float("nan"), float("nan"), len(members), over, level)
     sums = np.array([array[rows].sum() for rows in members.values()])
     sizes = np.array([len(rows) for rows in members.values()])
-    drawn = np.random.default_rng(seed).integers(0, len(members), (draws, len(members)))
-    means = sums[drawn].sum(1) / sizes[drawn].sum(1)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(mean, float(low), float(high), len(members), over, level)
+    found = bootstrap(
+        (sums, sizes),
+        lambda s, n, axis=-1: s.sum(axis) / n.sum(axis),
+        paired=True,
+        n_resamples=draws,
+        confidence_level=level,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return Interval(mean, float(found.low), float(found.high), len(members), over, level)
 
 
 Method = Callable[..., Tensor]
@@ -149,7 +160,7 @@ def run_stream(
     stream: int = 0,
     progress: bool = True,
     on_frame: Callable[[FrameRecord, Tensor, Method], None] | None = None,
-    measures: metrics.Measures = metrics.Measures(),  # noqa: B008 (frozen)
+    measures: metrics.ImageMetrics = metrics.ImageMetrics(),  # noqa: B008 (frozen)
 ) -> list[FrameRecord]:
     """Show the frames to each method in turn, from its construction on, and measure what comes out.
 
@@ -187,7 +198,7 @@ def measure(
     frame: Frame,
     stream: int,
     index: int,
-    measures: metrics.Measures,
+    measures: metrics.ImageMetrics,
     *,
     device: torch.device | str = "cpu",
 ) -> tuple[FrameRecord, Tensor]:
@@ -212,9 +223,14 @@ def measure(
         wall_seconds=wall,
         cpu_seconds=cpu,
         report=scalars(getattr(method, "report", None)),
-        **measures(output, sharp),
+        **finite_metrics(measures(output, sharp)),
     )
     return record, output
+
+
+def finite_metrics(values: Mapping[str, float]) -> dict[str, float]:
+    """Return the metrics of a frame, PSNR of at most :data:`IDENTICAL`, so that means over frames stay finite."""
+    return {name: min(value, IDENTICAL) if name == "psnr" else value for name, value in values.items()}
 
 
 def inputs_of(frame: Frame, device: torch.device | str) -> list[Tensor]:
@@ -266,7 +282,7 @@ def evaluate_stream(
     stream: int = 0,
     progress: bool = True,
     on_frame: Callable[[FrameRecord, Tensor, Method], None] | None = None,
-    measures: metrics.Measures = metrics.Measures(),  # noqa: B008 (frozen)
+    measures: metrics.ImageMetrics = metrics.ImageMetrics(),  # noqa: B008 (frozen)
 ) -> StreamResult:
     """Run every method over the frames; the arguments are those of :func:`run_stream`.
 

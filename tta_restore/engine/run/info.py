@@ -1,19 +1,28 @@
-"""What there is on this machine, and what a model turns out to be when it is tried."""
+"""Describe the machine, and the properties of a model that a probe measures."""
 
 from __future__ import annotations
 
 import importlib.metadata
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import torch
 
 import tta_restore
 from tta_restore.engine.run.methods import METHODS
-from tta_restore.engine.run.models import SHIPPED, load_restorer
+from tta_restore.engine.run.models import expect_restorer
+from tta_restore.engine.run.names import SHIPPED_MODELS
+from tta_restore.engine.run.settings import Named
 from tta_restore.engine.run.usage import UsageError
+from tta_restore.engine.run.user_code import guarded
 from tta_restore.models import ProbeReport, Restorer, as_restorer, count_macs, list_models, probe
 from tta_restore.models.checkpoint import WEIGHTS
 
+__all__ = ["describe"]
+
 _OPTIONAL = {
+    "jsonargparse": "cli",
     "tifffile": "io",
     "imagecodecs": "io",
     "matplotlib": "report",
@@ -25,23 +34,31 @@ _OPTIONAL = {
 }
 
 
-def describe(model: str | None = None) -> str:
-    """Kernels, models, methods and optional packages; with `model`, what a probe measures of it instead.
+def describe(
+    model: str | Named | None = None, *, checkpoint: str | Path | None = None, config: Mapping[str, Any] | None = None
+) -> str:
+    """Describe this machine: kernels, models, methods and optional packages; or probe one model.
+
+    Args:
+        model: shipped weights, a checkpoint file, module.path:callable, or a registered model with a checkpoint.
+        checkpoint: weights of a registered model, or of the module that module.path:callable returns.
+        config: keywords of the model's builder.
 
     Raises:
-        UsageError: the model cannot be loaded, or gives no image.
+        UsageError: the model cannot be loaded, or does not return an image.
     """
     if model is not None:
+        restorer = expect_restorer(model, checkpoint=checkpoint, config=config)
         try:
-            restorer = load_restorer(model)
-            report = probe(restorer, competence=True)
-            return f"{report}\n\n{_cost(restorer, report)}"
-        except (ValueError, TypeError, ImportError) as error:
+            with guarded(str(model)):
+                report = probe(restorer, competence=True)
+        except (ValueError, TypeError) as error:
             raise UsageError(str(error)) from error
+        return f"{report}\n\n{_cost(restorer, report)}"
     lines = [
         tta_restore.show_config(),
         "",
-        f"shipped weights  {', '.join(name for name in SHIPPED if (WEIGHTS / f'{name}.safetensors').is_file())}",
+        f"shipped weights  {', '.join(name for name in SHIPPED_MODELS if (WEIGHTS / f'{name}.safetensors').is_file())}",
         f"models           {', '.join(list_models())}",
         f"methods          {', '.join(METHODS)}",
         "",
@@ -57,12 +74,12 @@ def describe(model: str | None = None) -> str:
 
 
 def _cost(restorer: Restorer, report: ProbeReport) -> str:
-    """Multiply-adds of a frame of 1280x720, by shapes alone."""
+    """Return the multiply-adds of a 1280x720 frame, counted from shapes on the meta device."""
     height, width = report.spec.padded(720, 1280)
     clip = () if report.spec.frames == 1 else (report.spec.frames or 5,)
     frame = torch.empty(1, *clip, report.spec.in_channels or 3, height, width, device="meta")
     try:
         counted = str(count_macs(as_restorer(restorer.module, report.spec), frame))
-    except Exception as error:  # whatever a stranger's model raises where there are no values
+    except Exception as error:  # a third-party model may raise anything on the meta device
         counted = f"not counted: {type(error).__name__}: {str(error).splitlines()[0]}"
     return f"at {width}x{height}:\n{counted}"

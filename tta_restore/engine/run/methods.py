@@ -1,9 +1,16 @@
-"""The methods that the command line knows by name, around any restorer, with images in and images out."""
+"""Methods by name: registered ones, plug-ins and user classes, around any restorer, from images to images."""
 
 from __future__ import annotations
 
+import inspect
+import logging
+import os
+import socket
+import typing
+import urllib.parse
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from contextlib import contextmanager, nullcontext
+from functools import cache, partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -13,17 +20,37 @@ from torch import Tensor, nn
 
 from tta_restore import adapters
 from tta_restore.adapters import Adapter, Plan, StepReport
+from tta_restore.adapters.methods.defocus import DefocusAdapter
 from tta_restore.data.datasets.clips import Frames, stack_frames
+from tta_restore.engine.run.names import CLIP_METHODS
+from tta_restore.engine.run.settings import Named, typed_value
 from tta_restore.engine.run.usage import UsageError
+from tta_restore.engine.run.user_code import guarded, import_named, is_named, plugins
 from tta_restore.models import Restorer, create_model
 from tta_restore.models.checkpoint import read, resolve
 from tta_restore.models.motion_reblur import MotionReblur
 from tta_restore.models.restorer import outputs
 from tta_restore.models.restorer.restorer import find_image
 
+__all__ = [
+    "BY_MOTION",
+    "CLIP_METHODS",
+    "METHODS",
+    "ClipMethod",
+    "ImageMethod",
+    "create_clip_method",
+    "create_method",
+    "expect_one_input",
+    "find_method",
+    "load_discriminator",
+    "load_reblurrer",
+    "quick_hub",
+    "typed_settings",
+]
+
 
 class ImageMethod:
-    """An adapter that gives the image alone, whatever else its model returns, and restores large images in tiles.
+    """An adapter that returns the image only, whatever else its model returns.
 
     Shape: (B, 3, H, W) in [0, 1] -> (B, 3, s*H, s*W).
     """
@@ -33,30 +60,33 @@ class ImageMethod:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Adapt on a frame and restore it."""
-        output = self.adapter(x)
+        try:
+            output = self.adapter(x)
+        except SystemExit as error:  # user code, such as an argparse inside the model
+            raise RuntimeError(f"the model called sys.exit({error.code!r})") from error
         spec = self.adapter.restorer.known_spec(x)
         return outputs.at(output, find_image(output, spec, (x.shape[-2], x.shape[-1])))
 
     @property
     def report(self) -> StepReport | None:
-        """What happened on the latest frame."""
+        """Report on the latest frame."""
         return self.adapter.report
 
     def plan(self) -> Plan:
-        """What is adapted, and at which cost."""
+        """Return what is adapted, and its cost."""
         return self.adapter.plan()
 
     def save(self, path: str | Path) -> None:
-        """Write what was learned."""
+        """Write the adapted state."""
         self.adapter.save(path)
 
     def load(self, path: str | Path) -> None:
-        """Continue from what :meth:`save` wrote; raises ValueError when it belongs to another method or model."""
+        """Load a state that :meth:`save` wrote; raises ValueError if it belongs to another method or model."""
         self.adapter.load(path)
 
 
 def _with_estimator(name: str) -> Callable[..., Adapter]:
-    """A method that reads the lens, with the shipped estimator where the restorer is."""
+    """Return a builder that passes the shipped PSF estimator, on the restorer's device, to a method."""
 
     def make(restorer: Restorer, **options: Any) -> Adapter:
         device = next((p.device for p in restorer.parameters()), torch.device("cpu"))
@@ -67,121 +97,210 @@ def _with_estimator(name: str) -> Callable[..., Adapter]:
 
 
 def _siam_ctta(restorer: Restorer, **options: Any) -> Adapter:
-    return adapters.SiamCTTA(restorer, select="all", **options)
+    options.setdefault("select", "all")
+    return adapters.SiamCTTA(restorer, **options)
 
 
-def _literal(name: str) -> Callable[..., Adapter]:
-    return lambda restorer, **options: adapters.create_adapter(name, restorer, form="literal", **options)
-
-
-#: Methods that are not simply `create_adapter(name, restorer)`. "source" runs the restorer by the same core, unadapted.
-METHODS: MappingProxyType[str, Callable[..., Adapter]] = MappingProxyType(
+#: Builder of every method in :data:`tta_restore.engine.run.names.METHODS`, and the class whose settings it takes.
+#: "source" runs the unadapted restorer through the same core.
+METHODS: MappingProxyType[str, tuple[Callable[..., Any], type[Adapter] | None]] = MappingProxyType(
     {
-        "recommended": adapters.recommended,
-        "reblur-pairs": _with_estimator("reblur_pairs"),
-        "reblur-consistency": _with_estimator("reblur_consistency"),
-        "siam-ctta": _siam_ctta,
-        "causiam": adapters.CauSiam,
-        "causiam-repaired": partial(adapters.CauSiam, form="repaired"),
-        "tent": adapters.Tent,
-        "tent-literal": _literal("tent"),
-        "cotta": adapters.CoTTA,
-        "cotta-literal": _literal("cotta"),
-        "sar": adapters.SAR,
-        "sar-literal": _literal("sar"),
-        "eata": adapters.EATA,
-        "eata-literal": _literal("eata"),
-        "roid": adapters.ROID,
-        "srtta": adapters.SRTTA,
-        "self-ensemble": adapters.SelfEnsemble,
-        "source": Adapter,
+        "recommended": (adapters.recommended, adapters.DegradationPairs),
+        "degradation-pairs": (adapters.DegradationPairs, adapters.DegradationPairs),
+        "reblur-pairs": (_with_estimator("reblur_pairs"), adapters.ReblurPairs),
+        "reblur-consistency": (_with_estimator("reblur_consistency"), adapters.ReblurConsistency),
+        "self-denoise": (adapters.SelfDenoise, adapters.SelfDenoise),
+        "siam-ctta": (_siam_ctta, adapters.SiamCTTA),
+        "causiam": (adapters.CauSiam, adapters.CauSiam),
+        "tent": (adapters.Tent, adapters.Tent),
+        "cotta": (adapters.CoTTA, adapters.CoTTA),
+        "sar": (adapters.SAR, adapters.SAR),
+        "eata": (adapters.EATA, adapters.EATA),
+        "roid": (adapters.ROID, adapters.ROID),
+        "srtta": (adapters.SRTTA, adapters.SRTTA),
+        "self-ensemble": (adapters.SelfEnsemble, adapters.SelfEnsemble),
+        "source": (Adapter, Adapter),
     }
 )
 
 
-def create_method(name: str, restorer: Restorer, *, seed: int = 0, tile: int = 1024) -> ImageMethod:
-    """A method around a restorer; images with a side longer than `tile` are restored in tiles of that size.
+def create_method(
+    name: str | Named, restorer: Restorer, *, seed: int = 0, tile: int = 1024, **options: Any
+) -> ImageMethod:
+    """Return a method around a restorer; images with a side longer than `tile` are restored in tiles of that size.
+
+    Args:
+        name: one of :data:`METHODS`, another registered adapter, an entry point of ``tta_restore.methods``, or
+            ``module.path:Class``; with settings as :class:`~.settings.Named`.
+        restorer: of single frames.
+        seed: of the method.
+        tile: side of tiles, in pixels.
+        options: settings of the method.
 
     Raises:
-        UsageError: there is no such method, or it needs more than a restorer.
+        UsageError: there is no such method, it does not take a setting, or it does not suit the restorer.
     """
-    if name not in METHODS:
-        raise UsageError(f"no method {name!r}; there are: {', '.join(METHODS)}")
-    tiles = adapters.Tiles(size=tile)
+    named = Named.of(name)
+    build, kind = find_method(named.name)
+    expect_one_input(restorer)
     try:
-        return ImageMethod(METHODS[name](restorer, seed=seed, tiles=tiles))
-    except (ValueError, TypeError) as error:
-        raise UsageError(f"method {name!r}: {error}") from error
+        settings = typed_settings(kind, {**named.settings, **options})
+        with quick_hub() if kind is adapters.CauSiam or "semantic" in settings else nullcontext():
+            adapter = build(restorer, **({"seed": seed, "tiles": adapters.Tiles(size=tile)} | settings))
+        _expect_suitable(adapter)
+    except (ValueError, TypeError, RuntimeError, OSError) as error:
+        raise UsageError(f"method {named.name!r}: {error}") from error
+    return ImageMethod(adapter)
 
 
-#: From the frames of a clip, (3, H, W) in [0, 1] each, to the restored ones, one after another.
+def find_method(name: str) -> tuple[Callable[..., Any], type | None]:
+    """Return the builder of a method, and the class whose settings it takes, None for a function.
+
+    Raises:
+        UsageError: there is no such method.
+    """
+    if name in METHODS:
+        return METHODS[name]
+    if is_named(name):
+        try:
+            found = import_named(name)
+        except ValueError as error:
+            raise UsageError(f"method {error}") from error
+    else:
+        registered = {key.replace("_", "-"): key for key in adapters.list_adapters()}
+        own = plugins("tta_restore.methods")
+        if name in registered:
+            found = partial(adapters.create_adapter, registered[name])
+        elif name in own:
+            found = own[name]()
+        else:
+            there = ", ".join(dict.fromkeys([*METHODS, *CLIP_METHODS, *own]))
+            raise UsageError(f"no method {name!r}; there are: {there}, and your own by module.path:Class")
+    if not callable(found):
+        raise UsageError(f"method {name}: expected a class or function, got {type(found).__name__}")
+
+    def build(*arguments: Any, **options: Any) -> Any:
+        with guarded(name):
+            return found(*arguments, **options)
+
+    return build, found if isinstance(found, type) else None
+
+
+def typed_settings(kind: type | None, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings as the annotations of a class's constructors have them; names are left to the class to check.
+
+    Raises:
+        ValueError: a value is of another type.
+    """
+    hints: dict[str, Any] = {}
+    for base in reversed(kind.__mro__ if kind is not None else ()):
+        constructor = vars(base).get("__init__")
+        if constructor is not None:
+            try:
+                hints |= typing.get_type_hints(constructor)
+            except (NameError, TypeError):  # annotations that exist for type checkers only
+                continue
+    return {name: typed_value(name, hints[name], value) if name in hints else value for name, value in settings.items()}
+
+
+def expect_one_input(restorer: Restorer) -> None:
+    """Refuse a network that needs more than a frame, such as the two views of a dual-pixel sensor.
+
+    Raises:
+        UsageError: the network has further required arguments.
+    """
+    module = restorer.module
+    try:
+        parameters = inspect.signature(module.forward if isinstance(module, nn.Module) else module).parameters
+    except (TypeError, ValueError):
+        return
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    needed = [p.name for p in parameters.values() if p.kind in kinds and p.default is p.empty]
+    if len(needed) > 1 or {"right", "left"} <= set(parameters):
+        names = ", ".join(parameters)
+        raise UsageError(f"{type(module).__name__} takes {names}: methods run on networks of one input")
+
+
+def _expect_suitable(adapter: Any) -> None:
+    """Refuse a restorer that a method cannot take, before the first image is read."""
+    if not isinstance(adapter, DefocusAdapter):
+        return
+    spec = adapter.restorer.known_spec(torch.rand(1, 3, 64, 64, generator=torch.Generator()).to(_weight(adapter)))
+    if spec.scale != 1:
+        raise ValueError(f"expected a model of scale 1, got scale {spec.scale}")
+
+
+def _weight(adapter: Adapter) -> Tensor:
+    return next((p for p in adapter.restorer.parameters() if p.is_floating_point()), torch.empty(0))
+
+
+#: Maps the frames of a clip, (3, H, W) in [0, 1] each, to the restored frames, one after another.
 ClipMethod = Callable[[Frames], Iterator[Tensor]]
 
-#: The methods that look at a whole clip before they restore its first frame.
-CLIP_METHODS = ("meta-transfer",)
-
-
-#: How "meta-transfer" goes with "motion_reblur": as in `benchmarks/meta_transfer.py`, at a third of its rate, for
-#: models that nobody has tried it on.
+#: Settings of "meta-transfer" with "motion_reblur": those of `benchmarks/meta_transfer.py` at a third of its learning
+#: rate, because the model may be any.
 BY_MOTION: dict[str, Any] = {
     "lr": 3e-4,
     "reblur_lr": 0.0,
-    "passes": 4,
-    "other_moments": 2,
-    "noise": 1 / 255,
-    "least_blur": 0.01,
-    "leave_sharp": True,
+    "num_epochs": 4,
+    "num_extra_times": 2,
+    "noise_std": 1 / 255,
+    "min_blur_rms": 0.01,
+    "skip_sharp_frames": True,
 }
 
 
 def create_clip_method(
-    name: str,
+    name: str | Named,
     restorer: Restorer,
     *,
     reblur: str | Path | None = None,
-    critic: str | Path | None = None,
+    discriminator: str | Path | None = None,
     seed: int = 0,
     device: str | torch.device = "cpu",
     **options: Any,
 ) -> ClipMethod:
-    """The method called ``name``, for clips; it starts afresh with every clip.
+    """Return a method for clips; it is reset at the start of every clip.
 
     Args:
-        name: "meta-transfer", or one of :data:`tta_restore.engine.run.methods.METHODS`.
+        name: "meta-transfer", or what :func:`create_method` takes.
         restorer: of frames or of clips.
-        reblur: file of a reblurrer, for "meta-transfer"; None for "motion_reblur", which needs no training.
-        critic: file of a critic, for "meta-transfer"; None for no adversarial loss.
+        reblur: file of a reblurring network, for "meta-transfer"; None for "motion_reblur", which needs no training.
+        discriminator: file of a discriminator, for "meta-transfer"; None for no adversarial loss.
         seed: of the method.
         device: where the frames go.
-        options: for "meta-transfer", keywords of :class:`tta_restore.adapters.MetaTransfer`; with "motion_reblur" they
-            go before :data:`BY_MOTION`.
+        options: settings of the method; those of "meta-transfer" with "motion_reblur" override :data:`BY_MOTION`.
 
     Raises:
         UsageError: there is no such method, or a file is missing or of another network.
     """
-    if name not in CLIP_METHODS:
-        if reblur is not None or critic is not None or options:
-            given = [n for n, value in (("reblur", reblur), ("critic", critic)) if value is not None] + list(options)
-            raise UsageError(f"method {name!r} takes no {given[0]}; that is for {', '.join(CLIP_METHODS)}")
-        return _frame_by_frame(create_method(name, restorer, seed=seed), device)
+    named = Named.of(name)
+    settings = {**named.settings, **options}
+    reblur, discriminator = settings.pop("reblur", reblur), settings.pop("discriminator", discriminator)
+    if named.name not in CLIP_METHODS:
+        networks = (("reblur", reblur), ("discriminator", discriminator))
+        if given := [n for n, value in networks if value is not None]:
+            raise UsageError(f"method {named.name!r} takes no {given[0]}; that is for {', '.join(CLIP_METHODS)}")
+        return _frame_by_frame(create_method(Named(named.name, settings), restorer, seed=seed), device)
     try:
-        networks = [load_reblurrer(reblur).to(device)]
-        if isinstance(networks[0], MotionReblur):
-            options = BY_MOTION | options
-        if critic is not None:
-            networks.append(load_critic(critic).to(device))
-        method = ImageMethod(adapters.create_adapter("meta_transfer", restorer, *networks, seed=seed, **options))
+        modules = [load_reblurrer(reblur).to(device)]
+        settings = typed_settings(adapters.MetaTransfer, settings)
+        if isinstance(modules[0], MotionReblur):
+            settings = BY_MOTION | settings
+        if discriminator is not None:
+            modules.append(load_discriminator(discriminator).to(device))
+        method = ImageMethod(adapters.create_adapter("meta_transfer", restorer, *modules, seed=seed, **settings))
     except (ValueError, TypeError) as error:
-        raise UsageError(f"method {name!r}: {error}") from error
+        raise UsageError(f"method {named.name!r}: {error}") from error
 
     def restore(frames: Frames) -> Iterator[Tensor]:
-        yield from method(stack_frames(frames).to(device))  # starts afresh by itself
+        yield from method(stack_frames(frames).to(device))  # MetaTransfer resets itself for every clip
 
     return restore
 
 
 def load_reblurrer(path: str | Path | None) -> nn.Module:
-    """The reblurrer whose weights are in a file, "video_reblur" or "motion_reblur"; None for the latter as it is.
+    """Return the reblurring network of a file: "video_reblur" or "motion_reblur"; None gives the latter untrained.
 
     Raises:
         ValueError: the file is missing, damaged, or of another network.
@@ -193,8 +312,8 @@ def load_reblurrer(path: str | Path | None) -> nn.Module:
     return create_model("motion_reblur" if motion else "video_reblur", checkpoint=str(path))
 
 
-def load_critic(path: str | Path) -> nn.Module:
-    """The critic whose weights are in a file: "vgg19_critic" or "patch_critic", by their names.
+def load_discriminator(path: str | Path) -> nn.Module:
+    """Return the discriminator of a file, "vgg19_critic" or "patch_critic", recognized by its keys.
 
     Raises:
         ValueError: the file is missing, damaged, or of another network.
@@ -202,6 +321,36 @@ def load_critic(path: str | Path) -> nn.Module:
     content = read(resolve(path))
     vgg = isinstance(content, Mapping) and any("features." in str(name) for name in content)
     return create_model("vgg19_critic" if vgg else "patch_critic", checkpoint=path)
+
+
+@contextmanager
+def quick_hub() -> Iterator[None]:
+    """Let Hugging Face's client fail at once, without retries, where its server cannot be reached."""
+    try:
+        from huggingface_hub import constants
+    except ImportError:
+        yield
+        return
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = before or not _reachable(constants.ENDPOINT)
+    root = logging.getLogger()
+    disabled, root.disabled = root.disabled, True  # open_clip logs the error that it also raises
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE, root.disabled = before, disabled
+
+
+@cache
+def _reachable(endpoint: str, *, seconds: float = 3.0) -> bool:
+    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
+        return True  # the proxy decides
+    parts = urllib.parse.urlsplit(endpoint)
+    try:
+        with socket.create_connection((parts.hostname or "", parts.port or 443), timeout=seconds):
+            return True
+    except OSError:
+        return False
 
 
 def _frame_by_frame(method: Any, device: str | torch.device) -> ClipMethod:

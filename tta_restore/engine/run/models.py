@@ -1,84 +1,190 @@
-"""Find the restorer that a user names: shipped weights, a checkpoint file, or a function in their own code."""
+"""Find the network that a user names: shipped weights, a registered model, a checkpoint file, or their own code."""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
+import json
 import pickle
-import re
-import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from tta_restore.models import Restorer, as_restorer, create_model, list_models
+from tta_restore.engine.run.names import SHIPPED_MODELS
+from tta_restore.engine.run.settings import Named
+from tta_restore.engine.run.usage import UsageError
+from tta_restore.engine.run.user_code import guarded, import_named, is_named
+from tta_restore.models import Restorer, as_restorer, create_model, list_models, load_checkpoint
+from tta_restore.models.checkpoint import read_metadata
+from tta_restore.models.jdrl import BlurConditioned
 
-#: Shipped weights and the models they belong to.
-SHIPPED = {"specialist": "lens_unet", "generalist": "lens_unet", "conditioned": "conditioned_lens_unet"}
+__all__ = ["build_module", "expect_restorer", "load_restorer", "module_from_code"]
 
-_CALLABLE = re.compile(r"(?P<module>[A-Za-z_][\w.]*):(?P<name>[A-Za-z_][\w.]*)")
+#: Keys of the state that :func:`tta_restore.engine.train.files.save_state` writes.
+_TRAINING_STATE = {"step", "identity", "weights", "optimizers"}
 
 
 def load_restorer(
-    source: str,
+    source: str | Named,
     *,
     device: str | torch.device = "cpu",
     checkpoint: str | Path | None = None,
     config: Mapping[str, Any] | None = None,
 ) -> Restorer:
-    """The restorer that `source` names, in eval mode on `device`.
+    """Return the restorer that ``source`` names, in eval mode on ``device``.
 
-    A name of shipped weights (`specialist`, `generalist`, `conditioned`); a registered model such as `ifan`, with the
-    weights of `checkpoint` and the keywords of `config`; a checkpoint file of one of the architectures that spandrel
-    knows, read without running code; or `module.path:callable`, a function or class that gives a module, imported from
-    the current folder or the Python path.
+    Args:
+        source: shipped weights ("specialist", "generalist", "conditioned"); a registered model such as "ifan", with a
+            checkpoint; a checkpoint file, written by a training of this package or of an architecture that spandrel
+            recognizes; or ``module.path:callable``, a function or class that returns a module.
+        device: where the restorer runs.
+        checkpoint: weights of a registered model or of the module that user code returns; the ``state.pt`` of an
+            unfinished training is one, too.
+        config: keywords of the builder.
 
     Raises:
-        ValueError: there is no such thing, it cannot be read, or it does not give a restorer.
+        ValueError: there is no such model, it cannot be read, or it is not a restorer.
         ImportError: spandrel is needed and not installed.
     """
-    registered = source in list_models("restorer") and source not in SHIPPED
-    if (checkpoint is not None or config) and not registered:
-        raise ValueError(f"a checkpoint or keywords belong to a registered model, and {source!r} is none")
-    if registered:
+    named = Named.of(source)
+    name, config = named.name, {**named.settings, **(config or {})}
+    if name in SHIPPED_MODELS and checkpoint is None and not config:
+        model: Any = create_model(SHIPPED_MODELS[name], checkpoint=name)
+    elif name in list_models("restorer") and name not in SHIPPED_MODELS:
         if checkpoint is None:
-            raise ValueError(f"model {source!r} needs weights: name its checkpoint")
-        try:
-            model: Any = create_model(source, checkpoint=checkpoint, **(config or {}))
-        except TypeError as error:
-            raise ValueError(f"model {source!r}: {error}") from error
-    elif source in SHIPPED:
-        model = create_model(SHIPPED[source], checkpoint=source)
-    elif Path(source).is_file():
-        model = _from_file(Path(source))
-    elif _CALLABLE.fullmatch(source):
-        model = model_from_code(source)
-    else:
-        hint = ""
-        if ".py:" in source:
-            module = source.split(".py:")[0].rsplit("/", 1)[-1]
-            hint = f" (a module is named, not its file: {module}:{source.split(':', 1)[1]}, from within its folder)"
-        elif Path(source).suffix or "/" in source:
-            hint = " (there is no such file)"
+            raise ValueError(f"model {name!r} needs weights: name its checkpoint")
+        model = build_module(name, checkpoint=checkpoint, config=config)
+    elif is_named(name):
+        model = build_module(name, checkpoint=checkpoint, config=config)
+    elif checkpoint is not None or config:
         raise ValueError(
-            f"no model {source!r}{hint}: expected one of {', '.join(SHIPPED)}, a checkpoint file, or "
-            "module.path:callable; "
-            f"with a checkpoint, one of {', '.join(list_models('restorer'))}"
+            f"a checkpoint or keywords belong to a registered model or to module.path:callable, and {name!r} is neither"
         )
+    elif name and Path(name).is_file():
+        model = _from_file(Path(name))
+    else:
+        raise ValueError(_unknown(name))
     try:
         restorer = as_restorer(model)
     except TypeError as error:
-        raise ValueError(f"{source} gives no restorer: {error}") from error
+        raise ValueError(f"{name} returns no restorer: {error}") from error
     if isinstance(restorer.module, nn.Module):
         restorer.module.eval().requires_grad_(False)
     return restorer.to(device)
 
 
+def build_module(
+    name: str,
+    *,
+    checkpoint: str | Path | None = None,
+    config: Mapping[str, Any] | None = None,
+    kind: str = "restorer",
+) -> nn.Module:
+    """Return a network by name, with the weights of a checkpoint where one is given.
+
+    Args:
+        name: of a registered network, of shipped weights, or ``module.path:callable``.
+        checkpoint: see :func:`load_restorer`.
+        config: keywords of the builder; ``blur_map=True`` conditions the restorer on its estimated blur map (JDRL).
+        kind: of registered networks: "restorer", "reblurrer", "discriminator" or "estimator".
+
+    Raises:
+        ValueError: there is no such network or checkpoint, or the builder does not take one of the keywords.
+    """
+    options = dict(config or {})
+    if name in SHIPPED_MODELS and checkpoint is None:
+        name, checkpoint = SHIPPED_MODELS[name], name
+    if options.pop("blur_map", False):
+        if name != "jdrl_unet":
+            conditioned = BlurConditioned(build_module(name, config=options, kind=kind))
+            state = _training_state(checkpoint)
+            weights = checkpoint if state is None else state[1]
+            return conditioned if weights is None else load_checkpoint(conditioned, weights)
+        name = "jdrl_journal"
+    state = _training_state(checkpoint)
+    if is_named(name):
+        module = module_from_code(name, **options)
+        if checkpoint is not None:
+            load_checkpoint(module, checkpoint if state is None else state[1])
+        return module
+    if name not in list_models(kind):
+        raise ValueError(f"no {kind} {name!r}; there are: {', '.join(list_models(kind))}")
+    try:
+        if state is None:
+            return create_model(name, checkpoint=checkpoint, **options)
+        return load_checkpoint(create_model(name, **{**state[0].get("config", {}), **options}), state[1])
+    except TypeError as error:
+        raise ValueError(f"model {name!r}: {error}") from error
+
+
+def module_from_code(source: str, **keywords: Any) -> Any:
+    """Return the module that ``module.path:callable`` returns for the keywords, or the module of that name.
+
+    Raises:
+        ValueError: there is no such thing, it cannot be called, it raises, or it is a module and takes no keywords.
+    """
+    found = import_named(source)
+    if isinstance(found, nn.Module):
+        if keywords:
+            raise ValueError(f"{source}: is a module already and takes no keywords, got {', '.join(keywords)}")
+        return found
+    if not callable(found):
+        raise ValueError(f"{source}: expected a module or a function that returns one, got {type(found).__name__}")
+    with guarded(source):
+        return found(**keywords)
+
+
+def _unknown(name: str) -> str:
+    hint = ""
+    if ".py:" in name:
+        module = name.split(".py:")[0].rsplit("/", 1)[-1]
+        hint = f" (name the module, not its file: {module}:{name.split(':', 1)[1]}, from within its folder)"
+    elif Path(name).suffix or "/" in name:
+        hint = " (there is no such file)"
+    return (
+        f"no model {name!r}{hint}: expected one of {', '.join(SHIPPED_MODELS)}, a checkpoint file, or "
+        f"module.path:callable; with a checkpoint, one of {', '.join(list_models('restorer'))}"
+    )
+
+
+def _training_state(path: str | Path | None) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    """Metadata and weights of the restorer in the state of an unfinished training; None for any other file."""
+    if path is None or Path(path).suffix != ".pt" or not Path(path).is_file():
+        return None
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:  # the reader of checkpoints says what is wrong with it
+        return None
+    if not (isinstance(content, Mapping) and set(content) >= _TRAINING_STATE):
+        return None
+    prefix = "restorer." if any(key.startswith("restorer.") for key in content["weights"]) else "reblur."
+    weights = {key.removeprefix(prefix): value for key, value in content["weights"].items() if key.startswith(prefix)}
+    return dict(content.get("built", {}).get(prefix.rstrip("."), {})), weights
+
+
 def _from_file(path: Path) -> Any:
+    """Return the model of a checkpoint file that names it, or that spandrel recognizes."""
+    state = _training_state(path)
+    metadata = read_metadata(path) if state is None else state[0]
+    name = metadata.get("model")
+    if name is not None and is_named(name):
+        raise ValueError(
+            f"{path}: holds weights of {name}; code is not run because a file names it: give --model {name}"
+        )
+    if name in list_models():
+        config = metadata.get("config") or {}
+        config = json.loads(config) if isinstance(config, str) else config
+        kind = next(k for k in ("restorer", "reblurrer", "discriminator", "estimator") if name in list_models(k))
+        return build_module(name, checkpoint=path, config=config, kind=kind)
+    if state is not None:
+        raise ValueError(f"{path}: the state of a training of an unregistered network; name it by --model")
+    return _recognize(path)
+
+
+def _recognize(path: Path) -> Any:
     try:
         import spandrel
     except ImportError:
@@ -97,7 +203,7 @@ def _from_file(path: Path) -> Any:
         return spandrel.ModelLoader(registry=registry).load_from_state_dict(spandrel.canonicalize_state_dict(weights))
     except spandrel.UnsupportedModelError:
         raise ValueError(
-            f"{path}: of no architecture that spandrel {spandrel.__version__} knows (spandrel_extra_arches adds "
+            f"{path}: not an architecture that spandrel {spandrel.__version__} recognizes (spandrel_extra_arches adds "
             "some); build the model in a function of your own and name that: module.path:callable"
         ) from None
     except pickle.UnpicklingError:
@@ -108,9 +214,9 @@ def _from_file(path: Path) -> Any:
 
 
 def _architectures(spandrel: Any) -> Any:
-    """Those of spandrel, and those of spandrel_extra_arches where a user installed it (Restormer, MPRNet, ...).
+    """Return the architectures of spandrel, and of spandrel_extra_arches where it is installed (Restormer, ...).
 
-    Some of the latter's licences allow research alone, so it is never a dependency; spandrel's own list stays as it is.
+    Some licenses of the latter allow research only, so it is never a dependency; spandrel's registry is not changed.
     """
     registry = spandrel.MAIN_REGISTRY.copy()
     if importlib.util.find_spec("spandrel_extra_arches") is not None:
@@ -120,36 +226,19 @@ def _architectures(spandrel: Any) -> Any:
     return registry
 
 
-def model_from_code(source: str, **keywords: Any) -> Any:
-    """What `module.path:callable` gives for the keywords, or the module of that name; from the current folder, too.
+def expect_restorer(
+    source: str | Named,
+    *,
+    device: str | torch.device = "cpu",
+    checkpoint: str | Path | None = None,
+    config: Mapping[str, Any] | None = None,
+) -> Restorer:
+    """Return :func:`load_restorer`'s result, its errors as :class:`UsageError`.
 
     Raises:
-        ValueError: there is no such thing, or it cannot be called, or is a module already and takes no keywords.
+        UsageError: the restorer cannot be loaded.
     """
-    module, _, name = source.partition(":")
-    with _current_folder_importable():
-        try:
-            found: Any = importlib.import_module(module)
-        except ImportError as error:
-            raise ValueError(f"{source}: {error}") from error
-    for part in name.split("."):
-        if not hasattr(found, part):
-            raise ValueError(f"{source}: {module} has no {name}")
-        found = getattr(found, part)
-    if isinstance(found, nn.Module):
-        if keywords:
-            raise ValueError(f"{source}: is a module already and takes no keywords, got {', '.join(keywords)}")
-        return found
-    if not callable(found):
-        raise ValueError(f"{source}: expected a module or a function that gives one, got {type(found).__name__}")
-    return found(**keywords)
-
-
-@contextmanager
-def _current_folder_importable() -> Iterator[None]:
-    folder = str(Path.cwd())
-    sys.path.insert(0, folder)
     try:
-        yield
-    finally:
-        sys.path.remove(folder)
+        return load_restorer(source, device=device, checkpoint=checkpoint, config=config)
+    except (ValueError, TypeError, ImportError, RuntimeError, OSError) as error:
+        raise UsageError(str(error)) from error

@@ -1,11 +1,14 @@
-"""Restore files and folders of images: resumable, in bounded memory, one line for each input that cannot be used."""
+"""Restore images, videos and folders of frames: resumable, in bounded memory, one line for whatever is lost."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,48 +18,71 @@ from safetensors.torch import load, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from tta_restore.data.io.atomic import atomic_file
-from tta_restore.data.io.files import images_below
-from tta_restore.data.io.image import SUFFIXES, read_image, write_image
-from tta_restore.data.io.pixels import Image, ImageError
-from tta_restore.engine.run.methods import create_method
+from tta_restore.data.io.atomic import atomic_file, exclusive_lock
+from tta_restore.data.io.color import to_model_space
+from tta_restore.data.io.files import printable
+from tta_restore.data.io.image import MAX_PIXELS, check_writable, read_image, write_image
+from tta_restore.data.io.pixels import ImageError
+from tta_restore.data.io.video import VideoFile, check_codec
+from tta_restore.engine.run.device import resolve_device
+from tta_restore.engine.run.methods import CLIP_METHODS, create_clip_method, create_method
 from tta_restore.engine.run.models import load_restorer
+from tta_restore.engine.run.restore_clips import (
+    FrameByFrame,
+    Output,
+    is_constant,
+    restore_frames,
+    restore_video,
+    scale_of,
+)
+from tta_restore.engine.run.restore_plan import Job, Plan, check_output, describe_others, frame_files, plan_jobs
 from tta_restore.engine.run.usage import UsageError
 
-Method = Callable[[Tensor], Tensor]
+__all__ = ["Output", "RestoreMethod", "RestoreState", "Summary", "restore_files", "run_jobs"]
+
+#: From (1, 3, H, W) in [0, 1] to (1, 3, s*H, s*W). A method that learns also has `save`, `load` and `adapter.reset`.
+RestoreMethod = Callable[[Tensor], Tensor]
+
+_PROGRESS_INTERVAL = 30.0  # seconds between progress lines where stderr is not a terminal
 
 
-@dataclass(frozen=True)
-class Job:
-    """One image to restore, and where to."""
-
-    source: Path
-    destination: Path
-
-
-@dataclass(frozen=True)
+@dataclass
 class Summary:
-    """How many inputs were restored, were there already, and failed."""
+    """How many inputs were restored, were there already, failed, and were restored in part.
 
-    restored: int
-    kept: int
-    failed: int
+    Attributes:
+        restored: inputs that have their result now, those in `incomplete` included.
+        kept: inputs whose result was there already.
+        failed: inputs without a result.
+        incomplete: inputs of which a part is lost.
+        left_out: number of files in the folders that are neither images nor videos, by kind.
+    """
+
+    restored: int = 0
+    kept: int = 0
+    failed: int = 0
+    incomplete: int = 0
+    left_out: Counter[str] = field(default_factory=Counter)
 
     @property
     def exit_code(self) -> int:
-        """0 when every input has its output, 1 otherwise."""
-        return 1 if self.failed else 0
+        """0 when every input has its whole result, 1 otherwise."""
+        return 1 if self.failed or self.incomplete else 0
 
     def __str__(self) -> str:
         parts = [f"{self.restored} restored"]
+        if self.incomplete:
+            parts.append(f"{self.incomplete} of them in part")
         if self.kept:
             parts.append(f"{self.kept} kept from before")
         if self.failed:
             parts.append(f"{self.failed} failed")
+        if self.left_out:
+            parts.append(f"left out: {describe_others(self.left_out)}")
         return ", ".join(parts)
 
 
-def restore_inputs(
+def restore_files(
     inputs: Sequence[str | Path],
     out: str | Path,
     *,
@@ -64,180 +90,326 @@ def restore_inputs(
     model: str = "generalist",
     checkpoint: str | Path | None = None,
     config: Mapping[str, Any] | None = None,
+    clips: bool = False,
+    reblur: str | Path | None = None,
+    discriminator: str | Path | None = None,
+    method_options: Mapping[str, Any] | None = None,
+    format: str | None = None,
+    quality: int | None = None,
+    bit_depth: int | None = None,
+    strip: bool = False,
+    codec: str = "h264",
+    crf: int | None = None,
+    deinterlace: bool = False,
+    keep_going: bool = False,
+    max_pixels: int = MAX_PIXELS,
     state: str | Path | None = None,
     overwrite: bool = False,
+    dry_run: bool = False,
     device: str | None = None,
     seed: int = 0,
     progress: bool = True,
 ) -> Summary:
-    """What `tta-restore restore` does: plan, load the model, wrap it in the method, and go through the files.
+    """Restore images, videos and folders of them.
+
+    Images are restored one after the other by a method that may learn from each of them. A video, and with `clips` a
+    folder of images, is a clip: the method starts anew with it, unless `state` carries the method on.
 
     Args:
-        inputs: files and folders.
-        out: folder, or file for a single input.
-        method: one of :data:`tta_restore.engine.run.methods.METHODS`.
-        model: what :func:`tta_restore.engine.run.models.load_restorer` takes, like the next two.
+        inputs: image files, videos, and folders of them.
+        out: folder for the results, or a file for a single input.
+        method: how to adapt, one of :data:`tta_restore.engine.run.methods.METHODS` or ``"meta-transfer"`` for clips.
+        model: shipped weights, a checkpoint file, ``module.path:callable``, or a registered model such as ``ifan``.
         checkpoint: weights of a registered model.
-        config: keywords of its builder.
-        state: file of the method's state, loaded when it exists and saved after every image.
-        overwrite: restore also what is there already.
-        device: where to run; `None` takes a CUDA device where there is one.
-        seed: of the adapter.
-        progress: show a bar on stderr where it is a terminal.
+        config: keywords of the model's builder.
+        clips: restore every folder of images as one clip.
+        reblur: file of the reblurring network, for ``"meta-transfer"``; None for one that needs no training.
+        discriminator: file of the discriminator, for ``"meta-transfer"``.
+        method_options: keywords of the method.
+        format: format of the resulting images: png, jpeg, tiff, webp, avif, jxl or exr; None keeps that of each input.
+        quality: of JPEG, WebP, AVIF and JPEG XL, 1 to 100; None for 95.
+        bit_depth: bits per sample of the results: 8, 16 or 32 (float) for images, 8, 10 or 12 for videos; None keeps
+            that of each input.
+        strip: leave out metadata (EXIF, XMP, IPTC, text, tags); color profiles are kept.
+        codec: of the resulting videos: h264, hevc, av1, vp9, or ffv1 (lossless).
+        crf: constant rate factor of the resulting videos, lower is better; None for a nearly invisible loss.
+        deinterlace: turn interlaced video into progressive frames; else it is restored as it is, with a note.
+        keep_going: restore what can be read of damaged images and videos, and name what is lost.
+        max_pixels: largest number of pixels of an image or a frame of a video.
+        state: file that keeps what the method learned, saved after every input; a later run continues from it.
+        overwrite: restore also what has its result already.
+        dry_run: print what would be done and how long it would take, and write nothing.
+        device: where to run, such as cpu or cuda; None for a CUDA device where there is one.
+        seed: of the method.
+        progress: show a progress bar, or lines where stderr is not a terminal.
 
     Raises:
         UsageError: it cannot be done as asked; nothing has been written.
     """
-    jobs, problems = plan_jobs(inputs, out)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    output = Output(quality, bit_depth, strip, keep_going, max_pixels, deinterlace, codec, crf)
+    _expect_settings(output)
+    clips = clips or method in CLIP_METHODS
+    plan = plan_jobs(inputs, out, clips=clips, image_format=format)
+    check_output(plan, inputs, out, state)
+    if method in CLIP_METHODS:
+        if state is not None:
+            raise UsageError(f"--state is for methods that carry on from input to input; {method!r} starts anew")
+        alone = [job for job in plan.jobs if job.kind == "image"]
+        plan.problems += [f"{job.source}: {method} restores clips: videos or folders of images" for job in alone]
+        plan.jobs = [job for job in plan.jobs if job.kind != "image"]
+    for problem in plan.problems:
+        _to_stderr(f"error: {problem}")
+    for note in plan.notes:
+        _to_stderr(f"note: {note}")
+    device = resolve_device(device)
     try:
         restorer = load_restorer(model, device=device, checkpoint=checkpoint, config=config)
-        adapter = create_method(method, restorer, seed=seed)
+        options = dict(method_options or {})
+        if method in CLIP_METHODS:
+            runner: Any = create_clip_method(
+                method, restorer, reblur=reblur, discriminator=discriminator, seed=seed, device=device, **options
+            )
+        else:
+            if given := next(
+                (n for n, v in (("reblur", reblur), ("discriminator", discriminator)) if v is not None), None
+            ):
+                raise UsageError(f"method {method!r} takes no {given}; that is for {', '.join(CLIP_METHODS)}")
+            runner = create_method(method, restorer, seed=seed, **options)
+    except UsageError:
+        raise
     except (ValueError, TypeError, ImportError, RuntimeError) as error:
         raise UsageError(str(error)) from error
-    for problem in problems:
-        tqdm.write(f"error: {problem}", file=sys.stderr)
-    summary = restore_files(jobs, adapter, state=state, overwrite=overwrite, progress=progress, device=device)
-    return replace(summary, failed=summary.failed + len(problems))
+    whole_clips = method in CLIP_METHODS
+    if dry_run:
+        return _describe_run(plan, runner, output, device=device, whole_clips=whole_clips)
+    summary = run_jobs(
+        plan.jobs,
+        runner,
+        output=output,
+        state=state,
+        overwrite=overwrite,
+        progress=progress,
+        device=device,
+        whole_clips=whole_clips,
+    )
+    summary.failed += len(plan.problems)
+    summary.left_out = plan.left_out
+    return summary
 
 
-def plan_jobs(inputs: Sequence[str | Path], out: str | Path) -> tuple[list[Job], list[str]]:
-    """What to read and where to write it, and a line for each input that is not there or holds no image.
-
-    A folder is searched through, in natural order, and keeps its tree below `out`; hidden files and `out` itself are
-    left out. One single file may be given a file name as `out`.
-
-    Raises:
-        UsageError: two inputs would be written to one file, or an input onto itself.
-    """
-    out = Path(out)
-    jobs: list[Job] = []
-    problems: list[str] = []
-    for entry in map(Path, inputs):
-        if entry.is_dir():
-            found = [path for path in images_below(entry) if not path.resolve().is_relative_to(out.resolve())]
-            if out.resolve() == entry.resolve():
-                raise UsageError(f"the output folder {out} is the input folder: the originals would be overwritten")
-            if not found:
-                problems.append(f"{entry}: no PNG, JPEG or TIFF file in this folder")
-            jobs += [Job(path, out / path.relative_to(entry)) for path in found]
-        elif not entry.exists():
-            problems.append(f"{entry}: no such file or directory")
-        elif len(inputs) == 1 and out.suffix.lower() in SUFFIXES and not out.is_dir():
-            jobs.append(Job(entry, out))
-        else:
-            suffix = "" if entry.suffix.lower() in SUFFIXES else ".png"
-            jobs.append(Job(entry, out / (entry.name + suffix)))
-    taken: dict[Path, Path] = {}
-    unique = []
-    for job in jobs:
-        target = job.destination.resolve()
-        if target == job.source.resolve():
-            raise UsageError(f"{job.source} would be overwritten by its own result: choose another output")
-        other = taken.setdefault(target, job.source)
-        if other.resolve() != job.source.resolve():
-            raise UsageError(f"{other} and {job.source} would both be written to {job.destination}")
-        if other is job.source:
-            unique.append(job)
-    return unique, problems
-
-
-def restore_files(
+def run_jobs(
     jobs: Sequence[Job],
-    method: Method,
+    method: Any,
     *,
+    output: Output | None = None,
     state: str | Path | None = None,
     overwrite: bool = False,
     progress: bool = True,
     device: str | torch.device = "cpu",
+    whole_clips: bool = False,
     say: Callable[[str], None] | None = None,
 ) -> Summary:
-    """Restore images one after the other with a method that may learn from each of them.
+    """Restore inputs one after the other with a method that may learn from each of them.
 
-    An output that is there already is kept unless its input is newer. With `state`, the method is loaded from that
-    file when it exists and saved to it after every image, together with the list of inputs it has seen: whenever the
-    process dies, running it again gives the outputs of an uninterrupted run, bit for bit.
+    A result that is there already is kept unless its input is newer. With `state`, the method is loaded from that
+    file when it exists and saved to it after every input, together with the list of inputs it has seen: whenever the
+    process dies, running it again gives the results of an uninterrupted run, bit for bit.
 
     Args:
-        jobs: from :func:`plan_jobs`.
-        method: maps (1, 3, H, W) in [0, 1] to (1, 3, s*H, s*W).
+        jobs: from :func:`tta_restore.engine.run.restore_plan.plan_jobs`.
+        method: a :data:`RestoreMethod`; with `whole_clips` a function from the frames of a clip to an iterator over
+            the restored frames.
+        output: how inputs are read and results are written; None for the defaults of :class:`Output`.
         state: file of the method's state.
         overwrite: restore also what is there already.
-        progress: show a bar on stderr where it is a terminal.
+        progress: show a bar on stderr, or lines where it is not a terminal.
         device: where the method wants its input.
-        say: takes each line for the user; `None` writes them to stderr.
+        whole_clips: whether the method takes whole clips.
+        say: receives each line for the user; None writes them to stderr.
 
     Raises:
-        UsageError: `state` was asked for and the method has no `save` and `load`, or the file does not fit it.
+        UsageError: `state` was asked for and the method has no `save` and `load`, or the file does not fit it, or
+            another run uses it.
     """
-    keeper = None
-    if state is not None:
-        try:
-            keeper = RestoreState(Path(state), method)
-            keeper.load()
-        except (ValueError, TypeError, KeyError, OSError) as error:
-            raise UsageError(f"--state {state}: {error}") from error
-    restored = kept = failed = 0
-    # Lines and bar share stderr: tqdm.write lifts the bar for a line.
-    say = say or (lambda line: tqdm.write(line, file=sys.stderr))
-    hidden = not (progress and sys.stderr.isatty())
-    with tqdm(jobs, unit="image", disable=hidden) as bar:
-        for job in bar:
-            bar.set_postfix_str(job.source.name)
+    say, output = say or _to_stderr, output or Output()
+    summary = Summary()
+    clip_method = method if whole_clips else FrameByFrame(method, device, fresh=state is None)
+    with _opened_state(state, method) as keeper, _Progress(len(jobs), shown=progress, say=say) as bar:
+        for job in jobs:
+            bar.start(job.source.name)
             if not overwrite and _is_done(job, keeper):
-                kept += 1
+                summary.kept += 1
                 continue
             try:
-                _restore(job, method, device, say)
+                if job.kind == "image":
+                    is_whole = _restore_image(job, method, device, output, say)
+                else:
+                    restore = restore_video if job.kind == "video" else restore_frames
+                    is_whole = restore(job, clip_method, output, say)
             except ImageError as error:
-                failed += 1
+                summary.failed += 1
                 say(f"error: {error}")
                 continue
-            except Exception as error:  # whatever a stranger's model raises concerns this image alone
-                failed += 1
+            except (Exception, SystemExit) as error:  # whatever a third-party model raises concerns this input alone
+                summary.failed += 1
                 say(f"error: {job.source}: {type(error).__name__}: {_first_line(error)}")
                 continue
             if keeper is not None:
-                keeper.save(job.source)
-            restored += 1
-    return Summary(restored, kept, failed)
+                try:
+                    keeper.save(job.source)
+                except (OSError, SafetensorError) as error:
+                    raise StateError(f"cannot be written ({error})") from error
+            summary.restored += 1
+            summary.incomplete += not is_whole
+    return summary
 
 
-def _restore(job: Job, method: Method, device: str | torch.device, say: Callable[[str], None]) -> None:
-    image = read_image(job.source)
-    for note in image.notes:
+def _restore_image(
+    job: Job, method: RestoreMethod, device: str | torch.device, output: Output, say: Callable[[str], None]
+) -> bool:
+    """Restore one image file; return whether it could be read whole."""
+    image = read_image(job.source, max_pixels=output.max_pixels, keep_going=output.keep_going)
+    notes = list(image.notes)
+    check_writable(job.destination, image, bit_depth=output.bit_depth, source=job.source)
+    rgb, back = to_model_space(image)
+    if is_constant(rgb):
+        notes.append("the image is constant: passed on unrestored, nothing can be learned from it")
+        scale = scale_of(method, rgb)
+        result = rgb.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
+    else:
+        result = method(rgb[None].to(device))[0].detach().float().cpu()
+    restored = back(result)
+    del rgb, result, back
+    options = {} if output.quality is None else {"quality": output.quality}
+    notes += write_image(job.destination, restored, bit_depth=output.bit_depth, strip=output.strip, **options)
+    for note in notes:
         say(f"note: {job.source}: {note}")
-    _check_format(job, image)
-    result = method(image.as_rgb()[None].to(device))
-    write_image(job.destination, image.with_rgb(result[0].detach().float().cpu()))
+    for loss in image.losses:
+        say(f"warning: {job.source}: {loss}")
+    return not image.losses
 
 
-def _check_format(job: Job, image: Image) -> None:
-    """Find out before the work that the output's format cannot hold the input's samples."""
-    suffix = job.destination.suffix.lower()
-    if suffix in (".jpg", ".jpeg") and (image.bit_depth != 8 or image.alpha is not None):
-        what = "alpha" if image.alpha is not None else f"{image.bit_depth} bits"
-        raise ImageError(f"{job.source}: {job.destination.name} cannot hold its {what}: write PNG or TIFF")
-    if suffix == ".png" and image.bit_depth == 32:
-        raise ImageError(f"{job.source}: {job.destination.name} cannot hold its float samples: write TIFF")
+def _describe_run(plan: Plan, method: Any, output: Output, *, device: Any, whole_clips: bool) -> Summary:
+    """Print what a run would do, with the time that a part of the first image lets expect."""
+    pixels = 0
+    sample: Tensor | None = None
+    for job in plan.jobs:
+        size, frame = _measure_job(job, output)
+        if sample is None:
+            sample = frame
+        pixels += size
+        print(f"would restore {printable(str(job.source))} -> {printable(str(job.destination))}")  # noqa: T201
+    line = f"{len(plan.jobs)} inputs, {pixels / 1e6:.1f} million pixels"
+    if sample is not None and not whole_clips:
+        crop = sample[None, :, :256, :256].contiguous().to(device)
+        start = time.perf_counter()
+        method(crop)
+        seconds = (time.perf_counter() - start) * pixels / (crop.shape[-1] * crop.shape[-2])
+        line += f", about {_duration(seconds)}"
+    print(line)  # noqa: T201
+    return Summary(failed=len(plan.problems), left_out=plan.left_out)
+
+
+def _measure_job(job: Job, output: Output) -> tuple[int, Tensor | None]:
+    """Return the number of pixels of an input and its first frame, (0, None) where it cannot be read."""
+    try:
+        if job.kind == "video":
+            video = VideoFile(job.source, max_pixels=output.max_pixels)
+            info = video.info
+            return info.height * info.width * (info.frames or 1), next(iter(video), None)
+        paths = [job.source] if job.kind == "image" else [source for source, _ in frame_files(job)]
+        first = read_image(paths[0], max_pixels=output.max_pixels, keep_going=output.keep_going).as_rgb()
+        return first[0].numel() * len(paths), first
+    except ImageError as error:
+        _to_stderr(f"error: {error}")
+        return 0, None
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _is_done(job: Job, keeper: RestoreState | None) -> bool:
-    if not job.destination.is_file():
-        return False
-    if keeper is not None:
-        return keeper.has_seen(job.source)
     try:
-        return job.destination.stat().st_mtime >= job.source.stat().st_mtime
+        files = frame_files(job) if job.kind == "frames" else [(job.source, job.destination)]
+        if not files or not all(made.is_file() for _, made in files):
+            return False
+        if keeper is not None:
+            return keeper.has_seen(job.source)
+        return min(made.stat().st_mtime for _, made in files) >= max(source.stat().st_mtime for source, _ in files)
     except OSError:
         return False
+
+
+def _expect_settings(output: Output) -> None:
+    """Check numbers before they mean something."""
+    if output.quality is not None and not 1 <= output.quality <= 100:
+        raise UsageError(f"expected quality from 1 to 100, got {output.quality}")
+    if output.bit_depth not in (None, 8, 10, 12, 16, 32):
+        raise UsageError(f"expected bit_depth 8, 16 or 32 for images, 8, 10 or 12 for videos, got {output.bit_depth}")
+    if output.max_pixels < 1:
+        raise UsageError(f"expected max_pixels >= 1, got {output.max_pixels}")
+    try:
+        check_codec(output.codec, output.crf)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
 
 
 def _first_line(error: BaseException) -> str:
     return next(iter(str(error).splitlines()), "")[:200]
 
 
+def _to_stderr(line: str) -> None:
+    # Lines and bar share stderr: tqdm.write lifts the bar for a line.
+    tqdm.write(printable(line), file=sys.stderr)
+
+
+class _Progress(AbstractContextManager["_Progress"]):
+    """A bar on a terminal; a line every half minute elsewhere."""
+
+    def __init__(self, total: int, *, shown: bool, say: Callable[[str], None]) -> None:
+        is_terminal = sys.stderr.isatty()
+        self._bar = tqdm(total=total, unit="file", disable=not (shown and is_terminal))
+        self._lines = shown and not is_terminal
+        self._total, self._started, self._said, self._say = total, 0, time.monotonic(), say
+
+    def start(self, name: str) -> None:
+        """Note that the next input begins."""
+        self._bar.update(self._started > self._bar.n)
+        self._started += 1
+        self._bar.set_postfix_str(printable(name))
+        if self._lines and time.monotonic() - self._said > _PROGRESS_INTERVAL:
+            self._said = time.monotonic()
+            self._say(f"{self._started} of {self._total}: {name}")
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.update(self._started - self._bar.n)
+        self._bar.close()
+
+
 _KEY = "restored_inputs"
+
+
+@contextmanager
+def _opened_state(path: str | Path | None, method: Any) -> Iterator[RestoreState | None]:
+    if path is None:
+        yield None
+        return
+    try:
+        keeper = RestoreState(Path(path), method)
+        with exclusive_lock(path):
+            keeper.load()
+            yield keeper
+    except BlockingIOError:
+        raise UsageError(f"--state {path}: another run is using it") from None
+    except StateError as error:
+        raise UsageError(f"--state {path}: {error}") from error
+
+
+class StateError(ValueError):
+    """A state file cannot be used."""
 
 
 class RestoreState:
@@ -247,12 +419,12 @@ class RestoreState:
     leave an adapter that has learned from an image which the list does not name, and learn from it twice.
 
     Raises:
-        ValueError: the method cannot save itself.
+        StateError: the method cannot save itself.
     """
 
     def __init__(self, path: Path, method: Any) -> None:
         if not (callable(getattr(method, "save", None)) and callable(getattr(method, "load", None))):
-            raise ValueError("a state was asked for, but this method keeps none")
+            raise StateError("a state was asked for, but this method keeps none")
         self.path = path
         self.method = method
         self._seen: dict[str, None] = {}
@@ -261,7 +433,7 @@ class RestoreState:
         """Take adapter and list from the file, when it exists.
 
         Raises:
-            ValueError: the file is damaged, or belongs to another method or model.
+            StateError: the file is damaged, or belongs to another method or model.
         """
         if not self.path.exists():
             return
@@ -269,12 +441,16 @@ class RestoreState:
             with safe_open(self.path, framework="pt") as file:
                 metadata = file.metadata() or {}
         except (SafetensorError, OSError) as error:
-            raise ValueError(f"not a readable state file ({error})") from error
-        self.method.load(self.path)
-        self._seen = dict.fromkeys(json.loads(metadata.get(_KEY, "[]")))
+            raise StateError(f"not a readable state file ({error})") from error
+        try:
+            self.method.load(self.path)
+            seen = json.loads(metadata.get(_KEY, "[]"))
+            self._seen = dict.fromkeys(str(name) for name in seen)
+        except (ValueError, TypeError, KeyError, RuntimeError, OSError) as error:
+            raise StateError(str(error)) from error
 
     def save(self, source: Path) -> None:
-        """Note that an input has been learned from, and write adapter and list."""
+        """Add an input to the list and write adapter and list."""
         self._seen[_name(source)] = None
         with atomic_file(self.path) as partial:
             self.method.save(partial)
@@ -284,7 +460,7 @@ class RestoreState:
             save_file(load(partial.read_bytes()), partial, metadata | {_KEY: json.dumps(list(self._seen))})
 
     def has_seen(self, source: Path) -> bool:
-        """Whether the adapter has learned from an input."""
+        """Return whether the adapter has learned from an input."""
         return _name(source) in self._seen
 
 

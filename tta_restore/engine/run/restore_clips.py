@@ -1,199 +1,176 @@
-"""Restore video files, and folders of frames as clips: resumable, one line for each input that cannot be used."""
+"""Restore one clip, a video file or a folder of frames, in bounded memory and resumable."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from tta_restore.data.datasets.clips import Frames, ImageSequence
-from tta_restore.data.io.files import images_below, natural_order
-from tta_restore.data.io.image import write_image
-from tta_restore.data.io.pixels import Image, ImageError
-from tta_restore.data.io.video import VIDEO_SUFFIXES, WRITABLE_SUFFIXES, VideoFile, write_video
-from tta_restore.engine.run.methods import ClipMethod, create_clip_method
-from tta_restore.engine.run.models import load_restorer
-from tta_restore.engine.run.restore import Job, Summary
-from tta_restore.engine.run.usage import UsageError
+from tta_restore.data.datasets.clips import ImageSequence
+from tta_restore.data.io.image import MAX_PIXELS, write_image
+from tta_restore.data.io.parts import PartStore
+from tta_restore.data.io.pixels import Image
+from tta_restore.data.io.video import VideoFile, write_video
+from tta_restore.engine.run.restore_plan import Job, frame_files
+
+__all__ = ["FrameByFrame", "Output", "is_constant", "restore_frames", "restore_video", "scale_of"]
 
 
-def holds_clips(inputs: Sequence[str | Path]) -> bool:
-    """Whether an input is a video file, by its name, or a folder that has one in it."""
-    return any(
-        _is_video(path) or (path.is_dir() and any(map(_is_video, path.rglob("*")))) for path in map(Path, inputs)
+@dataclass(frozen=True)
+class Output:
+    """How inputs are read and results are written.
+
+    Attributes:
+        quality: of lossy images, 1 to 100; None for 95.
+        bit_depth: bits per sample of results; None keeps that of each input.
+        strip: leave out metadata (EXIF, XMP, IPTC, text, tags); color profiles stay.
+        keep_going: restore what can be read of damaged files.
+        max_pixels: largest number of pixels of an image or a frame.
+        deinterlace: turn interlaced video into progressive frames.
+        codec: of videos, ``"h264"``, ``"hevc"``, ``"av1"``, ``"vp9"`` or ``"ffv1"``.
+        crf: constant rate factor of videos; None for the codec's default.
+    """
+
+    quality: int | None = None
+    bit_depth: int | None = None
+    strip: bool = False
+    keep_going: bool = False
+    max_pixels: int = MAX_PIXELS
+    deinterlace: bool = False
+    codec: str = "h264"
+    crf: int | None = None
+
+
+class FrameByFrame:
+    """Restores the frames of clips one after the other by a method of images.
+
+    Args:
+        method: from (1, 3, H, W) to (1, 3, s*H, s*W).
+        device: where the method wants its input.
+        fresh: whether the method is reset before every clip.
+    """
+
+    def __init__(self, method: Any, device: str | torch.device, *, fresh: bool) -> None:
+        self.method, self.device, self.fresh = method, device, fresh
+
+    @property
+    def keeps_state(self) -> bool:
+        """Whether the method's state can be saved and loaded."""
+        return callable(getattr(self.method, "save", None)) and callable(getattr(self.method, "load", None))
+
+    def stream(self, frames: Any, *, start: int = 0, state: Path | None = None) -> Iterator[Tensor]:
+        """Yield the restored frames.
+
+        Args:
+            frames: (3, H, W) each.
+            start: number of frames that are passed over.
+            state: file of the method's state after those, None for that at the beginning.
+        """
+        adapter = getattr(self.method, "adapter", None)
+        if state is not None:
+            self.method.load(state)
+        elif self.fresh and adapter is not None:
+            adapter.reset()
+        for number, frame in enumerate(frames):
+            if number < start:
+                continue
+            if is_constant(frame):  # black between two shots: nothing to restore or to learn
+                scale = scale_of(self.method, frame)
+                yield frame.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
+            else:
+                yield self.method(frame[None].to(self.device))[0]
+
+
+def restore_video(job: Job, method: Any, output: Output, say: Callable[[str], None]) -> bool:
+    """Restore one video file; return whether it could be read whole.
+
+    With a method of frames whose state can be saved, a killed run continues behind the last stored part.
+    """
+    video = VideoFile(
+        job.source, deinterlace=output.deinterlace, keep_going=output.keep_going, max_pixels=output.max_pixels
     )
+    for note in video.notes:
+        say(f"note: {job.source}: {note}")
+    parts = None
+    if not isinstance(method, FrameByFrame):
+        frames = method(video.load())
+    elif method.keeps_state:
+        parts = _open_parts(job, method, output)
+        frames = _resumed(job, method, video, parts, say)
+    else:
+        frames = method.stream(video)
+    notes = write_video(
+        job.destination,
+        (picture.detach().float().cpu() for picture in frames),
+        like=video,
+        codec=output.codec,
+        bit_depth=output.bit_depth,
+        strip=output.strip,
+        parts=parts,
+        quality=output.crf,
+    )
+    if parts is not None:
+        parts.remove()
+    for note in notes:
+        say(f"note: {job.source}: {note}")
+    for loss in video.losses:
+        say(f"warning: {job.source}: {loss}")
+    return not video.losses
 
 
-def restore_clip_inputs(
-    inputs: Sequence[str | Path],
-    out: str | Path,
-    *,
-    method: str = "meta-transfer",
-    model: str = "generalist",
-    checkpoint: str | Path | None = None,
-    config: Mapping[str, Any] | None = None,
-    reblur: str | Path | None = None,
-    critic: str | Path | None = None,
-    overwrite: bool = False,
-    device: str | None = None,
-    seed: int = 0,
-    progress: bool = True,
-    **options: Any,
-) -> Summary:
-    """What `tta-restore restore` does with videos: plan, load the networks, and go through the clips.
+def restore_frames(job: Job, method: Any, output: Output, say: Callable[[str], None]) -> bool:
+    """Restore a folder of frames as one clip, a PNG file per frame; return whether it could be read whole."""
+    files = frame_files(job)
+    frames = ImageSequence(source for source, _ in files)
+    results = method.stream(frames) if isinstance(method, FrameByFrame) else method(frames)
+    for (_, path), picture in zip(files, results, strict=True):
+        write_image(path, Image(picture.detach().float().cpu()), bit_depth=output.bit_depth or 8)
+    return True
 
-    Args:
-        inputs: video files, and folders: every folder in them that holds pictures is a clip, every video file, too.
-        out: folder, or a video file for a single one.
-        method: see :func:`tta_restore.engine.run.methods.create_clip_method`.
-        model: what :func:`tta_restore.engine.run.models.load_restorer` takes, like the next two.
-        checkpoint: weights of a registered model.
-        config: keywords of its builder.
-        reblur: file of a reblurrer.
-        critic: file of a critic.
-        overwrite: restore also what is there already.
-        device: where to run; `None` takes a CUDA device where there is one.
-        seed: of the method.
-        progress: show a bar on stderr where it is a terminal.
-        options: of the method.
 
-    Raises:
-        UsageError: it cannot be done as asked; nothing has been written.
-    """
-    jobs, problems = plan_clips(inputs, out)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+def _open_parts(job: Job, method: FrameByFrame, output: Output) -> PartStore:
+    state = job.source.stat()
+    key = {
+        "source": str(job.source.resolve()),
+        "size": state.st_size,
+        "time": state.st_mtime_ns,
+        "fresh": method.fresh,
+        **asdict(output),
+    }
+    return PartStore(job.destination.with_name(f".{job.destination.name}.parts"), key, save_state=method.method.save)
+
+
+def _resumed(
+    job: Job, method: FrameByFrame, video: VideoFile, parts: PartStore, say: Callable[[str], None]
+) -> Iterator[Tensor]:
+    """Return the frames behind the stored parts; parts of another method or model are removed."""
+    if parts.state is None:
+        return method.stream(video)
     try:
-        restorer = load_restorer(model, device=device, checkpoint=checkpoint, config=config)
-    except (ValueError, TypeError, ImportError, RuntimeError) as error:
-        raise UsageError(str(error)) from error
-    networks = {"reblur": reblur, "critic": critic}
-    restore = create_clip_method(method, restorer, **networks, seed=seed, device=device, **options)
-    for problem in problems:
-        tqdm.write(f"error: {problem}", file=sys.stderr)
-    summary = restore_clips(jobs, restore, overwrite=overwrite, progress=progress)
-    return replace(summary, failed=summary.failed + len(problems))
+        method.method.load(parts.state)
+    except (ValueError, TypeError, KeyError, RuntimeError, OSError):
+        parts.remove()
+        return method.stream(video)
+    say(f"note: {job.source}: continued behind its first {parts.frames} frames")
+    return method.stream(video, start=parts.frames, state=parts.state)
 
 
-def plan_clips(inputs: Sequence[str | Path], out: str | Path) -> tuple[list[Job], list[str]]:
-    """What to read and where to write it, and a line for each input that is not there or holds no clip.
-
-    Raises:
-        UsageError: two clips would be written to one place, or a clip onto itself.
-    """
-    out = Path(out)
-    jobs: list[Job] = []
-    problems: list[str] = []
-    for entry in map(Path, inputs):
-        if entry.is_dir():
-            written = (out / entry.name).resolve()
-            if written == entry.resolve():
-                raise UsageError(f"{entry} would be overwritten by its own result: choose another output")
-            found = [path for path in _clips_below(entry) if not path.resolve().is_relative_to(written)]
-            if not found:
-                problems.append(f"{entry}: no pictures and no video in this folder")
-            jobs += [_job(path, out / entry.name / path.relative_to(entry)) for path in found]
-        elif not entry.exists():
-            problems.append(f"{entry}: no such file or directory")
-        elif len(inputs) == 1 and out.suffix.lower() in WRITABLE_SUFFIXES and not out.is_dir():
-            jobs.append(Job(entry, out))
-        elif _is_video(entry):
-            jobs.append(_job(entry, out / entry.name))
-        else:
-            problems.append(f"{entry}: a clip is a video file ({', '.join(VIDEO_SUFFIXES)}) or a folder of pictures")
-    taken: dict[Path, Path] = {}
-    for job in jobs:
-        if job.destination.resolve() == job.source.resolve():
-            raise UsageError(f"{job.source} would be overwritten by its own result: choose another output")
-        other = taken.setdefault(job.destination.resolve(), job.source)
-        if other != job.source:
-            raise UsageError(f"{other} and {job.source} would both be written to {job.destination}")
-    return jobs, problems
+def is_constant(pixels: Tensor) -> bool:
+    """Return whether all pixels have one color. Shape: (3, H, W)."""
+    first = pixels[:, :1, :1]
+    if not torch.equal(pixels[:, :1], first.expand(-1, 1, pixels.shape[2])):
+        return False  # found at the first row of nearly every image
+    return all(torch.equal(rows, first.expand_as(rows)) for rows in pixels.split(256, 1))
 
 
-def restore_clips(
-    jobs: Sequence[Job],
-    method: ClipMethod,
-    *,
-    overwrite: bool = False,
-    progress: bool = True,
-    say: Callable[[str], None] | None = None,
-) -> Summary:
-    """Restore clips one after the other. A clip that is there already, whole, is kept.
-
-    Args:
-        jobs: from :func:`plan_clips`; the destination of a folder is a folder, with a PNG file per frame.
-        method: from frames to restored frames.
-        overwrite: restore also what is there already.
-        progress: show a bar on stderr where it is a terminal.
-        say: takes each line for the user; `None` writes them to stderr.
-    """
-    say = say or (lambda line: tqdm.write(line, file=sys.stderr))
-    restored = kept = failed = 0
-    hidden = not (progress and sys.stderr.isatty())
-    with tqdm(jobs, unit="clip", disable=hidden) as bar:
-        for job in bar:
-            bar.set_postfix_str(job.source.name)
-            try:
-                if not overwrite and _is_done(job):
-                    kept += 1
-                    continue
-                _restore(job, method)
-                restored += 1
-            except ImageError as error:
-                failed += 1
-                say(f"error: {error}")
-            except Exception as error:  # whatever a stranger's model raises concerns this clip alone
-                failed += 1
-                say(f"error: {job.source}: {type(error).__name__}: {next(iter(str(error).splitlines()), '')[:200]}")
-    return Summary(restored, kept, failed)
-
-
-def _restore(job: Job, method: ClipMethod) -> None:
-    if job.source.is_dir():
-        frames = ImageSequence(_frames_in(job.source))
-        for path, picture in zip(_frame_files(job), method(frames), strict=True):
-            write_image(path, Image(picture.detach().float().cpu()), bit_depth=8)
-        return
-    video = VideoFile(job.source)
-    write_video(job.destination, _on_cpu(method, video.load()), like=video)
-
-
-def _on_cpu(method: ClipMethod, frames: Frames) -> Iterator[Tensor]:
-    return (picture.detach().float().cpu() for picture in method(frames))
-
-
-def _is_done(job: Job) -> bool:
-    files = _frame_files(job) if job.source.is_dir() else [job.destination]
-    made = [file.stat().st_mtime for file in files if file.is_file()]
-    sources = _frames_in(job.source) if job.source.is_dir() else [job.source]
-    return len(made) == len(files) and min(made) >= max(source.stat().st_mtime for source in sources)
-
-
-def _frame_files(job: Job) -> list[Path]:
-    return [job.destination / f"{path.stem}.png" for path in _frames_in(job.source)]
-
-
-def _frames_in(folder: Path) -> list[Path]:
-    return [path for path in images_below(folder) if path.parent == folder]
-
-
-def _clips_below(folder: Path) -> list[Path]:
-    folders = {path.parent for path in images_below(folder)}
-    videos = {path for path in folder.rglob("*") if _is_video(path) and path.is_file()}
-    return sorted(folders | videos, key=natural_order)
-
-
-def _job(source: Path, destination: Path) -> Job:
-    if source.is_file() and source.suffix.lower() not in WRITABLE_SUFFIXES:
-        destination = destination.with_suffix(".mp4")
-    return Job(source, destination)
-
-
-def _is_video(path: Path) -> bool:
-    return path.suffix.lower() in VIDEO_SUFFIXES
+def scale_of(method: Any, pixels: Tensor) -> int:
+    """Return the factor by which a method enlarges images."""
+    restorer = getattr(getattr(method, "adapter", None), "restorer", None)
+    if restorer is None:
+        return 1
+    spec = getattr(restorer, "spec", None) or restorer.known_spec(torch.zeros(1, 3, 64, 64, device=pixels.device))
+    return int(getattr(spec, "scale", 1) or 1)

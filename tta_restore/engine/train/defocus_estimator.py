@@ -12,11 +12,12 @@ from tqdm import tqdm
 from tta_restore.data.datasets.mining import random_patches
 from tta_restore.data.synthetic import defocus
 from tta_restore.data.synthetic.soften import soften
+from tta_restore.degradations import lens as optics
 from tta_restore.models.defocus.estimator import DefocusEstimator
 from tta_restore.models.defocus.spectra import STRIDE, WindowSpectra
 
 LENSES, PICTURES = 4000, 4  # pictures through each lens
-_SIZE, _MARGIN = 128, defocus.KERNEL_SIZE - 1
+_SIZE, _MARGIN = 128, optics.KERNEL_SIZE - 1
 _TAILS = 0.15
 _LENSES_PER_STEP, _WINDOWS_PER_PICTURE = 8, 64
 
@@ -45,14 +46,14 @@ class LensLibrary:
             for half in range(2):
                 generator = torch.Generator().manual_seed(2000 + 2 * seed + half)
                 for _ in range(count // 2):
-                    lens = defocus.random_lens(generator, tails=_TAILS)
+                    lens = optics.random_lens(generator, tails=_TAILS)
                     # half of the scenes: soft ones look like blur to who has only met crisp ones, who is sure of it
                     sharp = soften(random_patches(bank, PICTURES, _SIZE + _MARGIN, generator), generator)
                     blurry, radius, _ = defocus.render(sharp, [lens] * PICTURES, generator, levels=4, knots=3)
-                    size = (radius * defocus.rms_radius(lens.aperture)).clamp(min=0.15).log()
+                    size = (radius * optics.rms_radius(lens.pupil)).clamp(min=0.15).log()
                     spectra.append(spectra_of(blurry).flatten(1, 2).half())
                     log_radius.append(F.conv2d(size[:, None], taper, stride=STRIDE).flatten(1))
-                    apertures.append(defocus.rasterize_pupils([lens])[0])
+                    apertures.append(optics.rasterize_pupils([lens])[0])
                     bar.update()
         pictures = torch.stack(apertures)
         return cls(torch.stack(spectra), torch.stack(log_radius), (pictures + pictures.flip((1, 2))) / 2)
@@ -103,7 +104,7 @@ def remember(model: DefocusEstimator, library: LensLibrary, *, device: str = "cp
     for pictures in library.spectra[: len(model.known)]:
         count = int(torch.randint(1, len(pictures) + 1, (), generator=generator))
         statistics.append(model.statistics(model.read(pictures[:count].float().to(device))).sum(0))
-    model.remember(torch.stack(statistics), library.apertures[: len(model.known)].to(device))
+    model.add_known(torch.stack(statistics), library.apertures[: len(model.known)].to(device))
 
 
 def _loss(model: DefocusEstimator, spectra: Tensor, log_radius: Tensor, apertures: Tensor) -> Tensor:

@@ -19,14 +19,21 @@ from tta_restore.engine.run.usage import UsageError
 
 
 def save_state(
-    out: Path, identity: Mapping[str, Any], networks: nn.Module, optimizers: Mapping[str, Any], step: int
+    out: Path,
+    identity: Mapping[str, Any],
+    networks: nn.Module,
+    optimizers: Mapping[str, Any],
+    step: int,
+    *,
+    built: Mapping[str, tuple[str, Mapping[str, Any]]] | None = None,
 ) -> None:
-    """Write ``state.pt``, completely or not at all."""
+    """Write ``state.pt``, completely or not at all; with ``built`` its restorer can be loaded as a model."""
     state = {
         "step": step,
         "identity": dict(identity),
         "weights": networks.state_dict(),
         "optimizers": {name: optimizer.state_dict() for name, optimizer in optimizers.items()},
+        "built": {name: {"model": model, "config": dict(config)} for name, (model, config) in (built or {}).items()},
     }
     with atomic_file(out / "state.pt") as partial:
         torch.save(state, partial)

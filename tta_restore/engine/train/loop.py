@@ -17,54 +17,17 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from tta_restore._core import checks
 from tta_restore.data.io.image import write_image
 from tta_restore.data.io.pixels import Image
+from tta_restore.engine.train.config import TrainingRun
 from tta_restore.engine.train.files import keep_best, open_log, resume_state, save_state, write_weights
 
 Optimizers = dict[str, torch.optim.Optimizer]
 BatchSource = Callable[[int, torch.Generator], Any]
 
 
-@dataclass(frozen=True)
-class TrainingRun:
-    """How long, how often, where to.
-
-    Attributes:
-        out: folder; ``state.pt`` in it is continued from when it is there.
-        steps: in all.
-        batch: samples per step and process.
-        save_every: steps between states.
-        log_every: steps between lines of the log.
-        draw_every: steps between pictures; 0 for none.
-        validate_every: steps between validations, where there is anything to validate on; 0 for none.
-        workers: threads that make batches ahead; they change the time it takes and nothing else.
-        seed: of samples and dropout; weights are the caller's.
-        device: of the networks.
-        progress: whether a bar is shown on a terminal.
-    """
-
-    out: Path
-    steps: int = 2000
-    batch: int = 4
-    save_every: int = 200
-    log_every: int = 50
-    draw_every: int = 500
-    validate_every: int = 500
-    workers: int = 0
-    seed: int = 0
-    device: str = "cpu"
-    progress: bool = True
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch", "save_every", "log_every"):
-            checks.expect_int("TrainingRun", name, getattr(self, name), minimum=1)
-        for name in ("draw_every", "validate_every", "workers"):
-            checks.expect_int("TrainingRun", name, getattr(self, name), minimum=0)
-
-
 @dataclass
-class Step:
+class StepOutput:
     """What one step computed: the loss, its named parts as they enter it, and what can be drawn of it."""
 
     loss: Tensor
@@ -72,18 +35,18 @@ class Step:
     tensors: dict[str, Tensor] = field(default_factory=dict)
 
     @staticmethod
-    def sum_of(parts: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> Step:
+    def sum_of(parts: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> StepOutput:
         """The step whose loss is the sum of its parts; only the loss keeps its graph."""
         loss = torch.stack(list(parts.values())).sum()
         detached = {name: part.detach() for name, part in parts.items()}
-        return Step(loss, detached, {name: tensor.detach() for name, tensor in tensors.items()})
+        return StepOutput(loss, detached, {name: tensor.detach() for name, tensor in tensors.items()})
 
 
 class Objective(nn.Module, ABC):
     """Networks, and the rule by which a step of training changes them.
 
     A subclass has its networks as submodules and gives :meth:`groups`, :meth:`exports` and ``forward(batch, step)``,
-    the :class:`Step` of a batch; a rule that is not "loss, backward, one optimizer step" overrides :meth:`update`
+    the :class:`StepOutput` of a batch; a rule that is not "loss, backward, one optimizer step" overrides :meth:`update`
     instead. Whatever must survive a restart is in the state dicts of the module and of its optimizers; everything
     random is drawn from the generator of the batch or, inside the networks, from the global one, which the loop seeds
     for every step.
@@ -109,7 +72,7 @@ class Objective(nn.Module, ABC):
         """Factor on all learning rates at a step."""
         return 1.0
 
-    def update(self, batch: Any, step: int, optimizers: Optimizers, processes: Processes) -> Step:
+    def update(self, batch: Any, step: int, optimizers: Optimizers, processes: Processes) -> StepOutput:
         """Learn from a batch: gradients averaged over the processes, clipped, one step of every optimizer."""
         found = self(batch, step)
         for optimizer in optimizers.values():
@@ -139,7 +102,7 @@ class Objective(nn.Module, ABC):
         """What the progress bar says beside the loss."""
         return {}
 
-    def picture(self, found: Step) -> Tensor | None:
+    def picture(self, found: StepOutput) -> Tensor | None:
         """A step as one picture (3, H, W) in [0, 1]; None for a step of which there is nothing to see."""
         return None
 
@@ -153,7 +116,7 @@ def train(
     run: TrainingRun,
     *,
     validate: Callable[[O], Mapping[str, float]] | None = None,
-    on_step: Callable[[int, Step], None] | None = None,
+    on_step: Callable[[int, StepOutput], None] | None = None,
 ) -> O:
     """Train the networks of an objective and return it in eval mode.
 
@@ -165,7 +128,7 @@ def train(
 
     Args:
         objective: networks and their rule.
-        source: makes batches; called as ``source(run.batch, generator)``, from threads when ``run.workers`` says so.
+        source: makes batches, called as ``source(run.batch_size, generator)``, from ``run.num_workers`` threads.
         run: how long and where to.
         validate: numbers of the networks as they are, in eval mode and without gradients, the first of them the better
             the higher; the weights that were best are kept in ``best/``.
@@ -179,7 +142,7 @@ def train(
         objective.to(run.device).train()
         optimizers = objective.optimizers()
         rates = {name: [group["lr"] for group in optimizer.param_groups] for name, optimizer in optimizers.items()}
-        identity = objective.identity() | {"batch": run.batch, "seed": run.seed, "processes": processes.count}
+        identity = objective.identity() | {"batch_size": run.batch_size, "seed": run.seed, "processes": processes.count}
         first = resume_state(run.out, identity, objective, optimizers, run.device)
         processes.broadcast(objective.state_dict().values())
         with open_log(run.out, first, silent=not processes.first) as log:
@@ -209,7 +172,7 @@ def train(
                     keep_best(run.out, step, scores, objective.write)
                 if saving:
                     if processes.first:
-                        save_state(run.out, identity, objective, optimizers, step + 1)
+                        save_state(run.out, identity, objective, optimizers, step + 1, built=objective.built)
                     processes.wait()
         objective.eval()
         if processes.first:
@@ -239,20 +202,20 @@ def moved(batch: Any, device: str | torch.device) -> Any:
 
 
 def _batches(source: BatchSource, run: TrainingRun, steps: Sequence[int], rank: int) -> Iterator[Any]:
-    """The batch of every step, ``run.workers`` of them made ahead."""
+    """The batch of every step, ``run.num_workers`` of them made ahead."""
 
     def make(step: int) -> Any:
-        return source(run.batch, torch.Generator().manual_seed(step_seed(run.seed, step, rank)))
+        return source(run.batch_size, torch.Generator().manual_seed(step_seed(run.seed, step, rank)))
 
-    if not run.workers:
+    if not run.num_workers:
         yield from map(make, steps)
         return
-    with ThreadPoolExecutor(run.workers) as pool:
+    with ThreadPoolExecutor(run.num_workers) as pool:
         waiting: list[Future[Any]] = []
         try:
             for step in steps:
                 waiting.append(pool.submit(make, step))
-                if len(waiting) > run.workers:
+                if len(waiting) > run.num_workers:
                     yield waiting.pop(0).result()
             while waiting:
                 yield waiting.pop(0).result()
@@ -269,7 +232,7 @@ def _seeded(seed: int, device: str) -> Iterator[None]:
         yield
 
 
-def _finite(found: Step, step: int) -> float:
+def _finite(found: StepOutput, step: int) -> float:
     loss = found.loss.item()
     if loss - loss != 0:
         parts = ", ".join(f"{name} {part.item():g}" for name, part in found.parts.items())
@@ -286,7 +249,7 @@ def _validate(objective: O, validate: Callable[[O], Mapping[str, float]], device
         objective.train()
 
 
-def _draw(objective: Objective, found: Step, out: Path, step: int, show: Callable[[int, Tensor], None]) -> None:
+def _draw(objective: Objective, found: StepOutput, out: Path, step: int, show: Callable[[int, Tensor], None]) -> None:
     picture = objective.picture(found)
     if picture is None:
         return

@@ -5,9 +5,10 @@ Source: Meta Transferring for Deblurring (BMVC 2022), equations 3 to 7.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,16 +18,24 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tta_restore import losses
-from tta_restore.adapters.methods.clip_model import pictures
-from tta_restore.adapters.methods.discriminator import Critic
-from tta_restore.adapters.methods.inner_loop import InnerLoop
+from tta_restore.adapters.methods.clip_model import restored_images
+from tta_restore.adapters.methods.discriminator import DiscriminatorTrainer
+from tta_restore.adapters.methods.inner_loop import InnerLoop, InnerLoopSettings
 from tta_restore.adapters.state import ParameterSet
+from tta_restore.data.datasets.clips import Clip
 from tta_restore.engine.report.images import contact_sheet
 from tta_restore.engine.run.usage import UsageError
-from tta_restore.engine.train.loop import Objective, Optimizers, Processes, Step
-from tta_restore.engine.train.meta_settings import MetaSettings
-from tta_restore.engine.train.meta_tasks import MetaTask
-from tta_restore.engine.train.windows import Distance, Outputs, restore_windows, window_loss
+from tta_restore.engine.train.build import build_network, clips_from, described, seeded, usage_errors
+from tta_restore.engine.train.config import MetaConfig, MetaSettings, TrainingRun, read_config, section_of
+from tta_restore.engine.train.loop import Objective, Optimizers, Processes, StepOutput, train
+from tta_restore.engine.train.windows import (
+    Distance,
+    MetaTask,
+    Outputs,
+    TaskSource,
+    restore_windows,
+    window_loss,
+)
 from tta_restore.models import Restoration, Restorer, RestorerSpec, as_restorer
 from tta_restore.models.restorer.second_order import examine_second_order, plain_layer_norms
 
@@ -37,8 +46,8 @@ class MetaObjective(Objective):
     Args:
         restorer: any module for frames (B, 3, H, W), or, with a spec that says so, for clips (B, T, 3, H, W).
         reblur: from windows of T frames (B, T, 3, H, W) to the reblurred middle frame.
-        critic: from patches to scores, higher for real ones; None for no adversarial loss. It starts every clip as it
-            is given, and is not trained.
+        discriminator: from patches to scores, higher for real ones; None for no adversarial loss. It starts
+            every clip as it is given, and is not trained.
         settings: of both loops.
         distance: of two pictures, a scalar: the restorer's own loss.
         outputs: "main" for the restored image, "all" for all stages and scales that the restorer returns.
@@ -52,15 +61,15 @@ class MetaObjective(Objective):
         self,
         restorer: nn.Module,
         reblur: nn.Module,
-        critic: nn.Module | None = None,
+        discriminator: nn.Module | None = None,
         *,
-        settings: MetaSettings = MetaSettings(),  # noqa: B008 (frozen)
+        settings: MetaSettings = MetaSettings(),
         distance: Distance = F.l1_loss,
         outputs: Outputs = "main",
         example: Tensor | None = None,
     ) -> None:
         super().__init__()
-        self.restorer, self.reblur, self.critic = restorer, reblur, critic
+        self.restorer, self.reblur, self.discriminator = restorer, reblur, discriminator
         self.settings, self.distance, self.outputs = settings, distance, outputs
         self._run = as_restorer(restorer)
         if settings.second_order:
@@ -91,7 +100,7 @@ class MetaObjective(Objective):
     ) -> tuple[ParameterSet, dict[str, Tensor]]:
         """Weights after the inner loop on a clip, and the means of the losses on the way.
 
-        In second order the weights depend on ``values`` in the graph; the critic counts as given.
+        In second order the weights depend on ``values`` in the graph; the discriminator counts as given.
 
         Raises:
             RuntimeError: a gradient is not finite.
@@ -99,20 +108,22 @@ class MetaObjective(Objective):
         inner = self.settings.inner
         loop = InnerLoop(
             inner,
-            restore=lambda weights, picture, clip: pictures(
+            restore=lambda weights, picture, clip: restored_images(
                 self._run, lambda x: self._restore(weights, x), picture, clip, outputs=self.outputs
             ),
             reblur=lambda weights, windows: functional_call(self.reblur, weights, (windows,)),
             restorer_weights=_part(values, "restorer"),
             reblur_weights=_part(values, "reblur"),
-            critic=None if self.critic is None else Critic(self.critic, lr=self.settings.critic_lr),
+            critic=None
+            if self.discriminator is None
+            else DiscriminatorTrainer(self.discriminator, lr=self.settings.discriminator_lr),
             distance=self.distance,
             create_graph=self.settings.second_order,
         )
         terms: dict[str, list[float]] = {}
-        items = inner.worth(task.items, lambda windows: self.reblurred(values, windows))
+        items = inner.filter_samples(task.items, lambda windows: self.reblurred(values, windows))
         for step in inner.steps(len(items), task.num_frames, generator):
-            problem = loop.update(loop.loss(step, items[step.item]))
+            problem = loop.update(loop.loss(step, items[step.sample]))
             if problem is not None:
                 raise RuntimeError(f"meta-training: {problem}, in the {step.stage} stage on {task.name}")
             for name, value in loop.terms.items():
@@ -139,7 +150,7 @@ class MetaObjective(Objective):
         Shares add up to the mean over all frames.
         """
         count = len(task.query_blurry)
-        share = 1 if self.settings.outer_steps == "frame" else self.settings.query_batch
+        share = 1 if self.settings.outer_steps == "frame" else self.settings.query_batch_size
         for first in range(0, count, share):
             leaves = {name: value.detach().requires_grad_() for name, value in adapted.items()}
             blurry, sharp = task.query_blurry[first : first + share], task.query_sharp[first : first + share]
@@ -149,7 +160,7 @@ class MetaObjective(Objective):
             gradients = {n: g for n, g in zip(leaves, found, strict=True) if g is not None}
             yield gradients, {name: part.detach() for name, part in parts.items()}
 
-    def update(self, batch: list[MetaTask], step: int, optimizers: Optimizers, processes: Processes) -> Step:
+    def update(self, batch: list[MetaTask], step: int, optimizers: Optimizers, processes: Processes) -> StepOutput:
         """Learn from a batch of clips; the loss is that of the adapted weights, parts "_before" are of the initial."""
         settings, (optimizer,) = self.settings, optimizers.values()
         if settings.as_released and (len(batch) > 1 or processes.count > 1):
@@ -178,18 +189,21 @@ class MetaObjective(Objective):
                         _add(total, gradients)
                 if settings.second_order:
                     total = _pulled_back(adapted, weights, total)
-                if settings.start_weight:
-                    total = {name: (1 - settings.start_weight) * gradient for name, gradient in total.items()}
+                if settings.initial_loss_weight:
+                    total = {name: (1 - settings.initial_loss_weight) * gradient for name, gradient in total.items()}
                     for gradients, parts in self.outer_gradients(task, weights):
                         _add(sums, {f"{name}_before": part for name, part in parts.items()}, len(batch))
-                        _add(total, {name: settings.start_weight * gradient for name, gradient in gradients.items()})
+                        _add(
+                            total,
+                            {name: settings.initial_loss_weight * gradient for name, gradient in gradients.items()},
+                        )
                 for name, gradient in total.items():
                     own = weights[name]
                     own.grad = gradient / len(batch) if own.grad is None else own.grad + gradient / len(batch)
                 values = {name: value.detach() for name, value in adapted.items()}
         if settings.outer_steps == "clip":
             self._step(None, optimizer, processes)
-        return Step(sums["reblur"] + sums["deblur"], sums, self._drawn(batch[-1], values))
+        return StepOutput(sums["reblur"] + sums["deblur"], sums, self._drawn(batch[-1], values))
 
     def groups(self) -> list[dict[str, Any]]:
         """Outer learning rates."""
@@ -209,12 +223,18 @@ class MetaObjective(Objective):
         """Restorer and reblurrer."""
         return {"restorer": self.restorer, "reblur": self.reblur}
 
-    def picture(self, found: Step) -> Tensor:
+    def picture(self, found: StepOutput) -> Tensor:
         """A pseudo-sharp patch and its pseudo-blur; a blurred patch, restored by adapted weights, and its original."""
         return contact_sheet([picture[0] for picture in found.tensors.values()], columns=3)
 
     def _restore(self, weights: ParameterSet, x: Tensor) -> Restoration:
         return self._run.restore(x, call=lambda inputs: functional_call(self.restorer, weights, (inputs,)))
+
+    def _trainer(self) -> DiscriminatorTrainer | None:
+        """A copy of the discriminator for one clip."""
+        if self.discriminator is None:
+            return None
+        return DiscriminatorTrainer(self.discriminator, lr=self.settings.discriminator_lr)
 
     def _step(self, gradients: ParameterSet | None, optimizer: torch.optim.Optimizer, processes: Processes) -> None:
         """One outer step, with these gradients or those that the weights hold."""
@@ -252,6 +272,110 @@ class MetaObjective(Objective):
                 report = examine_second_order(module, inputs)
                 if not report.right:
                     raise ValueError(f"MetaObjective: second_order is refused for the {name}: {report}")
+
+
+def meta_train(
+    restorer: nn.Module,
+    reblur: nn.Module,
+    clips: Sequence[Clip],
+    run: TrainingRun,
+    *,
+    discriminator: nn.Module | None = None,
+    settings: MetaSettings = MetaSettings(),
+    num_patches: int = 20,
+    patch_size: int = 256,
+    query_frames: int | None = None,
+    num_frames: int = 5,
+    num_extra_times: int = 0,
+    distance: Distance = F.l1_loss,
+    outputs: Outputs = "main",
+    built: dict[str, tuple[str, dict[str, Any]]] | None = None,
+    on_step: Callable[[int, StepOutput], None] | None = None,
+) -> MetaObjective:
+    """Meta-train on clips with originals and return the objective that holds the networks, in eval mode.
+
+    Runs as :func:`tta_restore.engine.train.loop.train` says: a step is ``run.batch_size`` clips per process, each
+    adapted to on its own; gradients for the initial weights are averaged over all of them. Writes
+    ``restorer.safetensors`` and ``reblur.safetensors``, which :class:`tta_restore.adapters.MetaTransfer` starts from.
+
+    Args:
+        restorer: any module for frames (B, 3, H, W) or, with a spec that says so, for clips.
+        reblur: from windows (B, T, 3, H, W) to the reblurred center frame.
+        clips: with originals.
+        run: how long and where to.
+        discriminator: from patches to scores, higher for real ones; None for no adversarial loss.
+        settings: of the inner and the outer loop.
+        num_patches: patches to adapt on per clip.
+        patch_size: their side, and that of the pairs of the outer loop, in pixels.
+        query_frames: pairs per clip in the outer loop; None for one of every frame.
+        num_frames: T.
+        num_extra_times: further time steps of each patch, as for :class:`tta_restore.adapters.MetaTransfer`.
+        distance: of two pictures, a scalar: the restorer's own loss.
+        outputs: "main" for the restored image, "all" for all stages and scales that the restorer returns.
+        built: see :attr:`Objective.built`.
+        on_step: called after every step.
+
+    Raises:
+        UsageError: ``run.out`` holds the state of a run with other settings.
+        ValueError: there are no clips, they have no originals, or second order was asked for and the second derivative
+            of a network is wrong.
+
+    Source: Meta Transferring for Deblurring (BMVC 2022).
+    """
+    size: dict[str, Any] = {"num_patches": num_patches, "patch_size": patch_size, "query_frames": query_frames}
+    size |= {"num_frames": num_frames, "num_extra_times": num_extra_times}
+    objective = MetaObjective(restorer, reblur, discriminator, settings=settings, distance=distance, outputs=outputs)
+    objective.built = built or {}
+    return train(objective, TaskSource(clips, **size), run, on_step=on_step)
+
+
+def meta_train_from_config(
+    config: str | Path | Mapping[str, Any],
+    *,
+    out: str | Path | None = None,
+    steps: int | None = None,
+    device: str | None = None,
+) -> MetaObjective:
+    """Meta-train a restorer and a reblurring network, from a configuration.
+
+    Args:
+        config: TOML, YAML or JSON file, or sections by name; see :class:`tta_restore.engine.train.config.MetaConfig`.
+        out: folder for results, overrides ``run.out``.
+        steps: number of steps in total, overrides ``run.steps``.
+        device: such as cpu or cuda (default: cuda where there is one)
+
+    Raises:
+        UsageError: the configuration, or the data it names, cannot be used.
+    """
+    chosen = read_config(config, MetaConfig, out=out, steps=steps, device=device)
+    if chosen.model is None:
+        raise UsageError("meta-training needs a section [model], the restorer")
+    windows = chosen.windows
+    built = {"restorer": described(chosen.model, default="lens_unet")}
+    built["reblur"] = described(chosen.reblur, default="video_reblur")
+    with usage_errors(config):
+        inner = section_of("inner", InnerLoopSettings, chosen.inner)
+        settings = section_of("settings", MetaSettings, {**chosen.settings, "inner": inner})
+        with seeded(chosen.run.seed):
+            restorer = build_network(chosen.model, default="lens_unet")
+            reblur = build_network(chosen.reblur, default="video_reblur", kind="reblurrer")
+            discriminator = None
+            if chosen.discriminator is not None:
+                discriminator = build_network(chosen.discriminator, default="patch_critic", kind="discriminator")
+        return meta_train(
+            restorer,
+            reblur,
+            clips_from(chosen.data),
+            chosen.run,
+            discriminator=discriminator,
+            settings=settings,
+            num_patches=windows.num_patches,
+            patch_size=windows.patch_size,
+            query_frames=windows.query_frames or None,
+            num_extra_times=windows.num_extra_times,
+            outputs=windows.outputs,
+            built=built,
+        )
 
 
 def _part(values: ParameterSet, part: str) -> ParameterSet:

@@ -6,9 +6,9 @@ Source: JDRL (Li et al., AAAI 2023); Reblurring-guided defocus deblurring (Ren e
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,100 +25,22 @@ from tta_restore.data.datasets.misaligned import (
     inverse_motion,
     load_sharp_images,
 )
-from tta_restore.data.io.pixels import ImageError
 from tta_restore.engine.report.images import contact_sheet
-from tta_restore.engine.run.usage import UsageError
-from tta_restore.engine.train.config import bundled_pictures, from_section, model_from, read_config, run_from
-from tta_restore.engine.train.loop import Objective, Step, TrainingRun, train
+from tta_restore.engine.train.build import (
+    Built,
+    build_network,
+    bundled_images,
+    described,
+    expect_size,
+    seeded,
+    usage_errors,
+)
+from tta_restore.engine.train.config import MisalignedConfig, MisalignedSettings, TrainingRun, read_config
+from tta_restore.engine.train.loop import Objective, StepOutput, train
 from tta_restore.models import as_restorer
 from tta_restore.models.jdrl import BlurConditioned, JDRLReblur
 from tta_restore.models.optical_flow import LucasKanade, create_flow
 from tta_restore.nn.reblur import KERNEL_SIZES
-
-
-@dataclass(frozen=True)
-class MisalignedSettings:
-    """Stages, weights and schedules. The defaults are ours where the comment says so; :meth:`released` has theirs.
-
-    Attributes:
-        reblur_first: steps in which the reblurring module alone learns, for a restorer that is trained already.
-        warm_up: steps in which the restorer meets the sharp image warped by the flow from the blurry one, unmasked.
-        reblur_weight: of the reblurring loss.
-        map_weight: of the blur map's loss, for a :class:`BlurConditioned` restorer.
-        edge_weight: of the edge loss against the warped sharp image, see :func:`tta_restore.losses.edge_loss`.
-        outputs: ``"main"``, the restored image; ``"all"`` compares every image that a restorer of several stages
-            returns, and reblurs each. Flow is that of the restored image, which alone is warped.
-        sigma: of the calibration masks; None for no masks.
-        exact: warp exactly; the release is half a pixel off at the borders.
-        border: pixels that the reblurring loss leaves out at each side; the release leaves out none.
-        map_compare: how maps are compared, see :func:`tta_restore.losses.blur_map_loss`.
-        map_detach: whether the reblurring module is kept from moving towards the map.
-        flow: where flow comes from: ``"estimate"``; ``"given"``, that of the pair, in all stages; or ``"pixel"``: no
-            flow, no mask, no reblurring, the plain loss that this is to be compared with.
-        lr: Adam's learning rate of the restorer.
-        reblur_lr: of the reblurring module; None for the same.
-        halve_every: steps after which the learning rates halve; 0 for never.
-        precision: ``"bf16"`` runs the networks in bfloat16 autocast.
-    """
-
-    reblur_first: int = 0
-    warm_up: int = 300
-    reblur_weight: float = 0.5
-    map_weight: float = 0.5
-    edge_weight: float = 0.0
-    outputs: Literal["main", "all"] = "main"
-    sigma: float | None = 0.35
-    exact: bool = True
-    border: int = 7
-    map_compare: Literal["signed", "absolute"] = "absolute"
-    map_detach: bool = True
-    flow: Literal["estimate", "given", "pixel"] = "estimate"
-    lr: float = 5e-4
-    reblur_lr: float | None = None
-    halve_every: int = 0
-    precision: Literal["fp32", "bf16"] = "fp32"
-
-    def __post_init__(self) -> None:
-        for name in ("reblur_first", "warm_up", "reblur_weight", "map_weight", "edge_weight", "border", "halve_every"):
-            checks.expect_number("MisalignedSettings", name, getattr(self, name), minimum=0)
-        choices_of = {"flow": ("estimate", "given", "pixel"), "precision": ("fp32", "bf16"), "outputs": ("main", "all")}
-        for name, choices in choices_of.items():
-            checks.expect_choice("MisalignedSettings", name, getattr(self, name), choices)
-        checks.expect_number("MisalignedSettings", "lr", self.lr, above=0)
-
-    @staticmethod
-    def released(*, steps_per_epoch: int, journal: bool = False) -> MisalignedSettings:
-        """Stages, weights and schedules of the released trainers, with their warp and without our corrections."""
-        own: dict[str, Any] = {"lr": 1e-5, "halve_every": 70} if journal else {"lr": 2e-5, "halve_every": 60}
-        own["halve_every"] *= steps_per_epoch
-        kept: dict[str, Any] = {"exact": False, "border": 0, "map_compare": "signed", "map_detach": False}
-        return MisalignedSettings(warm_up=15 * steps_per_epoch, **own, **kept)
-
-    @staticmethod
-    def multi_stage(**changes: Any) -> MisalignedSettings:
-        """Terms of the recipe for MPRNet, a restorer of several stages, as ported; learning rates are not among them.
-
-        Source: the MindSpore port of JDRL's MPRNet recipe; the release holds no training code for it.
-        """
-        ported: dict[str, Any] = {"outputs": "all", "edge_weight": 0.05, "sigma": 0.4, "exact": False, "border": 0}
-        return MisalignedSettings(**ported | changes)
-
-    def stage(self, step: int) -> Literal["reblur", "warm_up", "joint"]:
-        """What is learned at a step."""
-        if step < self.reblur_first:
-            return "reblur"
-        return "warm_up" if step < self.reblur_first + self.warm_up else "joint"
-
-    def ramp(self, step: int) -> float:
-        """Strength of the blur map: from almost none to all of it during the warm-up, in 15 stages as published."""
-        done = step - self.reblur_first
-        if not 0 <= done < self.warm_up:
-            return 1.0
-        return 0.001 + 0.999 * (done * 15 // self.warm_up + 1) / 15
-
-    def rate(self, step: int) -> float:
-        """Factor on the learning rates."""
-        return 0.5 ** (step // self.halve_every) if self.halve_every else 1.0
 
 
 class MisalignedObjective(Objective):
@@ -146,7 +68,7 @@ class MisalignedObjective(Objective):
         self.settings = settings
         self._run = as_restorer(restorer.restorer if isinstance(restorer, BlurConditioned) else restorer)
 
-    def forward(self, batch: MisalignedPair, step: int) -> Step:
+    def forward(self, batch: MisalignedPair, step: int) -> StepOutput:
         """Loss of a batch at a step of the schedule."""
         settings, blurry, sharp = self.settings, batch.blurry, batch.sharp
         stage = "warm_up" if settings.flow == "pixel" else settings.stage(step)
@@ -158,25 +80,26 @@ class MisalignedObjective(Objective):
         if blur_map is not None:
             found["blur_map"] = blur_map
         if stage == "reblur":
-            return Step.sum_of(self._reblur_parts(images, found, None), found)
+            return StepOutput.sum_of(self._reblur_parts(images, found, None), found)
         if settings.flow == "pixel":
-            return Step.sum_of({"pixel": _sum(losses.charbonnier_loss(image, sharp) for image in images)}, found)
+            return StepOutput.sum_of({"pixel": _sum(losses.charbonnier_loss(image, sharp) for image in images)}, found)
         found["flow"] = self._flow(blurry if stage == "warm_up" else images[0], sharp, batch.flow)
-        found["warped"] = ops.flow_warp(sharp, found["flow"], padding_mode="border", align_corners=settings.exact)
+        options: dict[str, Any] = {"align_corners": settings.align_corners}
+        found["warped"] = ops.flow_warp(sharp, found["flow"], padding_mode="border", **options)
         if stage == "warm_up":
             parts = {"pair": _sum(losses.charbonnier_loss(image, found["warped"]) for image in images)}
-            return Step.sum_of(parts | self._edge_parts(images, found), found)
-        options: dict[str, Any] = {"mask_tolerance": settings.sigma, "align_corners": settings.exact}
+            return StepOutput.sum_of(parts | self._edge_parts(images, found), found)
+        options["mask_tolerance"] = settings.mask_tolerance
         back = self._flow(sharp, images[0], None if batch.flow is None else inverse_motion(batch.flow))
-        if settings.sigma is not None:
-            found["mask"] = losses.calibration_mask(found["flow"], tolerance=settings.sigma)
+        if settings.mask_tolerance is not None:
+            found["mask"] = losses.calibration_mask(found["flow"], tolerance=settings.mask_tolerance)
         backs = [back, *[None] * (len(images) - 1)]
         pairs = (
             losses.deformation_loss(image, sharp, found["flow"], there, **options)
             for image, there in zip(images, backs, strict=True)
         )
         parts = {"pair": _sum(pairs)} | self._edge_parts(images, found)
-        return Step.sum_of(parts | self._reblur_parts(images, found, blur_map), found)
+        return StepOutput.sum_of(parts | self._reblur_parts(images, found, blur_map), found)
 
     def groups(self) -> list[dict[str, Any]]:
         """Parameter groups of the optimizer."""
@@ -202,7 +125,7 @@ class MisalignedObjective(Objective):
         """The stage."""
         return {"stage": self.settings.stage(step)}
 
-    def picture(self, found: Step) -> Tensor:
+    def picture(self, found: StepOutput) -> Tensor:
         """Images, flow, mask, blur radius and kernels of the first pair."""
         return draw_step(found.tensors)
 
@@ -234,7 +157,7 @@ class MisalignedObjective(Objective):
         settings, blurry, terms = self.settings, found["blurry"], []
         for image in images:
             with self._precision(blurry):
-                seeds, weights = self.reblur.predictor(image, blurry)
+                seeds, weights = self.reblur.predict(image, blurry)
             seeds, weights = seeds.float(), weights.float()
             reblurred = self.reblur.reblur(image, seeds, weights)
             terms.append(losses.reblur_loss(reblurred, blurry, distance="charbonnier", border=settings.border))
@@ -312,6 +235,7 @@ def draw_step(tensors: dict[str, Tensor]) -> Tensor:
         tiles.append(tensors["mask"][0].expand(3, -1, -1))
     if "reblurred" in tensors:
         tiles.append(tensors["reblurred"][0].clamp(0, 1))
+    if "weights" in tensors and tensors["weights"].shape[1] > 1:  # the one-branch ablation has no kernel sizes
         seeds, weights = tensors["seeds"][:1], tensors["weights"][:1]
         tiles.append((blur_radius(seeds, weights)[0] / 6).clamp(0, 1).expand(3, -1, -1))
         places = [(y, x) for y in (height // 4, 3 * height // 4) for x in (width // 4, 3 * width // 4)]
@@ -322,18 +246,19 @@ def draw_step(tensors: dict[str, Tensor]) -> Tensor:
     return contact_sheet(tiles, columns=min(len(tiles), 5))
 
 
-PairSource = Callable[[int, torch.Generator], MisalignedPair]
+MisalignedPairSource = Callable[[int, torch.Generator], MisalignedPair]
 
 
 def train_misaligned(
     restorer: nn.Module,
-    source: PairSource,
+    source: MisalignedPairSource,
     run: TrainingRun,
     *,
     reblur: JDRLReblur | None = None,
     flow: Callable[[Tensor, Tensor], Tensor] | None = None,
     settings: MisalignedSettings = MisalignedSettings(),
-    on_step: Callable[[int, Step], None] | None = None,
+    built: dict[str, Built] | None = None,
+    on_step: Callable[[int, StepOutput], None] | None = None,
 ) -> MisalignedObjective:
     """Train a restorer on misaligned pairs and return the objective that holds it, in eval mode.
 
@@ -346,52 +271,56 @@ def train_misaligned(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(run.seed)
         objective = MisalignedObjective(restorer, reblur, flow=flow or LucasKanade(), settings=settings)
+    objective.built = built or {}
     return train(objective, source, run, on_step=on_step)
 
 
-_SECTIONS = ("model", "data", "flow", "reblur", "settings", "run")
-
-
-def train_from_config(
-    path: str | Path, *, out: Path | None = None, steps: int | None = None, device: str | None = None
+def train_misaligned_from_config(
+    config: str | Path | Mapping[str, Any],
+    *,
+    out: str | Path | None = None,
+    steps: int | None = None,
+    device: str | None = None,
 ) -> MisalignedObjective:
-    """Train as a configuration file says; arguments go before what it says.
+    """Train a restorer on misaligned pairs, guided by a reblurring network, from a configuration.
+
+    Args:
+        config: TOML, YAML or JSON file, or sections by name; see
+            :class:`tta_restore.engine.train.config.MisalignedConfig`.
+        out: folder for results, overrides ``run.out``.
+        steps: number of steps in total, overrides ``run.steps``.
+        device: such as cpu or cuda (default: cuda where there is one)
 
     Raises:
-        UsageError: something in it is wrong; the message says what.
+        UsageError: the configuration, or the data it names, cannot be used.
     """
-    config = read_config(path, _SECTIONS)
-    own = dict(config.get("settings", {}))
-    if "sigma" in own and own["sigma"] is False:  # TOML has no null
-        own["sigma"] = None
-    try:
-        run = run_from(config.get("run", {}), default_out="runs/misaligned", out=out, steps=steps, device=device)
-        settings = from_section("settings", MisalignedSettings, own)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(run.seed)
-            restorer = _restorer(config.get("model", {}))
-            reblur = JDRLReblur(**config.get("reblur", {}))
-        flow = create_flow(**({"name": "auto"} | config.get("flow", {})))
-        source = _source(config.get("data", {}))
-    except (TypeError, ValueError, ImageError) as error:
-        raise UsageError(f"{path}: {error}") from error
-    return train_misaligned(restorer, source, run, reblur=reblur, flow=flow, settings=settings)
+    chosen = read_config(config, MisalignedConfig, out=out, steps=steps, device=device)
+    with usage_errors(config):
+        with seeded(chosen.run.seed):
+            restorer = build_network(chosen.model, default="jdrl_unet")
+            reblur = JDRLReblur(**chosen.reblur)
+        flow = create_flow(**({"name": "auto"} | chosen.flow))
+        source = _source(chosen.data)
+        built = {"restorer": described(chosen.model, default="jdrl_unet")}
+        built["reblur"] = ("jdrl_reblur", dict(chosen.reblur))
+        return train_misaligned(
+            restorer,
+            source,
+            chosen.run,
+            reblur=reblur,
+            flow=flow,
+            settings=chosen.settings,
+            built={
+                "restorer": described(chosen.model, default="jdrl_unet"),
+                "reblur": ("jdrl_reblur", dict(chosen.reblur)),
+            },
+        )
 
 
-def _restorer(section: Mapping[str, Any]) -> nn.Module:
-    """A registered restorer or one's own, with ``blur_map`` for one that is told the blur."""
-    options = dict(section)
-    if not options.pop("blur_map", False):
-        return model_from(options, default="jdrl_unet")
-    if options.get("name", "jdrl_unet") == "jdrl_unet":
-        return BlurConditioned(model_from(options | {"prior": True}, default="jdrl_unet"), argument="blur_map")
-    return BlurConditioned(model_from(options, default="jdrl_unet"))
-
-
-def _source(section: Mapping[str, Any]) -> PairSource:
+def _source(section: Mapping[str, Any]) -> MisalignedPairSource:
     """Pairs of a data set (``layout``, ``root``, ``split``), or made of ``pictures``: a folder, or "bundled"."""
     options = dict(section)
-    size = options.pop("size", 96)
+    size = expect_size(options.pop("size", 96))
     if "layout" in options:
         layout = options.pop("layout")
         if layout not in LAYOUTS or "root" not in options:
@@ -403,4 +332,4 @@ def _source(section: Mapping[str, Any]) -> PairSource:
     misalignment = Misalignment(**options)
     if pictures != "bundled":
         return GeneratedPairs(load_sharp_images(Path(pictures), size=size + 96), size=size, misalignment=misalignment)
-    return GeneratedPairs(bundled_pictures(size + 64), size=size, misalignment=misalignment)
+    return GeneratedPairs(bundled_images(size + 64), size=size, misalignment=misalignment)

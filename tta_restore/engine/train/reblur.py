@@ -5,9 +5,10 @@ Source: Meta Transferring for Deblurring (BMVC 2022), its pre-training.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import cos, pi
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,43 +16,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tta_restore import losses
-from tta_restore._core import checks
 from tta_restore.data.datasets.clips import Clip
 from tta_restore.engine.report.images import contact_sheet
-from tta_restore.engine.train.loop import Objective, Optimizers, Processes, Step, TrainingRun, train
-from tta_restore.engine.train.meta_tasks import draw_clips, query_windows
-from tta_restore.engine.train.windows import Distance, Outputs, restore_windows, window_loss
+from tta_restore.engine.train.build import build_network, clips_from, described, seeded, usage_errors
+from tta_restore.engine.train.config import ReblurConfig, ReblurSettings, TrainingRun, read_config
+from tta_restore.engine.train.loop import Objective, Optimizers, Processes, StepOutput, train
+from tta_restore.engine.train.windows import (
+    Distance,
+    Outputs,
+    draw_clips,
+    query_windows,
+    restore_windows,
+    window_loss,
+)
 from tta_restore.models import as_restorer
-
-
-@dataclass(frozen=True)
-class ReblurSettings:
-    """Weights of the losses, and rates. The defaults are those of the release, but for the constant rate.
-
-    Attributes:
-        reblur_weight: of the distance of the reblurred frame from the blurred one.
-        cycle_weight: of the restoration of the reblurred frame, where there is a restorer.
-        adversarial_weight: of the critic's opinion, where there is a critic.
-        lr: Adam's.
-        critic_lr: of the critic, by RMSprop.
-        critic_clip: largest absolute value of the critic's weights.
-        train_restorer: whether the restorer learns, too, as released; else it only judges.
-        cosine: whether rates fall to almost nothing, along a cosine, until the last step.
-    """
-
-    reblur_weight: float = 0.5
-    cycle_weight: float = 0.5
-    adversarial_weight: float = 0.5
-    lr: float = 1e-4
-    critic_lr: float = 2e-6
-    critic_clip: float = 0.01
-    train_restorer: bool = True
-    cosine: bool = True
-
-    def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
-            if not isinstance(value, bool):
-                checks.expect_number("ReblurSettings", name, value, minimum=0)
 
 
 @dataclass(frozen=True)
@@ -88,12 +66,12 @@ class WindowSource:
 
 
 class ReblurObjective(Objective):
-    """A reblurrer, what it reblurs compared with true blur, restored again, and judged by a critic.
+    """A reblurrer, what it reblurs compared with true blur, restored again, and judged by a discriminator.
 
     Args:
         reblur: from windows of sharp frames (B, T, 3, H, W) to the blurred center frame.
         restorer: any module for frames or clips; None for no cycle.
-        critic: from patches to scores, higher for real blur; None for none.
+        discriminator: from patches to scores, higher for real blur; None for none.
         settings: weights and rates.
         steps: of the whole run, for the cosine.
         distance: of two pictures, a scalar: the restorer's own loss.
@@ -104,7 +82,7 @@ class ReblurObjective(Objective):
         self,
         reblur: nn.Module,
         restorer: nn.Module | None = None,
-        critic: nn.Module | None = None,
+        discriminator: nn.Module | None = None,
         *,
         settings: ReblurSettings = ReblurSettings(),
         steps: int = 1,
@@ -112,20 +90,22 @@ class ReblurObjective(Objective):
         outputs: Outputs = "main",
     ) -> None:
         super().__init__()
-        self.reblur, self.restorer, self.critic = reblur, restorer, critic
+        self.reblur, self.restorer, self.discriminator = reblur, restorer, discriminator
         self.settings, self.steps, self.distance, self.outputs = settings, steps, distance, outputs
         self._run = None if restorer is None else as_restorer(restorer)
 
-    def forward(self, batch: ReblurBatch, step: int) -> Step:
+    def forward(self, batch: ReblurBatch, step: int) -> StepOutput:
         """Loss of a batch."""
-        return self._judge(batch, self.reblur(batch.sharp))
+        return self._losses(batch, self.reblur(batch.sharp))
 
-    def update(self, batch: ReblurBatch, step: int, optimizers: Optimizers, processes: Processes) -> Step:
+    def update(self, batch: ReblurBatch, step: int, optimizers: Optimizers, processes: Processes) -> StepOutput:
         """Critic first, then the others, as released."""
         fake = self.reblur(batch.sharp)
-        if self.critic is not None:
-            self._teach(self.critic, fake.detach(), self._real(batch), optimizers["critic"], processes)
-        found = self._judge(batch, fake)
+        if self.discriminator is not None:
+            self._update_discriminator(
+                self.discriminator, fake.detach(), self._real(batch), optimizers["discriminator"], processes
+            )
+        found = self._losses(batch, fake)
         optimizer = optimizers["networks"]
         optimizer.zero_grad(set_to_none=True)
         weights = [p for group in optimizer.param_groups for p in group["params"]]
@@ -142,10 +122,12 @@ class ReblurObjective(Objective):
         return [{"params": [p for module in trained for p in module.parameters() if p.requires_grad]}]
 
     def optimizers(self) -> Optimizers:
-        """Adam, and RMSprop for the critic."""
+        """Adam, and RMSprop for the discriminator."""
         found: Optimizers = {"networks": torch.optim.Adam(self.groups(), lr=self.settings.lr)}
-        if self.critic is not None:
-            found["critic"] = torch.optim.RMSprop(self.critic.parameters(), lr=self.settings.critic_lr)
+        if self.discriminator is not None:
+            found["discriminator"] = torch.optim.RMSprop(
+                self.discriminator.parameters(), lr=self.settings.discriminator_lr
+            )
         return found
 
     def rate(self, step: int) -> float:
@@ -160,14 +142,14 @@ class ReblurObjective(Objective):
 
     def exports(self) -> dict[str, nn.Module]:
         """The networks."""
-        found = {"reblur": self.reblur, "restorer": self.restorer, "critic": self.critic}
+        found = {"reblur": self.reblur, "restorer": self.restorer, "discriminator": self.discriminator}
         return {name: module for name, module in found.items() if module is not None}
 
-    def picture(self, found: Step) -> Tensor:
+    def picture(self, found: StepOutput) -> Tensor:
         """A sharp frame, reblurred, the true blur, and what the restorer makes of both."""
         return contact_sheet([picture[0] for picture in found.tensors.values()], columns=len(found.tensors))
 
-    def _judge(self, batch: ReblurBatch, fake: Tensor) -> Step:
+    def _losses(self, batch: ReblurBatch, fake: Tensor) -> StepOutput:
         settings, center = self.settings, batch.sharp.shape[1] // 2
         sharp, blurry = batch.sharp[:, center], batch.blurry[:, center]
         seen = {"sharp": sharp, "reblurred": fake, "blurry": blurry}
@@ -178,25 +160,30 @@ class ReblurObjective(Objective):
             )
             parts["cycle"] = settings.cycle_weight * window_loss(restored, sharp, self.distance)
             seen["restored"] = restored[0][0]
-        if self.critic is not None:
-            parts["adversarial"] = settings.adversarial_weight * losses.adversarial_loss(self.critic(fake))
-        return Step.sum_of(parts, seen)
+        if self.discriminator is not None:
+            parts["adversarial"] = settings.adversarial_weight * losses.adversarial_loss(self.discriminator(fake))
+        return StepOutput.sum_of(parts, seen)
 
     def _real(self, batch: ReblurBatch) -> Tensor:
         """A neighbor of the blurred center frame, drawn at random, as released: as blurred, and not the same."""
         others = [t for t in range(batch.blurry.shape[1]) if t != batch.blurry.shape[1] // 2]
         return batch.blurry[:, others[int(torch.randint(0, len(others), ()))]]
 
-    def _teach(
-        self, critic: nn.Module, fake: Tensor, real: Tensor, optimizer: torch.optim.Optimizer, processes: Processes
+    def _update_discriminator(
+        self,
+        discriminator: nn.Module,
+        fake: Tensor,
+        real: Tensor,
+        optimizer: torch.optim.Optimizer,
+        processes: Processes,
     ) -> None:
         optimizer.zero_grad(set_to_none=True)
-        losses.discriminator_loss(critic(fake), critic(real)).backward()
-        processes.average([p.grad for p in critic.parameters() if p.grad is not None])
+        losses.discriminator_loss(discriminator(fake), discriminator(real)).backward()
+        processes.average([p.grad for p in discriminator.parameters() if p.grad is not None])
         optimizer.step()
         with torch.no_grad():
-            for parameter in critic.parameters():
-                parameter.clamp_(-self.settings.critic_clip, self.settings.critic_clip)
+            for parameter in discriminator.parameters():
+                parameter.clamp_(-self.settings.discriminator_clip, self.settings.discriminator_clip)
 
 
 def pretrain_reblur(
@@ -205,30 +192,32 @@ def pretrain_reblur(
     run: TrainingRun,
     *,
     restorer: nn.Module | None = None,
-    critic: nn.Module | None = None,
+    discriminator: nn.Module | None = None,
     settings: ReblurSettings = ReblurSettings(),
     size: int = 256,
     num_frames: int = 5,
     distance: Distance = F.l1_loss,
     outputs: Outputs = "main",
-    on_step: Callable[[int, Step], None] | None = None,
+    built: dict[str, tuple[str, dict[str, Any]]] | None = None,
+    on_step: Callable[[int, StepOutput], None] | None = None,
 ) -> ReblurObjective:
     """Train a reblurrer on clips with originals and return the objective that holds it, in eval mode.
 
     Runs as :func:`tta_restore.engine.train.loop.train` says, and writes ``reblur.safetensors`` and, where they take
-    part, ``restorer.safetensors`` and ``critic.safetensors``.
+    part, ``restorer.safetensors`` and ``discriminator.safetensors``.
 
     Args:
         reblur: from windows (B, T, 3, H, W) to the blurred center frame.
         clips: with originals.
         run: how long and where to; a batch is that many windows.
         restorer: see :class:`ReblurObjective`.
-        critic: see :class:`ReblurObjective`.
+        discriminator: see :class:`ReblurObjective`.
         settings: weights and rates.
         size: side of the windows in pixels.
         num_frames: T.
         distance: see :class:`ReblurObjective`.
         outputs: see :class:`ReblurObjective`.
+        built: see :attr:`Objective.built`.
         on_step: called after every step.
 
     Raises:
@@ -236,5 +225,50 @@ def pretrain_reblur(
         ValueError: there are no clips, or they have no originals.
     """
     options: dict[str, Any] = {"settings": settings, "distance": distance, "outputs": outputs}
-    objective = ReblurObjective(reblur, restorer, critic, steps=run.steps, **options)
+    objective = ReblurObjective(reblur, restorer, discriminator, steps=run.steps, **options)
+    objective.built = built or {}
     return train(objective, WindowSource(clips, size=size, num_frames=num_frames), run, on_step=on_step)
+
+
+def pretrain_reblur_from_config(
+    config: str | Path | Mapping[str, Any],
+    *,
+    out: str | Path | None = None,
+    steps: int | None = None,
+    device: str | None = None,
+) -> ReblurObjective:
+    """Train a reblurring network on clips, from a configuration.
+
+    Args:
+        config: TOML, YAML or JSON file, or sections by name; see
+            :class:`tta_restore.engine.train.config.ReblurConfig`.
+        out: folder for results, overrides ``run.out``.
+        steps: number of steps in total, overrides ``run.steps``.
+        device: such as cpu or cuda (default: cuda where there is one)
+
+    Raises:
+        UsageError: the configuration, or the data it names, cannot be used.
+    """
+    chosen = read_config(config, ReblurConfig, out=out, steps=steps, device=device)
+    built = {"reblur": described(chosen.reblur, default="video_reblur")}
+    with usage_errors(config):
+        with seeded(chosen.run.seed):
+            restorer = discriminator = None
+            if chosen.model is not None:
+                restorer = build_network(chosen.model, default="lens_unet")
+                built["restorer"] = described(chosen.model, default="lens_unet")
+            reblur = build_network(chosen.reblur, default="video_reblur", kind="reblurrer")
+            if chosen.discriminator is not None:
+                discriminator = build_network(chosen.discriminator, default="patch_critic", kind="discriminator")
+                built["discriminator"] = described(chosen.discriminator, default="patch_critic")
+        return pretrain_reblur(
+            reblur,
+            clips_from(chosen.data),
+            chosen.run,
+            restorer=restorer,
+            discriminator=discriminator,
+            settings=chosen.settings,
+            size=chosen.windows.patch_size,
+            outputs=chosen.windows.outputs,
+            built=built,
+        )

@@ -6,39 +6,42 @@ Source: Iterative Filter Adaptive Network for Single Image Defocus Deblurring (L
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tta_restore import losses, metrics
-from tta_restore._core import checks
 from tta_restore.data.datasets.augmentation import Augmentation
 from tta_restore.data.datasets.layouts import LAYOUTS, PairFiles, find_files, has_views
 from tta_restore.data.datasets.misaligned import load_sharp_images
 from tta_restore.data.datasets.pairs import FolderCrops, LensPairs, Pair, read_images
-from tta_restore.data.io.pixels import ImageError
 from tta_restore.data.synthetic import photos
 from tta_restore.engine.report.images import contact_sheet
-from tta_restore.engine.run.usage import UsageError
-from tta_restore.engine.train.config import (
-    built_from,
-    bundled_pictures,
-    from_section,
-    model_from,
-    read_config,
-    run_from,
+from tta_restore.engine.train.build import (
+    build_network,
+    bundled_images,
+    described,
+    expect_size,
+    seeded,
+    usage_errors,
 )
-from tta_restore.engine.train.loop import Objective, Optimizers, Step, TrainingRun, train
+from tta_restore.engine.train.config import (
+    SupervisedConfig,
+    SupervisedSettings,
+    TrainingRun,
+    read_config,
+    section_of,
+)
+from tta_restore.engine.train.loop import Objective, Optimizers, StepOutput, train
 from tta_restore.models import as_restorer, create_model, load_checkpoint
 from tta_restore.models.ifan.network import IFAN, IFANDual
 
-PairSource = Callable[[int, torch.Generator], Pair]
+AlignedPairSource = Callable[[int, torch.Generator], Pair]
 
 _IMAGE_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "mse": F.mse_loss,
@@ -50,58 +53,6 @@ _OPTIMISERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adamw": torch.optim.AdamW,
     "adam": torch.optim.Adam,
 }
-
-
-@dataclass(frozen=True)
-class SupervisedSettings:
-    """Losses, optimizer and schedule. The defaults are those IFAN was published with, for 600 000 steps of batch 8.
-
-    Attributes:
-        loss: between the restored image and the sharp one: ``"mse"``, ``"mae"`` or ``"charbonnier"``.
-        disparity_weight: of the right view, moved by the disparity map, against the left one, at an eighth of the size.
-        reblur_weight: of the sharp image, blurred again by filters made of the deblurring ones, against the blurry one,
-            at an eighth of the size; 0 trains without a reblurring network.
-        optimizer: ``"radam"`` with decoupled weight decay, ``"adamw"``, or ``"adam"``, whose decay is not decoupled.
-        lr: learning rate.
-        weight_decay: of the optimizer.
-        decay_after: steps after which the learning rate is multiplied by ``decay``.
-        decay: factor.
-        cosine_steps: instead, steps in which the rate falls to 0 along a cosine; 0 for none.
-        warm_up: steps in which the rate rises to its start.
-        clip: largest L2 norm of the gradient over all networks together; 0 for any.
-        precision: ``"bf16"`` runs the networks in bfloat16 autocast, which is slower on CPUs without AMX; losses are in
-            float32.
-    """
-
-    loss: Literal["mse", "mae", "charbonnier"] = "mse"
-    disparity_weight: float = 1.0
-    reblur_weight: float = 1.0
-    optimizer: Literal["radam", "adamw", "adam"] = "radam"
-    lr: float = 1e-4
-    weight_decay: float = 0.01
-    decay_after: tuple[int, ...] = (500_000, 550_000)
-    decay: float = 0.5
-    cosine_steps: int = 0
-    warm_up: int = 0
-    clip: float = 0.5
-    precision: Literal["fp32", "bf16"] = "fp32"
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "decay_after", tuple(self.decay_after))
-        choices = {"loss": tuple(_IMAGE_LOSSES), "optimizer": tuple(_OPTIMISERS), "precision": ("fp32", "bf16")}
-        for name, allowed in choices.items():
-            checks.expect_choice("SupervisedSettings", name, getattr(self, name), allowed)
-        for name in ("disparity_weight", "reblur_weight", "weight_decay", "cosine_steps", "warm_up", "clip"):
-            checks.expect_number("SupervisedSettings", name, getattr(self, name), minimum=0)
-        for name in ("lr", "decay"):
-            checks.expect_number("SupervisedSettings", name, getattr(self, name), above=0)
-
-    def rate(self, step: int) -> float:
-        """Factor on the learning rate at a step, from 0; a decay after n steps is first felt at step n + 1."""
-        factor = min(1.0, (step + 1) / (self.warm_up + 1))
-        if self.cosine_steps:
-            return factor * (0.5 + 0.5 * math.cos(math.pi * min(1.0, step / self.cosine_steps)))
-        return factor * self.decay ** sum(step > after for after in self.decay_after)
 
 
 class SupervisedObjective(Objective):
@@ -129,8 +80,10 @@ class SupervisedObjective(Objective):
         self.clip = settings.clip or None
         self._run = as_restorer(restorer)
         self._forward_train: Callable[..., Any] | None = getattr(restorer, "forward_train", None)
+        # A tuple keeps the frozen network out of the objective's parameters and states.
+        self._lpips = (metrics.Lpips(settings.lpips_weights),) if settings.lpips_weight else ()
 
-    def forward(self, batch: Pair, step: int) -> Step:
+    def forward(self, batch: Pair, step: int) -> StepOutput:
         """Loss of a batch."""
         settings = self.settings
         found: dict[str, Tensor] = {"blurry": batch.blurry, "sharp": batch.sharp}
@@ -157,7 +110,10 @@ class SupervisedObjective(Objective):
             parts["disparity"] = settings.disparity_weight * difference
         if "reblurred" in found:
             parts["reblur"] = settings.reblur_weight * losses.reblur_loss(found["reblurred"], batch.blurry)
-        return Step.sum_of(parts, found)
+        for lpips in self._lpips:
+            distance = lpips.to(batch.sharp.device).distance(found["restored"], batch.sharp)
+            parts["lpips"] = settings.lpips_weight * distance.square().mean()
+        return StepOutput.sum_of(parts, found)
 
     def restore(self, pair: Pair) -> Tensor:
         """Restored images, with the views for a restorer that takes them. Shape: (B, 3, H, W)."""
@@ -187,7 +143,7 @@ class SupervisedObjective(Objective):
         """Restorer and, where there is one, reblurring network."""
         return {"restorer": self.restorer} | ({} if self.reblur is None else {"reblur": self.reblur})
 
-    def picture(self, found: Step) -> Tensor:
+    def picture(self, found: StepOutput) -> Tensor:
         """Images of the first pair; those at an eighth of the size are shown enlarged."""
         names = ("blurry", "sharp", "restored", "warped_right", "left_small", "reblurred")
         tiles = [found.tensors[name][:1] for name in names if name in found.tensors]
@@ -197,14 +153,14 @@ class SupervisedObjective(Objective):
 
 def train_supervised(
     restorer: nn.Module,
-    source: PairSource,
+    source: AlignedPairSource,
     run: TrainingRun,
     *,
     reblur: nn.Module | None = None,
     settings: SupervisedSettings = SupervisedSettings(),
     validation: Iterable[Pair] = (),
     built: dict[str, tuple[str, dict[str, Any]]] | None = None,
-    on_step: Callable[[int, Step], None] | None = None,
+    on_step: Callable[[int, StepOutput], None] | None = None,
 ) -> SupervisedObjective:
     """Train a restorer on aligned pairs and return the objective that holds it, in eval mode.
 
@@ -236,16 +192,9 @@ def train_supervised(
 
 def reblur_of(restorer: nn.Module, *, seed: int = 0) -> nn.Module | None:
     """A new reblurring network that fits a restorer's filters; None for a restorer without any."""
-    if not isinstance(restorer, (IFAN, IFANDual)):
+    config = restorer.reblur_config if isinstance(restorer, (IFAN, IFANDual)) else None
+    if config is None:
         return None
-    adaptive = restorer.adaptive
-    config = {
-        "base_channels": adaptive.channels // 4,
-        "num_steps": adaptive.num_steps,
-        "kernel_size": adaptive.kernel_size,
-        "num_res_blocks": len(list(restorer.filter_features[1].get_submodule("stem").children())),
-        "horizontal": adaptive.horizontal,
-    }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return create_model("ifan_reblur", **config)
@@ -264,40 +213,41 @@ def mean_psnr(objective: SupervisedObjective, pairs: Iterable[Pair], device: str
     return sum(values) / len(values)
 
 
-_SECTIONS = ("model", "reblur", "data", "augmentation", "validation", "settings", "run")
-
-
-def train_from_config(
-    path: str | Path, *, out: Path | None = None, steps: int | None = None, device: str | None = None
+def train_supervised_from_config(
+    config: str | Path | Mapping[str, Any],
+    *,
+    out: str | Path | None = None,
+    steps: int | None = None,
+    device: str | None = None,
 ) -> SupervisedObjective:
-    """Train as a configuration file says; arguments go before what it says.
+    """Train a restorer on aligned pairs, from a configuration.
+
+    Args:
+        config: TOML, YAML or JSON file, or sections by name; see
+            :class:`tta_restore.engine.train.config.SupervisedConfig`.
+        out: folder for results, overrides ``run.out``.
+        steps: number of steps in total, overrides ``run.steps``.
+        device: such as cpu or cuda (default: cuda where there is one)
 
     Raises:
-        UsageError: something in it is wrong; the message says what.
+        UsageError: the configuration, or the data it names, cannot be used.
     """
-    config = read_config(path, _SECTIONS)
-    try:
-        run = run_from(config.get("run", {}), default_out="runs/supervised", out=out, steps=steps, device=device)
-        settings = from_section("settings", SupervisedSettings, config.get("settings", {}))
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(run.seed)
-            restorer = model_from(config.get("model", {}), default="ifan")
-        augmentation = from_section("augmentation", Augmentation, config.get("augmentation", {}))
+    chosen = read_config(config, SupervisedConfig, out=out, steps=steps, device=device)
+    run, settings = chosen.run, chosen.settings
+    with usage_errors(config):
+        with seeded(run.seed):
+            restorer = build_network(chosen.model, default="ifan")
+        augmentation = section_of("augmentation", Augmentation, chosen.augmentation)
         views = hasattr(restorer, "forward_train")
-        reblur = _reblur(config.get("reblur", {}), restorer, settings, run.seed)
-        validation = _validation(config["validation"], views=views) if "validation" in config else ()
-        source = _source(config.get("data", {}), augmentation, views=views)
-    except (TypeError, ValueError, ImageError) as error:
-        raise UsageError(f"{path}: {error}") from error
-    return train_supervised(
-        restorer,
-        source,
-        run,
-        reblur=reblur,
-        settings=settings,
-        validation=validation,
-        built=built_from(config.get("model", {}), default="ifan"),
-    )
+        return train_supervised(
+            restorer,
+            _source(chosen.data, augmentation, views=views),
+            run,
+            reblur=_reblur(chosen.reblur, restorer, settings, run.seed),
+            settings=settings,
+            validation=_validation(chosen.validation, views=views) if chosen.validation else (),
+            built={"restorer": described(chosen.model, default="ifan")},
+        )
 
 
 class FolderPairsWhole:
@@ -332,21 +282,20 @@ def _reblur(
     return reblur
 
 
-def _source(section: Mapping[str, Any], augmentation: Augmentation, *, views: bool) -> PairSource:
+def _source(section: Mapping[str, Any], augmentation: Augmentation, *, views: bool) -> AlignedPairSource:
     """Pairs of a data set (``layout``, ``root``, ``split``), or made of ``pictures``: a folder, or "bundled"."""
     options = dict(section)
-    size = options.pop("size", None)
+    size = expect_size(options.pop("size", 256 if "layout" in options else 96))
     if "layout" in options:
         bit_depth = options.pop("bit_depth", None)
         files = _files("data", options, "train", views=views)
-        return FolderCrops(files, size=size or 256, augmentation=augmentation, bit_depth=bit_depth)
-    size = size or 96
+        return FolderCrops(files, size=size, augmentation=augmentation, bit_depth=bit_depth)
     pictures, views = options.pop("pictures", "bundled"), options.pop("views", views)
     if options:
         raise ValueError(f"[data] expected layout and root, or pictures, views and size, got {', '.join(options)}")
     margin = 64  # enough for the lens, and room for crops at other places
     if pictures == "bundled":
-        return LensPairs(bundled_pictures(size + margin), size=size, views=views)
+        return LensPairs(bundled_images(size + margin), size=size, views=views)
     return LensPairs(load_sharp_images(Path(pictures), size=size + margin), size=size, views=views)
 
 
@@ -354,10 +303,10 @@ def _validation(section: Mapping[str, Any], *, views: bool) -> Iterable[Pair]:
     """Whole pictures of a data set, or ``pictures = "bundled"``: pairs of the photographs kept for development."""
     options = dict(section)
     if options.pop("pictures", None) == "bundled":
-        size, count = options.pop("size", 160), options.pop("count", 4)
+        size, count = expect_size(options.pop("size", 160), "validation"), options.pop("count", 4)
         if options:
             raise ValueError(f"[validation] has no {', '.join(options)} with pictures; there are: size, count")
-        sharp = bundled_pictures(size + 16, photos.DEV)
+        sharp = bundled_images(size + 16, photos.DEV)
         generator = torch.Generator().manual_seed(1)
         return [LensPairs(sharp, size=size, views=views)(1, generator) for _ in range(count)]
     if "layout" not in options:

@@ -1,10 +1,20 @@
 """Estimation of the defocus point spread function, and small deblurring networks."""
 
-from typing import Any
+from tta_restore.models.defocus.estimator import DefocusEstimate, DefocusEstimator, WindowEstimate
+from tta_restore.models.defocus.pupil import align_pupils, polar_samples, rasterize_pupil, rotate_pupil
+from tta_restore.models.defocus.spectra import WindowSpectra, at_unit_radius
+from tta_restore.models.defocus.unet import ConditionedDefocusUNet, DefocusUNet
 
-from tta_restore._core.lazy import submodule
-
-
-def __getattr__(name: str) -> Any:
-    """Import a module of this package when it is first named."""
-    return submodule(__name__, name)
+__all__ = [
+    "ConditionedDefocusUNet",
+    "DefocusEstimate",
+    "DefocusEstimator",
+    "DefocusUNet",
+    "WindowEstimate",
+    "WindowSpectra",
+    "align_pupils",
+    "at_unit_radius",
+    "polar_samples",
+    "rasterize_pupil",
+    "rotate_pupil",
+]

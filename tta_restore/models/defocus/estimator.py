@@ -1,14 +1,16 @@
-"""Reads the lens from blurred pictures: the shape of its aperture, and the blur radius everywhere.
+"""Estimator of the pupil function and the defocus map from blurred images.
 
-Shape and size are estimated apart, because they are apart in the world: one lens has one aperture, and depth scales it
-from pixel to pixel. Blur multiplies the spectrum of the scene with that of the aperture, so each small window is looked
-at as its log power spectrum over log frequency and direction. There, a larger blur is a shift along the frequency axis:
-a window first tells its radius, is shifted to unit radius, and then tells what it knows of the aperture. What all
-windows know, of one picture or of many taken through the same lens, is averaged until the scene fades and the aperture
-stays. A lens that is turned turns its spectrum: the networks see directions as a circle and treat all of them alike.
+Shape and size of the blur are estimated separately: a lens has one pupil function, and depth scales it from pixel to
+pixel. Blur multiplies the spectrum of the scene by that of the point spread function (PSF), so every small window is
+described by its log power spectrum over log frequency and direction. In this domain a larger blur is a shift along the
+frequency axis: the radius of a window is predicted first, the spectrum is shifted to unit radius, and evidence on the
+pupil function is predicted from the shifted spectrum. Averaging the evidence of many windows, of one image or several
+images with the same lens, suppresses the scene. Rotating the lens rotates the spectrum: all convolutions are circular
+along the direction axis.
 
-An average is not sure: many apertures would have looked much the same. The estimator therefore also remembers what it
-said of lenses that were known, and answers with those of which it said nearly what it says now.
+The mean is a point estimate with which many pupil functions are consistent. The estimator therefore also stores its
+predictions for a library of known pupil functions and can return those whose stored predictions are nearest to the
+current one (k-nearest neighbors).
 """
 
 from __future__ import annotations
@@ -21,20 +23,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tta_restore.models.defocus.pupil import alignments, cartesian_matrix, polar_samples, rasterize_pupil, turned
+from tta_restore.models.defocus.pupil import (
+    align_pupils,
+    cartesian_matrix,
+    polar_samples,
+    rasterize_pupil,
+    rotate_pupil,
+)
 from tta_restore.models.defocus.spectra import DIRECTIONS, SCALES, STRIDE, WINDOW, WindowSpectra, at_unit_radius
 from tta_restore.models.registry import register_model
+
+__all__ = ["DefocusEstimate", "DefocusEstimator", "WindowEstimate", "lens_estimator"]
 
 
 @dataclass(frozen=True)
 class DefocusEstimate:
-    """What one or more pictures say about their lens.
+    """Estimate of the defocus of one or more images.
 
-    Shape:
-        - radius: (B, h, w), root mean square radius of the blur in pixels, one value per 8 x 8 pixels
-        - confidence: (B, h, w), how sharply the logarithm of the radius is known (reciprocal scale of its error)
-        - statistics: (B, P), sums over windows from which the aperture is read; those of pictures taken through the
-          same lens add up
+    Attributes:
+        radius: defocus map (B, h, w): root mean square radius of the blur in pixels, one value per 8 x 8 pixels.
+        confidence: (B, h, w), reciprocal scale of the error of the log radius.
+        statistics: (B, P), sums over windows that determine the pupil function; those of images with the same lens add
+            up.
     """
 
     radius: Tensor
@@ -46,13 +56,13 @@ class DefocusEstimate:
 
     @staticmethod
     def pool(estimates: Sequence[DefocusEstimate]) -> Tensor:
-        """The statistics of several estimates of one lens: (B, P)."""
+        """Return the joint statistics of several estimates of one lens: (B, P)."""
         return torch.stack([estimate.statistics for estimate in estimates]).sum(0)
 
 
 @dataclass(frozen=True)
 class WindowEstimate:
-    """What every window says: log radius and log confidence (...), evidence (..., E, D), its weight (...)."""
+    """Predictions per window: log radius and log confidence (...), evidence (..., E, D) and its weight (...)."""
 
     log_radius: Tensor
     log_confidence: Tensor
@@ -61,14 +71,20 @@ class WindowEstimate:
 
 
 class DefocusEstimator(nn.Module):
-    """Estimates the lens that took a picture.
+    """Estimator of the pupil function and the defocus map of an image.
 
-    Shape:
-        - input: (B, 3, H, W), RGB in [0, 1], H and W at least 32
-        - output: :class:`DefocusEstimate`
+    Args:
+        width: channels of the evidence.
+        aperture_width: channels of the network that predicts the pupil function.
+        rings: radial samples of the pupil function.
+        aperture_size: side A of the rasterized pupil function in pixels.
+        reach: half side of the raster in units of the root mean square radius.
+        known: number of known pupil functions that can be stored.
+
+    Shape: x (B, 3, H, W), RGB in [0, 1], H and W at least 32 -> :class:`DefocusEstimate`.
 
     Raises:
-        ValueError: the picture is not (B, 3, H, W) or smaller than 32 x 32.
+        ValueError: The image is not (B, 3, H, W) or smaller than 32 x 32.
     """
 
     def __init__(
@@ -99,19 +115,25 @@ class DefocusEstimator(nn.Module):
             nn.GELU(), _around(wide, rings, 1),
         )  # fmt: skip
         self.register_buffer("cartesian", cartesian_matrix(rings, DIRECTIONS, aperture_size, reach), persistent=False)
-        # known apertures, and what was said of them; empty until :meth:`remember`
+        # Known pupil functions, and the predictions for them; empty until add_known. 8 and 16 bits keep the file small.
         self.register_buffer("known", torch.zeros(known, aperture_size, aperture_size, dtype=torch.uint8))
         self.register_buffer("said", torch.zeros(known, rings, DIRECTIONS, dtype=torch.float16))
 
-    def forward(self, x: Tensor) -> DefocusEstimate:
-        """Read the lens from (B, 3, H, W)."""
+    def forward(self, x: Tensor, noise_std: float | Tensor = 1 / 255) -> DefocusEstimate:
+        """Return the estimate for images.
+
+        Args:
+            x: images (B, 3, H, W).
+            noise_std: standard deviation of the noise of the stored values, one for all images or (B,). The part of
+                the spectrum below the noise does not count as blur.
+        """
         if x.ndim != 4 or x.shape[1] != 3 or min(x.shape[-2:]) < WINDOW:
             raise ValueError(f"DefocusEstimator: expected (B, 3, H, W) with H, W >= {WINDOW}, got {tuple(x.shape)}")
-        reading = self.read(self.spectra(x).flatten(1, 2))
+        reading = self.read(self.spectra(x, noise_std).flatten(1, 2))
         cells, windows = ([(n - cut) // STRIDE + more for n in x.shape[-2:]] for cut, more in ((0, 0), (WINDOW, 1)))
 
         def on_grid(values: Tensor) -> Tensor:
-            # windows reach over the grid of cells, the outermost cells take the nearest window's answer
+            # Windows are larger than the cells of the map: the outermost cells take the value of the nearest window.
             grid = values.view(len(x), 1, *windows)
             side = [n - m for n, m in zip(cells, windows, strict=True)]
             pad = (side[1] // 2, side[1] - side[1] // 2, side[0] // 2, side[0] - side[0] // 2)
@@ -124,7 +146,7 @@ class DefocusEstimator(nn.Module):
         )
 
     def read(self, spectra: Tensor) -> WindowEstimate:
-        """What every window says: (..., F, D) of :class:`WindowSpectra` -> (...)."""
+        """Return the predictions for window spectra (..., F, D) of :class:`WindowSpectra`."""
         shape = spectra.shape[:-2]
         answer = self.window_net(spectra.reshape(-1, SCALES, DIRECTIONS) / 4 - 0.5).view(*shape, 3)
         log_radius, log_confidence, log_weight = answer.unbind(-1)
@@ -134,43 +156,49 @@ class DefocusEstimator(nn.Module):
         return WindowEstimate(log_radius, log_confidence.clamp(-2, 4), evidence, log_weight.clamp(-8, 4).exp())
 
     def statistics(self, reading: WindowEstimate) -> Tensor:
-        """Evidence summed over windows: (..., windows) -> (..., P)."""
+        """Return the evidence summed over windows: (..., windows) -> (..., P)."""
         sums = (reading.evidence * reading.weight[..., None, None]).sum(-3).flatten(-2)
         return torch.cat([sums, reading.weight.sum(-1, keepdim=True)], dim=-1)
 
     def code(self, statistics: Tensor) -> Tensor:
-        """The aperture in polar coordinates, as log transmission: (B, P) -> (B, D), D = rings * directions."""
+        """Return the log transmission of the pupil function in polar coordinates: (B, P) -> (B, rings * directions)."""
         sums, total = statistics[:, :-1], statistics[:, -1:]
         mean = (sums / (total + 1e-3)).view(-1, self.width, DIRECTIONS)
         amount = (total / 20).log1p()[..., None].expand(-1, -1, DIRECTIONS)
         return self.aperture_net(torch.cat([mean, amount], dim=1)).flatten(1)
 
     def aperture(self, statistics: Tensor) -> Tensor:
-        """Mean of the apertures that fit, at unit root mean square radius: (B, P) -> (B, A, A), summing to 1."""
+        """Return the estimated pupil function, with unit sum: (B, P) -> (B, A, A)."""
         logits = self.code(statistics) @ self.cartesian.T
         return torch.softmax(logits, dim=-1).unflatten(1, (self.aperture_size, self.aperture_size))
 
-    def plausible(self, statistics: Tensor, count: int) -> Tensor:
-        """Apertures that fit, the most likely first: (P,) -> (N, A, A), N = `count`, each summing to 1.
+    def candidates(self, statistics: Tensor, count: int) -> Tensor:
+        """Return candidate pupil functions, the most likely first, each with unit sum.
 
-        They are known apertures of which the estimator said nearly what it says now, turned and mirrored to fit; one
-        that has not been told any (:meth:`remember`) can only repeat the mean.
+        Candidates are the known pupil functions whose stored predictions are nearest to the current one, rotated and
+        reflected to fit. Without known ones (:meth:`add_known`) the estimate is repeated.
+
+        Args:
+            statistics: statistics of an estimate.
+            count: number of candidates N.
+
+        Shape: statistics (P,) -> (N, A, A).
         """
         mean = self.aperture(statistics[None])
         if not bool(self.said.any()):
             return mean.expand(count, -1, -1)
         said = polar_samples(mean, self.rings, DIRECTIONS)[0]
-        distance, angle, mirrored = alignments(said, self.said.float())
+        distance, angle, mirrored = align_pupils(said, self.said.float())
         near = distance.topk(min(count, len(distance)), largest=False).indices
-        return turned(self.known[near].float(), angle[near], mirrored[near])
+        return rotate_pupil(self.known[near].float(), angle[near], mirrored[near])
 
-    def remember(self, statistics: Tensor, apertures: Tensor) -> None:
-        """Be told the truth about lenses: (L, P) and (L, A, A), L as many as the estimator was made for."""
+    def add_known(self, statistics: Tensor, apertures: Tensor) -> None:
+        """Store the predictions for known pupil functions: statistics (L, P), apertures (L, A, A), L = ``known``."""
         self.said.copy_(polar_samples(self.aperture(statistics), self.rings, DIRECTIONS))
         self.known.copy_((apertures / apertures.amax((1, 2), keepdim=True) * 255).round())
 
     def kernels(self, statistics: Tensor, radius: Tensor, *, size: int = 17) -> Tensor:
-        """Point spread functions of the estimated aperture: (P,), (L,) root mean square radii -> (L, K, K)."""
+        """Return the PSFs of the estimated pupil function at root mean square radii: (P,), (L,) -> (L, K, K)."""
         return rasterize_pupil(self.aperture(statistics[None])[0], radius, size=size, reach=self.reach)
 
 
@@ -180,7 +208,7 @@ class _Mean(nn.Module):
 
 
 class _Share(nn.Module):
-    """Tells every direction what the others are like on average."""
+    """Layer that adds a function of the mean over directions to every direction."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -196,5 +224,5 @@ def _around(inputs: int, outputs: int, size: int = 5) -> nn.Conv1d:
 
 @register_model("lens_estimator", kind="estimator")
 def lens_estimator(**config: Any) -> DefocusEstimator:
-    """:class:`DefocusEstimator`; shipped as "lens_estimator"."""
+    """Build a :class:`DefocusEstimator`; weights are included as "lens_estimator"."""
     return DefocusEstimator(**config)

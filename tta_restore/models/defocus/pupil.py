@@ -1,4 +1,4 @@
-"""Pictures of apertures: drawn from polar values, turned, compared, and scaled to point spread functions."""
+"""Pupil functions on a raster: polar sampling, rotation, alignment, and scaling to point spread functions."""
 
 from __future__ import annotations
 
@@ -8,18 +8,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+__all__ = ["align_pupils", "cartesian_matrix", "polar_samples", "rasterize_pupil", "rotate_pupil"]
+
 
 def rasterize_pupil(picture: Tensor, radius: Tensor, *, size: int, reach: float, supersample: int = 3) -> Tensor:
-    """Scale aperture pictures to root mean square radii in pixels.
+    """Return the point spread functions (PSFs) of pupil functions at given radii.
+
+    Args:
+        picture: pupil functions over [-reach, reach] in units of their root mean square radius.
+        radius: root mean square radii of the PSFs in pixels.
+        size: odd side K of the PSFs in pixels.
+        reach: half side of the raster of ``picture``.
+        supersample: samples per pixel and axis, averaged.
 
     Shape:
-        - picture: (A, A) or (L, A, A) over [-reach, reach] in units of its root mean square radius
-        - radius: (L,), pixels
-        - output: (L, K, K) with K = `size`, each summing to 1
+        - picture: (A, A) or (L, A, A)
+        - radius: (L,)
+        - output: (L, K, K), each with unit sum
     """
     fine = size * supersample
     axis = (torch.arange(fine, dtype=picture.dtype, device=picture.device) - (fine - 1) / 2) / supersample
-    scaled = axis / (radius.clamp(min=0.05)[:, None] * reach)  # (L, fine), the picture spans [-1, 1]
+    scaled = axis / (radius.clamp(min=0.05)[:, None] * reach)  # (L, fine); the raster spans [-1, 1]
     grid = torch.stack(torch.broadcast_tensors(scaled[:, None, :], scaled[:, :, None]), dim=-1)
     pictures = picture.expand(len(radius), -1, -1)[:, None]
     sampled = F.grid_sample(pictures, grid, align_corners=False)
@@ -31,7 +40,7 @@ def rasterize_pupil(picture: Tensor, radius: Tensor, *, size: int, reach: float,
 
 
 def cartesian_matrix(rings: int, directions: int, size: int, reach: float) -> Tensor:
-    """Bilinear samples of polar values (rings, directions over half a turn, the other half alike): (size^2, cells)."""
+    """Return the matrix that samples polar values, symmetric under half a turn, on a raster: (size^2, cells)."""
     axis = ((torch.arange(size) + 0.5) / size * 2 - 1) * reach
     y, x = torch.meshgrid(axis, axis, indexing="ij")
     ring = ((x * x + y * y).sqrt() / reach * rings - 0.5).clamp(0, rings - 1).flatten()
@@ -48,11 +57,16 @@ def cartesian_matrix(rings: int, directions: int, size: int, reach: float) -> Te
 
 
 def polar_samples(pictures: Tensor, rings: int, directions: int) -> Tensor:
-    """Pictures on a polar grid over half a turn, rings weighted so that distances are those of the pictures.
+    """Return pupil functions on a polar grid over half a turn.
 
-    Shape:
-        - pictures: (L, A, A), alike under half a turn
-        - output: (L, rings, directions)
+    Rings are weighted by the square root of their radius, so that distances equal those on the raster.
+
+    Args:
+        pictures: pupil functions, symmetric under half a turn.
+        rings: number of radii.
+        directions: number of directions.
+
+    Shape: pictures (L, A, A) -> (L, rings, directions).
     """
     radius = (torch.arange(rings, device=pictures.device) + 0.5) / rings
     angle = torch.arange(directions, device=pictures.device) * (math.pi / directions)
@@ -61,12 +75,15 @@ def polar_samples(pictures: Tensor, rings: int, directions: int) -> Tensor:
     return sampled[:, 0] * radius.sqrt()[:, None]
 
 
-def turned(pictures: Tensor, angle: Tensor, mirrored: Tensor) -> Tensor:
-    """Pictures mirrored top to bottom where asked, then turned from the x towards the y axis, each summing to 1.
+def rotate_pupil(pictures: Tensor, angle: Tensor, mirrored: Tensor) -> Tensor:
+    """Return pupil functions reflected top to bottom where ``mirrored``, then rotated, each with unit sum.
 
-    Shape:
-        - pictures: (L, A, A); angle: (L,), rad; mirrored: (L,), bool
-        - output: (L, A, A)
+    Args:
+        pictures: pupil functions.
+        angle: angles from the x towards the y axis in radians.
+        mirrored: whether each is reflected first, bool.
+
+    Shape: pictures (L, A, A), angle (L,), mirrored (L,) -> (L, A, A).
     """
     upright = torch.where(mirrored[:, None, None], pictures.flip(1), pictures)
     cos, sin, zero = torch.cos(angle), torch.sin(angle), torch.zeros_like(angle)
@@ -76,16 +93,21 @@ def turned(pictures: Tensor, angle: Tensor, mirrored: Tensor) -> Tensor:
     return drawn / drawn.sum((1, 2), keepdim=True)
 
 
-def alignments(query: Tensor, known: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """How far a polar picture is from others at best, over all turns and reflections, and which those are.
+def align_pupils(query: Tensor, known: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the rotations and reflections that bring known pupil functions closest to a query.
+
+    Args:
+        query: polar samples of one pupil function, see :func:`polar_samples`.
+        known: polar samples of the others.
 
     Shape:
-        - query: (rings, directions); known: (L, rings, directions), see :func:`polar_samples`
-        - output: squared distances (L,); angles (L,) in rad and reflections (L,) that bring each `known` to the query
+        - query: (rings, directions)
+        - known: (L, rings, directions)
+        - output: squared distances (L,), angles (L,) in radians, reflections (L,)
     """
     steps = query.shape[-1]
     spectrum, others = torch.fft.rfft(query, dim=-1), torch.fft.rfft(known, dim=-1)
-    # correlation with the upright and the mirrored picture, summed over rings, at every turn at once
+    # Circular correlation over directions by FFT, summed over rings: all rotations of both reflections at once.
     products = torch.stack([(spectrum.conj() * other).sum(1) for other in (others, others.conj())], dim=1)
     match = torch.fft.irfft(products, n=steps, dim=-1)  # (L, 2, steps)
     best, place = match.flatten(1).max(1)

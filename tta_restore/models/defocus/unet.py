@@ -1,4 +1,4 @@
-"""A small restorer for defocus: residual U-Net at half resolution, about half a million parameters."""
+"""Small residual U-Net at half resolution for defocus deblurring, optionally conditioned on the estimated PSF."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from tta_restore.models.defocus.estimator import DefocusEstimate, DefocusEstimat
 from tta_restore.models.defocus.spectra import WINDOW
 from tta_restore.models.registry import register_model
 
+__all__ = ["ConditionedDefocusUNet", "DefocusUNet", "conditioned_lens_unet", "lens_unet"]
+
 
 def _zero(layer: nn.Module) -> None:
     for parameter in layer.parameters():
@@ -19,7 +21,7 @@ def _zero(layer: nn.Module) -> None:
 
 
 class _Block(nn.Module):
-    """Two convolutions with a skip; `code` scales and shifts the hidden channels where the network is conditioned."""
+    """Residual block of two convolutions; a conditioning vector scales and shifts the hidden channels."""
 
     def __init__(self, channels: int, code_dim: int = 0) -> None:
         super().__init__()
@@ -39,13 +41,15 @@ class _Block(nn.Module):
 
 
 class DefocusUNet(nn.Module):
-    """Restores a defocused picture as the picture plus a correction; sizes that are no multiple of 8 are padded inside.
+    """Residual U-Net for defocus deblurring, about half a million parameters; any size is padded inside.
 
-    Shape:
-        - input: (B, 3, H, W), RGB in [0, 1]
-        - output: (B, 3, H, W), not clipped
+    Args:
+        widths: channels at a half, a quarter and an eighth of the size.
+        blocks: residual blocks per stage.
+        planes: additional input planes of a conditioned network, see :class:`ConditionedDefocusUNet`.
+        code_dim: width of the conditioning vector; 0 for none.
 
-    `planes` extra input planes and a `code_dim` vector condition it (:class:`ConditionedDefocusUNet`).
+    Shape: x (B, 3, H, W), RGB in [0, 1] -> (B, 3, H, W), not clamped.
     """
 
     def __init__(
@@ -67,7 +71,7 @@ class DefocusUNet(nn.Module):
         _zero(self.head)
 
     def forward(self, x: Tensor, planes: Tensor | None = None, code: Tensor | None = None) -> Tensor:
-        """Restore (B, 3, H, W); `planes` (B, P, h, w) and `code` (B, D) are what it is conditioned on."""
+        """Return the restored image, conditioned on ``planes`` (B, P, h, w) and ``code`` (B, D) if given."""
         height, width = x.shape[-2:]
         pad = (0, -width % 8, 0, -height % 8)
         padded = F.pad(x, pad, mode="replicate")
@@ -89,14 +93,17 @@ class DefocusUNet(nn.Module):
 
 
 class ConditionedDefocusUNet(nn.Module):
-    """A :class:`DefocusUNet` that is told the lens: blur radius as input planes, aperture code in every block.
+    """:class:`DefocusUNet` conditioned on the estimated defocus map and pupil function.
 
-    The lens comes from a :class:`DefocusEstimator` that it carries frozen, so it needs no training at test time:
-    the strongest rival of adaptation.
+    The map enters as input planes, the pupil function in every block. Both come from a frozen
+    :class:`DefocusEstimator`, so that nothing is trained at test time: the strongest baseline of adaptation.
 
-    Shape:
-        - input: (B, 3, H, W), RGB in [0, 1]
-        - output: (B, 3, H, W), not clipped
+    Args:
+        widths: see :class:`DefocusUNet`.
+        blocks: see :class:`DefocusUNet`.
+        estimator_config: arguments of the :class:`DefocusEstimator`.
+
+    Shape: x (B, 3, H, W), RGB in [0, 1] -> (B, 3, H, W), not clamped.
     """
 
     def __init__(
@@ -108,10 +115,10 @@ class ConditionedDefocusUNet(nn.Module):
         self.project = nn.Linear(self.estimator.code_dim, 32)
 
     def forward(self, x: Tensor, estimate: DefocusEstimate | None = None) -> Tensor:
-        """Restore (B, 3, H, W) through the lens of `estimate`, by default the one read from `x`."""
+        """Return the restored image, conditioned on ``estimate`` or, without one, on the estimate for ``x``."""
         if estimate is None:
             with torch.no_grad():
-                # smaller pictures are read with their border continued
+                # The estimator needs 32 x 32 pixels: smaller images are extended by their border.
                 short = [max(WINDOW - side, 0) for side in x.shape[-2:]]
                 estimate = self.estimator(F.pad(x, (0, short[1], 0, short[0]), mode="replicate"))
         planes = torch.stack([estimate.radius.clamp(max=8) / 4, estimate.confidence.clamp(max=8) / 4], dim=1)
@@ -121,11 +128,11 @@ class ConditionedDefocusUNet(nn.Module):
 
 @register_model("lens_unet", kind="restorer")
 def lens_unet(**config: Any) -> DefocusUNet:
-    """:class:`DefocusUNet`; shipped as "specialist" and "generalist"."""
+    """Build a :class:`DefocusUNet`; weights are included as "specialist" and "generalist"."""
     return DefocusUNet(**config)
 
 
 @register_model("conditioned_lens_unet", kind="restorer")
 def conditioned_lens_unet(**config: Any) -> ConditionedDefocusUNet:
-    """:class:`ConditionedDefocusUNet`; shipped as "conditioned"."""
+    """Build a :class:`ConditionedDefocusUNet`; weights are included as "conditioned"."""
     return ConditionedDefocusUNet(**config)

@@ -1,10 +1,6 @@
-"""The iterative filter adaptive network (IFAN), its reblurring network and its checkpoints."""
+"""Iterative filter adaptive network (IFAN), its reblurring network and its checkpoints."""
 
-from typing import Any
+from tta_restore.models.ifan.network import IFAN, IFANDual, IFANTraining
+from tta_restore.models.ifan.reblur import IFANReblur
 
-from tta_restore._core.lazy import submodule
-
-
-def __getattr__(name: str) -> Any:
-    """Import a module of this package when it is first named."""
-    return submodule(__name__, name)
+__all__ = ["IFAN", "IFANDual", "IFANReblur", "IFANTraining"]

@@ -1,4 +1,4 @@
-"""Official IFAN checkpoints: their names, what configuration they tell, and the mistake that they were trained with."""
+"""Official IFAN checkpoints: key conversion and inferred configuration."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
+
+__all__ = ["network", "network_config", "official_names", "reblurring", "reblurring_config"]
 
 _NETWORK, _REBLURRING = "Network.", "reblurNet."
 _PREFIXES = {
@@ -26,24 +28,24 @@ _REBLURRING_PREFIXES = {"RBF.": "predictor."}
 
 
 def network(weights: Mapping[str, Tensor], *, warn: bool) -> dict[str, Tensor]:
-    """The deblurring network's weights under our names; weights that have our names already as they are.
+    """Return the weights of the deblurring network under this package's keys; own keys pass unchanged.
 
-    ``warn`` of official names, for a model that nobody told which taps its horizontal passes read.
+    With ``warn``, official keys raise a warning, for a model whose ``horizontal`` was not set.
     """
     renamed = _renamed(weights, _NETWORK, _PREFIXES, warn)
     head = renamed.get("adaptive.weight")
-    if head is not None and head.ndim == 4:  # a 1x1 convolution there, a matrix here
+    if head is not None and head.ndim == 4:  # official files hold a 1x1 convolution, the block holds a matrix
         renamed["adaptive.weight"] = head.flatten(1)
     return renamed
 
 
 def reblurring(weights: Mapping[str, Tensor], *, warn: bool) -> dict[str, Tensor]:
-    """Like :func:`network`, of the reblurring network."""
+    """Return the weights of the reblurring network under this package's keys, see :func:`network`."""
     return _renamed(weights, _REBLURRING, _REBLURRING_PREFIXES, warn)
 
 
 def official_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our names to those of the release, without what it puts in front; for the network or the reblurring network."""
+    """Return own weights under official keys, without their common prefix, for either network."""
     renamed = {}
     for name, tensor in weights.items():
         tables = (*_PREFIXES.items(), *_REBLURRING_PREFIXES.items())
@@ -53,29 +55,28 @@ def official_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def network_config(weights: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Configuration that the shapes and names tell; K is not among it and taken to be 3.
+    """Return the configuration implied by keys and shapes; K cannot be inferred and is taken to be 3.
 
-    Weights with official names are taken to be trained like all released ones, with ``horizontal="vertical"``.
+    Official keys imply ``horizontal="vertical"``, with which all released weights were trained.
     """
     official = _is_official(weights, _NETWORK, _PREFIXES)
     own = network(weights, warn=False)
-    try:
-        width = own["encoder.stage1.0.0.weight"].shape[0]
-        rows = own["adaptive.bias"].shape[0]
-    except KeyError:
-        return {}  # not ours: what is missing is told when it is loaded
-    config: dict[str, Any] = {
-        "base_channels": width,
-        "num_steps": max(rows // (4 * width * 7), 1),
-        "num_res_blocks": _units(own, "filter_features.1."),
-    }
+    first, rows = own.get("encoder.stage1.0.0.weight"), own.get("adaptive.bias")
+    if first is None or "decoder.enter.0.0.weight" not in own:
+        return {}  # another network: loading reports what is missing
+    config: dict[str, Any] = {"base_channels": first.shape[0]}
     if "disparity.0.0.weight" not in own:
         config["disparity"] = False
+    if rows is None:
+        config["filters"] = False
+        return config if "disparity" in config else config | {"num_res_blocks": _units(own, "disparity.1.")}
+    config["num_steps"] = max(rows.shape[0] // (4 * first.shape[0] * 7), 1)
+    config["num_res_blocks"] = _units(own, "filter_features.1.")
     return config | ({"horizontal": "vertical"} if official else {})
 
 
 def reblurring_config(weights: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Like :func:`network_config`, of the reblurring network."""
+    """Return the configuration of a reblurring network, see :func:`network_config`."""
     official = _is_official(weights, _REBLURRING, _REBLURRING_PREFIXES)
     own = reblurring(weights, warn=False)
     try:
@@ -101,7 +102,7 @@ def _own_name(name: str, prefixes: Mapping[str, str]) -> str | None:
 
 
 def _chosen(weights: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
-    """Weights of one part of a file that holds both networks, or of a file that holds only one, without its name."""
+    """Return the weights of one network of a file that holds one or both, without its prefix."""
     inside = {name.removeprefix(part): tensor for name, tensor in weights.items() if name.startswith(part)}
     return inside or dict(weights)
 
@@ -113,9 +114,9 @@ def _is_official(weights: Mapping[str, Tensor], part: str, prefixes: Mapping[str
 def _renamed(weights: Mapping[str, Tensor], part: str, prefixes: Mapping[str, str], warn: bool) -> dict[str, Tensor]:
     if warn and _is_official(weights, part, prefixes):
         warnings.warn(
-            "load_checkpoint: these weights have the official names of IFAN, and all released ones were trained with "
-            'horizontal="vertical"; the model, which was not told, has "own". Pass horizontal="vertical", or "own" if '
-            "they were trained with the correction.",
+            "load_checkpoint: these weights have official IFAN keys, and all released ones were trained with "
+            'horizontal="vertical", but the model has the default "own". Pass horizontal="vertical", or "own" if '
+            "they were trained with separate horizontal filters.",
             stacklevel=4,
         )
     return {_own_name(name, prefixes) or name: tensor for name, tensor in _chosen(weights, part).items()}

@@ -1,6 +1,6 @@
-"""The reblurring network of IFAN: it makes the predicted filters know the blur.
+"""Reblurring network of IFAN, used in training only.
 
-Source: Iterative Filter Adaptive Network for Single Image Defocus Deblurring (Lee, Son, Rim, Cho, Lee; CVPR 2021).
+Source: Lee et al., Iterative filter adaptive network for single image defocus deblurring, CVPR 2021.
 """
 
 from __future__ import annotations
@@ -15,34 +15,36 @@ from tta_restore._core import checks
 from tta_restore.models.ifan import checkpoint
 from tta_restore.models.ifan.network import REDUCTION, xavier_uniform
 from tta_restore.models.registry import register_model
-from tta_restore.nn import IterativeAdaptiveConv2d, ResidualChain
-from tta_restore.nn.residual import activated_conv
+from tta_restore.nn import IterativeAdaptiveConv2d
+from tta_restore.nn.residual import ResidualChain, activated_conv
 from tta_restore.ops.adaptive_conv import Horizontal
+
+__all__ = ["IFANReblur"]
 
 
 @register_model("ifan_reblur", kind="reblurrer")
 class IFANReblur(nn.Module):
-    """Turns the filters that deblur a picture into filters that blur its sharp version; for training only.
+    """Network that turns deblurring filters into filters that blur the sharp image, for a training loss.
 
     Args:
-        base_channels: those of the deblurring network, likewise the next four.
-        num_steps: N.
-        kernel_size: K.
+        base_channels: base channels of the deblurring network.
+        num_steps: number N of steps of the deblurring network.
+        kernel_size: filter length K of the deblurring network.
         num_res_blocks: units of each residual chain.
-        horizontal: which taps horizontal passes read.
-        reblur_steps: how often the reblurring filters are applied; None for N. (The published configuration of 26 steps
-            has 9, those of 35 and 44 have 17.)
-        reblur_kernel_size: their size, odd; None for K.
-        device: of the parameters.
-        dtype: of the parameters.
+        horizontal: filters of the horizontal passes, see :class:`tta_restore.models.ifan.network.IFAN`.
+        reblur_steps: number of steps of the reblurring filters; None for N. The official configuration of 26 steps has
+            9, those of 35 and 44 have 17.
+        reblur_kernel_size: odd length of the reblurring filters; None for K.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
 
     Shape:
         - sharp: (B, 3, H, W), RGB in [0, 1], H and W multiples of 8
         - filters: (B, N*C*(2K+1), H/8, W/8), C = 4 * base_channels
         - output: (B, 3, H/8, W/8)
 
-    19 139 685 parameters by default. The sharp picture is reduced by taking the first pixel of every 8x8 block; what
-    the result is compared with is reduced by averaging. Both as published.
+    Source: Lee et al., CVPR 2021. As published, the sharp image is reduced to the first pixel of every 8 x 8 block,
+    while the loss reduces the observation by averaging. The default network has 19 139 685 parameters.
     """
 
     name = "ifan_reblur"
@@ -80,25 +82,25 @@ class IFANReblur(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw all weights anew, as published."""
+        """Draw all weights again, as published."""
         xavier_uniform(self)
 
     @property
     def horizontal(self) -> Horizontal:
-        """Which taps the horizontal passes read."""
+        """Filters of the horizontal passes: separate ("own") or those of the vertical passes ("vertical")."""
         return self.reblur.horizontal
 
     def convert_state_dict(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Official names to ours; what belongs to the deblurring network is left out."""
+        """Rename official keys; those of the deblurring network are dropped."""
         return checkpoint.reblurring(weights, warn=not self._chosen)
 
     @classmethod
     def config_of_state_dict(cls, weights: Mapping[str, Tensor]) -> dict[str, Any]:
-        """The configuration that these weights belong to."""
+        """Return the configuration of the weights' network; empty for weights of another one."""
         return checkpoint.reblurring_config(weights)
 
     def forward(self, sharp: Tensor, filters: Tensor) -> Tensor:
-        """Blur ``sharp``, at an eighth of its size, as ``filters`` tell."""
+        """Return ``sharp`` at an eighth of its size, blurred by filters predicted from ``filters``."""
         checks.expect_floating(self.name, sharp=sharp, filters=filters)
         b, _, h, w = checks.expect_shape(self.name, "sharp", sharp, "(B, 3, H, W)", (None, 3, None, None))
         if h % REDUCTION or w % REDUCTION:

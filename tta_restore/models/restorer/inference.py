@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -18,8 +18,10 @@ _SIDES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128)
 _AGREEING = 3  # trials that have to lack the same border
 
 
-def measure(module: nn.Module | Callable[..., Any], like: Tensor) -> RestorerSpec:
-    """Spec of ``module`` from runs on small noise with the channels, dtype and device of ``like``.
+def infer_spec(
+    module: nn.Module | Callable[..., Any], like: Tensor, arguments: Mapping[str, Any] | None = None
+) -> RestorerSpec:
+    """Infer the specification of a model from runs on small noise with the channels, dtype and device of ``like``.
 
     The multiple is the smallest power of two of which odd multiples near 64 pixels run and give an image of the right
     size; a few larger sides are not tried, so a declared spec is to be preferred. Nothing stays changed in the module.
@@ -36,7 +38,7 @@ def measure(module: nn.Module | Callable[..., Any], like: Tensor) -> RestorerSpe
             (1, *like.shape[1:-2], height, width), generator=generator, dtype=torch.float32, device="cpu"
         )
         try:
-            raw = module(noise.to(like))
+            raw = module(noise.to(like), **_resized(arguments or {}, like, height, width))
         except Exception:  # whatever a third-party model raises for a size it cannot take
             return None
         return raw if all(leaf.isfinite().all() for _, leaf in leaves(raw)) else None
@@ -73,7 +75,7 @@ def measure(module: nn.Module | Callable[..., Any], like: Tensor) -> RestorerSpe
         if found is None:  # a model of one fixed size, perhaps this one
             size = (like.shape[-2], like.shape[-1])
             try:
-                raw = module(like.clone())
+                raw = module(like.clone(), **(arguments or {}))
             except torch.OutOfMemoryError:
                 raise
             except Exception as error:
@@ -97,6 +99,16 @@ def measure(module: nn.Module | Callable[..., Any], like: Tensor) -> RestorerSpe
             found = scale, SizeRequirements(), 0
     scale, size, border = found
     return RestorerSpec(scale=scale, size=size, frames=None if clips else 1, border=border)
+
+
+def _resized(arguments: Mapping[str, Any], like: Tensor, height: int, width: int) -> dict[str, Any]:
+    """Keywords for noise of these sides: maps of the frame's size are continued by their first value."""
+    return {
+        name: value[..., :1, :1].expand(*value.shape[:-2], height, width)
+        if isinstance(value, Tensor) and value.ndim >= 3 and value.shape[-2:] == like.shape[-2:]
+        else value
+        for name, value in arguments.items()
+    }
 
 
 def _gives(raw: Any, spec: RestorerSpec, side: int, clips: bool) -> bool:

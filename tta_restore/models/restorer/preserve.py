@@ -34,9 +34,9 @@ def preserve_state(module: nn.Module, *, training: bool | None = None) -> Iterat
         if module.training != mode:
             module.train(mode)  # a module may do more than set flags here; the flags themselves follow below
         for m, old, (parameters, own_buffers) in zip(modules, attributes, tables, strict=True):
-            _put_back(m.__dict__, old)
-            _put_back(m._parameters, parameters)
-            _put_back(m._buffers, own_buffers)
+            put_back(m.__dict__, old)
+            put_back(m._parameters, parameters)
+            put_back(m._buffers, own_buffers)
         for parameter, old in data:
             if parameter.data_ptr() != old.data_ptr():
                 parameter.data = old
@@ -46,7 +46,8 @@ def preserve_state(module: nn.Module, *, training: bool | None = None) -> Iterat
                     buffer.copy_(old)
 
 
-def _put_back(table: dict, old: dict) -> None:
+def put_back(table: dict, old: dict) -> None:
+    """Give a table the entries of an old copy of it, in place."""
     for key in [key for key in table if key not in old]:
         del table[key]
     for key, value in old.items():

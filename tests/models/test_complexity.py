@@ -1,0 +1,97 @@
+"""Counting multiplications: fused ops, biases, activations, and what the papers say of IFAN."""
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from tta_restore import models, ops
+
+FRAME = torch.empty(1, 3, 720, 1280, device="meta")
+APPLICATION = 128 * 90 * 160 * 17 * 2 * 3  # of filters to features, which the published count leaves out
+
+
+@pytest.mark.parametrize(("steps", "published"), [(8, 347.9), (17, 362.9), (26, 377.9), (35, 392.9), (44, 407.8)])
+def test_ifan_takes_what_its_paper_says(steps, published):
+    macs = models.count_macs(models.create_model("ifan", num_steps=steps, device="meta"), FRAME)
+    assert (macs.with_additions - APPLICATION * steps / 17) / 1e9 == pytest.approx(published, abs=0.05)
+
+
+def test_parts_of_ifan():
+    macs = models.count_macs(models.create_model("ifan", device="meta").eval(), FRAME)
+    convolutions, adaptive = (macs.by_operator[n] for n in ("aten.convolution", "tta_restore.iac_from_features"))
+    assert adaptive == 15232 * 128 * 90 * 160 + APPLICATION
+    assert (convolutions + adaptive - APPLICATION) / 1e9 == pytest.approx(361.51, abs=0.005)
+    assert macs.biases / 1e9 == pytest.approx(0.869, abs=5e-4)
+    assert macs.activations / 1e9 == pytest.approx(0.519, abs=5e-4)
+    # the released checkpoints' mode never predicts the taps that it does not read
+    quirk = models.count_macs(models.create_model("ifan", device="meta", horizontal="vertical"), FRAME)
+    assert (macs.total - quirk.total) / 1e9 == pytest.approx(12.03, abs=0.005)
+    dual = models.count_macs(models.create_model("ifan_dual", device="meta"), FRAME, FRAME, FRAME)
+    assert (dual.with_additions - APPLICATION) / 1e9 == pytest.approx(363.7, abs=0.05)
+    assert "multiply-adds" in str(macs)
+
+
+def test_nothing_of_the_model_is_touched():
+    model = models.create_model("ifan", base_channels=4, num_steps=2).train()
+    x = torch.rand(1, 3, 16, 16)
+    before = model(x)
+    assert models.count_macs(model, x).total > 0
+    assert torch.equal(model(x), before)
+    assert not any(m._forward_hooks for m in model.modules())
+    with pytest.raises(ValueError, match="multiples of 8"):
+        models.count_macs(model, torch.rand(1, 3, 15, 16))
+    assert not any(m._forward_hooks for m in model.modules())
+
+
+def test_only_modules_are_counted():
+    with pytest.raises(TypeError, match="count_macs: expected model to be a torch.nn.Module, got function"):
+        models.count_macs(lambda x: x, torch.rand(1, 3, 8, 8))
+
+
+def test_linear_layers_and_activations():
+    model = torch.nn.Sequential(torch.nn.Linear(5, 7), torch.nn.ReLU())
+    macs = models.count_macs(model, torch.empty(2, 5))
+    assert (macs.total, macs.biases, macs.activations) == (70, 14, 14)
+
+
+class TestFormulas:
+    """Operations of the registered ops, as torch's own counter sees them, forward and backward."""
+
+    def count(self, call, *tensors):
+        with FlopCounterMode(display=False) as forward:
+            out = call(*tensors)
+        with FlopCounterMode(display=False) as backward:
+            out.sum().backward()
+        return forward.get_total_flops(), backward.get_total_flops()
+
+    def rand(self, *shape):
+        return torch.rand(shape, requires_grad=True)
+
+    def test_sac_and_iac(self):
+        x, taps, filters = self.rand(2, 3, 4, 5), self.rand(2, 9, 4, 5), self.rand(2, 42, 4, 5)
+        size = 2 * 3 * 4 * 5
+        assert self.count(ops.sac, x, taps, taps) == (size * 12, size * 24)
+        assert self.count(lambda *a: ops.iac(*a, num_steps=2), x, filters) == (size * 24, size * 48)
+        assert self.count(lambda *a: ops.iac(*a, num_steps=2), x, filters.detach()) == (size * 24, size * 24)
+
+    @pytest.mark.parametrize(("horizontal", "rows"), [("own", 42), ("vertical", 24)])
+    def test_iac_from_features(self, horizontal, rows):
+        tensors = self.rand(2, 3, 4, 5), self.rand(2, 6, 4, 5), self.rand(42, 6), self.rand(42)
+
+        def call(*tensors):
+            return ops.iac_from_features(*tensors, num_steps=2, horizontal=horizontal)
+
+        use, prediction = 2 * 3 * 4 * 5 * 24, 2 * 2 * 6 * 4 * 5 * rows
+        assert self.count(call, *tensors) == (use + prediction, 2 * (use + prediction))
+        assert self.count(call, *tensors[:2], *(t.detach() for t in tensors[2:])) == (
+            use + prediction,
+            2 * use + prediction,
+        )
+
+
+def test_ops_run_on_meta_tensors():
+    x, features = (torch.empty(1, c, 4, 5, device="meta") for c in (3, 6))
+    out = ops.iac_from_features(x, features, *(torch.empty(s, device="meta") for s in ((42, 6), (42,))), num_steps=2)
+    assert (out.shape, out.device.type) == ((1, 3, 4, 5), "meta")
+    seeds, weights = (torch.empty(1, c, 4, 5, device="meta") for c in (2, 2))
+    assert ops.isotropic_reblur(x, seeds, weights, kernel_sizes=(3,)).shape == x.shape

@@ -1,0 +1,153 @@
+"""Calibrate a restorer on a few frames of a camera, and report what was found and gained."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from tta_restore.adapters.adapter import Adapter
+from tta_restore.adapters.methods.degradation_pairs import DegradationPairs
+from tta_restore.adapters.recommended import recommended
+
+__all__ = ["CalibrationReport", "calibrate"]
+
+_WORTH = 0.1  # dB on held-out pairs from which the calibrated model is recommended
+_MIN_TRUST = 0.05
+
+
+@dataclass(frozen=True)
+class CalibrationReport:
+    """Result of :func:`calibrate`; ``print`` it.
+
+    Attributes:
+        model: the calibrated model, a copy of the original with its own parameter names: its ``state_dict()`` loads
+            wherever the original's does. A copy of the original if nothing was gained.
+        frames: number of frames used.
+        steps: number of optimizer steps taken.
+        seconds: wall time.
+        task: what the model was found to remove.
+        degradation: estimated degradation of the frames: noise in 1/255, blur radius in pixels, JPEG quality.
+        gain: PSNR gain of the calibrated model over the original on held-out pairs, in dB.
+        trust: weight of the adapted model in the average that restores best, 0 to 1.
+        learning_rate: learning rate that was found.
+        gains: gain after each frame, in dB.
+        messages: remarks on single frames.
+    """
+
+    model: nn.Module
+    frames: int
+    steps: int
+    seconds: float
+    task: str
+    degradation: dict[str, float]
+    gain: float
+    trust: float
+    learning_rate: float | None
+    gains: tuple[float, ...] = ()
+    messages: tuple[str, ...] = field(default=(), repr=False)
+
+    @property
+    def worthwhile(self) -> bool:
+        """Whether the calibrated model is better than the original by 0.1 dB or more on held-out pairs."""
+        return self.gain >= _WORTH and self.trust >= _MIN_TRUST
+
+    @property
+    def verdict(self) -> str:
+        """``"worth using"`` or ``"no gain: keep the original"``, with numbers."""
+        if self.worthwhile:
+            return f"worth using: {self.gain:+.2f} dB on held-out pairs, trust {self.trust:.2f}"
+        return f"no gain: keep the original ({self.gain:+.2f} dB on held-out pairs, trust {self.trust:.2f})"
+
+    def __str__(self) -> str:
+        found = ", ".join(f"{name} {value:.3g}" for name, value in self.degradation.items())
+        lines = [
+            f"task           {self.task}",
+            f"frames         {self.frames}, {self.steps} steps, {self.seconds:.1f} s",
+            f"degradation    {found or 'not estimated'}",
+            f"gain by frame  {' '.join(f'{gain:+.2f}' for gain in self.gains)} dB on held-out pairs",
+            f"verdict        {self.verdict}",
+        ]
+        return "\n".join([*lines, *(f"               {message}" for message in self.messages)])
+
+
+def calibrate(model: Any, frames: Iterable[Tensor], *, budget: str | None = None, **options: Any) -> CalibrationReport:
+    """Adapt a restorer to the camera that took a few frames, once, and export the result.
+
+    Frames are used one after another until the adapter is steady, the frames end, or the budget is spent. 5 to 25
+    frames of one camera with one setting are a good number.
+
+    Args:
+        model: a restorer (module, function, spandrel descriptor or :class:`tta_restore.models.Restorer`), or an
+            :class:`Adapter`, which is left with what it learned.
+        frames: degraded frames (B, C, H, W) or (C, H, W), RGB in [0, 1], on the model's device. Read one at a time.
+        budget: total time such as ``"60s"``; None for no limit. ``"10x"`` limits each frame to 10 times a plain forward
+            pass.
+        options: options of the adapter that :func:`recommended` makes for a model, such as ``task`` or ``seed``.
+
+    Raises:
+        ValueError: there is no frame, the budget is malformed, or the adapter learns nothing.
+        TypeError: ``options`` are given with an adapter.
+    """
+    seconds = _seconds(budget)
+    if isinstance(model, Adapter):
+        if options:
+            raise TypeError(f"calibrate: an adapter takes no options, got {', '.join(options)}")
+        adapter = model
+    else:
+        adapter = recommended(model, **options)
+    if not isinstance(adapter, DegradationPairs):
+        raise ValueError(f"calibrate: expected an adapter that learns from pairs, got {type(adapter).__name__}")
+    started, steps, count = time.perf_counter(), 0, 0
+    gains: list[float] = []
+    messages: list[str] = []
+    for frame in frames:
+        left = None if seconds is None else seconds - (time.perf_counter() - started)
+        if left is not None and left <= 0:
+            messages.append(f"the budget of {budget} was spent after {count} frames")
+            break
+        limit = budget if seconds is None else f"{left:.3f}s"
+        with adapter.limited_to(limit):
+            report = adapter.adapt(frame[None] if frame.ndim == 3 else frame)
+        count, steps = count + 1, steps + report.steps
+        gains.append(report.metrics.get("lead", 0.0))
+        messages += [f"frame {count}: {remark}" for remark in report.messages]
+        if adapter.phase == "steady":
+            break
+    if not count:
+        raise ValueError("calibrate: expected at least one frame, got none")
+    reading, memory = adapter.reading, adapter.memory
+    gain = memory["exported_lead"]
+    mean = {} if reading is None else reading.mean
+    worthwhile = gain >= _WORTH and memory["weights"][2] >= _MIN_TRUST
+    return CalibrationReport(
+        model=adapter.export() if worthwhile else adapter.export("source"),
+        frames=count,
+        steps=steps,
+        seconds=time.perf_counter() - started,
+        task=adapter.resolved_task(),
+        degradation={
+            "noise": 255 * mean.get("noise_std", 0.0),
+            "blur": mean.get("blur_radius", 0.0),
+            "jpeg_quality": mean.get("jpeg_quality", 100.0),
+        },
+        gain=gain,
+        trust=memory["weights"][2],
+        learning_rate=memory["rate"] or None,
+        gains=tuple(gains),
+        messages=tuple(messages),
+    )
+
+
+def _seconds(budget: str | None) -> float | None:
+    """Total seconds of a budget in seconds; None for none and for a multiple of a forward pass."""
+    if budget is None or re.fullmatch(r"\d+(\.\d+)?\s*x", budget):
+        return None
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*s", budget)
+    if match is None or float(match[1]) <= 0:
+        raise ValueError(f'calibrate: expected budget such as "60s" or "10x", got {budget!r}')
+    return float(match[1])

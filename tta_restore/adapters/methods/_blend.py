@@ -1,0 +1,101 @@
+"""Weights with which input, source and student are averaged, chosen by estimated risks.
+
+The squared error of an average is a quadratic form in its weights, so that a few candidates determine it for all of
+them: on held-out pairs, where the target is known, and on the frame itself by recorruption, which needs no target.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor
+
+_STEP = 20  # weights are multiples of 1 / 20
+_HARM = 1.0  # weight of the loss on pairs that the average restores worse than the source
+_SIGNIFICANT = 1.0  # standard errors by which the frame must contradict the pairs
+
+
+@cache
+def grid() -> Tensor:
+    """Weights of input, source and student, at least 0 and summing to 1: (M, 3)."""
+    return torch.tensor(
+        [(i / _STEP, j / _STEP, (_STEP - i - j) / _STEP) for i in range(_STEP + 1) for j in range(_STEP + 1 - i)],
+        dtype=torch.float64,
+    )
+
+
+def pair_risk(candidates: tuple[Tensor, Tensor, Tensor], target: Tensor) -> Tensor:
+    """Return the error of every average on every pair, relative to the source's: (M, N).
+
+    Shape: candidates (input, source, student) and target (N, C, H, W).
+    """
+    errors = torch.stack([(one.clamp(0, 1) - target).flatten(1) for one in candidates], 1).double()
+    gram = errors @ errors.mT / errors.shape[-1]
+    gram = gram / gram[:, 1, 1].clamp(min=1e-7)[:, None, None]
+    return torch.einsum("mi,nij,mj->mn", grid(), gram.cpu(), grid())
+
+
+@dataclass(frozen=True)
+class FrameRisk:
+    """What a frame without a reference shows of the averages.
+
+    Attributes:
+        difference: error of each average less the source's, (M,).
+        tolerance: standard error of ``difference``, (M,).
+        source: error of the source; at least a hundredth of the noise's variance.
+    """
+
+    difference: Tensor
+    tolerance: Tensor
+    source: float
+
+    @property
+    def relative(self) -> Tensor:
+        """Error of each average relative to the source's, (M,)."""
+        return (1 + self.difference / self.source).clamp(min=0)
+
+
+def frame_risk(candidates: list[tuple[Tensor, Tensor, Tensor]], others: list[Tensor], variance: float) -> FrameRisk:
+    """Estimate the errors of averages on a frame by recorruption.
+
+    Candidates that were made from ``y + a z`` are compared with ``y - z / a``, z being noise of the frame's strength:
+    the noise of the two is independent, so the difference of two candidates' errors is unbiased. Several z are
+    averaged.
+
+    Args:
+        candidates: restorations (input, source, student) of the recorrupted frame, for each z.
+        others: what they are compared with, for each z.
+        variance: variance of the noise in ``others``.
+
+    Source: Pang et al., "Recorrupted-to-Recorrupted", CVPR 2021.
+    """
+    risks, deviations = [], []
+    for images, other in zip(candidates, others, strict=True):
+        errors = torch.stack([(one - other).flatten() for one in images]).double().cpu()
+        risks.append(torch.einsum("mi,ij,mj->m", grid(), errors @ errors.T / errors.shape[1], grid()))
+        deviations.append((errors[2].square() - errors[1].square()).std() / errors.shape[1] ** 0.5)
+    risk = torch.stack(risks).mean(0)
+    source = risk[grid()[:, 1] == 1]
+    deviation = torch.stack(deviations).mean() / len(deviations) ** 0.5
+    tolerance = _SIGNIFICANT * deviation * (1 - grid()[:, 1])
+    return FrameRisk(risk - source, tolerance, max(float(source) - variance, 0.01 * variance, 1e-7))
+
+
+def choose(pairs: Tensor, frame: FrameRisk | None, *, measured: bool = False, max_student: float = 1.0) -> int:
+    """Return the row of :func:`grid` with the smallest error on pairs among those that the frame permits.
+
+    Args:
+        pairs: relative errors of :func:`pair_risk`; losses to the source count twice.
+        frame: risk on the frame; averages that are significantly worse there than the source are excluded.
+        measured: whether ``frame`` measures the error itself and not only the part of it that the degradation leaves
+            visible; it then counts as much as the pairs.
+        max_student: largest weight of the student.
+    """
+    score = pairs.mean(1) + _HARM * (pairs - 1).clamp(min=0).mean(1)
+    excluded = grid()[:, 2] > max_student + 1e-6
+    if frame is not None:
+        excluded = excluded | (frame.difference > frame.tolerance)
+        score = score + frame.relative if measured else score
+    return int(torch.where(excluded, score.new_tensor(float("inf")), score).argmin())

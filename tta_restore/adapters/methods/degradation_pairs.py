@@ -1,0 +1,596 @@
+"""DegradationPairs: fine-tune any restorer on pairs with the degradation of the frames, estimated blindly."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import re
+import time
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from tta_restore._core import checks
+from tta_restore.adapters import state as parameter_sets
+from tta_restore.adapters.adapter import Adapter
+from tta_restore.adapters.frame import FrameContext
+from tta_restore.adapters.methods import _blend
+from tta_restore.adapters.methods._muon import Muon
+from tta_restore.adapters.methods._pair_sampler import PairSampler, clipped_fraction, patch_size_for, upsampled
+from tta_restore.adapters.select import Select
+from tta_restore.adapters.views import Views
+from tta_restore.degradations import Estimator, Reading
+from tta_restore.losses import charbonnier_loss
+from tta_restore.models import Competence, Restoration, competence
+
+if TYPE_CHECKING:
+    from tta_restore.adapters.calibration import CalibrationReport
+
+__all__ = ["DegradationPairs"]
+
+_RATES = (1e-3, 3e-4, 1e-4)  # learning rates that are tried first
+_HIGHER = (3e-3, 1e-2)  # tried one after another as long as the highest one is the best
+_LOWER = (3e-5, 1e-5)  # tried one after another if all of those fall behind the source
+_TRIAL = 16  # a trial takes this part of a frame's steps, from 4 to 8 of them
+_INTERVAL = 12  # steps between two looks at the held-out pairs
+_HELD_OUT = 12  # held-out pairs
+_BACK_OFF = 0.15  # dB below its best from which the student returns to its best, at half the rate
+_PATIENCE = 3  # looks without a new best after which a frame's steps end
+_MIN_PROGRESS = 0.05  # dB by which a new best has to be better
+_STEADY = 2  # frames in a row that gain less than _MIN_PROGRESS each, after which adaptation ends
+_MARGIN = 0.3  # dB by which remembered weights must lead over the source to be continued from
+_RECORRUPTION = 0.3  # strength of the noise that the frame is tested with, relative to its own
+_MIN_MEASURED = 2.0  # noise in 1/255 from which the error on the frame is measured well
+_FULL_LEAD = 1.25  # dB of lead from which a student that removes blur may have all the weight; half for upscalers
+_WINDOW = 256  # side in pixels of the part of a frame that is tested
+_MIN_QUALITY = 95.0  # JPEG quality below which the noise of a frame is not white, so that it is not tested
+_LR_HALF_LIFE = 192.0  # steps after which the learning rate has halved
+_DEBLURRING = ("defocus", "motion", "sr")
+_BUDGET = re.compile(r"(\d+(?:\.\d+)?)\s*(s|x)")
+
+
+class DegradationPairs(Adapter, method="degradation_pairs"):
+    """Fine-tunes a restorer on pairs that carry the degradation of the frames.
+
+    The degradation of every frame (noise, blur, JPEG compression) is estimated without a reference and pooled over the
+    latest frames. Sharp images are degraded by samples of the estimate, and the student learns to restore them.
+    What the restorer removes is measured once (:func:`tta_restore.models.competence`): the targets of a deblurring or
+    super-resolution model are sharp, those of a denoiser or JPEG cleaner keep the blur of their frame; noise and
+    JPEG artifacts are removed by all.
+
+    Nothing has to be tuned for a model. Several learning rates run a few steps each on the first frame, and the one
+    that is furthest ahead on held-out pairs is kept; when the student falls behind its best it returns there at half
+    the rate. The output is the average of three candidates: the input (for a scale above 1 its bicubic upsampling),
+    the self-ensemble of the source, and that of the student. Its weights minimize the error on held-out pairs, with
+    losses to the source counted twice, among the averages that a test on the frame itself permits: noise of the
+    frame's strength is added, and the restorations are compared with an independent noisy copy of the frame.
+
+    While frames still gain, the adapter is *calibrating*; after two frames without progress it is *steady*: it then
+    takes no steps and costs a self-ensemble and an estimate of the degradation now and then. A *changed* degradation
+    makes it calibrate again, from the source or from weights that were learned for an earlier camera.
+
+    Args:
+        model: a restorer of single frames with 1 or 3 channels, of any scale; see :class:`Adapter`, as for ``options``.
+        estimator: estimator of degradations; :class:`tta_restore.degradations.Estimator` by default.
+        task: what the model was trained to undo: "defocus", "motion", "denoise", "jpeg", "sr" or "any"; None to take
+            the one in its spec, or to measure it.
+        sharp_images: custom sharp material, (N, 3, S, S) in [0, 1] or uint8; None for dead leaves, most of them
+            softened.
+        select: which weights to adapt.
+        steps: maximum number of optimizer steps per frame; fewer are taken where held-out pairs stop improving.
+        budget: limit on the time that the steps of a frame may take: ``"60s"``, or ``"10x"`` for 10 times the plain
+            forward pass of the frame; None for no limit.
+        lr: learning rate of the first step; None to find it.
+        batch_size: pairs per step.
+        patch_size: side of the degraded patches in pixels, rounded up to what the model takes; None for 48 at scale 1,
+            40 at scale 2 and 32 above.
+        scene_fraction: fraction of the pairs whose sharp patch is taken from the restored frame.
+        ema: EMA momentum of the teacher, which is what is tested and returned.
+        no_harm_weight: weight of a hinge penalty on pairs that the student restores worse than the source, relative to
+            the source's error on the pair.
+        spread: multiple of the estimate's uncertainty that the degradations of the pairs vary by.
+        window: number of latest frames whose estimates are pooled.
+        change_threshold: distance of a frame's degradation from the pooled one, in just noticeable steps, beyond which
+            it counts as changed.
+        read_interval: number of steady frames per estimate of the degradation.
+        num_cached: number of earlier cameras whose weights are kept.
+        views: test-time augmentations that the output is averaged over, see :func:`resolve_views`.
+        seed: source of patches and noise.
+
+    Raises:
+        ValueError: a setting is out of range, or a frame has other than 1 or 3 channels or is a clip.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        estimator: nn.Module | None = None,
+        *,
+        task: str | None = None,
+        sharp_images: Tensor | None = None,
+        select: Select = "all",
+        steps: int = 96,
+        budget: str | None = None,
+        lr: float | None = None,
+        batch_size: int = 4,
+        patch_size: int | None = None,
+        scene_fraction: float = 0.25,
+        ema: float = 0.9,
+        no_harm_weight: float = 0.5,
+        spread: float = 1.0,
+        window: int = 8,
+        change_threshold: float = 4.0,
+        read_interval: int = 4,
+        num_cached: int = 2,
+        views: Views = "rot4",
+        seed: int = 0,
+        **options: Any,
+    ) -> None:
+        name = type(self).__name__
+        if task is not None:
+            checks.expect_choice(name, "task", task, (*_DEBLURRING, "denoise", "jpeg", "any"))
+        for key, count in (("batch_size", batch_size), ("window", window), ("read_interval", read_interval)):
+            checks.expect_int(name, key, count, minimum=1)
+        checks.expect_int(name, "num_cached", num_cached, minimum=0)
+        if patch_size is not None:
+            checks.expect_int(name, "patch_size", patch_size, minimum=16)
+        checks.expect_number(name, "lr", lr, above=0, optional=True)
+        for key, value in (("scene_fraction", scene_fraction), ("ema", ema)):
+            checks.expect_number(name, key, value, minimum=0, maximum=1)
+        for key, value in (("no_harm_weight", no_harm_weight), ("spread", spread)):
+            checks.expect_number(name, key, value, minimum=0)
+        checks.expect_number(name, "change_threshold", change_threshold, above=0)
+        if sharp_images is not None:
+            checks.expect_shape(name, "sharp_images", sharp_images, "(N, 3, S, S)", [None, 3, None, None])
+        self._budget = _parse_budget(name, budget)
+        super().__init__(model, select=select, views=views, steps=steps, seed=seed, **options)
+        self.estimator: Any = Estimator() if estimator is None else estimator
+        self.task, self.sharp_images, self.budget = task, sharp_images, budget
+        self.lr, self.batch_size, self.patch_size, self.scene_fraction = lr, batch_size, patch_size, scene_fraction
+        self.ema, self.no_harm_weight, self.spread = ema, no_harm_weight, spread
+        self.window, self.change_threshold, self.read_interval = window, change_threshold, read_interval
+        self.num_cached = num_cached
+        self._competence: Competence | None = None
+
+    @property
+    def phase(self) -> str:
+        """``"calibrating"``, ``"steady"`` or ``"changed"``."""
+        return self.memory["phase"]
+
+    @property
+    def reading(self) -> Reading | None:
+        """Pooled estimate of the degradation; None before the first frame."""
+        readings = [Reading.from_tensors(dict(tensors)) for tensors in self.memory["readings"]]
+        return Reading.pool(readings, self.estimator) if readings else None
+
+    def resolved_task(self) -> str:
+        """Return the task given, declared in the spec or measured."""
+        spec = self.restorer.spec
+        if self.task is not None:
+            return self.task
+        if spec is not None and spec.task is not None:
+            return spec.task
+        return "sr" if spec is not None and spec.scale > 1 else self.competence().task
+
+    @contextlib.contextmanager
+    def limited_to(self, budget: str | None) -> Iterator[None]:
+        """Limit the time that the steps of a frame may take inside a ``with`` block."""
+        kept = self._budget
+        self._budget = _parse_budget(type(self).__name__, budget) or kept
+        try:
+            yield
+        finally:
+            self._budget = kept
+
+    def calibrate(self, frames: Iterable[Tensor], *, budget: str | None = None) -> CalibrationReport:
+        """Adapt on frames of one camera until nothing is gained; see :func:`tta_restore.adapters.calibrate`."""
+        from tta_restore.adapters.calibration import calibrate
+
+        return calibrate(self, frames, budget=budget)
+
+    def freeze(self) -> None:
+        """Restore further frames with what was learned so far, without estimates or steps, until :meth:`thaw`."""
+        self.memory["frozen"] = True
+
+    def thaw(self) -> None:
+        """Adapt again after :meth:`freeze`."""
+        self.memory["frozen"] = False
+
+    def competence(self) -> Competence:
+        """Return what the model removes, measured once."""
+        if self._competence is None:
+            self._competence = competence(self.restorer)
+        return self._competence
+
+    def initial_memory(self) -> dict[str, Any]:
+        """Estimates of the latest frames, phase, learning rate, output weights and weights of earlier cameras."""
+        return {
+            "phase": "calibrating",
+            "frozen": False,
+            "readings": [],
+            "rate": 0.0,
+            "lead": 0.0,
+            "exported_lead": 0.0,
+            "weights": [0.0, 1.0, 0.0],
+            "unimproved": 0,
+            "unread": 0,
+            "known": [],
+        }
+
+    def make_optimizer(self, parameters: list[Tensor]) -> torch.optim.Optimizer:
+        """:class:`Muon`, which gets further than Adam in the few steps that a frame allows."""
+        return Muon(parameters, lr=self.lr or _RATES[0])
+
+    def learning_rate(self, update: int) -> float:
+        """Falls hyperbolically from the rate that was found."""
+        return self.memory["rate"] / (1 + update / _LR_HALF_LIFE)
+
+    def begin_frame(self, frame: FrameContext) -> None:
+        """Estimate the degradation, and find a learning rate where there is none yet."""
+        if frame.image.ndim != 4 or frame.image.shape[1] not in (1, 3):
+            raise ValueError(
+                f"{type(self).__name__}: expected frames (B, C, H, W) with C of 1 or 3, got {tuple(frame.image.shape)}"
+            )
+        changed = False if self.memory["frozen"] else self._read(frame)
+        if self.memory["frozen"] or (self.phase == "steady" and not changed):
+            frame.steps = 0
+            frame.scratch["weights"] = self.memory["weights"]
+            frame.metrics.update(trust=self.memory["weights"][2], lead=self.memory["lead"])
+            return
+        started = time.perf_counter()
+        source = self.ensemble("source", frame.image)
+        forward = (time.perf_counter() - started) / len(self.views)
+        sampler = self._sampler(frame)
+        reading = self.reading
+        assert reading is not None  # noqa: S101 (read above)
+        frame.scratch.update(
+            source=source,
+            sampler=sampler,
+            reading=reading,
+            scene=source.image.float().clamp(0, 1).expand(-1, 3, -1, -1).cpu(),
+            clipped=clipped_fraction(frame.image),
+        )
+        frame.scratch["held_out"] = self._pairs(frame, _HELD_OUT, held_out=True)
+        frame.scratch["source_error"] = self._errors("source", frame.scratch["held_out"])
+        if changed:
+            self._change(frame)
+        if not self.memory["rate"]:
+            self._find_rate(frame, forward)
+        lead = self._lead(frame, "teacher")
+        frame.scratch.update(
+            taken=0, since_best=0, best=lead, first=lead, kept=self.snapshot(), forward=forward, started=None
+        )
+
+    def objective(self, frame: FrameContext) -> Tensor | None:
+        """Charbonnier distance of the restored pairs from their targets, plus the no-harm penalty."""
+        if frame.scratch.get("finished"):
+            return None
+        if frame.scratch["started"] is None:
+            frame.scratch["started"] = time.perf_counter()
+        return self._loss(self._pairs(frame, self.batch_size))
+
+    def after_step(self, frame: FrameContext) -> None:
+        """Let the teacher follow; every few steps test it on held-out pairs, and return to its best if it fell back."""
+        notes = frame.scratch
+        self.update_teacher(self.ema)
+        notes["taken"] += 1
+        spent = time.perf_counter() - notes["started"]
+        over = self._budget is not None and spent * (1 + 1 / notes["taken"]) > self._seconds(notes["forward"])
+        last = notes["taken"] >= frame.steps or over
+        if last or notes["taken"] % _INTERVAL == 0:
+            self._test(frame)
+            if last or notes["since_best"] >= _PATIENCE:
+                self._finish(frame)
+
+    def emit(self, frame: FrameContext) -> Restoration:
+        """Return the weighted average of input, source and student."""
+        if "held_out" in frame.scratch and not frame.scratch.get("finished"):
+            self._finish(frame)  # all steps were rejected, or there was none to take
+        return self._average(frame, frame.scratch.get("weights") or self.memory["weights"])
+
+    def export(self, role: str | None = None) -> nn.Module:
+        """Return a copy of the plain model with the weights of a role.
+
+        By default those that come nearest to the output in one set of weights: between source and student, as far as
+        the student is trusted.
+        """
+        exported = super().export(role or "teacher")
+        _, kept, new = self.memory["weights"]
+        share = new / (kept + new) if kept + new else 0.0
+        if role is None and share < 1:
+            mixed = parameter_sets.interpolate(self.source, self.teacher, share)
+            with torch.no_grad():
+                for name, parameter in exported.named_parameters():
+                    if name in mixed:
+                        parameter.copy_(mixed[name])
+        return exported
+
+    def cost(self) -> str:
+        """Passes through the model for each frame."""
+        limit = "" if self.budget is None else f", at most {self.budget}"
+        return (
+            f"calibrating: up to {self.steps} steps of {self.batch_size} patches (forward and backward{limit}), "
+            f"{2 * len(self.views)} forward of the frame; steady: {len(self.views)} to {2 * len(self.views)} forward"
+        )
+
+    def _sampler(self, frame: FrameContext) -> PairSampler:
+        spec = self.restorer.known_spec(frame.image)
+        task = self.resolved_task()
+        return PairSampler(
+            scale=spec.scale,
+            sharpens=task in _DEBLURRING,
+            motion=task == "motion",
+            channels=frame.image.shape[1],
+            patch_size=patch_size_for(spec.size, spec.scale, self.patch_size),
+            scene_fraction=self.scene_fraction,
+            spread=self.spread,
+            sharp_images=self.sharp_images,
+        )
+
+    def _read(self, frame: FrameContext) -> bool:
+        """Estimate the frame's degradation; whether it differs from that of the frames before."""
+        memory = self.memory
+        if self.phase == "steady" and memory["unread"] + 1 < self.read_interval:
+            memory["unread"] += 1
+            return False
+        memory["unread"] = 0
+        reading = self.estimator.read(frame.image)
+        pooled = self.reading
+        distance = 0.0 if pooled is None else reading.distance(pooled)
+        changed = distance > self.change_threshold
+        kept = [] if changed else memory["readings"]
+        frame.scratch["before"] = memory["readings"]
+        memory["readings"] = [*kept, reading.tensors()][-self.window :]
+        mean = reading.mean
+        frame.metrics.update(
+            noise=255 * mean["noise_std"],
+            blur=mean["blur_radius"],
+            jpeg_quality=mean["jpeg_quality"],
+            distance=distance,
+            changed=float(changed),
+        )
+        return changed
+
+    def _change(self, frame: FrameContext) -> None:
+        """Keep what was learned; continue from the weights that restore the new pairs best."""
+        known: list[dict[str, Any]] = [*self.memory["known"], self.snapshot() | {"rate": self.memory["rate"]}]
+        leads = []
+        for entry in known:
+            self.restart(entry["student"], entry["teacher"])
+            leads.append(self._lead(frame, "teacher"))
+        best = max(range(len(known)), key=lambda index: leads[index])
+        self.memory.update(phase="changed", rate=0.0, unimproved=0)
+        if leads[best] > _MARGIN:
+            entry = known.pop(best)
+            self.restart(entry["student"], entry["teacher"])
+            self.memory["rate"] = entry["rate"]
+            frame.messages.append(
+                f"the degradation changed; continues from earlier weights, {leads[best]:.1f} dB ahead of the source"
+            )
+        else:
+            self.restart()
+            frame.messages.append("the degradation changed; starts from the source")
+        self.memory["known"] = known[max(len(known) - self.num_cached, 0) :]
+
+    def _find_rate(self, frame: FrameContext, forward: float) -> None:
+        """Run a few steps at each of several learning rates on the same pairs; continue with the best."""
+        count = min(max(self.steps // _TRIAL, 4), 8)
+        batches = [self._pairs(frame, self.batch_size) for _ in range(count)]
+        started, best = time.perf_counter(), None
+        tried: list[str] = []
+        rates = [self.lr] if self.lr is not None else list(_RATES)
+        while rates:
+            rate = rates.pop(0)
+            self.restart()
+            self.memory["rate"] = rate
+            for batch in batches:
+                with torch.enable_grad():
+                    loss = self._loss(batch)
+                if math.isfinite(float(loss.detach())):
+                    self.optimize(frame, loss)
+            lead = self._lead(frame, "student")
+            tried.append(f"{rate:g}: {lead:+.2f} dB")
+            if best is None or lead > best[0]:
+                best = lead, rate, parameter_sets.copy(self.student), self.state.optimizer, self.state.updates
+            if self._budget is not None and time.perf_counter() - started > 0.5 * self._seconds(forward):
+                break
+            if not rates and self.lr is None:
+                rates = _next_rates(rate, best[1], best[0])
+        assert best is not None  # noqa: S101 (there is a rate)
+        lead, rate, student, optimizer, updates = best
+        self.restart(student, self.source if lead <= 0 else student)
+        self.state.optimizer, self.state.updates = optimizer, updates
+        self.memory["rate"] = rate
+        if lead <= 0:
+            self.restart()  # no rate gained anything: start the slowest from the source
+        frame.messages.append(f"learning rate {rate:g} of those tried ({', '.join(tried)})")
+
+    def _test(self, frame: FrameContext) -> None:
+        notes, lead = frame.scratch, self._lead(frame, "teacher")
+        if lead > notes["best"]:
+            notes["since_best"] = 0 if lead > notes["best"] + _MIN_PROGRESS else notes["since_best"] + 1
+            notes["best"], notes["kept"] = lead, self.snapshot()
+            return
+        notes["since_best"] += 1
+        if not lead > notes["best"] - _BACK_OFF:
+            updates = self.state.updates
+            self.restart(notes["kept"]["student"], notes["kept"]["teacher"])
+            self.state.updates = updates
+            self.memory["rate"] /= 2
+
+    def _finish(self, frame: FrameContext) -> None:
+        """Return to the best weights of the frame, decide how far they are trusted, and whether to go on."""
+        notes, memory = frame.scratch, self.memory
+        notes["finished"] = True
+        parameter_sets.assign(self.student, notes["kept"]["student"])
+        parameter_sets.assign(self.teacher, notes["kept"]["teacher"])
+        degraded, target = notes["held_out"]
+        scale = notes["sampler"].scale
+        pairs = _blend.pair_risk(
+            (upsampled(degraded, scale), self._image("source", degraded), self._image("teacher", degraded)), target
+        )
+        sharpens = notes["sampler"].sharpens
+        index = _blend.choose(
+            pairs,
+            self._frame_risk(frame),
+            measured=not sharpens and 255 * notes["reading"].mean["noise_std"] > _MIN_MEASURED,
+            max_student=_max_share(notes["best"], notes["reading"], scale) if sharpens else 1.0,
+        )
+        weights = _blend.grid()[index].tolist()
+        notes["weights"] = weights
+        memory["weights"], memory["lead"] = weights, notes["best"]
+        progress = notes["best"] - notes["first"]
+        memory["unimproved"] = memory["unimproved"] + 1 if progress < _MIN_PROGRESS else 0
+        memory["phase"] = "steady" if memory["unimproved"] >= _STEADY else "calibrating"
+        averaged = float(-10 * pairs[index].clamp(min=1e-6).log10().mean())
+        self._merge(frame, averaged)
+        frame.metrics.update(
+            trust=weights[2], input_weight=weights[0], lead=notes["best"], rate=memory["rate"], taken=notes["taken"]
+        )
+        if notes["best"] <= 0:
+            frame.messages.append(
+                "the student never got ahead of the source on held-out pairs: it is not used "
+                f"(last learning rate {memory['rate']:g})"
+            )
+        elif weights[2] < 0.05:
+            frame.messages.append("the student was not trusted on this frame: the output is the source's or the input")
+        if memory["phase"] == "steady":
+            frame.messages.append("steady: further frames are restored without steps until the degradation changes")
+
+    def _merge(self, frame: FrameContext, averaged: float) -> None:
+        """Measure the weights between source and student that come nearest to the averaged output.
+
+        In the steady phase they replace the average, which costs two self-ensembles, if they are as good on pairs.
+        """
+        memory = self.memory
+        plain, kept, new = memory["weights"]
+        share = new / (kept + new) if kept + new else 0.0
+        best = self.teacher
+        mixed = parameter_sets.interpolate(self.source, best, share)
+        copy = parameter_sets.copy(best)
+        parameter_sets.assign(self.teacher, mixed)
+        memory["exported_lead"] = self._lead(frame, "teacher") if share else 0.0
+        if memory["phase"] == "steady" and plain == 0 and memory["exported_lead"] > averaged - _MIN_PROGRESS:
+            memory["weights"] = [0.0, 0.0, 1.0] if share else [0.0, 1.0, 0.0]
+        else:
+            parameter_sets.assign(self.teacher, copy)
+
+    def _frame_risk(self, frame: FrameContext) -> _blend.FrameRisk | None:
+        """Compare the candidates on the frame, recorrupted by noise of its own strength; None where that is not valid.
+
+        Restorations of a deblurring or super-resolution model are degraded by the blur that was read first, so that
+        they can be compared with a frame that is blurred.
+        """
+        notes = frame.scratch
+        sampler, reading = notes["sampler"], notes["reading"]
+        if reading.mean["jpeg_quality"] < _MIN_QUALITY:
+            return None
+        height, width = (min(side, _WINDOW) for side in frame.image.shape[-2:])
+        y = frame.image[..., :height, :width]
+        noise = torch.randn(y.shape, generator=self.generator).to(y) * reading.mean["noise_std"]
+        stages: list[tuple[Any, Any]] = []
+        if sampler.sharpens:
+            parts = ("blur",)
+            camera = reading.degradation(parts, scale=sampler.scale)
+            parameters = reading.sample(self.generator, 1, parts, scale=sampler.scale, spread=0.0, varying=False)
+            stages = [
+                (stage, part)
+                for stage, part in zip(camera.degradations, parameters.parts, strict=True)
+                if stage.kind in ("blur", "resize")
+            ]
+        candidates, others = [], []
+        for signed in (noise, -noise):
+            first = y + _RECORRUPTION * signed
+            images = [upsampled(first, sampler.scale), self._image("source", first), self._image("teacher", first)]
+            for stage, part in stages:
+                images = [stage.apply(one.clamp(0, 1), part, self.generator) for one in images]
+            candidates.append((images[0], images[1], images[2]))
+            others.append(y - signed / _RECORRUPTION)
+        variance = reading.mean["noise_std"] ** 2 * (1 + 1 / _RECORRUPTION**2)
+        return _blend.frame_risk(candidates, others, variance)
+
+    def _average(self, frame: FrameContext, weights: list[float]) -> Restoration:
+        scale = self.restorer.known_spec(frame.image).scale
+        total: Restoration | None = None
+        roles = [(role, weight) for role, weight in zip(("source", "teacher"), weights[1:], strict=True) if weight > 0]
+        if weights[0] == 0 and len(roles) == 1 and roles[0][0] == "teacher":
+            return self.ensemble("teacher", frame.image)
+        if not roles:
+            roles = [("source", 0.0)]  # for the structure that the model returns
+        image = weights[0] * upsampled(frame.image, scale) if weights[0] else 0.0
+        for role, weight in roles:
+            kept = frame.scratch.get("source") if role == "source" else None
+            total = kept if kept is not None else self.ensemble(role, frame.image)
+            image = image + weight * total.image
+        assert total is not None  # noqa: S101
+        return total.with_image(image if isinstance(image, Tensor) else total.image)
+
+    def _pairs(self, frame: FrameContext, count: int, *, held_out: bool = False) -> tuple[Tensor, Tensor]:
+        notes, image = frame.scratch, frame.image
+        degraded, target = notes["sampler"].draw(
+            notes["reading"], notes["scene"], count, self.generator, clipped=notes["clipped"], held_out=held_out
+        )
+        return degraded.to(image), target.to(image.device)
+
+    def _loss(self, pairs: tuple[Tensor, Tensor]) -> Tensor:
+        degraded, target = pairs
+        error = _distances(self.run("student", degraded).image, target)
+        if not self.no_harm_weight:
+            return error.mean()
+        with torch.no_grad():
+            before = _distances(self.run("source", degraded).image, target)
+        lost = (error / before.clamp(min=1e-4) - 1).clamp(min=0).mean()
+        return error.mean() + self.no_harm_weight * before.mean() * lost
+
+    @torch.no_grad()
+    def _errors(self, role: str, pairs: tuple[Tensor, Tensor]) -> Tensor:
+        """Mean squared error on each pair."""
+        degraded, target = pairs
+        return (self._image(role, degraded) - target).square().mean((1, 2, 3)).nan_to_num(1.0, 1.0).clamp(min=1e-7)
+
+    def _lead(self, frame: FrameContext, role: str) -> float:
+        """Mean PSNR gain of a role over the source on the held-out pairs, dB."""
+        ratio = frame.scratch["source_error"] / self._errors(role, frame.scratch["held_out"])
+        return float(10 * ratio.log10().mean())
+
+    def _image(self, role: str, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            return self.run(role, x).image.float().clamp(0, 1)
+
+    def _seconds(self, forward: float) -> float:
+        assert self._budget is not None  # noqa: S101
+        amount, unit = self._budget
+        return amount if unit == "s" else amount * forward
+
+
+def _max_share(lead: float, reading: Reading, scale: int) -> float:
+    """Return the largest weight of a student that removes blur, 0 to 1.
+
+    Blur that was read wrongly fools the pairs and hardly shows on the frame, so that a small lead is not trusted. JPEG
+    compression spoils the estimate of the blur: no more than half then.
+    """
+    share = min(max(lead / (_FULL_LEAD if scale == 1 else _FULL_LEAD / 2), 0.0), 1.0)
+    return share / 2 if reading.mean["jpeg_quality"] < _MIN_QUALITY else share
+
+
+def _next_rates(tried: float, best: float, lead: float) -> list[float]:
+    """Return the learning rate to try after ``tried``: higher ones while they win, lower ones while none gains."""
+    if lead <= 0:
+        return [rate for rate in _LOWER if rate < tried][:1]
+    top = best == max(_RATES) if tried == min(_RATES) else best == tried
+    return [rate for rate in _HIGHER if rate > best][:1] if top else []
+
+
+def _distances(restored: Tensor, target: Tensor) -> Tensor:
+    return torch.stack([charbonnier_loss(one.float(), other) for one, other in zip(restored, target, strict=True)])
+
+
+def _parse_budget(name: str, budget: str | None) -> tuple[float, str] | None:
+    if budget is None:
+        return None
+    match = _BUDGET.fullmatch(budget) if isinstance(budget, str) else None
+    if match is None or float(match[1]) <= 0:
+        raise ValueError(f'{name}: expected budget such as "60s" or "10x" (times a plain forward pass), got {budget!r}')
+    return float(match[1]), match[2]

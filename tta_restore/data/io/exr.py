@@ -1,0 +1,142 @@
+"""Images of high dynamic range in linear light: OpenEXR, and Radiance HDR for reading."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from tta_restore.data.io.pixels import Image, ImageError, too_large
+
+__all__ = ["decode_radiance", "encode_exr", "read_exr", "read_radiance_size"]
+
+_TILED, _DEEP, _PARTS = 0x200, 0x800, 0x1000
+_ROWS_PER_CHUNK = {0: 1, 1: 1, 2: 1, 3: 16, 4: 32, 5: 16, 6: 32, 7: 32, 8: 32, 9: 256}  # by compression
+
+
+def read_exr(path: Path, content: bytes, *, max_pixels: int) -> Image:
+    """Read an OpenEXR file of one part with the channels R, G, B or Y, and A.
+
+    Raises:
+        ImageError: it is truncated, has other channels, or is too large.
+        ImportError: OpenEXR is not installed.
+    """
+    size = _check_structure(content, max_pixels)
+    openexr = importlib.import_module("OpenEXR")
+    with openexr.File(str(path), separate_channels=True) as file:
+        channels = {name: channel.pixels for name, channel in file.channels().items()}
+    by_name = {name.upper(): name for name in channels}
+    names = ("R", "G", "B") if "R" in by_name else ("Y",)
+    if missing := [name for name in names if name not in by_name]:
+        raise ImageError(
+            f"EXR with the channels {', '.join(sorted(channels))}: expected R, G, B or Y, missing {missing[0]}"
+        )
+    planes = [np.asarray(channels[by_name[name]]) for name in names]
+    notes = []
+    used = {*names, "A"} if "A" in by_name else {*names}
+    if rest := sorted(set(by_name) - used):
+        notes.append(f"EXR channels left out: {', '.join(rest[:6])}")
+    if any(plane is None or plane.shape[:2] != size for plane in planes):
+        raise ImageError("EXR with subsampled or damaged channels")
+    alpha = np.asarray(channels[by_name["A"]], np.float32) if "A" in by_name else None
+    values = np.stack([plane.astype(np.float32) for plane in planes])
+    return Image(
+        pixels=torch.from_numpy(values),
+        alpha=torch.from_numpy(alpha.copy()).clamp(0, 1)[None] if alpha is not None else None,
+        bit_depth=32,
+        is_linear=True,
+        premultiplied=alpha is not None,
+        notes=tuple(notes),
+    )
+
+
+def encode_exr(path: Path, image: Image) -> None:
+    """Write linear light as OpenEXR in half precision, or in float where values exceed it.
+
+    Raises:
+        ImportError: OpenEXR is not installed.
+    """
+    openexr = importlib.import_module("OpenEXR")
+    kind = np.float16 if float(image.pixels.abs().max()) < 65504 else np.float32
+    names = "RGB" if image.pixels.shape[0] == 3 else "Y"
+    channels: dict[str, Any] = {
+        name: np.ascontiguousarray(plane.numpy().astype(kind)) for name, plane in zip(names, image.pixels, strict=True)
+    }
+    if image.alpha is not None:
+        channels["A"] = np.ascontiguousarray(image.alpha[0].numpy().astype(kind))
+    header = {"compression": openexr.ZIP_COMPRESSION, "type": openexr.scanlineimage}
+    with openexr.File(header, channels) as file:
+        file.write(os.fspath(path))
+
+
+def decode_radiance(content: bytes) -> Image:
+    """Read a Radiance HDR file.
+
+    Raises:
+        ImportError: imagecodecs is not installed.
+    """
+    import imagecodecs
+
+    array = np.array(imagecodecs.rgbe_decode(content), np.float32)
+    return Image(pixels=torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1))), bit_depth=32, is_linear=True)
+
+
+def read_radiance_size(content: bytes) -> tuple[int, int] | None:
+    """Return width and height that the header of a Radiance HDR file declares, None where it declares none."""
+    for line in content[:4096].splitlines():
+        parts = line.split()
+        if len(parts) == 4 and parts[0] in (b"-Y", b"+Y") and parts[2] in (b"+X", b"-X"):
+            return int(parts[3]), int(parts[1])
+    return None
+
+
+def _check_structure(content: bytes, max_pixels: int) -> tuple[int, int]:
+    """Return height and width; refuse truncated files, which the library reads in part without an error."""
+    truncated = ImageError("truncated or damaged EXR")
+    (flags,) = struct.unpack_from("<I", content, 4)
+    if flags & (_DEEP | _PARTS):
+        raise ImageError("EXR with several parts or deep samples: expected one flat image")
+    attributes, at = {}, 8
+    try:
+        while content[at] != 0:
+            name, at = _read_name(content, at)
+            _, at = _read_name(content, at)
+            (length,) = struct.unpack_from("<i", content, at)
+            attributes[name] = content[at + 4 : at + 4 + length]
+            at += 4 + length
+            if length < 0:
+                raise truncated
+        left, top, right, bottom = struct.unpack("<4i", attributes["dataWindow"])
+        compression = attributes["compression"][0]
+        width, height = right - left + 1, bottom - top + 1
+        if min(width, height) < 1:
+            raise truncated
+        if width * height > max_pixels:
+            raise ImageError(too_large(width, height, max_pixels))
+        if flags & _TILED:
+            across, down = struct.unpack_from("<II", attributes["tiles"])
+            if attributes["tiles"][8] & 0xF:
+                raise ImageError("EXR with several resolutions: expected one image")
+            chunks, prefix = -(-width // across) * -(-height // down), 16
+        else:
+            chunks, prefix = -(-height // _ROWS_PER_CHUNK[compression]), 4
+        offsets = struct.unpack_from(f"<{chunks}Q", content, at + 1)
+        for offset in offsets:
+            (length,) = struct.unpack_from("<i", content, offset + prefix)
+            if offset + prefix + 4 + length > len(content):
+                raise truncated
+    except ImageError:
+        raise
+    except (struct.error, IndexError, KeyError, ZeroDivisionError, ValueError):
+        raise truncated from None
+    return height, width
+
+
+def _read_name(content: bytes, at: int) -> tuple[str, int]:
+    end = content.index(b"\0", at, at + 256)
+    return content[at:end].decode("latin-1"), end + 1

@@ -1,0 +1,76 @@
+"""Segments of JPEG files: IPTC records and comments, which Pillow does not write, and the salvage of damaged files."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from typing import Any
+
+__all__ = ["add_iptc", "read_metadata", "read_size"]
+
+_PHOTOSHOP = b"Photoshop 3.0\0"
+_XMP = b"http://ns.adobe.com/xap/1.0/\0"
+_IPTC = 0x0404
+_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # start of frame
+
+
+def read_size(content: bytes) -> tuple[int, int, int] | None:
+    """Return width, height and bits per sample that the frame header declares, None where there is none."""
+    for marker, data in _segments(content):
+        if marker in _FRAMES and len(data) >= 5:
+            depth, height, width = struct.unpack_from(">BHH", data)
+            return width, height, depth
+    return None
+
+
+def read_metadata(content: bytes) -> dict[str, Any]:
+    """Return IPTC, XMP and comment of a JPEG file, as keywords of :class:`tta_restore.data.io.pixels.Image`."""
+    found: dict[str, Any] = {}
+    for marker, data in _segments(content):
+        if marker == 0xED and data.startswith(_PHOTOSHOP):
+            for kind, block in _resources(data[len(_PHOTOSHOP) :]):
+                if kind == _IPTC and block:
+                    found["iptc"] = block
+        elif marker == 0xE1 and data.startswith(_XMP):
+            found["xmp"] = data[len(_XMP) :]
+        elif marker == 0xFE:
+            found["text"] = (*found.get("text", ()), ("Comment", data.decode("utf-8", "replace")))
+    return found
+
+
+def add_iptc(content: bytes, iptc: bytes) -> bytes:
+    """Return a JPEG file with IPTC records, in a segment behind the start of the image."""
+    block = b"8BIM" + struct.pack(">H", _IPTC) + b"\0\0" + struct.pack(">I", len(iptc)) + iptc + b"\0" * (len(iptc) % 2)
+    data = _PHOTOSHOP + block
+    return content[:2] + b"\xff\xed" + struct.pack(">H", len(data) + 2) + data + content[2:]
+
+
+def _segments(content: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yield marker and data of the segments before the first scan."""
+    at = 2
+    while at + 4 <= len(content):
+        if content[at] != 0xFF:
+            return
+        marker = content[at + 1]
+        if marker == 0xFF:  # a fill byte
+            at += 1
+            continue
+        if marker == 0xDA:
+            return
+        (length,) = struct.unpack_from(">H", content, at + 2)
+        yield marker, content[at + 4 : at + 2 + length]
+        at += 2 + max(length, 2)
+
+
+def _resources(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yield number and content of Photoshop's image resources."""
+    at = 0
+    while data[at : at + 4] == b"8BIM" and at + 12 <= len(data):
+        (kind,) = struct.unpack_from(">H", data, at + 4)
+        name = data[at + 6] + 1
+        at += 6 + name + name % 2
+        if at + 4 > len(data):
+            return
+        (length,) = struct.unpack_from(">I", data, at)
+        yield kind, data[at + 4 : at + 4 + length]
+        at += 4 + length + length % 2

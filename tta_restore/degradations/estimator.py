@@ -1,0 +1,207 @@
+"""Blind estimation of the degradation of a frame: noise, blur, JPEG compression."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from tta_restore._core import checks
+from tta_restore.degradations.asymmetry import MIN_RADIUS, asymmetric_pupils, estimate_asymmetry
+from tta_restore.degradations.jpeg_lattice import estimate_jpeg
+from tta_restore.degradations.noise_level import estimate_noise, estimate_noise_curve
+from tta_restore.degradations.reading import Reading, file_jpeg
+from tta_restore.degradations.statistics import StatisticsNet, frame_statistics
+from tta_restore.models import create_model
+from tta_restore.models.defocus.estimator import DefocusEstimate, DefocusEstimator
+
+__all__ = ["Estimator"]
+
+_LOOK, _LOOKS = 256, 3  # large frames are read at 3 x 3 places of this many pixels
+_NEIGHBOR = 4  # cells of 8 pixels between two radii that one patch runs through
+_MIN_SIZE = 32
+_MAX_PAIRS = 512
+_MIN_NOISE = 0.3 / 255  # rounding to 8 bits
+_WEIGHTS = Path(__file__).parent / "weights" / "degradation_estimator.safetensors"
+# Standard deviation of the error on development photographs relative to the scale that the network states
+_CALIBRATION = (1.0, 1.0)
+
+
+class Estimator(nn.Module):
+    """Estimator of the degradation of frames, without a reference.
+
+    JPEG compression is read from the lattice of the DCT coefficients, or from the tables of the file. Given that, a
+    small network reads noise and blur together from statistics of the frame (:func:`frame_statistics`), because noise
+    looks like sharpness and softness like blur. Signal-dependent noise is read from several brightnesses,
+    the shape of the defocus PSF and its variation over the frame by a :class:`DefocusEstimator` that is told the noise.
+    Reading a frame needs no gradient and changes nothing.
+
+    Args:
+        num_candidates: pupil functions that fit, per reading.
+
+    Example:
+        >>> import torch
+        >>> from tta_restore.degradations import Estimator
+        >>> reading = Estimator().read(torch.rand(1, 3, 64, 64))
+        >>> sorted(reading.mean)
+        ['blur_radius', 'jpeg_quality', 'noise_shot', 'noise_std']
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> camera, parameters = reading.degradation(), reading.sample(generator, 4)
+        >>> camera.apply(torch.rand(4, 3, 48, 48), parameters, generator).shape
+        torch.Size([4, 3, 48, 48])
+    """
+
+    def __init__(self, *, num_candidates: int = 8) -> None:
+        super().__init__()
+        checks.expect_int("Estimator", "num_candidates", num_candidates, minimum=1)
+        self.num_candidates = num_candidates
+        defocus = create_model("lens_estimator", checkpoint="lens_estimator")
+        assert isinstance(defocus, DefocusEstimator)  # noqa: S101
+        self.defocus = defocus.eval().requires_grad_(False)
+        self.joint = StatisticsNet()
+        self.joint.load_state_dict(load_file(_WEIGHTS))
+        self.joint.eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def read(self, frame: Tensor, *, tables: Tensor | None = None) -> Reading:
+        """Read the degradation of a frame.
+
+        Args:
+            frame: one frame, or B frames of one camera, which are pooled. Smaller ones than 32 x 32 are continued by
+                their border.
+            tables: quantization tables of the JPEG file (2, 64), if there is one, see :func:`file_tables`; blind
+                otherwise.
+
+        Shape:
+            - frame: (C, H, W) or (B, C, H, W) in [0, 1], C = 1 or 3
+
+        Raises:
+            ValueError: the frame has another shape, or is not finite.
+        """
+        frames = frame[None] if frame.ndim == 3 else frame
+        checks.expect_shape("Estimator.read", "frame", frames, "(B, C, H, W)")
+        checks.expect_floating("Estimator.read", frame=frames)
+        if frames.shape[1] not in (1, 3) or not len(frames):
+            raise ValueError(
+                f"Estimator.read: expected frame (C, H, W) or (B, C, H, W) with C = 1 or 3, got {tuple(frame.shape)}"
+            )
+        if not bool(frames.isfinite().all()):
+            raise ValueError("Estimator.read: expected a finite frame, got NaN or infinity")
+        readings = [self._read(image, tables) for image in frames.float().clamp(0, 1).split(1)]
+        return Reading.pool(readings, self) if len(readings) > 1 else readings[0]
+
+    def candidates(self, statistics: Tensor, asymmetry: Tensor, frames: int) -> Tensor:
+        """Return pupil functions that fit the pooled statistics and asymmetry of frames, the most likely first.
+
+        Shape:
+            - statistics: (1, P); asymmetry: (2, 2)
+            - output: (S, A, A)
+        """
+        device = next(self.defocus.parameters()).device
+        symmetric = self.defocus.candidates(statistics[0].to(device), self.num_candidates).cpu()
+        pupil, trust = asymmetric_pupils(asymmetry, frames)
+        if pupil is None:
+            return symmetric
+        count = math.ceil(trust * self.num_candidates)
+        return torch.cat([pupil.expand(count, -1, -1), symmetric[: self.num_candidates - count]])
+
+    def _read(self, image: Tensor, tables: Tensor | None) -> Reading:
+        short = [max(_MIN_SIZE - side, 0) for side in image.shape[-2:]]
+        image = F.pad(image, (0, short[1], 0, short[0]), mode="replicate").expand(-1, 3, -1, -1)
+        if tables is not None:
+            jpeg = file_jpeg(tables)
+        else:
+            found = estimate_jpeg(image[0])
+            jpeg = torch.tensor([found.probability, found.quality, found.quality_std])
+        device = next(self.defocus.parameters()).device
+        parts = looks(image).to(device)
+        quality = float(jpeg[1]) if float(jpeg[0]) >= 0.5 else 100.0
+        blur, noise = self._joint(parts, quality)
+        visible = float(estimate_noise(image).clamp(min=_MIN_NOISE))
+        estimate = self.defocus(parts, visible)
+        radii, weights = _relative_radii(estimate)
+        statistics = estimate.statistics.sum(0, keepdim=True).cpu()
+        # compression removes the noise that its dependence on brightness would be read from
+        shot = torch.zeros(2)
+        if quality == 100:
+            shot = _shot_noise(image)
+            noise = _without_shot(noise, shot, image)
+        radius = math.exp(float(blur[0]))
+        asymmetry = estimate_asymmetry(image[0], radius, visible) if radius >= MIN_RADIUS else torch.zeros(2, 2)
+        return Reading(
+            noise=noise,
+            shot=shot,
+            blur=blur,
+            jpeg=jpeg,
+            tables=tables,
+            pupils=self.candidates(statistics, asymmetry, 1),
+            radii=radii,
+            weights=weights,
+            statistics=statistics,
+            asymmetry=asymmetry,
+        )
+
+    def _joint(self, parts: Tensor, quality: float) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of log radius and of log noise, from one or several parts of a frame."""
+        statistics = frame_statistics(parts, torch.full((len(parts),), quality), self.defocus)
+        means, log_scales = (value.cpu() for value in self.joint(statistics))
+        # a Laplace distribution of scale s has the standard deviation s * sqrt(2)
+        deviation = log_scales.exp() * math.sqrt(2) * torch.tensor(_CALIBRATION)
+        weight = 1 / deviation.square()
+        mean = (weight * means).sum(0) / weight.sum(0)
+        # parts of a frame share most of their error
+        std = (1 / weight.mean(0)).sqrt()
+        return torch.stack([mean[0], std[0]]), torch.stack([mean[1], std[1]])
+
+
+def looks(image: Tensor) -> Tensor:
+    """Return the frame, or where it is large, 3 x 3 parts of it: (B or 9 B, C, h, w)."""
+    height, width = image.shape[-2:]
+    if max(height, width) <= _LOOK * _LOOKS:
+        return image
+    sides = [min(side, _LOOK) for side in (height, width)]
+    starts = [
+        [round(i * (n - s) / (_LOOKS - 1)) for i in range(_LOOKS)] for n, s in zip((height, width), sides, strict=True)
+    ]
+    return torch.cat([image[..., y : y + sides[0], x : x + sides[1]] for y in starts[0] for x in starts[1]])
+
+
+def _shot_noise(image: Tensor) -> Tensor:
+    """Mean and standard deviation of the variance per value."""
+    _, shot = estimate_noise_curve(image)
+    return torch.tensor([float(shot[0]), 0.2 * float(shot[0])])
+
+
+def _without_shot(noise: Tensor, shot: Tensor, image: Tensor) -> Tensor:
+    """Turn the total noise, at the mean brightness, into the read noise."""
+    if float(shot[0]) == 0:
+        return noise
+    variance = float(noise[0].exp()) ** 2 - float(shot[0]) * float(image.mean())
+    # the difference of two estimates is less certain than either
+    return torch.stack([torch.tensor(max(variance, _MIN_NOISE**2) ** 0.5).log(), noise[1] * math.sqrt(2)])
+
+
+def _relative_radii(estimate: DefocusEstimate) -> tuple[Tensor, Tensor]:
+    """Radii relative to their mean, at pairs of neighboring cells (M, 2), and their weights (M,)."""
+    radius, confidence = estimate.radius.cpu(), estimate.confidence.clamp(max=10).cpu()
+    pairs, weights = [], []
+    for axis in (1, 2):
+        reach = min(_NEIGHBOR, radius.shape[axis] - 1)
+        count = radius.shape[axis] - reach
+        for store, values in ((pairs, radius), (weights, confidence)):
+            two = torch.stack([values.narrow(axis, 0, count), values.narrow(axis, reach, count)], dim=-1)
+            store.append(two.reshape(-1, 2))
+    logs, weight = torch.cat(pairs).log(), torch.cat(weights).amin(1)
+    kept = torch.linspace(0, len(logs) - 1, min(len(logs), _MAX_PAIRS)).long()
+    logs, weight = logs[kept], weight[kept]
+    total = weight.sum()
+    logs = logs - (logs.mean(1) * weight).sum() / total
+    # part of the variation is the error of the estimates, whose Laplace scale is 1 / confidence
+    variance = (logs.square().mean(1) * weight).sum() / total
+    error = (2 / weight.square() * weight).sum() / total
+    shrink = ((variance - error).clamp(min=0) / variance.clamp(min=1e-8)).sqrt()
+    return (logs * shrink).exp(), weight

@@ -1,0 +1,121 @@
+"""Sensor noise: Poisson-Gaussian, white or correlated between neighboring pixels."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tta_restore._core.color import linear_to_srgb, srgb_to_linear
+from tta_restore.degradations._ranges import Range, expect_range, spaced, uniform
+from tta_restore.degradations.degradation import (
+    Degradation,
+    Parameters,
+    at_least_float32,
+    just_noticeable,
+    normal,
+    quantity,
+)
+from tta_restore.degradations.registry import register_degradation
+
+__all__ = ["Noise", "NoiseParameters"]
+
+_INVISIBLE = 0.5 / 255  # standard deviation that rounding to 8 bits hides, about
+
+
+@dataclass(frozen=True, eq=False)
+class NoiseParameters(Parameters):
+    """Variance ``read_std^2 + shot * value``, correlated over ``correlation`` pixels."""
+
+    read_std: Tensor = quantity("standard deviation, values in [0, 1]", minimum=0, maximum=1)
+    shot: Tensor = quantity("variance per value", minimum=0, maximum=1)
+    correlation: Tensor = quantity("standard deviation of the noise's Gaussian filter in pixels", minimum=0, maximum=8)
+
+
+@register_degradation("noise")
+@dataclass(frozen=True)
+class Noise(Degradation):
+    """Poisson-Gaussian noise in the Gaussian approximation; values may leave [0, 1], see :class:`Clip`.
+
+    Args:
+        read_std: standard deviation of the noise that does not depend on the value, in [0, 1] values.
+        shot: variance per value of the photon noise, in [0, 1] values.
+        correlation: standard deviation in pixels of the Gaussian filter that correlates the noise, as demosaicking and
+            resizing do; 0 is white noise. The variance of a pixel does not depend on it.
+        linear: add the noise to linear light instead of to stored (sRGB) values.
+        log_uniform: draw levels log-uniformly where they are visible (above 0.5/255); False draws them uniformly.
+
+    Example:
+        >>> import torch
+        >>> from tta_restore.degradations import Noise
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> noise = Noise(read_std=(1 / 255, 50 / 255))
+        >>> parameters = noise.sample(generator, 4)
+        >>> noise.apply(torch.rand(4, 3, 32, 32), parameters, generator).shape
+        torch.Size([4, 3, 32, 32])
+    """
+
+    read_std: Range = (0.5 / 255, 50 / 255)
+    shot: Range = 0.0
+    correlation: Range = 0.0
+    linear: bool = False
+    log_uniform: bool = True
+
+    Parameters = NoiseParameters
+
+    def __post_init__(self) -> None:
+        expect_range("Noise", "read_std", self.read_std, minimum=0, maximum=1)
+        expect_range("Noise", "shot", self.shot, minimum=0, maximum=1)
+        expect_range("Noise", "correlation", self.correlation, minimum=0, maximum=8)
+
+    def sample(self, generator: torch.Generator, n: int) -> NoiseParameters:
+        """Draw ``n`` sets of parameters."""
+        return NoiseParameters(
+            read_std=spaced(self.read_std, generator, n, floor=_INVISIBLE, log=self.log_uniform),
+            shot=spaced(self.shot, generator, n, floor=_INVISIBLE**2, log=self.log_uniform),
+            correlation=uniform(self.correlation, generator, n),
+        )
+
+    def apply(self, sharp: Tensor, parameters: NoiseParameters, generator: torch.Generator) -> Tensor:
+        """Add noise drawn from the generator; see :meth:`Degradation.apply`."""
+        parameters = self._expect(sharp, parameters).to(sharp.device)
+        x = at_least_float32(sharp)
+        x = srgb_to_linear(x) if self.linear else x
+        read, shot = (value.to(x)[:, None, None, None] for value in (parameters.read_std, parameters.shot))
+        std = (read.square() + shot * x.clamp(min=0)).sqrt()
+        noisy = x + std * _unit_noise(x, parameters.correlation, generator)
+        return (linear_to_srgb(noisy) if self.linear else noisy).to(sharp.dtype)
+
+    def distance(self, a: NoiseParameters, b: NoiseParameters) -> Tensor:
+        """Return the distance of the standard deviations at mid-gray and of the grain sizes, (N,)."""
+        strength = just_noticeable(_std(a), _std(b), _INVISIBLE)
+        # a noise that cannot be seen has no grain
+        visible = torch.minimum(_std(a), _std(b)) / (torch.minimum(_std(a), _std(b)) + _INVISIBLE)
+        grain = just_noticeable(a.correlation, b.correlation, 0.5) * visible
+        return torch.hypot(strength, grain)
+
+
+def _std(parameters: NoiseParameters) -> Tensor:
+    return (parameters.read_std.square() + 0.5 * parameters.shot).sqrt()
+
+
+def _unit_noise(x: Tensor, correlation: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw noise of unit variance: (B, C, H, W)."""
+    widest = float(correlation.max()) if len(correlation) else 0.0
+    if widest == 0:
+        return normal(x.shape, generator, x).to(x)
+    reach = math.ceil(3 * widest)
+    b, c, h, w = x.shape
+    drawn = normal((b, c, h + 2 * reach, w + 2 * reach), generator, x).to(x)
+    axis = torch.arange(-reach, reach + 1, device=x.device, dtype=x.dtype)
+    taps = torch.exp(-axis.square() / (2 * correlation.to(x)[:, None].clamp(min=1e-3).square()))
+    taps = taps / taps.square().sum(1, keepdim=True).sqrt()
+    taps = taps.repeat_interleave(c, 0)
+    stack: Any = drawn.reshape(1, b * c, *drawn.shape[-2:])
+    for kernel in (taps[:, None, :, None], taps[:, None, None, :]):
+        stack = F.conv2d(stack, kernel, groups=b * c)
+    return stack.view(x.shape)

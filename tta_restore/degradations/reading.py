@@ -1,0 +1,284 @@
+"""What frames show of their degradation: means, uncertainties, and samples that fit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tta_restore._core import checks
+from tta_restore.degradations._ranges import choice, rand
+from tta_restore.degradations.blur import Blur, BlurParameters, pupil_kernels
+from tta_restore.degradations.compose import Compose, ComposeParameters
+from tta_restore.degradations.degradation import (
+    Degradation,
+    Parameters,
+    just_noticeable,
+    normal,
+    tensor_from_json,
+    tensor_to_json,
+)
+from tta_restore.degradations.jpeg import Jpeg, JpegParameters, quality_tables, tables_quality
+from tta_restore.degradations.noise import Noise, NoiseParameters
+from tta_restore.degradations.quantize import Clip, Quantize
+from tta_restore.degradations.resize import Resize
+
+__all__ = ["PARTS", "Reading"]
+
+PARTS = ("blur", "noise", "jpeg")
+"""Degradations that a reading is about, in the order of the camera."""
+
+_SHARED = 0.3  # share of the error's variance that frames of one camera have in common, which pooling does not remove
+_MAX_RADII = 2048
+_ABSENT = 0.35  # root mean square radius in pixels below which no blur is applied
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """Degradation of one or more frames of one camera.
+
+    Attributes:
+        noise: mean and standard deviation of the logarithm of the read noise, (2,).
+        shot: mean and standard deviation of the variance per value, (2,).
+        blur: mean and standard deviation of the logarithm of the root mean square radius in pixels, (2,).
+        jpeg: probability that the frames were compressed, quality, standard deviation of the quality, (3,).
+        tables: quantization tables of the files, (2, 64); None where they are not known.
+        pupils: pupil functions that fit, the most likely first, over [-2.3, 2.3] root mean square radii, (S, A, A).
+        radii: radii relative to the mean, at pairs of neighboring places, (M, 2).
+        weights: confidence of each pair, (M,).
+        statistics: sums from which symmetric ``pupils`` were found, of all frames, (1, P).
+        asymmetry: mean of :func:`tta_restore.degradations.asymmetry.estimate_asymmetry` over the frames, (2, 2).
+        frames: number of frames.
+    """
+
+    noise: Tensor
+    shot: Tensor
+    blur: Tensor
+    jpeg: Tensor
+    tables: Tensor | None
+    pupils: Tensor
+    radii: Tensor
+    weights: Tensor
+    statistics: Tensor
+    asymmetry: Tensor
+    frames: int = 1
+
+    @property
+    def mean(self) -> dict[str, float]:
+        """Mean of every parameter: noise and shot in [0, 1] values, blur in pixels, JPEG as a quality (100 is none)."""
+        probability, quality, _ = self.jpeg.tolist()
+        return {
+            "noise_std": math.exp(float(self.noise[0])),
+            "noise_shot": float(self.shot[0]),
+            "blur_radius": math.exp(float(self.blur[0])),
+            "jpeg_quality": quality if probability >= 0.5 else 100.0,
+        }
+
+    @property
+    def uncertainty(self) -> dict[str, float]:
+        """Standard deviation of every parameter, in its unit."""
+        mean = self.mean
+        return {
+            "noise_std": mean["noise_std"] * float(self.noise[1]),
+            "noise_shot": float(self.shot[1]),
+            "blur_radius": mean["blur_radius"] * float(self.blur[1]),
+            "jpeg_quality": float(self.jpeg[2]),
+        }
+
+    def degradation(self, include: Collection[str] = PARTS, *, scale: int = 1, kernel: str = "bicubic") -> Compose:
+        """Return the degradation whose parameters :meth:`sample` draws, in the order of the camera.
+
+        Args:
+            include: parts to apply, of "blur", "noise", "jpeg"; values are always clipped and rounded to 8 bits.
+            scale: factor by which the frame is smaller than the image wanted.
+            kernel: kernel of the downscaling, see :class:`Resize`.
+        """
+        _expect_parts("degradation", include)
+        items: list[Degradation] = [Blur()] if "blur" in include else []
+        items += [Resize(scale, kernel)] if scale > 1 else []
+        items += [Noise()] if "noise" in include else []
+        items += [Clip(), Quantize()]
+        return Compose([*items, Jpeg()] if "jpeg" in include else items)
+
+    def sample(
+        self,
+        generator: torch.Generator,
+        n: int,
+        include: Collection[str] = PARTS,
+        *,
+        scale: int = 1,
+        spread: float = 1.0,
+        varying: bool = True,
+        max_size: int | None = None,
+    ) -> ComposeParameters:
+        """Draw ``n`` sets of parameters that fit the frames, for :meth:`degradation` with the same parts and scale.
+
+        Args:
+            generator: source of randomness.
+            n: number of sets.
+            include: parts to draw, of "blur", "noise", "jpeg".
+            scale: factor by which the frame is smaller; blur is drawn in pixels of the large image.
+            spread: multiple of the uncertainty that the draws vary by; 0 draws means.
+            varying: let the blur radius vary over an image as it does between neighboring places of the frames.
+            max_size: largest side of the blur kernels in pixels; None for what the radii need.
+        """
+        _expect_parts("sample", include)
+        drawn: dict[str, Parameters] = {}
+        if "blur" in include:
+            drawn["blur"] = self._sample_blur(generator, n, scale, spread, varying, max_size)
+        if "noise" in include:
+            level = (self.noise[0] + spread * self.noise[1] * normal((n,), generator, self.noise)).exp()
+            shot = self.shot[0] + spread * self.shot[1] * normal((n,), generator, self.noise)
+            shot = shot.clamp(0, 1) if float(self.shot[0]) > 0 else torch.zeros(n)
+            drawn["noise"] = NoiseParameters(level.clamp(0, 1), shot, torch.zeros(n))
+        if "jpeg" in include:
+            probability, quality, deviation = self.jpeg.tolist()
+            applied = (rand(generator, n) < probability).long()
+            if self.tables is not None:
+                tables = self.tables.expand(n, 2, 64)
+            else:
+                drawn_quality = quality + spread * deviation * normal((n,), generator, self.noise)
+                tables = quality_tables(drawn_quality.clamp(2, 100))
+            drawn["jpeg"] = JpegParameters(tables, torch.full((n,), 2), applied)
+        template = self.degradation(include, scale=scale)
+        return ComposeParameters(
+            tuple(
+                drawn[item.kind] if item.kind in drawn else item.sample(generator, n) for item in template.degradations
+            )
+        )
+
+    def _sample_blur(
+        self, generator: torch.Generator, n: int, scale: int, spread: float, varying: bool, max_size: int | None
+    ) -> BlurParameters:
+        # the most likely pupil functions more often
+        rank = torch.arange(len(self.pupils), dtype=torch.float32)
+        pupils = self.pupils[choice(torch.exp(-rank / max(len(self.pupils) / 2, 1)), generator, n)]
+        relative = self.radii[choice(self.weights, generator, n)] if varying else torch.ones(n, 2)
+        center = (self.blur[0] + spread * self.blur[1] * normal((n,), generator, self.blur)).exp()
+        radius = center[:, None] * relative
+        radius = torch.where(radius < _ABSENT, torch.zeros_like(radius), radius) * scale
+        levels = 5 if varying else 1
+        steps = torch.linspace(0, 1, levels)
+        radius = radius[:, :1] + (radius[:, 1:] - radius[:, :1]) * steps
+        kernels = pupil_kernels(pupils, radius, max_size=max_size)
+        if not varying:
+            return BlurParameters(kernels, radius)
+        ramp = torch.linspace(0, 1, 16)
+        grid_y, grid_x = torch.meshgrid(ramp, ramp, indexing="ij")
+        angle = 2 * math.pi * rand(generator, n)[:, None, None]
+        position = 0.5 + angle.cos() * (grid_x - 0.5) + angle.sin() * (grid_y - 0.5)
+        return BlurParameters(kernels, radius, position.clamp(0, 1))
+
+    def distance(self, other: Reading) -> float:
+        """Return how far two readings are apart, in just noticeable steps (about 20 %), over what is visible."""
+        noise = just_noticeable(self.noise[0].exp(), other.noise[0].exp(), 1 / 255)
+        blur = just_noticeable(self.blur[0].exp(), other.blur[0].exp(), 0.4)
+        first, second = (
+            quality_tables(torch.tensor([part.mean["jpeg_quality"]]))[0, 0].float() for part in (self, other)
+        )
+        jpeg = ((first + 3) / (second + 3)).log().abs().mean() / 0.1823
+        pupil = (self.pupils[0] - other.pupils[0]).square().sum() / (
+            self.pupils[0].square().sum() + other.pupils[0].square().sum()
+        )
+        shape = pupil / 0.15 * min(self.mean["blur_radius"], other.mean["blur_radius"], 1.0)
+        return float(torch.stack([noise, blur, jpeg, shape]).square().sum().sqrt())
+
+    @staticmethod
+    def pool(readings: Sequence[Reading], estimator: Any = None) -> Reading:
+        """Combine readings of frames of one camera.
+
+        Args:
+            readings: at least one.
+            estimator: the :class:`Estimator`, which finds the pupil functions again from the statistics of all frames;
+                without it they are those of the readings, in turn.
+
+        Raises:
+            ValueError: there is no reading.
+        """
+        if not readings:
+            raise ValueError("Reading.pool: expected at least one reading, got none")
+        if len(readings) == 1:
+            return readings[0]
+        frames = sum(reading.frames for reading in readings)
+        count = torch.tensor([float(reading.frames) for reading in readings])
+
+        def combine(name: str) -> Tensor:
+            values = torch.stack([getattr(reading, name) for reading in readings])
+            weight = count / values[:, 1].square().clamp(min=1e-8)
+            mean = (weight * values[:, 0]).sum() / weight.sum()
+            single = (count * values[:, 1].square()).sum() / count.sum()
+            # errors of one frame average out, those that the frames share stay
+            scatter = (weight * (values[:, 0] - mean).square()).sum() / weight.sum()
+            variance = torch.maximum(single, scatter) * (_SHARED + (1 - _SHARED) / frames)
+            return torch.stack([mean, variance.sqrt()])
+
+        jpeg = torch.stack([reading.jpeg for reading in readings])
+        present = (count * jpeg[:, 0]).sum() / count.sum()
+        weight = count * jpeg[:, 0].clamp(min=1e-6)
+        quality = (weight * jpeg[:, 1]).sum() / weight.sum()
+        deviation = ((weight * (jpeg[:, 2].square() + (jpeg[:, 1] - quality).square())).sum() / weight.sum()).sqrt()
+        tables = [reading.tables for reading in readings]
+        radii, weights = (torch.cat([getattr(reading, name) for reading in readings]) for name in ("radii", "weights"))
+        kept = torch.linspace(0, len(radii) - 1, min(len(radii), _MAX_RADII)).long()
+        statistics = torch.stack([reading.statistics for reading in readings]).sum(0)
+        waves = torch.stack([reading.asymmetry for reading in readings])
+        asymmetry = (count[:, None, None] * waves).sum(0) / count.sum()
+        if estimator is not None:
+            pupils = estimator.candidates(statistics, asymmetry, frames)
+        else:
+            longest = max(len(reading.pupils) for reading in readings)
+            in_turn = [r.pupils[i] for i in range(longest) for r in readings if i < len(r.pupils)]
+            pupils = torch.stack(in_turn[:longest])
+        return Reading(
+            noise=combine("noise"),
+            shot=combine("shot"),
+            blur=combine("blur"),
+            jpeg=torch.stack([present, quality, deviation]),
+            tables=None if any(table is None for table in tables) or not _all_equal(tables) else tables[0],
+            pupils=pupils,
+            radii=radii[kept],
+            weights=weights[kept],
+            statistics=statistics,
+            asymmetry=asymmetry,
+            frames=frames,
+        )
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return all fields as tensors, for a state dict; :meth:`from_tensors` reads them back."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: torch.as_tensor(value) for name, value in values.items() if value is not None}
+
+    @classmethod
+    def from_tensors(cls, tensors: dict[str, Tensor]) -> Reading:
+        """Return the reading that :meth:`tensors` wrote."""
+        checks.expect_known("Reading", tensors, [field.name for field in fields(cls)])
+        values: dict[str, Any] = {"tables": None} | dict(tensors)
+        return cls(**(values | {"frames": int(tensors["frames"])}))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the reading as JSON; :meth:`from_dict` reads it back."""
+        return {name: tensor_to_json(value) for name, value in self.tensors().items()}
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> Reading:
+        """Return the reading that :meth:`to_dict` wrote."""
+        return cls.from_tensors({name: tensor_from_json(value) for name, value in content.items()})
+
+
+def file_jpeg(tables: Tensor) -> Tensor:
+    """Return the JPEG part of a reading from the tables of a file: certain."""
+    return torch.tensor([1.0, tables_quality(tables), 0.5])
+
+
+def _expect_parts(function: str, include: Collection[str]) -> None:
+    for name in include:
+        checks.expect_choice(function, "include", name, PARTS)
+
+
+def _all_equal(tables: Sequence[Tensor | None]) -> bool:
+    first = tables[0]
+    return first is not None and all(table is not None and torch.equal(table, first) for table in tables)

@@ -1,0 +1,208 @@
+"""Adapt a restorer to one camera on a few of its photos, and export the result as an ordinary checkpoint."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from tta_restore import adapters
+from tta_restore.adapters import calibration
+from tta_restore.data.io.atomic import atomic_file
+from tta_restore.data.io.color import to_model_space
+from tta_restore.data.io.files import images_below
+from tta_restore.data.io.image import read_image
+from tta_restore.data.io.pixels import ImageError
+from tta_restore.engine.run.device import resolve_device
+from tta_restore.engine.run.methods import create_method, expect_one_input
+from tta_restore.engine.run.models import expect_restorer
+from tta_restore.engine.run.outputs import expect_file
+from tta_restore.engine.run.settings import Named
+from tta_restore.engine.run.usage import UsageError
+
+__all__ = ["Calibration", "calibrate_model", "export_state", "write_checkpoint"]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Outcome of ``tta-restore calibrate``.
+
+    Attributes:
+        report: of :func:`tta_restore.adapters.calibrate`.
+        failed: photos that could not be read.
+    """
+
+    report: calibration.CalibrationReport
+    failed: int
+
+    @property
+    def exit_code(self) -> int:
+        """0 if every photo was read, else 1."""
+        return 1 if self.failed else 0
+
+    def __str__(self) -> str:
+        failed = f", {self.failed} photos could not be read" if self.failed else ""
+        return f"{self.report.verdict}{failed}"
+
+
+def calibrate_model(
+    inputs: Sequence[str | Path],
+    *,
+    out: str | Path,
+    model: str | Named = "generalist",
+    checkpoint: str | Path | None = None,
+    config: Mapping[str, Any] | None = None,
+    method_options: Mapping[str, Any] | None = None,
+    task: str | None = None,
+    budget: str | None = None,
+    limit: int = 25,
+    crop: int = 512,
+    device: str | None = None,
+    seed: int = 0,
+    say: Callable[[str], None] = print,
+) -> Calibration:
+    """Adapt a restorer once to the camera that took some photos, and write a checkpoint with the model's own keys.
+
+    The photos need no sharp originals: the degradation is estimated from them, and the model is trained on pairs with
+    that degradation. The checkpoint is written with a report; if nothing was gained it holds the original weights, and
+    the verdict says so.
+
+    Args:
+        inputs: photos of one camera, or folders of them; 5 to 25 are a good number.
+        out: checkpoint, a .safetensors file; the report is written next to it as .json.
+        model: restorer.
+        checkpoint: weights of the model.
+        config: keywords of the model's builder.
+        method_options: settings of the adapter.
+        task: what the model removes: defocus, motion, denoise, jpeg, sr or any (default: what a probe finds)
+        budget: total time such as 60s, or 10x for ten forward passes per photo (default: until it is steady)
+        limit: first photos only.
+        crop: side of the center crop that photos are read as, in pixels; 0 reads them whole.
+        device: where everything runs.
+        seed: of everything random.
+        say: receives the text for the user.
+
+    Raises:
+        UsageError: the command cannot be carried out as given; nothing was written.
+    """
+    expect_file(out)
+    if Path(out).suffix != ".safetensors":
+        raise UsageError(f"--out {out}: expected a file that ends in .safetensors")
+    paths = _photos(inputs)[:limit]
+    chosen = resolve_device(device)
+    restorer = expect_restorer(model, device=chosen, checkpoint=checkpoint, config=config)
+    expect_one_input(restorer)
+    options = {"seed": seed, **(method_options or {})} | ({} if task is None else {"task": task})
+    problems: list[str] = []
+    try:
+        frames = _frames(paths, crop, chosen, problems)
+        report = adapters.calibrate(restorer, frames, budget=budget, **options)
+    except (ValueError, TypeError, RuntimeError) as error:
+        told = f"; {problems[0]}" if problems else ""
+        raise UsageError(f"{error}{told}") from error
+    for problem in problems:
+        say(f"error: {problem}")
+    facts = {"source": str(model), "checkpoint": str(checkpoint or ""), "verdict": report.verdict}
+    write_checkpoint(report.model, out, facts)
+    text = {
+        name: getattr(report, name)
+        for name in (
+            "frames",
+            "steps",
+            "seconds",
+            "task",
+            "degradation",
+            "gain",
+            "trust",
+            "gains",
+            "verdict",
+            "messages",
+        )
+    }
+    with atomic_file(Path(out).with_suffix(".json")) as partial:
+        partial.write_text(json.dumps(facts | text, indent=1), encoding="utf-8")
+    say(f"{report}\n\nCheckpoint: {out}   report: {Path(out).with_suffix('.json')}")
+    return Calibration(report, len(problems))
+
+
+def export_state(
+    *,
+    state: str | Path,
+    out: str | Path,
+    method: str = "recommended",
+    method_options: Mapping[str, Any] | None = None,
+    model: str | Named = "generalist",
+    checkpoint: str | Path | None = None,
+    config: Mapping[str, Any] | None = None,
+    role: str | None = None,
+    device: str | None = None,
+    say: Callable[[str], None] = print,
+) -> None:
+    """Write the model that a state of ``restore --state`` holds as an ordinary checkpoint with the model's own keys.
+
+    Args:
+        state: file that ``restore --state`` wrote.
+        out: checkpoint, a .safetensors file.
+        method: method of the state.
+        method_options: settings of the method.
+        model: restorer of the state.
+        checkpoint: weights of the model.
+        config: keywords of the model's builder.
+        role: source, student or teacher (default: the one whose restorations were written)
+        device: where everything runs.
+        say: receives the text for the user.
+
+    Raises:
+        UsageError: the state belongs to another method or model, or the method cannot be exported.
+    """
+    expect_file(out)
+    restorer = expect_restorer(model, device=resolve_device(device), checkpoint=checkpoint, config=config)
+    made = create_method(method, restorer, **(method_options or {}))
+    try:
+        made.load(state)
+        exported = made.adapter.export(role)
+    except (ValueError, TypeError, KeyError, OSError, RuntimeError) as error:
+        raise UsageError(f"--state {state}: {error}") from error
+    write_checkpoint(exported, out, {"source": str(model), "state": str(state)})
+    say(f"Checkpoint: {out}")
+
+
+def write_checkpoint(model: nn.Module, path: str | Path, metadata: Mapping[str, str]) -> None:
+    """Write the weights of a model under its own keys, completely or not at all."""
+    weights = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
+    with atomic_file(path) as partial:
+        save_file(weights, partial, dict(metadata))
+
+
+def _photos(inputs: Sequence[str | Path]) -> list[Path]:
+    paths: list[Path] = []
+    for entry in map(Path, inputs):
+        if entry.is_dir():
+            paths += images_below(entry)
+        elif entry.is_file():
+            paths.append(entry)
+        else:
+            raise UsageError(f"{entry}: no such file or directory")
+    if not paths:
+        raise UsageError(f"{', '.join(map(str, inputs))}: no image in this folder")
+    return paths
+
+
+def _frames(paths: Sequence[Path], crop: int, device: str | torch.device, problems: list[str]) -> Iterator[Tensor]:
+    for path in paths:
+        try:
+            rgb, _ = to_model_space(read_image(path))
+        except ImageError as error:
+            problems.append(str(error))
+            continue
+        height, width = rgb.shape[-2:]
+        if crop:
+            top, left = (max(0, side - crop) // 2 for side in (height, width))
+            rgb = rgb[:, top : top + crop, left : left + crop]
+        yield rgb.to(device)

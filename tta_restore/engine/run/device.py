@@ -1,0 +1,32 @@
+"""One rule for ``--device``: the device that was asked for, else CUDA where there is one, else the CPU."""
+
+from __future__ import annotations
+
+import torch
+
+from tta_restore.engine.run.usage import UsageError
+
+__all__ = ["resolve_device"]
+
+
+def resolve_device(device: str | torch.device | None = None) -> str:
+    """Return the name of the device that a command runs on.
+
+    Args:
+        device: such as "cpu" or "cuda:1"; None takes a CUDA device where there is one.
+
+    Raises:
+        UsageError: there is no such device.
+    """
+    if device is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        chosen = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise UsageError(f"--device {device}: expected a device such as cpu or cuda:0") from error
+    try:
+        torch.empty(0, device=chosen)
+    except Exception as error:  # every backend has its own for a device that it lacks
+        first = next(iter(str(error).splitlines()), "").split(". ")[0]
+        raise UsageError(f"--device {device}: {first or type(error).__name__}") from error
+    return str(device)

@@ -1,0 +1,290 @@
+"""Plan a restoration: what is read, where each result is written, and what cannot be used or is left out."""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+from tta_restore.data.io.files import natural_order, printable, scan_folder
+from tta_restore.data.io.formats import (
+    AUDIO_SUFFIXES,
+    IMAGE_SUFFIXES,
+    RAW_SUFFIXES,
+    VIDEO_SUFFIXES,
+    irregular_kind,
+    sniff_file,
+)
+from tta_restore.data.io.image import FORMATS, SUFFIXES
+from tta_restore.data.io.video import WRITABLE_SUFFIXES
+from tta_restore.engine.run.usage import UsageError
+
+__all__ = ["Job", "Plan", "check_output", "describe_others", "frame_files", "plan_jobs"]
+
+Kind = Literal["image", "video", "frames"]
+
+#: Formats that are read and not written, and the suffix of their results.
+_WRITTEN_AS = {".hdr": ".exr", ".pfm": ".exr", ".mpo": ".jpg"} | dict.fromkeys(RAW_SUFFIXES, ".tif")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One input to restore, and where to.
+
+    Attributes:
+        source: image or video file, or a folder of frames.
+        destination: file, or folder for a folder of frames.
+        kind: ``"image"``, ``"video"`` or ``"frames"``.
+    """
+
+    source: Path
+    destination: Path
+    kind: Kind = "image"
+
+
+@dataclass
+class Plan:
+    """What a run is going to do.
+
+    Attributes:
+        jobs: in the order in which they are done.
+        problems: a line for each input that cannot be used.
+        notes: a line for each thing that is done differently from what the names suggest.
+        left_out: number of files in the folders that are neither images nor videos, by kind.
+    """
+
+    jobs: list[Job] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    left_out: Counter[str] = field(default_factory=Counter)
+
+
+def plan_jobs(
+    inputs: Sequence[str | Path], out: str | Path, *, clips: bool = False, image_format: str | None = None
+) -> Plan:
+    """Plan the restoration of files and folders; nothing is read but names and first bytes.
+
+    A folder is searched in natural order and keeps its tree below `out`; hidden files and `out` itself are left out.
+    One single file may be given a file name as `out`.
+
+    Args:
+        inputs: files and folders.
+        out: folder, or file for a single input.
+        clips: restore every folder of images as one clip.
+        image_format: one of :data:`tta_restore.data.io.image.FORMATS`; None keeps the format of each input.
+
+    Raises:
+        UsageError: an argument is empty or of no use, two inputs would be written to one file, or an input onto
+            itself.
+    """
+    if isinstance(inputs, (str, Path)):
+        inputs = [inputs]
+    for name, value in (*(("input", entry) for entry in inputs), ("output", out)):
+        if not str(value) or "\0" in str(value):
+            raise UsageError(f"expected the {name} to be a path, got {str(value)!r}")
+    if not inputs:
+        raise UsageError("expected at least one input, got none")
+    if image_format is not None and image_format not in FORMATS:
+        raise UsageError(f"no format {image_format!r}; there are: {', '.join(FORMATS)}")
+    out, plan = Path(out), Plan()
+    for entry in dict.fromkeys(map(Path, inputs)):
+        try:
+            if entry.is_dir():
+                _plan_folder(plan, entry, out, clips=clips, image_format=image_format)
+            else:
+                _plan_file(plan, entry, out, alone=len(inputs) == 1, image_format=image_format)
+        except OSError as error:
+            plan.problems.append(f"{entry}: {(error.strerror or str(error)).lower()}")
+    _expect_distinct(plan)
+    return plan
+
+
+def check_output(plan: Plan, inputs: Sequence[str | Path], out: str | Path, state: str | Path | None) -> None:
+    """Find out before the work that results or state cannot be written.
+
+    Raises:
+        UsageError: the output or the state cannot be written.
+    """
+    out = Path(out)
+    is_file = len(plan.jobs) == 1 and plan.jobs[0].destination == out
+    if not is_file:
+        if out.exists() and not out.is_dir():
+            raise UsageError(f"output {out}: a file with this name is there, expected a folder")
+        if not out.exists() and out.suffix.lower() in (*SUFFIXES, *WRITABLE_SUFFIXES):
+            raise UsageError(
+                f"output {out}: named like a file, and {_count(len(inputs), 'input')} would need a folder; "
+                "give a name without this suffix, or make the folder first"
+            )
+    _expect_writable("output", out.parent if is_file else out)
+    if state is not None:
+        state = Path(state)
+        if state.is_dir():
+            raise UsageError(f"--state {state}: is a folder, expected a file")
+        _expect_writable("--state", state.parent)
+        if state.exists() and (special := irregular_kind(state)) is not None:
+            raise UsageError(f"--state {state}: not a regular file: {special}")
+        if state.exists() and not os.access(state, os.W_OK):
+            raise UsageError(f"--state {state}: cannot be written to")
+        if any(state.resolve() in (job.source.resolve(), job.destination.resolve()) for job in plan.jobs):
+            raise UsageError(f"--state {state}: is also an input or a result of this run")
+
+
+def _expect_writable(name: str, path: Path) -> None:
+    there = path
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    if not there.is_dir():
+        raise UsageError(f"{name} {path}: {there} is not a folder")
+    if not os.access(there, os.W_OK):
+        raise UsageError(f"{name} {path}: {there} cannot be written to")
+
+
+def _plan_folder(plan: Plan, entry: Path, out: Path, *, clips: bool, image_format: str | None) -> None:
+    if out.resolve() == entry.resolve():
+        raise UsageError(f"the output folder {out} is the input folder: the originals would be overwritten")
+    base = out / entry.name if clips else out
+    found = scan_folder(entry, skip=[out])
+    plan.left_out += found.others
+    jobs: list[Job] = []
+    if clips:
+        folders = sorted({path.parent for path in found.images}, key=natural_order)
+        jobs += [Job(path, base / path.relative_to(entry), "frames") for path in folders]
+    else:
+        jobs += _image_jobs(found.images, entry, base, image_format)
+    jobs += _video_jobs(found.videos, entry, base)
+    if not jobs:
+        plan.problems.append(f"{entry}: no image and no video in this folder{_others(found.others)}")
+    plan.jobs += sorted(jobs, key=lambda job: natural_order(job.source))
+
+
+def _plan_file(plan: Plan, entry: Path, out: Path, *, alone: bool, image_format: str | None) -> None:
+    kind = irregular_kind(entry)  # raises OSError where there is nothing
+    if kind is not None:
+        plan.problems.append(f"{entry}: not a regular file: {kind}")
+        return
+    detected = sniff_file(entry)
+    suffix = entry.suffix.lower()
+    video = detected.kind == "video" if detected else suffix in VIDEO_SUFFIXES
+    if video and suffix in AUDIO_SUFFIXES:
+        plan.problems.append(f"{entry}: sound without a video")
+        return
+    suffixes = WRITABLE_SUFFIXES if video else SUFFIXES
+    if alone and not out.is_dir() and out.suffix.lower() in suffixes:
+        plan.jobs.append(Job(entry, out, "video" if video else "image"))
+    elif video:
+        plan.jobs += _video_jobs([entry], entry.parent, out)
+    else:
+        plan.jobs += _image_jobs([entry], entry.parent, out, image_format)
+
+
+def _image_jobs(paths: Sequence[Path], root: Path, out: Path, image_format: str | None) -> list[Job]:
+    return [Job(path, _renamed(out / path.relative_to(root), _written_suffix(path, image_format))) for path in paths]
+
+
+def _renamed(target: Path, suffix: str | None) -> Path:
+    """Return a target with another suffix, in place of a known one or behind the name."""
+    if suffix is None:
+        return target
+    known = target.suffix.lower() in (*IMAGE_SUFFIXES, *RAW_SUFFIXES, *VIDEO_SUFFIXES)
+    return target.with_suffix(suffix) if known else target.with_name(target.name + suffix)
+
+
+def _written_suffix(path: Path, image_format: str | None) -> str | None:
+    """Return the suffix of the result, None where that of the input is kept."""
+    suffix = path.suffix.lower()
+    if image_format is not None:
+        wanted = FORMATS[image_format]
+        return None if suffix in wanted else wanted[0]
+    if suffix in SUFFIXES:
+        return None
+    return _WRITTEN_AS.get(suffix, ".png")
+
+
+def _video_jobs(paths: Sequence[Path], root: Path, out: Path) -> list[Job]:
+    return [
+        Job(
+            path,
+            _renamed(out / path.relative_to(root), None if path.suffix.lower() in WRITABLE_SUFFIXES else ".mp4"),
+            "video",
+        )
+        for path in paths
+    ]
+
+
+def _expect_distinct(plan: Plan) -> None:
+    """Keep results apart: nothing is written twice, nor onto an input.
+
+    Results under the name of their input have the first choice; one whose suffix changes takes its whole name where
+    another result has the short one ("a.bmp.png" next to "a.png").
+    """
+    sources = {job.source.resolve() for job in plan.jobs}
+    taken: dict[Path, Path] = {}
+    folded: dict[str, Path] = {}
+    placed: dict[int, Job] = {}
+    for index in sorted(range(len(plan.jobs)), key=lambda i: _is_renamed(plan.jobs[i])):
+        job = plan.jobs[index]
+        target, source = job.destination.resolve(), job.source.resolve()
+        if target == source:
+            raise UsageError(f"{job.source} would be overwritten by its own result: choose another output")
+        if target in sources:
+            raise UsageError(f"{target} is an input and would be overwritten by the result of {job.source}")
+        if taken.get(target, source) != source and _is_renamed(job):
+            job = replace(job, destination=job.destination.with_name(job.source.name + job.destination.suffix))
+            target = job.destination.resolve()
+        other = taken.get(target)
+        if other == source:
+            continue
+        if other is not None:
+            raise UsageError(
+                f"{other} and {job.source} would both be written to {job.destination}: "
+                "give a folder that holds both, or run them one after the other"
+            )
+        # A case-insensitive or normalizing file system stores these two names as one.
+        key = unicodedata.normalize("NFC", str(target)).casefold()
+        if (twin := folded.get(key)) is not None:
+            number = 2
+            while (target := job.destination.with_stem(f"{job.destination.stem} ({number})").resolve()) in taken:
+                number += 1
+            plan.notes.append(
+                f"{job.source}: written as {target.name}, since its name and that of {twin.name} differ only in case "
+                "or in how accents are encoded"
+            )
+            job = replace(job, destination=job.destination.with_name(target.name))
+        taken[target] = source
+        folded.setdefault(key, job.source)
+        placed[index] = job
+    plan.jobs = [placed[index] for index in sorted(placed)]
+
+
+def _is_renamed(job: Job) -> bool:
+    return job.kind != "frames" and job.destination.suffix.lower() != job.source.suffix.lower()
+
+
+def frame_files(job: Job) -> list[tuple[Path, Path]]:
+    """Return the frames of a folder job, each with the PNG file that its result is written to."""
+    frames = scan_folder(job.source, recursive=False).images
+    names = Counter(path.stem for path in frames)
+    return [
+        (path, job.destination / (f"{path.stem}.png" if names[path.stem] == 1 else f"{path.name}.png"))
+        for path in frames
+    ]
+
+
+def _others(others: Counter[str]) -> str:
+    return f" ({describe_others(others)})" if others else ""
+
+
+def describe_others(others: Counter[str]) -> str:
+    """Return "3 .txt, 1 PDF" for the files that are left out, the most frequent kind first."""
+    kinds = sorted(others.items(), key=lambda item: (-item[1], item[0]))
+    shown = ", ".join(f"{number} {printable(kind)}" for kind, number in kinds[:8])
+    rest = sum(number for _, number in kinds[8:])
+    return f"{shown}, {rest} of other kinds" if rest else shown
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")

@@ -1,0 +1,132 @@
+"""Settings given by name: configuration files, ``KEY=VALUE`` arguments, and a name with its settings."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tta_restore.engine.run.usage import UsageError
+
+__all__ = ["Named", "merge", "nested", "parse_setting", "read_settings", "tidy", "typed_value"]
+
+
+@dataclass(frozen=True)
+class Named:
+    """A name and the settings of what it names, such as a method and its ``steps``.
+
+    Attributes:
+        name: registered name or ``module:name``.
+        settings: keywords.
+    """
+
+    name: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return self.name
+
+    @staticmethod
+    def of(value: str | Named) -> Named:
+        """Return the value, or a name without settings."""
+        return value if isinstance(value, Named) else Named(value)
+
+
+def read_settings(path: str | Path) -> dict[str, Any]:
+    """Return the content of a TOML, YAML or JSON file.
+
+    Raises:
+        UsageError: the file cannot be read, is empty, or holds no table.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+        if path.suffix == ".json":
+            content = json.loads(text)
+        elif path.suffix == ".toml":
+            import tomllib
+
+            content = tomllib.loads(text)
+        elif path.suffix in (".yaml", ".yml"):
+            import yaml
+
+            try:
+                content = yaml.safe_load(text)
+            except yaml.YAMLError as error:
+                raise UsageError(f"{path}: {' '.join(str(error).split())}") from None
+        else:
+            raise UsageError(f"{path}: expected a file that ends in .toml, .yaml, .yml or .json")
+    except OSError as error:
+        raise UsageError(f"{path}: {(error.strerror or str(error)).lower()}") from None
+    except UsageError:
+        raise
+    except ValueError as error:  # the errors of tomllib and json, and of text that is not UTF-8
+        raise UsageError(f"{path}: {error}") from None
+    if not content:
+        raise UsageError(f"{path}: the file is empty")
+    if not isinstance(content, dict):
+        raise UsageError(f"{path}: expected names and values, got {type(content).__name__}")
+    return content
+
+
+def parse_setting(text: str, flag: str = "--set") -> tuple[str, Any]:
+    """Split ``KEY=VALUE``; the value is read as JSON where it is JSON, else as text.
+
+    Raises:
+        UsageError: the text has no ``=`` or no key.
+    """
+    name, found, value = text.partition("=")
+    if not (name and found):
+        raise UsageError(f"{flag}: expected KEY=VALUE, got {text!r}")
+    try:
+        return name, json.loads({"True": "true", "False": "false", "None": "null"}.get(value, value))
+    except ValueError:
+        return name, value
+
+
+def nested(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return mappings for dotted keys: ``{"a.b": 1}`` -> ``{"a": {"b": 1}}``."""
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        first, dot, rest = key.partition(".")
+        found = merge(found, {first: nested({rest: value}) if dot else value})
+    return found
+
+
+def merge(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
+    """Return both mappings in one; the second overrides the first, mappings in them are merged."""
+    found = dict(first)
+    for key, value in second.items():
+        held = found.get(key)
+        found[key] = merge(held, value) if isinstance(held, Mapping) and isinstance(value, Mapping) else value
+    return found
+
+
+def typed_value(name: str, hint: Any, value: Any) -> Any:
+    """Return a value as a type hint has it: numbers checked, mappings turned into dataclasses.
+
+    Raises:
+        ValueError: the value is of another type; the message starts with ``name``.
+    """
+    from jsonargparse import ArgumentError, ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False)
+    try:
+        parser.add_argument("--value", type=hint)
+    except ValueError:  # a type without a text form, such as a callable
+        return value
+    try:
+        return parser.instantiate(parser.parse_object({"value": value})).value
+    except ArgumentError as error:
+        raise ValueError(f"{name}: {tidy(error)}") from error
+
+
+def tidy(error: Exception) -> str:
+    """Return the message of a parser of jsonargparse in one line and in the words of this package."""
+    text = " ".join(str(error).split()).removeprefix('Parser key "value": ')
+    text = re.sub(r"Expected an? <class '([\w.]+)'>", r"expected \1", text)
+    text = re.sub(r"Expected a typing\.Literal\[(.*?)\]", r"expected one of \1", text)
+    return re.sub(r"\. Got value: ", ", got ", text)

@@ -1,0 +1,84 @@
+"""Import and call user code named ``module:name``; whatever it raises becomes one error with its name."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import re
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+__all__ = ["guarded", "import_named", "is_named", "plugins"]
+
+_NAME = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+
+
+def is_named(text: str) -> bool:
+    """Return whether a text has the form ``module.path:name``."""
+    return _NAME.fullmatch(text) is not None
+
+
+def import_named(source: str) -> Any:
+    """Return what ``module.path:name`` names, imported from the current folder or the Python path.
+
+    Raises:
+        ValueError: the module cannot be imported, or has no such name.
+    """
+    module, _, name = source.partition(":")
+    with _current_folder_importable(), guarded(source, importing=True):
+        found: Any = importlib.import_module(module)
+    for part in name.split("."):
+        if not hasattr(found, part):
+            raise ValueError(f"{source}: {module} has no {name}")
+        found = getattr(found, part)
+    return found
+
+
+@contextmanager
+def guarded(source: str, *, importing: bool = False) -> Iterator[None]:
+    """Turn every exception of user code, ``SystemExit`` included, into a ValueError of one line.
+
+    Raises:
+        ValueError: with the name of the code and the error.
+    """
+    try:
+        yield
+    except SystemExit as error:
+        raise ValueError(f"{source} called sys.exit({error.code!r})") from error
+    except ImportError as error:
+        raise ValueError(f"{source}: {error}") from error
+    except Exception as error:
+        what = "raised when imported" if importing else "raised"
+        first = next(iter(str(error).splitlines()), "")
+        raise ValueError(f"{source} {what} {type(error).__name__}: {first}") from error
+
+
+def plugins(group: str) -> dict[str, Callable[[], Any]]:
+    """Return the entry points of a group: name -> function that loads it.
+
+    The groups are ``tta_restore.restorers``, ``tta_restore.methods``, ``tta_restore.layouts``,
+    ``tta_restore.degradations`` and ``tta_restore.metrics``.
+    """
+
+    def loader(point: importlib.metadata.EntryPoint) -> Callable[[], Any]:
+        def load() -> Any:
+            with guarded(point.value, importing=True):
+                return point.load()
+
+        return load
+
+    return {point.name: loader(point) for point in importlib.metadata.entry_points(group=group)}
+
+
+@contextmanager
+def _current_folder_importable() -> Iterator[None]:
+    folder = str(Path.cwd())
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        if folder in sys.path:
+            sys.path.remove(folder)

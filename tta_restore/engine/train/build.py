@@ -1,0 +1,182 @@
+"""Build what a training configuration names: networks, clips, and the bundled photos."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tta_restore._core import checks
+from tta_restore.data.datasets.clips import Clip
+from tta_restore.data.datasets.layouts import CLIP_LAYOUTS, find_clips
+from tta_restore.data.datasets.mining import random_patches
+from tta_restore.data.io.files import images_below
+from tta_restore.data.io.image import read_image
+from tta_restore.data.io.pixels import ImageError
+from tta_restore.data.synthetic import photos
+from tta_restore.data.synthetic.camera_shake import ShakenClips
+from tta_restore.degradations.motion import CameraShake
+from tta_restore.engine.run.models import build_module
+from tta_restore.engine.run.names import SHIPPED_MODELS
+from tta_restore.engine.run.usage import UsageError
+from tta_restore.models import list_models
+from tta_restore.models.checkpoint import read_metadata, resolve
+
+__all__ = [
+    "SHAKES",
+    "Built",
+    "build_network",
+    "bundled_clips",
+    "bundled_images",
+    "clips_from",
+    "described",
+    "expect_size",
+    "seeded",
+    "usage_errors",
+]
+
+#: Registered name, or ``module.path:callable``, and the keywords that a network was built from.
+Built = tuple[str, dict[str, Any]]
+
+
+def build_network(section: Mapping[str, Any], *, default: str, kind: str = "restorer") -> nn.Module:
+    """Return the network of a section: ``name``, ``checkpoint``, and keywords of its builder.
+
+    Args:
+        section: of the configuration; the name is that of a registered network, of shipped weights such as
+            ``specialist``, or ``module.path:callable``.
+        default: name where the section has none.
+        kind: of registered networks.
+
+    Raises:
+        ValueError: there is no such network or checkpoint, or the builder does not take one of the keywords.
+        TypeError: the name is not text.
+    """
+    name, checkpoint, options = _entries(section, default)
+    return build_module(name, checkpoint=checkpoint, config=options, kind=kind)
+
+
+def described(section: Mapping[str, Any], *, default: str) -> Built:
+    """Return what a network of :func:`build_network` is built from, for the metadata of its weights."""
+    name, checkpoint, options = _entries(section, default)
+    known: dict[str, Any] = {}
+    if checkpoint is not None:
+        known = dict(read_metadata(resolve(checkpoint)).get("config") or {})
+    name = SHIPPED_MODELS.get(name, name)
+    conditioned = options.pop("blur_map", False)
+    if conditioned and name == "jdrl_unet":
+        return "jdrl_journal", known | options
+    if conditioned and name in list_models():
+        return "blur_conditioned", {"restorer": name, "config": known.get("config", known) | options}
+    return name, known | options | ({"blur_map": True} if conditioned else {})
+
+
+def _entries(section: Mapping[str, Any], default: str) -> tuple[str, Any, dict[str, Any]]:
+    """The name of a network, its checkpoint or None, and the other entries."""
+    options = dict(section)
+    name, checkpoint = options.pop("name", default), options.pop("checkpoint", None)
+    if not isinstance(name, str):
+        raise TypeError(f"expected the name of a network, got {name!r}")
+    if name in SHIPPED_MODELS and checkpoint is None:
+        return SHIPPED_MODELS[name], name, options
+    return name, checkpoint, options
+
+
+def bundled_images(size: int, names: Sequence[str] = photos.TRAIN) -> Tensor:
+    """Return eight crops of each of the bundled photos, always the same. Shape: (N, 3, size, size)."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.cat([random_patches(photos.load(name)[None], 8, size, generator) for name in names])
+
+
+def expect_size(size: Any, section: str = "data") -> int:
+    """Return the side of crops.
+
+    Raises:
+        ValueError: it is not a whole number of pixels >= 1.
+    """
+    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        raise ValueError(f"[{section}] size: expected a whole number of pixels >= 1, got {size}")
+    return size
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Draw initial weights from a seed; the global generator of the CPU is restored afterwards."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def usage_errors(source: str | Path | Mapping[str, Any]) -> Iterator[None]:
+    """Turn errors of a configuration, and of the data it names, into a :class:`UsageError` of one line."""
+    where = "" if isinstance(source, Mapping) else f"{source}: "
+    try:
+        yield
+    except UsageError:
+        raise
+    except (TypeError, ValueError, ImageError, ImportError) as error:
+        raise UsageError(f"{where}{error}") from error
+
+
+#: Default motions of generated clips: pans of all directions, hand-held shake, turns and zooms.
+SHAKES = (
+    CameraShake(pan=5.0),
+    CameraShake(pan=10.0),
+    CameraShake(pan=3.0, rotation=0.02, tremor=0.7),
+    CameraShake(pan=3.0, zoom=0.02, exposure_fraction=1.0),
+)
+
+
+class _Images(Sequence[tuple[str, Tensor]]):
+    """Names and images, read on access."""
+
+    def __init__(self, names: Sequence[str], paths: Sequence[Path] | None = None) -> None:
+        self.names, self.paths = names, paths
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> tuple[str, Tensor]:  # type: ignore[override]
+        name = self.names[index]
+        return name, photos.load(name) if self.paths is None else read_image(self.paths[index]).as_rgb()
+
+
+def bundled_clips(names: Sequence[str], shakes: Sequence[CameraShake] = SHAKES, **options: Any) -> ShakenClips:
+    """Return clips of bundled photos, see :class:`tta_restore.data.synthetic.camera_shake.ShakenClips`."""
+    return ShakenClips(_Images(names), shakes, **options)
+
+
+def clips_from(section: Mapping[str, Any]) -> Sequence[Clip]:
+    """Return clips of a data set (``layout``, ``root``, ``split``), or of ``pictures``: a folder, or "bundled".
+
+    Generated clips take ``frames``, ``size``, ``length``, ``seed``, and ``shakes``: a list of tables of
+    :class:`tta_restore.data.synthetic.camera_shake.CameraShake`.
+
+    Raises:
+        ValueError: there are none, or an option is out of range.
+        TypeError: an entry is unknown.
+    """
+    options = dict(section)
+    if "layout" in options:
+        layout, root = options.pop("layout"), options.pop("root", None)
+        if layout not in CLIP_LAYOUTS or root is None:
+            raise ValueError(f"[data] expected root and layout, one of {', '.join(CLIP_LAYOUTS)}, got {dict(section)}")
+        checks.expect_keywords("[data]", find_clips, options)
+        return find_clips(root, layout, **({"split": "train"} | options))
+    pictures = options.pop("pictures", "bundled")
+    moved = options.pop("shakes", [])
+    for shake in moved:
+        checks.expect_keywords("[data] shakes", CameraShake, shake)
+    shakes = [CameraShake(**shake) for shake in moved] or list(SHAKES)
+    checks.expect_keywords("[data]", ShakenClips, options)
+    if pictures == "bundled":
+        return bundled_clips(photos.TRAIN, shakes, **options)
+    if not Path(pictures).is_dir():
+        raise ValueError(f"[data] pictures: there is no folder {pictures}")
+    paths = images_below(Path(pictures))
+    return ShakenClips(_Images([path.stem for path in paths], paths), shakes, **options)
