@@ -62,7 +62,7 @@ inline __attribute__((always_inline)) Real float16_value(Word bits) {
 inline float load(BFloat16 value) { return bfloat16_value<float>(uint32_t(value.bits)); }
 inline float load(Float16 value) {
 #if defined(__aarch64__)
-  return float(reinterpret_bits<_Float16>(value.bits));  // FCVT, in vectors FCVTL
+  return float(reinterpret_bits<__fp16>(value.bits));  // FCVT, in vectors FCVTL
 #else
   return float16_value<float>(uint32_t(value.bits));
 #endif
@@ -80,7 +80,7 @@ inline void store(float value, BFloat16& to) {
 
 inline void store(float value, Float16& to) {
 #if defined(__aarch64__)
-  to.bits = reinterpret_bits<uint16_t>(_Float16(value));
+  to.bits = reinterpret_bits<uint16_t>(__fp16(value));
   return;
 #endif
   const uint32_t bits = reinterpret_bits<uint32_t>(value);

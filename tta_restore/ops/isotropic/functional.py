@@ -1,4 +1,4 @@
-"""Isotropic kernels and the blur they make: checks and docstrings; reference.py has the definition."""
+"""Isotropic kernels and the blur with them: public functions with checks and documentation."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from tta_restore.ops.isotropic.autograd import Reblur
 
 
 def isotropic_kernels(seeds: Tensor, kernel_size: int) -> Tensor:
-    r"""Turn seeds into kernels: ``exp`` of the magnitude interpolated at each tap's distance, normalized over all taps.
+    r"""Return normalized isotropic kernels from radial kernel logits.
 
-    Seed k is the logit at distance k from the center, its sign counts for nothing. A tap at distance r between two
-    integers interpolates linearly; a corner tap, farther than ``m = (K-1)/2``, has logit 0: weight, but the least of
-    all. Seeds of zero make a box of K x K. Half types are computed in float32.
+    The magnitude of seed k is the logit at distance k from the center; signs are ignored. A tap at distance r between
+    two integers interpolates linearly, and a corner tap, farther than ``m = (K-1)/2``, has logit 0. The taps
+    are the softmax over all K x K logits, so seeds of zero give a box. Half-precision seeds are computed in float32.
 
     Shape:
         - seeds: (B, m+1, H, W)
         - output: (B, K*K, H, W), tap ``(i, j)``, row and column of the kernel, in channel ``i*K + j``; they sum to 1
 
     Raises:
-        TypeError: ``seeds`` is no floating-point tensor, ``kernel_size`` no integer.
+        TypeError: ``seeds`` is not a floating-point tensor, or ``kernel_size`` not an integer.
         ValueError: shapes do not match, or ``kernel_size`` is even.
 
     Source: JDRL (Li et al., AAAI 2023), its isotropic blur kernels.
@@ -44,17 +44,17 @@ def isotropic_kernels(seeds: Tensor, kernel_size: int) -> Tensor:
 def isotropic_reblur(
     image: Tensor, seeds: Tensor, weights: Tensor, *, kernel_sizes: Sequence[int] = (3, 5, 7, 9, 11, 13, 15)
 ) -> Tensor:
-    r"""Blur every pixel with its own mixture of isotropic kernels; no kernel is ever held.
+    r"""Blur every pixel with its own mixture of isotropic kernels, without storing the kernels.
 
     ``out[p] = w_0[p] x[p] + sum_n w_n[p] sum_t kernel_n[t; p] x[p + t]`` with the kernels of :func:`isotropic_kernels`,
     zeros outside the frame (so borders darken), and the kernel of the output pixel for all channels alike. The weights
     are used as they are: pass them through a softmax for a mean.
 
     Args:
-        image: what is blurred, any range.
-        seeds: of all kernel sizes, one block of ``(K+1)/2`` channels after the other.
-        weights: channel 0 belongs to the image itself, channel n to the n-th kernel size.
-        kernel_sizes: odd numbers of taps.
+        image: image to blur, in any range.
+        seeds: radial kernel logits, ``(K+1)/2`` channels for each kernel size in turn.
+        weights: mixing weights; channel 0 weighs the unblurred image, channel n the n-th kernel size.
+        kernel_sizes: kernel widths in pixels, odd.
 
     Shape:
         - image: (B, C, H, W)
@@ -62,10 +62,10 @@ def isotropic_reblur(
         - weights: (B, 1+N, H, W), N the number of kernel sizes
         - output: (B, C, H, W), contiguous
 
-    Half types are computed in float32. Under autocast tensors of several dtypes meet in the widest.
+    Half-precision tensors are computed in float32. Under autocast, tensors are converted to the widest of their dtypes.
 
     Raises:
-        TypeError: an argument is no floating-point tensor, dtypes differ outside autocast, a size is no integer.
+        TypeError: an argument is not a floating-point tensor, dtypes differ outside autocast, a size is not an integer.
         ValueError: shapes or devices do not match, or a kernel size is even.
 
     Source: JDRL (Li et al., AAAI 2023), its reblurring module.
