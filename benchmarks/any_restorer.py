@@ -265,7 +265,7 @@ def train(name: str, folder: Path) -> None:
             group["lr"] = settings["lr"] * (1 - step / settings["steps"])
     folder.mkdir(parents=True, exist_ok=True)
     save_file({key: value.contiguous() for key, value in model.state_dict().items()}, folder / f"{name}.safetensors")
-    print(f"{name}: {time.time() - started:.0f} s, loss {float(loss):.4f}", flush=True)
+    print(f"{name}: {time.time() - started:.0f} s, loss {float(loss.detach()):.4f}", flush=True)
 
 
 def measure(case: Case, condition: str, names: tuple[str, ...], count: int, seed: int) -> Iterator[dict[str, Any]]:

@@ -19,15 +19,18 @@ from tta_restore.adapters import (
     Adapter,
     CauSiam,
     CoTTA,
+    DegradationPairs,
     Guards,
     MetaTransfer,
     ReblurConsistency,
     ReblurPairs,
+    SelfDenoise,
     SelfEnsemble,
     Semantic,
     SiamCTTA,
     Tent,
 )
+from tta_restore.degradations import Estimator
 from tta_restore.losses import charbonnier_loss
 from tta_restore.models import create_model
 
@@ -96,8 +99,23 @@ def make_siam_ctta(model: Any, **options: Any) -> SiamCTTA:
 
 def make_reblur_pairs(model: Any, **options: Any) -> ReblurPairs:
     sharp = torch.rand(2, 3, 40, 40, generator=torch.Generator().manual_seed(3))
-    small: dict[str, Any] = {"steps": 2, "burst": 1, "batch": 1, "patch": 16, "restore": 0.1, "lr": 1e-2}
-    return ReblurPairs(model, sharp=sharp, **small | options)
+    small: dict[str, Any] = {
+        "steps": 2, "warmup_multiplier": 1, "batch_size": 1, "patch_size": 16, "restore": 0.1, "lr": 1e-2,
+    }  # fmt: skip
+    return ReblurPairs(model, sharp_images=sharp, **small | options)
+
+
+@cache
+def estimator() -> nn.Module:
+    return Estimator()
+
+
+def make_degradation_pairs(model: Any, **options: Any) -> DegradationPairs:
+    sharp = torch.rand(2, 3, 72, 72, generator=torch.Generator().manual_seed(3))
+    small: dict[str, Any] = {
+        "steps": 2, "batch_size": 1, "patch_size": 16, "lr": 1e-2, "task": "denoise", "sharp_images": sharp,
+    }  # fmt: skip
+    return DegradationPairs(model, estimator(), **small | options)
 
 
 @cache
@@ -158,6 +176,8 @@ def configured(method: type[Adapter], **settings: Any) -> Callable[..., Adapter]
 
 SHIFTED = [(lambda x, k=k: torch.roll(x, k, -1), lambda x: x) for k in range(3)]  # not undone, as published
 
+_NOT_DENOISED = ("clips", "super_resolution")
+
 RECIPES = {
     "source": Recipe(Adapter, learns=False),
     "self_ensemble": Recipe(SelfEnsemble, learns=False),
@@ -166,6 +186,8 @@ RECIPES = {
     "pairs": Recipe(make_pairs),
     "reblur_consistency": Recipe(make_reblur_consistency, suits=lambda network: network != "super_resolution"),
     "meta_transfer": Recipe(make_meta_transfer, suits=lambda network: network != "super_resolution"),
+    "degradation_pairs": Recipe(make_degradation_pairs, suits=lambda network: network != "clips"),
+    "self_denoise": Recipe(configured(SelfDenoise, lr=1e-2), suits=lambda network: network not in _NOT_DENOISED),
     "reblur_pairs": Recipe(make_reblur_pairs, suits=lambda network: network != "super_resolution"),
     "tent": Recipe(configured(Tent, lr=3e-2)),
     "tent_official": Recipe(configured(Tent, variant="official", lr=3e-2)),

@@ -127,5 +127,8 @@ def test_distance_is_about_what_can_be_seen():
     assert base.distance(base) == 0
     assert reading(noise=5.5 / 255).distance(base) < reading(noise=10 / 255).distance(base)
     assert reading(noise=0.1 / 255).distance(reading(noise=0.3 / 255)) < 1.2  # neither is visible
-    assert reading(blur=3.0).distance(base) > 2
+    sure = [reading(blur=value, deviation=0.05) for value in (1.5, 3.0)]
+    unsure = [reading(blur=value, deviation=0.6) for value in (1.5, 3.0)]
+    assert sure[0].distance(sure[1]) > 2.5
+    assert unsure[0].distance(unsure[1]) < 1  # which of the two it is, nobody knows
     assert reading(jpeg=(1.0, 20.0, 1.0)).distance(base) > 2

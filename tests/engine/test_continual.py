@@ -61,7 +61,7 @@ def test_every_method_runs_side_by_side_and_nothing_is_measured_without_an_origi
     table = {**methods.METHODS, "causiam": (no_clip, None)}
     monkeypatch.setattr(methods, "METHODS", table)
     said = []
-    names = ["source", "causiam", "siam-ctta", "tent", "tent[form=literal]", "sar[form=literal]"]
+    names = ["source", "causiam", "siam-ctta", "tent", "tent[variant=official]", "sar[variant=official]"]
     options = {"methods": names, "limit": 2, "progress": False}
     result = run_continual(domains, tmp_path, say=said.append, seed=3, **options)
     assert said[0] == "left out: method 'causiam': no CLIP"
@@ -74,7 +74,7 @@ def test_every_method_runs_side_by_side_and_nothing_is_measured_without_an_origi
     for name in result.methods:
         assert [r.index for r in result.of(name)] == [0, 1, 4, 5]
     learned = {r.method for r in result.records if r.report.get("updated")}
-    assert learned == {"siam-ctta", "tent", "tent[form=literal]"}
+    assert learned == {"siam-ctta", "tent", "tent[variant=official]"}
     # Two unmeasured frames were adapted on in between.
     assert [r.report["frame"] for r in result.of("siam-ctta")] == [0, 1, 4, 5]
     page = (tmp_path / "report.html").read_text()

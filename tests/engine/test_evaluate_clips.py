@@ -13,6 +13,9 @@ from tta_restore.data.synthetic import photos
 from tta_restore.data.synthetic.camera_shake import simulate_shake
 from tta_restore.degradations.motion import CameraShake
 from tta_restore.engine.evaluate.clips import evaluate_clips, summarize
+from tta_restore.engine.evaluate.runner import Unit, run_units
+from tta_restore.engine.evaluate.stream import FrameRecord
+from tta_restore.engine.train.loop import Processes
 
 
 def clip(frames=2):
@@ -28,7 +31,7 @@ def test_the_protocols():
     (first, _) = evaluate_clips(iter, [material], progress=False)
     for_psnr, for_ssim = metrics.protocols["meta-transferring"]
     pair = material.blurry[:1], material.sharp[:1]
-    assert first.psnr == first.input_psnr == pytest.approx(metrics.psnr(*pair, protocol=for_psnr).item())
+    assert first.psnr == first.metrics["input_psnr"] == pytest.approx(metrics.psnr(*pair, protocol=for_psnr).item())
     assert first.ssim == pytest.approx(metrics.ssim(*pair, protocol=for_ssim).item())
 
     def darker_and_moved(_):
@@ -36,7 +39,7 @@ def test_the_protocols():
 
     plain = evaluate_clips(darker_and_moved, [material], progress=False)
     aligned = evaluate_clips(darker_and_moved, [material], align=True, progress=False)
-    assert aligned[0].aligned
+    assert aligned[0].metrics["aligned"]
     assert aligned[0].psnr > plain[0].psnr + 8
 
 
@@ -60,15 +63,51 @@ def test_from_end_to_end(tmp_path, capsys, layout, names):
     assert "2 frames of 2 clips" in said
     with open(tmp_path / "out.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [row["clip"] for row in rows] == ["one", "two"]
+    assert [row["family"] for row in rows] == ["one", "two"]
     assert float(rows[0]["psnr"]) == float(rows[0]["input_psnr"])
-    assert (rows[0]["aligned"] == "True") == (layout == "realblur")
+    assert (float(rows[0]["aligned"]) == 1) == (layout == "realblur")
     assert main([*arguments, "--split", "train"]) == 2
     assert "expected videos in train/<video>/blur" in capsys.readouterr().err
 
 
 def test_means_over_frames_and_over_clips():
-    from tta_restore.engine.evaluate.clips import ClipFrameRecord
-
-    rows = [ClipFrameRecord(c, 0, 20.0, 0.5, p, 0.9, True) for c, p in (("a", 30.0), ("a", 30.0), ("b", 24.0))]
+    own = {"input_psnr": 20.0, "input_ssim": 0.5, "aligned": 1.0}
+    rows = [
+        FrameRecord("m", 0, 0, clip, clip, 0, psnr, 0.9, 0.1, 0.1, metrics=own)
+        for clip, psnr in (("a", 30.0), ("a", 30.0), ("b", 24.0))
+    ]
     assert "restored  PSNR 28 (27) dB" in summarize(rows)
+
+
+def test_units_are_run_once_and_shared_by_processes(tmp_path):
+    ran: list[int] = []
+
+    def unit(number: int, *, broken: bool = False) -> Unit:
+        def run() -> list[FrameRecord]:
+            if broken:
+                raise KeyboardInterrupt
+            ran.append(number)
+            return [FrameRecord("m", 0, number, "f", "p", 0, 20.0 + number, 0.9, 0.1, 0.1, metrics={"more": 1.5})]
+
+        return Unit(str(number), run)
+
+    with pytest.raises(KeyboardInterrupt):
+        run_units([unit(0), unit(1), unit(2, broken=True), unit(3)], tmp_path, progress=False)
+    assert ran == [0, 1]
+    whole = run_units([unit(n) for n in range(4)], tmp_path, progress=False)
+    assert ran == [0, 1, 2, 3]
+    assert [record.psnr for record in whole] == [20.0, 21.0, 22.0, 23.0]
+    assert whole[3].metrics == {"more": 1.5}
+    ran.clear()
+
+    class Second(Processes):
+        def wait(self) -> None:
+            """The first process has written its share by now."""
+            for n in (0, 2):
+                (shared / f"{n}.jsonl").write_text((tmp_path / f"{n}.jsonl").read_text())
+
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    found = run_units([unit(n) for n in range(4)], shared, progress=False, processes=Second(1, 2))
+    assert ran == [1, 3]
+    assert found == whole

@@ -87,12 +87,12 @@ def test_degradations_are_composed_in_order():
 
 
 def test_rows_take_settings():
-    row = row_of("tent[form=literal,lr=1e-3,betas=[0.9,0.99]]")
+    row = row_of("tent[variant=official,lr=1e-3,betas=[0.9,0.99]]")
     assert row.method.name == "tent"
-    assert row.method.settings == {"form": "literal", "lr": 1e-3, "betas": [0.9, 0.99]}
-    assert row.file == "tent_form_literal_lr_1e-3_betas_0.9_0.99"
+    assert row.method.settings == {"variant": "official", "lr": 1e-3, "betas": [0.9, 0.99]}
+    assert row.file == "tent_variant_official_lr_1e-3_betas_0.9_0.99"
     with pytest.raises(UsageError, match="KEY=VALUE"):
-        row_of("tent[literal]")
+        row_of("tent[official]")
 
 
 def test_own_model_method_and_degradation_in_one_command(folder, capsys):

@@ -32,11 +32,11 @@ def data(tmp_path):
 def test_alignment_is_what_the_columns_differ_by(data):
     restorer = as_restorer(torch.nn.Identity())
     records = evaluate_pairs(restorer, find_pairs(data / "data", "folders"), flow=LucasKanade(), progress=False)
-    assert [record.name for record in records] == ["0", "1"]
+    assert [record.photo for record in records] == ["0", "1"]
     for record in records:
-        assert record.psnr == pytest.approx(record.input_psnr)
-        assert record.aligned_psnr > record.psnr + 5
-        assert record.aligned_ssim > record.ssim + 0.05
+        assert record.psnr == pytest.approx(record.metrics["input_psnr"])
+        assert record.metrics["aligned_psnr"] > record.psnr + 5
+        assert record.metrics["aligned_ssim"] > record.ssim + 0.05
     with pytest.raises(ValueError, match="at least one pair"):
         evaluate_pairs(restorer, [], flow=LucasKanade())
 
@@ -48,7 +48,8 @@ def test_on_the_command_line(data, capsys, monkeypatch):
     assert main([*arguments, "--out", "pairs.csv"]) == 0
     assert "2 pairs: input " in capsys.readouterr().out
     rows = list(csv.DictReader((data / "pairs.csv").read_text().splitlines()))
-    assert [row["name"] for row in rows] == ["0", "1"]
+    assert [row["photo"] for row in rows] == ["0", "1"]
+    assert not (data / "pairs.csv.run").exists()
     assert float(rows[0]["aligned_psnr"]) > float(rows[0]["psnr"])
     assert main(["evaluate-pairs", "data", "--layout", "sdd", "--model", "plain:Model"]) == 2
     assert "expected test/blur and test/gt in it for sdd" in capsys.readouterr().err

@@ -169,7 +169,7 @@ def test_bf16_is_near_and_the_picture_shows_everything(name):
         found.loss.backward()
         assert found.loss.dtype == torch.float32
         losses[precision] = found.loss.item()
-        assert objective.picture(found).shape == (3, 2 * 24 + 4, 3 * 24 + 8)
+        assert objective.picture(found).shape == (3, 3 * 24 + 8, 3 * 24 + 8)  # with disparity and filters
         assert objective.eval().restore(batch).shape == batch.sharp.shape
     assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.02)
     assert losses["bf16"] != losses["fp32"]

@@ -94,12 +94,3 @@ def test_lucas_kanade_finds_known_motion_between_a_blurry_and_a_sharp_photograph
     error = (LucasKanade()(first, sharp) - flow).square().sum(1).sqrt()[:, 24:-24, 24:-24]
     assert error.median() < 0.15
     assert error.mean() < 0.2
-
-
-def test_a_file_in_the_name_belongs_to_a_network(tmp_path):
-    with pytest.raises(ValueError, match="create_flow: expected one file, and 'pwc' or 'raft' before it"):
-        create_flow("lucas_kanade:weights.pth")
-    with pytest.raises(ValueError, match="create_flow: expected one file"):
-        create_flow("raft:a.pth", checkpoint="b.pth")
-    with pytest.raises(ValueError, match="there is no file absent.pth"):
-        create_flow("raft:absent.pth")

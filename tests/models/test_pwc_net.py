@@ -31,9 +31,9 @@ def test_pwc_net_is_the_one_whose_weights_circulate():
 def test_pwc_net_file_with_old_names(tmp_path):
     weights = {name.replace("net", "module"): t for name, t in PWCNet().state_dict().items()}
     torch.save(weights, tmp_path / "pwc.pth")
-    flow = create_flow(f"pwc:{tmp_path / 'pwc.pth'}")
+    flow = create_flow("pwc", checkpoint=tmp_path / "pwc.pth")
     assert flow(torch.rand(1, 3, 70, 65), torch.rand(1, 3, 70, 65)).shape == (1, 2, 70, 65)
-    with pytest.raises(ValueError, match="pass 'pwc:FILE'"):
+    with pytest.raises(ValueError, match="pass checkpoint"):
         create_flow("pwc")
     with pytest.raises(ValueError, match="one of"):
         create_flow("spynet")

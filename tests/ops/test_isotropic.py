@@ -40,13 +40,15 @@ def literal_kernels(seeds, kernel_size):
     return torch.stack(rows, 1).softmax(1)
 
 
-def literal_reblur(image, seeds, weights, *, kernel_sizes=SIZES):
+def literal_reblur(image, seeds, weights, *, kernel_sizes=SIZES, padding_mode="zeros"):
     out, first = weights[:, :1] * image, 0
     for n, size in enumerate(kernel_sizes, 1):
         kernels = literal_kernels(seeds[:, first : first + (size + 1) // 2], size)
         first += (size + 1) // 2
         b, c, h, w = image.shape
-        views = torch.nn.functional.unfold(image, size, padding=size // 2).view(b, c, size * size, h, w)
+        mode = "constant" if padding_mode == "zeros" else padding_mode
+        padded = torch.nn.functional.pad(image, (size // 2,) * 4, mode=mode)
+        views = torch.nn.functional.unfold(padded, size).view(b, c, size * size, h, w)
         out = out + weights[:, n, None] * (views * kernels[:, None]).sum(2)
     return out
 
@@ -98,6 +100,10 @@ class TestIsotropicReblur(OpTests):
             Sample(draw(1, 3, 9, 70, SIZES, generator=generator)),
             Sample(draw(1, 1, 5, 3, odd, generator=generator), {"kernel_sizes": odd}),
             Sample(draw(2, 4, 40, 3, one, generator=generator), {"kernel_sizes": one}),
+            *(
+                Sample(draw(1, 2, 7, 9, odd, generator=generator), {"kernel_sizes": odd, "padding_mode": mode})
+                for mode in ("reflect", "replicate", "circular")
+            ),
         ]
 
     def bad(self):
@@ -112,6 +118,8 @@ class TestIsotropicReblur(OpTests):
             Bad((image, seeds, weights), TypeError, "sequence of odd integers, got", {"kernel_sizes": ()}),
             Bad((image, seeds, weights), ValueError, "every kernel size to be an odd .* got 4", {"kernel_sizes": (4,)}),
             Bad((image.byte(), seeds, weights), TypeError, "divide by 255"),
+            Bad((image, seeds, weights), ValueError, "padding_mode to be one of", {"padding_mode": "valid"}),
+            Bad((image, seeds, weights), ValueError, "H and W at least 8", {"padding_mode": "reflect"}),
         ]
 
 
@@ -186,6 +194,9 @@ def test_the_sum_of_the_kernel_is_the_sum_of_the_weights(generator):
     out = ops.isotropic_reblur(torch.ones(1, 1, 40, 40), seeds, weights)
     torch.testing.assert_close(out[..., 7:-7, 7:-7], torch.ones(1, 1, 26, 26))
     assert (out[..., 0, 0] < 0.9).all()  # zeros outside: borders darken
+    for mode in ("reflect", "replicate", "circular"):
+        out = ops.isotropic_reblur(torch.ones(1, 1, 40, 40), seeds, weights, padding_mode=mode)
+        torch.testing.assert_close(out, torch.ones(1, 1, 40, 40))
 
 
 @settings(max_examples=20)

@@ -94,7 +94,7 @@ def expect_same_dtype(function: str, **tensors: Tensor) -> None:
 
 
 def expect_int(function: str, name: str, value: object, *, minimum: int, odd: bool = False) -> None:
-    """Raise TypeError for a value that is not an integer, ValueError for one below ``minimum`` or, with ``odd``, even."""
+    """Raise TypeError for a value that is not an integer, ValueError below ``minimum`` or, with ``odd``, if even."""
     kind = "an odd integer" if odd else "an integer"
     if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
         raise TypeError(f"{function}: expected {name} to be {kind} >= {minimum}, got {type(value).__name__} {value!r}")

@@ -76,3 +76,8 @@ class StepReport:
     seconds: float = 0.0
     metrics: dict[str, float] = field(default_factory=dict)
     messages: tuple[str, ...] = ()
+
+    @property
+    def trust(self) -> float | None:
+        """Weight of the adapted model in the output, 0 to 1; None for methods that do not measure it."""
+        return self.metrics.get("trust")

@@ -41,6 +41,13 @@ def rand(generator: torch.Generator, *shape: int) -> Tensor:
     return torch.rand(*shape, generator=generator, device=generator.device, dtype=torch.float32).cpu()
 
 
+def on_cpu(generator: torch.Generator) -> torch.Generator:
+    """Return a generator on the CPU: the given one, or one that is seeded by it."""
+    if generator.device.type == "cpu":
+        return generator
+    return torch.Generator().manual_seed(int(rand(generator, 1) * 2**31))
+
+
 def uniform(value: Range, generator: torch.Generator, n: int) -> Tensor:
     """Draw (N,) values, each as likely as any other one in the range."""
     low, high = ends(value)

@@ -14,7 +14,7 @@ from tta_restore._core import checks
 from tta_restore._core.color import linear_to_srgb, srgb_to_linear
 from tta_restore.degradations import lens as optics
 from tta_restore.degradations._convolve import convolve
-from tta_restore.degradations._ranges import Range, expect_range, rand, spaced
+from tta_restore.degradations._ranges import Range, expect_range, on_cpu, rand, spaced
 from tta_restore.degradations.degradation import (
     Degradation,
     Parameters,
@@ -167,11 +167,11 @@ class Blur(Degradation):
         else:
             known = [torch.empty(0) if item == "random" else _sampled(item) for item in self._lenses()]
         chosen = (rand(generator, n) * len(known)).long().clamp(max=len(known) - 1).tolist()
-        drawn = []
+        drawn, cpu = [], on_cpu(generator)
         for index in chosen:
             pupil = known[index]
             if pupil.numel() == 0:
-                lens = optics.random_lens(generator, radius=(1.0, 1.0), tails=0.2)
+                lens = optics.random_lens(cpu, radius=(1.0, 1.0), tails=0.2)
                 pupil = optics.rasterize_pupils([lens], size=PUPIL_SIZE, reach=PUPIL_REACH)[0]
             drawn.append(pupil)
         if not drawn:

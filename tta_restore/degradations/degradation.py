@@ -13,9 +13,10 @@ from torch import Tensor
 
 from tta_restore._core import checks
 
-__all__ = ["Degradation", "Parameters", "just_noticeable", "quantity"]
+__all__ = ["STEP", "Degradation", "Parameters", "just_noticeable", "quantity"]
 
-_VISIBLE = math.log(1.2)
+STEP = math.log(1.2)
+"""Logarithm of the ratio of two magnitudes that an observer just notices."""
 
 
 def quantity(
@@ -39,7 +40,7 @@ def just_noticeable(first: Tensor, second: Tensor, floor: float) -> Tensor:
 
     ``floor`` is the magnitude that is not visible: ``|log((first + floor) / (second + floor))| / log(1.2)``.
     """
-    return ((first + floor) / (second + floor)).log().abs() / _VISIBLE
+    return ((first + floor) / (second + floor)).log().abs() / STEP
 
 
 @dataclass(frozen=True, eq=False)

@@ -27,8 +27,8 @@ _MIN_SIZE = 32
 _MAX_PAIRS = 512
 _MIN_NOISE = 0.3 / 255  # rounding to 8 bits
 _WEIGHTS = Path(__file__).parent / "weights" / "degradation_estimator.safetensors"
-# Standard deviation of the error on development photographs relative to the scale that the network states
-_CALIBRATION = (1.0, 1.0)
+# Factors on the stated standard deviations of log radius and log noise, chosen on development photographs
+_CALIBRATION = (1.15, 1.0)
 
 
 class Estimator(nn.Module):

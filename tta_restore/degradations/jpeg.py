@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tta_restore._core import checks
 from tta_restore.degradations._ranges import Range, expect_range, rand, uniform
-from tta_restore.degradations.degradation import Degradation, Parameters, quantity
+from tta_restore.degradations.degradation import STEP, Degradation, Parameters, quantity
 from tta_restore.degradations.registry import register_degradation
 
 __all__ = ["Jpeg", "JpegParameters", "file_tables", "quality_tables", "tables_quality"]
@@ -106,7 +106,7 @@ class Jpeg(Degradation):
             for part in (a, b)
         )
         # steps of 3 of 255 are not visible
-        return ((first + 3) / (second + 3)).log().abs().mean(1) / 0.1823
+        return ((first + 3) / (second + 3)).log().abs().mean(1) / STEP
 
     def _names(self) -> tuple[str, ...]:
         return (self.subsampling,) if isinstance(self.subsampling, str) else tuple(self.subsampling)

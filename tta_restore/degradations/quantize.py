@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tta_restore._core import checks
-from tta_restore.degradations.degradation import Degradation, Parameters, at_least_float32, quantity
+from tta_restore.degradations.degradation import STEP, Degradation, Parameters, at_least_float32, quantity
 from tta_restore.degradations.registry import register_degradation
 
 __all__ = ["Clip", "ClipParameters", "Quantize", "QuantizeParameters"]
@@ -49,7 +49,7 @@ class Clip(Degradation):
 
     def distance(self, a: ClipParameters, b: ClipParameters) -> Tensor:
         """Return the distance of the exposures, (N,)."""
-        return (a.white / b.white).log().abs() / 0.1823  # log(1.2)
+        return (a.white / b.white).log().abs() / STEP
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,4 +90,4 @@ class Quantize(Degradation):
     def distance(self, a: QuantizeParameters, b: QuantizeParameters) -> Tensor:
         """Return the distance of the step sizes over one that is not visible (1/255), (N,)."""
         first, second = (1 / (2.0**part.bits - 1) for part in (a, b))
-        return ((first + 1 / 255) / (second + 1 / 255)).log().abs() / 0.1823
+        return ((first + 1 / 255) / (second + 1 / 255)).log().abs() / STEP

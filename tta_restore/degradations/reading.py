@@ -15,6 +15,7 @@ from tta_restore.degradations._ranges import choice, rand
 from tta_restore.degradations.blur import Blur, BlurParameters, pupil_kernels
 from tta_restore.degradations.compose import Compose, ComposeParameters
 from tta_restore.degradations.degradation import (
+    STEP,
     Degradation,
     Parameters,
     just_noticeable,
@@ -34,6 +35,7 @@ PARTS = ("blur", "noise", "jpeg")
 
 _SHARED = 0.3  # share of the error's variance that frames of one camera have in common, which pooling does not remove
 _MAX_RADII = 2048
+_PUPIL_STEP = 0.3  # relative squared distance of two pupil functions that counts as a step
 _ABSENT = 0.35  # root mean square radius in pixels below which no blur is applied
 
 
@@ -174,18 +176,27 @@ class Reading:
         return BlurParameters(kernels, radius, position.clamp(0, 1))
 
     def distance(self, other: Reading) -> float:
-        """Return how far two readings are apart, in just noticeable steps (about 20 %), over what is visible."""
-        noise = just_noticeable(self.noise[0].exp(), other.noise[0].exp(), 1 / 255)
-        blur = just_noticeable(self.blur[0].exp(), other.blur[0].exp(), 0.4)
-        first, second = (
-            quality_tables(torch.tensor([part.mean["jpeg_quality"]]))[0, 0].float() for part in (self, other)
-        )
-        jpeg = ((first + 3) / (second + 3)).log().abs().mean() / 0.1823
-        pupil = (self.pupils[0] - other.pupils[0]).square().sum() / (
-            self.pupils[0].square().sum() + other.pupils[0].square().sum()
-        )
-        shape = pupil / 0.15 * min(self.mean["blur_radius"], other.mean["blur_radius"], 1.0)
-        return float(torch.stack([noise, blur, jpeg, shape]).square().sum().sqrt())
+        """Return how far two readings are apart, in just noticeable steps (about 20 %), over what is visible.
+
+        Where noise and blur are not known to a step, their standard deviation counts as one: readings are far from
+        each other only if they are different beyond doubt.
+        """
+        steps = [self._steps(other, name, floor) for name, floor in (("noise", 1 / 255), ("blur", 0.4))]
+        qualities = torch.tensor([self.mean["jpeg_quality"], other.mean["jpeg_quality"]])
+        first, second = quality_tables(qualities)[:, 0].float()
+        steps.append(just_noticeable(first, second, 3.0).mean())
+        one, two = self.pupils[0], other.pupils[0]
+        apart = (one - two).square().sum() / (one.square().sum() + two.square().sum())
+        # the shape of a small blur is not visible, and single frames show it badly
+        visible = min(self.mean["blur_radius"], other.mean["blur_radius"], 1.0)
+        steps.append(apart / _PUPIL_STEP * visible)
+        return float(torch.stack(steps).square().sum().sqrt())
+
+    def _steps(self, other: Reading, name: str, floor: float) -> Tensor:
+        first, second = getattr(self, name), getattr(other, name)
+        step = just_noticeable(first[0].exp(), second[0].exp(), floor)
+        doubt = torch.hypot(first[1], second[1]) / STEP
+        return step / torch.sqrt(1 + doubt.square())
 
     @staticmethod
     def pool(readings: Sequence[Reading], estimator: Any = None) -> Reading:

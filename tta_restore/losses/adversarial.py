@@ -6,11 +6,12 @@ from collections.abc import Callable
 from typing import Literal
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from tta_restore._core import checks
-from tta_restore.losses._reduction import (
+from tta_restore.losses._base import (
     SCALAR_REDUCTIONS,
+    LossModule,
     Reduction,
     expect_pair,
     expect_reduction,
@@ -57,21 +58,15 @@ def adversarial_loss(fake: Tensor, *, kind: Kind = "wasserstein", reduction: Red
     return -reduce(fake, reduction) if kind == "wasserstein" else reduce((fake - 1).square(), reduction)
 
 
-class AdversarialLoss(nn.Module):
+class AdversarialLoss(LossModule):
     """Module form of :func:`adversarial_loss`."""
 
     def __init__(self, *, kind: Kind = "wasserstein", reduction: Reduction = "mean") -> None:
-        super().__init__()
-        self.kind: Kind = kind
-        self.reduction: Reduction = reduction
+        super().__init__(kind=kind, reduction=reduction)
 
     def forward(self, fake: Tensor) -> Tensor:
         """Return the loss of a generator."""
-        return adversarial_loss(fake, kind=self.kind, reduction=self.reduction)
-
-    def extra_repr(self) -> str:
-        """Return the arguments that ``repr`` shows."""
-        return f"kind={self.kind!r}, reduction={self.reduction!r}"
+        return adversarial_loss(fake, **self.settings)
 
 
 def discriminator_loss(
@@ -95,32 +90,27 @@ def discriminator_loss(
         TypeError: An argument is not a floating-point tensor.
         ValueError: ``kind`` or ``reduction`` is unknown.
 
-    Source: Arjovsky et al., Wasserstein GAN, ICML 2017 (its critic); Mao et al., Least squares GAN, ICCV 2017.
+    Source: Arjovsky et al., Wasserstein GAN, ICML 2017, its critic; Mao et al., Least squares GAN, ICCV 2017.
     """
     checks.expect_floating("discriminator_loss", fake=fake, real=real)
     checks.expect_choice("discriminator_loss", "kind", kind, _KINDS)
     expect_reduction("discriminator_loss", reduction, SCALAR_REDUCTIONS)
+    # Batches of generated and real images may differ in size, so each is reduced by itself.
     fake, real = widen(fake), widen(real)
     if kind == "wasserstein":
         return reduce(fake, reduction) - reduce(real, reduction)
     return reduce(fake.square(), reduction) + reduce((real - 1).square(), reduction)
 
 
-class DiscriminatorLoss(nn.Module):
+class DiscriminatorLoss(LossModule):
     """Module form of :func:`discriminator_loss`."""
 
     def __init__(self, *, kind: Kind = "wasserstein", reduction: Literal["mean", "sum"] = "mean") -> None:
-        super().__init__()
-        self.kind: Kind = kind
-        self.reduction: Literal["mean", "sum"] = reduction
+        super().__init__(kind=kind, reduction=reduction)
 
     def forward(self, fake: Tensor, real: Tensor) -> Tensor:
         """Return the loss of a discriminator."""
-        return discriminator_loss(fake, real, kind=self.kind, reduction=self.reduction)
-
-    def extra_repr(self) -> str:
-        """Return the arguments that ``repr`` shows."""
-        return f"kind={self.kind!r}, reduction={self.reduction!r}"
+        return discriminator_loss(fake, real, **self.settings)
 
 
 def cycle_loss(
@@ -155,11 +145,13 @@ def cycle_loss(
     """
     expect_pair("cycle_loss", None, reblurred=reblurred, sharp=sharp)
     expect_reduction("cycle_loss", reduction)
+    # A plain function of two images serves as distance as long as its own reduction is asked for.
     options = {} if reduction == "mean" else {"reduction": reduction}
+    # Restorers expect [0, 1]; the clamp stops the gradient of pixels outside.
     return distance(restore(reblurred.clamp(0, 1)), sharp, **options)
 
 
-class CycleLoss(nn.Module):
+class CycleLoss(LossModule):
     """Module form of :func:`cycle_loss`."""
 
     def __init__(
@@ -169,14 +161,8 @@ class CycleLoss(nn.Module):
         distance: Callable[..., Tensor] = F.l1_loss,
         reduction: Reduction = "mean",
     ) -> None:
-        super().__init__()
-        self.restore, self.distance = restore, distance
-        self.reduction: Reduction = reduction
+        super().__init__(restore=restore, distance=distance, reduction=reduction)
 
     def forward(self, reblurred: Tensor, sharp: Tensor) -> Tensor:
         """Return the loss of a reblurred image."""
-        return cycle_loss(reblurred, sharp, restore=self.restore, distance=self.distance, reduction=self.reduction)
-
-    def extra_repr(self) -> str:
-        """Return the arguments that ``repr`` shows."""
-        return f"reduction={self.reduction!r}"
+        return cycle_loss(reblurred, sharp, **self.settings)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tta_restore import ops
 from tta_restore._core import checks
 from tta_restore._core.color import luma_8bit
-from tta_restore.losses._reduction import Reduction, expect_pair, expect_reduction
+from tta_restore.losses._base import LossModule, Reduction, expect_pair, expect_reduction
 from tta_restore.losses.pixel import charbonnier_loss
 
 __all__ = ["DeformationLoss", "calibration_mask", "deformation_loss"]
@@ -43,6 +43,7 @@ def _flow_to_gray(flow: Tensor) -> Tensor:
     """
     u, v = flow.detach().float().unbind(1)
     largest = (u.square() + v.square()).sqrt().amax((1, 2), keepdim=True)
+    # Float32 up to the angle, as in the official code: the mask is compared with it bit by bit.
     u, v = u / (largest + 1e-5), v / (largest + 1e-5)
     radius, angle = (u.square() + v.square()).sqrt(), torch.atan2(-v, -u) / math.pi
     position = (angle + 1) / 2 * 54
@@ -131,7 +132,7 @@ def deformation_loss(
         if motion is None:
             continue
         checks.expect_shape("deformation_loss", name, motion, "(B, 2, H, W)", (b, 2, h, w))
-        motion = motion.detach()
+        motion = motion.detach()  # flow is a constant of the loss
         warped = ops.flow_warp(source, motion, padding_mode="border", align_corners=align_corners)
         if mask_tolerance is not None:
             mask = calibration_mask(motion, tolerance=mask_tolerance).to(target.dtype)
@@ -140,7 +141,7 @@ def deformation_loss(
     return terms[0] if len(terms) == 1 else terms[0] + terms[1]
 
 
-class DeformationLoss(nn.Module):
+class DeformationLoss(LossModule):
     """Module form of :func:`deformation_loss`."""
 
     def __init__(
@@ -151,26 +152,8 @@ class DeformationLoss(nn.Module):
         align_corners: bool = False,
         reduction: Reduction = "mean",
     ) -> None:
-        super().__init__()
-        self.mask_tolerance, self.eps, self.align_corners = mask_tolerance, eps, align_corners
-        self.reduction: Reduction = reduction
+        super().__init__(mask_tolerance=mask_tolerance, eps=eps, align_corners=align_corners, reduction=reduction)
 
     def forward(self, restored: Tensor, sharp: Tensor, flow: Tensor, back_flow: Tensor | None = None) -> Tensor:
         """Return the loss of a restored image against a misaligned sharp one."""
-        return deformation_loss(
-            restored,
-            sharp,
-            flow,
-            back_flow,
-            mask_tolerance=self.mask_tolerance,
-            eps=self.eps,
-            align_corners=self.align_corners,
-            reduction=self.reduction,
-        )
-
-    def extra_repr(self) -> str:
-        """Return the arguments that ``repr`` shows."""
-        return (
-            f"mask_tolerance={self.mask_tolerance}, eps={self.eps}, align_corners={self.align_corners}, "
-            f"reduction={self.reduction!r}"
-        )
+        return deformation_loss(restored, sharp, flow, back_flow, **self.settings)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from tta_restore.losses._reduction import Reduction, expect_pair, expect_reduction, reduce, widen
+from tta_restore.losses._base import LossModule, Reduction, expect_pair, expect_reduction, reduce, widen
 
 __all__ = ["SiameseConsistencyLoss", "siamese_consistency_loss"]
 
@@ -32,20 +32,16 @@ def siamese_consistency_loss(student: Tensor, teacher: Tensor, *, reduction: Red
     """
     expect_pair("siamese_consistency_loss", None, student=student, teacher=teacher)
     expect_reduction("siamese_consistency_loss", reduction)
+    # Only the student is widened: the difference promotes the teacher.
     return reduce((teacher.detach() - widen(student)).abs(), reduction)
 
 
-class SiameseConsistencyLoss(nn.Module):
+class SiameseConsistencyLoss(LossModule):
     """Module form of :func:`siamese_consistency_loss`."""
 
     def __init__(self, *, reduction: Reduction = "mean") -> None:
-        super().__init__()
-        self.reduction: Reduction = reduction
+        super().__init__(reduction=reduction)
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Return the loss of the student's image against the teacher's."""
-        return siamese_consistency_loss(student, teacher, reduction=self.reduction)
-
-    def extra_repr(self) -> str:
-        """Return the arguments that ``repr`` shows."""
-        return f"reduction={self.reduction!r}"
+        return siamese_consistency_loss(student, teacher, **self.settings)

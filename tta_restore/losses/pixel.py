@@ -7,11 +7,12 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from tta_restore._core import checks
-from tta_restore.losses._reduction import (
+from tta_restore.losses._base import (
     SCALAR_REDUCTIONS,
+    LossModule,
     Reduction,
     expect_pair,
     expect_reduction,
@@ -62,21 +63,15 @@ def charbonnier_loss(restored: Tensor, target: Tensor, *, eps: float = 1e-3, red
     return reduce(((widen(restored) - target).square() + eps**2).sqrt(), reduction)
 
 
-class CharbonnierLoss(nn.Module):
+class CharbonnierLoss(LossModule):
     """Module form of :func:`charbonnier_loss`."""
 
     def __init__(self, *, eps: float = 1e-3, reduction: Reduction = "mean") -> None:
-        super().__init__()
-        self.eps = eps
-        self.reduction: Reduction = reduction
+        super().__init__(eps=eps, reduction=reduction)
 
     def forward(self, restored: Tensor, target: Tensor) -> Tensor:
         """Return the loss of a restored image against its target."""
-        return charbonnier_loss(restored, target, eps=self.eps, reduction=self.reduction)
-
-    def extra_repr(self) -> str:
-        """Return the arguments that ``repr`` shows."""
-        return f"eps={self.eps}, reduction={self.reduction!r}"
+        return charbonnier_loss(restored, target, **self.settings)
 
 
 def _laplacian(image: Tensor) -> Tensor:
@@ -92,6 +87,7 @@ def _laplacian(image: Tensor) -> Tensor:
     _, channels, height, width = image.shape
     taps = image.new_tensor(_TAPS)
     kernel = torch.outer(taps, taps).expand(channels, 1, 5, 5)
+    # Multiplying by a mask of even pixels equals dropping the others and inserting zeros again.
     even = image.new_tensor([1.0, 0.0])
     kept = torch.outer(even.repeat(height // 2 + 1)[:height], even.repeat(width // 2 + 1)[:width])
 
@@ -129,7 +125,7 @@ def edge_loss(restored: Tensor, target: Tensor, *, eps: float = 1e-3, reduction:
     expect_pair("edge_loss", restored=restored, target=target)
     checks.expect_number("edge_loss", "eps", eps, above=0)
     expect_reduction("edge_loss", reduction)
-    if restored.dtype.itemsize < 4:
+    if restored.dtype.itemsize < 4:  # both operands: the convolutions do not promote dtypes
         restored, target = restored.float(), target.float()
     # Autocast would run the convolutions in half precision, where the Laplacian cancels to noise.
     with torch.autocast(restored.device.type, enabled=False):
@@ -137,21 +133,15 @@ def edge_loss(restored: Tensor, target: Tensor, *, eps: float = 1e-3, reduction:
         return charbonnier_loss(*laplacians, eps=eps, reduction=reduction)
 
 
-class EdgeLoss(nn.Module):
+class EdgeLoss(LossModule):
     """Module form of :func:`edge_loss`."""
 
     def __init__(self, *, eps: float = 1e-3, reduction: Reduction = "mean") -> None:
-        super().__init__()
-        self.eps = eps
-        self.reduction: Reduction = reduction
+        super().__init__(eps=eps, reduction=reduction)
 
     def forward(self, restored: Tensor, target: Tensor) -> Tensor:
         """Return the loss of a restored image against its target."""
-        return edge_loss(restored, target, eps=self.eps, reduction=self.reduction)
-
-    def extra_repr(self) -> str:
-        """Return the arguments that ``repr`` shows."""
-        return f"eps={self.eps}, reduction={self.reduction!r}"
+        return edge_loss(restored, target, **self.settings)
 
 
 def charbonnier_edge_loss(
@@ -185,22 +175,15 @@ def charbonnier_edge_loss(
     return charbonnier_loss(restored, target, eps=eps, reduction=reduction) + edge_weight * edges
 
 
-class CharbonnierEdgeLoss(nn.Module):
+class CharbonnierEdgeLoss(LossModule):
     """Module form of :func:`charbonnier_edge_loss`."""
 
     def __init__(self, *, edge_weight: float = 0.05, eps: float = 1e-3, reduction: Reduction = "mean") -> None:
-        super().__init__()
-        self.edge_weight, self.eps = edge_weight, eps
-        self.reduction: Reduction = reduction
+        super().__init__(edge_weight=edge_weight, eps=eps, reduction=reduction)
 
     def forward(self, restored: Tensor, target: Tensor) -> Tensor:
         """Return the loss of a restored image against its target."""
-        options = {"edge_weight": self.edge_weight, "eps": self.eps}
-        return charbonnier_edge_loss(restored, target, **options, reduction=self.reduction)
-
-    def extra_repr(self) -> str:
-        """Return the arguments that ``repr`` shows."""
-        return f"edge_weight={self.edge_weight}, eps={self.eps}, reduction={self.reduction!r}"
+        return charbonnier_edge_loss(restored, target, **self.settings)
 
 
 def l1_fourier_loss(
@@ -231,12 +214,13 @@ def l1_fourier_loss(
     expect_pair("l1_fourier_loss", restored=restored, target=target)
     checks.expect_choice("l1_fourier_loss", "axes", axes, ("width", "both"))
     expect_reduction("l1_fourier_loss", reduction, SCALAR_REDUCTIONS)
+    # The transform is linear: one of the difference replaces two of the images.
     difference = widen(restored) - widen(target)
     spectrum = torch.fft.fft(difference) if axes == "width" else torch.fft.fft2(difference)
     return reduce(difference.abs(), reduction) + fourier_weight * reduce(spectrum.abs(), reduction)
 
 
-class L1FourierLoss(nn.Module):
+class L1FourierLoss(LossModule):
     """Module form of :func:`l1_fourier_loss`."""
 
     def __init__(
@@ -246,20 +230,11 @@ class L1FourierLoss(nn.Module):
         axes: Literal["width", "both"] = "both",
         reduction: Literal["mean", "sum"] = "mean",
     ) -> None:
-        super().__init__()
-        self.fourier_weight = fourier_weight
-        self.axes: Literal["width", "both"] = axes
-        self.reduction: Literal["mean", "sum"] = reduction
+        super().__init__(fourier_weight=fourier_weight, axes=axes, reduction=reduction)
 
     def forward(self, restored: Tensor, target: Tensor) -> Tensor:
         """Return the loss of a restored image against its target."""
-        return l1_fourier_loss(
-            restored, target, fourier_weight=self.fourier_weight, axes=self.axes, reduction=self.reduction
-        )
-
-    def extra_repr(self) -> str:
-        """Return the arguments that ``repr`` shows."""
-        return f"fourier_weight={self.fourier_weight}, axes={self.axes!r}, reduction={self.reduction!r}"
+        return l1_fourier_loss(restored, target, **self.settings)
 
 
 def multi_output_loss(
@@ -302,20 +277,14 @@ def multi_output_loss(
     return total
 
 
-class MultiOutputLoss(nn.Module):
+class MultiOutputLoss(LossModule):
     """Module form of :func:`multi_output_loss`."""
 
     def __init__(
         self, *, distance: Callable[..., Tensor] = F.l1_loss, reduction: Literal["mean", "sum"] = "mean"
     ) -> None:
-        super().__init__()
-        self.distance = distance
-        self.reduction: Literal["mean", "sum"] = reduction
+        super().__init__(distance=distance, reduction=reduction)
 
     def forward(self, outputs: Sequence[Tensor], target: Tensor) -> Tensor:
         """Return the summed loss of several outputs against one target."""
-        return multi_output_loss(outputs, target, distance=self.distance, reduction=self.reduction)
-
-    def extra_repr(self) -> str:
-        """Return the arguments that ``repr`` shows."""
-        return f"reduction={self.reduction!r}"
+        return multi_output_loss(outputs, target, **self.settings)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Literal
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from tta_restore._core import checks
-from tta_restore.losses._reduction import Reduction, expect_pair, expect_reduction
+from tta_restore.losses._base import LossModule, Reduction, expect_pair, expect_reduction
 from tta_restore.losses.pixel import charbonnier_loss
 
 __all__ = ["BlurMapLoss", "DisparityLoss", "ReblurLoss", "blur_map_loss", "disparity_loss", "reblur_loss"]
@@ -58,14 +58,14 @@ def reblur_loss(
     if border and 2 * border >= min(reblurred.shape[-2:]):
         shape = tuple(reblurred.shape)
         raise ValueError(f"reblur_loss: expected border < min(H, W) / 2 of reblurred {shape}, got {border}")
-    if border:
+    if border:  # after averaging: the border is counted in pixels of the reblurred image
         reblurred, blurry = (x[..., border:-border, border:-border] for x in (reblurred, blurry))
     if distance == "charbonnier":
         return charbonnier_loss(reblurred, blurry, eps=eps, reduction=reduction)
     return F.mse_loss(reblurred, blurry, reduction=reduction)
 
 
-class ReblurLoss(nn.Module):
+class ReblurLoss(LossModule):
     """Module form of :func:`reblur_loss`."""
 
     def __init__(
@@ -76,20 +76,11 @@ class ReblurLoss(nn.Module):
         eps: float = 1e-3,
         reduction: Reduction = "mean",
     ) -> None:
-        super().__init__()
-        self.distance: Distance = distance
-        self.border, self.eps = border, eps
-        self.reduction: Reduction = reduction
+        super().__init__(distance=distance, border=border, eps=eps, reduction=reduction)
 
     def forward(self, reblurred: Tensor, blurry: Tensor) -> Tensor:
         """Return the loss of a reblurred image against the observation."""
-        return reblur_loss(
-            reblurred, blurry, distance=self.distance, border=self.border, eps=self.eps, reduction=self.reduction
-        )
-
-    def extra_repr(self) -> str:
-        """Return the arguments that ``repr`` shows."""
-        return f"distance={self.distance!r}, border={self.border}, eps={self.eps}, reduction={self.reduction!r}"
+        return reblur_loss(reblurred, blurry, **self.settings)
 
 
 def blur_map_loss(
@@ -131,12 +122,13 @@ def blur_map_loss(
     expect_pair("blur_map_loss", None, predicted=predicted, seeds=seeds)
     if detach:
         seeds = seeds.detach()
+    # Kernels depend on absolute logits only.
     if compare == "absolute":
         predicted, seeds = predicted.abs(), seeds.abs()
     return charbonnier_loss(predicted, seeds, eps=eps, reduction=reduction)
 
 
-class BlurMapLoss(nn.Module):
+class BlurMapLoss(LossModule):
     """Module form of :func:`blur_map_loss`."""
 
     def __init__(
@@ -147,20 +139,11 @@ class BlurMapLoss(nn.Module):
         eps: float = 1e-3,
         reduction: Reduction = "mean",
     ) -> None:
-        super().__init__()
-        self.compare: Literal["signed", "absolute"] = compare
-        self.detach, self.eps = detach, eps
-        self.reduction: Reduction = reduction
+        super().__init__(compare=compare, detach=detach, eps=eps, reduction=reduction)
 
     def forward(self, predicted: Tensor, seeds: Tensor) -> Tensor:
         """Return the loss of a predicted blur map against the kernel logits of the reblurring network."""
-        return blur_map_loss(
-            predicted, seeds, compare=self.compare, detach=self.detach, eps=self.eps, reduction=self.reduction
-        )
-
-    def extra_repr(self) -> str:
-        """Return the arguments that ``repr`` shows."""
-        return f"compare={self.compare!r}, detach={self.detach}, eps={self.eps}, reduction={self.reduction!r}"
+        return blur_map_loss(predicted, seeds, **self.settings)
 
 
 def disparity_loss(warped_right: Tensor, left: Tensor, *, reduction: Reduction = "mean") -> Tensor:
@@ -190,20 +173,15 @@ def disparity_loss(warped_right: Tensor, left: Tensor, *, reduction: Reduction =
     return F.mse_loss(warped_right, left, reduction=reduction)
 
 
-class DisparityLoss(nn.Module):
+class DisparityLoss(LossModule):
     """Module form of :func:`disparity_loss`."""
 
     def __init__(self, *, reduction: Reduction = "mean") -> None:
-        super().__init__()
-        self.reduction: Reduction = reduction
+        super().__init__(reduction=reduction)
 
     def forward(self, warped_right: Tensor, left: Tensor) -> Tensor:
         """Return the loss of a warped right view against the left one."""
-        return disparity_loss(warped_right, left, reduction=self.reduction)
-
-    def extra_repr(self) -> str:
-        """Return the arguments that ``repr`` shows."""
-        return f"reduction={self.reduction!r}"
+        return disparity_loss(warped_right, left, **self.settings)
 
 
 def _at_one_size(function: str, **pair: Tensor) -> tuple[Tensor, Tensor]:
@@ -220,4 +198,5 @@ def _at_one_size(function: str, **pair: Tensor) -> tuple[Tensor, Tensor]:
         )
     if small.dtype.itemsize < 4 or target.dtype.itemsize < 4:
         small, target = small.float(), target.float()
+    # Block averages, the area interpolation of the official code.
     return small, F.avg_pool2d(target, times) if times > 1 else target

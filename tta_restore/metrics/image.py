@@ -61,7 +61,7 @@ class Protocol:
 
         Shape: (B, 3, H, W) -> (B, 3, H - 2*border, W - 2*border), or (B, 1, ...) for luma.
         """
-        image = image.detach().float().clamp(0, 1)
+        image = image.detach().float().clamp(0, 1)  # before quantization, so that no level lies outside
         if self.bit_depth is not None:
             levels = 2**self.bit_depth - 1
             scaled = image * levels
@@ -163,6 +163,7 @@ def mae(restored: Tensor, target: Tensor, *, protocol: Protocol = _DEFAULT) -> T
         ImportError: torchmetrics is not installed.
     """
     _check("mae", restored, target)
+    # torchmetrics averages over the first axis and keeps columns: one column per image.
     a, b = (protocol.prepare(image).flatten(1).T for image in (restored, target))
     return _torchmetrics("mae").mean_absolute_error(a, b, num_outputs=a.shape[1]).reshape(-1)
 

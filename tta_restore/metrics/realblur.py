@@ -54,6 +54,7 @@ def aligned_scores(restored: Tensor, target: Tensor) -> AlignedScores:
             f"{tuple(target.shape)}"
         )
     z, x = restored.detach().double(), target.detach().double()
+    # One least-squares gain for all pixels and channels.
     z = z * (x * z).sum() / z.square().sum().clamp(min=1e-12)
     found = align_by_correlation(luma(z), luma(x))
     homography = torch.eye(3, dtype=torch.float64, device=z.device) if found is None else found
@@ -88,6 +89,7 @@ def align_by_correlation(image: Tensor, template: Tensor, *, iterations: int = 1
     height, width = template.shape[2:]
     taps = image.new_tensor([-0.5, 0.0, 0.5])
     padded = F.pad(image, (1, 1, 1, 1), mode="reflect")
+    # Central differences; reflection gives zero slope at the border.
     slopes = [
         F.conv2d(padded[:, :, 1:-1], taps.view(1, 1, 1, 3)),
         F.conv2d(padded[:, :, :, 1:-1], taps.view(1, 1, 3, 1)),
@@ -105,6 +107,7 @@ def align_by_correlation(image: Tensor, template: Tensor, *, iterations: int = 1
             return None
         value, across, down = (plane.flatten()[inside] for plane in seen[0])
         wanted = template.flatten()[inside]
+        # Zero-mean values make the correlation invariant to brightness and contrast.
         value, wanted = value - value.mean(), wanted - wanted.mean()
         u, v = x[inside], y[inside]
         scale = h[2, 0] * u + h[2, 1] * v + 1
@@ -112,8 +115,10 @@ def align_by_correlation(image: Tensor, template: Tensor, *, iterations: int = 1
         to_y = (h[1, 0] * u + h[1, 1] * v + h[1, 2]) / scale
         across, down = across / scale, down / scale
         away = -(to_x * across + to_y * down)
+        # Derivatives of the sampled value by the eight parameters of the homography.
         jacobian = torch.stack([across * u, across * v, across, down * u, down * v, down, away * u, away * v])
         hessian = jacobian @ jacobian.T
+        # Without exceptions: a singular Hessian means that there is nothing to align.
         factor, problem = torch.linalg.cholesky_ex(hessian)
         if int(problem):
             return None

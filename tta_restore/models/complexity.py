@@ -58,6 +58,7 @@ class _Biases(TorchDispatchMode):
         if (name == "convolution" and args[2] is not None) or name == "addmm":
             self.total += out.numel()
         elif name == "iac_from_features":
+            # One bias per filter tap and pixel of the features.
             features, bias = args[1], args[3]
             self.total += features.numel() // features.shape[1] * bias.numel()
         return out
@@ -90,6 +91,7 @@ def count_macs(model: nn.Module, *inputs: Tensor, **arguments: Any) -> Macs:
 
     hooks = [m.register_forward_hook(activated) for m in model.modules() if isinstance(m, _ACTIVATIONS)]
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    # Fake tensors carry the strides of the inputs, since layers choose paths by memory format.
     biases, counter = _Biases(), FlopCounterMode(display=False)
     try:
         with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
@@ -99,5 +101,6 @@ def count_macs(model: nn.Module, *inputs: Tensor, **arguments: Any) -> Macs:
     finally:
         for hook in hooks:
             hook.remove()
+    # torch counts a multiplication and an addition as two operations.
     counts = {str(op): flops // 2 for op, flops in counter.get_flop_counts().get("Global", {}).items()}
     return Macs(sum(counts.values()), counts, biases.total, activations)

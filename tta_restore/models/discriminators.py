@@ -100,7 +100,7 @@ class PatchDiscriminator(nn.Module):
         """Return one score per patch."""
         _check_picture("patch_critic", x, 8)
         *hidden, last = self.layers
-        x = x - 0.5
+        x = x - 0.5  # centers [0, 1]
         for layer in hidden:
             x = F.leaky_relu(layer(x), 0.2)
         return last(x)

@@ -79,7 +79,7 @@ class DPDNet(nn.Module):
         skips: list[Tensor] = []
         for level in range(1, _LEVELS + 2):
             x = stages[f"conv{level}"](x)
-            if level >= _LEVELS:
+            if level >= _LEVELS:  # before the skip is stored, as published
                 x = self.dropout(x)
             if level <= _LEVELS:
                 skips.append(x)
@@ -165,6 +165,7 @@ class _UpsampledConv2d(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64) or x[:, 0].numel() < _MERGE_PIXELS:
             return super().forward(F.pad(F.interpolate(x, scale_factor=2), (0, 1, 0, 1)))
+        # Repetition and a 2 x 2 kernel, written as a 3 x 3 kernel of a transposed convolution of stride 2.
         upper, lower = self.weight.unbind(2)
         left, right = torch.stack([lower, upper + lower, upper], 2).unbind(3)
         merged = torch.stack([right, left + right, left], 3).transpose(0, 1)

@@ -135,7 +135,7 @@ class JDRLUNet(nn.Module):
         b, _, h, w = checks.expect_shape("jdrl_unet", "x", x, "(B, 3, H, W)", (None, 3, None, None))
         if h % 16 or w % 16:
             raise ValueError(f"jdrl_unet: expected H and W to be multiples of 16, got {tuple(x.shape)}")
-        x = x.flip(1) if self.bgr else x
+        x = x.flip(1) if self.bgr else x  # the blur map has no color channels
         if self.channel_attention is not None and blur_map is not None:
             checks.expect_floating("jdrl_unet", blur_map=blur_map)
             letters = "(B, sum((K+1)/2), H, W)"
@@ -323,6 +323,7 @@ class BlurConditioned(nn.Module):
         def enter(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
             return fuse(arguments[0], blur_map), *arguments[1:]
 
+        # A hook that exists during this call only leaves the wrapped module as it is.
         handle = self.restorer.get_submodule(self.at).register_forward_pre_hook(enter)
         try:
             return self.restorer(x)

@@ -78,6 +78,7 @@ class MotionReblur(nn.Module):
         # Forward minus backward flow makes the path symmetric in time; both span two frame intervals.
         with torch.no_grad():
             velocity = (self.flow(before, after) - self.flow(after, before)).to(clip.dtype) / 4
+        # A sensor sums light, not stored values.
         light = srgb_to_linear(sharp.clamp(0, 1))
         path = velocity.movedim(1, -1) * self.exposure
         total = torch.zeros_like(light)

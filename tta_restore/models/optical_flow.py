@@ -177,30 +177,26 @@ def create_flow(name: str = "auto", *, checkpoint: str | Path | None = None, **o
     Args:
         name: ``"lucas_kanade"``; ``"pwc"``, PWC-Net, which needs a checkpoint; ``"raft"``, torchvision's small RAFT,
             with a checkpoint or weights that torchvision has downloaded before; or ``"auto"``: RAFT if its weights are
-            present, else Lucas-Kanade. ``"pwc:FILE"`` and ``"raft:FILE"`` include the checkpoint.
+            present, else Lucas-Kanade.
         checkpoint: file with the weights of the network.
         options: arguments of :class:`LucasKanade` or :class:`NetworkFlow`.
 
     Raises:
         ValueError: The name is unknown, or its weights are missing.
     """
-    name, _, file = name.partition(":")
     checks.expect_choice("create_flow", "name", name, ("auto", "lucas_kanade", "pwc", "raft"))
-    if file and (checkpoint is not None or name in ("auto", "lucas_kanade")):
-        raise ValueError(f"create_flow: expected one file, and 'pwc' or 'raft' before it, got {name}:{file}")
-    checkpoint = file or checkpoint
     if name == "lucas_kanade" or (name == "auto" and checkpoint is None and _raft_file() is None):
         return LucasKanade(**options)
     if name == "pwc":
         if checkpoint is None:
             raise ValueError(
                 "create_flow: expected a checkpoint of PWC-Net, whose weights are non-commercial and not included; "
-                "pass 'pwc:FILE'"
+                "pass checkpoint (--flow-checkpoint)"
             )
         return NetworkFlow(load_checkpoint(PWCNet(), checkpoint), **options)
     checkpoint = checkpoint or _raft_file()
     if checkpoint is None:
-        raise ValueError("create_flow: expected weights of torchvision's RAFT, found none; pass 'raft:FILE'")
+        raise ValueError("create_flow: expected weights of torchvision's RAFT, found none; pass checkpoint")
     from torchvision.models.optical_flow import raft_small  # slow to import, and most estimators do not need it
 
     network = _LastFlow(load_checkpoint(raft_small(progress=False), checkpoint))

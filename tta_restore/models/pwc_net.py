@@ -89,6 +89,7 @@ class _Decoder(nn.Module):
             volume = F.leaky_relu(cost_volume(first, _warp(second, flow * _WARP_SCALE[self.level])), 0.1)
             x = torch.cat((volume, first, flow, features), 1)
         for name in _LEVELS[:-1]:
+            # New features precede old ones in the trained weights.
             x = torch.cat((self.get_submodule(f"net{name}")(x), x), 1)
         return self.netSix(x), x
 

@@ -177,6 +177,7 @@ class VideoReblur(nn.Module):
         x = self.conv5(self.conv5_c(torch.cat((x, self._middle(second)), 1)))
         x = self.conv6_d(x)
         x = self.conv6(self.conv6_c(torch.cat((x, self._middle(first)), 1)))
+        # The network predicts a correction of the center frame.
         return (self.decode(x) + clip[:, frames // 2])[..., :height, :width]
 
     @staticmethod
@@ -213,6 +214,7 @@ class VideoReblur(nn.Module):
         if self.fusion == "attention":
             return self.attn3(x)
         every = self.threed_embed(x).unflatten(0, (-1, self.num_frames)).transpose(1, 2)  # (B, C, T, H, W)
+        # Five frames, three convolutions of length 5 in time without padding: each yields the center frame.
         first, *others = self.threed_conv
         middle = first(F.pad(every, (1, 1, 1, 1, 0, 0), mode="reflect"))
         for layer in others:

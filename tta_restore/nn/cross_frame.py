@@ -118,6 +118,7 @@ class CrossFrameAttention(nn.Module):
         middle = self.num_frames // 2
         q = rearrange(self.q(frames[:, middle]), "b s (heads d) -> b 1 heads s d", heads=self.num_heads)
         k, v = rearrange(self.kv(frames), "b t s (kinds heads d) -> kinds b t heads s d", kinds=2, heads=self.num_heads)
+        # One softmax per frame; q is expanded over the frames without a copy.
         read = F.scaled_dot_product_attention(q.expand_as(k), k, v)
         read = self.proj(rearrange(read, "b t heads s d -> b s (t heads d)"))
         parts = [frames[:, :middle], (frames[:, middle] + read)[:, None], frames[:, middle + 1 :]]
@@ -247,6 +248,7 @@ class CrossFrameFusionBlock(nn.Module):
         """Return the local tokens of the center frame: (B*T, nW, D), (B, H*W, D) -> (B, H*W, D)."""
         self._check(regional, local, size, num_frames=1)
         tokens = self._in_window_order(self._across_frames(regional)).unflatten(0, regional.shape[:2])
+        # The regional token of a window precedes its pixels.
         groups = torch.cat([self._middle(tokens)[:, None], self._windows(local, size)], 1)
         return self._pixels(self._within_windows(groups, size)[:, 1:], size)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -135,6 +135,7 @@ class IsotropicKernelPredictor(nn.Module):
         sizes = (None, self.channels, None, None)
         checks.expect_shape("IsotropicKernelPredictor", "image", image, "(B, C, H, W)", sizes)
         checks.expect_shape("IsotropicKernelPredictor", "blurry", blurry, "image.shape", tuple(image.shape))
+        # The order of the images is that of the official weights.
         both = torch.cat((image, blurry), 1)
         return self.seed_trunk(both), self.weight_trunk(both).softmax(1)
 
@@ -148,6 +149,7 @@ class IsotropicReblur(nn.Module):
 
     Args:
         kernel_sizes: odd sizes of the N kernels.
+        padding_mode: what lies outside the frame; ``"zeros"``, as published, darkens the border.
 
     Shape:
         - image: (B, C, H, W)
@@ -162,17 +164,24 @@ class IsotropicReblur(nn.Module):
     torch.Size([1, 3, 4, 4])
     """
 
-    def __init__(self, *, kernel_sizes: Sequence[int] = KERNEL_SIZES) -> None:
+    def __init__(
+        self,
+        *,
+        kernel_sizes: Sequence[int] = KERNEL_SIZES,
+        padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros",
+    ) -> None:
         super().__init__()
         self.kernel_sizes = tuple(kernel_sizes)
+        self.padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = padding_mode
 
     def forward(self, image: Tensor, seeds: Tensor, weights: Tensor) -> Tensor:
         """Return the blurred image."""
-        return ops.isotropic_reblur(image, seeds, weights, kernel_sizes=self.kernel_sizes)
+        options: dict[str, Any] = {"kernel_sizes": self.kernel_sizes, "padding_mode": self.padding_mode}
+        return ops.isotropic_reblur(image, seeds, weights, **options)
 
     def extra_repr(self) -> str:
         """Return the arguments that ``repr`` shows."""
-        return f"kernel_sizes={self.kernel_sizes}"
+        return f"kernel_sizes={self.kernel_sizes}, padding_mode={self.padding_mode!r}"
 
 
 class BlurMapEstimator(ResidualTrunk):
@@ -305,6 +314,7 @@ class BlurMapFusion(nn.Module):
         for parameter in (*last.parameters(), *self.adjust.parameters()):
             nn.init.zeros_(parameter)
         with torch.no_grad():
+            # sigmoid(0) = 1/2 times 2: the first channels are those of the features.
             self.adjust.weight[:, : self.channels, 0, 0].fill_diagonal_(2)
 
     def forward(self, x: Tensor, blur_map: Tensor) -> Tensor:

@@ -72,6 +72,7 @@ class ResidualChain(nn.Module):
         """Return refined features. Shape: (B, C, H, W) -> (B, C, H, W)."""
         y = x
         for unit in self.stem:
+            # In place on the sum, which no other operation reads.
             y = nn.functional.leaky_relu_(y + unit(y), SLOPE)
         return y + x if len(self.stem) > 1 else y
 

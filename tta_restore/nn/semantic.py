@@ -97,6 +97,7 @@ class SemanticCrossAttention(nn.Module):
             )
         context = context.to(x.dtype)
         if context.ndim == 2 or context.shape[1] == 1:
+            # The softmax over a single token is 1: attention reduces to the value projection.
             shift = self.res_scale * self.to_out(self.to_v(context.flatten(1)))
             return x + (shift[:, :, None, None] if x.ndim == 4 else shift[:, None]).to(x.dtype)
         tokens = rearrange(x, "b c h w -> b (h w) c") if x.ndim == 4 else x
@@ -149,11 +150,12 @@ class _Encoder(nn.Module, ABC):
         checks.expect_floating(name, image=image)
         if image.shape[1] not in (1, 3):
             raise ValueError(f"{name}: expected image (B, C, H, W) with C 1 or 3, got {tuple(image.shape)}")
+        # Independent of the caller's modes: inference tensors and half precision would stay in the cached tower.
         with torch.inference_mode(False), torch.no_grad(), torch.autocast(image.device.type, enabled=False):
             tower = self._loaded(image.device)
-            picture = image.clone() if image.is_inference() else image.detach()
-            picture = self._prepared(picture.float().expand(-1, 3, -1, -1), tower)
-            tokens = self._pooled(tower, picture) if self.output == "pooled" else self._patches(tower, picture)
+            image = image.clone() if image.is_inference() else image.detach()
+            image = self._prepared(image.float().expand(-1, 3, -1, -1), tower)
+            tokens = self._pooled(tower, image) if self.output == "pooled" else self._patches(tower, image)
             return tokens.float()
 
     def extra_repr(self) -> str:
@@ -170,6 +172,7 @@ class _Encoder(nn.Module, ABC):
                         "pass pretrained=<tag or file>",
                         stacklevel=4,
                     )
+                # Fixed initial weights without touching the global generator.
                 with torch.random.fork_rng(devices=[]):
                     torch.manual_seed(0)
                     self._tower = (self._build().eval().requires_grad_(False),)
@@ -178,17 +181,17 @@ class _Encoder(nn.Module, ABC):
                 tower.to(device)
             return tower
 
-    def _prepared(self, picture: Tensor, tower: nn.Module) -> Tensor:
+    def _prepared(self, image: Tensor, tower: nn.Module) -> Tensor:
         """Return images at the size and in the value range of the tower, by ``variant``."""
         height, width, mean, std, mode = self._taken(tower)
         if self.variant == "official":
-            return F.interpolate(picture, (height, width), mode="bilinear")
-        factor = max(height / picture.shape[-2], width / picture.shape[-1])
-        sides = [max(side, round(factor * own)) for side, own in zip((height, width), picture.shape[-2:], strict=True)]
-        picture = F.interpolate(picture, sides, mode=mode, antialias=True).clamp(0, 1)
+            return F.interpolate(image, (height, width), mode="bilinear")
+        factor = max(height / image.shape[-2], width / image.shape[-1])
+        sides = [max(side, round(factor * own)) for side, own in zip((height, width), image.shape[-2:], strict=True)]
+        image = F.interpolate(image, sides, mode=mode, antialias=True).clamp(0, 1)
         top, left = (sides[0] - height) // 2, (sides[1] - width) // 2
-        picture = picture[..., top : top + height, left : left + width]
-        return (picture - picture.new_tensor(mean)[:, None, None]) / picture.new_tensor(std)[:, None, None]
+        image = image[..., top : top + height, left : left + width]
+        return (image - image.new_tensor(mean)[:, None, None]) / image.new_tensor(std)[:, None, None]
 
     @abstractmethod
     def _build(self) -> nn.Module:
@@ -199,11 +202,11 @@ class _Encoder(nn.Module, ABC):
         """Return height, width, mean, standard deviation and interpolation of the tower's training."""
 
     @abstractmethod
-    def _pooled(self, tower: Any, picture: Tensor) -> Tensor:
+    def _pooled(self, tower: Any, image: Tensor) -> Tensor:
         """Return one token per image: (B, 1, D)."""
 
     @abstractmethod
-    def _patches(self, tower: Any, picture: Tensor) -> Tensor:
+    def _patches(self, tower: Any, image: Tensor) -> Tensor:
         """Return one token per patch: (B, S, D)."""
 
 
@@ -248,12 +251,12 @@ class OpenClipEncoder(_Encoder):
         height, width = (size, size) if isinstance(size, int) else size
         return height, width, config["mean"], config["std"], config["interpolation"]
 
-    def _pooled(self, tower: Any, picture: Tensor) -> Tensor:
-        found = tower(picture)
+    def _pooled(self, tower: Any, image: Tensor) -> Tensor:
+        found = tower(image)
         return (found[0] if isinstance(found, tuple) else found)[:, None]
 
-    def _patches(self, tower: Any, picture: Tensor) -> Tensor:
-        found = tower.forward_intermediates(picture, indices=1, output_fmt="NCHW", intermediates_only=True)
+    def _patches(self, tower: Any, image: Tensor) -> Tensor:
+        found = tower.forward_intermediates(image, indices=1, output_fmt="NCHW", intermediates_only=True)
         return found["image_intermediates"][-1].flatten(2).transpose(1, 2)
 
 
@@ -299,11 +302,9 @@ class TimmEncoder(_Encoder):
         mode = config["interpolation"] if config["interpolation"] in ("bilinear", "bicubic") else "bicubic"
         return *config["input_size"][-2:], config["mean"], config["std"], mode
 
-    def _pooled(self, tower: Any, picture: Tensor) -> Tensor:
-        return tower.forward_head(tower.forward_features(picture), pre_logits=True).flatten(1)[:, None]
+    def _pooled(self, tower: Any, image: Tensor) -> Tensor:
+        return tower.forward_head(tower.forward_features(image), pre_logits=True).flatten(1)[:, None]
 
-    def _patches(self, tower: Any, picture: Tensor) -> Tensor:
-        (found,) = tower.forward_intermediates(
-            picture, indices=1, norm=False, output_fmt="NCHW", intermediates_only=True
-        )
+    def _patches(self, tower: Any, image: Tensor) -> Tensor:
+        (found,) = tower.forward_intermediates(image, indices=1, norm=False, output_fmt="NCHW", intermediates_only=True)
         return found.flatten(2).transpose(1, 2)

@@ -83,6 +83,25 @@ def frame_risk(candidates: list[tuple[Tensor, Tensor, Tensor]], others: list[Ten
     return FrameRisk(risk - source, tolerance, max(float(source) - variance, 0.01 * variance, 1e-7))
 
 
+def structure_excess(frame: tuple[Tensor, Tensor], pairs: tuple[Tensor, Tensor]) -> float:
+    """Return how much more the channels of a frame's residual correlate than those of the pairs'.
+
+    Sensor noise is independent between channels, the content of an image is not: a restorer that removes fine content,
+    such as text, leaves a correlated residual, and the same content makes the estimated noise too large.
+
+    Args:
+        frame: degraded frame and its restoration, (B, 3, H, W).
+        pairs: the same of pairs, (N, 3, h, w).
+    """
+    return _channel_correlation(*frame) - _channel_correlation(*pairs)
+
+
+def _channel_correlation(degraded: Tensor, restored: Tensor) -> float:
+    residual = (degraded - restored).float().flatten(2).transpose(0, 1).flatten(1)
+    correlation = torch.corrcoef(residual)
+    return float((correlation.sum() - correlation.trace()) / (correlation.numel() - len(correlation)))
+
+
 def choose(pairs: Tensor, frame: FrameRisk | None, *, measured: bool = False, max_student: float = 1.0) -> int:
     """Return the row of :func:`grid` with the smallest error on pairs among those that the frame permits.
 

@@ -39,11 +39,14 @@ _HELD_OUT = 12  # held-out pairs
 _BACK_OFF = 0.15  # dB below its best from which the student returns to its best, at half the rate
 _PATIENCE = 3  # looks without a new best after which a frame's steps end
 _MIN_PROGRESS = 0.05  # dB by which a new best has to be better
-_STEADY = 2  # frames in a row that gain less than _MIN_PROGRESS each, after which adaptation ends
+_STEADY = 2  # frames in a row that gain less than _MIN_GAIN each, after which adaptation ends
+_MIN_GAIN = 0.1  # dB of lead; the best of several looks at few pairs is a little too good
 _MARGIN = 0.3  # dB by which remembered weights must lead over the source to be continued from
 _RECORRUPTION = 0.3  # strength of the noise that the frame is tested with, relative to its own
 _MIN_MEASURED = 2.0  # noise in 1/255 from which the error on the frame is measured well
 _FULL_LEAD = 1.25  # dB of lead from which a student that removes blur may have all the weight; half for upscalers
+_MAX_EXCESS = 0.2  # correlation between the channels of the residual, beyond that on pairs, that is still trusted
+_COLORS = 3
 _WINDOW = 256  # side in pixels of the part of a frame that is tested
 _MIN_QUALITY = 95.0  # JPEG quality below which the noise of a frame is not white, so that it is not tested
 _LR_HALF_LIFE = 192.0  # steps after which the learning rate has halved
@@ -67,9 +70,10 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
     losses to the source counted twice, among the averages that a test on the frame itself permits: noise of the
     frame's strength is added, and the restorations are compared with an independent noisy copy of the frame.
 
-    While frames still gain, the adapter is *calibrating*; after two frames without progress it is *steady*: it then
-    takes no steps and costs a self-ensemble and an estimate of the degradation now and then. A *changed* degradation
-    makes it calibrate again, from the source or from weights that were learned for an earlier camera.
+    While frames still gain, the adapter is *calibrating*; after two frames without progress, or ``calibration_frames``
+    of them, it is *steady*: it then takes no steps and costs a self-ensemble and an estimate of the degradation now
+    and then. A *changed* degradation makes it calibrate again, from the source or from weights that were learned for an
+    earlier camera.
 
     Args:
         model: a restorer of single frames with 1 or 3 channels, of any scale; see :class:`Adapter`, as for ``options``.
@@ -91,6 +95,7 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         no_harm_weight: weight of a hinge penalty on pairs that the student restores worse than the source, relative to
             the source's error on the pair.
         spread: multiple of the estimate's uncertainty that the degradations of the pairs vary by.
+        calibration_frames: maximum number of frames of one camera that are adapted on.
         window: number of latest frames whose estimates are pooled.
         change_threshold: distance of a frame's degradation from the pooled one, in just noticeable steps, beyond which
             it counts as changed.
@@ -120,8 +125,9 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         ema: float = 0.9,
         no_harm_weight: float = 0.5,
         spread: float = 1.0,
+        calibration_frames: int = 6,
         window: int = 8,
-        change_threshold: float = 4.0,
+        change_threshold: float = 2.5,
         read_interval: int = 4,
         num_cached: int = 2,
         views: Views = "rot4",
@@ -131,7 +137,8 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         name = type(self).__name__
         if task is not None:
             checks.expect_choice(name, "task", task, (*_DEBLURRING, "denoise", "jpeg", "any"))
-        for key, count in (("batch_size", batch_size), ("window", window), ("read_interval", read_interval)):
+        counts = {"batch_size": batch_size, "window": window, "read_interval": read_interval}
+        for key, count in (counts | {"calibration_frames": calibration_frames}).items():
             checks.expect_int(name, key, count, minimum=1)
         checks.expect_int(name, "num_cached", num_cached, minimum=0)
         if patch_size is not None:
@@ -151,7 +158,7 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         self.lr, self.batch_size, self.patch_size, self.scene_fraction = lr, batch_size, patch_size, scene_fraction
         self.ema, self.no_harm_weight, self.spread = ema, no_harm_weight, spread
         self.window, self.change_threshold, self.read_interval = window, change_threshold, read_interval
-        self.num_cached = num_cached
+        self.num_cached, self.calibration_frames = num_cached, calibration_frames
         self._competence: Competence | None = None
 
     @property
@@ -215,13 +222,14 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
             "exported_lead": 0.0,
             "weights": [0.0, 1.0, 0.0],
             "unimproved": 0,
+            "adapted": 0,
             "unread": 0,
             "known": [],
         }
 
-    def make_optimizer(self, parameters: list[Tensor]) -> torch.optim.Optimizer:
+    def make_optimizer(self, tensors: list[Tensor], role: str = "student") -> torch.optim.Optimizer:
         """:class:`Muon`, which gets further than Adam in the few steps that a frame allows."""
-        return Muon(parameters, lr=self.lr or _RATES[0])
+        return Muon(tensors, lr=self.lr or _RATES[0])
 
     def learning_rate(self, update: int) -> float:
         """Falls hyperbolically from the rate that was found."""
@@ -361,7 +369,7 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
             self.restart(entry["student"], entry["teacher"])
             leads.append(self._lead(frame, "teacher"))
         best = max(range(len(known)), key=lambda index: leads[index])
-        self.memory.update(phase="changed", rate=0.0, unimproved=0)
+        self.memory.update(phase="changed", rate=0.0, unimproved=0, adapted=0)
         if leads[best] > _MARGIN:
             entry = known.pop(best)
             self.restart(entry["student"], entry["teacher"])
@@ -393,7 +401,8 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
             lead = self._lead(frame, "student")
             tried.append(f"{rate:g}: {lead:+.2f} dB")
             if best is None or lead > best[0]:
-                best = lead, rate, parameter_sets.copy(self.student), self.state.optimizer, self.state.updates
+                optimizer = self.state.optimizers["student"]
+                best = lead, rate, parameter_sets.copy(self.student), optimizer, self.state.updates
             if self._budget is not None and time.perf_counter() - started > 0.5 * self._seconds(forward):
                 break
             if not rates and self.lr is None:
@@ -401,7 +410,7 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         assert best is not None  # noqa: S101 (there is a rate)
         lead, rate, student, optimizer, updates = best
         self.restart(student, self.source if lead <= 0 else student)
-        self.state.optimizer, self.state.updates = optimizer, updates
+        self.state.optimizers["student"], self.state.updates = optimizer, updates
         self.memory["rate"] = rate
         if lead <= 0:
             self.restart()  # no rate gained anything: start the slowest from the source
@@ -436,14 +445,16 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
             pairs,
             self._frame_risk(frame),
             measured=not sharpens and 255 * notes["reading"].mean["noise_std"] > _MIN_MEASURED,
-            max_student=_max_share(notes["best"], notes["reading"], scale) if sharpens else 1.0,
+            max_student=self._max_student(frame),
         )
         weights = _blend.grid()[index].tolist()
         notes["weights"] = weights
         memory["weights"], memory["lead"] = weights, notes["best"]
         progress = notes["best"] - notes["first"]
-        memory["unimproved"] = memory["unimproved"] + 1 if progress < _MIN_PROGRESS else 0
-        memory["phase"] = "steady" if memory["unimproved"] >= _STEADY else "calibrating"
+        memory["unimproved"] = memory["unimproved"] + 1 if progress < _MIN_GAIN else 0
+        memory["adapted"] += 1
+        ended = memory["unimproved"] >= _STEADY or memory["adapted"] >= self.calibration_frames
+        memory["phase"] = "steady" if ended else "calibrating"
         averaged = float(-10 * pairs[index].clamp(min=1e-6).log10().mean())
         self._merge(frame, averaged)
         frame.metrics.update(
@@ -458,6 +469,26 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
             frame.messages.append("the student was not trusted on this frame: the output is the source's or the input")
         if memory["phase"] == "steady":
             frame.messages.append("steady: further frames are restored without steps until the degradation changes")
+
+    def _max_student(self, frame: FrameContext) -> float:
+        """Return the largest weight that the student may have, 0 to 1."""
+        notes = frame.scratch
+        sampler = notes["sampler"]
+        if sampler.sharpens:
+            return _max_share(notes["best"], notes["reading"], sampler.scale)
+        if sampler.channels != _COLORS or sampler.scale != 1:
+            return 1.0
+        degraded, _ = notes["held_out"]
+        restored = notes["source"].image.clamp(0, 1)
+        pairs = degraded, self._image("source", degraded)
+        excess = _blend.structure_excess((frame.image, restored), pairs)
+        frame.metrics["structure_excess"] = excess
+        if excess > _MAX_EXCESS:
+            frame.messages.append(
+                "the source removes content that is as fine as noise: the estimate of the noise is not trusted "
+                f"(channels of the residual correlate by {excess:.2f} more than noise)"
+            )
+        return min(max(1 - (excess - _MAX_EXCESS) / _MAX_EXCESS, 0.0), 1.0)
 
     def _merge(self, frame: FrameContext, averaged: float) -> None:
         """Measure the weights between source and student that come nearest to the averaged output.

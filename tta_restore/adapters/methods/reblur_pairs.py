@@ -31,51 +31,52 @@ _MARGIN = optics.KERNEL_SIZE - 1
 
 
 class ReblurPairs(DefocusAdapter, method="reblur_pairs"):
-    """Fine-tunes a restorer on pairs blurred with the lens that took the frames.
+    """Fine-tunes a restorer on pairs blurred with the point spread function (PSF) of the lens that took the frames.
 
-    On every frame the estimator reads the aperture and the blur radii; the apertures of the latest frames are pooled.
-    Then, `steps` times: sharp patches are photographed through that aperture (linear light, noise, rounding) at radii
-    that occur in the frames, or as far from them as the estimator is unsure, the student restores them, and the teacher
-    follows the student. When no aperture that fits a frame is near the pooled one, or its radii are of another size,
-    the lens was changed: what was learned is remembered, and the adapter continues with `burst` times the steps on that
-    frame from what restores pairs of the new lens best: that, what was learned for an earlier lens, or the source.
-    What is given is the teacher's self-ensemble, after the steps.
+    :class:`DegradationPairs` for defocus alone, with a change detector for lenses. On every frame the estimator reads
+    the pupil function and the blur radii; the estimates of the latest frames are pooled. Then, `steps` times: sharp
+    patches are rendered through that pupil (linear light, noise, rounding) at radii that occur in the frames, varied by
+    the estimator's uncertainty, the student restores them, and the teacher follows the student. When no pupil function
+    that fits a frame is near the pooled one, or its radii are of another size, the PSF has changed: the weights are
+    cached, and the adapter continues with `warmup_multiplier` times the steps on that frame from whatever restores
+    pairs of the new PSF best: the current weights, those cached for an earlier lens, or the source. The output is the
+    teacher's self-ensemble after the steps.
 
-    The target of a pair is known and does not depend on the adapting restorer, so that no error feeds on itself. Some
-    of the sharp patches are of the frame, as the source restores it: what is soft by itself looks as if the lens had
-    blurred it, and a restorer that meets it blurred once more learns to leave it soft.
+    The target of a pair is known and does not depend on the adapting restorer, so that errors do not accumulate. Some
+    of the sharp patches are from the frame as the source restores it: inherently soft content looks as if the lens had
+    blurred it, and a restorer that is trained on it blurred once more learns to leave it soft.
 
     Args:
         model: a restorer of single frames at scale 1; see :class:`Adapter`, as for ``options``.
         estimator: a :class:`tta_restore.models.defocus.estimator.DefocusEstimator`; the shipped one by default.
-        sharp: pictures to blur, (N, 3, S, S) in [0, 1] or uint8; None for dead leaves made on the spot, most of them
+        sharp_images: custom images to blur, (N, 3, S, S) in [0, 1] or uint8; None for dead leaves, most of them
             softened (:func:`tta_restore.data.synthetic.soften.soften`).
-        scene: share of the pairs whose sharp patch is taken from the frame as the source restores it.
+        scene_fraction: fraction of the pairs whose sharp patch is taken from the frame as the source restores it.
         select: which weights to adapt.
         steps: optimizer steps per frame.
-        burst: how many times as many on the first frame of a lens.
-        batch: pairs per step.
-        patch: side of a pair in pixels.
-        lr: learning rate of the first steps with a lens.
-        lr_half: steps with a lens after which the learning rate has halved; it falls as 1 / (1 + t / lr_half).
-        ema: share of itself that the teacher keeps at each step. It follows only a share of the way from the source to
-            the student, which grows with the student's lead over the source on pairs: none at 0 dB, all at 1.25 dB.
-        restore: probability with which a scalar of the student returns to the source, per step.
-        hypotheses: how many apertures that fit the frames are looked at; the pairs are made with them.
-        caution: weight of what is lost to the source on single pairs, each in parts of the source's error on it, so
-            that nothing is gained for one aperture by losing for another one that fits as well, nor for hard pictures
-            by losing for easy ones.
-        spread: how far radii are drawn from those read, in units of what the estimator says that they may be off by.
-        memory: frames whose readings are pooled.
-        switch: distance, 0 to 2, of the pooled aperture from all that fit a frame by itself, beyond which the lens
-            counts as changed; None to never ask.
-        rescale: change of the mean logarithm of the radii beyond which it counts as changed, too.
-        remember: lenses of which it is kept what was learned.
-        noise: standard deviation of the camera's noise, in stored values.
-        consistency: weight of what :class:`ReblurConsistency` asks for, beside the pairs: the student's restoration of
-            the frame, blurred again with the blur that was read, has to meet the frame. 0 leaves it out.
-        anchor: weight in it of the change that blurring hides.
-        views: views that the output is averaged over, see :func:`resolve_views`.
+        warmup_multiplier: multiple of `steps` that is taken on the first frame of a lens.
+        batch_size: pairs per step.
+        patch_size: side of a pair in pixels.
+        lr: learning rate of the first step with a lens.
+        lr_half_life: steps with a lens after which the learning rate has halved: ``lr / (1 + t / lr_half_life)``.
+        ema: EMA momentum of the teacher. It follows the point between source and student that the student's PSNR gain
+            over the source on pairs allows: the source at 0 dB, the student at 1.25 dB.
+        restore: probability of the stochastic restoration of each scalar of the student, per step.
+        num_candidates: number of pupil functions that fit the frames; the pairs are rendered with them.
+        no_harm_weight: weight of a hinge penalty on pairs that the student restores worse than the source, relative to
+            the source's error on the pair. It keeps a gain on one candidate PSF or image from being paid for by
+            another.
+        radius_jitter: standard deviation of the radii around the estimated ones, relative to the estimator's own
+            uncertainty.
+        window: number of latest frames whose estimates are pooled.
+        psf_change_threshold: distance, 0 to 2, of the pooled pupil function from all candidates of a frame, beyond
+            which the PSF counts as changed; None to never test it.
+        radius_change_threshold: change of the mean log radius beyond which the PSF counts as changed.
+        num_cached: number of earlier lenses whose weights are kept.
+        noise_std: standard deviation of the camera's noise, in [0, 1] values.
+        consistency_weight: weight of the loss of :class:`ReblurConsistency` on the frame; 0 omits it.
+        null_space_weight: weight, in that loss, of the component that the blur removes.
+        views: test-time augmentations that the output is averaged over, see :func:`resolve_views`.
         seed: source of patches, noise and masks.
 
     Raises:
@@ -87,59 +88,74 @@ class ReblurPairs(DefocusAdapter, method="reblur_pairs"):
         model: Any,
         estimator: nn.Module | None = None,
         *,
-        sharp: Tensor | None = None,
-        scene: float = 0.25,
+        sharp_images: Tensor | None = None,
+        scene_fraction: float = 0.25,
         select: Select = "all",
         steps: int = 144,
-        burst: int = 3,
-        batch: int = 4,
-        patch: int = 48,
+        warmup_multiplier: int = 3,
+        batch_size: int = 4,
+        patch_size: int = 48,
         lr: float = 1e-3,
-        lr_half: float = 192.0,
+        lr_half_life: float = 192.0,
         ema: float = 0.9,
         restore: float = 0.0,
-        hypotheses: int = 16,
-        caution: float = 0.5,
-        spread: float = 0.8,
-        memory: int = 4,
-        switch: float | None = 0.25,
-        rescale: float = 0.6,
-        remember: int = 4,
-        noise: float = 1 / 255,
-        consistency: float = 0.0,
-        anchor: float = 0.5,
+        num_candidates: int = 16,
+        no_harm_weight: float = 0.5,
+        radius_jitter: float = 0.8,
+        window: int = 4,
+        psf_change_threshold: float | None = 0.25,
+        radius_change_threshold: float = 0.6,
+        num_cached: int = 4,
+        noise_std: float = 1 / 255,
+        consistency_weight: float = 0.0,
+        null_space_weight: float = 0.5,
         views: Views = "rot4",
         seed: int = 0,
         **options: Any,
     ) -> None:
-        counts = {"burst": burst, "batch": batch, "patch": patch, "memory": memory, "hypotheses": hypotheses}
+        counts = {
+            "warmup_multiplier": warmup_multiplier,
+            "batch_size": batch_size,
+            "patch_size": patch_size,
+            "window": window,
+            "num_candidates": num_candidates,
+        }
         for name, value in counts.items():
             checks.expect_int("ReblurPairs", name, value, minimum=1)
-        checks.expect_int("ReblurPairs", "remember", remember, minimum=0)
-        for name, value in (("ema", ema), ("restore", restore), ("scene", scene)):
+        checks.expect_int("ReblurPairs", "num_cached", num_cached, minimum=0)
+        for name, value in (("ema", ema), ("restore", restore), ("scene_fraction", scene_fraction)):
             checks.expect_number("ReblurPairs", name, value, minimum=0, maximum=1)
-        for name, value in (("lr", lr), ("lr_half", lr_half), ("rescale", rescale)):
+        rates = {"lr": lr, "lr_half_life": lr_half_life, "radius_change_threshold": radius_change_threshold}
+        for name, value in rates.items():
             checks.expect_number("ReblurPairs", name, value, above=0)
-        if switch is not None:
-            checks.expect_number("ReblurPairs", "switch", switch, minimum=0, maximum=2)
-        weights = {"noise": noise, "spread": spread, "caution": caution, "consistency": consistency, "anchor": anchor}
+        if psf_change_threshold is not None:
+            checks.expect_number("ReblurPairs", "psf_change_threshold", psf_change_threshold, minimum=0, maximum=2)
+        weights = {
+            "noise_std": noise_std,
+            "radius_jitter": radius_jitter,
+            "no_harm_weight": no_harm_weight,
+            "consistency_weight": consistency_weight,
+            "null_space_weight": null_space_weight,
+        }
         for name, value in weights.items():
             checks.expect_number("ReblurPairs", name, value, minimum=0)
-        if sharp is not None:
-            checks.expect_tensor("ReblurPairs", sharp=sharp)
-            if sharp.ndim != 4 or sharp.shape[1] != 3 or min(sharp.shape[-2:]) < patch + _MARGIN:
+        if sharp_images is not None:
+            checks.expect_tensor("ReblurPairs", sharp_images=sharp_images)
+            smallest = patch_size + _MARGIN
+            if sharp_images.ndim != 4 or sharp_images.shape[1] != 3 or min(sharp_images.shape[-2:]) < smallest:
                 raise ValueError(
-                    f"ReblurPairs: expected sharp (N, 3, S, S) with S >= patch + {_MARGIN} = {patch + _MARGIN}, "
-                    f"got {tuple(sharp.shape)}"
+                    f"ReblurPairs: expected sharp_images (N, 3, S, S) with S >= patch_size + {_MARGIN} = {smallest}, "
+                    f"got {tuple(sharp_images.shape)}"
                 )
         super().__init__(model, estimator, select=select, views=views, steps=steps, seed=seed, **options)
-        self._sharp, self.scene = sharp, scene
-        self.burst, self.batch, self.patch = burst, batch, patch
-        self.lr, self.lr_half = lr, lr_half
-        self.ema, self.restore_prob, self.rescale = ema, restore, rescale
-        self.hypotheses, self.caution = hypotheses, caution
-        self.spread, self.window, self.switch, self.remember, self.noise = spread, memory, switch, remember, noise
-        self.consistency, self.anchor = consistency, anchor
+        self._sharp_images, self.scene_fraction = sharp_images, scene_fraction
+        self.warmup_multiplier, self.batch_size, self.patch_size = warmup_multiplier, batch_size, patch_size
+        self.lr, self.lr_half_life = lr, lr_half_life
+        self.ema, self.restore_prob, self.radius_change_threshold = ema, restore, radius_change_threshold
+        self.num_candidates, self.no_harm_weight = num_candidates, no_harm_weight
+        self.radius_jitter, self.window, self.num_cached = radius_jitter, window, num_cached
+        self.psf_change_threshold, self.noise_std = psf_change_threshold, noise_std
+        self.consistency_weight, self.null_space_weight = consistency_weight, null_space_weight
 
     def initial_memory(self) -> dict[str, Any]:
         """Readings of the latest frames, and lenses seen before with what was learned for them."""
@@ -151,7 +167,7 @@ class ReblurPairs(DefocusAdapter, method="reblur_pairs"):
 
     def learning_rate(self, update: int) -> float:
         """Falls hyperbolically from the first step with a lens."""
-        return self.lr / (1 + update / self.lr_half)
+        return self.lr / (1 + update / self.lr_half_life)
 
     def begin_frame(self, frame: FrameContext) -> None:
         """Read the lens; on a change of lens remember the old one and start from what fits the new one best."""
@@ -163,20 +179,22 @@ class ReblurPairs(DefocusAdapter, method="reblur_pairs"):
         if readings:
             distance = nearest(fitting, self.aperture())
             growth = abs(mean_log_radius([reading]) - mean_log_radius(readings))
-        changed = self.switch is not None and (distance > self.switch or growth > self.rescale)
+        changed = self.psf_change_threshold is not None and (
+            distance > self.psf_change_threshold or growth > self.radius_change_threshold
+        )
         if changed:
             readings = []
         if not readings:
-            frame.steps *= self.burst
+            frame.steps *= self.warmup_multiplier
         self.memory["readings"] = [*readings, reading][-self.window :]
         frame.scratch["apertures"], frame.scratch["radii"] = (
             self._plausible(self.memory["readings"]),
             radii_of(self.memory["readings"], self.generator),
         )
-        frame.scratch["scene"] = self._scene(frame.region) if self.scene else None
+        frame.scratch["scene"] = self._scene(frame.region) if self.scene_fraction else None
         if changed:
             self._change_lens(frame)
-        if self.consistency:
+        if self.consistency_weight:
             frame.scratch["seeds"] = self.blur_map(frame.region)
             frame.scratch["source"] = self.run("source", frame.region).image.float()
         frame.metrics.update(aperture_distance=distance, radius_change=growth, lens_changed=float(changed))
@@ -189,8 +207,8 @@ class ReblurPairs(DefocusAdapter, method="reblur_pairs"):
             before = _errors(self.run("source", blurry).image, sharp)
         frame.scratch["lead"] = _lead(float(before.mean()), float(error.detach().mean()))
         lost = (error / before - 1).clamp(min=0).mean()
-        loss = error.mean() + self.caution * before.mean() * lost
-        return loss + self.consistency * self._inconsistency(frame) if self.consistency else loss
+        loss = error.mean() + self.no_harm_weight * before.mean() * lost
+        return loss + self.consistency_weight * self._inconsistency(frame) if self.consistency_weight else loss
 
     def after_step(self, frame: FrameContext) -> None:
         """The teacher follows as far as the student is trusted; single scalars of the student return to the source."""
@@ -231,11 +249,13 @@ class ReblurPairs(DefocusAdapter, method="reblur_pairs"):
 
     def cost(self) -> str:
         """Passes through the model for each frame."""
-        frame = " and on the frame" if self.consistency else ""
+        frame = " and on the frame" if self.consistency_weight else ""
+        size, views = self.patch_size, len(self.views)
+        scene = " by the source and by the teacher" if self.scene_fraction else ""
         return (
-            f"per frame 1 look of the estimator, {self.steps} forward and backward on {self.batch} patches of "
-            f"{self.patch} x {self.patch}{frame} ({self.burst} times as many after a change of lens), "
-            f"{len(self.views)} forward of the frame{' by the source and by the teacher' if self.scene else ''}"
+            f"per frame 1 forward of the estimator, {self.steps} forward and backward on {self.batch_size} patches of "
+            f"{size} x {size}{frame} ({self.warmup_multiplier} times as many after a change of lens), "
+            f"{views} forward of the frame{scene}"
         )
 
     def _inconsistency(self, frame: FrameContext) -> Tensor:
@@ -246,7 +266,7 @@ class ReblurPairs(DefocusAdapter, method="reblur_pairs"):
             frame.region,
             frame.scratch["seeds"],
             source=frame.scratch["source"],
-            anchor=self.anchor,
+            anchor=self.null_space_weight,
             border=border,
         )
         frame.metrics["reblur_loss"] = seen.mean().item()
@@ -262,11 +282,11 @@ class ReblurPairs(DefocusAdapter, method="reblur_pairs"):
     def _plausible(self, readings: list[Reading]) -> Tensor:
         """Apertures that the frames may have been taken through: (N, A, A)."""
         with torch.no_grad():
-            return self.estimator.candidates(self._statistics(readings)[0], self.hypotheses).cpu()
+            return self.estimator.candidates(self._statistics(readings)[0], self.num_candidates).cpu()
 
     def _scene(self, image: Tensor) -> Tensor | None:
         """What a frame shows, as the source restores it: (N, 3, h, w); None for frames smaller than a patch."""
-        if min(image.shape[-2:]) < self.patch + _MARGIN:
+        if min(image.shape[-2:]) < self.patch_size + _MARGIN:
             return None
         return self.ensemble("source", looks(image)).image.float().clamp(0, 1).expand(-1, 3, -1, -1).cpu()
 
@@ -274,15 +294,17 @@ class ReblurPairs(DefocusAdapter, method="reblur_pairs"):
         self, apertures: Tensor, radii: Tensor, error: Tensor, scene: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Patches photographed through one aperture each, blur growing across each from one radius to another."""
-        generator, count, side = self.generator, self.batch, self.patch
-        material = _material() if self._sharp is None else self._sharp
+        generator, count, side = self.generator, self.batch_size, self.patch_size
+        material = _material() if self._sharp_images is None else self._sharp_images
         sharp = random_patches(material, count, side + _MARGIN, generator)
         if scene is not None:
-            lent = math.floor(self.scene * count + torch.rand((), generator=generator).item())
+            lent = math.floor(self.scene_fraction * count + torch.rand((), generator=generator).item())
             if lent:
                 sharp[:lent] = random_patches(scene, lent, side + _MARGIN, generator)
         chosen = torch.randint(0, len(radii), (count,), generator=generator)
-        ends = radii[chosen] * torch.exp(self.spread * error[chosen] * torch.randn(count, 1, generator=generator))
+        ends = radii[chosen] * torch.exp(
+            self.radius_jitter * error[chosen] * torch.randn(count, 1, generator=generator)
+        )
         pictures = apertures[torch.randint(0, len(apertures), (count,), generator=generator)].repeat_interleave(2, 0)
         kernels = rasterize_pupil(pictures, ends.flatten(), size=optics.KERNEL_SIZE, reach=self.estimator.reach)
         angle = 2 * math.pi * torch.rand(count, 1, 1, generator=generator)
@@ -290,13 +312,13 @@ class ReblurPairs(DefocusAdapter, method="reblur_pairs"):
         ramp = (angle.cos() * axis + angle.sin() * axis[:, None] + 0.5).clamp(0, 1)
         weights = torch.stack([1 - ramp, ramp], dim=1)
         kernels = kernels.view(count, 2, *kernels.shape[-2:])
-        blurry = optics.simulate_capture(sharp, kernels, weights, generator, noise_std=self.noise)
+        blurry = optics.simulate_capture(sharp, kernels, weights, generator, noise_std=self.noise_std)
         return blurry, sharp[..., _MARGIN // 2 : -(_MARGIN // 2), _MARGIN // 2 : -(_MARGIN // 2)]
 
     def _change_lens(self, frame: FrameContext) -> None:
         """Store what was learned; continue from what restores pairs of the new lens best: that, or the source."""
         known: list[dict[str, Any]] = [*self.memory["lenses"], self.snapshot()]
-        pairs = [self._pair_for(frame) for _ in range(math.ceil(_TRIED / self.batch))]
+        pairs = [self._pair_for(frame) for _ in range(math.ceil(_TRIED / self.batch_size))]
         source, errors = self._mean_error("source", pairs), []
         for lens in known:
             self.restart(lens["student"], lens["teacher"])
@@ -309,7 +331,7 @@ class ReblurPairs(DefocusAdapter, method="reblur_pairs"):
         else:
             self.restart()
             self.memory["lead"] = 0.0
-        self.memory["lenses"] = known[max(len(known) - self.remember, 0) :]
+        self.memory["lenses"] = known[max(len(known) - self.num_cached, 0) :]
         self.memory["switches"] += 1
 
     @torch.no_grad()

@@ -83,9 +83,9 @@ class SelfDenoise(Adapter, method="self_denoise"):
         """Let the teacher follow the student."""
         self.update_teacher(self.ema)
 
-    def make_optimizer(self, parameters: list[Tensor]) -> torch.optim.Optimizer:
+    def make_optimizer(self, tensors: list[Tensor], role: str = "student") -> torch.optim.Optimizer:
         """Adam."""
-        return torch.optim.Adam(parameters, lr=self.lr)
+        return torch.optim.Adam(tensors, lr=self.lr)
 
     def cost(self) -> str:
         """Passes through the model for each frame."""

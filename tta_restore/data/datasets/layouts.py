@@ -271,14 +271,16 @@ def _files(family: str, folder: Path, views: bool) -> Sequence[PairFiles]:
 
 
 def _images_in(folder: Path) -> list[Path]:
-    """Return the images below a folder that lie in the folder itself or in a single one inside.
+    """Return the images below a folder that lie in the folder itself, in a single one inside, or in numbered scenes.
 
     Raises:
         ValueError: they lie in several folders, of which one may hold originals, masks or results.
     """
     pictures = images_below(folder)
     places = sorted({path.relative_to(folder).parts[:-1][:1] for path in pictures})
-    if len(places) > 1:
+    numbered = {re.fullmatch(r"(.*?)\d+", place[0]) if place else None for place in places}
+    scenes = None not in numbered and len({match[1] for match in numbered if match is not None}) == 1
+    if len(places) > 1 and not scenes:
         names = ", ".join("/".join(place) or "." for place in places[:6])
         raise ValueError(
             f"{folder} holds images in {names}: which of them are inputs? Name that folder, or call them source and "

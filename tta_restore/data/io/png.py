@@ -16,8 +16,10 @@ __all__ = [
     "SIGNATURE",
     "Header",
     "add_metadata",
+    "chunk",
     "decode_16_bit",
     "encode_16_bit",
+    "profile_and_exif",
     "read_header",
     "read_metadata",
     "repair",
@@ -76,6 +78,20 @@ def read_metadata(content: bytes) -> dict[str, Any]:
     return found
 
 
+def profile_and_exif(content: bytes) -> tuple[bytes | None, bytes | None]:
+    """Return the color profile and the EXIF block of a PNG file, None where there is none."""
+    icc = block = None
+    for kind, data in _chunks(content):
+        if kind == b"iCCP":
+            try:
+                icc = zlib.decompress(data.split(b"\0", 1)[1][1:])
+            except (zlib.error, IndexError):
+                icc = None
+        elif kind == b"eXIf":
+            block = b"Exif\0\0" + data
+    return icc, block
+
+
 def decode_16_bit(content: bytes) -> np.ndarray:
     """Return the samples, uint16. Shape: (H, W) or (H, W, C).
 
@@ -94,19 +110,19 @@ def add_metadata(content: bytes, image: Image) -> bytes:
     """Return a PNG file with the metadata of an image, and its color profile, behind its header."""
     extra = b""
     if image.icc:
-        extra += _chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(image.icc))
+        extra += chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(image.icc))
     if image.cicp:
-        extra += _chunk(b"cICP", bytes(image.cicp))
+        extra += chunk(b"cICP", bytes(image.cicp))
     if image.gamma:
-        extra += _chunk(b"gAMA", struct.pack(">I", round(image.gamma * 100000)))
+        extra += chunk(b"gAMA", struct.pack(">I", round(image.gamma * 100000)))
     if image.resolution is not None:
         x, y, unit = image.resolution
         per_meter = {2: 1 / 0.0254, 3: 100.0}.get(unit, 1.0)
-        extra += _chunk(b"pHYs", struct.pack(">IIB", round(x * per_meter), round(y * per_meter), int(unit in (2, 3))))
+        extra += chunk(b"pHYs", struct.pack(">IIB", round(x * per_meter), round(y * per_meter), int(unit in (2, 3))))
     if image.exif:
-        extra += _chunk(b"eXIf", image.exif.removeprefix(b"Exif\0\0"))
+        extra += chunk(b"eXIf", image.exif.removeprefix(b"Exif\0\0"))
     if image.xmp:
-        extra += _chunk(b"iTXt", _XMP.encode() + b"\0\0\0\0\0" + image.xmp)
+        extra += chunk(b"iTXt", _XMP.encode() + b"\0\0\0\0\0" + image.xmp)
     for keyword, value in image.text:
         extra += _text_chunk(keyword, value)
     return content[:_HEADER_END] + extra + content[_HEADER_END:]
@@ -123,7 +139,7 @@ def repair(content: bytes) -> tuple[bytes, float] | None:
     inflate, data, palette = zlib.decompressobj(), b"", b""
     for kind, part in _chunks(content, strict=False):
         if kind in (b"PLTE", b"tRNS"):
-            palette += _chunk(kind, part)
+            palette += chunk(kind, part)
         if kind != b"IDAT":
             continue
         # In small steps: what comes before the damaged byte is kept.
@@ -143,7 +159,7 @@ def repair(content: bytes) -> tuple[bytes, float] | None:
     data = data[: len(data) // row * row][:total]
     lost = 1 - len(data) / total
     rebuilt = zlib.compress(data + b"\0" * (total - len(data)), 1)
-    return content[:_HEADER_END] + palette + _chunk(b"IDAT", rebuilt) + _chunk(b"IEND", b""), lost
+    return content[:_HEADER_END] + palette + chunk(b"IDAT", rebuilt) + chunk(b"IEND", b""), lost
 
 
 def _chunks(content: bytes, *, strict: bool = True) -> Iterator[tuple[bytes, bytes]]:
@@ -183,12 +199,13 @@ def _inflate(data: bytes) -> bytes:
 def _text_chunk(keyword: str, value: str) -> bytes:
     name = keyword.encode("latin-1", "replace")[:79] or b"Comment"
     try:
-        return _chunk(b"tEXt", name + b"\0" + value.encode("latin-1"))
+        return chunk(b"tEXt", name + b"\0" + value.encode("latin-1"))
     except UnicodeEncodeError:
-        return _chunk(b"iTXt", name + b"\0\0\0\0\0" + value.encode())
+        return chunk(b"iTXt", name + b"\0\0\0\0\0" + value.encode())
 
 
-def _chunk(kind: bytes, data: bytes) -> bytes:
+def chunk(kind: bytes, data: bytes) -> bytes:
+    """Return a chunk with its length and checksum."""
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 

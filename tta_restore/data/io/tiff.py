@@ -6,15 +6,17 @@ import io
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from tta_restore.data.io import color, exif
 from tta_restore.data.io.pixels import Image, ImageError, array_from_tensors, tensor_from_array, too_large
 
-__all__ = ["SIGNATURES", "encode_tiff", "main_page", "read_tiff"]
+__all__ = ["SIGNATURES", "carried_by", "check_page", "encode_tiff", "main_page", "options_of", "quiet", "read_tiff"]
 
 #: Little and big endian, classic and BigTIFF.
 SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -36,11 +38,11 @@ def read_tiff(path: Path, *, max_pixels: int) -> Image:
     """
     import tifffile
 
-    with _silent(tifffile), open(path, "rb") as stream, tifffile.TiffFile(stream) as file:
+    with quiet(tifffile), open(path, "rb") as stream, tifffile.TiffFile(stream) as file:
         notes: list[str] = []
         page = main_page(file, notes)
         stream.seek(0, io.SEEK_END)
-        _check(page, stream.tell(), max_pixels)
+        check_page(page, stream.tell(), max_pixels)
         try:
             array = page.asarray()
         except ValueError as error:
@@ -87,12 +89,6 @@ def encode_tiff(image: Image, depth: int) -> bytes:
     import tifffile
 
     array = array_from_tensors(image.pixels, image.alpha, depth)
-    options: dict[str, Any] = {}
-    if image.alpha is not None:
-        options["extrasamples"] = ["assocalpha" if image.premultiplied else "unassalpha"]
-    if image.resolution is not None:
-        options["resolution"], options["resolutionunit"] = image.resolution[:2], image.resolution[2]
-    tags = ((_XMP, image.xmp), (_IPTC, image.iptc))
     has_exif = image.exif is not None and array.nbytes < 2**31  # the EXIF directory is added to classic TIFF only
     stream = io.BytesIO()
     tifffile.imwrite(
@@ -102,15 +98,43 @@ def encode_tiff(image: Image, depth: int) -> bytes:
         planarconfig="contig" if array.ndim == 3 else None,
         compression="zlib",
         predictor=depth < 32,
-        iccprofile=image.icc,
         metadata=None,
         bigtiff=False if has_exif else None,
         software=False,
-        extratags=[(number, 7 if number == _IPTC else 1, len(value), value, True) for number, value in tags if value],
-        **options,
+        **options_of(image, alpha=image.alpha is not None),
     )
     content = stream.getvalue()
     return exif.embed_tiff_exif(content, image.exif) if has_exif and image.exif is not None else content
+
+
+def options_of(image: Image, *, alpha: bool) -> dict[str, Any]:
+    """Return the keywords of tifffile that write the metadata of an image."""
+    options: dict[str, Any] = {"iccprofile": image.icc}
+    if alpha:
+        options["extrasamples"] = ["assocalpha" if image.premultiplied else "unassalpha"]
+    if image.resolution is not None:
+        options["resolution"], options["resolutionunit"] = image.resolution[:2], image.resolution[2]
+    tags = ((_XMP, image.xmp), (_IPTC, image.iptc))
+    options["extratags"] = [(n, 7 if n == _IPTC else 1, len(value), value, True) for n, value in tags if value]
+    return options
+
+
+def carried_by(page: Any, block: bytes | None, notes: list[str]) -> Image:
+    """Return an image of one pixel with the metadata of a page."""
+    unit = page.tags.get("ResolutionUnit")
+    dots = page.get_resolution() if "XResolution" in page.tags else None
+    extra = [getattr(kind, "name", "") for kind in page.extrasamples]
+    return Image(
+        pixels=torch.zeros(1, 1, 1),
+        bit_depth=_DTYPES[str(page.dtype)],
+        icc=page.tags["InterColorProfile"].value if "InterColorProfile" in page.tags else None,
+        exif=block,
+        xmp=_bytes_of(page, _XMP),
+        iptc=_bytes_of(page, _IPTC),
+        resolution=(*dots, int(unit.value) if unit is not None else 2) if dots is not None else None,
+        premultiplied=extra[:1] == ["ASSOCALPHA"],
+        notes=tuple(notes),
+    )
 
 
 def _image_of(page: Any, array: np.ndarray, block: bytes | None, notes: list[str]) -> Image:
@@ -137,7 +161,6 @@ def _image_of(page: Any, array: np.ndarray, block: bytes | None, notes: list[str
     if photometric == "MINISWHITE":
         white = levels or {8: 255, 16: 65535, 32: 1}[depth]
         array = np.asarray(white, array.dtype) - array
-    extra = [getattr(kind, "name", "") for kind in page.extrasamples]
     if photometric == "SEPARATED":
         if depth == 32 or levels is not None:
             raise ImageError("CMYK image with other than 8 or 16 bits: convert it to RGB first")
@@ -151,23 +174,16 @@ def _image_of(page: Any, array: np.ndarray, block: bytes | None, notes: list[str
         raise ImageError(f"TIFF with {samples} samples per pixel: expected at most {colors + 1}")
     orientation = page.tags.get("Orientation")
     values = tensor_from_array(array, orientation.value if orientation is not None else 1, levels=levels)
-    unit = page.tags.get("ResolutionUnit")
-    dots = page.get_resolution() if "XResolution" in page.tags else None
-    return Image(
+    return replace(
+        carried_by(page, block, notes),
         pixels=values[:colors],
         alpha=values[colors:] if samples > colors else None,
         bit_depth=depth,
         icc=icc,
-        exif=block,
-        xmp=_bytes_of(page, _XMP),
-        iptc=_bytes_of(page, _IPTC),
-        resolution=(*dots, int(unit.value) if unit is not None else 2) if dots is not None else None,
-        premultiplied=extra[:1] == ["ASSOCALPHA"],
-        notes=tuple(notes),
     )
 
 
-def _check(page: Any, file_size: int, max_pixels: int) -> None:
+def check_page(page: Any, file_size: int, max_pixels: int) -> None:
     """Refuse a page before anything is allocated for its samples."""
     width, height = page.imagewidth, page.imagelength
     if width < 1 or height < 1:
@@ -249,7 +265,7 @@ def _from_palette(indices: np.ndarray, colormap: np.ndarray) -> np.ndarray:
 
 
 @contextmanager
-def _silent(tifffile: Any) -> Iterator[None]:
+def quiet(tifffile: Any) -> Iterator[None]:
     """Keep tifffile from logging what the caller is going to raise as one line."""
     logger: logging.Logger = tifffile.logger()
     before = logger.level

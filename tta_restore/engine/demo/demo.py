@@ -55,7 +55,7 @@ def comparison(*, more: bool = False) -> Comparison:
     estimator = create_model("lens_estimator", checkpoint="lens_estimator").eval()
 
     # a third of what it does by default, so that the demo ends while one looks at it
-    hurried = {} if more else {"steps": 48, "lr_half": 64.0}
+    hurried = {} if more else {"steps": 48, "lr_half_life": 64.0}
 
     def pairs(restorer: Restorer) -> Callable[[int], adapters.Adapter]:
         return lambda seed: adapters.create_adapter("reblur_pairs", restorer, estimator, seed=seed, **hurried)

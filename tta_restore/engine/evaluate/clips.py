@@ -2,72 +2,86 @@
 
 from __future__ import annotations
 
-import csv
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from tta_restore import metrics
 from tta_restore.data.datasets.clips import Clip
 from tta_restore.data.datasets.layouts import find_clips
-from tta_restore.data.io.atomic import atomic_file
+from tta_restore.engine.evaluate.runner import Unit, run_folder, run_units
+from tta_restore.engine.evaluate.stream import FrameRecord, StreamResult
 from tta_restore.engine.run.device import resolve_device
 from tta_restore.engine.run.methods import ClipMethod, create_clip_method
 from tta_restore.engine.run.models import expect_restorer
 from tta_restore.engine.run.outputs import expect_file
 from tta_restore.engine.run.settings import Named
 from tta_restore.engine.run.usage import UsageError
+from tta_restore.engine.train.loop import Processes
 
-
-@dataclass(frozen=True)
-class ClipFrameRecord:
-    """One frame: PSNR in dB and SSIM of the blurred and of the restored frame against the sharp one.
-
-    Results are rounded to 8 bits first. SSIM is that of the luma, except for aligned scores (RealBlur), which are RGB
-    after brightness and geometry were fitted; ``aligned`` is False where that failed and the frames were compared as
-    they are.
-    """
-
-    clip: str
-    frame: int
-    input_psnr: float
-    input_ssim: float
-    psnr: float
-    ssim: float
-    aligned: bool
+__all__ = ["evaluate_clips", "evaluate_clips_dataset", "summarize"]
 
 
 def evaluate_clips(
-    method: ClipMethod, clips: Sequence[Clip], *, align: bool = False, limit: int | None = None, progress: bool = True
-) -> list[ClipFrameRecord]:
+    method: ClipMethod,
+    clips: Sequence[Clip],
+    *,
+    name: str = "restored",
+    align: bool = False,
+    limit: int | None = None,
+    progress: bool = True,
+    folder: Path | None = None,
+    processes: Processes = Processes(),
+) -> list[FrameRecord]:
     """Restore every clip and compare its frames with their originals, which the method never sees.
 
+    Results are rounded to 8 bits first. SSIM is that of the luma, except for aligned scores, which are RGB after
+    brightness and geometry were fitted. A record's ``metrics`` are "input_psnr", "input_ssim", and "aligned": 0 where
+    the fit failed and the frames were compared as they are.
+
     Args:
-        method: from the blurred frames of a clip to the restored ones.
+        method: maps the blurred frames of a clip to the restored ones.
         clips: with originals.
-        align: score by :func:`tta_restore.metrics.aligned_scores`, as RealBlur is.
-        limit: frames of each clip, from its beginning; None for all.
-        progress: whether a bar is shown on a terminal.
+        name: of the method, for the records.
+        align: score by :func:`tta_restore.metrics.aligned_scores`, as for RealBlur.
+        limit: first frames of each clip only; None for all.
+        progress: show progress on stderr.
+        folder: see :func:`tta_restore.engine.evaluate.runner.run_units`.
+        processes: see there.
 
     Raises:
         ValueError: there are no clips, they have no originals, or frames and originals differ in size.
     """
     if not clips:
         raise ValueError("evaluate_clips: expected at least one clip")
-    records = []
-    for clip in tqdm(clips, disable=None if progress else True):
+
+    def measure(number: int) -> list[FrameRecord]:
+        clip = clips[number]
         seen = clip if limit is None else Clip(clip.name, clip.blurry[:limit], clip.originals()[:limit])
-        for time, restored in enumerate(method(seen.blurry)):
-            blurry, sharp = seen.blurry[time][None], seen.originals()[time][None]
+        records = []
+        wall, cpu = time.perf_counter(), time.process_time()
+        for index, restored in enumerate(method(seen.blurry)):
+            timing = {"wall_seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - cpu}
+            blurry, sharp = seen.blurry[index][None], seen.originals()[index][None]
             before, _ = _scores(blurry, sharp, align)
             after, aligned = _scores(restored.detach().float().cpu()[None], sharp, align)
-            records.append(ClipFrameRecord(clip.name, time, *before, *after, aligned))
-    return records
+            own = {"input_psnr": before[0], "input_ssim": before[1], "aligned": float(aligned)}
+            records.append(
+                FrameRecord(
+                    method=name, stream=number, index=index, family=clip.name, photo=clip.name, position=index,
+                    psnr=after[0], ssim=after[1], **timing, metrics=own,
+                )
+            )  # fmt: skip
+            wall, cpu = time.perf_counter(), time.process_time()
+        return records
+
+    units = [Unit(str(number), partial(measure, number)) for number in range(len(clips))]
+    return run_units(units, folder, progress=progress, processes=processes)
 
 
 def evaluate_clips_dataset(
@@ -86,6 +100,7 @@ def evaluate_clips_dataset(
     device: str | None = None,
     seed: int = 0,
     out: str | Path | None = None,
+    progress: bool = True,
 ) -> str:
     """Measure a method on the videos of a data set, by the protocol that results on it are published under.
 
@@ -103,7 +118,8 @@ def evaluate_clips_dataset(
         limit: first frames of each video only.
         device: such as cpu or cuda (default: cuda where there is one)
         seed: of the method.
-        out: CSV file, a row per frame.
+        out: CSV file, a row per frame; an interrupted run continues, and torchrun shares the clips.
+        progress: show progress on stderr.
 
     Returns:
         Means over frames and over clips.
@@ -121,30 +137,30 @@ def evaluate_clips_dataset(
     networks = {"reblur": reblur, "discriminator": discriminator}
     restore = create_clip_method(method, restorer, **networks, seed=seed, device=chosen, **(method_options or {}))
     try:
-        records = evaluate_clips(restore, clips, align=layout == "realblur", limit=limit)
+        task = {"model": str(model), "checkpoint": str(checkpoint), "config": dict(config or {}), "seed": seed}
+        task |= {"method": str(method), "options": dict(method_options or {}), "limit": limit}
+        task |= {"networks": [str(reblur), str(discriminator)], "clips": [str(root), split, *(c.name for c in clips)]}
+        with Processes.join(chosen) as processes, run_folder(out, task, processes) as folder:
+            options: dict[str, Any] = {"folder": folder, "processes": processes, "progress": progress}
+            records = evaluate_clips(
+                restore, clips, name=str(method), align=layout == "realblur", limit=limit, **options
+            )
+            if out is not None and processes.first:
+                StreamResult(tuple(records)).to_csv(out)
     except (ValueError, TypeError, RuntimeError) as error:
         raise UsageError(str(error)) from error
-    if out is not None:
-        write_csv(records, out)
     return summarize(records)
 
 
-def write_csv(records: Sequence[ClipFrameRecord], path: str | Path) -> None:
-    """Write one row per frame."""
-    with atomic_file(path) as partial, open(partial, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(ClipFrameRecord)])
-        writer.writeheader()
-        writer.writerows(asdict(record) for record in records)
-
-
-def summarize(records: Sequence[ClipFrameRecord]) -> str:
-    """Means over all frames, as the paper reports them, and over clips."""
-    clips = {record.clip for record in records}
+def summarize(records: Sequence[FrameRecord]) -> str:
+    """Return the means over all frames, as papers report them, and over clips."""
+    clips = {record.family for record in records}
 
     def means(name: str) -> str:
         values: dict[str, list[float]] = {clip: [] for clip in clips}
         for record in records:
-            values[record.clip].append(getattr(record, name))
+            value = record.metrics[name] if name in record.metrics else getattr(record, name)
+            values[record.family].append(value)
         every = [value for found in values.values() for value in found]
         per_clip = sum(sum(found) / len(found) for found in values.values()) / len(values)
         return f"{sum(every) / len(every):.4g} ({per_clip:.4g})"
@@ -154,7 +170,7 @@ def summarize(records: Sequence[ClipFrameRecord]) -> str:
         f"  {what:9} PSNR {means(f'{prefix}psnr')} dB, SSIM {means(f'{prefix}ssim')}"
         for what, prefix in (("blurred", "input_"), ("restored", ""))
     ]
-    lost = sum(not record.aligned for record in records)
+    lost = sum(not record.metrics["aligned"] for record in records)
     if lost and lost < len(records):
         lines.append(f"  {lost} frames could not be aligned and were compared as they are")
     return "\n".join(lines)

@@ -25,8 +25,8 @@ BASELINE = "self-ensemble"
 #: Rows of ``--methods all``: every method, and the official variants next to ours.
 ALL = [
     *METHODS,
-    "causiam[form=repaired]",
-    *(f"{name}[form=literal]" for name in ("tent", "cotta", "sar", "eata")),
+    "causiam[variant=ours]",
+    *(f"{name}[variant=official]" for name in ("tent", "cotta", "sar", "eata")),
 ]
 LIMITS = (
     "Methods are shown as published, or in the form that makes sense for pictures; a method that loses is left in.",

@@ -1,45 +1,32 @@
-"""Measure a restorer on pairs of files that may not be aligned: as they are, and after the sharp one was warped."""
+"""Measure a restorer on pairs that may be misaligned, against the sharp image as it is and after warping."""
 
 from __future__ import annotations
 
-import csv
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from tta_restore import metrics, ops
 from tta_restore.data.datasets.layouts import find_pairs
-from tta_restore.data.io.atomic import atomic_file
 from tta_restore.data.io.image import read_image
-from tta_restore.engine.evaluate.stream import IDENTICAL
+from tta_restore.engine.evaluate.runner import Unit, run_folder, run_units
+from tta_restore.engine.evaluate.stream import IDENTICAL, FrameRecord, StreamResult
 from tta_restore.engine.run.device import resolve_device
 from tta_restore.engine.run.methods import expect_one_input
 from tta_restore.engine.run.models import expect_restorer
 from tta_restore.engine.run.outputs import expect_file
 from tta_restore.engine.run.settings import Named
 from tta_restore.engine.run.usage import UsageError
+from tta_restore.engine.train.loop import Processes
 from tta_restore.models import Restorer
 from tta_restore.models.optical_flow import create_flow
 
-
-@dataclass(frozen=True)
-class PairRecord:
-    """One pair: PSNR in dB and SSIM against the sharp image as it is, and warped onto the restoration.
-
-    Warped and plain values are not comparable, nor are warped ones of two estimators; JDRL reports warped ones for SDD.
-    """
-
-    name: str
-    input_psnr: float
-    psnr: float
-    ssim: float
-    aligned_psnr: float
-    aligned_ssim: float
+__all__ = ["evaluate_pairs", "evaluate_pairs_dataset", "summarize"]
 
 
 def evaluate_pairs(
@@ -47,42 +34,57 @@ def evaluate_pairs(
     pairs: Sequence[tuple[Path, Path]],
     *,
     flow: Callable[[Tensor, Tensor], Tensor],
-    exact: bool = True,
+    align_corners: bool = True,
     device: str = "cpu",
     progress: bool = True,
-) -> list[PairRecord]:
-    """Restore the blurry file of every pair and compare it with the sharp one.
+    folder: Path | None = None,
+    processes: Processes = Processes(),
+) -> list[FrameRecord]:
+    """Restore the blurry file of every pair and compare it with the sharp one, as it is and warped.
+
+    A record's ``metrics`` are "input_psnr" and, against the sharp image warped onto the restoration, "aligned_psnr" and
+    "aligned_ssim". Warped and plain values are not comparable, nor are warped values of two estimators.
 
     Args:
         restorer: what is measured.
         pairs: paths, see :func:`tta_restore.data.datasets.layouts.find_pairs`.
-        flow: estimator, for the aligned columns.
-        exact: warp exactly; False as released, half a pixel off at the borders.
-        device: that everything runs on.
-        progress: whether a bar is shown on a terminal.
+        flow: optical flow estimator for the aligned metrics.
+        align_corners: warp exactly; False as released, half a pixel off at the borders.
+        device: where everything runs.
+        progress: show progress on stderr.
+        folder: see :func:`tta_restore.engine.evaluate.runner.run_units`.
+        processes: see there.
 
     Raises:
         ValueError: there are no pairs, or the files of one differ in size.
     """
     if not pairs:
         raise ValueError("evaluate_pairs: expected at least one pair of files")
-    records = []
-    for paths in tqdm(pairs, disable=None if progress else True):
+
+    def measure(index: int) -> list[FrameRecord]:
+        paths = pairs[index]
         blurry, sharp = (read_image(path).as_rgb()[None].to(device) for path in paths)
         if blurry.shape != sharp.shape:
             raise ValueError(f"{paths[0]} and {paths[1]}: expected one size, got {blurry.shape} and {sharp.shape}")
+        started, cpu = time.perf_counter(), time.process_time()
         with torch.no_grad():
             restored = restorer(blurry).clamp(0, 1)
-            warped = ops.flow_warp(sharp, flow(restored, sharp), padding_mode="border", align_corners=exact)
-        values = [
-            metrics.psnr(blurry, sharp),
-            metrics.psnr(restored, sharp),
-            metrics.ssim(restored, sharp),
-            metrics.psnr(restored, warped),
-            metrics.ssim(restored, warped),
-        ]
-        records.append(PairRecord(paths[0].stem, *(min(float(value.mean()), IDENTICAL) for value in values)))
-    return records
+            wall, cpu = time.perf_counter() - started, time.process_time() - cpu
+            warped = ops.flow_warp(sharp, flow(restored, sharp), padding_mode="border", align_corners=align_corners)
+        psnr = {
+            "input_psnr": metrics.psnr(blurry, sharp),
+            "psnr": metrics.psnr(restored, sharp),
+            "aligned_psnr": metrics.psnr(restored, warped),
+        }
+        values = {name: min(float(value.mean()), IDENTICAL) for name, value in psnr.items()}
+        values["aligned_ssim"] = float(metrics.ssim(restored, warped).mean())
+        plain = {"psnr": values.pop("psnr"), "ssim": float(metrics.ssim(restored, sharp).mean())}
+        own: dict[str, Any] = {"family": "pairs", "photo": paths[0].stem, "position": index}
+        timing = {"wall_seconds": wall, "cpu_seconds": cpu}
+        return [FrameRecord(method="restored", stream=0, index=index, **own, **plain, **timing, metrics=values)]
+
+    units = [Unit(str(index), partial(measure, index)) for index in range(len(pairs))]
+    return run_units(units, folder, progress=progress, processes=processes)
 
 
 def evaluate_pairs_dataset(
@@ -97,6 +99,7 @@ def evaluate_pairs_dataset(
     flow_checkpoint: str | Path | None = None,
     device: str | None = None,
     out: str | Path | None = None,
+    progress: bool = True,
 ) -> str:
     """Measure a restorer on a data set of pairs, against the sharp image as it is and warped onto the restoration.
 
@@ -110,7 +113,8 @@ def evaluate_pairs_dataset(
         flow: optical flow estimator: raft, lucas_kanade, pwc (needs --flow-checkpoint), or auto.
         flow_checkpoint: weights of the flow estimator, for pwc.
         device: such as cpu or cuda (default: cuda where there is one)
-        out: CSV file, a row per pair.
+        out: CSV file, a row per pair; an interrupted run continues, and torchrun shares the pairs.
+        progress: show progress on stderr.
 
     Returns:
         Means over the pairs.
@@ -126,30 +130,27 @@ def evaluate_pairs_dataset(
         pairs = find_pairs(root, layout, split)
         weights = {} if flow_checkpoint is None else {"checkpoint": flow_checkpoint}
         estimator = create_flow(flow, **weights).to(chosen)
-        records = evaluate_pairs(restorer, pairs, flow=estimator, device=chosen)
+        task = {"model": str(model), "checkpoint": str(checkpoint), "config": dict(config or {}), "flow": flow}
+        task |= {"pairs": [str(path) for path, _ in pairs]}
+        with Processes.join(chosen) as processes, run_folder(out, task, processes) as folder:
+            records = evaluate_pairs(
+                restorer, pairs, flow=estimator, device=chosen, folder=folder, processes=processes, progress=progress
+            )
+            if out is not None and processes.first:
+                StreamResult(tuple(records)).to_csv(out)
     except (ValueError, TypeError, ImportError, RuntimeError) as error:
         raise UsageError(str(error)) from error
-    if out is not None:
-        write_csv(records, out)
     return summarize(records, flow=type(estimator).__name__)
 
 
-def write_csv(records: Sequence[PairRecord], path: str | Path) -> None:
-    """Write one row per pair."""
-    with atomic_file(path) as partial, open(partial, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(PairRecord)])
-        writer.writeheader()
-        writer.writerows(asdict(record) for record in records)
-
-
-def summarize(records: Sequence[PairRecord], *, flow: str) -> str:
+def summarize(records: Sequence[FrameRecord], *, flow: str) -> str:
     """Return the means over the pairs as a sentence."""
-    means = {
-        field.name: sum(getattr(record, field.name) for record in records) / len(records)
-        for field in fields(PairRecord)[1:]
-    }
+
+    def mean(name: str) -> float:
+        return sum(getattr(r, name) if hasattr(r, name) else r.metrics[name] for r in records) / len(records)
+
     return (
-        f"{len(records)} pairs: input {means['input_psnr']:.2f} dB, restored {means['psnr']:.2f} dB, "
-        f"SSIM {means['ssim']:.4f}; against the sharp image warped by {flow} {means['aligned_psnr']:.2f} dB, "
-        f"SSIM {means['aligned_ssim']:.4f}"
+        f"{len(records)} pairs: input {mean('input_psnr'):.2f} dB, restored {mean('psnr'):.2f} dB, "
+        f"SSIM {mean('ssim'):.4f}; against the sharp image warped by {flow} {mean('aligned_psnr'):.2f} dB, "
+        f"SSIM {mean('aligned_ssim'):.4f}"
     )

@@ -1,12 +1,14 @@
-"""A method over the pictures of data sets: measured, interrupted and continued at will."""
+"""Run an evaluation: resumable after an interruption, and shared by the processes of torchrun."""
 
 from __future__ import annotations
 
 import glob
 import json
+import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,8 +17,12 @@ from tqdm import tqdm
 
 from tta_restore import metrics
 from tta_restore.data.datasets.layouts import FolderFrame
+from tta_restore.data.io.atomic import atomic_file
 from tta_restore.engine.evaluate.stream import Frame, FrameRecord, inputs_of, measure
 from tta_restore.engine.run.usage import UsageError
+from tta_restore.engine.train.loop import Processes
+
+__all__ = ["Resumable", "Unit", "claim", "open_lpips", "run_folder", "run_resumable", "run_units", "task_of"]
 
 _SAVE_EVERY = 20
 
@@ -84,6 +90,68 @@ def run_resumable(
                     if _frames_done(state) < index + 1:
                         state.unlink()
     return records
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Part of an evaluation that does not depend on the other parts, such as a pair or a clip.
+
+    Attributes:
+        name: of the file of its records.
+        run: measures it.
+    """
+
+    name: str
+    run: Callable[[], list[FrameRecord]]
+
+
+def run_units(
+    units: Sequence[Unit], folder: Path | None, *, progress: bool = True, processes: Processes = Processes()
+) -> list[FrameRecord]:
+    """Return the records of all units, in order; units whose records are in the folder already are not run again.
+
+    Args:
+        units: parts of the evaluation.
+        folder: where records are kept, ``<name>.jsonl`` each, written at once; None to keep none.
+        progress: show progress on stderr.
+        processes: those that torchrun started. Each runs its share of the units, and all return all records; several
+            processes need a folder.
+    """
+    hidden = not (progress and processes.first and sys.stderr.isatty())
+    found: dict[str, list[FrameRecord]] = {}
+    for number, unit in enumerate(tqdm(units, disable=hidden, leave=False)):
+        path = None if folder is None else folder / f"{unit.name}.jsonl"
+        if number % processes.count != processes.rank or (path is not None and path.exists()):
+            continue
+        found[unit.name] = unit.run()
+        if path is not None:
+            with atomic_file(path) as partial:
+                partial.write_text("".join(map(_line, found[unit.name])), encoding="utf-8")
+    processes.wait()
+    for unit in units:
+        if unit.name not in found and folder is not None:
+            lines = (folder / f"{unit.name}.jsonl").read_text(encoding="utf-8").splitlines()
+            found[unit.name] = [FrameRecord(**entry) for entry in map(json.loads, lines)]
+    return [record for unit in units for record in found[unit.name]]
+
+
+@contextmanager
+def run_folder(out: str | Path | None, task: Mapping[str, Any], processes: Processes) -> Iterator[Path | None]:
+    """Give the folder in which a run for the file ``out`` keeps its records until it has ended.
+
+    Raises:
+        UsageError: it holds a run of something else.
+    """
+    folder = None if out is None else Path(f"{out}.run")
+    if folder is None and processes.count > 1:
+        raise UsageError("several processes need --out, where their records meet")
+    if folder is not None and processes.first:
+        claim(folder, task)
+    processes.wait()
+    yield folder
+    processes.wait()
+    if folder is not None and processes.first:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _line(record: FrameRecord) -> str:

@@ -136,6 +136,7 @@ class FrameRecord:
         report: what the method said about its step (loss, updated, skipped_because, ...), scalars only.
         mae: mean absolute error of the output.
         lpips: perceptual distance; None where it was not measured.
+        metrics: further metrics of a protocol, such as those of the input or against a warped original.
     """
 
     method: str
@@ -151,6 +152,7 @@ class FrameRecord:
     report: dict[str, Any] = field(default_factory=dict)
     mae: float | None = None
     lpips: float | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
 
 
 def run_stream(
@@ -213,6 +215,7 @@ def measure(
             f"run_stream: {name} returned {tuple(output.shape)} for frame {index}, expected {tuple(sharp.shape)}"
         )
     sharp = sharp.to(output.device)
+    values: dict[str, Any] = dict(finite_metrics(measures(output, sharp)))
     record = FrameRecord(
         method=name,
         stream=stream,
@@ -223,7 +226,7 @@ def measure(
         wall_seconds=wall,
         cpu_seconds=cpu,
         report=scalars(getattr(method, "report", None)),
-        **finite_metrics(measures(output, sharp)),
+        **values,
     )
     return record, output
 
@@ -446,12 +449,14 @@ class StreamResult:
     def to_csv(self, path: str | Path) -> None:
         """Write one row per record; what methods reported goes into columns of its own."""
         extra = sorted({name for record in self.records for name in record.report})
-        names = [name for name in FrameRecord.__dataclass_fields__ if name != "report"]
+        more = sorted({name for record in self.records for name in record.metrics})
+        names = [name for name in FrameRecord.__dataclass_fields__ if name not in ("report", "metrics")]
         with atomic_file(path) as partial, open(partial, "w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
-            writer.writerow([*names, *(f"report.{name}" for name in extra)])
+            writer.writerow([*names, *more, *(f"report.{name}" for name in extra)])
             for record in self.records:
-                writer.writerow([*(getattr(record, n) for n in names), *(record.report.get(n, "") for n in extra)])
+                own = [*(getattr(record, n) for n in names), *(record.metrics.get(n, "") for n in more)]
+                writer.writerow([*own, *(record.report.get(n, "") for n in extra)])
 
     def to_json(self, path: str | Path, baseline: str) -> None:
         """Write settings, summary against the baseline, and all records."""

@@ -64,6 +64,13 @@ class ImageMethod:
             output = self.adapter(x)
         except SystemExit as error:  # user code, such as an argparse inside the model
             raise RuntimeError(f"the model called sys.exit({error.code!r})") from error
+        return self._image_in(output, x)
+
+    def predict(self, x: Tensor) -> Tensor:
+        """Restore a frame with the weights as they are."""
+        return self._image_in(self.adapter.predict(x), x)
+
+    def _image_in(self, output: Any, x: Tensor) -> Tensor:
         spec = self.adapter.restorer.known_spec(x)
         return outputs.at(output, find_image(output, spec, (x.shape[-2], x.shape[-1])))
 

@@ -35,6 +35,7 @@ from tta_restore.engine.run.restore_clips import (
     restore_video,
     scale_of,
 )
+from tta_restore.engine.run.restore_large import is_large, restore_large
 from tta_restore.engine.run.restore_plan import Job, Plan, check_output, describe_others, frame_files, plan_jobs
 from tta_restore.engine.run.usage import UsageError
 
@@ -268,6 +269,8 @@ def _restore_image(
     job: Job, method: RestoreMethod, device: str | torch.device, output: Output, say: Callable[[str], None]
 ) -> bool:
     """Restore one image file; return whether it could be read whole."""
+    if is_large(job.source, output):
+        return restore_large(job, method, device, output, say)
     image = read_image(job.source, max_pixels=output.max_pixels, keep_going=output.keep_going)
     notes = list(image.notes)
     check_writable(job.destination, image, bit_depth=output.bit_depth, source=job.source)

@@ -63,6 +63,10 @@ class Plan:
     left_out: Counter[str] = field(default_factory=Counter)
 
 
+#: Suffixes of image and video formats that are read or known, but not written.
+_UNWRITABLE = (".jp2", ".j2k", ".heic", ".heif", ".gif", ".bmp", ".dng", ".nef", ".cr2", ".cr3", ".arw", ".psd", ".pdf")
+
+
 def plan_jobs(
     inputs: Sequence[str | Path], out: str | Path, *, clips: bool = False, image_format: str | None = None
 ) -> Plan:
@@ -91,6 +95,8 @@ def plan_jobs(
     if image_format is not None and image_format not in FORMATS:
         raise UsageError(f"no format {image_format!r}; there are: {', '.join(FORMATS)}")
     out, plan = Path(out), Plan()
+    if out.is_symlink() and not out.exists():
+        raise UsageError(f"output {out}: a link that leads nowhere")
     for entry in dict.fromkeys(map(Path, inputs)):
         try:
             if entry.is_dir():
@@ -110,6 +116,8 @@ def check_output(plan: Plan, inputs: Sequence[str | Path], out: str | Path, stat
         UsageError: the output or the state cannot be written.
     """
     out = Path(out)
+    if out.suffix.lower() in _UNWRITABLE and not out.is_dir():
+        raise UsageError(f"output {out}: {out.suffix} cannot be written; there are: {', '.join(FORMATS)}")
     is_file = len(plan.jobs) == 1 and plan.jobs[0].destination == out
     if not is_file:
         if out.exists() and not out.is_dir():

@@ -282,6 +282,9 @@ class MetaSettings:
     Attributes:
         inner: the inner loop, as for :class:`tta_restore.adapters.MetaTransfer`.
         discriminator_lr: of the critic in the inner loop, by RMSprop.
+        adversarial_kind: loss of the discriminator, as for MetaTransfer.
+        discriminator_clip: bound of the weights of a Wasserstein critic; None (in TOML: false) for none.
+        discriminator_interval: inner steps between two updates of the discriminator.
         second_order: False takes the gradient at the adapted weights for that of the initial ones, as published; True
             follows it back through every inner step.
         reblur_lr: of the reblurrer in the outer loop, by Adam.
@@ -300,6 +303,9 @@ class MetaSettings:
 
     inner: Any = field(default_factory=_inner_loop_settings)
     discriminator_lr: float = 1e-6
+    adversarial_kind: Literal["wasserstein", "least_squares"] = "wasserstein"
+    discriminator_clip: float | None = 0.01
+    discriminator_interval: int = 1
     second_order: bool = False
     reblur_lr: float = 2.5e-6
     lr: float = 2.5e-6
@@ -312,7 +318,11 @@ class MetaSettings:
     def __post_init__(self) -> None:
         _checks().expect_choice("MetaSettings", "outer_steps", self.outer_steps, ("clip", "frame"))
         _checks().expect_choice("MetaSettings", "outer_start", self.outer_start, ("initial", "adapted"))
-        _checks().expect_int("MetaSettings", "query_batch_size", self.query_batch_size, minimum=1)
+        for name in ("query_batch_size", "discriminator_interval"):
+            _checks().expect_int("MetaSettings", name, getattr(self, name), minimum=1)
+        kinds = ("wasserstein", "least_squares")
+        _checks().expect_choice("MetaSettings", "adversarial_kind", self.adversarial_kind, kinds)
+        _checks().expect_number("MetaSettings", "discriminator_clip", self.discriminator_clip, above=0, optional=True)
         for name in ("discriminator_lr", "reblur_lr", "lr"):
             _checks().expect_number("MetaSettings", name, getattr(self, name), minimum=0)
         for name in ("reblur_weight", "initial_loss_weight"):

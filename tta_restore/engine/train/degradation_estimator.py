@@ -32,7 +32,7 @@ __all__ = ["Batch", "PairSampler", "collect", "fit_statistics_net"]
 _TILE, _PATCH, _MARGIN = 224, 96, 8
 _SHARPEST = 0.25  # pixels; smaller blur radii count as none
 _LEAST_NOISE = 0.3 / 255  # rounding to 8 bits
-_SOFT, _WHOLLY_SOFT = 0.45, 0.05  # fractions of scenes of which a part, or everything, is inherently soft
+_SOFT, _WHOLLY_SOFT = 0.6, 0.1  # fractions of scenes of which a part, or everything, is inherently soft
 
 
 @dataclass(frozen=True)

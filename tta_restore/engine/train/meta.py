@@ -114,9 +114,7 @@ class MetaObjective(Objective):
             reblur=lambda weights, windows: functional_call(self.reblur, weights, (windows,)),
             restorer_weights=_part(values, "restorer"),
             reblur_weights=_part(values, "reblur"),
-            critic=None
-            if self.discriminator is None
-            else DiscriminatorTrainer(self.discriminator, lr=self.settings.discriminator_lr),
+            critic=self._trainer(),
             distance=self.distance,
             create_graph=self.settings.second_order,
         )
@@ -234,7 +232,14 @@ class MetaObjective(Objective):
         """A copy of the discriminator for one clip."""
         if self.discriminator is None:
             return None
-        return DiscriminatorTrainer(self.discriminator, lr=self.settings.discriminator_lr)
+        settings = self.settings
+        return DiscriminatorTrainer(
+            self.discriminator,
+            kind=settings.adversarial_kind,
+            lr=settings.discriminator_lr,
+            clip=settings.discriminator_clip,
+            update_interval=settings.discriminator_interval,
+        )
 
     def _step(self, gradients: ParameterSet | None, optimizer: torch.optim.Optimizer, processes: Processes) -> None:
         """One outer step, with these gradients or those that the weights hold."""

@@ -96,6 +96,10 @@ class SupervisedObjective(Objective):
                 found["restored"] = made.result
                 if made.warped_right is not None:
                     found |= {"warped_right": made.warped_right, "left_small": made.left_small}
+                if made.disparity is not None:
+                    found["disparity"] = made.disparity.detach()
+                if made.filters is not None:  # per pixel, the root mean square of all taps and biases
+                    found["filter_strength"] = made.filters.detach().square().mean(1, keepdim=True).sqrt()
                 if self.reblur is not None:
                     found["reblurred"] = self.reblur(batch.sharp, made.filters)
         found = {name: tensor.float() for name, tensor in found.items()}
@@ -144,9 +148,14 @@ class SupervisedObjective(Objective):
         return {"restorer": self.restorer} | ({} if self.reblur is None else {"reblur": self.reblur})
 
     def picture(self, found: StepOutput) -> Tensor:
-        """Images of the first pair; those at an eighth of the size are shown enlarged."""
+        """Images of the first pair, disparity and strength of the filters; those at an eighth of the size enlarged."""
         names = ("blurry", "sharp", "restored", "warped_right", "left_small", "reblurred")
         tiles = [found.tensors[name][:1] for name in names if name in found.tensors]
+        for name in ("disparity", "filter_strength"):
+            if name in found.tensors:
+                values = found.tensors[name][:1]
+                low, high = values.amin(), values.amax()
+                tiles.append(((values - low) / (high - low).clamp(min=1e-6)).expand(-1, 3, -1, -1))
         size = tiles[0].shape[-2:]
         return contact_sheet([F.interpolate(tile, size=size)[0] for tile in tiles], columns=3)
 

@@ -11,27 +11,27 @@ from torch import Tensor
 __all__ = ["align_pupils", "cartesian_matrix", "polar_samples", "rasterize_pupil", "rotate_pupil"]
 
 
-def rasterize_pupil(picture: Tensor, radius: Tensor, *, size: int, reach: float, supersample: int = 3) -> Tensor:
+def rasterize_pupil(pupil: Tensor, radius: Tensor, *, size: int, reach: float, supersample: int = 3) -> Tensor:
     """Return the point spread functions (PSFs) of pupil functions at given radii.
 
     Args:
-        picture: pupil functions over [-reach, reach] in units of their root mean square radius.
+        pupil: pupil functions over [-reach, reach] in units of their root mean square radius.
         radius: root mean square radii of the PSFs in pixels.
         size: odd side K of the PSFs in pixels.
-        reach: half side of the raster of ``picture``.
+        reach: half side of the raster of ``pupil``.
         supersample: samples per pixel and axis, averaged.
 
     Shape:
-        - picture: (A, A) or (L, A, A)
+        - pupil: (A, A) or (L, A, A)
         - radius: (L,)
         - output: (L, K, K), each with unit sum
     """
     fine = size * supersample
-    axis = (torch.arange(fine, dtype=picture.dtype, device=picture.device) - (fine - 1) / 2) / supersample
+    axis = (torch.arange(fine, dtype=pupil.dtype, device=pupil.device) - (fine - 1) / 2) / supersample
     scaled = axis / (radius.clamp(min=0.05)[:, None] * reach)  # (L, fine); the raster spans [-1, 1]
     grid = torch.stack(torch.broadcast_tensors(scaled[:, None, :], scaled[:, :, None]), dim=-1)
-    pictures = picture.expand(len(radius), -1, -1)[:, None]
-    sampled = F.grid_sample(pictures, grid, align_corners=False)
+    pupils = pupil.expand(len(radius), -1, -1)[:, None]
+    sampled = F.grid_sample(pupils, grid, align_corners=False)
     kernels = F.avg_pool2d(sampled, supersample)[:, 0]
     total = kernels.sum((-2, -1), keepdim=True)
     delta = torch.zeros_like(kernels)
@@ -56,39 +56,39 @@ def cartesian_matrix(rings: int, directions: int, size: int, reach: float) -> Te
     return matrix.flatten(1)
 
 
-def polar_samples(pictures: Tensor, rings: int, directions: int) -> Tensor:
+def polar_samples(pupils: Tensor, rings: int, directions: int) -> Tensor:
     """Return pupil functions on a polar grid over half a turn.
 
     Rings are weighted by the square root of their radius, so that distances equal those on the raster.
 
     Args:
-        pictures: pupil functions, symmetric under half a turn.
+        pupils: pupil functions, symmetric under half a turn.
         rings: number of radii.
         directions: number of directions.
 
-    Shape: pictures (L, A, A) -> (L, rings, directions).
+    Shape: pupils (L, A, A) -> (L, rings, directions).
     """
-    radius = (torch.arange(rings, device=pictures.device) + 0.5) / rings
-    angle = torch.arange(directions, device=pictures.device) * (math.pi / directions)
+    radius = (torch.arange(rings, device=pupils.device) + 0.5) / rings
+    angle = torch.arange(directions, device=pupils.device) * (math.pi / directions)
     grid = torch.stack([radius[:, None] * torch.cos(angle), radius[:, None] * torch.sin(angle)], dim=-1)
-    sampled = F.grid_sample(pictures[:, None], grid.expand(len(pictures), -1, -1, -1), align_corners=False)
+    sampled = F.grid_sample(pupils[:, None], grid.expand(len(pupils), -1, -1, -1), align_corners=False)
     return sampled[:, 0] * radius.sqrt()[:, None]
 
 
-def rotate_pupil(pictures: Tensor, angle: Tensor, mirrored: Tensor) -> Tensor:
+def rotate_pupil(pupils: Tensor, angle: Tensor, mirrored: Tensor) -> Tensor:
     """Return pupil functions reflected top to bottom where ``mirrored``, then rotated, each with unit sum.
 
     Args:
-        pictures: pupil functions.
+        pupils: pupil functions.
         angle: angles from the x towards the y axis in radians.
         mirrored: whether each is reflected first, bool.
 
-    Shape: pictures (L, A, A), angle (L,), mirrored (L,) -> (L, A, A).
+    Shape: pupils (L, A, A), angle (L,), mirrored (L,) -> (L, A, A).
     """
-    upright = torch.where(mirrored[:, None, None], pictures.flip(1), pictures)
+    upright = torch.where(mirrored[:, None, None], pupils.flip(1), pupils)
     cos, sin, zero = torch.cos(angle), torch.sin(angle), torch.zeros_like(angle)
     matrix = torch.stack([torch.stack([cos, sin, zero], 1), torch.stack([-sin, cos, zero], 1)], 1)
-    grid = F.affine_grid(matrix, [len(pictures), 1, *pictures.shape[1:]], align_corners=False)
+    grid = F.affine_grid(matrix, [len(pupils), 1, *pupils.shape[1:]], align_corners=False)
     drawn = F.grid_sample(upright[:, None], grid, align_corners=False)[:, 0]
     return drawn / drawn.sum((1, 2), keepdim=True)
 

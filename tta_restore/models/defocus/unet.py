@@ -75,6 +75,7 @@ class DefocusUNet(nn.Module):
         height, width = x.shape[-2:]
         pad = (0, -width % 8, 0, -height % 8)
         padded = F.pad(x, pad, mode="replicate")
+        # Half resolution: four pixels become channels, so that nothing is lost.
         features = F.pixel_unshuffle(padded, 2)
         if planes is not None:
             features = torch.cat([features, F.interpolate(planes, size=features.shape[-2:], mode="bilinear")], dim=1)
@@ -121,6 +122,7 @@ class ConditionedDefocusUNet(nn.Module):
                 # The estimator needs 32 x 32 pixels: smaller images are extended by their border.
                 short = [max(WINDOW - side, 0) for side in x.shape[-2:]]
                 estimate = self.estimator(F.pad(x, (0, short[1], 0, short[0]), mode="replicate"))
+        # Clamped and scaled to about [0, 2].
         planes = torch.stack([estimate.radius.clamp(max=8) / 4, estimate.confidence.clamp(max=8) / 4], dim=1)
         code = torch.tanh(self.project(self.estimator.code(estimate.statistics).log_softmax(dim=1) / 4))
         return self.restorer(x, planes, code)

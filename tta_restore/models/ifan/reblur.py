@@ -107,5 +107,6 @@ class IFANReblur(nn.Module):
             raise ValueError(f"{self.name}: expected H and W to be multiples of {REDUCTION}, got {tuple(sharp.shape)}")
         size = (b, self.filter_channels, h // REDUCTION, w // REDUCTION)
         checks.expect_shape(self.name, "filters", filters, "(B, N*C*(2K+1), H/8, W/8)", size)
+        # Nearest-neighbor reduction, as published; the loss averages.
         small = sharp[..., ::REDUCTION, ::REDUCTION]
         return self.reblur(small, self.predictor(filters)) + small

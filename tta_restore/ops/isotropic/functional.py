@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch import Tensor
 from tta_restore._core import checks as _checks
 from tta_restore._core import library
 from tta_restore._core.library import autocast_dtype
+from tta_restore._core.padding import expect_padding, pad
 from tta_restore.ops.isotropic import reference, symmetry
 from tta_restore.ops.isotropic.autograd import Reblur
 
@@ -42,19 +44,26 @@ def isotropic_kernels(seeds: Tensor, kernel_size: int) -> Tensor:
 
 
 def isotropic_reblur(
-    image: Tensor, seeds: Tensor, weights: Tensor, *, kernel_sizes: Sequence[int] = (3, 5, 7, 9, 11, 13, 15)
+    image: Tensor,
+    seeds: Tensor,
+    weights: Tensor,
+    *,
+    kernel_sizes: Sequence[int] = (3, 5, 7, 9, 11, 13, 15),
+    padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros",
 ) -> Tensor:
     r"""Blur every pixel with its own mixture of isotropic kernels, without storing the kernels.
 
     ``out[p] = w_0[p] x[p] + sum_n w_n[p] sum_t kernel_n[t; p] x[p + t]`` with the kernels of :func:`isotropic_kernels`,
-    zeros outside the frame (so borders darken), and the kernel of the output pixel for all channels alike. The weights
-    are used as they are: pass them through a softmax for a mean.
+    the kernel of the output pixel for all channels alike. Zeros outside the frame, as published, darken the border; the
+    other padding modes do not, and compute the blur of a margin, too. The weights are used as they are: pass them
+    through a softmax for a mean.
 
     Args:
         image: image to blur, in any range.
         seeds: radial kernel logits, ``(K+1)/2`` channels for each kernel size in turn.
         weights: mixing weights; channel 0 weighs the unblurred image, channel n the n-th kernel size.
         kernel_sizes: kernel widths in pixels, odd.
+        padding_mode: values outside the image: ``"zeros"``, ``"reflect"``, ``"replicate"`` or ``"circular"``.
 
     Shape:
         - image: (B, C, H, W)
@@ -66,7 +75,7 @@ def isotropic_reblur(
 
     Raises:
         TypeError: an argument is not a floating-point tensor, dtypes differ outside autocast, a size is not an integer.
-        ValueError: shapes or devices do not match, or a kernel size is even.
+        ValueError: shapes or devices do not match, a kernel size is even, or the frame is too small for the padding.
 
     Source: JDRL (Li et al., AAAI 2023), its reblurring module.
 
@@ -94,4 +103,10 @@ def isotropic_reblur(
         widest = torch.promote_types(torch.promote_types(image.dtype, seeds.dtype), weights.dtype)
         image, seeds, weights = (t.to(widest) for t in (image, seeds, weights))
     _checks.expect_same_dtype(name, image=image, seeds=seeds, weights=weights)
-    return library.apply(Reblur, name, image, seeds, weights, list(kernel_sizes))
+    radius = symmetry.largest_radius(tuple(kernel_sizes))
+    expect_padding(name, padding_mode, radius, "image", (h, w))
+    if padding_mode == "zeros" or radius == 0:
+        return library.apply(Reblur, name, image, seeds, weights, list(kernel_sizes))
+    padded = pad(image, radius, padding_mode), *(pad(t, radius, "zeros") for t in (seeds, weights))
+    out = library.differentiate(Reblur, name, *padded, list(kernel_sizes))
+    return out[:, :, radius : radius + h, radius : radius + w].contiguous()

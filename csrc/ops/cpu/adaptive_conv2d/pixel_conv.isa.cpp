@@ -257,7 +257,7 @@ void pixel_conv(const PixelConvForward<S>& args, int64_t begin, int64_t end) {
           }
           for (int64_t y = 0; y < rows; ++y) {
             const S* row = kernels + (y0 + y) * layout.row;
-            if (staged) stage(row, layout.channel, layout.pixel, groups * taps, n, (T*)tile, cut.width);
+            if (staged) stage(row, layout.channel, layout.pixel, groups * taps, n, layout.row, (T*)tile, cut.width);
             for (int64_t c = 0; c < channels;) {
               // Channels of one group go together; with `each` 1 every channel is a group.
               const int64_t count = each > 1 && channels - c >= TOGETHER ? TOGETHER : 1;
@@ -366,7 +366,7 @@ void pixel_conv_grad_x(const PixelConvGradX<S>& args, int64_t begin, int64_t end
         for (int64_t x0 = 0; x0 < conv.W; x0 += width) {
           const int64_t n = smaller(width, conv.W - x0);
           const S* row = kernels + y * layout.row + x0 * layout.pixel;
-          if (staged) stage(row, layout.channel, layout.pixel, groups * taps, n, (T*)tile, width);
+          if (staged) stage(row, layout.channel, layout.pixel, groups * taps, n, n * layout.pixel, (T*)tile, width);
           for (int64_t i = 0; i < K; ++i) {
             const int64_t to = target(y, i);
             if (to < 0) continue;

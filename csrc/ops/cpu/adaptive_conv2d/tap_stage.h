@@ -27,6 +27,7 @@ inline __attribute__((always_inline)) Vector<T, L> interleaved(Vector<T, L> a, V
 
 template <int L, typename T, int half>
 inline __attribute__((always_inline)) void exchange(Vector<T, L> (&rows)[L]) {
+#pragma GCC unroll 16
   for (int r = 0; r < L; ++r) {
     if (r & half) continue;
     const Vector<T, L> a = rows[r], b = rows[r + half];
@@ -47,9 +48,11 @@ inline void transpose_block(const S* from, int64_t pixel, T* to, int64_t stride)
   for (int r = 0; r < L; ++r) store_vector<L>(to + r * stride, rows[r]);
 }
 
-// taps x pixels of `from`, whose tap and pixel are so far apart, to taps x pixels with rows of `stride`
+// taps x pixels of `from`, whose tap and pixel are so far apart, to taps x pixels with rows of `stride`. The taps that are
+// staged next lie `ahead` of them.
 template <typename S, typename T>
-void stage(const S* from, int64_t channel, int64_t pixel, int64_t taps, int64_t pixels, T* to, int64_t stride) {
+void stage(const S* from, int64_t channel, int64_t pixel, int64_t taps, int64_t pixels, int64_t ahead, T* to,
+           int64_t stride) {
   constexpr int L = LANES<T>;
   if (pixel == 1) {
     for (int64_t t = 0; t < taps; ++t)
@@ -59,8 +62,8 @@ void stage(const S* from, int64_t channel, int64_t pixel, int64_t taps, int64_t 
   int64_t i = 0;
   for (; taps >= L && i + L <= pixels; i += L) {
     const S* block = from + i * pixel;
-    for (int64_t r = 0; r < L; ++r)  // the same taps of the next tile
-      for (int64_t t = 0; t < taps; t += 64 / int64_t(sizeof(S))) __builtin_prefetch(block + (pixels + r) * pixel + t);
+    for (int64_t r = 0; r < L; ++r)
+      for (int64_t t = 0; t < taps; t += 64 / int64_t(sizeof(S))) __builtin_prefetch(block + ahead + r * pixel + t);
     for (int64_t t = 0; t < taps; t += L) {
       const int64_t first = t + L <= taps ? t : taps - L;  // the last block may overlap the one before
       transpose_block<L>(block + first, pixel, to + first * stride + i, stride);

@@ -1,10 +1,10 @@
-"""Reduction and precision rules shared by the loss functions."""
+"""Common parts of the losses: reduction, precision, checks, and the module form of a function."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from tta_restore._core import checks
 
@@ -44,3 +44,23 @@ def expect_pair(function: str, shape: str | None = "(B, C, H, W)", **pair: Tenso
     if shape is not None:
         checks.expect_shape(function, name, tensor, shape)
     checks.expect_shape(function, other_name, other, f"{name}.shape", tuple(tensor.shape))
+
+
+class LossModule(nn.Module):
+    """Base of the module forms: stores the keyword arguments of a loss function as attributes."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__()
+        self._names = tuple(settings)
+        for name, value in settings.items():
+            setattr(self, name, value)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Keyword arguments of the function."""
+        return {name: getattr(self, name) for name in self._names}
+
+    def extra_repr(self) -> str:
+        """Return the arguments that ``repr`` shows."""
+        shown = {name: value for name, value in self.settings.items() if not callable(value)}
+        return ", ".join(f"{name}={value!r}" for name, value in shown.items())

@@ -1,0 +1,107 @@
+"""Images above the limit of pixels: read, restored and written in strips, as they are whole."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+from PIL import Image as PilImage
+
+from tta_restore.data.io import large as strips
+from tta_restore.data.io.image import read_image
+from tta_restore.data.io.pixels import ImageError
+from tta_restore.engine.run import restore_large
+from tta_restore.engine.run.methods import create_method
+from tta_restore.engine.run.restore import Output, run_jobs
+from tta_restore.engine.run.restore_plan import Job
+from tta_restore.models import as_restorer
+
+imagecodecs = pytest.importorskip("imagecodecs")
+Y, X = np.mgrid[0:210, 0:90]
+RGB = (np.stack([np.sin(X / 9 + c) * 60 + np.cos(Y / 7) * 50 + 128 for c in range(3)], -1)).astype(np.uint8)
+RGB += np.random.default_rng(0).integers(0, 9, RGB.shape).astype(np.uint8)
+
+
+def files(folder):
+    PilImage.fromarray(RGB).save(folder / "rgb.png", dpi=(300, 300))
+    PilImage.fromarray(RGB[..., 0]).save(folder / "gray.png")
+    PilImage.fromarray(np.dstack([RGB, RGB[..., :1]])).save(folder / "alpha.png")
+    (folder / "deep.png").write_bytes(imagecodecs.png_encode(RGB.astype(np.uint16) * 257 + 3))
+    tifffile.imwrite(folder / "strips.tif", RGB, photometric="rgb", rowsperstrip=64, compression="lzw")
+    tifffile.imwrite(folder / "tiles.tif", RGB.astype(np.uint16) * 200, photometric="rgb", tile=(64, 64))
+    return sorted(folder.iterdir())
+
+
+def test_decoding_and_encoding_by_strips_keeps_every_bit(tmp_path, monkeypatch):
+    monkeypatch.setattr(strips, "_ROWS", 37)
+    (tmp_path / "in").mkdir()
+    for path in files(tmp_path / "in"):
+        whole = read_image(path)
+        with strips.open_large(path, tmp_path / "disk", max_pixels=10**6) as found:
+            assert found.size == tuple(whole.pixels.shape[1:])
+            image = found.rows(0, found.size[0])
+            strips.write_large(tmp_path / path.name, found.samples, found.carried)
+        again = read_image(tmp_path / path.name)
+        for other in (image, again):
+            assert torch.equal(other.pixels, whole.pixels)
+            assert (other.alpha is None) == (whole.alpha is None)
+            assert whole.alpha is None or torch.equal(other.alpha, whole.alpha)
+            assert other.resolution == whole.resolution
+        assert list((tmp_path / "disk").iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", range(5))
+def test_every_row_filter_of_png(kind):
+    """Filtered by the definition, byte by byte."""
+    rng = np.random.default_rng(kind)
+    plain = rng.integers(0, 256, (9, 21), np.uint8)
+    above, step = rng.integers(0, 256, 21, np.uint8), 3
+    lines = np.zeros_like(plain)
+    for r, row in enumerate(plain):
+        up = plain[r - 1] if r else above
+        for i in range(21):
+            a, b, c = int(row[i - step]) if i >= step else 0, int(up[i]), int(up[i - step]) if i >= step else 0
+            near = min((abs(b - c), 0, a), (abs(a - c), 1, b), (abs(a + b - 2 * c), 2, c))[2]
+            lines[r, i] = (int(row[i]) - (0, a, b, (a + b) // 2, near)[kind]) % 256
+    np.testing.assert_array_equal(strips._unfilter(np.full(9, kind), lines, above, step), plain)
+
+
+def test_strips_give_the_restored_image(tmp_path, monkeypatch):
+    monkeypatch.setattr(restore_large, "LARGE_PIXELS", 10000)
+    monkeypatch.setattr(restore_large, "_STRIP", 50)
+    monkeypatch.setattr(restore_large, "_OVERLAP", 8)
+    PilImage.fromarray(RGB).save(tmp_path / "a.png")
+    torch.manual_seed(0)
+    net = torch.nn.Conv2d(3, 3, 3, padding=1, padding_mode="replicate")
+    said = []
+    output = Output(max_pixels=10**9)
+    run_jobs(
+        [Job(tmp_path / "a.png", tmp_path / "b.tif")],
+        create_method("source", as_restorer(net)),
+        output=output,
+        say=said.append,
+    )
+    assert "90 x 210 pixels restored in strips" in said[0]
+    expected = net(read_image(tmp_path / "a.png").pixels[None])[0].clamp(0, 1)
+    assert (read_image(tmp_path / "b.tif").pixels - expected).abs().max() <= 0.5 / 255 + 1e-5
+    doubled = lambda x: x.repeat_interleave(2, -1).repeat_interleave(2, -2)  # noqa: E731
+    run_jobs([Job(tmp_path / "a.png", tmp_path / "c.png")], doubled, output=output)
+    assert read_image(tmp_path / "c.png").pixels.shape == (3, 420, 180)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "b.tif", "c.png"]
+    run_jobs([Job(tmp_path / "a.png", tmp_path / "d.jpg")], doubled, output=output, say=said.append)
+    assert "written as PNG or TIFF" in said[-1]
+
+
+def test_damaged_large_files_are_told(tmp_path):
+    paths = files(tmp_path)
+    for path in paths:
+        content = path.read_bytes()
+        path.write_bytes(content[: len(content) // 2])
+        with (
+            pytest.raises(ImageError, match=f"{path.name}: truncated"),
+            strips.open_large(path, tmp_path, max_pixels=10**6),
+        ):
+            pass
+    with pytest.raises(ImageError, match="declares 90 x 210"), strips.open_large(paths[-1], tmp_path, max_pixels=99):
+        pass

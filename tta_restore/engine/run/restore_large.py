@@ -1,0 +1,102 @@
+"""Restore one image that does not fit into memory, strip by strip."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+
+from tta_restore.data.io.color import to_model_space
+from tta_restore.data.io.image import MAX_PIXELS
+from tta_restore.data.io.large import LargeImage, declared_pixels, open_large, samples_of, write_large
+from tta_restore.data.io.pixels import ImageError
+from tta_restore.engine.run.restore_clips import Output, is_constant, scale_of
+from tta_restore.engine.run.restore_plan import Job
+
+__all__ = ["LARGE_PIXELS", "is_large", "restore_large"]
+
+#: Images with more pixels are restored in strips.
+LARGE_PIXELS = MAX_PIXELS
+_STRIP = 512  # rows of a strip
+_OVERLAP = 64  # rows above and below that a strip is restored with, so that no seam shows
+_CROP = 1024  # side of the crop in the center that a method adapts to, pixels
+
+
+def is_large(path: Path, output: Output) -> bool:
+    """Return whether an image is restored in strips: above :data:`LARGE_PIXELS`, and allowed by the limit."""
+    return output.max_pixels > LARGE_PIXELS and LARGE_PIXELS < declared_pixels(path) <= output.max_pixels
+
+
+def restore_large(
+    job: Job, method: Any, device: str | torch.device, output: Output, say: Callable[[str], None]
+) -> bool:
+    """Restore a PNG or TIFF file in bounded memory, with samples on disk next to the result.
+
+    The method adapts once, to the center of the image, and restores all strips as it is then. Returns True: the file
+    could be read whole.
+
+    Raises:
+        ImageError: the file cannot be read or written in strips.
+    """
+    if job.destination.suffix.lower() not in (".png", ".tif", ".tiff"):
+        raise ImageError(f"{job.source}: an image of this size is written as PNG or TIFF")
+    folder = job.destination.parent
+    with open_large(job.source, folder, max_pixels=output.max_pixels) as large:
+        depth = output.bit_depth or large.samples.dtype.itemsize * 8
+        if depth not in (8, 16):
+            raise ImageError(f"{job.source}: an image of this size is written with 8 or 16 bits, not {depth}")
+        with TemporaryDirectory(dir=folder, prefix=".strips-") as name:
+            result = _restore_strips(large, method, device, depth, Path(name) / "result")
+            carried = replace(large.carried, bit_depth=depth)
+            if output.strip:
+                carried = replace(carried, exif=None, xmp=None, iptc=None, text=(), resolution=None)
+            write_large(job.destination, result, carried)
+        height, width = large.size
+        say(
+            f"note: {job.source}: {width} x {height} pixels restored in strips; "
+            "the method adapted to the center of the image"
+        )
+        for note in large.carried.notes:
+            say(f"note: {job.source}: {note}")
+    return True
+
+
+def _restore_strips(large: LargeImage, method: Any, device: str | torch.device, depth: int, target: Path) -> np.ndarray:
+    height, width = large.size
+    restore = _adapted(large, method, device)
+    levels = 2**depth - 1
+    result: Any = None
+    for top in range(0, height, _STRIP):
+        first, last = max(0, top - _OVERLAP), min(height, top + _STRIP + _OVERLAP)
+        strip = large.rows(first, last)
+        rgb, back = to_model_space(strip)
+        if is_constant(rgb):
+            scale = scale_of(method, rgb)
+            restored = rgb.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
+        else:
+            restored = restore(rgb[None].to(device))[0].detach().float().cpu()
+        scale = restored.shape[-1] // width
+        samples = samples_of(back(restored), levels)
+        if result is None:
+            shape = (height * scale, width * scale, samples.shape[2])
+            result = np.memmap(target, samples.dtype, "w+", shape=shape)
+        bottom = min(height, top + _STRIP)
+        result[top * scale : bottom * scale] = samples[(top - first) * scale : (bottom - first) * scale]
+    return result
+
+
+def _adapted(large: LargeImage, method: Any, device: str | torch.device) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Adapt to the center of the image; return what restores without adapting further."""
+    if not callable(getattr(method, "predict", None)):
+        return method
+    height, width = large.size
+    top, left = max(0, (height - _CROP) // 2), max(0, (width - _CROP) // 2)
+    center, _ = to_model_space(large.rows(top, top + _CROP, slice(left, left + _CROP)))
+    if not is_constant(center):
+        method.adapter.adapt(center[None].to(device))
+    return method.predict
