@@ -32,6 +32,7 @@ from tta_restore.adapters.tiling import CenterCrop, Tiles, by_frames
 from tta_restore.adapters.views import NAMED, Views, resolve_views
 from tta_restore.models import Restoration, RestorerSpec, as_restorer
 from tta_restore.models.restorer import outputs
+from tta_restore.models.restorer.second_order import own_functions
 
 __all__ = ["Adapter"]
 
@@ -165,6 +166,7 @@ class Adapter(RecordedModule):
         self._generator: torch.Generator | None = None
         self._frame: FrameContext | None = None  # the one in work
         self._moved = False  # whether a step ever changed the student, so that it need not be watched any more
+        self._checkpoints: bool | None = None  # whether the model uses reentrant activation checkpointing
         self._warned = False  # of values outside [0, 1]
         self._detached = False
         _adapters.add(self)
@@ -302,6 +304,21 @@ class Adapter(RecordedModule):
         """Settings shown by repr."""
         return ", ".join(f"{name}={value!r}" for name, value in self.settings.items())
 
+    def __getstate__(self) -> dict[str, Any]:
+        with self._backbone.lock:
+            return (
+                vars(self)
+                | {"_state": None, "_live": None, "_generator": None, "_frame": None}
+                | {"_saved": None if self._detached else self.state.tree()}
+            )
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        saved = state.pop("_saved", None)
+        super().__setstate__(state)
+        if saved is not None:
+            self._state = State.from_tree(saved, self._optimizer_of)
+        _adapters.add(self)
+
     # What methods use.
 
     @property
@@ -399,7 +416,9 @@ class Adapter(RecordedModule):
             RuntimeError: it depends on none.
         """
         tensors = [tensor for role in roles for tensor in self.state.sets[role].values()]
-        gradients = _gradients(loss, tensors) if loss.requires_grad else []
+        if self._checkpoints is None:
+            self._checkpoints = any("CheckpointFunction" in type(node).__name__ for node in own_functions(loss))
+        gradients = _gradients(loss, tensors, accumulate=self._checkpoints) if loss.requires_grad else []
         if all(gradient is None for gradient in gradients):
             raise RuntimeError(
                 f"{type(self).__name__}: the loss depends on none of the {len(tensors)} adapted tensors "
@@ -776,12 +795,9 @@ class Adapter(RecordedModule):
             raise RuntimeError(f"{type(self).__name__}: was detached from its model; make a new adapter")
 
 
-def _gradients(loss: Tensor, tensors: list[Tensor]) -> list[Tensor | None]:
-    try:
+def _gradients(loss: Tensor, tensors: list[Tensor], *, accumulate: bool) -> list[Tensor | None]:
+    if not accumulate:
         return list(torch.autograd.grad(loss, tensors, allow_unused=True))
-    except RuntimeError as error:
-        if "use_reentrant" not in str(error):
-            raise
     # Reentrant activation checkpointing runs backward inside backward, which adds to .grad only. The replicas' frozen
     # weights require no gradient, so that nothing else is reached.
     loss.backward()

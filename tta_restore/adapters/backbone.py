@@ -13,6 +13,7 @@ from weakref import WeakKeyDictionary, WeakSet
 import torch
 from torch import Tensor, nn
 
+from tta_restore.adapters._ambient import usual_defaults
 from tta_restore.adapters.injection import CONTEXT, Injection
 from tta_restore.adapters.prefix_cache import PrefixCache
 from tta_restore.adapters.replica import InPlace, Replica, behaves_alike, signature
@@ -96,10 +97,13 @@ class Backbone:
 
     def __getstate__(self) -> dict[str, Any]:
         self.drop_replicas()
-        return {name: value for name, value in vars(self).items() if name != "_held"}
+        # torch.save pickles by protocol 2, which a memory format cannot
+        channels_last = self.memory_format == torch.channels_last
+        return {name: value for name, value in vars(self).items() if name != "_held"} | {"memory_format": channels_last}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, _held=contextlib.ExitStack())
+        memory_format = torch.channels_last if state["memory_format"] else torch.contiguous_format
+        vars(self).update(state, _held=contextlib.ExitStack(), memory_format=memory_format)
         _backbones.add(self)
 
     @property
@@ -141,6 +145,7 @@ class Backbone:
                 stack.enter_context(lock_of(module))
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.no_grad())
+            stack.enter_context(usual_defaults(next(iter(self.parameters().values()), None)))
             device = frame.device.type
             if torch.is_autocast_enabled(device):
                 dtype = torch.get_autocast_dtype(device)

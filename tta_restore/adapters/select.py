@@ -41,10 +41,10 @@ def select_parameters(
     aliases = {
         name: canonical[id(parameter)]
         for name, parameter in module.named_parameters(remove_duplicate=False)
-        if parameter.is_floating_point()
+        if parameter.is_floating_point() or parameter.is_complex()
     } | {name: name for name in injected}
     if not aliases:
-        raise ValueError(f"select: {type(module).__name__} has no floating-point weights")
+        raise ValueError(f"select: {type(module).__name__} has no floating-point or complex weights")
     taken: set[str] = set()
     if entries and all(isinstance(entry, str) and entry.startswith("!") for entry in entries):
         taken.update(aliases.values())
@@ -113,7 +113,7 @@ def _biases(module: nn.Module, aliases: dict[str, str]) -> set[str]:
 
 
 def _last_stage(module: nn.Module, aliases: dict[str, str]) -> set[str]:
-    weights = {id(p): p for p in module.parameters() if p.is_floating_point()}
+    weights = {id(p): p for p in module.parameters() if p.is_floating_point() or p.is_complex()}
     total = sum(parameter.numel() for parameter in weights.values())
     taken: dict[int, Tensor] = {}
 

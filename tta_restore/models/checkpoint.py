@@ -3,7 +3,8 @@
 import json
 import pickle
 import re
-from collections.abc import Collection, Mapping
+import warnings
+from collections.abc import Collection, Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,6 +16,8 @@ from torch import Tensor, nn
 WEIGHTS = Path(__file__).parent / "weights"
 # Where training code puts the weights inside a larger dictionary, the averaged ones first.
 _WRAPPERS = ("params_ema", "state_dict_ema", "model_ema", "params", "state_dict", "model_state_dict", "model", "net")
+_AVERAGED = re.compile(r"(^|[._])(ema|swa|averaged?)([._]|$)")
+_DEPTH = 4  # of nested dictionaries that are searched
 _PREFIXES = ("module.", "_orig_mod.")
 _BARE_WORD = re.compile(r"[A-Za-z0-9_-]+")
 
@@ -26,7 +29,8 @@ def load_checkpoint(module: M, path_or_state_dict: str | Path | Mapping[str, Any
 
     Takes a path (safetensors, or a torch file read with ``weights_only=True``), a bare word that names a file shipped
     in ``tta_restore/models/weights``, or a state dict. The wrappers of training code (``params_ema``, ``params``,
-    ``state_dict``, ...) and the prefixes of DistributedDataParallel and torch.compile are taken off. A module whose
+    ``state_dict``, ...) and prefixes that all names of the weights share (``module.``, ``generator_ema.``, ...) are
+    taken off: the one set of weights that fits is loaded, averaged weights before raw ones. A module whose
     weights lie beside others' in one file names its own wrappers in ``checkpoint_wrappers``: a tuple, or a dict from
     prefixes of its names to wrappers where its weights lie in several. A module that knows
     checkpoints with other keys has a method ``convert_state_dict(state_dict) -> state_dict``, which is called next.
@@ -46,12 +50,14 @@ def load(module: M, content: Any, source: str) -> M:
     target = getattr(module, "_orig_mod", module)
     if isinstance(target, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         target = target.module
-    weights = _unwrap(content, source, getattr(target, "checkpoint_wrappers", ()))
-    expected = target.state_dict()
-    weights = {_strip(name, expected): value for name, value in weights.items()}
+    expected, own = target.state_dict(), getattr(target, "checkpoint_wrappers", ())
     convert = getattr(target, "convert_state_dict", None)
-    if callable(convert):
-        weights = convert(weights)
+    weights = None if own or callable(convert) else _fitting(content, expected, source)
+    if weights is None:
+        weights = _unwrap(content, source, own)
+        weights = {_strip(name, expected): value for name, value in weights.items()}
+        if callable(convert):
+            weights = convert(weights)
     _check_fit(target, expected, weights, source)
     target.load_state_dict(weights)
     return module
@@ -117,6 +123,51 @@ def read(path: Path) -> Any:
         ) from error
     except (SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
         raise ValueError(f"load_checkpoint: {path} is damaged or no checkpoint: {error}") from error
+
+
+def _fitting(content: Any, expected: Mapping[str, Tensor], source: str) -> dict[str, Tensor] | None:
+    """The weights in a checkpoint that fit, wherever they lie and whatever prefix their names share.
+
+    Averaged weights go before raw ones, which a warning reports unless their wrapper is a known one. None if none fit.
+
+    Raises:
+        ValueError: several sets of weights fit, and none of them is the averaged one.
+    """
+    if not expected or not isinstance(content, Mapping):
+        return None
+    found = dict(_groups(content, expected, "", 0))
+    averaged = [place for place in found if _AVERAGED.search(place)]
+    places = averaged or list(found)
+    known = [name for name in _WRAPPERS if name in places]
+    if len(places) > 1 and not (known or averaged):
+        raise ValueError(
+            f"load_checkpoint: {source} holds several sets of weights that fit, at {', '.join(places)}; "
+            "pass the one that is meant as a state dict"
+        )
+    if not places:
+        return None
+    place = (known or places)[0]
+    if averaged and len(averaged) < len(found) and place not in _WRAPPERS:
+        raw = ", ".join(name or "the top" for name in found if name not in averaged)
+        warnings.warn(f"load_checkpoint: takes the averaged weights {place} of {source}, not {raw}", stacklevel=4)
+    return found[place]
+
+
+def _groups(
+    content: Mapping[Any, Any], expected: Mapping[str, Tensor], place: str, depth: int
+) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Places in nested mappings, as dotted keys and prefixes, and the weights there whose names and shapes fit."""
+    tensors = {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)}
+    anchor = max(expected, key=len)
+    prefixes = {name[: -len(anchor)] for name in tensors if name.endswith(anchor)}
+    for prefix in sorted(prefixes, key=len):
+        group = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+        fits = group.keys() == expected.keys() and all(group[name].shape == expected[name].shape for name in expected)
+        if fits and (not prefix or prefix.endswith(".")):
+            yield place + (f".{prefix[:-1]}" if place and prefix else prefix[:-1]), group
+    for key, value in content.items():
+        if isinstance(key, str) and isinstance(value, Mapping) and depth < _DEPTH:
+            yield from _groups(value, expected, f"{place}.{key}" if place else key, depth + 1)
 
 
 def _unwrap(content: Any, source: str, own: Collection[str] | Mapping[str, str] = ()) -> dict[str, Tensor]:

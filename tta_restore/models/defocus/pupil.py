@@ -41,7 +41,7 @@ def rasterize_pupil(pupil: Tensor, radius: Tensor, *, size: int, reach: float, s
 
 def cartesian_matrix(rings: int, directions: int, size: int, reach: float) -> Tensor:
     """Return the matrix that samples polar values, symmetric under half a turn, on a raster: (size^2, cells)."""
-    axis = ((torch.arange(size) + 0.5) / size * 2 - 1) * reach
+    axis = ((torch.arange(size, dtype=torch.float32) + 0.5) / size * 2 - 1) * reach
     y, x = torch.meshgrid(axis, axis, indexing="ij")
     ring = ((x * x + y * y).sqrt() / reach * rings - 0.5).clamp(0, rings - 1).flatten()
     direction = (torch.remainder(torch.atan2(y, x), math.pi) / math.pi * directions).flatten()
@@ -68,8 +68,8 @@ def polar_samples(pupils: Tensor, rings: int, directions: int) -> Tensor:
 
     Shape: pupils (L, A, A) -> (L, rings, directions).
     """
-    radius = (torch.arange(rings, device=pupils.device) + 0.5) / rings
-    angle = torch.arange(directions, device=pupils.device) * (math.pi / directions)
+    radius = (torch.arange(rings, device=pupils.device, dtype=torch.float32) + 0.5) / rings
+    angle = torch.arange(directions, device=pupils.device, dtype=torch.float32) * (math.pi / directions)
     grid = torch.stack([radius[:, None] * torch.cos(angle), radius[:, None] * torch.sin(angle)], dim=-1)
     sampled = F.grid_sample(pupils[:, None], grid.expand(len(pupils), -1, -1, -1), align_corners=False)
     return sampled[:, 0] * radius.sqrt()[:, None]
@@ -89,7 +89,7 @@ def rotate_pupil(pupils: Tensor, angle: Tensor, mirrored: Tensor) -> Tensor:
     cos, sin, zero = torch.cos(angle), torch.sin(angle), torch.zeros_like(angle)
     matrix = torch.stack([torch.stack([cos, sin, zero], 1), torch.stack([-sin, cos, zero], 1)], 1)
     grid = F.affine_grid(matrix, [len(pupils), 1, *pupils.shape[1:]], align_corners=False)
-    drawn = F.grid_sample(upright[:, None], grid, align_corners=False)[:, 0]
+    drawn = F.grid_sample(upright[:, None], grid.to(upright), align_corners=False)[:, 0]
     return drawn / drawn.sum((1, 2), keepdim=True)
 
 

@@ -83,7 +83,7 @@ def _log_polar_matrix() -> Tensor:
     """Return the matrix that samples a power spectrum at log-spaced frequencies and even directions: (cells, 32^2)."""
     steps = torch.linspace(0, 1, SCALES)
     frequency = _LOWEST * (_HIGHEST / _LOWEST) ** steps
-    direction = torch.arange(DIRECTIONS) * (math.pi / DIRECTIONS)
+    direction = torch.arange(DIRECTIONS, dtype=torch.float32) * (math.pi / DIRECTIONS)
     fx = (frequency[:, None] * torch.cos(direction)).flatten() * WINDOW
     fy = (frequency[:, None] * torch.sin(direction)).flatten() * WINDOW
     matrix = torch.zeros(len(fx), WINDOW, WINDOW)

@@ -1,4 +1,4 @@
-"""Run someone else's module and leave it exactly as it was."""
+"""Run a third-party module and leave it exactly as it was."""
 
 from __future__ import annotations
 
@@ -18,6 +18,10 @@ def preserve_state(module: nn.Module, *, training: bool | None = None) -> Iterat
     Tensors that an earlier ``inference_mode`` call left behind are replaced by plain ones for the block, because
     autograd refuses them. Values written in place into a parameter are not undone: nothing in this package does that.
     """
+    if isinstance(module, torch.jit.ScriptModule):
+        with _preserve_script(module, training):
+            yield
+        return
     modules = list(module.modules())
     attributes = [dict(m.__dict__) for m in modules]
     tables = [(dict(m._parameters), dict(m._buffers)) for m in modules]
@@ -43,6 +47,24 @@ def preserve_state(module: nn.Module, *, training: bool | None = None) -> Iterat
         for buffer, old in buffers:
             if not torch.equal(buffer, old):  # batch_norm writes without raising the version counter
                 with torch.no_grad(), torch.inference_mode(buffer.is_inference()):
+                    buffer.copy_(old)
+
+
+@contextmanager
+def _preserve_script(module: torch.jit.ScriptModule, training: bool | None) -> Iterator[None]:
+    """TorchScript has no attributes to change from Python: its mode and its buffers are all there is."""
+    buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
+    mode = module.training
+    try:
+        if training is not None and mode != training:
+            module.train(training)
+        yield
+    finally:
+        if module.training != mode:
+            module.train(mode)
+        with torch.no_grad():
+            for buffer, old in buffers:
+                if not torch.equal(buffer, old):
                     buffer.copy_(old)
 
 

@@ -1,0 +1,391 @@
+"""Adapters inside other programs: threads, forks, parents, serialization, ambient defaults, checkpointing, keywords."""
+
+import contextlib
+import copy
+import io
+import os
+import pickle
+import signal
+import threading
+import time
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from tta_restore.adapters import EATA, SAR, SRTTA, CauSiam, MetaTransfer, SelfEnsemble, Semantic, SiamCTTA
+from tta_restore.models import RestorerSpec
+
+
+def network(channels=3):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return nn.Sequential(
+            nn.Conv2d(channels, 8, 3, padding=1), nn.GELU(), nn.Conv2d(8, channels, 3, padding=1)
+        ).eval()
+
+
+def frame(channels=3, seed=0, size=24):
+    return torch.rand(1, channels, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+def siam(net, **options):
+    return SiamCTTA(net, **{"lr": 1e-2, "spec": RestorerSpec()} | options)
+
+
+def plain_loop(net, frames, lr=1e-2):
+    """SiamCTTA's rule on deep copies of a network: the expected weights of the student."""
+    teacher, student = copy.deepcopy(net), copy.deepcopy(net)
+    optimizer = torch.optim.Adam(student.parameters(), lr=lr)
+    for number, x in enumerate(frames):
+        with torch.no_grad():
+            views = [torch.rot90(teacher(torch.rot90(x, k, (-2, -1))), -k, (-2, -1)) for k in range(4)]
+            target = torch.stack(views).mean(0)
+        optimizer.param_groups[0]["lr"] = lr * 0.95**number
+        optimizer.zero_grad()
+        (student(x) - target).abs().mean().backward()
+        optimizer.step()
+        with torch.no_grad():
+            for slow, fast in zip(teacher.parameters(), student.parameters(), strict=True):
+                slow.lerp_(fast, 0.1)
+    return dict(student.named_parameters())
+
+
+class Checkpointed(nn.Module):
+    def __init__(self, reentrant):
+        super().__init__()
+        self.body, self.reentrant = network(), reentrant
+
+    def forward(self, x):
+        y = self.body[0](x)
+        if not y.requires_grad:
+            return self.body[2](self.body[1](y))
+        return checkpoint(lambda z: self.body[2](self.body[1](z)), y, use_reentrant=self.reentrant)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_activation_checkpointing_recomputes_with_the_adapted_weights(reentrant):
+    net, frames = Checkpointed(reentrant), [frame(seed=seed) for seed in range(3)]
+    expected = plain_loop(net, frames)
+    adapter = siam(net, restore=0.0)
+    for x in frames:
+        adapter(x)
+    for name, tensor in adapter.student.items():
+        torch.testing.assert_close(tensor, expected[name], atol=1e-5, rtol=1e-5)
+
+
+class Hooked(nn.Module):
+    """The encoder's activation reaches the end through a hook, past the modules between."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.middle = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.last = nn.Conv2d(8, 3, 3, padding=1)
+        self.skip = None
+        self.first.register_forward_hook(self.keep)
+
+    def keep(self, module, inputs, output):
+        self.skip = output
+
+    def forward(self, x):
+        return self.last(torch.cat([self.middle(self.first(x)), self.skip], 1))
+
+
+class Carried(nn.Module):
+    """A frozen block leaves its activation in an attribute."""
+
+    def __init__(self):
+        super().__init__()
+        self.block, self.last = Inner(), nn.Conv2d(8, 3, 3, padding=1)
+
+    def forward(self, x):
+        return self.last(torch.cat([self.block(x), self.block.skip], 1))
+
+
+class Inner(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, x):
+        self.skip = self.first(x)
+        return self.second(self.skip)
+
+
+@pytest.mark.parametrize("kind", [Hooked, Carried])
+def test_a_prefix_with_side_effects_is_not_replayed(kind):
+    torch.manual_seed(0)
+    net = kind()
+    outputs = []
+    for share in (True, False):
+        adapter = siam(net, select="last", share_prefix=share)
+        outputs.append([adapter(frame(seed=seed)) for seed in range(3)])
+    for shared, plain in zip(*outputs, strict=True):
+        assert torch.equal(shared, plain)
+
+
+def test_another_thread_always_gets_the_sources_answers():
+    net, x = network(), frame()
+    with torch.no_grad():
+        wanted = net(x)
+    stop, wrong, seen = threading.Event(), [], []
+
+    def preview():
+        while not stop.is_set():
+            with torch.no_grad():
+                seen.append(torch.equal(net(x), wanted))
+
+    adapter = siam(net)
+    adapter(x)
+    thread = threading.Thread(target=preview)
+    thread.start()
+    for seed in range(10):
+        adapter(frame(seed=seed))
+    stop.set()
+    thread.join()
+    assert seen
+    assert all(seen), f"{wrong} of {len(seen)}"
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork")
+def test_a_child_forked_while_a_thread_adapts_can_adapt():
+    net, x = network(), frame()
+    long = siam(net, steps=3000)
+    threading.Thread(target=long, args=(x,), daemon=True).start()
+    time.sleep(0.3)
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)
+        try:
+            siam(net)(x)
+            os._exit(0 if long._live is None else 4)
+        except BaseException:
+            os._exit(3)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    long.steps = 0
+
+
+@contextlib.contextmanager
+def float64():
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("around", [float64, lambda: torch.device("meta")])
+@pytest.mark.parametrize("method", [SiamCTTA, SRTTA, SAR, EATA])
+def test_ambient_defaults_change_nothing(method, around):
+    net, x = network(), frame()
+    options = {"select": "all", "spec": RestorerSpec()}
+    wanted = method(net, **options)(x)
+    adapter = method(net, **options)
+    with around():
+        found = adapter(x)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, wanted, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "copied",
+    [copy.deepcopy, *(lambda a, p=p: pickle.loads(pickle.dumps(a, p)) for p in (2, 4, 5)), "torch.save"],
+)
+def test_an_adapter_is_copied_and_pickled_with_its_state(copied):
+    adapter, x = siam(network()), frame()
+    adapter(x)
+    if copied == "torch.save":
+        buffer = io.BytesIO()
+        torch.save(adapter, buffer)
+        buffer.seek(0)
+        twin = torch.load(buffer, weights_only=False)
+    else:
+        twin = copied(adapter)
+    assert twin.state.frames == 1
+    assert torch.equal(twin(x), adapter(x))
+
+
+@pytest.mark.parametrize("parent", [nn.Sequential, lambda adapter: nn.ModuleList([adapter])])
+def test_a_parents_state_dict_holds_weights_and_state(parent):
+    adapter, x = siam(network()), frame()
+    adapter(x)
+    saved = parent(adapter).state_dict()
+    assert "0.restorer.module.0.weight" in saved
+    buffer = io.BytesIO()
+    torch.save(saved, buffer)
+    buffer.seek(0)
+    other = siam(network())
+    parent(other).load_state_dict(torch.load(buffer))
+    assert other.state.frames == 1
+    assert torch.equal(other(x), adapter(x))
+    with pytest.raises(ValueError, match="other settings: lr"):
+        parent(siam(network(), lr=1e-3)).load_state_dict(saved)
+
+
+def test_complex_weights_are_adapted_saved_and_loaded(tmp_path):
+    class Spectral(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = nn.Parameter(torch.ones(3, 24, 13, dtype=torch.complex64))
+            self.c = network()
+
+        def forward(self, x):
+            return torch.fft.irfft2(torch.fft.rfft2(x) * self.w, s=x.shape[-2:]) + 0.1 * self.c(x)
+
+    net, x = Spectral(), frame()
+    adapter = siam(net)
+    adapter(x)
+    assert not torch.equal(adapter.student["w"], net.w)
+    adapter.save(tmp_path / "a.safetensors")
+    other = siam(net)
+    other.load(tmp_path / "a.safetensors")
+    assert torch.equal(other.student["w"], adapter.student["w"])
+    assert torch.equal(other(x), adapter(x))
+
+
+@pytest.mark.filterwarnings("ignore:.*TorchScript|.*torch.jit")
+def test_torchscript_restores_and_refuses_to_adapt():
+    scripted = torch.jit.trace(network(), frame())
+    assert torch.allclose(SelfEnsemble(scripted, spec=RestorerSpec())(frame()), SelfEnsemble(network())(frame()))
+    with pytest.raises(TypeError, match="TorchScript hides the weights"):
+        siam(scripted)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4, 6, 31])
+@pytest.mark.parametrize("method", [SiamCTTA, SelfEnsemble, SRTTA])
+def test_any_number_of_channels(method, channels):
+    options = {} if method is SelfEnsemble else {"select": "all"}
+    assert method(network(channels), spec=RestorerSpec(), **options)(frame(channels)).shape == (1, channels, 24, 24)
+
+
+class Noisy(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.c = nn.Conv2d(4, 3, 3, padding=1)
+
+    def forward(self, x, sigma):
+        sigma = sigma if isinstance(sigma, torch.Tensor) else torch.full_like(x[:, :1], sigma)
+        return self.c(torch.cat([x, sigma], 1))
+
+
+def test_keywords_go_to_every_call_and_maps_are_viewed_and_padded():
+    torch.manual_seed(0)
+    net, x = Noisy(), frame(size=21)
+    spec = RestorerSpec()
+    flat = torch.full((1, 1, 21, 21), 0.1)
+    for method in (SelfEnsemble, SiamCTTA):
+        assert torch.equal(method(net, spec=spec)(x, sigma=0.1), method(net, spec=spec)(x, sigma=flat))
+    assert method(net)(x, sigma=0.1).shape == x.shape  # the spec is measured with the keyword
+    ramp = torch.linspace(0, 1, 21).expand(1, 1, 21, 21)
+    with torch.no_grad():
+        views = [
+            torch.rot90(net(torch.rot90(x, k, (2, 3)), torch.rot90(ramp, k, (2, 3))), -k, (2, 3)) for k in range(4)
+        ]
+    torch.testing.assert_close(SelfEnsemble(net, spec=spec)(x, sigma=ramp), torch.stack(views).mean(0))
+    with pytest.raises(ValueError, match=r"sigma has a value for each pixel of the frame \(21x21\).*images of 16x16"):
+        SRTTA(net, at="c", spec=spec, patch_size=16)(x, sigma=ramp)
+
+
+def test_values_outside_the_range_are_reported_once_or_refused():
+    adapter = siam(network())
+    bright = frame() * 1.2 - 0.1
+    with pytest.warns(UserWarning, match=r"expected values in \[0, 1\], got -0.0\d+ to 1.1; reported once"):
+        adapter(bright)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        adapter(bright)
+        adapter(frame())
+        assert not adapter.report.messages
+        assert adapter.adapt(bright).messages[0].startswith("expected values in [0, 1]")
+    kept = adapter.state_dict()["tensors"]
+    strict = siam(network(), out_of_range="raise")
+    for call in (strict, strict.adapt, strict.predict):
+        with pytest.raises(ValueError, match="clamp the frame"):
+            call(bright)
+    assert all(torch.equal(kept[key], value) for key, value in adapter.state_dict()["tensors"].items())
+
+
+def test_an_empty_batch_is_reported_as_empty():
+    adapter = siam(network())
+    assert adapter(torch.rand(0, 3, 24, 24)).shape == (0, 3, 24, 24)
+    assert adapter.report.skipped_because == "the batch is empty: there is no frame"
+    assert adapter.adapt(torch.rand(0, 3, 24, 24)).loss is None
+
+
+def test_seconds_include_the_restoration():
+    class Slow(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = network()
+
+        def forward(self, x):
+            time.sleep(0.02)
+            return self.body(x)
+
+    adapter = siam(Slow(), region=None)
+    adapter.emit = lambda frame: (time.sleep(0.3), SiamCTTA.emit(adapter, frame))[1]
+    assert adapter(frame()).shape == (1, 3, 24, 24)
+    assert adapter.report.seconds > 0.3
+
+
+def test_restore_returns_the_image_alone():
+    class Dict(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = network()
+
+        def forward(self, x):
+            return {"image": self.body(x), "score": x.mean()}
+
+    image = siam(Dict()).restore(frame())
+    assert isinstance(image, torch.Tensor)
+    assert torch.equal(image, siam(Dict())(frame())["image"])
+
+
+def test_a_clip_may_have_a_batch_axis():
+    class Reblur(nn.Module):
+        num_frames = 3
+
+        def forward(self, clip):
+            return clip[:, 1]
+
+    clip = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    options = {"num_patches": 1, "patch_size": 16, "spec": RestorerSpec(), "seed": 1}
+    plain, batched = (MetaTransfer(network(), Reblur(), **options) for _ in range(2))
+    assert torch.equal(batched(clip[None]), plain(clip)[None])
+    assert torch.equal(batched.predict(clip[None]), plain.predict(clip)[None])
+    with pytest.raises(ValueError, match=r"expected one clip \(1, T, C, H, W\)"):
+        batched(torch.stack([clip, clip]))
+
+
+def test_settings_are_recorded_from_the_signatures_and_compared():
+    def look(restored):
+        return restored.mean((2, 3))
+
+    def adapter(**options):
+        net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 3, 3, padding=1))
+        with torch.no_grad():
+            for parameter in net.parameters():
+                parameter.zero_()
+        return CauSiam(net, semantic=Semantic(look, "0", **{"num_heads": 2} | options), spec=RestorerSpec())
+
+    saved = adapter().state_dict()
+    adapter().load_state_dict(saved)
+    for options, name in (({"res_scale": 0.5}, "semantic.res_scale"), ({"num_heads": 4}, "semantic.num_heads")):
+        with pytest.raises(ValueError, match=name):
+            adapter(**options).load_state_dict(saved)
+
+
+def test_the_plan_is_short_and_measures_a_frame():
+    net = nn.Sequential(*(nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.ReLU()) for _ in range(40)))
+    adapter = siam(net, steps=3)
+    assert len(str(adapter.plan()).splitlines()) <= 20
+    kept = adapter.state_dict()
+    plan = adapter.plan(frame())
+    assert plan.activations > 40 * 3 * 24 * 24 * 4
+    assert plan.seconds > 0
+    assert "activations" in str(plan)
+    assert adapter.state_dict()["tensors"].keys() == kept["tensors"].keys()
+    assert adapter.state.frames == 0
