@@ -109,6 +109,8 @@ def test_linked_folders_are_entered_once(tmp_path):
         (["in"], "file", {}, "a file with this name is there"),
         (["in"], "file/below", {}, "file is not a folder"),
         (["in"], "out.png", {}, "named like a file"),
+        (["in"], "out.jp2", {}, ".jp2 cannot be written"),
+        (["in"], "loop", {}, "output loop: a link that leads nowhere"),
         (["in/a.png", "in/b.png"], "out.webp", {}, "named like a file"),
         (["in"], "in", {}, "the originals would be overwritten"),
         (["in"], "out", {"state": "in"}, "--state in: is a folder"),
@@ -126,6 +128,7 @@ def test_wrong_usage_is_told_before_anything_is_done(inputs, out, options, match
     put(tmp_path / "in/a.png")
     put(tmp_path / "in/b.png")
     (tmp_path / "file").write_text("")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
     before = names(tmp_path)
     with pytest.raises(UsageError, match=match):
         restore(inputs, out, **options)

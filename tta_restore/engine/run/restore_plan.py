@@ -105,6 +105,8 @@ def plan_jobs(
                 _plan_file(plan, entry, out, alone=len(inputs) == 1, image_format=image_format)
         except OSError as error:
             plan.problems.append(f"{entry}: {(error.strerror or str(error)).lower()}")
+        except RuntimeError as error:  # a link to itself
+            plan.problems.append(f"{entry}: {str(error).lower()}")
     _expect_distinct(plan)
     return plan
 
@@ -122,7 +124,7 @@ def check_output(plan: Plan, inputs: Sequence[str | Path], out: str | Path, stat
     if not is_file:
         if out.exists() and not out.is_dir():
             raise UsageError(f"output {out}: a file with this name is there, expected a folder")
-        if not out.exists() and out.suffix.lower() in (*SUFFIXES, *WRITABLE_SUFFIXES):
+        if not out.exists() and out.suffix.lower() in (*IMAGE_SUFFIXES, *RAW_SUFFIXES, *VIDEO_SUFFIXES):
             raise UsageError(
                 f"output {out}: named like a file, and {_count(len(inputs), 'input')} would need a folder; "
                 "give a name without this suffix, or make the folder first"
