@@ -20,7 +20,7 @@ from tta_restore._core.color import srgb_to_linear
 from tta_restore.degradations import lens as optics
 from tta_restore.degradations.blur import PUPIL_REACH, PUPIL_SIZE, pupil_kernels, rotate_pupils
 
-__all__ = ["MIN_RADIUS", "asymmetric_pupils", "estimate_asymmetry"]
+__all__ = ["MIN_RADIUS", "asymmetric_pupils", "estimate_asymmetry", "wiener_filter"]
 
 MIN_RADIUS = 0.8
 """Root mean square radius in pixels below which the shape of a pupil cannot be seen."""
@@ -61,7 +61,7 @@ def estimate_asymmetry(image: Tensor, radius: float, noise_std: float) -> Tensor
     waves = []
     for pupils, (_, order) in zip(_turned_shapes(), _SHAPES, strict=True):
         kernels = pupil_kernels(pupils, torch.full((_TURNS, 1), radius))[:, 0]
-        sparsity = _sparsity(_deconvolve(light, kernels, 2 * max(noise_std, _MIN_NOISE)))
+        sparsity = _sparsity(wiener_filter(light, kernels, 2 * max(noise_std, _MIN_NOISE)))
         wave = -torch.fft.fft(sparsity)[order] * 2 / _TURNS  # the sparsest turn is the right one
         waves.append(torch.stack([wave.real, wave.imag]))
     return torch.stack(waves)
@@ -79,8 +79,10 @@ def asymmetric_pupils(asymmetry: Tensor, frames: int) -> tuple[Tensor | None, fl
         - output: pupil function (A, A) or None; trust in [0, 1]
     """
     thresholds = torch.maximum(_THRESHOLDS / math.sqrt(max(frames, 1)), _LEAST_THRESHOLDS)
-    evidence = asymmetry.norm(dim=1) / thresholds
-    best = int(evidence.argmax())
+    amplitude = asymmetry.norm(dim=1)
+    evidence = amplitude / thresholds
+    # shapes fit each other in part: the one that fits best has the largest wave
+    best = int((amplitude * (evidence > 1)).argmax())
     trust = min(max(float(evidence[best]) - 1, 0.0), 1.0)
     if trust == 0:
         return None, 0.0
@@ -100,8 +102,14 @@ def _turned_shapes() -> tuple[Tensor, ...]:
     return tuple(found)
 
 
-def _deconvolve(light: Tensor, kernels: Tensor, noise: float) -> Tensor:
-    """Wiener filter with a scene whose power falls with the squared frequency: (H, W), (N, K, K) -> (N, H, W)."""
+def wiener_filter(light: Tensor, kernels: Tensor, noise_std: float) -> Tensor:
+    """Deconvolve one plane with each of N kernels, for a scene whose power falls with the squared frequency.
+
+    Shape:
+        - light: (H, W), linear light
+        - kernels: (N, K, K), K odd, each summing to 1
+        - output: (N, H, W)
+    """
     half = kernels.shape[-1] // 2
     margin = min(_MARGIN, *(side - 1 for side in light.shape))
     padded = F.pad(light[None, None], (margin,) * 4, mode="reflect")[0, 0]
@@ -113,7 +121,7 @@ def _deconvolve(light: Tensor, kernels: Tensor, noise: float) -> Tensor:
     squared = torch.fft.fftfreq(height)[:, None].square() + torch.fft.rfftfreq(width).square()
     scene = 1 / (1 + squared / 1e-4)
     scene = scene / scene.mean() * light.var().clamp(min=1e-8)
-    inverse = transfer.conj() / (transfer.abs().square() + noise**2 / scene)
+    inverse = transfer.conj() / (transfer.abs().square() + noise_std**2 / scene)
     restored = torch.fft.irfft2(torch.fft.rfft2(padded) * inverse, s=(height, width))
     return restored[:, margin : height - margin, margin : width - margin]
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tta_restore._core import checks
-from tta_restore.degradations.noise_level import estimate_noise
+from tta_restore.degradations.noise_level import block_energy, estimate_noise
 from tta_restore.models.defocus.estimator import DefocusEstimator
 
 __all__ = ["NUM_STATISTICS", "StatisticsNet", "frame_statistics"]
@@ -54,18 +54,20 @@ def frame_statistics(image: Tensor, quality: Tensor, defocus: DefocusEstimator) 
         mean_radius, log_confidence.mean(1), log_confidence.amax(1), noise.log(), luma.mean((1, 2)),
         (luma.std((1, 2)) + 1 / 255).log(), compression, (compression > 0).float(),
     ]  # fmt: skip
-    energies = [_energies(x, _BLOCK // 2), _energies(F.avg_pool2d(x, 2), _BLOCK // 4)]
+    usable = block_energy(x)[2].flatten(1)
+    energies = [_energies(x, _BLOCK // 2, usable), _energies(F.avg_pool2d(x, 2), _BLOCK // 4, usable)]
     return torch.cat([*energies, profiles, radii, torch.stack(single, 1)], 1)
 
 
-def _energies(x: Tensor, block: int) -> Tensor:
-    """Quantiles over blocks of the log root mean square Haar coefficients in three directions: (B, 3 Q)."""
+def _energies(x: Tensor, block: int, usable: Tensor) -> Tensor:
+    """Quantiles over unclipped blocks of the log root mean square Haar coefficients in three directions: (B, 3 Q)."""
     x = x[..., : x.shape[-2] // 2 * 2, : x.shape[-1] // 2 * 2]
     a, b, c, d = (x[..., i::2, j::2] for i in (0, 1) for j in (0, 1))
     bands = torch.stack([a - b - c + d, a - b + c - d, a + b - c - d], 1) / 2
     energy = F.avg_pool2d(bands.square().mean(2), block).flatten(2)
+    energy = energy.masked_fill(~usable[:, None], float("nan"))
     levels = torch.tensor(_ENERGY_QUANTILES, device=x.device)
-    return (0.5 * torch.log(energy.quantile(levels, dim=2) + _LEAST_NOISE**2)).movedim(0, 2).flatten(1)
+    return (0.5 * torch.log(energy.nanquantile(levels, dim=2) + _LEAST_NOISE**2)).movedim(0, 2).flatten(1)
 
 
 def _weighted_quantiles(values: Tensor, weights: Tensor, levels: tuple[float, ...]) -> Tensor:

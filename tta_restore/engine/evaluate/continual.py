@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tta_restore import metrics
 from tta_restore.data.datasets.layouts import folder_frames
-from tta_restore.engine.evaluate.rows import row_of
+from tta_restore.engine.evaluate.rows import Row, row_of
 from tta_restore.engine.evaluate.runner import claim, open_lpips, run_resumable, task_of
 from tta_restore.engine.evaluate.stream import FrameRecord, StreamResult
 from tta_restore.engine.report.page import MethodNote, Report, require_packages, write_report
 from tta_restore.engine.report.samples import INPUT, KeptPictures
 from tta_restore.engine.report.table import text_table
 from tta_restore.engine.run.device import resolve_device
-from tta_restore.engine.run.methods import create_method, expect_one_input, find_method
+from tta_restore.engine.run.methods import ImageMethod, create_method, expect_one_input, find_method
 from tta_restore.engine.run.models import load_restorer
 from tta_restore.engine.run.names import METHODS
 from tta_restore.engine.run.usage import UsageError
+from tta_restore.engine.train.loop import Processes
 
 BASELINE = "self-ensemble"
 #: Rows of ``--methods all``: every method, and the official variants next to ours.
@@ -49,10 +51,11 @@ def run_continual(
     device: str | None = None,
     progress: bool = True,
     say: Callable[[str], None] = print,
-) -> StreamResult:
-    """What ``tta-restore evaluate --data`` does: run methods over data sets, print tables, write report, CSV and JSON.
+) -> StreamResult | None:
+    """Run methods over data sets one after the other, print tables, and write a report, CSV and JSON.
 
-    Nothing is reset between data sets. Pictures without an original are adapted on and not measured. An interrupted run
+    Nothing is reset between data sets. Under torchrun the processes share the methods, and all but the first return
+    None. Pictures without an original are adapted on and not measured. An interrupted run
     is continued when it is called again with the same ``out``.
 
     Args:
@@ -88,11 +91,27 @@ def run_continual(
     lpips, without = open_lpips(lpips_weights, device)
     measures = metrics.ImageMetrics(lpips=lpips)
     task = task_of(frames, measures, model=model, checkpoint=checkpoint, config=config, seed=seed)
-    claim(out / "run", task)
+    expect_one_input(restorer)
     kept = KeptPictures(frames, out / "run")
+    options: dict[str, Any] = {"measures": measures, "device": device, "progress": progress}
+
+    def run(row: Row, method: ImageMethod) -> list[FrameRecord]:
+        look = partial(kept.keep, row.name)
+        return run_resumable(frames, row.name, method, out / "run", file=row.file, look=look, **options)
+
+    with Processes.join(device) as processes:
+        if processes.first:
+            claim(out / "run", task)
+        processes.wait()
+        if processes.count > 1:  # every process runs some rows; the first one then reads all of them
+            for row in rows[processes.rank :: processes.count]:
+                with suppress(UsageError):
+                    run(row, create_method(row.method, restorer, seed=seed))
+            processes.wait()
+            if not processes.first:
+                return None
     records: list[FrameRecord] = []
     notes: dict[str, MethodNote] = {}
-    expect_one_input(restorer)
     for row in rows:
         name = row.name
         try:
@@ -104,10 +123,7 @@ def run_continual(
         notes[name] = MethodNote(
             (type(method.adapter).__doc__ or "").splitlines()[0], str(plan) if plan.tensors else ""
         )
-        options: dict[str, Any] = {"measures": measures, "device": device, "progress": progress}
-        records += run_resumable(
-            frames, name, method, out / "run", file=row.file, look=partial(kept.keep, name), **options
-        )
+        records += run(row, method)
     settings: dict[str, Any] = {
         "measures": measures.as_dict(),
         "model": model,

@@ -102,7 +102,7 @@ def _part(text: str) -> Degradation:
     if name == "lens":
         shape, _, radius = (value or "disk").partition(",")
         return Blur(radius=_number(radius, 2.5), lens=shape)
-    if not value and name in list_degradations():
+    if not value and text in list_degradations():
         return create_degradation(text)
     if not is_named(text):
         raise ValueError(f"no degradation {text!r}; there are: noise, jpeg, blur, motion, lens, module.path:Class")

@@ -16,7 +16,7 @@ from torch import nn
 from tta_restore.engine.run.names import SHIPPED_MODELS
 from tta_restore.engine.run.settings import Named
 from tta_restore.engine.run.usage import UsageError
-from tta_restore.engine.run.user_code import guarded, import_named, is_named
+from tta_restore.engine.run.user_code import guarded, import_named, is_named, plugins
 from tta_restore.models import Restorer, as_restorer, create_model, list_models, load_checkpoint
 from tta_restore.models.checkpoint import read_metadata
 from tta_restore.models.jdrl import BlurConditioned
@@ -54,7 +54,7 @@ def load_restorer(
     if name in SHIPPED_MODELS and checkpoint is None and not config:
         model: Any = create_model(SHIPPED_MODELS[name], checkpoint=name)
     elif name in list_models("restorer") and name not in SHIPPED_MODELS:
-        if checkpoint is None:
+        if checkpoint is None and name not in plugins("tta_restore.restorers"):  # a plug-in may bring its weights
             raise ValueError(f"model {name!r} needs weights: name its checkpoint")
         model = build_module(name, checkpoint=checkpoint, config=config)
     elif is_named(name):

@@ -59,8 +59,7 @@ def guarded(source: str, *, importing: bool = False) -> Iterator[None]:
 def plugins(group: str) -> dict[str, Callable[[], Any]]:
     """Return the entry points of a group: name -> function that loads it.
 
-    The groups are ``tta_restore.restorers``, ``tta_restore.methods``, ``tta_restore.layouts``,
-    ``tta_restore.degradations`` and ``tta_restore.metrics``.
+    The groups are ``tta_restore.restorers``, ``tta_restore.methods`` and ``tta_restore.degradations``.
     """
 
     def loader(point: importlib.metadata.EntryPoint) -> Callable[[], Any]:
