@@ -32,11 +32,9 @@ lint: install
 bench: install
 	$(PYTEST) benchmarks
 
-# Everything that only a machine with a GPU can tell: results, then times. Commit benchmarks/results.
+# Tests and measurements on a GPU, in at most nine minutes; results in build/GPU/out, to be copied to benchmarks/results.
 bench-gpu: install
-	$(PYTEST) -m gpu tests
-	$(PYTEST) -m "not slow" --device cuda tests/ops tests/nn tests/losses
-	$(RUN) benchmarks report --device cuda
+	PYTHON=$(if $(SYSTEM),$(PYTHON),$(BIN)/python) bash benchmarks/gpu_run.sh
 
 docs: install
 	$(PIP) install -c constraints.txt sphinx myst-parser furo

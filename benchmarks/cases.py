@@ -61,9 +61,11 @@ class AdaptiveConv(Case):
     kernel_size: int
     dtype: torch.dtype = torch.float32
     features: int = 0
+    memory_format: torch.memory_format = torch.contiguous_format  # of x and the filters or features
 
     def settings(self) -> tuple[str, ...]:
-        return f"N{self.num_steps}", f"K{self.kernel_size}"
+        layout = () if self.memory_format == torch.contiguous_format else ("channels_last",)
+        return f"N{self.num_steps}", f"K{self.kernel_size}", *layout
 
     @property
     def filter_channels(self) -> int:
@@ -90,7 +92,8 @@ class AdaptiveConv(Case):
         else:
             filters = (rand(b, self.filter_channels, h, w).sub_(0.5)).mul_(0.05).add_(identity[:, None, None])
             made = (x, filters)
-        made = tuple(t.to(device, self.dtype) for t in made)
+        formats = [self.memory_format if t.ndim == 4 else torch.contiguous_format for t in made]
+        made = tuple(t.to(device, self.dtype, memory_format=f) for t, f in zip(made, formats, strict=True))
         return (made[0], *made[1].chunk(2, 1)) if self.op == "sac" else made
 
     def least_bytes(self, direction: str) -> int:
@@ -211,7 +214,7 @@ def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 DIRECTIONS = ("forward", "forward+backward")
-CONTENDERS = ("ours", "reference", "composed", "original", "compiled")
+CONTENDERS = ("ours", "reference", "composed", "original", "compiled", "fft")
 
 FRAME, PATCH, TINY = (1, 128, 70, 105), (2, 128, 32, 32), (1, 2, 4, 4)
 PHOTO = (1, 3, 256, 256)
@@ -219,6 +222,8 @@ GPU_FRAME = (1, 128, 140, 210)
 
 
 def cases(device: str) -> list[Case]:
+    from . import per_pixel  # which imports Case
+
     if device == "cuda":
         steps = [
             (op, GPU_FRAME, 17, 3, dtype, d)
@@ -232,16 +237,22 @@ def cases(device: str) -> list[Case]:
             AdaptiveConv("sac", GPU_FRAME, 1, 3),
             *(IsotropicReblur((1, 3, 1120, 1680), dtype) for dtype in (torch.float32, torch.bfloat16)),
             IsotropicReblur(PHOTO),
+            *per_pixel.cases(device),
         ]
     return [
         AdaptiveConv("iac", FRAME, 17, 3),
-        AdaptiveConv("iac", FRAME, 17, 3, torch.bfloat16),
+        *(AdaptiveConv("iac", FRAME, 17, 3, dtype) for dtype in (torch.bfloat16, torch.float16)),
+        *(
+            AdaptiveConv("iac", FRAME, 17, 3, dtype, memory_format=torch.channels_last)
+            for dtype in (torch.float32, torch.bfloat16)
+        ),
         AdaptiveConv("iac", FRAME, 17, 5),
         AdaptiveConv("iac", PATCH, 17, 3),
         AdaptiveConv("sac", FRAME, 1, 3),
-        AdaptiveConv("iac_from_features", FRAME, 17, 3, torch.float32, 128),
+        *(AdaptiveConv("iac_from_features", FRAME, 17, 3, d, 128) for d in (torch.float32, torch.bfloat16)),
         AdaptiveConv("iac_from_features", PATCH, 17, 3, torch.float32, 128),
         IsotropicReblur(PHOTO),
+        *per_pixel.cases(device),
     ]
 
 

@@ -6,6 +6,7 @@ import argparse
 import datetime
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,8 +17,8 @@ import torch
 from . import cases
 
 RESULTS = Path(__file__).parent / "results"
-# Large tensors are mapped anew on every call, so that page faults weigh more than arithmetic; each setting is given to
-# every contender alike.
+# Large tensors are mapped anew on every call, so that page faults cost more than arithmetic. Every implementation is
+# measured with every setting.
 ALLOCATORS = {
     "default": {},
     "huge pages": {"THP_MEM_ALLOC_ENABLE": "1"},
@@ -64,22 +65,32 @@ def save(result: dict[str, Any], path: Path) -> None:
     path.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
 
 
+def _commit() -> str:
+    """Return the commit by git, or by the variable COMMIT where the tree came without git or its history."""
+    if shutil.which("git"):
+        command = ["git", "describe", "--always", "--dirty"]
+        run = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[1])
+        if run.returncode == 0:
+            return run.stdout.strip()
+    return os.environ.get("COMMIT", "unknown")
+
+
 def collect(options: argparse.Namespace, path: Path | None) -> tuple[dict[str, Any], Path]:
     """Measure what the options ask for; the file is written again after every comparison, which may take long."""
     device = options.device
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
     allocators = ["default"] if device == "cuda" else options.allocators
     base = {"device": device}
     result: dict[str, Any] = {
         "schema": SCHEMA,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "commit": commit.stdout.strip(),
+        "commit": _commit(),
         "machine": _child({**base, "kind": "machine"}, {}, 1),
         "load_before": os.getloadavg(),
         "overhead_microseconds": _child({**base, "kind": "overhead"}, {}, 1),
         "measurements": [],
     }
-    name = "".join(c if c.isalnum() else "-" for c in result["machine"]["device"].lower()).strip("-")
+    machine = str(result["machine"].get("device", device))
+    name = "".join(c if c.isalnum() else "-" for c in machine.lower()).strip("-")
     path = path or RESULTS / f"{result['date'][:10]}-{name}.json"
     for index, case in enumerate(cases.cases(device)):
         if options.only and options.only not in case.name:
@@ -129,12 +140,16 @@ def table(result: dict[str, Any]) -> str:
     """The roofline table: time, ratio to the original, bandwidth against the stream measured beside it, peak memory."""
     machine = result["machine"]
     lines = [
-        f"{machine['device']}, {machine['cores']} cores, {machine['instruction_set']}, torch {machine['torch']}, "
+        machine.get("error")
+        or f"{machine['device']}, {machine['cores']} cores, {machine['instruction_set']}, torch {machine['torch']}, "
         f"commit {result['commit']}, {result['date']}",
         f"load {result['load_before'][0]:.1f} before, {result['load_after'][0]:.1f} after; "
         "processor time (GPU: its own), medians; ratio in brackets: by the wall clock",
         "microseconds per call on tiny tensors, no gradient: "
-        + ", ".join(f"{name} {value:.0f}" for name, value in result["overhead_microseconds"].items()),
+        + ", ".join(
+            f"{name} {value:.0f}" if isinstance(value, (int, float)) else f"{name}: {value}"
+            for name, value in result["overhead_microseconds"].items()
+        ),
         "",
         f"{'case':46}{'direction':18}{'allocator':11}{'thr':>3}  {'contender':10}{'ms':>9}{'wall ms':>9}"
         f"{'x faster: ours':>17}{'GB/s':>7}{'of stream':>10}{'GFLOP/s':>8}{'peak MB':>9}",
@@ -231,6 +246,7 @@ def main(arguments: list[str]) -> int:
     )
     report.add_argument("--only", default="", help="cases whose name contains this")
     report.add_argument("--no-memory", dest="memory", action="store_false")
+    report.add_argument("--no-plot", dest="plot", action="store_false")
     report.add_argument("--output", type=Path, help="JSON to write; default: benchmarks/results/<date>-<device>.json")
     show = commands.add_parser("table", help="print the table of a results file")
     show.add_argument("file", type=Path)
@@ -249,7 +265,9 @@ def main(arguments: list[str]) -> int:
     if options.device == "cuda":
         options.threads = [1]
     result, path = collect(options, options.output)
-    plot(result, path.with_suffix(".svg"))
     print(table(result))
-    print(f"\nwritten: {path} and {path.with_suffix('.svg').name}")
+    print(f"\nwritten: {path}")
+    if options.plot:
+        plot(result, path.with_suffix(".svg"))
+        print(f"written: {path.with_suffix('.svg')}")
     return 0

@@ -1,5 +1,6 @@
-// Vectors of L values in the compiler's own notation: a * b + c, a > b ? a : b. For *.isa.cpp only, and there for loops
-// that keep whole vectors from one turn to the next; others vectorise by themselves.
+// Vectors of L values in the vector notation of GCC and Clang: a * b + c, a > b ? a : b. For *.isa.cpp only.
+//
+// They serve loops that keep whole vectors from one iteration to the next; compilers vectorize the other loops.
 #pragma once
 
 #include <cstdint>
@@ -29,6 +30,18 @@ template <>
 struct SameSize<double> {
   using integer = int64_t;
 };
+template <>
+struct SameSize<uint16_t> {
+  using integer = int16_t;
+};
+template <>
+struct SameSize<uint32_t> {
+  using integer = int32_t;
+};
+template <>
+struct SameSize<uint64_t> {
+  using integer = int64_t;
+};
 template <typename T>
 using Integer = typename SameSize<T>::integer;
 
@@ -54,6 +67,13 @@ inline __attribute__((always_inline)) Vector<float, L> load_vector(const BFloat1
 }
 template <int L>
 inline __attribute__((always_inline)) Vector<float, L> load_vector(const Float16* from) {
+#if defined(__AVX512F__)
+  if constexpr (L == 16) return Vector<float, L>(_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)from)));
+#endif
+#if defined(__F16C__)
+  if constexpr (L == 8) return Vector<float, L>(_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)from)));
+  if constexpr (L == 4) return Vector<float, L>(_mm_cvtph_ps(_mm_loadl_epi64((const __m128i*)from)));
+#endif
   const auto bits = load_vector<L>(&from->bits);
   return float16_value<Vector<float, L>>(__builtin_convertvector(bits, Vector<uint32_t, L>));
 }

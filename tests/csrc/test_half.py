@@ -1,6 +1,7 @@
-"""Conversion of half types in the C++ kernels: every float16 and bfloat16, and floats at every rounding edge."""
+"""Half-precision conversion in the C++ kernels: every float16 and bfloat16, and floats at every rounding edge."""
 
 import ctypes
+import platform
 import shutil
 import subprocess
 from pathlib import Path
@@ -12,8 +13,8 @@ CSRC = Path(__file__).parents[2] / "csrc"
 PROGRAM = """
 #include "half.h"
 template <typename T> static void run(const float* in, T* stored, const T* half, float* loaded, int64_t n, int64_t m) {
-  for (int64_t i = 0; i < n; ++i) tta::store(in[i], stored[i]);
-  for (int64_t i = 0; i < m; ++i) loaded[i] = tta::load(half[i]);
+  tta::store_values(in, n, stored);
+  tta::load_values(half, m, loaded);
 }
 #define EXPORT(name, T)                                                                                  \\
   extern "C" void name(const float* in, T* stored, const T* half, float* loaded, int64_t n, int64_t m) { \\
@@ -26,11 +27,26 @@ EXPORT(bfloat16, tta::BFloat16)
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="compiles a header with g++")
 
 
-@pytest.fixture(scope="module")
-def library(tmp_path_factory):
+def supports(level):
+    return level == "v2" or {"v3": "f16c", "v4": "avx512f"}[level] in Path("/proc/cpuinfo").read_text()
+
+
+@pytest.fixture(scope="module", params=["v2", "v3", "v4"])
+def library(request, tmp_path_factory):
+    """Loops of every instruction set: v3 and v4 convert float16 by F16C."""
+    if platform.machine() != "x86_64" or not supports(request.param):
+        pytest.skip("needs this instruction set")
     folder = tmp_path_factory.mktemp("half")
     (folder / "half.cpp").write_text(PROGRAM)
-    flags = ["-std=c++20", "-O3", "-fno-trapping-math", "-shared", "-fPIC", f"-I{CSRC}"]
+    flags = [
+        f"-march=x86-64-{request.param}",
+        "-std=c++20",
+        "-O3",
+        "-fno-trapping-math",
+        "-shared",
+        "-fPIC",
+        f"-I{CSRC}",
+    ]
     subprocess.run(["g++", *flags, "half.cpp", "-o", "half.so"], cwd=folder, check=True)
     return ctypes.CDLL(str(folder / "half.so"))
 

@@ -225,6 +225,40 @@ def test_export(function, picked):
 
 
 @needs_extension
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("shape", "steps", "taps"),
+    [
+        ((2, 37, 9, 23), 3, 3),
+        ((1, 32, 1, 5), 2, 3),
+        ((1, 64, 33, 1), 2, 3),
+        ((1, 3, 7, 5), 2, 3),
+        ((1, 40, 6, 9), 2, 5),
+    ],
+)
+@pytest.mark.parametrize("horizontal", ["own", "vertical"])
+def test_channels_last_filters_give_the_same_result(shape, steps, taps, dtype, horizontal, generator):
+    """Enough channels for the kernel that reads them in place (three taps), and too few; also slices of channels."""
+    b, c, h, w = shape
+    x = random(b, c, h, w, generator=generator).to(dtype)
+    filters = (random(b, steps * c * (2 * taps + 1), h, w, generator=generator) - 0.3).to(dtype)
+    options = {"num_steps": steps, "kernel_size": taps, "horizontal": horizontal}
+    with tta_restore.backend("cpu"):
+        expected = ops.iac(x, filters, **options)
+        for made in (filters, torch.cat([filters[:, :5], filters, filters[:, :3]], 1)):
+            last = made.contiguous(memory_format=torch.channels_last)
+            if made is not filters:
+                last = last[:, 5:-3]
+            found = ops.iac(x.contiguous(memory_format=torch.channels_last), last, **options)
+            assert found.is_contiguous()
+            assert_agrees(found, expected, tolerance=TOLERANCES[dtype])
+            states = torch.ops.tta_restore_cpu.iac(x, last, steps, taps, 0.1, True, horizontal == "own", True)[1]
+            same = torch.ops.tta_restore_cpu.iac(x, filters, steps, taps, 0.1, True, horizontal == "own", True)[1]
+            assert states.shape == same.shape
+            torch.testing.assert_close(states, same, rtol=1e-5, atol=1e-5)
+
+
+@needs_extension
 def test_same_bits_for_any_number_of_threads():
     x, features, weight, bias, filters = draw(1, 6, 40, 70, 3, 3, 8, seed=0, dtype=torch.float32)
     before = torch.get_num_threads()

@@ -1,1 +1,1 @@
-"""Dispatch, op library, C++ extension, argument checks and color: what every layer of the package stands on."""
+"""Dispatch, op library, C++ extension, argument checks and color conversion, used by every layer of the package."""

@@ -1,6 +1,6 @@
-"""Argument checks that answer in the caller's words, before any kernel runs.
+"""Argument checks with the caller's argument names, run before any kernel.
 
-Every function takes the public function's name first, so that the message names what the user called.
+Every check takes the name of the public function first, so that its message names the function that the user called.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 
 
 def expect_keywords(function: str, called: Callable[..., Any], keywords: Iterable[str]) -> None:
-    """Raise TypeError for the first keyword that ``called`` does not take, with those that it does."""
+    """Raise TypeError for the first keyword that ``called`` does not accept, and list similar names."""
     parameters = inspect.signature(called).parameters.values()
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return
@@ -25,7 +25,7 @@ def expect_keywords(function: str, called: Callable[..., Any], keywords: Iterabl
 
 
 def expect_known(function: str, keywords: Iterable[str], known: Sequence[str]) -> None:
-    """Raise TypeError for the first keyword that is not among the known ones, with those near it."""
+    """Raise TypeError for the first unknown keyword, and list similar names."""
     for keyword in keywords:
         if keyword not in known:
             near = get_close_matches(keyword, known, n=3, cutoff=0.5)
@@ -34,7 +34,7 @@ def expect_known(function: str, keywords: Iterable[str], known: Sequence[str]) -
 
 
 def expect_tensor(function: str, **tensors: object) -> None:
-    """Raise TypeError for the first argument that is no tensor."""
+    """Raise TypeError for the first argument that is not a tensor."""
     for name, value in tensors.items():
         if not isinstance(value, Tensor):
             raise TypeError(f"{function}: expected {name} to be a torch.Tensor, got {type(value).__name__}")
@@ -43,13 +43,17 @@ def expect_tensor(function: str, **tensors: object) -> None:
 def expect_shape(
     function: str, name: str, tensor: Tensor, letters: str, sizes: Sequence[int | None] | None = None
 ) -> tuple[int, ...]:
-    """Check the number of axes and, where given, their sizes, and return the shape.
+    """Check the number of axes and, if given, their sizes, and return the shape.
 
-    ``letters`` is how the docstring writes the shape, ``"(B, C, H, W)"``; ``sizes`` holds one number per axis, or None
-    for an axis that is free.
+    Args:
+        function: name of the public function.
+        name: name of the argument.
+        tensor: value of the argument.
+        letters: shape as the docstring writes it, ``"(B, C, H, W)"``.
+        sizes: one number per axis, or None for an axis of any size.
 
     Raises:
-        TypeError: ``tensor`` is no tensor.
+        TypeError: ``tensor`` is not a tensor.
         ValueError: the shape differs.
     """
     expect_tensor(function, **{name: tensor})
@@ -67,7 +71,7 @@ def expect_shape(
 
 
 def expect_floating(function: str, **tensors: Tensor) -> None:
-    """Raise TypeError for the first tensor that holds no floating-point numbers."""
+    """Raise TypeError for the first tensor without a floating-point dtype."""
     expect_tensor(function, **tensors)
     for name, tensor in tensors.items():
         if not tensor.is_floating_point():
@@ -76,21 +80,21 @@ def expect_floating(function: str, **tensors: Tensor) -> None:
 
 
 def expect_same_device(function: str, **tensors: Tensor) -> None:
-    """Raise ValueError when the tensors do not live on one device."""
+    """Raise ValueError if the tensors are on different devices."""
     if len({tensor.device for tensor in tensors.values()}) > 1:
         found = ", ".join(f"{name} on {tensor.device}" for name, tensor in tensors.items())
         raise ValueError(f"{function}: expected all tensors on one device, got {found}")
 
 
 def expect_same_dtype(function: str, **tensors: Tensor) -> None:
-    """Raise TypeError when the tensors do not share one dtype."""
+    """Raise TypeError if the tensors have different dtypes."""
     if len({tensor.dtype for tensor in tensors.values()}) > 1:
         found = ", ".join(f"{name} {tensor.dtype}" for name, tensor in tensors.items())
         raise TypeError(f"{function}: expected all tensors with one dtype, got {found}")
 
 
 def expect_int(function: str, name: str, value: object, *, minimum: int, odd: bool = False) -> None:
-    """Raise TypeError for a value that is no integer, ValueError for one below ``minimum`` or, if asked, even."""
+    """Raise TypeError for a value that is not an integer, ValueError below ``minimum`` or, with ``odd``, if even."""
     kind = "an odd integer" if odd else "an integer"
     if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
         raise TypeError(f"{function}: expected {name} to be {kind} >= {minimum}, got {type(value).__name__} {value!r}")
@@ -109,9 +113,9 @@ def expect_number(
     below: float | None = None,
     optional: bool = False,
 ) -> None:
-    """Raise TypeError for a value that is no number, ValueError for one out of its range, and for NaN.
+    """Raise TypeError for a value that is not a number, ValueError outside its range and for NaN.
 
-    ``minimum`` and ``maximum`` belong to the range, ``above`` and ``below`` do not. An ``optional`` one may be None.
+    ``minimum`` and ``maximum`` belong to the range, ``above`` and ``below`` do not. ``optional`` allows None.
     """
     if optional and value is None:
         return
@@ -132,7 +136,7 @@ def expect_number(
 
 
 def expect_choice(function: str, name: str, value: object, choices: Collection[object]) -> None:
-    """Raise ValueError when ``value`` is none of ``choices``."""
+    """Raise ValueError if ``value`` is not one of ``choices``."""
     if value not in choices:
         listed = ", ".join(map(repr, choices))
         raise ValueError(f"{function}: expected {name} to be one of {listed}, got {value!r}")

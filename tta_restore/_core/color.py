@@ -11,17 +11,17 @@ _VIDEO_BLACK = 16 / 255
 
 
 def srgb_to_linear(x: Tensor) -> Tensor:
-    """Stored values in [0, 1] to linear light (IEC 61966-2-1)."""
+    """Convert sRGB values in [0, 1] to linear light."""
     return torch.where(x <= 0.04045, x / 12.92, ((x.clamp(min=0.04045) + 0.055) / 1.055) ** 2.4)
 
 
 def linear_to_srgb(x: Tensor) -> Tensor:
-    """Linear light in [0, 1] to stored values (IEC 61966-2-1)."""
+    """Convert linear light in [0, 1] to sRGB values."""
     return torch.where(x <= 0.0031308, 12.92 * x, 1.055 * x.clamp(min=0.0031308) ** (1 / 2.4) - 0.055)
 
 
 def srgb_slope(x: Tensor) -> Tensor:
-    """Linear light per stored value at stored values in [0, 1]: what the curve multiplies noise with."""
+    """Return the derivative of :func:`srgb_to_linear` at sRGB values in [0, 1], by which the curve scales noise."""
     return torch.where(x <= 0.04045, 1 / 12.92, 2.4 / 1.055 * ((x.clamp(min=0.04045) + 0.055) / 1.055) ** 1.4)
 
 

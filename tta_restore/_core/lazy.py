@@ -1,4 +1,4 @@
-"""Modules of a package that are imported when they are first named, so that importing the package stays quick."""
+"""Lazy import of submodules, which keeps the import of a package fast."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from types import ModuleType
 
 
 def submodule(package: str, name: str) -> ModuleType:
-    """The module ``name`` of a package, for its ``__getattr__``.
+    """Import and return a submodule of a package, for the package's ``__getattr__``.
 
     Raises:
-        AttributeError: there is none.
+        AttributeError: the package has no such module.
     """
     full = f"{package}.{name}"
     try:
         return importlib.import_module(full)
     except ModuleNotFoundError as error:
         if error.name != full:
-            raise  # it is there, and what it needs is not
+            raise  # the module exists, and a dependency of it is missing
         raise AttributeError(f"module {package!r} has no attribute {name!r}") from None

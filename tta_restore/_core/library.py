@@ -1,4 +1,4 @@
-"""The one ``torch.library`` object; ``define`` an op in a single call, and ``apply`` it with or without autograd."""
+"""Registration of ops with ``torch.library``, vmap rules, and the entry points that public functions call."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ def define(
     """Register ``torch.ops.tta_restore.<name>`` and return it.
 
     Args:
-        schema: such as ``"self_shift_products(Tensor a, Tensor b) -> Tensor"``; the first tensor decides the device.
-        reference: plain torch, the definition; runs wherever no kernel does. Returns new, contiguous tensors.
-        fake: shapes, dtypes and strides of the results, without data.
-        cpu: the C++ sources hold a kernel of this name (``TTA_CPU_KERNELS`` in csrc/library.h).
-        cpu_dtypes: dtypes of the first tensor that it takes.
-        triton: ``"package.module"`` or ``"package.module:function"`` with the Triton launcher, imported at first use.
-        triton_dtypes: dtypes of the first tensor that it takes.
+        schema: for example ``"self_shift_products(Tensor a, Tensor b) -> Tensor"``. The first tensor sets the device.
+        reference: definition of the op in plain torch, run where no kernel exists. Returns new, contiguous tensors.
+        fake: function that returns empty results with the right shapes, dtypes and strides.
+        cpu: whether the C++ sources have a kernel of this name (``TTA_CPU_KERNELS`` in csrc/library.h).
+        cpu_dtypes: dtypes of the first tensor that the C++ kernel supports.
+        triton: Triton launcher as ``"package.module"`` or ``"package.module:function"``, imported at first use.
+        triton_dtypes: dtypes of the first tensor that the Triton kernel supports.
 
-    The op has no gradient of its own: call it from an ``autograd.Function`` whose backward is itself differentiable
-    (``register_autograd`` would drop second-order gradients without a word).
+    The op has no gradient: call it from an ``autograd.Function`` whose backward is itself differentiable
+    (``register_autograd`` would silently drop second-order gradients).
     """
     name = schema.partition("(")[0]
     if name in OPERATORS:
@@ -70,8 +70,8 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 def apply(function: type[torch.autograd.Function], name: str, *args: Any) -> Any:
     """Call ``function.apply``, whose forward is the op ``name`` of the same arguments.
 
-    Autograd and the dispatcher take several times as long as the op itself takes on tiny tensors. Where nothing
-    differentiates, transforms or records the call, the op is called without them.
+    On tiny tensors, autograd and the dispatcher take several times as long as the op. If nothing differentiates,
+    transforms or records the call, the kernel is called directly.
     """
     if torch.compiler.is_compiling() or _is_watched(args):
         return differentiate(function, name, *args)
@@ -79,12 +79,12 @@ def apply(function: type[torch.autograd.Function], name: str, *args: Any) -> Any
 
 
 def differentiate(function: type[torch.autograd.Function], name: str, *args: Any) -> Any:
-    """``function.apply``, which refuses forward mode in words for who called ``name``.
+    """Call ``function.apply`` and raise a readable error for forward-mode differentiation of ``name``.
 
-    A ``jvp`` of the Functions would say it, too, but ``torch.compile`` refuses Functions that have one.
+    A ``jvp`` method of the Functions could raise it too, but ``torch.compile`` does not trace Functions with one.
 
     Raises:
-        NotImplementedError: a tangent is asked for.
+        NotImplementedError: an argument carries a tangent.
     """
     if torch.compiler.is_compiling() or forward_ad._current_level < 0:
         return function.apply(*args)
@@ -112,10 +112,10 @@ def _is_watched(args: tuple[Any, ...]) -> bool:
 
 
 def fold_into_batch(op: Any, tensors: int, *, shared: bool = False) -> None:
-    """Register the rule for an op whose first ``tensors`` arguments have a batch axis in front (or are None).
+    """Register the vmap rule of an op whose first ``tensors`` arguments have a leading batch axis (or are None).
 
-    Results that were not asked for, tensors of one axis, are passed on as they are. With ``shared``, tensors without a
-    batch axis follow, such as weights; where those are vmapped too, the op runs once per entry.
+    Results that were not requested, tensors of one axis, are passed on. With ``shared``, tensors without a batch axis
+    follow, such as weights; if those are vmapped too, the op runs once per entry.
     """
 
     def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> Any:
@@ -145,7 +145,7 @@ def fold_into_batch(op: Any, tensors: int, *, shared: bool = False) -> None:
 
 
 def one_by_one(op: Any) -> None:
-    """Register the rule for an op with a result that sums over the batch, which every entry needs for itself."""
+    """Register the vmap rule of an op with a result that sums over the batch: the op runs once per entry."""
 
     def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> Any:
         return _loop(op, info.batch_size, in_dims, args)
@@ -169,7 +169,7 @@ def _knows_autocast(device_type: str) -> bool:
 
 
 def autocast_dtype(device_type: str) -> torch.dtype | None:
-    """The dtype of the autocast region around this call; None outside of one, and on devices that know none (meta)."""
+    """Return the dtype of the surrounding autocast region, None outside of one or on devices without autocast."""
     if not _knows_autocast(device_type) or not torch.is_autocast_enabled(device_type):
         return None
     return torch.get_autocast_dtype(device_type)

@@ -15,6 +15,8 @@ from tta_restore.ops.adaptive_conv2d import Normalize, PaddingMode
 # Weight of the center tap at the start where taps are a softmax, which cannot be exactly one-hot.
 _CENTER_WEIGHT = 0.999
 
+__all__ = ["AdaptiveConv2d", "KernelPredictor"]
+
 
 class AdaptiveConv2d(nn.Module):
     """Filter every pixel with its own K x K kernel. See :func:`tta_restore.ops.adaptive_conv2d`.

@@ -1,4 +1,4 @@
-"""Functions on tensors, one folder per family. A new family adds its import line and its names here."""
+"""Differentiable functions on tensors, one folder per family."""
 
 from .adaptive_conv import iac, iac_from_features, sac
 from .adaptive_conv2d import adaptive_conv2d, adaptive_upsample

@@ -1,4 +1,4 @@
-"""Separable adaptive convolution (SAC) and its iteration (IAC): every pixel and channel with its own filters."""
+"""Separable adaptive convolution (SAC) and iterative adaptive convolution (IAC), with filters per pixel and channel."""
 
 from tta_restore.ops.adaptive_conv import flops as flops
 

@@ -1,7 +1,8 @@
-"""How the adaptive convolutions are differentiated, twice.
+"""Autograd functions of the adaptive convolutions, differentiable twice.
 
-The backward of every function is a function again: (grad, x, filters) -> gradients. What it saves besides its inputs is
-a cache and takes no gradient. ``forward`` names every argument: torch.compile of older versions counts them.
+The backward of every function is an autograd function too: (grad, x, filters) -> gradients. Tensors saved in addition
+to the inputs are a cache and have no gradient. ``forward`` names every argument, because older versions of
+torch.compile count them.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from . import reference
 
 
 class Sac(torch.autograd.Function):
-    """Trilinear: every derivative is made of sac and its backward with arguments exchanged."""
+    """Trilinear: all derivatives are ``sac`` and its backward with exchanged arguments."""
 
     generate_vmap_rule = True
 
@@ -65,7 +66,7 @@ class SacBackward(torch.autograd.Function):
 
 
 class Iac(torch.autograd.Function):
-    """(x, filters, options, save_states) -> (output, states); the states only spare the backward a forward."""
+    """Autograd function of ``iac``: (x, filters, options, save_states) -> (output, states); the states are a cache."""
 
     generate_vmap_rule = True
 
@@ -80,7 +81,7 @@ class Iac(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         x, filters, *ctx.options, _ = inputs
         ctx.mark_non_differentiable(output[1])
-        ctx.set_materialize_grads(False)  # zeros as large as all states, for nothing
+        ctx.set_materialize_grads(False)  # would allocate zeros as large as all states
         ctx.save_for_backward(x, filters, output[1])
 
     @staticmethod
@@ -108,7 +109,7 @@ class IacBackward(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         grad, x, filters, _, *ctx.options, ctx.need_filters = inputs
-        ctx.set_materialize_grads(False)  # a direction that is None costs nothing
+        ctx.set_materialize_grads(False)  # a missing direction stays None
         ctx.save_for_backward(grad, x, filters)
 
     @staticmethod

@@ -1,6 +1,6 @@
-"""How many operations the adaptive convolutions take, told to ``torch.utils.flop_counter``, which guesses none.
+"""FLOP formulas of the adaptive convolutions for ``torch.utils.flop_counter``.
 
-A multiplication and an addition count as two, as torch has it. What a backward pass only computes again is not counted.
+A multiplication and an addition count as two, as in torch. Recomputation in a backward pass is not counted.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Adaptive convolutions: schemas, checks and docstrings; calculus.py has the calculus, reference.py the definition."""
+"""Adaptive convolutions: public functions with their checks and documentation; reference.py is the definition."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from tta_restore.ops.adaptive_conv.autograd import Iac, IacFromFeatures, Sac
 
 Horizontal = Literal["own", "vertical"]
 
-# Bytes of one channel's filters up to which the CPU makes the states of `iac` again in the backward pass: that brings
-# the filters into the cache, where the backward pass wants them, and costs little. Of more, all would be read twice.
+# Largest size in bytes of one channel's filters for which the CPU recomputes the states of `iac` in the backward pass.
+# Up to there the filters stay in the cache for the backward pass; beyond, they would be read from memory twice.
 _CHANNEL_IN_CACHE = 4 << 20
 
 
 def sac(x: Tensor, vertical: Tensor, horizontal: Tensor) -> Tensor:
-    r"""Filter every pixel of every channel first along its column, then along its row, with taps of its own.
+    r"""Filter every channel along columns, then along rows, with separate taps per pixel.
 
     ``v[y, x] = sum_t vertical[t, y, x] u[y + t - p, x]`` and ``z[y, x] = sum_t horizontal[t, y, x] v[y, x + t - p]``
     with ``p = (K - 1) / 2``, borders replicated: tap 0 reads the row above and the column to the left. This is not the
@@ -32,7 +32,7 @@ def sac(x: Tensor, vertical: Tensor, horizontal: Tensor) -> Tensor:
         - output: (B, C, H, W), contiguous
 
     Raises:
-        TypeError: an argument is no floating-point tensor, or dtypes differ outside autocast.
+        TypeError: an argument is not a floating-point tensor, or dtypes differ outside autocast.
         ValueError: shapes or devices do not match.
 
     Source: Iterative Filter Adaptive Network (Lee et al., CVPR 2021), one step of its IAC layer.
@@ -66,29 +66,30 @@ def iac(
     activate_last: bool = True,
     horizontal: Horizontal = "own",
 ) -> Tensor:
-    r"""Apply N steps of ``u <- leaky_relu(sac(u, vertical_n, horizontal_n) + bias_n)``, all in one kernel.
+    r"""Apply N steps of ``u <- leaky_relu(sac(u, vertical_n, horizontal_n) + bias_n)`` in one kernel.
 
     Args:
-        x: frames or features.
-        filters: for every step the vertical then the horizontal taps, and all biases at the end, in channels
+        x: images or feature maps.
+        filters: vertical and horizontal taps of every step, then all biases, in channels
             ``vertical[n, c, t]: n*2CK + c*K + t``, ``horizontal[n, c, t]: n*2CK + CK + c*K + t``,
-            ``bias[n, c]: N*2CK + n*C + c``. Float16 and bfloat16 are read as such and computed with in float32.
-        num_steps: N, at least 1.
-        kernel_size: K, odd; 3, 5 and 7 have kernels of their own, other sizes share a slower one.
-        negative_slope: of the leaky ReLU, at least 0.
-        activate_last: whether the ReLU follows the last step too.
-        horizontal: ``"own"`` as published; ``"vertical"`` filters rows with the vertical taps again and never reads the
-            horizontal ones, which is how the released IFAN checkpoints were trained and must run.
+            ``bias[n, c]: N*2CK + n*C + c``. Half-precision filters are converted to float32 while they are read.
+        num_steps: number of steps N, at least 1.
+        kernel_size: number of taps K, odd; 3, 5 and 7 have specialized kernels, other sizes share a slower one.
+        negative_slope: slope of the leaky ReLU for negative values, at least 0.
+        activate_last: whether the activation is applied after the last step.
+        horizontal: ``"own"`` (separate filters) as in the paper; ``"vertical"`` (shared filters) filters rows with the
+            vertical taps and ignores the horizontal ones. The official IFAN checkpoints need ``"vertical"``.
 
     Shape:
         - x: (B, C, H, W)
         - filters: (B, N*C*(2K+1), H, W)
         - output: (B, C, H, W), contiguous
 
-    Under autocast ``x`` follows the dtype of ``filters``, which are too large to convert.
+    Under autocast ``x`` is converted to the dtype of ``filters``, which are too large to convert. On the CPU,
+    channels_last filters with ``kernel_size=3`` are read in place; other non-contiguous filters are copied.
 
     Raises:
-        TypeError: an argument is no floating-point tensor or no integer, or dtypes differ outside autocast.
+        TypeError: an argument is not a floating-point tensor or integer, or dtypes differ outside autocast.
         ValueError: shapes, devices or options do not match.
 
     Source: Iterative Filter Adaptive Network (Lee et al., CVPR 2021), the IAC layer.
@@ -123,11 +124,14 @@ def iac_from_features(
     activate_last: bool = True,
     horizontal: Horizontal = "own",
 ) -> Tensor:
-    r"""Compute ``iac(x, conv1x1(features, weight, bias), ...)`` without ever holding the filters.
+    r"""Compute ``iac(x, conv1x1(features, weight, bias), ...)`` without storing the filters.
 
-    A few channels' filters are made where they are used, and made again for the gradient: nothing of size N*C*(2K+1)
-    planes exists, forward or backward. (On CUDA the backward pass holds those of one step at a time, the second
-    derivative anywhere those of a sixteenth of the channels.) The options are those of :func:`iac`.
+    The filters of a few channels are computed where they are used, and recomputed for the gradient, so that no tensor
+    of N*C*(2K+1) planes is allocated. (On CUDA the backward pass stores the filters of one step at a time; the second
+    derivative stores those of a sixteenth of the channels.) The options are those of :func:`iac`.
+
+    float32 products on CUDA follow ``torch.backends.cuda.matmul.fp32_precision``: IEEE by default, whereas cuDNN's
+    convolutions use TF32 by default. Set it to ``"tf32"`` for the precision and speed of ``conv1x1``.
 
     Shape:
         - x: (B, C, H, W)
@@ -139,7 +143,7 @@ def iac_from_features(
     Under autocast all tensors are converted to its dtype, as for a convolution; sums stay float32.
 
     Raises:
-        TypeError: an argument is no floating-point tensor or no integer, or dtypes differ outside autocast.
+        TypeError: an argument is not a floating-point tensor or integer, or dtypes differ outside autocast.
         ValueError: shapes, devices or options do not match.
 
     Source: Iterative Filter Adaptive Network (Lee et al., CVPR 2021), its filter predictor's last layer and IAC layer.
@@ -179,7 +183,7 @@ def _options(name: str, num_steps: int, kernel_size: int, negative_slope: float,
     _checks.expect_int(name, "num_steps", num_steps, minimum=1)
     _checks.expect_int(name, "kernel_size", kernel_size, minimum=1, odd=True)
     _checks.expect_choice(name, "horizontal", horizontal, ("own", "vertical"))
-    # The sign of an activation must tell the sign of its input.
+    # The backward pass infers the sign of the input from the sign of the activation.
     _checks.expect_number(name, "negative_slope", negative_slope, minimum=0)
 
 

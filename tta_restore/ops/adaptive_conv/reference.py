@@ -1,4 +1,4 @@
-"""Definition of the adaptive convolutions in plain torch: what every kernel must reproduce, and the last resort.
+"""Definition of the adaptive convolutions in plain torch, and reference fallback.
 
 One step is ``z = H(K2) V(K1) u + b`` and a leaky ReLU; ``V`` filters columns, ``H`` rows, every pixel with its own
 taps, borders replicated. Both are linear in the plane and in the taps, so each derivative below is built from the same
@@ -62,7 +62,7 @@ def _join_filters(vertical: Tensor, horizontal: Tensor, bias: Tensor, own: bool)
 
 
 def widen(*tensors: Tensor) -> list[Tensor]:
-    """Half types compute in float32."""
+    """Convert half-precision tensors to float32."""
     return [t.float() if t.dtype in (torch.float16, torch.bfloat16) else t for t in tensors]
 
 
@@ -186,7 +186,7 @@ def predict_filters(features: Tensor, weight: Tensor, bias: Tensor | None) -> Te
 
 
 def iac_from_features(x: Tensor, features: Tensor, weight: Tensor, bias: Tensor, *options: Any) -> Tensor:
-    """Run :func:`iac` with predicted filters. This definition materialises them; the kernels do not."""
+    """Run :func:`iac` with predicted filters. The reference materializes them; the kernels do not."""
     plane, *predictor = widen(x, features, weight, bias)
     return iac(plane, predict_filters(*predictor), *options, False)[0].to(x.dtype)
 

@@ -1,6 +1,6 @@
-"""The adaptive convolutions on CUDA: launches of triton_kernels.py, one step after another.
+"""Triton launchers of the adaptive convolutions, one launch or two per step.
 
-The state is small enough for the second cache level and stays there between the steps; filters stream through once.
+The state fits the L2 cache and stays there between steps; every filter tap is read once.
 """
 
 from __future__ import annotations

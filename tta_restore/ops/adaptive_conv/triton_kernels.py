@@ -1,7 +1,7 @@
 """Triton kernels of the adaptive convolutions: one step of all channels, and the two halves of its backward.
 
-Pixels of one channel lie on the lanes. What a step needs of its neighbors it computes again from lines that are in the
-first cache level already, so a step is one pass over its filters. No atomics: results do not depend on the order of
+Pixels of one channel lie on the lanes. Intermediate values of neighbors are recomputed from cache lines that are in L1
+already, so a step is one pass over its filters. No atomics: results do not depend on the order of
 blocks.
 
 Names: ``p_`` pointers, ``o_`` offsets, ``m_`` masks, ``b_`` blocks of values. A channel's planes are H * W apart;

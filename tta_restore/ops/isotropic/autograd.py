@@ -1,4 +1,4 @@
-"""How the isotropic blur is differentiated, twice."""
+"""Autograd functions of the isotropic blur, differentiable twice."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Isotropic kernels and the blur they make: checks and docstrings; reference.py has the definition."""
+"""Isotropic kernels and the blur with them: public functions with checks and documentation."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from tta_restore.ops.isotropic.autograd import Reblur
 
 
 def isotropic_kernels(seeds: Tensor, kernel_size: int) -> Tensor:
-    r"""Turn seeds into kernels: ``exp`` of the magnitude interpolated at each tap's distance, normalized over all taps.
+    r"""Return normalized isotropic kernels from radial kernel logits.
 
-    Seed k is the logit at distance k from the center, its sign counts for nothing. A tap at distance r between two
-    integers interpolates linearly; a corner tap, farther than ``m = (K-1)/2``, has logit 0: weight, but the least of
-    all. Seeds of zero make a box of K x K. Half types are computed in float32.
+    The magnitude of seed k is the logit at distance k from the center; signs are ignored. A tap at distance r between
+    two integers interpolates linearly, and a corner tap, farther than ``m = (K-1)/2``, has logit 0. The taps
+    are the softmax over all K x K logits, so seeds of zero give a box. Half-precision seeds are computed in float32.
 
     Shape:
         - seeds: (B, m+1, H, W)
         - output: (B, K*K, H, W), tap ``(i, j)``, row and column of the kernel, in channel ``i*K + j``; they sum to 1
 
     Raises:
-        TypeError: ``seeds`` is no floating-point tensor, ``kernel_size`` no integer.
+        TypeError: ``seeds`` is not a floating-point tensor, or ``kernel_size`` not an integer.
         ValueError: shapes do not match, or ``kernel_size`` is even.
 
     Source: JDRL (Li et al., AAAI 2023), its isotropic blur kernels.
@@ -51,7 +51,7 @@ def isotropic_reblur(
     kernel_sizes: Sequence[int] = (3, 5, 7, 9, 11, 13, 15),
     padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros",
 ) -> Tensor:
-    r"""Blur every pixel with its own mixture of isotropic kernels; no kernel is ever held.
+    r"""Blur every pixel with its own mixture of isotropic kernels, without storing the kernels.
 
     ``out[p] = w_0[p] x[p] + sum_n w_n[p] sum_t kernel_n[t; p] x[p + t]`` with the kernels of :func:`isotropic_kernels`,
     the kernel of the output pixel for all channels alike. Zeros outside the frame, as published, darken the border; the
@@ -59,11 +59,11 @@ def isotropic_reblur(
     through a softmax for a mean.
 
     Args:
-        image: what is blurred, any range.
-        seeds: of all kernel sizes, one block of ``(K+1)/2`` channels after the other.
-        weights: channel 0 belongs to the image itself, channel n to the n-th kernel size.
-        kernel_sizes: odd numbers of taps.
-        padding_mode: what lies outside the frame: ``"zeros"``, ``"reflect"``, ``"replicate"`` or ``"circular"``.
+        image: image to blur, in any range.
+        seeds: radial kernel logits, ``(K+1)/2`` channels for each kernel size in turn.
+        weights: mixing weights; channel 0 weighs the unblurred image, channel n the n-th kernel size.
+        kernel_sizes: kernel widths in pixels, odd.
+        padding_mode: values outside the image: ``"zeros"``, ``"reflect"``, ``"replicate"`` or ``"circular"``.
 
     Shape:
         - image: (B, C, H, W)
@@ -71,10 +71,10 @@ def isotropic_reblur(
         - weights: (B, 1+N, H, W), N the number of kernel sizes
         - output: (B, C, H, W), contiguous
 
-    Half types are computed in float32. Under autocast tensors of several dtypes meet in the widest.
+    Half-precision tensors are computed in float32. Under autocast, tensors are converted to the widest of their dtypes.
 
     Raises:
-        TypeError: an argument is no floating-point tensor, dtypes differ outside autocast, a size is no integer.
+        TypeError: an argument is not a floating-point tensor, dtypes differ outside autocast, a size is not an integer.
         ValueError: shapes or devices do not match, a kernel size is even, or the frame is too small for the padding.
 
     Source: JDRL (Li et al., AAAI 2023), its reblurring module.

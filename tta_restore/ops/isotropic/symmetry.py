@@ -1,4 +1,4 @@
-"""Taps of a square kernel sorted by distance (rings) and by symmetry (classes).
+"""Taps of a square kernel grouped by distance (radial rings) and by symmetry (symmetry classes).
 
 A ring holds the taps of one distance from the center: they share a logit. A class holds the offsets that the symmetries
 of the square turn into one another, ``{(+-a, +-b), (+-b, +-a)}``: they share a weight in every kernel size, so the sum

@@ -1,4 +1,4 @@
-"""How sharp a frame is, measured on the frame alone."""
+"""No-reference sharpness scores of images."""
 
 from .functional import self_shift_score
 

@@ -1,4 +1,4 @@
-"""Definition of the self-shift sums, in plain torch; also the kernel of last resort."""
+"""Definition of the self-shift sums in plain torch, and reference fallback."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@
 #include "dispatch.h"
 #include "huge_pages.h"
 #include "library.h"
+#include "ops/cpu/layout/layout.h"
 
 namespace {
 using tta::AdaptiveConv;
@@ -71,6 +72,30 @@ void forward(const tta::AdaptiveConvForward<S>& args) {
                               [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
 }
 
+// Reads channels_last filters where they are, because a contiguous copy costs more than the op. Returns whether it could.
+bool forward_channels_last(const AdaptiveConv& conv, const Tensor& x, const Tensor& filters, const Tensor& out,
+                           const Tensor& states, bool save_states) {
+  if (filters.is_contiguous() || !tta::is_channels_last(filters) || conv.K != 3) return false;
+  const bool wide = x.scalar_type() == ScalarType::Double;
+  const int64_t lanes = wide ? TTA_BEST_ISA(channels_last_lanes<double>)() : TTA_BEST_ISA(channels_last_lanes<float>)();
+  if (conv.C < lanes) return false;
+  tta::dispatch("iac", x.scalar_type(), [&]<typename S>() {
+    using T = tta::accumulate_t<S>;
+    T* none = nullptr;
+    const tta::AdaptiveConvForwardChannelsLast<S> args{conv,
+                                                       tta::data<S>(x),
+                                                       tta::data<S>(filters),
+                                                       filters.stride(0),
+                                                       filters.stride(3),
+                                                       static_cast<S*>(out.mutable_data_ptr()),
+                                                       save_states ? static_cast<T*>(states.mutable_data_ptr()) : none};
+    const auto kernel = TTA_BEST_ISA(adaptive_conv_forward_channels_last<S>);
+    torch::stable::parallel_for(0, conv.B * ((conv.C + lanes - 1) / lanes), 1,
+                                [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
+  });
+  return true;
+}
+
 template <typename S>
 void backward(const tta::AdaptiveConvBackward<S>& args) {
   const auto kernel = TTA_BEST_ISA(adaptive_conv_backward<S>);
@@ -80,8 +105,8 @@ void backward(const tta::AdaptiveConvBackward<S>& args) {
 
 Tensor sac(const Tensor& x_in, const Tensor& vertical_in, const Tensor& horizontal_in) {
   const AdaptiveConv conv = single_step("sac", x_in, vertical_in, horizontal_in);
-  const Tensor x = torch::stable::contiguous(x_in), vertical = torch::stable::contiguous(vertical_in),
-               horizontal = torch::stable::contiguous(horizontal_in);
+  const Tensor x = tta::dense(x_in), vertical = tta::dense(vertical_in),
+               horizontal = tta::dense(horizontal_in);
   Tensor out = empty_result(x);
   if (out.numel() == 0) return out;
   tta::dispatch("sac", x.scalar_type(), [&]<typename S>() {
@@ -95,8 +120,8 @@ std::tuple<Tensor, Tensor, Tensor> sac_backward(const Tensor& grad_in, const Ten
                                                 const Tensor& horizontal_in, bool need_taps) {
   const AdaptiveConv conv = single_step("sac_backward", x_in, vertical_in, horizontal_in);
   STD_TORCH_CHECK(tta::same_shape(grad_in, x_in), "sac_backward: expected grad like x");
-  const Tensor grad = torch::stable::contiguous(grad_in), x = torch::stable::contiguous(x_in),
-               vertical = torch::stable::contiguous(vertical_in), horizontal = torch::stable::contiguous(horizontal_in);
+  const Tensor grad = tta::dense(grad_in), x = tta::dense(x_in),
+               vertical = tta::dense(vertical_in), horizontal = tta::dense(horizontal_in);
   Tensor grad_x = empty_result(x);
   Tensor grad_vertical = need_taps ? empty_result(vertical) : torch::stable::new_empty(x, {0});
   Tensor grad_horizontal = need_taps ? empty_result(horizontal) : torch::stable::new_empty(x, {0});
@@ -116,12 +141,14 @@ std::tuple<Tensor, Tensor, Tensor> sac_backward(const Tensor& grad_in, const Ten
 std::tuple<Tensor, Tensor> iac(const Tensor& x_in, const Tensor& filters_in, int64_t num_steps, int64_t kernel_size,
                                double slope, bool activate_last, bool own, bool save_states) {
   const AdaptiveConv conv = all_steps("iac", x_in, filters_in, num_steps, kernel_size, slope, activate_last, own);
-  const Tensor x = torch::stable::contiguous(x_in), filters = torch::stable::contiguous(filters_in);
+  const Tensor x = tta::dense(x_in);
   Tensor out = empty_result(x);
   Tensor states = torch::stable::new_empty(
       x, {conv.B, save_states ? conv.N - 1 : 0, conv.C, conv.H, conv.W}, tta::computing_type(x));
   tta::prefer_huge_pages(states.mutable_data_ptr(), states.numel() * int64_t(states.element_size()));
   if (out.numel() == 0) return {out, states};
+  if (forward_channels_last(conv, x, filters_in, out, states, save_states)) return {out, states};
+  const Tensor filters = tta::dense(filters_in);
   tta::dispatch("iac", x.scalar_type(), [&]<typename S>() {
     using T = tta::accumulate_t<S>;
     forward<S>({conv, tta::data<S>(x), filter_taps(tta::data<S>(filters), conv), tta::mutable_data<S>(out),
@@ -137,8 +164,8 @@ std::tuple<Tensor, Tensor> iac_backward(const Tensor& grad_in, const Tensor& x_i
       all_steps("iac_backward", x_in, filters_in, num_steps, kernel_size, slope, activate_last, own);
   STD_TORCH_CHECK(tta::same_shape(grad_in, x_in) && states_in.scalar_type() == tta::computing_type(x_in),
                   "iac_backward: expected grad like x, and states in the computing type");
-  const Tensor grad = torch::stable::contiguous(grad_in), x = torch::stable::contiguous(x_in),
-               filters = torch::stable::contiguous(filters_in), states = torch::stable::contiguous(states_in);
+  const Tensor grad = tta::dense(grad_in), x = tta::dense(x_in),
+               filters = tta::dense(filters_in), states = tta::dense(states_in);
   const bool saved = states.numel() == (conv.N - 1) * x.numel();
   Tensor grad_x = empty_result(x);
   Tensor grad_filters = need_filters ? empty_result(filters) : torch::stable::new_empty(x, {0});
@@ -166,7 +193,7 @@ std::tuple<Tensor, Tensor, Tensor> iac_double_backward(const std::optional<Tenso
   STD_TORCH_CHECK(tta::same_shape(grad_in, x_in) && (!dx_in || tta::same_shape(*dx_in, x_in)) &&
                       (!dfilters_in || tta::same_shape(*dfilters_in, filters_in)),
                   "iac_double_backward: expected grad and dx like x, and dfilters like filters");
-  const auto dense = [](const Tensor& tensor) { return torch::stable::contiguous(widened(tensor)); };
+  const auto dense = [](const Tensor& tensor) { return widened(tta::dense(tensor)); };
   const Tensor grad = dense(grad_in), x = dense(x_in), filters = dense(filters_in);
   const Tensor dx = dx_in ? dense(*dx_in) : x, dfilters = dfilters_in ? dense(*dfilters_in) : filters;
   Tensor grad_grad = empty_result(grad), grad_x = empty_result(x), grad_filters = empty_result(filters);

@@ -39,6 +39,16 @@ struct AdaptiveConvForward {
   accumulate_t<S>* states;  // u_1 .. u_{N-1}, (B, N-1, C, H, W), or null
 };
 
+// Forward with filters in channels_last memory: channel ch of pixel i of frame b is filters[b * batch + i * pixel + ch].
+template <typename S>
+struct AdaptiveConvForwardChannelsLast {
+  AdaptiveConv conv;  // K = 3 and at least as many channels as channels_last_lanes
+  const S *x, *filters;
+  int64_t batch, pixel;
+  S* out;
+  accumulate_t<S>* states;  // as above
+};
+
 template <typename S>
 struct AdaptiveConvBackward {
   AdaptiveConv conv;
@@ -67,6 +77,14 @@ struct AdaptiveConvDoubleBackward {
 TTA_DECLARE_FOR_EACH_ISA(
     template <typename S>
     void adaptive_conv_forward(const AdaptiveConvForward<S>& args, int64_t begin, int64_t end);
+    // Channels of a group, which are computed together.
+    template <typename T>
+    int64_t channels_last_lanes();
+
+    // [begin, end) counts groups of channels of all frames.
+    template <typename S>
+    void adaptive_conv_forward_channels_last(const AdaptiveConvForwardChannelsLast<S>& args, int64_t begin,
+                                             int64_t end);
     template <typename S>
     void adaptive_conv_backward(const AdaptiveConvBackward<S>& args, int64_t begin, int64_t end);
     template <typename S>

@@ -4,6 +4,7 @@
 
 #include "dispatch.h"
 #include "library.h"
+#include "ops/cpu/layout/layout.h"
 
 namespace {
 using tta::AdaptiveConv;
@@ -51,8 +52,8 @@ Tensor iac_from_features(const Tensor& x_in, const Tensor& features_in, const Te
                          int64_t num_steps, int64_t kernel_size, double slope, bool activate_last, bool own) {
   const AdaptiveConv conv = check("iac_from_features", x_in, features_in, weight_in, bias_in, num_steps, kernel_size,
                                   slope, activate_last, own);
-  const Tensor x = torch::stable::contiguous(x_in), features = torch::stable::contiguous(features_in),
-               weight = torch::stable::contiguous(weight_in), bias = torch::stable::contiguous(bias_in);
+  const Tensor x = tta::dense(x_in), features = tta::dense(features_in),
+               weight = tta::dense(weight_in), bias = tta::dense(bias_in);
   Tensor out = torch::stable::empty_like(x);
   if (out.numel() == 0) return out;
   const int64_t D = features.size(1), group = group_size(conv.B, conv.C);
@@ -81,9 +82,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> iac_from_features_backward(
                                   kernel_size, slope, activate_last, own);
   STD_TORCH_CHECK(grad_in.numel() == x_in.numel() && grad_in.scalar_type() == x_in.scalar_type(),
                   "iac_from_features_backward: expected grad like x");
-  const Tensor grad = torch::stable::contiguous(grad_in), x = torch::stable::contiguous(x_in),
-               features = torch::stable::contiguous(features_in), weight = torch::stable::contiguous(weight_in),
-               bias = torch::stable::contiguous(bias_in);
+  const Tensor grad = tta::dense(grad_in), x = tta::dense(x_in),
+               features = tta::dense(features_in), weight = tta::dense(weight_in),
+               bias = tta::dense(bias_in);
   const Tensor none = torch::stable::new_empty(x, {0});
   Tensor grad_x = torch::stable::empty_like(x);
   Tensor grad_features = need_features ? torch::stable::empty_like(features) : none;

@@ -7,36 +7,6 @@
 namespace tta::TTA_ISA {
 namespace {
 
-// Rows of weight and bias that make the taps of `count` channels from c at step n: up to three runs, in this order.
-struct Rows {
-  int64_t first[3], count[3], total;
-};
-
-Rows predictor_rows(const AdaptiveConv& conv, int64_t n, int64_t c, int64_t count) {
-  const int64_t taps = conv.C * conv.K, step = n * 2 * taps, biases = conv.N * 2 * taps + n * conv.C;
-  Rows rows{{step + c * conv.K, step + taps + c * conv.K, biases + c},
-            {count * conv.K, conv.own ? count * conv.K : 0, count},
-            0};
-  for (int run = 0; run < 3; ++run) rows.total += rows.count[run];
-  return rows;
-}
-
-// call(row within the group, row of weight)
-template <typename Call>
-void for_each_row(const Rows& rows, Call call) {
-  int64_t i = 0;
-  for (int run = 0; run < 3; ++run)
-    for (int64_t k = 0; k < rows.count[run]; ++k) call(i++, rows.first[run] + k);
-}
-
-// The taps of channel c of `count` in a tile that holds the rows above, `stride` apart.
-template <typename T>
-BlockTaps<T> tile_taps(const AdaptiveConv& conv, T* tile, int64_t c, int64_t count, int64_t stride) {
-  T* vertical = tile + c * conv.K * stride;
-  T* horizontal = conv.own ? vertical + count * conv.K * stride : vertical;
-  return {vertical, horizontal, tile + ((conv.own ? 2 : 1) * count * conv.K + c) * stride, stride};
-}
-
 // One step's share of the predictor, for a group of channels.
 template <typename S>
 class Predictor {
@@ -51,10 +21,10 @@ class Predictor {
         start_(most_rows_),
         tile_(most_rows_ * layout.columns) {}
 
-  const Rows& rows() const { return rows_; }
+  const GroupChannels& rows() const { return rows_; }
 
   void take_step(int64_t n, int64_t c, int64_t count) {
-    rows_ = predictor_rows(args_.conv, n, c, count);
+    rows_ = filter_channels(args_.conv, n, c, count);
     count_ = count;
     const auto panel_row = [&](int64_t i) {
       return panels_ + i / PANEL_ROWS * PANEL_ROWS * args_.D + i % PANEL_ROWS;
@@ -87,7 +57,7 @@ class Predictor {
   const FromFeatures<S>& args_;
   const FeaturesLayout& layout_;
   int64_t most_rows_, count_ = 0;
-  Rows rows_{};
+  GroupChannels rows_{};
   Scratch<T> panels_, start_, tile_;
 };
 
@@ -158,27 +128,26 @@ void from_features_forward(const FromFeatures<S>& args, S* out, int64_t begin, i
   const int64_t plane = conv.H * conv.W, groups = (conv.C + args.group - 1) / args.group;
   // Every step writes its rows K/2 rows higher than it read them: a chunk then overwrites only rows that the chunks
   // below do not read, and one plane per channel is enough.
-  const int64_t rise = conv.K / 2 * conv.W, scratch = plane + conv.N * rise;
+  const int64_t rise = conv.K / 2 * conv.W, plane_stride = plane + conv.N * rise;
   Predictor<S> predictor(args, layout);
-  Scratch<T> planes(args.group * scratch), middle(layout.columns);
+  Scratch<T> planes(args.group * plane_stride), middle(layout.columns);
   for (int64_t i = begin; i < end; ++i) {
     const int64_t b = i / groups, c = i % groups * args.group;
     const int64_t count = conv.C - c < args.group ? conv.C - c : args.group;
     const int64_t first_plane = (b * conv.C + c) * plane;
     for (int64_t k = 0; k < count; ++k)
-      for (int64_t j = 0; j < plane; ++j)
-        planes[k * scratch + conv.N * rise + j] = load(args.x[first_plane + k * plane + j]);
+      load_values(args.x + first_plane + k * plane, plane, planes + k * plane_stride + conv.N * rise);
     for (int64_t n = 0; n < conv.N; ++n) {
       predictor.take_step(n, c, count);
       for_each_chunk(conv, layout, [&](int64_t chunk, const Block& block, int64_t first) {
         predictor.predict(b, chunk);
         for (int64_t k = 0; k < count; ++k) {
-          T* u = planes + k * scratch + (conv.N - n) * rise;
+          T* u = planes + k * plane_stride + (conv.N - n) * rise;
           forward_block<T>(block, predictor.taps(k), slope_of<T>(conv, n), u, middle, u - rise + first);
         }
       });
     }
-    for (int64_t k = 0; k < count; ++k) copy_narrowed(out + first_plane + k * plane, planes + k * scratch, plane, false);
+    for (int64_t k = 0; k < count; ++k) copy_narrowed(out + first_plane + k * plane, planes + k * plane_stride, plane, false);
   }
 }
 
@@ -203,11 +172,10 @@ void from_features_backward(const FromFeaturesBackward<S>& args, accumulate_t<S>
   for (int64_t i = first_group; i < groups; i += group_stride) {
     const int64_t c = i * group, count = conv.C - c < group ? conv.C - c : group;
     T *grad = grads, *grad_next = grads + group * plane;
-    for (int64_t k = 0; k < count; ++k)
-      for (int64_t j = 0; j < plane; ++j) {
-        state(0, k)[j] = load(forward.x[(b * conv.C + c + k) * plane + j]);
-        grad[k * plane + j] = load(args.grad[(b * conv.C + c + k) * plane + j]);
-      }
+    for (int64_t k = 0; k < count; ++k) {
+      load_values(forward.x + (b * conv.C + c + k) * plane, plane, state(0, k));
+      load_values(args.grad + (b * conv.C + c + k) * plane, plane, grad + k * plane);
+    }
     for (int64_t n = 0; n < conv.N - 1; ++n) {
       predictor.take_step(n, c, count);
       for_each_chunk(conv, layout, [&](int64_t chunk, const Block& block, int64_t first) {
@@ -220,7 +188,7 @@ void from_features_backward(const FromFeaturesBackward<S>& args, accumulate_t<S>
     for (int64_t n = conv.N - 1; n >= 0; --n) {
       const T slope = slope_of<T>(conv, n);
       predictor.take_step(n, c, count);
-      const Rows& rows = predictor.rows();
+      const GroupChannels& rows = predictor.rows();
       if (grad_features)
         for (int64_t d = 0; d < D; d += PANEL_ROWS)
           for_each_row(rows, [&](int64_t r, int64_t row) {

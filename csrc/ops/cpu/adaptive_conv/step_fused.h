@@ -32,7 +32,9 @@ void fused_rows(const BlockTaps<const S>& taps, const PrefetchRange<S> (&ahead)[
   const S *k1 = taps.vertical, *k2 = taps.horizontal, *bias = taps.bias;
   const int64_t stride = taps.stride;
 
-  const auto fetch = [=](const BlockTaps<const S>& of, int64_t i) __attribute__((always_inline)) {
+  constexpr int64_t LINE = 64 / sizeof(S);  // values in a cache line, each of which is fetched once
+  const auto fetch = [=](const BlockTaps<const S>& of, int64_t i, bool line) __attribute__((always_inline)) {
+    if (L < LINE && !line) return;
     unroll<KS>([&]<int t>() __attribute__((always_inline)) {
       __builtin_prefetch(of.vertical + t * stride + i);
       __builtin_prefetch(of.horizontal + t * stride + i);
@@ -68,7 +70,7 @@ void fused_rows(const BlockTaps<const S>& taps, const PrefetchRange<S> (&ahead)[
   int64_t i = 0;
   for (const PrefetchRange<S>& now : ahead)
     for (; i < now.end && i + 2 * L <= pixels; i += L) {
-      fetch(now.taps, i);
+      fetch(now.taps, i, i % LINE == 0);
       const V after = column(i + L);
       row(i, x, before, here, after);
       before = here;

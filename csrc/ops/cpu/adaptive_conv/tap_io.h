@@ -29,7 +29,7 @@ inline const float* widen(const float* from, int64_t, float*) { return from; }
 inline const double* widen(const double* from, int64_t, double*) { return from; }
 template <typename S>
 const float* widen(const S* from, int64_t n, float* scratch) {
-  for (int64_t i = 0; i < n; ++i) scratch[i] = load(from[i]);
+  load_values(from, n, scratch);
   return scratch;
 }
 
@@ -80,7 +80,7 @@ void copy_narrowed(S* to, const float* from, int64_t n, bool stream) {
   S rounded[CHUNK];
   for (int64_t first = 0; first < n; first += CHUNK) {
     const int64_t m = n - first < CHUNK ? n - first : CHUNK;
-    for (int64_t i = 0; i < m; ++i) store(from[first + i], rounded[i]);
+    store_values(from + first, m, rounded);
     if (stream)
       stream_bytes((char*)(to + first), (const char*)rounded, m * int64_t(sizeof(S)));
     else
@@ -177,6 +177,37 @@ class TapWriter {
   int64_t capacity_;
   Scratch<T> scratch_;
 };
+
+// Channels of the filters, or rows of their predictor, that hold the taps of `count` channels from c at step n: vertical
+// taps, horizontal taps and biases, in this order.
+struct GroupChannels {
+  int64_t first[3], count[3], total;
+};
+
+inline GroupChannels filter_channels(const AdaptiveConv& conv, int64_t n, int64_t c, int64_t count) {
+  const int64_t taps = conv.C * conv.K, step = n * 2 * taps, biases = conv.N * 2 * taps + n * conv.C;
+  GroupChannels rows{{step + c * conv.K, step + taps + c * conv.K, biases + c},
+            {count * conv.K, conv.own ? count * conv.K : 0, count},
+            0};
+  for (int run = 0; run < 3; ++run) rows.total += rows.count[run];
+  return rows;
+}
+
+// call(index within the group, channel of the filters)
+template <typename Call>
+void for_each_row(const GroupChannels& rows, Call call) {
+  int64_t i = 0;
+  for (int run = 0; run < 3; ++run)
+    for (int64_t k = 0; k < rows.count[run]; ++k) call(i++, rows.first[run] + k);
+}
+
+// Taps of channel c of `count` in a tile that holds these channels, `stride` apart.
+template <typename T>
+BlockTaps<T> tile_taps(const AdaptiveConv& conv, T* tile, int64_t c, int64_t count, int64_t stride) {
+  T* vertical = tile + c * conv.K * stride;
+  T* horizontal = conv.own ? vertical + count * conv.K * stride : vertical;
+  return {vertical, horizontal, tile + ((conv.own ? 2 : 1) * count * conv.K + c) * stride, stride};
+}
 
 }  // namespace
 }  // namespace tta::TTA_ISA

@@ -6,6 +6,7 @@
 
 #include "dispatch.h"
 #include "library.h"
+#include "ops/cpu/layout/layout.h"
 
 namespace {
 using torch::headeronly::ScalarType;
@@ -79,8 +80,8 @@ class Tables {
 Tensor isotropic_reblur(const Tensor& image_in, const Tensor& seeds_in, const Tensor& weights_in,
                         std::vector<int64_t> kernel_sizes) {
   const Tables tables("isotropic_reblur", image_in, seeds_in, weights_in, kernel_sizes);
-  const Tensor image = torch::stable::contiguous(image_in), seeds = torch::stable::contiguous(seeds_in),
-               weights = torch::stable::contiguous(weights_in);
+  const Tensor image = tta::dense(image_in), seeds = tta::dense(seeds_in),
+               weights = tta::dense(weights_in);
   Tensor out = torch::stable::empty_like(image);
   if (out.numel() == 0) return out;
   tta::dispatch("isotropic_reblur", image.scalar_type(), [&]<typename S>() {
@@ -99,8 +100,8 @@ std::tuple<Tensor, Tensor, Tensor> isotropic_reblur_backward(const Tensor& grad_
                                                              bool need_kernels) {
   const Tables tables("isotropic_reblur_backward", image_in, seeds_in, weights_in, kernel_sizes);
   STD_TORCH_CHECK(tta::same_shape(grad_in, image_in), "isotropic_reblur_backward: expected grad like image");
-  const Tensor grad = torch::stable::contiguous(grad_in), image = torch::stable::contiguous(image_in),
-               seeds = torch::stable::contiguous(seeds_in), weights = torch::stable::contiguous(weights_in);
+  const Tensor grad = tta::dense(grad_in), image = tta::dense(image_in),
+               seeds = tta::dense(seeds_in), weights = tta::dense(weights_in);
   const auto result = [&](const Tensor& like, bool needed) {
     return needed ? torch::stable::empty_like(like) : torch::stable::new_empty(image, {0});
   };

@@ -47,13 +47,13 @@ class Rows {
 // n values, then zeros up to TILE
 template <typename S, typename T>
 inline void load_tile(const S* from, int64_t n, T* to) {
-  for (int64_t i = 0; i < n; ++i) to[i] = load(from[i]);
+  load_values(from, n, to);
   for (int64_t i = n; i < TILE; ++i) to[i] = 0;
 }
 
 template <typename S, typename T>
 inline void store_tile(const T* from, int64_t n, S* to) {
-  for (int64_t i = 0; i < n; ++i) store(from[i], to[i]);
+  store_values(from, n, to);
 }
 
 // Exponentials of the logits of one table, up to a factor that falls out: e[ring], and 1 / (sum over all taps).
@@ -283,7 +283,7 @@ void isotropic_reblur_backward_blocks(const IsotropicBackward<S>& args, int64_t 
       for (int64_t k = 0; k < blur.C; ++k) {
         const S* from = args.grad + (b * blur.C + k) * plane + y * W;
         T* to = grads + k * stride + radius;
-        for (int64_t i = 0; i < W; ++i) to[i] = load(from[i]);
+        load_values(from, W, to);
       }
       for (int64_t x = 0; x < W; x += TILE) {
         const int64_t n = W - x < TILE ? W - x : TILE;

@@ -5,6 +5,7 @@
 
 #include "dispatch.h"
 #include "library.h"
+#include "ops/cpu/layout/layout.h"
 
 namespace {
 using torch::headeronly::ScalarType;
@@ -19,7 +20,7 @@ std::array<double, 4> overlap_sizes(int64_t C, int64_t H, int64_t W) {
 Tensor self_shift_products(const Tensor& a_in, const Tensor& b_in) {
   TTA_CHECK("self_shift_products", a_in.dim() == 4 && a_in.scalar_type() == b_in.scalar_type(),
             "expected two tensors (B, C, H, W) of one dtype");
-  const Tensor a = torch::stable::contiguous(a_in), b = torch::stable::contiguous(b_in);
+  const Tensor a = tta::dense(a_in), b = tta::dense(b_in);
   const int64_t B = a.size(0), C = a.size(1), H = a.size(2), W = a.size(3);
   TTA_CHECK("self_shift_products", b.size(0) == B && b.size(1) == C && b.size(2) == H && b.size(3) == W,
             "expected two tensors of one shape");
@@ -52,7 +53,7 @@ Tensor self_shift_products(const Tensor& a_in, const Tensor& b_in) {
 Tensor self_shift_laplacian(const Tensor& x_in, const Tensor& weights_in) {
   TTA_CHECK("self_shift_laplacian", x_in.dim() == 4 && weights_in.dim() == 2 && weights_in.size(1) == 4,
             "expected x (B, C, H, W) and weights (B, 4)");
-  const Tensor x = torch::stable::contiguous(x_in), weights = torch::stable::contiguous(weights_in);
+  const Tensor x = tta::dense(x_in), weights = tta::dense(weights_in);
   const int64_t B = x.size(0), C = x.size(1), H = x.size(2), W = x.size(3);
   const ScalarType kept = tta::computing_type(x);
   TTA_CHECK("self_shift_laplacian", weights.size(0) == B && weights.scalar_type() == kept,

@@ -12,7 +12,7 @@ void load_tile(const T* row, int64_t W, int64_t first, int64_t n, accumulate_t<T
   for (int64_t i = 0; i < n; ++i) to[i] = 0;
   if (row == nullptr) return;
   const int64_t begin = first < 0 ? -first : 0, end = first + n > W ? W - first : n;
-  for (int64_t i = begin; i < end; ++i) to[i] = load(row[first + i]);
+  if (end > begin) load_values(row + first + begin, end - begin, to + begin);
 }
 
 // sum of (p[i] - q[i]) * (r[i] - s[i]) in a fixed order, in lanes that the compiler turns into registers
