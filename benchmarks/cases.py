@@ -214,7 +214,7 @@ def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 DIRECTIONS = ("forward", "forward+backward")
-CONTENDERS = ("ours", "reference", "composed", "original", "compiled")
+CONTENDERS = ("ours", "reference", "composed", "original", "compiled", "fft")
 
 FRAME, PATCH, TINY = (1, 128, 70, 105), (2, 128, 32, 32), (1, 2, 4, 4)
 PHOTO = (1, 3, 256, 256)
@@ -222,6 +222,8 @@ GPU_FRAME = (1, 128, 140, 210)
 
 
 def cases(device: str) -> list[Case]:
+    from . import per_pixel  # which imports Case
+
     if device == "cuda":
         steps = [
             (op, GPU_FRAME, 17, 3, dtype, d)
@@ -235,6 +237,7 @@ def cases(device: str) -> list[Case]:
             AdaptiveConv("sac", GPU_FRAME, 1, 3),
             *(IsotropicReblur((1, 3, 1120, 1680), dtype) for dtype in (torch.float32, torch.bfloat16)),
             IsotropicReblur(PHOTO),
+            *per_pixel.cases(device),
         ]
     return [
         AdaptiveConv("iac", FRAME, 17, 3),
@@ -249,6 +252,7 @@ def cases(device: str) -> list[Case]:
         *(AdaptiveConv("iac_from_features", FRAME, 17, 3, d, 128) for d in (torch.float32, torch.bfloat16)),
         AdaptiveConv("iac_from_features", PATCH, 17, 3, torch.float32, 128),
         IsotropicReblur(PHOTO),
+        *per_pixel.cases(device),
     ]
 
 

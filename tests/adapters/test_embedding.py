@@ -389,3 +389,30 @@ def test_the_plan_is_short_and_measures_a_frame():
     assert "activations" in str(plan)
     assert adapter.state_dict()["tensors"].keys() == kept["tensors"].keys()
     assert adapter.state.frames == 0
+
+
+@pytest.fixture
+def process_group(tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="no torch.distributed")
+def test_under_and_around_ddp(process_group):
+    x, expected = frame(), siam(network())(frame())
+    assert torch.equal(siam(nn.parallel.DistributedDataParallel(network()))(x), expected)
+    wrapped = nn.parallel.DistributedDataParallel(siam(network()))
+    assert torch.equal(wrapped(x), expected)
+
+
+def test_sharded_weights_are_refused_with_the_remedy():
+    net = network()
+    net[0].weight.full_tensor = lambda: net[0].weight  # what a DTensor has
+    with pytest.raises(TypeError, match="sharded over processes .*before fully_shard"):
+        siam(net)
+
+
+def test_lazy_weights_are_refused_with_the_remedy():
+    with pytest.raises(ValueError, match="lazy weights without a shape; run the model on a frame first"):
+        siam(nn.LazyConv2d(3, 3, padding=1))

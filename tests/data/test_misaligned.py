@@ -50,7 +50,7 @@ def test_pairs_repeat_with_their_generator_and_have_their_size():
 
 
 def test_refusals():
-    with pytest.raises(ValueError, match=r"pictures \(N, 3, S, S\) with S >= "):
+    with pytest.raises(ValueError, match=r"images \(N, 3, S, S\) with S >= "):
         GeneratedPairs(torch.rand(1, 3, 64, 64), size=64)
     with pytest.raises(ValueError, match="zoom to be a number >= 0"):
         Misalignment(zoom=-1)

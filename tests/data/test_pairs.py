@@ -85,7 +85,7 @@ def test_data_sets_without_originals(tmp_path):
     assert [frame.sharp_path for frame in frames] == [None] * 4
     with pytest.raises(ValueError, match="images of cuhk have no sharp originals"):
         find_pairs(tmp_path / "CUHK", "cuhk", "test")
-    with pytest.raises(ValueError, match=r"out_of_focus2.jpg has no sharp original to learn from"):
+    with pytest.raises(ValueError, match=r"out_of_focus2.jpg has no sharp original to train on"):
         FolderCrops(files)
 
 

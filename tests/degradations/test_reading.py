@@ -130,5 +130,5 @@ def test_distance_is_about_what_can_be_seen():
     sure = [reading(blur=value, deviation=0.05) for value in (1.5, 3.0)]
     unsure = [reading(blur=value, deviation=0.6) for value in (1.5, 3.0)]
     assert sure[0].distance(sure[1]) > 2.5
-    assert unsure[0].distance(unsure[1]) < 1  # which of the two it is, nobody knows
+    assert unsure[0].distance(unsure[1]) < 1
     assert reading(jpeg=(1.0, 20.0, 1.0)).distance(base) > 2

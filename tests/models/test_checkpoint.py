@@ -122,3 +122,47 @@ def test_a_misfit_is_explained_before_anything_is_written():
     with pytest.raises(ValueError, match=r"0.weight of Sequential has shape \(4, 3, 1, 1\).*brings \(2, 3, 1, 1\)"):
         models.load_checkpoint(fresh, weights)
     assert all(torch.equal(value, before[name]) for name, value in fresh.state_dict().items())
+
+
+def _under(prefix, weights):
+    return {prefix + key: value for key, value in weights.items()}
+
+
+def _pair():
+    nets = []
+    for seed in (1, 2, 3):
+        torch.manual_seed(seed)
+        nets.append(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4)))
+    return nets
+
+
+FRAMEWORKS = {
+    "lightning": lambda w, raw: {"state_dict": _under("model.", w), "epoch": 1, "pytorch-lightning_version": "2.4"},
+    "beside a loss": lambda w, raw: {"state_dict": _under("net.", w) | {"lpips.lin.weight": torch.zeros(3)}},
+    "mmagic": lambda w, raw: _under("generator.", raw) | _under("generator_ema.", w) | {"step": torch.zeros(1)},
+    "netG": lambda w, raw: {"netG": w, "netD": {}},
+    "ema": lambda w, raw: {"ema": w, "model": raw},
+    "AveragedModel": lambda w, raw: {"n_averaged": torch.tensor(5)} | _under("module.", w),
+    "any prefix": lambda w, raw: _under("a.b.c.", w),
+    "deep": lambda w, raw: {"checkpoint": {"weights": {"best": w}}, "optimizer": {"state": {}}},
+}
+
+
+@pytest.mark.filterwarnings("ignore:load_checkpoint. takes the averaged weights")
+@pytest.mark.parametrize("content", FRAMEWORKS.values(), ids=FRAMEWORKS)
+def test_weights_are_found_by_fit_averaged_before_raw(content, tmp_path):
+    wanted, raw, net = _pair()
+    torch.save(content(wanted.state_dict(), raw.state_dict()), tmp_path / "c.pth")
+    models.load_checkpoint(net, tmp_path / "c.pth")
+    for name, value in wanted.state_dict().items():
+        assert torch.equal(net.state_dict()[name], value)
+
+
+def test_averaged_weights_are_reported_and_several_raw_ones_refused():
+    wanted, raw, net = _pair()
+    with pytest.warns(UserWarning, match="takes the averaged weights ema of the given state dict, not model"):
+        models.load_checkpoint(net, {"ema": wanted.state_dict(), "model": raw.state_dict()})
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    with pytest.raises(ValueError, match="holds several sets of weights that fit, at netG, netF"):
+        models.load_checkpoint(net, {"netG": wanted.state_dict(), "netF": raw.state_dict()})
+    assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())

@@ -7,6 +7,7 @@ import torch
 from _second_derivatives import Squares, TheirLayerNorm2d
 from torch import nn
 
+from tta_restore import models
 from tta_restore.models.restorer import second_order
 from tta_restore.models.restorer.second_order import examine_second_order, plain_layer_norms
 
@@ -131,3 +132,12 @@ def test_nafnet():
 def test_without_weights():
     with pytest.raises(ValueError, match="expected a model with weights"):
         examine_second_order(nn.Identity(), EXAMPLE)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_kinks_do_not_make_a_right_second_derivative_wrong(seed):
+    torch.manual_seed(seed)
+    example = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    net = models.create_model("ifan", base_channels=4, num_steps=3)
+    assert examine_second_order(models.as_restorer(net), example).right
+    assert not examine_second_order(models.as_restorer(net), example, steps=(1e-6,)).right  # the one step of before

@@ -1,6 +1,6 @@
 """Optics of defocus: pupil functions, lenses, and their point spread functions (PSFs).
 
-A pupil function is the transmission of a lens over its pupil at unit radius; the PSF at a pixel is the pupil function
+A pupil function is the transmission of a lens, scaled to unit radius; the PSF at a pixel is the pupil function
 scaled to the blur radius there. A lens adds the range of radii that the depth of the scene selects from.
 """
 
@@ -39,7 +39,7 @@ class Lens:
     radius: tuple[float, float]
 
 
-# ---- pupils -------------------------------------------------------------------------------------------------------
+# ---- pupil functions ------------------------------------------------------------------------------------------------
 
 
 def disk(u: Tensor, v: Tensor) -> Tensor:
@@ -48,7 +48,7 @@ def disk(u: Tensor, v: Tensor) -> Tensor:
 
 
 def gaussian(u: Tensor, v: Tensor) -> Tensor:
-    """Bell of standard deviation 0.6: an apodised or badly corrected lens."""
+    """Gaussian of standard deviation 0.6: an apodized or badly corrected lens."""
     return torch.exp(-(u * u + v * v) / (2 * 0.6**2))
 
 

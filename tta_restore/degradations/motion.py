@@ -73,7 +73,7 @@ class CameraPath:
     """Where the camera looks at fine steps of time.
 
     Shape:
-        - poses: (T, N, 4): at N num_subframes of T exposures, the view's shift in x and y in pixels, log scale, radians
+        - poses: (T, N, 4): at N sub-frames of T exposures, the view's shift in x and y in pixels, log scale, radians
     """
 
     poses: Tensor

@@ -50,26 +50,26 @@ class Augmentation:
                 f"Augmentation: expected noise_std (low, high) with 0 <= low <= high, got {self.noise_std}"
             )
 
-    def __call__(self, pictures: Tensor, size: int, generator: torch.Generator, *, sharp: int = 1) -> Tensor:
+    def __call__(self, images: Tensor, size: int, generator: torch.Generator, *, sharp: int = 1) -> Tensor:
         """Return one changed crop, from the same place of all images.
 
         Every place is equally likely; in the published training the first one counts twice and the last never.
 
         Args:
-            pictures: an image and its companions.
+            images: an image and its companions.
             size: S, side of the crop in pixels, after scaling.
             generator: source of all randomness.
             sharp: index of the image that gets no noise.
 
-        Shape: pictures (V, 3, H, W) in [0, 1], H and W >= S -> (V, 3, S, S).
+        Shape: images (V, 3, H, W) in [0, 1], H and W >= S -> (V, 3, S, S).
 
         Raises:
             ValueError: the images are smaller than the crop.
         """
-        height, width = pictures.shape[-2:]
-        if pictures.ndim != 4 or min(height, width) < size:
+        height, width = images.shape[-2:]
+        if images.ndim != 4 or min(height, width) < size:
             raise ValueError(
-                f"Augmentation: expected pictures (V, 3, H, W), H and W >= {size}, got {tuple(pictures.shape)}"
+                f"Augmentation: expected images (V, 3, H, W), H and W >= {size}, got {tuple(images.shape)}"
             )
 
         def draw() -> float:
@@ -80,7 +80,7 @@ class Augmentation:
         factor = low + (1 - low) * draw() if scaled else 1.0
         rows = _Window.random(height, factor, size, generator)
         columns = _Window.random(width, factor, size, generator)
-        crop = pictures[:, :, rows.start : rows.stop, columns.start : columns.stop]
+        crop = images[:, :, rows.start : rows.stop, columns.start : columns.stop]
         if noisy:
             sigma = self.noise_std[0] + (self.noise_std[1] - self.noise_std[0]) * draw()
             noise = sigma * torch.randn(crop.shape[1:], generator=generator)
@@ -96,12 +96,12 @@ class Augmentation:
         return crop.contiguous()
 
 
-def to_gray(pictures: Tensor) -> Tensor:
+def to_gray(images: Tensor) -> Tensor:
     """Return the published gray: luma of stored values with the transfer curve applied once more, which brightens it.
 
     Shape: (..., 3, H, W) in [0, 1] -> (..., 1, H, W).
     """
-    return linear_to_srgb(luma(pictures, _GRAY))
+    return linear_to_srgb(luma(images, _GRAY))
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A video as a clip of blurred frames and, where there are any, sharp originals; frames are read when asked for."""
+"""Videos as clips of blurred frames and, where they exist, sharp originals; frames are read when they are indexed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Frames = Tensor | Sequence[Tensor]
 
 
 class ImageSequence(Sequence[Tensor]):
-    """Frames that lie in files, each read when it is asked for.
+    """Frames in image files, each read when it is indexed.
 
     Args:
         paths: in time.
@@ -68,7 +68,7 @@ class Clip:
         return len(self.blurry)
 
     def originals(self) -> Frames:
-        """The sharp frames.
+        """Return the sharp frames.
 
         Raises:
             ValueError: there are none.
@@ -79,7 +79,7 @@ class Clip:
 
 
 def stack_frames(frames: Frames, times: Iterable[int] | None = None) -> Tensor:
-    """Some frames, by default all of them, as one tensor (T, 3, H, W).
+    """Return frames, by default all of them, as one tensor (T, 3, H, W).
 
     Raises:
         ValueError: they differ in size.
@@ -93,6 +93,6 @@ def stack_frames(frames: Frames, times: Iterable[int] | None = None) -> Tensor:
 
 
 def window(time: int, length: int, num_frames: int) -> list[int]:
-    """Times of the ``num_frames`` frames around ``time``, those before the first and after the last repeated."""
+    """Return the indices of the ``num_frames`` frames around ``time``; the first and the last frame are repeated."""
     half = num_frames // 2
     return [min(max(t, 0), length - 1) for t in range(time - half, time - half + num_frames)]

@@ -140,14 +140,14 @@ def find_files(root: str | Path, layout: str, split: str = "train", *, views: bo
         there = ", ".join(sorted(p.name for p in root.iterdir())[:8]) if root.is_dir() else "no such folder"
         raise ValueError(f"{root}: expected {wanted} in it for {layout} ({split}), found: {there or 'nothing'}")
     blurry = root / found[0]
-    pictures = images_below(blurry) if found[0] != "." else _images_in(root)
-    if not pictures:
+    images = images_below(blurry) if found[0] != "." else _images_in(root)
+    if not images:
         raise ValueError(f"{blurry}: no images there")
     columns: list[list[Path | None]] = []
     for folder in found[1:]:
         partners = dict(match_files(blurry, root / folder)) if folder is not None else {}
-        columns.append([partners.get(path) for path in pictures])
-    return [PairFiles(path, *rest) for path, *rest in zip(pictures, *columns, strict=True)]
+        columns.append([partners.get(path) for path in images])
+    return [PairFiles(path, *rest) for path, *rest in zip(images, *columns, strict=True)]
 
 
 def find_pairs(root: str | Path, layout: str, split: str = "train") -> list[tuple[Path, Path]]:
@@ -262,12 +262,12 @@ def _files(family: str, folder: Path, views: bool) -> Sequence[PairFiles]:
         there = ", ".join(sorted(inside))
         raise ValueError(f"{family}: {folder} holds {there}; expected folders of blurry and of sharp images")
     try:
-        pictures = _images_in(folder)
+        images = _images_in(folder)
     except ValueError as error:
         raise ValueError(f"{family}: {error}") from None
-    if not pictures:
+    if not images:
         raise ValueError(f"{family}: no images below {folder}")
-    return [PairFiles(picture) for picture in pictures]
+    return [PairFiles(image) for image in images]
 
 
 def _images_in(folder: Path) -> list[Path]:
@@ -276,8 +276,8 @@ def _images_in(folder: Path) -> list[Path]:
     Raises:
         ValueError: they lie in several folders, of which one may hold originals, masks or results.
     """
-    pictures = images_below(folder)
-    places = sorted({path.relative_to(folder).parts[:-1][:1] for path in pictures})
+    images = images_below(folder)
+    places = sorted({path.relative_to(folder).parts[:-1][:1] for path in images})
     numbered = {re.fullmatch(r"(.*?)\d+", place[0]) if place else None for place in places}
     scenes = None not in numbered and len({match[1] for match in numbered if match is not None}) == 1
     if len(places) > 1 and not scenes:
@@ -286,7 +286,7 @@ def _images_in(folder: Path) -> list[Path]:
             f"{folder} holds images in {names}: which of them are inputs? Name that folder, or call them source and "
             "target"
         )
-    return pictures
+    return images
 
 
 #: Per data set, the folders of the blurred and the sharp frames of a video. "{video}" stands for the name of the video,

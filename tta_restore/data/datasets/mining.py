@@ -1,4 +1,4 @@
-"""Random patches of a stack of pictures."""
+"""Random patches of a stack of images."""
 
 from __future__ import annotations
 
@@ -16,26 +16,24 @@ from tta_restore.data.datasets.clips import Frames, window
 __all__ = ["MinedPatch", "Places", "ShiftTables", "mine_patches", "place_patches", "random_patches"]
 
 
-def random_patches(pictures: Tensor, count: int, size: int, generator: torch.Generator) -> Tensor:
-    """Crops at random places of random pictures, turned by quarter turns and flipped at random.
+def random_patches(images: Tensor, count: int, size: int, generator: torch.Generator) -> Tensor:
+    """Return crops from random places of random images, rotated by multiples of 90 degrees and flipped at random.
 
     Shape:
-        - pictures: (N, C, S, S), uint8, or floating point in [0, 1]
+        - images: (N, C, S, S), uint8, or floating point in [0, 1]
         - output: (count, C, size, size) in [0, 1]
 
     Raises:
-        ValueError: the pictures are smaller than a patch, or there are none.
+        ValueError: the images are smaller than a patch, or there are none.
     """
-    room = pictures.shape[-1] - size + 1
-    if pictures.ndim != 4 or min(pictures.shape[-2:]) < size or len(pictures) == 0:
-        raise ValueError(
-            f"random_patches: expected pictures (N, C, S, S) with S >= {size}, got {tuple(pictures.shape)}"
-        )
-    rows = pictures.shape[-2] - size + 1
+    room = images.shape[-1] - size + 1
+    if images.ndim != 4 or min(images.shape[-2:]) < size or len(images) == 0:
+        raise ValueError(f"random_patches: expected images (N, C, S, S) with S >= {size}, got {tuple(images.shape)}")
+    rows = images.shape[-2] - size + 1
     patches = []
-    for index in torch.randint(0, len(pictures), (count,), generator=generator).tolist():
+    for index in torch.randint(0, len(images), (count,), generator=generator).tolist():
         top, left, turns, flip = (int(torch.randint(0, n, (), generator=generator)) for n in (rows, room, 4, 2))
-        patch = pictures[index, :, top : top + size, left : left + size].rot90(turns, (1, 2))
+        patch = images[index, :, top : top + size, left : left + size].rot90(turns, (1, 2))
         patches.append(patch.flip(2) if flip else patch)
     stack = torch.stack(patches)
     return stack.float() / 255 if stack.dtype == torch.uint8 else stack.float()
@@ -44,16 +42,16 @@ def random_patches(pictures: Tensor, count: int, size: int, generator: torch.Gen
 Places = Literal["random", "tile"]
 
 _DENSE = 16  # crops that together cover a frame more often than that are faster by integral images
-_LEVELS = 65535  # frames are read as whole numbers, which 8 and 16 bit pictures are: sums are then exact
+_LEVELS = 65535  # frames are read as whole numbers, which 8 and 16 bit images are: sums are then exact
 
 
 @dataclass(frozen=True)
 class MinedPatch:
-    """A place of a video, with its sharpest and its most blurred moment; low scores are sharp.
+    """A location in a video with its sharpest and its most blurred frame; low scores are sharp.
 
     Attributes:
-        top: of the place, in pixels, as ``left``.
-        left: see ``top``.
+        top: first row of the location, in pixels.
+        left: first column of the location, in pixels.
         sharp_time: frame in which it is sharpest, the first of equals.
         blurred_time: frame in which it is most blurred, the first of equals.
         sharp_score: at ``sharp_time``, see :func:`tta_restore.ops.self_shift_score`.
@@ -107,7 +105,7 @@ class ShiftTables:
         torch.cumsum(self._sums, 1, out=self._sums)
 
     def scores(self, tops: Tensor, lefts: Tensor, size: tuple[int, int]) -> Tensor:
-        """Scores of crops of one size. Shape: tops, lefts (M,), whole numbers -> (M,), float64, in decibels.
+        """Return the scores of crops of one size. Shape: tops, lefts (M,), whole numbers -> (M,), float64, in decibels.
 
         Raises:
             ValueError: a crop leaves the frame, or is smaller than 2 x 2.
@@ -133,7 +131,7 @@ class ShiftTables:
 def place_patches(
     height: int, width: int, count: int, size: int, *, places: Places, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, tuple[int, int]]:
-    """Tops, lefts and the size of patches in frames: (count,), (count,), (h, w), no side longer than the frame's.
+    """Return tops, lefts and the size of patches within a frame: (count,), (count,), (h, w).
 
     "random" draws them evenly; "tile" goes row by row over tiles, the last ones moved inward, and starts again.
     """
@@ -163,7 +161,7 @@ def mine_patches(
     num_frames: int = 5,
     other_moments: int = 0,
 ) -> list[MinedPatch]:
-    """For each of some places of a video the moment when it is sharpest and the one when it is most blurred.
+    """Return, for several locations of a video, the frames in which they are sharpest and most blurred.
 
     Each frame is asked for once, in order; no more than ``num_frames`` of them are held. Moments are looked for where
     all frames around exist; in a video shorter than ``num_frames`` everywhere, and the frames at the ends stand in
@@ -211,7 +209,7 @@ def mine_patches(
 
 
 class _Search:
-    """The best moments so far of some places."""
+    """The sharpest and the most blurred frames so far of several locations."""
 
     def __init__(
         self,
@@ -284,6 +282,6 @@ class _Search:
 
 
 def _among(clip: Tensor, other: Tensor) -> Tensor:
-    """The middle frame of one clip among the neighbors of another's."""
+    """Return the middle frame of one clip among the neighbors of another's."""
     middle = len(clip) // 2
     return torch.cat([other[:middle], clip[middle : middle + 1], other[middle + 1 :]])

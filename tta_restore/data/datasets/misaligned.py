@@ -1,4 +1,4 @@
-"""Pairs of a blurry and a sharp picture that are not aligned, made of sharp pictures, with everything that is true."""
+"""Misaligned pairs of a blurry and a sharp image, simulated with their ground truth or read from files."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Misalignment:
-    """How far two exposures of a pair lie apart at most; every pair draws its own.
+    """Largest misalignment of the two exposures of a pair; every pair draws its own.
 
     Attributes:
         shift: pixels along each axis.
@@ -52,7 +52,7 @@ class Misalignment:
             checks.expect_number("Misalignment", name, getattr(self, name), minimum=0)
 
     def reach(self, size: int) -> int:
-        """Pixels beyond a picture of this side that its misaligned twin may show."""
+        """Return the pixels beyond an image of this side that its misaligned counterpart may show."""
         return int(self.shift + (self.zoom + self.rotation) * size / 2 + 2 * self.local) + 3
 
 
@@ -62,8 +62,8 @@ class MisalignedPair:
 
     Shape:
         - blurry, sharp: (B, 3, H, W), RGB in [0, 1]; ``sharp`` is misaligned
-        - aligned: (B, 3, H, W), the sharp picture that ``blurry`` was made of; None where nobody knows it
-        - flow: (B, 2, H, W), pixels: what ``blurry`` shows at p is at p + flow(p) in ``sharp``; None likewise
+        - aligned: (B, 3, H, W), the sharp image that ``blurry`` was made of; None where it is unknown
+        - flow: (B, 2, H, W), pixels: what ``blurry`` shows at p is at p + flow(p) in ``sharp``, or None
     """
 
     blurry: Tensor
@@ -73,7 +73,7 @@ class MisalignedPair:
 
 
 def random_motion(count: int, size: int, misalignment: Misalignment, generator: torch.Generator) -> Tensor:
-    """Random smooth displacement fields. Shape: (B, 2, S, S), pixels."""
+    """Return random smooth displacement fields. Shape: (B, 2, S, S), pixels."""
 
     def uniform(limit: float, *shape: int) -> Tensor:
         return (2 * torch.rand(*shape, generator=generator) - 1) * limit
@@ -88,7 +88,7 @@ def random_motion(count: int, size: int, misalignment: Misalignment, generator: 
 
 
 def inverse_motion(motion: Tensor, iterations: int = 8) -> Tensor:
-    """Field f with ``motion(p + f(p)) = -f(p)``: displacement the other way round. Shape: (B, 2, H, W), pixels."""
+    """Return the field f with ``motion(p + f(p)) = -f(p)``: the opposite displacement. Shape: (B, 2, H, W)."""
     inverse = -motion
     for _ in range(iterations):
         inverse = -_sample(motion, inverse, "bilinear")
@@ -102,7 +102,7 @@ def misalign(
     *,
     misalignment: Misalignment = Misalignment(),
 ) -> MisalignedPair:
-    """Photograph sharp patches twice: through a lens, and sharp from another place.
+    """Simulate two captures of sharp patches: through a lens, and sharp from another position.
 
     Shape:
         - sharp: (B, 3, S, S); the pair is smaller by the lens' and the motion's margin on each side
@@ -125,40 +125,40 @@ def misalign(
 
 
 class GeneratedPairs:
-    """Misaligned pairs made of sharp pictures on the fly; the same generator gives the same pairs.
+    """Misaligned pairs made of sharp images on the fly; the same generator gives the same pairs.
 
     Args:
-        pictures: (N, 3, S, S), uint8 or floats in [0, 1].
+        images: (N, 3, S, S), uint8 or floats in [0, 1].
         size: side of the pairs in pixels.
         lens: draws a lens.
         misalignment: how far pairs lie apart.
 
     Raises:
-        ValueError: the pictures are too small.
+        ValueError: the images are too small.
     """
 
     def __init__(
         self,
-        pictures: Tensor,
+        images: Tensor,
         *,
         size: int = 96,
         lens: Callable[[torch.Generator], optics.Lens] = optics.random_lens,
         misalignment: Misalignment = Misalignment(),
     ) -> None:
-        self.pictures, self.size, self.lens, self.misalignment = pictures, size, lens, misalignment
+        self.images, self.size, self.lens, self.misalignment = images, size, lens, misalignment
         self.needed = next(s for s in range(size, 10 * size + 100) if self._inner(s) >= size)
-        if pictures.ndim != 4 or min(pictures.shape[-2:], default=0) < self.needed:
+        if images.ndim != 4 or min(images.shape[-2:], default=0) < self.needed:
             raise ValueError(
-                f"GeneratedPairs: expected pictures (N, 3, S, S) with S >= {self.needed} for pairs of {size} pixels, "
-                f"got {tuple(pictures.shape)}"
+                f"GeneratedPairs: expected images (N, 3, S, S) with S >= {self.needed} for pairs of {size} pixels, "
+                f"got {tuple(images.shape)}"
             )
 
     def _inner(self, side: int) -> int:
         return side - 2 * self.misalignment.reach(side) - optics.KERNEL_SIZE + 1
 
     def __call__(self, count: int, generator: torch.Generator) -> MisalignedPair:
-        """The next batch."""
-        sharp = random_patches(self.pictures, count, self.needed, generator)
+        """Return the next batch."""
+        sharp = random_patches(self.images, count, self.needed, generator)
         pair = misalign(sharp, lambda: self.lens(generator), generator, misalignment=self.misalignment)
         cut = (..., slice(0, self.size), slice(0, self.size))
         aligned, flow = (None if t is None else t[cut] for t in (pair.aligned, pair.flow))
@@ -180,33 +180,33 @@ class FolderPairs:
         self._crops = FolderCrops([PairFiles(*paths) for paths in pairs], size=size, augmentation=None)
 
     def __call__(self, count: int, generator: torch.Generator) -> MisalignedPair:
-        """The next batch."""
+        """Return the next batch."""
         pair = self._crops(count, generator)
         return MisalignedPair(pair.blurry, pair.sharp)
 
 
 def load_sharp_images(folder: Path, *, size: int = 256, most: int = 2000) -> Tensor:
-    """Crops of all pictures in a folder and below, side by side, for :class:`GeneratedPairs`: (N, 3, S, S) uint8.
+    """Return crops of all images in a folder and below, side by side, for :class:`GeneratedPairs`: (N, 3, S, S) uint8.
 
     Raises:
-        ValueError: no picture there is large enough.
+        ValueError: no image there is large enough.
     """
     files = images_below(Path(folder))
     crops: list[Tensor] = []
     for path in files:
-        picture = (read_image(path).as_rgb() * 255).round().to(torch.uint8)
-        for top in range(0, picture.shape[1] - size + 1, size):
-            for left in range(0, picture.shape[2] - size + 1, size):
-                crops.append(picture[:, top : top + size, left : left + size])  # noqa: PERF401
+        image = (read_image(path).as_rgb() * 255).round().to(torch.uint8)
+        for top in range(0, image.shape[1] - size + 1, size):
+            for left in range(0, image.shape[2] - size + 1, size):
+                crops.append(image[:, top : top + size, left : left + size])  # noqa: PERF401
         if len(crops) >= most:
             break
     if not crops:
-        raise ValueError(f"{folder}: expected pictures of at least {size} x {size} pixels, found {len(files)} files")
+        raise ValueError(f"{folder}: expected images of at least {size} x {size} pixels, found {len(files)} files")
     return torch.stack(crops[:most])
 
 
 def _sample(x: Tensor, motion: Tensor, mode: str) -> Tensor:
-    """Values at p + motion(p), the border repeated."""
+    """Return the values at p + motion(p); the border is repeated."""
     axes = []
     for axis, size in ((0, x.shape[3]), (1, x.shape[2])):
         place = torch.arange(size, dtype=x.dtype)

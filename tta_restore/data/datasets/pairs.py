@@ -1,4 +1,4 @@
-"""Aligned pairs of a blurry and a sharp picture, with the views of dual pixels: of files, or made of sharp pictures."""
+"""Aligned pairs of a blurry and a sharp image, with dual-pixel views, read from files or simulated."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class FolderCrops:
     Args:
         files: what :func:`tta_restore.data.datasets.layouts.find_files` found; with originals.
         size: side of the crops in pixels.
-        augmentation: what happens to them; None for nothing but the crop.
+        augmentation: random changes of the crops; None for none.
         bit_depth: 8 to read files of 16 bits as the published 8-bit training did; None for all their bits.
 
     Raises:
@@ -57,26 +57,26 @@ class FolderCrops:
         if not files:
             raise ValueError("FolderCrops: expected at least one pair of files")
         if alone := next((entry.blurry for entry in files if entry.sharp is None), None):
-            raise ValueError(f"FolderCrops: {alone} has no sharp original to learn from")
+            raise ValueError(f"FolderCrops: {alone} has no sharp original to train on")
         self.files, self.size, self.bit_depth = list(files), size, bit_depth
         self.augmentation = augmentation or Augmentation(noise_prob=0, gray_prob=0, scale_prob=0)
 
     def __call__(self, count: int, generator: torch.Generator) -> Pair:
-        """The next batch."""
+        """Return the next batch."""
         crops = []
         for index in torch.randint(0, len(self.files), (count,), generator=generator).tolist():
             entry = self.files[index]
-            pictures = read_images(entry, bit_depth=self.bit_depth)
-            if min(pictures.shape[-2:]) < self.size:
+            images = read_images(entry, bit_depth=self.bit_depth)
+            if min(images.shape[-2:]) < self.size:
                 raise ValueError(
-                    f"{entry.blurry}: smaller than a crop of {self.size} pixels, {tuple(pictures.shape[-2:])}"
+                    f"{entry.blurry}: smaller than a crop of {self.size} pixels, {tuple(images.shape[-2:])}"
                 )
-            crops.append(self.augmentation(pictures, self.size, generator))
+            crops.append(self.augmentation(images, self.size, generator))
         return Pair(*torch.stack(crops, 1))
 
 
 def read_images(entry: PairFiles, *, bit_depth: int | None = None) -> Tensor:
-    """Blurry, sharp and, where they are, right and left picture: (2 or 4, 3, H, W) in [0, 1].
+    """Return the blurry, the sharp and, where there are views, the right and left image: (2 or 4, 3, H, W) in [0, 1].
 
     Raises:
         ValueError: they differ in size, or there is no sharp one.
@@ -85,50 +85,48 @@ def read_images(entry: PairFiles, *, bit_depth: int | None = None) -> Tensor:
     paths = [path for path in (entry.blurry, entry.sharp, entry.right, entry.left) if path is not None]
     if entry.sharp is None or len(paths) == 3:
         raise ValueError(f"{entry.blurry}: expected a sharp original, and both views or none")
-    pictures = [read_image(path).as_rgb(bit_depth=bit_depth) for path in paths]
-    if len({picture.shape for picture in pictures}) > 1:
-        sizes = ", ".join(
-            f"{path.name} {tuple(picture.shape[1:])}" for path, picture in zip(paths, pictures, strict=True)
-        )
-        raise ValueError(f"{entry.blurry}: expected one size of all pictures, got {sizes}")
-    return torch.stack(pictures)
+    images = [read_image(path).as_rgb(bit_depth=bit_depth) for path in paths]
+    if len({image.shape for image in images}) > 1:
+        sizes = ", ".join(f"{path.name} {tuple(image.shape[1:])}" for path, image in zip(paths, images, strict=True))
+        raise ValueError(f"{entry.blurry}: expected one size of all images, got {sizes}")
+    return torch.stack(images)
 
 
 class LensPairs:
-    """Pairs made of sharp pictures by lenses, with the views of dual pixels; the same generator gives the same pairs.
+    """Pairs made of sharp images by lenses, with the views of dual pixels; the same generator gives the same pairs.
 
-    Each view sees the scene through one half of the aperture, as the two photodiodes of a dual pixel do; the picture
+    Each view sees the scene through one half of the aperture, as the two photodiodes of a dual pixel do; the image
     itself through all of it.
 
     Args:
-        pictures: (N, 3, S, S), uint8 or floats in [0, 1].
+        images: (N, 3, S, S), uint8 or floats in [0, 1].
         size: side of the pairs in pixels.
         lens: draws a lens.
         views: whether the views are made, too; they triple the work.
 
     Raises:
-        ValueError: the pictures are too small.
+        ValueError: the images are too small.
     """
 
     def __init__(
         self,
-        pictures: Tensor,
+        images: Tensor,
         *,
         size: int = 96,
         lens: Callable[[torch.Generator], optics.Lens] = optics.random_lens,
         views: bool = False,
     ) -> None:
-        self.pictures, self.size, self.lens, self.views = pictures, size, lens, views
+        self.images, self.size, self.lens, self.views = images, size, lens, views
         self.needed = size + optics.KERNEL_SIZE - 1
-        if pictures.ndim != 4 or min(pictures.shape[-2:], default=0) < self.needed:
+        if images.ndim != 4 or min(images.shape[-2:], default=0) < self.needed:
             raise ValueError(
-                f"LensPairs: expected pictures (N, 3, S, S) with S >= {self.needed} for pairs of {size} pixels, "
-                f"got {tuple(pictures.shape)}"
+                f"LensPairs: expected images (N, 3, S, S) with S >= {self.needed} for pairs of {size} pixels, "
+                f"got {tuple(images.shape)}"
             )
 
     def __call__(self, count: int, generator: torch.Generator) -> Pair:
-        """The next batch."""
-        sharp = random_patches(self.pictures, count, self.needed, generator)
+        """Return the next batch."""
+        sharp = random_patches(self.images, count, self.needed, generator)
         chosen = [self.lens(generator) for _ in range(count)]
         if self.views:
             return simulate_dual_pixel(sharp, chosen, generator)
@@ -137,9 +135,9 @@ class LensPairs:
 
 
 def simulate_dual_pixel(sharp: Tensor, chosen: Sequence[optics.Lens], generator: torch.Generator) -> Pair:
-    """Photograph sharp pictures through lenses with a dual-pixel sensor.
+    """Simulate captures of sharp images by a dual-pixel sensor.
 
-    Shape: sharp (B, 3, H + K - 1, W + K - 1) in [0, 1], K = ``optics.KERNEL_SIZE`` -> pictures (B, 3, H, W).
+    Shape: sharp (B, 3, H + K - 1, W + K - 1) in [0, 1], K = ``optics.KERNEL_SIZE`` -> images (B, 3, H, W).
     """
     margin = optics.KERNEL_SIZE // 2
     center = sharp[..., margin:-margin, margin:-margin].contiguous()
@@ -148,12 +146,12 @@ def simulate_dual_pixel(sharp: Tensor, chosen: Sequence[optics.Lens], generator:
     height, width = center.shape[-2:]
     depth = optics.random_defocus_map(len(chosen), height, width, generator, knots=3)
     weights = optics.interpolation_weights(low[..., None] + (high - low)[..., None] * depth, steps)
-    linear, pictures = srgb_to_linear(sharp), []
+    linear, images = srgb_to_linear(sharp), []
     for side in (0, 1, -1):
         apertures = [_half(lens.pupil, side) for lens in chosen]
         kernels = torch.stack([optics.rasterize(a, s) for a, s in zip(apertures, steps, strict=True)])
-        pictures.append(apply_sensor_model(optics.blur_with_mixture(linear, kernels, weights), generator))
-    blurry, right, left = pictures
+        images.append(apply_sensor_model(optics.blur_with_mixture(linear, kernels, weights), generator))
+    blurry, right, left = images
     return Pair(blurry, center, right, left)
 
 

@@ -191,6 +191,10 @@ def as_restorer(model: Any, spec: RestorerSpec | None = None) -> Restorer:
     if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         return as_restorer(model.module, spec)
     if isinstance(model, nn.Module):
+        if any(isinstance(parameter, nn.parameter.UninitializedParameter) for parameter in model.parameters()):
+            raise ValueError(
+                f"as_restorer: {type(model).__name__} has lazy weights without a shape; run the model on a frame first"
+            )
         own = getattr(model, "spec", None)
         return Restorer(model, spec or (own if isinstance(own, RestorerSpec) else None))
     if isinstance(getattr(model, "model", None), nn.Module) and hasattr(model, "size_requirements"):

@@ -33,7 +33,7 @@ def product_conv2d(
     falls into the padding returns to the pixels that the padding was filled from, so that ``<A x, y> = <x, A^T y>`` in
     every mode. It is also the *scatter* form of the blur: mirrored kernels, mixed with weights of the *input* pixels.
 
-    Gradients of every order exist in all three tensors, for both forms. Kernels of 9 to 11 taps across and more go
+    Gradients of every order exist in all three tensors, for both forms. Kernels of 5 taps across and more go
     through Fourier transforms. Half-precision dtypes are computed in float32.
 
     Args:

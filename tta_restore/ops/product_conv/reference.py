@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 # Kernel size from which Fourier transforms are used, by op; measured in README.md.
-FOURIER_FROM = {"forward": 11, "adjoint": 11, "kernels": 9}
+FOURIER_FROM = {"forward": 5, "adjoint": 5, "kernels": 7}
 
 
 def _widen(*tensors: Tensor) -> tuple[Tensor, ...]:

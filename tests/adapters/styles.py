@@ -1,0 +1,377 @@
+"""Restorers written in many styles, and what each method does with them; run as a script, write the table of the docs.
+
+python tests/adapters/styles.py docs/networks.md
+"""
+
+from __future__ import annotations
+
+import sys
+import textwrap
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from tta_restore import adapters
+from tta_restore.adapters import Adapter
+from tta_restore.models import create_model
+
+
+def conv(inputs: int, outputs: int, **options: Any) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, 3, **{"padding": 1} | options)
+
+
+class Body(nn.Module):
+    """A residual network; the styles change how it is run."""
+
+    def __init__(self, channels: int = 3, **options: Any):
+        super().__init__()
+        self.a, self.b = conv(channels, 6, **options), conv(6, channels, **options)
+
+    def forward(self, x: Tensor) -> Any:
+        return x + self.b(F.gelu(self.a(x)))
+
+
+class Checkpointed(Body):
+    def __init__(self, reentrant: bool):
+        super().__init__()
+        self.reentrant = reentrant
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        if not y.requires_grad:
+            return x + self.b(F.gelu(y))
+        return x + checkpoint(lambda z: self.b(F.gelu(z)), y, use_reentrant=self.reentrant)
+
+
+class HookedSkip(Body):
+    def __init__(self):
+        super().__init__()
+        self.c = conv(6, 6)
+        self.a.register_forward_hook(self.keep)
+
+    def keep(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
+        self.skip = output
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.b(self.c(F.gelu(self.a(x))) + self.skip)
+
+
+class HookedFromOutside(Body):
+    """The hook is a function that holds the module itself, so that a copy of the module would write into it."""
+
+    def __init__(self):
+        super().__init__()
+        self.a.register_forward_hook(lambda module, inputs, output: self.__dict__.update(skip=output))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.b(F.gelu(self.a(x)) + self.skip)
+
+
+class TiedWeights(Body):
+    def __init__(self):
+        super().__init__()
+        self.c, self.d = conv(3, 6), conv(6, 3)
+        self.c.weight, self.d.weight = self.a.weight, self.b.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = super().forward(x)
+        return x + self.d(F.gelu(self.c(x)))
+
+
+class Recurrent(Body):
+    def __init__(self):
+        super().__init__()
+        self.rows = nn.GRU(6, 6, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.gelu(self.a(x))
+        batch, channels, height, width = y.shape
+        rows, _ = self.rows(y.permute(0, 2, 3, 1).reshape(batch * height, width, channels))
+        return x + self.b(rows.reshape(batch, height, width, channels).permute(0, 3, 1, 2))
+
+
+class Spectral(Body):
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.randn(3, 1, 1, dtype=torch.complex64) * 0.1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + torch.fft.irfft2(torch.fft.rfft2(x) * self.w, s=x.shape[-2:])
+
+
+class Counting(Body):
+    """A buffer that every pass replaces, and one that it writes into."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+        self.register_buffer("mean", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls.add_(1)
+        self.mean = x.detach().mean()
+        return super().forward(x)
+
+
+@dataclass
+class Output:
+    score: Tensor
+    image: Tensor
+
+
+class Wrapped(Body):
+    def __init__(self, wrap: Callable[[Tensor], Any]):
+        super().__init__()
+        self.wrap = wrap
+
+    def forward(self, x: Tensor) -> Any:
+        return self.wrap(super().forward(x))
+
+
+class Valid(Body):
+    def __init__(self):
+        super().__init__(padding=0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[..., 2:-2, 2:-2] + self.b(F.gelu(self.a(x)))
+
+
+class NonBlind(Body):
+    def __init__(self):
+        super().__init__()
+        self.a = conv(4, 6)
+
+    def forward(self, x: Tensor, sigma: float) -> Tensor:
+        return x + self.b(F.gelu(self.a(torch.cat([x, torch.full_like(x[:, :1], sigma)], 1))))
+
+
+class Multiple64(Body):
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[-1] % 64 or x.shape[-2] % 64:
+            raise RuntimeError("sides must be multiples of 64")
+        return super().forward(x)
+
+
+class Random(Body):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + 1e-3 * torch.randn_like(x)
+
+
+class InPlace(Body):
+    def forward(self, x: Tensor) -> Tensor:
+        x.sub_(0.5)  # the tensor that it was given
+        y = self.b(F.relu_(self.a(x)))
+        y += x
+        return y.add_(0.5)
+
+
+def changed(change: Callable[[nn.Module], Any]) -> Callable[[], nn.Module]:
+    def make() -> nn.Module:
+        net = Body()
+        return change(net) or net
+
+    return make
+
+
+def weight_norm(net: nn.Module) -> None:
+    nn.utils.parametrizations.weight_norm(net.a)
+
+
+def spectral_norm(net: nn.Module) -> None:
+    nn.utils.parametrizations.spectral_norm(net.a)
+
+
+class Quantized(Body):
+    def __init__(self):
+        super().__init__()
+        self.mix = nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.b(self.mix(F.gelu(self.a(x)).movedim(1, -1)).movedim(-1, 1))
+
+
+def quantized() -> nn.Module:
+    return torch.ao.quantization.quantize_dynamic(Quantized(), {nn.Linear}, dtype=torch.qint8)
+
+
+class Lazy(Body):
+    def __init__(self):
+        super().__init__()
+        self.a = nn.LazyConv2d(6, 3, padding=1)
+
+
+STYLES: dict[str, Callable[[], nn.Module]] = {
+    "plain": Body,
+    "activation checkpointing": lambda: Checkpointed(False),
+    "reentrant checkpointing": lambda: Checkpointed(True),
+    "skip by a hook": HookedSkip,
+    "skip by a function's hook": HookedFromOutside,
+    "tied weights": TiedWeights,
+    "recurrent": Recurrent,
+    "TorchScript": lambda: torch.jit.script(nn.Sequential(conv(3, 6), nn.ReLU(), conv(6, 3))),
+    "quantized": quantized,
+    "complex weights": Spectral,
+    "weight norm": changed(weight_norm),
+    "spectral norm": changed(spectral_norm),
+    "lazy": Lazy,
+    "changing buffers": Counting,
+    "list output": lambda: Wrapped(lambda y: [F.avg_pool2d(y, 2), y]),
+    "dict output": lambda: Wrapped(lambda y: {"score": y.mean(), "image": y}),
+    "dataclass output": lambda: Wrapped(lambda y: Output(y.mean(), y)),
+    "eats its border": Valid,
+    "second input": NonBlind,
+    "1 channel": lambda: Body(1),
+    "2 channels": lambda: Body(2),
+    "4 channels": lambda: Body(4),
+    "6 channels": lambda: Body(6),
+    "multiple of 64": Multiple64,
+    "non-deterministic": Random,
+    "in place": InPlace,
+}
+ARGUMENTS: dict[str, dict[str, Any]] = {"second input": {"sigma": 0.1}}
+COMPARED = tuple(
+    name for name in STYLES if name not in ("TorchScript", "lazy", "multiple of 64", "eats its border", "quantized")
+)
+"""Styles whose adaptation is compared with a plain loop."""
+
+
+class Smear(nn.Module):
+    num_frames = 3
+
+    def forward(self, clip: Tensor) -> Tensor:
+        return F.avg_pool2d(clip[:, 1], 3, 1, 1)
+
+
+def _estimator() -> nn.Module:
+    return create_model("lens_estimator", checkpoint="lens_estimator")
+
+
+METHODS: dict[str, Callable[[Any], Adapter]] = {
+    "Adapter": adapters.Adapter,
+    "SelfEnsemble": adapters.SelfEnsemble,
+    "SiamCTTA": lambda net: adapters.SiamCTTA(net, lr=1e-2, restore=0.0),
+    "CoTTA": lambda net: adapters.CoTTA(net),
+    "Tent": lambda net: adapters.Tent(net, select="all"),
+    "SAR": lambda net: adapters.SAR(net, select="all"),
+    "EATA": lambda net: adapters.EATA(net, select="all"),
+    "ROID": lambda net: adapters.ROID(net, select="all"),
+    "SRTTA": lambda net: adapters.SRTTA(net, steps=1, num_patches=1, patch_size=16),
+    "ReblurConsistency": lambda net: adapters.ReblurConsistency(net, _estimator(), steps=1),
+    "ReblurPairs": lambda net: adapters.ReblurPairs(net, _estimator(), steps=1),
+    "MetaTransfer": lambda net: adapters.MetaTransfer(
+        net, Smear(), num_patches=1, patch_size=16, min_sharpness_gain=0.0
+    ),
+}
+
+
+INTRODUCTION = """
+Small networks in the styles of third-party code, each run through each method. *yes*: two frames are adapted on and
+restored, and the network is unchanged; for `SiamCTTA` the adapted weights equal those of a plain training loop to 1e-5
+(`tests/adapters/test_styles.py`). A number: the method refuses the network with the message below, before anything
+changes. Written by `python tests/adapters/styles.py docs/networks.md`.
+"""
+
+
+def build(style: str) -> nn.Module:
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.manual_seed(0)
+        return STYLES[style]()
+
+
+def frames(style: str, count: int = 3, *, clip: bool = False) -> list[Tensor]:
+    channels = int(style[0]) if "channel" in style else 3
+    generator = torch.Generator().manual_seed(0)
+    shape = (4 if clip else 1, channels, 24, 24)
+    return [torch.rand(shape, generator=generator) for _ in range(count)]
+
+
+def tensors_of(net: nn.Module) -> dict[str, Tensor]:
+    named = [*net.named_parameters(), *net.named_buffers()]
+    return {name: t.detach().clone() for name, t in named if not isinstance(t, nn.parameter.UninitializedParameter)}
+
+
+def outcome(method: str, style: str) -> str:
+    """Return "yes", or why the method refuses the network; AssertionError where something is wrong."""
+    net = build(style)
+    before = tensors_of(net)
+    try:
+        adapter = METHODS[method](net)
+        for x in frames(style, 2, clip=method == "MetaTransfer"):
+            image = adapter.restore(x, **ARGUMENTS.get(style, {}))
+            assert image.shape == x.shape, f"output {tuple(image.shape)}"
+            assert image.isfinite().all()
+        said = "yes"
+    except (ValueError, TypeError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not str(error).startswith(f"{method}: "):
+            raise
+        said = str(error)
+    after = tensors_of(net)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before), "the network was changed"
+    return said
+
+
+def plain_loop(style: str, lr: float = 1e-2) -> dict[str, Tensor]:
+    """SiamCTTA's rule on deep copies of a network, run by themselves: weights of the student after three frames."""
+    arguments = ARGUMENTS.get(style, {})
+    teacher, student = build(style).eval(), build(style).eval()
+
+    def image(net: nn.Module, x: Tensor) -> Tensor:
+        out = net(x.clone(), **arguments)
+        out = out[1] if isinstance(out, list) else out["image"] if isinstance(out, dict) else out
+        return out.image if isinstance(out, Output) else out
+
+    weights = dict(student.named_parameters())
+    optimizer = torch.optim.Adam(weights.values(), lr=lr)
+    for number, x in enumerate(frames(style)):
+        with torch.no_grad():
+            views = [torch.rot90(image(teacher, torch.rot90(x, k, (-2, -1))), -k, (-2, -1)) for k in range(4)]
+            target = torch.stack(views).mean(0)
+        optimizer.param_groups[0]["lr"] = lr * 0.95**number
+        optimizer.zero_grad()
+        (image(student, x) - target).abs().mean().backward()
+        optimizer.step()
+        with torch.no_grad():
+            for slow, fast in zip(teacher.parameters(), student.parameters(), strict=True):
+                slow.lerp_(fast, 0.1)
+    return {name: weight.detach() for name, weight in weights.items()}
+
+
+def main() -> None:
+    """Write the table of methods and styles."""
+    warnings.simplefilter("ignore")
+    notes: dict[str, int] = {}
+    rows = []
+    for style in STYLES:
+        cells = []
+        for method in METHODS:
+            said = outcome(method, style)
+            cells.append("yes" if said == "yes" else f"[{notes.setdefault(said, len(notes) + 1)}]")
+        rows.append(f"| {style} | {' | '.join(cells)} |")
+        print(rows[-1], flush=True)
+    text = [
+        "# Networks and methods",
+        "",
+        *textwrap.wrap(INTRODUCTION, 120),
+        "",
+        f"| network | {' | '.join(METHODS)} |",
+        f"|---|{'---|' * len(METHODS)}",
+        *rows,
+        "",
+        *(f"{number}. `{said.splitlines()[0]}`" for said, number in notes.items()),
+    ]
+    Path(sys.argv[1]).write_text("\n".join(text) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    torch.set_num_threads(1)
+    main()
