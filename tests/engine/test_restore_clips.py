@@ -160,8 +160,13 @@ def test_meta_transfer_from_end_to_end(tmp_path):
         seeded(lambda: create_model("patch_critic", base_channels=2)).state_dict(), tmp_path / "critic.safetensors"
     )
     shared = ["restore", str(tmp_path / "in"), "--model", "generalist", "--clips"]
-    networks = ["--reblur", str(tmp_path / "reblur.safetensors"), "--critic", str(tmp_path / "critic.safetensors")]
-    sizes = ["--patches", "2", "--patch-size", "32"]
+    networks = [
+        "--reblur",
+        str(tmp_path / "reblur.safetensors"),
+        "--discriminator",
+        str(tmp_path / "critic.safetensors"),
+    ]
+    sizes = ["--method.num_patches", "2", "--method.patch_size", "32"]
     assert main([*shared, "-o", str(tmp_path / "meta"), "--method", "meta-transfer", *networks, *sizes]) == 0
     written = sorted((tmp_path / "meta/in").iterdir())
     assert len(written) == 6
@@ -178,6 +183,6 @@ def test_without_a_reblurrer_the_motion_of_the_clip_is_used(tmp_path, monkeypatc
     made = []
     monkeypatch.setattr(adapters, "create_adapter", lambda *a, **k: made.append(k) or create_adapter(*a, **k))
     shared = ["restore", str(tmp_path / "in"), "--model", "generalist", "--clips"]
-    assert main([*shared, "-o", str(tmp_path / "out"), "--method", "meta-transfer", "--patch-size", "32"]) == 0
+    assert main([*shared, "-o", str(tmp_path / "out"), "--method", "meta-transfer", "--method.patch_size", "32"]) == 0
     assert made[0].items() >= {**BY_MOTION, "patch_size": 32}.items()
     assert len(list((tmp_path / "out/in").iterdir())) == 6

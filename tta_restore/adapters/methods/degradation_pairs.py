@@ -44,7 +44,8 @@ _MIN_GAIN = 0.1  # dB of lead; the best of several looks at few pairs is a littl
 _MARGIN = 0.3  # dB by which remembered weights must lead over the source to be continued from
 _RECORRUPTION = 0.3  # strength of the noise that the frame is tested with, relative to its own
 _MIN_MEASURED = 2.0  # noise in 1/255 from which the error on the frame is measured well
-_FULL_LEAD = 1.25  # dB of lead from which a student that removes blur may have all the weight; half for upscalers
+_MIN_LEAD = 0.6  # dB of lead that a blur read slightly wrongly explains: 0.4 to 0.7 on frames of the trained lens
+_FULL_LEAD = 1.5  # dB of lead from which a student that removes blur may have all the weight; half for upscalers
 _MAX_EXCESS = 0.2  # correlation between the channels of the residual, beyond that on pairs, that is still trusted
 _COLORS = 3
 _WINDOW = 256  # side in pixels of the part of a frame that is tested
@@ -128,7 +129,7 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         calibration_frames: int = 6,
         window: int = 8,
         change_threshold: float = 2.5,
-        read_interval: int = 4,
+        read_interval: int = 8,
         num_cached: int = 2,
         views: Views = "rot4",
         seed: int = 0,
@@ -602,7 +603,10 @@ def _max_share(lead: float, reading: Reading, scale: int) -> float:
     Blur that was read wrongly fools the pairs and hardly shows on the frame, so that a small lead is not trusted. JPEG
     compression spoils the estimate of the blur: no more than half then.
     """
-    share = min(max(lead / (_FULL_LEAD if scale == 1 else _FULL_LEAD / 2), 0.0), 1.0)
+    if scale == 1:
+        share = min(max((lead - _MIN_LEAD) / (_FULL_LEAD - _MIN_LEAD), 0.0), 1.0)
+    else:
+        share = min(max(lead / (_FULL_LEAD / 2), 0.0), 1.0)
     return share / 2 if reading.mean["jpeg_quality"] < _MIN_QUALITY else share
 
 

@@ -19,6 +19,18 @@ from tta_restore.engine.run.outputs import expect_folder
 from tta_restore.engine.run.usage import UsageError
 from tta_restore.models import Restorer, as_restorer, create_model
 
+__all__ = [
+    "BASELINE",
+    "HURRY",
+    "LIMITS",
+    "SHOWN",
+    "TITLE",
+    "comparison",
+    "estimate_kernels",
+    "run_demo",
+    "run_evaluation",
+]
+
 TITLE = "Adapting a restorer to lenses it never saw"
 BASELINE = "specialist + ensemble"
 SHOWN = "specialist + ReblurPairs"

@@ -37,6 +37,8 @@ from tta_restore.models import create_model
 from tta_restore.models.defocus.estimator import DefocusEstimator
 from tta_restore.models.defocus.unet import ConditionedDefocusUNet, DefocusUNet
 
+__all__ = ["MARGIN", "STEPS", "held_out", "sharp_bank", "train", "train_demo"]
+
 MARGIN = optics.KERNEL_SIZE - 1
 STEPS = {"specialist": 3000, "generalist": 4000, "lens_estimator": 4500, "conditioned": 2500}
 

@@ -23,6 +23,8 @@ from tta_restore.engine.run.names import METHODS
 from tta_restore.engine.run.usage import UsageError
 from tta_restore.engine.train.loop import Processes
 
+__all__ = ["ALL", "BASELINE", "LIMITS", "run_continual"]
+
 BASELINE = "self-ensemble"
 #: Rows of ``--methods all``: every method, and the official variants next to ours.
 ALL = [

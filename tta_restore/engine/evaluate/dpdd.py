@@ -34,6 +34,8 @@ from tta_restore.engine.run.models import load_restorer
 from tta_restore.engine.run.usage import UsageError
 from tta_restore.models import Restorer
 
+__all__ = ["INPUT", "LIMITS", "PUBLISHED", "Plain", "PublishedFrame", "beside", "result_paths", "run_published"]
+
 INPUT = "input"
 _MULTIPLE = 8
 _WINDOW = 384

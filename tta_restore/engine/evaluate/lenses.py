@@ -17,7 +17,7 @@ from torch import Tensor
 from tta_restore import __version__
 from tta_restore.adapters import Adapter
 from tta_restore.data.synthetic.defocus import DefocusFrame
-from tta_restore.engine.evaluate.stream import FrameRecord, Method, StreamResult, evaluate_stream
+from tta_restore.engine.evaluate.stream import FrameRecord, StreamMethod, StreamResult, evaluate_stream
 from tta_restore.engine.report.images import to_bytes
 from tta_restore.engine.report.page import (
     KernelSample,
@@ -32,6 +32,8 @@ from tta_restore.engine.report.page import (
 from tta_restore.engine.report.table import text_table
 from tta_restore.engine.run.usage import UsageError
 
+__all__ = ["Comparison", "Contender", "compare"]
+
 
 @dataclass(frozen=True)
 class Contender:
@@ -45,7 +47,7 @@ class Contender:
     """
 
     name: str
-    build: Callable[[int], Method]
+    build: Callable[[int], StreamMethod]
     description: str
     color: str = ""
 
@@ -124,7 +126,7 @@ def compare(
     outputs: dict[tuple[str, int, int], Tensor] = {}
     plans: dict[str, str] = {}
 
-    def look(record: FrameRecord, output: Tensor, method: Method) -> None:
+    def look(record: FrameRecord, output: Tensor, method: StreamMethod) -> None:
         outputs[record.method, record.stream, record.index] = to_bytes(output[0])
         if record.method not in plans and isinstance(method, Adapter):
             plan = method.plan()

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from tta_restore import metrics
 from tta_restore.data.datasets.layouts import FolderFrame
 from tta_restore.data.io.atomic import atomic_file
-from tta_restore.engine.evaluate.stream import Frame, FrameRecord, inputs_of, measure
+from tta_restore.engine.evaluate.stream import FrameRecord, StreamFrame, evaluate_frame, inputs_of
 from tta_restore.engine.run.usage import UsageError
 from tta_restore.engine.train.loop import Processes
 
@@ -43,7 +43,7 @@ class Resumable(Protocol):
 
 
 def run_resumable(
-    frames: Sequence[FolderFrame] | Sequence[Frame],
+    frames: Sequence[FolderFrame] | Sequence[StreamFrame],
     name: str,
     method: Resumable,
     folder: str | Path,
@@ -78,7 +78,7 @@ def run_resumable(
             if getattr(frame, "sharp_path", frame) is None:
                 output = method(*inputs_of(frame, device))
             else:
-                record, output = measure(name, method, frame, 0, index, measures, device=device)
+                record, output = evaluate_frame(name, method, frame, 0, index, measures, device=device)
                 records.append(record)
                 lines_file.write(_line(record))
             if look is not None:

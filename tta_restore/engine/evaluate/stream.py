@@ -21,6 +21,25 @@ from tqdm import tqdm
 from tta_restore import metrics
 from tta_restore.data.io.atomic import atomic_file
 
+__all__ = [
+    "IDENTICAL",
+    "QUANTITIES",
+    "FrameRecord",
+    "Interval",
+    "Quantity",
+    "StreamFrame",
+    "StreamMethod",
+    "StreamResult",
+    "bootstrap_mean",
+    "evaluate_frame",
+    "evaluate_stream",
+    "finite_metrics",
+    "identity",
+    "inputs_of",
+    "run_stream",
+    "scalars",
+]
+
 #: PSNR in dB that an output counts which equals its original, where the quotient is infinite.
 IDENTICAL = 100.0
 
@@ -96,11 +115,11 @@ def bootstrap_mean(
     return Interval(mean, float(found.low), float(found.high), len(members), over, level)
 
 
-Method = Callable[..., Tensor]
+StreamMethod = Callable[..., Tensor]
 """From a frame (1, C, H, W), and its views where it has any, to the restored one."""
 
 
-class Frame(Protocol):
+class StreamFrame(Protocol):
     """What a stream consists of: `data.synthetic.defocus.DefocusFrame`, or anything with the same fields.
 
     Shape: blurry, sharp (3, H, W) in [0, 1]. `position` counts from 0 at each change of lens.
@@ -156,12 +175,12 @@ class FrameRecord:
 
 
 def run_stream(
-    frames: Sequence[Frame],
-    methods: Mapping[str, Callable[[], Method]],
+    frames: Sequence[StreamFrame],
+    methods: Mapping[str, Callable[[], StreamMethod]],
     *,
     stream: int = 0,
     progress: bool = True,
-    on_frame: Callable[[FrameRecord, Tensor, Method], None] | None = None,
+    on_frame: Callable[[FrameRecord, Tensor, StreamMethod], None] | None = None,
     measures: metrics.ImageMetrics = metrics.ImageMetrics(),  # noqa: B008 (frozen)
 ) -> list[FrameRecord]:
     """Show the frames to each method in turn, from its construction on, and measure what comes out.
@@ -186,7 +205,7 @@ def run_stream(
             bar.set_description(name)
             method = factory()
             for index, frame in enumerate(frames):
-                record, output = measure(name, method, frame, stream, index, measures)
+                record, output = evaluate_frame(name, method, frame, stream, index, measures)
                 records.append(record)
                 if on_frame is not None:
                     on_frame(record, output, method)
@@ -194,10 +213,10 @@ def run_stream(
     return records
 
 
-def measure(
+def evaluate_frame(
     name: str,
-    method: Method,
-    frame: Frame,
+    method: StreamMethod,
+    frame: StreamFrame,
     stream: int,
     index: int,
     measures: metrics.ImageMetrics,
@@ -236,7 +255,7 @@ def finite_metrics(values: Mapping[str, float]) -> dict[str, float]:
     return {name: min(value, IDENTICAL) if name == "psnr" else value for name, value in values.items()}
 
 
-def inputs_of(frame: Frame, device: torch.device | str) -> list[Tensor]:
+def inputs_of(frame: StreamFrame, device: torch.device | str) -> list[Tensor]:
     """The blurry picture, then the views of a frame that has ``views``: (1, C, H, W) each."""
     return [picture[None].to(device) for picture in (frame.blurry, *getattr(frame, "views", ()))]
 
@@ -279,12 +298,12 @@ QUANTITIES: dict[Quantity, tuple[str, str, int, bool]] = {
 
 
 def evaluate_stream(
-    frames: Sequence[Frame],
-    methods: Mapping[str, Callable[[], Method]],
+    frames: Sequence[StreamFrame],
+    methods: Mapping[str, Callable[[], StreamMethod]],
     *,
     stream: int = 0,
     progress: bool = True,
-    on_frame: Callable[[FrameRecord, Tensor, Method], None] | None = None,
+    on_frame: Callable[[FrameRecord, Tensor, StreamMethod], None] | None = None,
     measures: metrics.ImageMetrics = metrics.ImageMetrics(),  # noqa: B008 (frozen)
 ) -> StreamResult:
     """Run every method over the frames; the arguments are those of :func:`run_stream`.

@@ -11,6 +11,8 @@ import torch
 from PIL import Image as PilImage
 from torch import Tensor
 
+__all__ = ["contact_sheet", "kernel_overlap", "kernel_sheet", "png_uri", "to_bytes"]
+
 _GAP = 4
 
 

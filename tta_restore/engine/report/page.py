@@ -18,6 +18,18 @@ from tta_restore.engine.report.images import kernel_overlap, kernel_sheet, png_u
 from tta_restore.engine.report.table import plural
 from tta_restore.engine.run.usage import UsageError
 
+__all__ = [
+    "KernelSample",
+    "MethodNote",
+    "Report",
+    "Sample",
+    "lens_name",
+    "render_report",
+    "require_packages",
+    "worst_frame_rule",
+    "write_report",
+]
+
 _TEMPLATES = Path(__file__).parent / "templates"
 
 

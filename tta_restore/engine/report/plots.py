@@ -8,6 +8,8 @@ from typing import Any
 
 from tta_restore.engine.evaluate.stream import FrameRecord, Interval, StreamResult
 
+__all__ = ["PALETTE", "gain_after_switch", "gain_against_cost", "gain_over_stream", "psnr_over_stream"]
+
 #: Okabe and Ito's palette: distinguishable with every kind of color blindness.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#5C6470", "#000000")
 _INK, _SOFT, _GRID = "#1c2430", "#5c6470", "#dfe4ea"

@@ -15,6 +15,8 @@ from tta_restore.data.io.pixels import Image
 from tta_restore.engine.evaluate.stream import StreamResult
 from tta_restore.engine.report.page import Sample
 
+__all__ = ["INPUT", "KeptPictures"]
+
 _GAP = 4
 
 

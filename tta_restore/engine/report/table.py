@@ -7,6 +7,8 @@ from math import isnan
 
 from tta_restore.engine.evaluate.stream import QUANTITIES, Interval, StreamResult
 
+__all__ = ["lay_out", "plural", "text_table"]
+
 
 def text_table(result: StreamResult, baseline: str, *, group: str = "lens") -> str:
     """What was measured per family, gains over the baseline, share of frames above it, and cost per frame.

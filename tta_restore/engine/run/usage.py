@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+__all__ = ["UsageError"]
+
 
 class UsageError(ValueError):
     """What was asked for cannot be done; the message is for the one who asked, and nothing has been changed."""

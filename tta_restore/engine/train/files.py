@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from tta_restore.data.io.atomic import atomic_file
 from tta_restore.engine.run.usage import UsageError
 
+__all__ = ["Log", "NoLog", "keep_best", "open_log", "resume_state", "save_state", "write_weights"]
+
 
 def save_state(
     out: Path,

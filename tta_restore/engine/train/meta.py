@@ -39,6 +39,8 @@ from tta_restore.engine.train.windows import (
 from tta_restore.models import Restoration, Restorer, RestorerSpec, as_restorer
 from tta_restore.models.restorer.second_order import examine_second_order, plain_layer_norms
 
+__all__ = ["MetaObjective", "meta_train", "meta_train_from_config"]
+
 
 class MetaObjective(Objective):
     """A restorer and a reblurrer, and how a batch of clips changes their initial weights.

@@ -42,6 +42,16 @@ from tta_restore.models.jdrl import BlurConditioned, JDRLReblur
 from tta_restore.models.optical_flow import LucasKanade, create_flow
 from tta_restore.nn.reblur import KERNEL_SIZES
 
+__all__ = [
+    "MisalignedObjective",
+    "MisalignedPairSource",
+    "blur_radius",
+    "draw_step",
+    "mixed_kernels",
+    "train_misaligned",
+    "train_misaligned_from_config",
+]
+
 
 class MisalignedObjective(Objective):
     """Loss of a restorer, and of the reblurring module that guides it, on misaligned pairs.

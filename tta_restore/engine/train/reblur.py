@@ -31,6 +31,8 @@ from tta_restore.engine.train.windows import (
 )
 from tta_restore.models import as_restorer
 
+__all__ = ["ReblurBatch", "ReblurObjective", "WindowSource", "pretrain_reblur", "pretrain_reblur_from_config"]
+
 
 @dataclass(frozen=True)
 class ReblurBatch:

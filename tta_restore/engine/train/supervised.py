@@ -41,6 +41,16 @@ from tta_restore.engine.train.loop import Objective, Optimizers, StepOutput, tra
 from tta_restore.models import as_restorer, create_model, load_checkpoint
 from tta_restore.models.ifan.network import IFAN, IFANDual
 
+__all__ = [
+    "AlignedPairSource",
+    "FolderPairsWhole",
+    "SupervisedObjective",
+    "mean_psnr",
+    "reblur_of",
+    "train_supervised",
+    "train_supervised_from_config",
+]
+
 AlignedPairSource = Callable[[int, torch.Generator], Pair]
 
 _IMAGE_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
