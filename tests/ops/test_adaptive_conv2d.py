@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from _base import Bad, OpTests, Sample, random
+from _base import Bad, OpTests, Sample, needs_extension, random
 from _compare import assert_agrees
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -221,3 +221,26 @@ def test_export_with_a_free_size(generator):
     tensors = draw(1, 3, 8, 5, (8, 5), 1, kernel_size=3, generator=generator)
     assert_agrees(program.module()(*tensors), Filter()(*tensors))
     assert "adaptive_conv2d" in str(program.graph)
+
+
+@needs_extension
+@pytest.mark.parametrize("groups", [1, 6])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_threads_do_not_change_results(groups, layout, generator):
+    x, kernels = (t.float() for t in draw(1, 6, 70, 90, (70, 90), groups, kernel_size=5, generator=generator))
+    kernels = kernels.contiguous(memory_format=layout)
+
+    def derivatives():
+        leaves = [x.clone().requires_grad_(), kernels.clone().requires_grad_()]
+        out = ops.adaptive_conv2d(*leaves, kernel_size=5, groups=groups)
+        return out, *torch.autograd.grad(out.square().sum(), leaves)
+
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        one = derivatives()
+        torch.set_num_threads(2)
+        two = derivatives()
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
