@@ -360,7 +360,7 @@ def main() -> None:
     text = [
         "# Networks and methods",
         "",
-        *textwrap.wrap(INTRODUCTION, 120),
+        *textwrap.wrap(INTRODUCTION.strip(), 120),
         "",
         f"| network | {' | '.join(METHODS)} |",
         f"|---|{'---|' * len(METHODS)}",

@@ -276,7 +276,7 @@ print(tta_restore.show_config())
 
 
 def test_required_extension_makes_import_fail():
-    run = run_python("import tta_restore", TTA_RESTORE_NO_EXTENSION="1", TTA_RESTORE_REQUIRE_EXTENSION="1")
+    run = run_python("import tta_restore.ops", TTA_RESTORE_NO_EXTENSION="1", TTA_RESTORE_REQUIRE_EXTENSION="1")
     assert run.returncode != 0
     assert "ImportError: tta_restore: TTA_RESTORE_REQUIRE_EXTENSION=1" in run.stderr
 

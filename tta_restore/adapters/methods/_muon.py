@@ -96,7 +96,7 @@ class Muon(torch.optim.Optimizer):
             kept["exp_avg_sq"],
             [],
             kept["step"],
-            fused=parameters[0].device.type == "cpu",  # in one pass; elsewhere the counters would have to move
+            fused=parameters[0].device.type == "cpu" and not any(p.is_complex() for p in parameters),
             amsgrad=False,
             lr=lr,
             beta1=_BETAS[0],

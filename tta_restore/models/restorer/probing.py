@@ -21,7 +21,7 @@ from tta_restore.models.restorer.restorer import Restoration, Restorer, as_resto
 from tta_restore.models.restorer.second_order import own_functions
 from tta_restore.models.restorer.spec import RestorerSpec
 
-_CHANNELS = (3, 1, 4, 6)
+_CHANNELS = (3, 1, 2, 4, 6)
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def probe(model: Any, example: Tensor | None = None, *, competence: bool = False
 
     Args:
         model: a module, a spandrel descriptor, or a :class:`Restorer`.
-        example: (B, C, H, W) in [0, 1], or a clip (B, T, C, H, W), for models that 64-pixel noise with 3, 1, 4 or 6
+        example: (B, C, H, W) in [0, 1], or a clip (B, T, C, H, W), for models that 64-pixel noise with 3, 1, 2, 4 or 6
             channels does not suit.
         competence: measure what the model removes, too (:func:`tta_restore.models.competence`); about twenty more
             forward passes.
@@ -142,7 +142,7 @@ def probe(model: Any, example: Tensor | None = None, *, competence: bool = False
 
 
 def example_frame(restorer: Restorer) -> Tensor:
-    """Noise of 64x64 pixels that a restorer takes: an image (1, C, 64, 64) with C 3, 1, 4 or 6, or a clip.
+    """Noise of 64x64 pixels that a restorer takes: an image (1, C, 64, 64) with C 3, 1, 2, 4 or 6, or a clip.
 
     Raises:
         ValueError: it takes none of them.
@@ -185,7 +185,7 @@ def _report(restorer: Restorer, module: nn.Module, frame: Tensor) -> ProbeReport
     with preserve_state(module, training=True):
         backward_in_train, unreached_in_train, _ = _backward(trial, module, frame)
     with preserve_state(module, training=True), torch.no_grad():
-        random_in_train = _holds(lambda: any(not torch.equal(trial(frame), trial(frame)) for _ in range(5)))
+        random_in_train = _holds(lambda: any(not torch.equal(trial(frame), trial(frame)) for _ in range(3)))
     return ProbeReport(
         model=type(getattr(module, "_orig_mod", module)).__name__,
         parameters=sum(parameter.numel() for parameter in module.parameters()),

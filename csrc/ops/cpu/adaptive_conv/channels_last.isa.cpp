@@ -2,7 +2,7 @@
 //
 // The channels of a group are the lanes of M vectors. The state is (H, W, lanes), so that neighbors are whole vectors, and
 // the taps of a pixel, c * 3 + t, become vectors over c by six shuffles. The lines of later pixels, which lie far apart,
-// are prefetched. Results are those of the contiguous kernel, bit for bit.
+// are prefetched. Results agree with the contiguous kernel to rounding.
 #include "step.h"
 #include "vector.h"
 
