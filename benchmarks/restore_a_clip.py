@@ -150,7 +150,7 @@ def direct(paths: list[Path], options: argparse.Namespace, draws, clock: Clock) 
     adam = torch.optim.Adam(groups)
     rmsprop = torch.optim.RMSprop(critic.parameters(), lr=RATES["discriminator_lr"])
     for step in steps:
-        clip = items[step.item][None]
+        clip = items[step.sample][None]
         with clock.timed(f"{step.stage} stage"):
             adam.zero_grad()
             blurred = reblur(clip)

@@ -122,7 +122,7 @@ def test_sar_without_a_reliable_sample():
 def test_eata():
     net, tensors, settings = trace("eata")
     adapter = EATA(net, variant="official", select=NORMS, max_similarity=float(settings["d_margin"]))
-    assert adapter.margin * torch.log(torch.tensor(10.0)).item() == pytest.approx(float(settings["e_margin"]))
+    assert adapter.entropy_margin * torch.log(torch.tensor(10.0)).item() == pytest.approx(float(settings["e_margin"]))
     replay(adapter, tensors, settings)
     assert [adapter.memory["reliable"], adapter.memory["used"]] == tensors["counters"][-1].tolist()
     torch.testing.assert_close(adapter.memory["mean"], tensors["probs_ema"], atol=1e-6, rtol=0)

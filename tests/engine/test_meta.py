@@ -103,7 +103,7 @@ def by_hand(deblur, reblur, critic, cut, steps, *, lr):
     adam = torch.optim.Adam([{"params": reblur.parameters()}, {"params": deblur.parameters(), "lr": 2 * lr}], lr=lr)
     rms = torch.optim.RMSprop(critic.parameters(), lr=1e-3)
     for step in steps:
-        window = cut.items[step.item].clip[None]
+        window = cut.items[step.sample].clip[None]
         adam.zero_grad()
         if step.stage == "deblur":
             (deblur(reblur(window).clamp(0, 1).detach()) - window[:, 2]).abs().mean().backward()
