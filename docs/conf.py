@@ -18,4 +18,9 @@ nitpick_ignore_regex = [
     (r"py:.*", r"(torch|collections|pathlib|numpy|typing|PIL)\..*"),
     (r"py:class", r"(dict|tuple|list|set|Callable|Mapping|Sequence)\[?.*"),
     (r"py:class", r".*\.[A-Z]"),  # type variables
+    # private types and parts of the core in signatures
+    (
+        r"py:class",
+        r"(tta_restore\.(.*\._Class|adapters\.state\.State|adapters\.injection\.Injection|models\.defocus\..*)|Tensor)",
+    ),
 ]

@@ -115,7 +115,7 @@ def test_places_without_detail_are_left_out():
     adapter(x)
     assert adapter.report.metrics["patches"] == 2
     assert adapter.report.steps == 4
-    assert adapter.report.messages[-1].startswith("2 of 4 locations left out: flat, or no moment is sharper by 0.5 dB")
+    assert adapter.report.messages[-1].startswith("2 of 4 locations left out: flat, or no frame is sharper by 0.5 dB")
 
 
 def test_small_frames_give_small_patches():

@@ -71,7 +71,7 @@ class Blur(Degradation):
             deviation s has the radius ``s * sqrt(2)``.
         lens: pupil functions to draw from: names ("disk", "gaussian", "exponential", "ring", "bubble", "triangle",
             "square", "hexagon", "cat_eye", "ellipse", "coma"), "random" for a broad prior of symmetric and asymmetric
-            shapes (:func:`tta_restore.degradations.lens.random_lens`), a :class:`Lens`, a tensor (M, A, A) of pupil
+            shapes (:func:`tta_restore.degradations.lens.random_lens`), a ``Lens``, a tensor (M, A, A) of pupil
             functions sampled over [-2.3, 2.3] root mean square radii, or a tuple of these. Turned by a random angle.
         psf: PSFs in pixels, (K, K) or (M, K, K), K odd, used as they are instead of ``lens`` and ``radius``.
         varying_prob: probability that the radius varies over the image, between two draws, along a smooth random map.

@@ -47,7 +47,7 @@ def just_noticeable(first: Tensor, second: Tensor, floor: float) -> Tensor:
 class Parameters:
     """A batch of parameters of a degradation; the first axis of every tensor is the batch.
 
-    Subclasses are frozen dataclasses whose fields are declared with :func:`quantity`.
+    Subclasses are frozen dataclasses whose fields are declared with ``quantity``.
 
     Raises:
         TypeError: a field is no tensor.

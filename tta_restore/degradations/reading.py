@@ -71,7 +71,7 @@ class Reading:
 
     @property
     def mean(self) -> dict[str, float]:
-        """Mean of every parameter: noise and shot in [0, 1] values, blur in pixels, JPEG as a quality (100 is none)."""
+        """Return the mean of every parameter; noise and shot in [0, 1] values, blur in pixels, JPEG as a quality."""
         probability, quality, _ = self.jpeg.tolist()
         return {
             "noise_std": math.exp(float(self.noise[0])),

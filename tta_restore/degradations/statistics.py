@@ -82,7 +82,7 @@ class StatisticsNet(nn.Module):
     """Read the logarithms of blur radius and noise level from the statistics of a frame.
 
     Shape:
-        - statistics: (B, F), see :func:`frame_statistics`
+        - statistics: (B, F), see ``frame_statistics``
         - output: means (B, 2) and log scales (B, 2) of Laplace distributions: log root mean square blur radius in
           pixels, log standard deviation of the noise in [0, 1] values
     """

@@ -75,7 +75,7 @@ class Competence:
 
     @property
     def sharpens(self) -> bool:
-        """Whether blur is to be removed: for deblurring and super-resolution, not for denoising or JPEG cleaning."""
+        """Whether blur is to be removed, for deblurring and super-resolution, not for denoising or JPEG cleaning."""
         return self.scale > 1 or self.task in ("defocus", "motion", "sr")
 
     @property

@@ -26,8 +26,8 @@ class EATA(EntropyAdapter, method="eata"):
     skipped.
 
     Args:
-        model: see :class:`EntropyAdapter`, as for ``options``.
-        variant: see :class:`EntropyAdapter`.
+        model: see ``EntropyAdapter``, as for ``options``.
+        variant: see ``EntropyAdapter``.
         lr: learning rate of SGD with momentum 0.9.
         entropy_margin: largest entropy of a reliable pixel, as a fraction of the largest possible one.
         max_similarity: cosine to the running mean beyond which a sample is redundant; by default 0.05 in the official

@@ -124,8 +124,8 @@ class Tent(EntropyAdapter, method="tent"):
     and 1.099 for any content. Our variant minimizes the variance between views.
 
     Args:
-        model: see :class:`EntropyAdapter`, as for ``options``.
-        variant: see :class:`EntropyAdapter`.
+        model: see ``EntropyAdapter``, as for ``options``.
+        variant: see ``EntropyAdapter``.
         lr: learning rate.
         betas: coefficients of Adam's running averages.
 
@@ -160,7 +160,7 @@ class ROID(EntropyAdapter, method="roid"):
     the weighting by certainty; its loss over classes has no meaning for images.
 
     Args:
-        model: see :class:`EntropyAdapter`, as for ``options``.
+        model: see ``EntropyAdapter``, as for ``options``.
         lr: learning rate of Adam.
         momentum: fraction of itself that the student keeps after each step; the rest is the source's.
         temperature: variance at which a pixel's weight has fallen to 1 / e.

@@ -25,8 +25,8 @@ class SAR(EntropyAdapter, method="sar"):
     adapter resets when its output diverges from the source's (``Guards.min_source_psnr``).
 
     Args:
-        model: see :class:`EntropyAdapter`, as for ``options``.
-        variant: see :class:`EntropyAdapter`.
+        model: see ``EntropyAdapter``, as for ``options``.
+        variant: see ``EntropyAdapter``.
         lr: learning rate of SGD with momentum 0.9.
         rho: length of the first phase's step.
         entropy_margin: largest entropy of a reliable pixel, as a fraction of the largest possible one.

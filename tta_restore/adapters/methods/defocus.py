@@ -116,7 +116,7 @@ class DefocusAdapter(Adapter):
 
     Args:
         model: a restorer of single frames at scale 1; see :class:`Adapter`, as for ``options``.
-        estimator: a :class:`tta_restore.models.defocus.estimator.DefocusEstimator`; the shipped one by default.
+        estimator: a ``tta_restore.models.defocus.DefocusEstimator``; the shipped one by default.
     """
 
     def __init__(self, model: Any, estimator: nn.Module | None = None, **options: Any) -> None:

@@ -80,7 +80,7 @@ class MetaTransfer(Adapter, method="meta_transfer"):
             published.
         min_blur_rms: root mean square, in [0, 1] values, by which reblurring has to change a patch: from others the
             deblurrer would learn to do nothing; 0 for all, as published.
-        skip_sharp_frames: return frames that were sharp before unchanged, see :func:`keep_sharp_frames`; a deblurrer
+        skip_sharp_frames: return frames that were sharp before unchanged, see ``keep_sharp_frames``; a deblurrer
             trained on the blur of a clip degrades them. For clips of ``num_frames`` at least.
         distance: distance of a restored image from its target.
         outputs: "main", the restored image, or "all" images of a model with stages or scales, whose losses are summed.

@@ -34,7 +34,7 @@ class ReblurConsistency(DefocusAdapter, method="reblur_consistency"):
 
     Args:
         model: a restorer of single frames at scale 1; see :class:`Adapter`, as for ``options``.
-        estimator: a :class:`tta_restore.models.defocus.estimator.DefocusEstimator`; the shipped one by default.
+        estimator: a ``tta_restore.models.defocus.DefocusEstimator``; the shipped one by default.
         select: which weights to adapt.
         steps: optimizer steps per frame.
         lr: learning rate.

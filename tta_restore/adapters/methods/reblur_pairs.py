@@ -48,9 +48,9 @@ class ReblurPairs(DefocusAdapter, method="reblur_pairs"):
 
     Args:
         model: a restorer of single frames at scale 1; see :class:`Adapter`, as for ``options``.
-        estimator: a :class:`tta_restore.models.defocus.estimator.DefocusEstimator`; the shipped one by default.
+        estimator: a ``tta_restore.models.defocus.DefocusEstimator``; the shipped one by default.
         sharp_images: custom images to blur, (N, 3, S, S) in [0, 1] or uint8; None for dead leaves, most of them
-            softened (:func:`tta_restore.data.synthetic.soften.soften`).
+            softened (``tta_restore.data.synthetic.soften``).
         scene_fraction: fraction of the pairs whose sharp patch is taken from the frame as the source restores it.
         select: which weights to adapt.
         steps: optimizer steps per frame.
