@@ -84,7 +84,7 @@ def test_a_selection_that_hits_nothing_says_what_is_there(select, message):
 def test_other_refusals():
     with pytest.raises(TypeError, match="got 3"):
         select_parameters(UNet(), [3])
-    with pytest.raises(ValueError, match="Identity has no floating-point weights"):
+    with pytest.raises(ValueError, match="Identity has no floating-point or complex weights"):
         select_parameters(nn.Identity(), "all")
     quantized = nn.Module()
     quantized.weight = nn.Parameter(torch.zeros(2, dtype=torch.int8), requires_grad=False)

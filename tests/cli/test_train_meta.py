@@ -72,8 +72,8 @@ def test_from_end_to_end(tmp_path):
         ("meta", "[reblur]\nbase_channels = 2\n", r"meta-training needs a section \[model\]"),
         (
             "meta",
-            "[model]\n[reblur]\nbase_channels = 2\n[inner]\norder = 'third'\n",
-            r"\[inner\] order: expected one of",
+            "[model]\n[reblur]\nbase_channels = 2\n[inner]\nvariant = 'third'\n",
+            r"\[inner\] variant: expected",
         ),
         ("reblur", "[reblur]\nbase_channels = 2\n[settings]\nrate = 3\n", r"\[settings\] has no rate"),
         ("reblur", "[reblur]\nbase_channels = 2\n[data]\nlayout = 'gopro'\n", "expected root and layout, one of gopro"),

@@ -78,7 +78,7 @@ def test_from_end_to_end(tmp_path, blur_map):
         ("[model]\nname = 'unet'\n", "no restorer 'unet'; there are: "),
         ("[model]\nwidth = 2\n[data]\nlayout = 'sdd'\nroot = 'nowhere'\n", "nowhere: expected train_patches/blur"),
         ("[model]\nwidth = 2\n[data]\nlayout = 'gopro'\n", "expected root and layout, one of sdd, dpdd"),
-        ("[model]\nwidth = 2\n[flow]\nname = 'pwc'\n", "pass 'pwc:FILE'"),
+        ("[model]\nwidth = 2\n[flow]\nname = 'pwc'\n", "pass checkpoint"),
     ],
 )
 def test_wrong_files(tmp_path, capsys, text, message):

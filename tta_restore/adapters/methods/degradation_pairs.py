@@ -600,14 +600,16 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
 def _max_share(lead: float, reading: Reading, scale: int) -> float:
     """Return the largest weight of a student that removes blur, 0 to 1.
 
-    Blur that was read wrongly fools the pairs and hardly shows on the frame, so that a small lead is not trusted. JPEG
-    compression spoils the estimate of the blur: no more than half then.
+    Blur that was read wrongly fools the pairs and hardly shows on the frame, so that a small lead is not trusted. On
+    frames with little noise nothing but blur can explain the lead, and JPEG compression spoils the estimate of the
+    blur: no more than half then.
     """
     if scale == 1:
         share = min(max((lead - _MIN_LEAD) / (_FULL_LEAD - _MIN_LEAD), 0.0), 1.0)
     else:
         share = min(max(lead / (_FULL_LEAD / 2), 0.0), 1.0)
-    return share / 2 if reading.mean["jpeg_quality"] < _MIN_QUALITY else share
+    uncertain = scale == 1 and 255 * reading.mean["noise_std"] < _MIN_MEASURED
+    return share / 2 if uncertain or reading.mean["jpeg_quality"] < _MIN_QUALITY else share
 
 
 def _next_rates(tried: float, best: float, lead: float) -> list[float]:

@@ -70,7 +70,7 @@ class ProbeReport:
 
     @property
     def advice(self) -> dict[str, Any]:
-        """Return options for an adapter, which are the spec, the mode in which more weights get a gradient, and those weights."""
+        """Return options for an adapter (the spec, the mode with more gradients, the weights that get one)."""
         train = self.backward_in_train is None and (
             self.backward_in_eval is not None or len(self.without_gradient_in_train) < len(self.without_gradient)
         )
