@@ -186,13 +186,13 @@ def _real_cases(folder: Path) -> dict[str, Case]:
     found = {}
     if waifu.is_dir():
         conditions = {"sigma 15": (_camera(noise=15), "photo"), "sigma 30": (_camera(noise=30), "photo")}
-        found["waifu2x_cunet_2"] = Case(cunet, conditions, size=96, options={"steps": 40})
+        found["waifu2x_cunet_2"] = Case(cunet, conditions, size=96)
     if esrgan.is_dir():
         conditions = {"noise 8": (_camera(scale=4, noise=8), "photo")}
         found["srvgg_x4"] = Case(srvgg, conditions, scale=4, size=56)
     if maxim.is_dir():
         conditions = {"lens": (_camera(blur="gaussian", radius=2.2, noise=1), "photo")}
-        found["maxim_deblurring"] = Case(deblurring, conditions, size=128, options={"steps": 16, "batch_size": 2})
+        found["maxim_deblurring"] = Case(deblurring, conditions, size=128)
     return found
 
 

@@ -50,7 +50,7 @@ _logged: set[str] = set()
 
 @dataclass(frozen=True, eq=False)
 class _Block:
-    """One entered ``backend(...)`` block and the block around it."""
+    """An entered ``backend(...)`` block and the block around it."""
 
     name: str
     outer: _Block | None
@@ -68,7 +68,7 @@ class BackendUnavailable(RuntimeError):
 
 @dataclass
 class Operator:
-    """One registered op: its reference and the kernels that can replace it."""
+    """A registered op: its reference and the kernels that can replace it."""
 
     name: str
     reference: Callable[..., Any]

@@ -681,7 +681,7 @@ class Adapter(RecordedModule):
             self._live = self._generator = None
 
     def _clip_of(self, x: Tensor) -> Tensor:
-        """The clip of a batch with one, for methods of clips; what came otherwise."""
+        """Return the clip of a batch with one, for methods of clips; what came otherwise."""
         if not self.takes_clips or x.ndim != 5:
             return x
         if x.shape[0] != 1:
@@ -860,7 +860,7 @@ def _expect_exchangeable(name: str, module: Any, select: Any) -> None:
 
 
 def _after_fork() -> None:
-    """Let go of frames that were in work in other threads of the parent process."""
+    """Discard frames that other threads of the parent process were working on."""
     for adapter in list(_adapters):
         adapter._live = adapter._generator = adapter._frame = None
 

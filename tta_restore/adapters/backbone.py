@@ -117,7 +117,7 @@ class Backbone:
         return lock_of(self.root)
 
     def drop_replicas(self) -> None:
-        """Let go of the replicas; the next session makes them anew."""
+        """Delete the replicas; the next session creates them again."""
         self._with_graph = self._without = self._frozen = None
         self._held = contextlib.ExitStack()
         if self.prefix is not None:

@@ -53,7 +53,7 @@ class CalibrationReport:
 
     @property
     def worthwhile(self) -> bool:
-        """Whether the calibrated model is better than the original by 0.1 dB or more on held-out pairs."""
+        """Return whether the calibrated model is better than the original by 0.1 dB or more on held-out pairs."""
         return self.gain >= _WORTH and self.trust >= _MIN_TRUST
 
     @property

@@ -51,7 +51,7 @@ def pack(tree: Tree) -> tuple[Any, dict[str, Tensor]]:
 
 
 def unpack(structure: Any, tensors: dict[str, Tensor]) -> Tree:
-    """The tree that :func:`pack` took apart, with tensors of its own."""
+    """Return the tree that :func:`pack` took apart, with tensors of its own."""
     if not isinstance(structure, dict):
         return structure
     ((kind, value),) = structure.items()
@@ -140,7 +140,7 @@ def state_dict(adapter: Adapter) -> dict[str, Any]:
 
 
 def state_from(adapter: Adapter, saved: Mapping[str, Any], *, strict: bool, weights: bool = True) -> State:
-    """The state in a :func:`state_dict`, after everything about it was found to fit the adapter.
+    """Return the state in a :func:`state_dict`, after everything about it was found to fit the adapter.
 
     Raises:
         ValueError: it does not.
@@ -203,7 +203,7 @@ def _frozen_checksum(adapter: Adapter) -> str:
 
 
 def _as_saved(value: Any) -> Any:
-    """A value as it comes back from JSON."""
+    """Return a value as it comes back from JSON."""
     if isinstance(value, Mapping):
         return {str(key): _as_saved(entry) for key, entry in value.items()}
     return [_as_saved(item) for item in value] if isinstance(value, (list, tuple)) else value
@@ -219,7 +219,7 @@ def _differences(name: str, saved: Any, own: Any) -> Iterator[str]:
 
 
 def export(adapter: Adapter, role: str | None) -> nn.Module:
-    """A copy of the adapter's model with the weights of a role; with what was injected, where anything was.
+    """Return a copy of the adapter's model with the weights of a role; with what was injected, where anything was.
 
     Raises:
         TypeError: the model is a function.

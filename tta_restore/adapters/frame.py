@@ -12,7 +12,7 @@ __all__ = ["FrameContext", "StepReport"]
 
 @dataclass
 class FrameContext:
-    """One frame on its way through an adapter.
+    """A frame and its intermediate results on the way through an adapter.
 
     Attributes:
         image: the whole frame, (B, C, H, W) or (B, T, C, H, W), RGB in [0, 1]; a clip (T, C, H, W) for methods of
@@ -43,13 +43,13 @@ class FrameContext:
 
     @property
     def cropped(self) -> bool:
-        """Whether adaptation uses a part of the frame only."""
+        """Return whether adaptation uses a part of the frame only."""
         return self.region is not self.image
 
 
 @dataclass(frozen=True)
 class StepReport:
-    """What happened on one frame.
+    """Report of the adaptation on one frame.
 
     Attributes:
         frame: number of frames adapted on before this one.

@@ -164,7 +164,7 @@ def _observe(
 
 
 def _channel_axis(features: Any, height: int, width: int, strict: bool) -> int | None:
-    """Where the channels are, from the shape alone; None for what are no features.
+    """Return the channel axis inferred from the shape; None for tensors that are no features.
 
     ``strict`` wants the frame's proportions, which weights, windows and tables of attention do not have.
     """
@@ -198,7 +198,7 @@ class Injection(nn.Module):
         self.layers = nn.ModuleList(layers).eval().requires_grad_(False)
 
     def weights(self) -> dict[str, nn.Parameter]:
-        """The layers' weights by their full names."""
+        """Return the layers' weights by their full names."""
         return {
             f"{_PREFIX}{site.path}.{name}": parameter
             for site, layer in zip(self.sites, self.layers, strict=True)
@@ -207,7 +207,7 @@ class Injection(nn.Module):
 
     @contextmanager
     def active(self, root: nn.Module, tensors: Mapping[str, Tensor], context: Tensor) -> Iterator[None]:
-        """For the time of the block, the layers act with ``tensors`` in place of those weights that it names."""
+        """Use ``tensors`` in place of the weights that they name, for the duration of the block."""
         with ExitStack() as stack:
             for site, layer in zip(self.sites, self.layers, strict=True):
                 start = f"{_PREFIX}{site.path}."
@@ -232,7 +232,7 @@ class WithInjection(nn.Module):
 
 
 def is_injected(name: str) -> bool:
-    """Whether a weight of that name belongs to an injected layer."""
+    """Return whether a weight of that name belongs to an injected layer."""
     return name.startswith(_PREFIX)
 
 

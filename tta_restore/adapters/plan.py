@@ -20,7 +20,7 @@ _LINES = 12  # modules that print shows
 
 @dataclass(frozen=True)
 class Plan:
-    """What an adapter would change, and what that costs; ``print`` it.
+    """Adapted tensors of an adapter and their cost; ``print`` it.
 
     Attributes:
         method: name of the adapter's class.
@@ -148,7 +148,7 @@ def _bytes_for_backward(adapter: Adapter, x: Tensor, arguments: dict[str, Any]) 
 
 
 def _moments(adapter: Adapter, shape: tuple[int, ...]) -> int:
-    """How many tensors of its size the optimizer keeps for a tensor, found on a small one."""
+    """Return how many tensors of its size the optimizer keeps for a tensor, found on a small one."""
     trial = torch.zeros(shape, requires_grad=True, dtype=torch.float32, device="cpu")
     trial.grad = torch.ones(shape, dtype=torch.float32, device="cpu")
     optimizer = adapter.make_optimizer([trial])

@@ -46,7 +46,7 @@ def expect_options(method: type, keywords: Iterable[str]) -> None:
 
 
 def list_adapters() -> list[str]:
-    """Names that :func:`create_adapter` knows, sorted."""
+    """Return the names that :func:`create_adapter` knows, sorted."""
     package = importlib.import_module("tta_restore.adapters")
     for module in pkgutil.walk_packages(package.__path__, "tta_restore.adapters."):
         importlib.import_module(module.name)
@@ -54,7 +54,7 @@ def list_adapters() -> list[str]:
 
 
 def create_adapter(name: str, model: Any, *arguments: Any, **options: Any) -> Adapter:
-    """An adapter of the method called ``name`` around ``model``; the rest goes to the method's class.
+    """Return an adapter of the method called ``name`` around ``model``; the rest goes to the method's class.
 
     Raises:
         ValueError: there is no such method.

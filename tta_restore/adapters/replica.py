@@ -180,7 +180,7 @@ def _mark(value: Any) -> Any:
 
 
 def _places(root: nn.Module, twins: Mapping[int, nn.Module]) -> dict[str, list[tuple[nn.Module, str]]]:
-    """Where each weight lies, by its first name: weights that share a tensor have several places."""
+    """Return the places of each weight by its first name: shared weights have several places."""
     names: dict[int, str] = {}
     places: dict[str, list[tuple[nn.Module, str]]] = {}
     for path, part in root.named_modules():

@@ -22,7 +22,7 @@ _LAST_STAGE_LIMIT = 0.25  # of the weights, where that can be had
 def select_parameters(
     module: nn.Module, select: Select, *, injected: Mapping[str, nn.Parameter] | None = None
 ) -> tuple[str, ...]:
-    """Names of the selected weights in the order of the module; weights that share a tensor count once.
+    """Return the names of the selected weights in the order of the module; weights that share a tensor count once.
 
     An entry is a glob over dotted names (``"decoder.*"``; a module's name means everything in it), ``"re:..."`` for a
     full match, a module class, or a preset: ``"all"``, ``"norm"`` (scale and shift of every normalization layer),

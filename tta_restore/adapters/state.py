@@ -24,7 +24,7 @@ OptimizerFactory = Callable[[str, list[Tensor]], torch.optim.Optimizer | None]
 
 @dataclass
 class State:
-    """What an adapter keeps between frames.
+    """State of an adapter between frames.
 
     Attributes:
         seed: source of all its random numbers, together with ``frames``.

@@ -36,7 +36,7 @@ class CenterCrop:
         checks.expect_int("CenterCrop", "size", self.size, minimum=1)
 
     def __call__(self, image: Tensor, requirements: SizeRequirements) -> Tensor:
-        """The crop of (..., H, W), or the frame itself."""
+        """Return the crop of (..., H, W), or the frame itself."""
         height, width = image.shape[-2:]
         limit = self.min_size or (self.size, self.size)
         if height <= limit[0] and width <= limit[1]:
@@ -77,7 +77,7 @@ class Tiles:
             raise ValueError(f"Tiles: expected overlap <= size / 2, got size {self.size}, overlap {self.overlap}")
 
     def needed(self, image: Tensor) -> bool:
-        """Whether the image is larger than a tile."""
+        """Return whether the image is larger than a tile."""
         return max(image.shape[-2:]) > self.size
 
     def run(
@@ -170,7 +170,7 @@ def _is_map(value: Any, sides: Any) -> bool:
 
 
 def _trapezoid(length: int, shared: int, rises: bool, falls: bool) -> Tensor:
-    """Weights along a tile: nothing in the outer quarter of what it shares, one from three quarters on."""
+    """Return weights along a tile: nothing in the outer quarter of what it shares, one from three quarters on."""
     weight = torch.ones(length, dtype=torch.float32, device="cpu")
     if shared <= 0:
         return weight

@@ -36,7 +36,7 @@ NAMED: dict[str, tuple[View, ...]] = {
 
 
 def resolve_views(views: Views) -> tuple[View, ...]:
-    """Pairs (view, way back) of a named group, or of a sequence of such pairs.
+    """Return pairs (view, way back) of a named group, or of a sequence of such pairs.
 
     Groups, identity first: ``"identity"``, ``"rot4"`` (quarter turns, counter-clockwise), ``"rot4_flip"`` (and one
     flip left to right), ``"d4"`` (quarter turns with and without that flip). A view takes a frame (..., H, W); its way

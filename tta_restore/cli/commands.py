@@ -24,7 +24,7 @@ HELP = {
 
 @dataclass(frozen=True)
 class Command:
-    """One command, or one kind of a command that has several (``train supervised``).
+    """A command, or one kind of a command that has several (``train supervised``).
 
     Attributes:
         function: ``module:function`` that runs; its keywords are the options, its docstring is the help.

@@ -184,7 +184,7 @@ def _complain(name: str, message: str) -> None:
 
 
 def _line(text: str) -> str:
-    """One line of a message, with control characters escaped."""
+    """Return one line of a message, with control characters escaped."""
     line = " ".join(text.split())
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
 

@@ -315,7 +315,7 @@ def _element(hint: Any) -> Any:
 
 
 def _plain(hint: Any) -> Any:
-    """The type to parse: paths stay text, so that an empty argument is not the current folder."""
+    """Return the type to parse: paths stay text, so that an empty argument is not the current folder."""
     members = [kind for kind in _members(hint) if kind is not type(None)]
     if str in members or Path in members or not members or Any in members:
         return str

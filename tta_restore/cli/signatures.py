@@ -25,7 +25,7 @@ REQUIRED: Any = object()
 
 @dataclass(frozen=True)
 class Parameter:
-    """One parameter of a function.
+    """A parameter of a function.
 
     Attributes:
         name: in the signature.
@@ -101,7 +101,7 @@ def read_function(path: str) -> Function:
 
 
 def _names(tree: ast.Module) -> _Names:
-    """Names of the standard library that a module imports, and its literal constants."""
+    """Return the names of the standard library that a module imports, and its literal constants."""
     names = _Names(vars(typing) | vars(collections.abc))
     names |= {"Path": Path, "int": int, "float": float, "str": str, "bool": bool, "None": None}
     names |= {kind.__name__: kind for kind in (dict, list, tuple, set)}
@@ -120,7 +120,7 @@ def _names(tree: ast.Module) -> _Names:
 
 
 def _default(node: ast.expr, names: _Names) -> Any:
-    """The default value; None, which leaves it to the function, where it needs another module."""
+    """Return the default value; None, which leaves it to the function, where it needs another module."""
     value = _evaluate(node, names, None)
     return None if value is Any else value
 

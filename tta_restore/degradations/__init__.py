@@ -1,4 +1,4 @@
-"""How a camera degrades a frame: simulation, and estimation from frames."""
+"""Simulation of how a camera degrades a frame, and estimation from frames."""
 
 from tta_restore.degradations.blur import Blur, BlurParameters
 from tta_restore.degradations.compose import Compose, ComposeParameters

@@ -18,7 +18,7 @@ __all__ = ["Compose", "ComposeParameters"]
 
 @dataclass(frozen=True, eq=False)
 class ComposeParameters(Parameters):
-    """One batch of parameters per degradation, in their order."""
+    """A batch of parameters per degradation, in their order."""
 
     parts: tuple[Parameters, ...]
 

@@ -109,7 +109,7 @@ class Parameters:
 
 
 class Degradation(ABC):
-    """What a camera does to a frame: a prior over parameters, and the effect of given ones.
+    """A degradation of frames by a camera: a prior over parameters, and the effect of given ones.
 
     Subclasses are frozen dataclasses: fields hold the ranges that :meth:`sample` draws from. Randomness comes from the
     generator passed in; nothing else is read or changed. Parameters live on the CPU until :meth:`apply` moves them.

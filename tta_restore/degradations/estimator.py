@@ -175,7 +175,7 @@ def looks(image: Tensor) -> Tensor:
 
 
 def _shot_noise(image: Tensor) -> Tensor:
-    """Mean and standard deviation of the variance per value."""
+    """Return the mean and standard deviation of the variance per value."""
     _, shot = estimate_noise_curve(image)
     return torch.tensor([float(shot[0]), 0.2 * float(shot[0])])
 

@@ -22,7 +22,7 @@ _CERTAIN = 0.25  # gain in log-likelihood per informative coefficient that count
 
 @dataclass(frozen=True)
 class JpegReading:
-    """Whether an image was compressed, how, and where its grid lies.
+    """JPEG compression of an image: probability, quality, and position of its grid.
 
     Attributes:
         probability: 1 where the image was compressed for certain, 0 where no trace is visible.
@@ -85,7 +85,7 @@ def _grids(luma: Tensor) -> list[tuple[int, int]]:
 
 
 def _gains(luma: Tensor, clipped: Tensor) -> Tensor:
-    """Mean gain per informative coefficient of each quality, (Q,)."""
+    """Return the mean gain per informative coefficient of each quality, (Q,)."""
     height, width = (side // 8 * 8 for side in luma.shape)
     if not height or not width:
         return torch.zeros(len(_QUALITIES))

@@ -162,7 +162,7 @@ def _tailed_lens(uniform: Callable[[float, float], float], radius: tuple[float, 
 
 
 def center_pupil(pupil: Pupil, *, reach: float = 2.0, samples: int = 81) -> Pupil:
-    """The pupil with its centroid moved to the origin: a shift of the lens looks like one of the picture."""
+    """Return the pupil with its centroid moved to the origin: a shift of the lens looks like one of the picture."""
     axis = torch.linspace(-reach, reach, samples)
     u, v = axis[None, :], axis[:, None]
     picture = pupil(u.expand(samples, samples), v.expand(samples, samples))
@@ -251,7 +251,7 @@ def interpolation_weights(radius: Tensor, levels: Tensor) -> Tensor:
 def simulate_capture(
     sharp: Tensor, kernels: Tensor, weights: Tensor, generator: torch.Generator, *, noise_std: float = 1 / 255
 ) -> Tensor:
-    """A stored picture of a sharp stored picture, blurred in linear light by L kernels mixed per pixel.
+    """Return a stored image of a sharp stored image, blurred in linear light by L kernels mixed per pixel.
 
     Shape:
         - sharp: (B, 3, H + K - 1, W + K - 1) in [0, 1]

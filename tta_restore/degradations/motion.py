@@ -30,7 +30,7 @@ _STEPS = 512  # of a rasterized path
 
 @dataclass(frozen=True)
 class CameraShake:
-    """How a camera moves, and how long its shutter is open.
+    """Motion of a camera and its exposure time.
 
     Speeds are typical values of the motion between two frames; it changes smoothly, so blur varies within a clip.
 
@@ -70,7 +70,7 @@ class CameraShake:
 
 @dataclass(frozen=True)
 class CameraPath:
-    """Where the camera looks at fine steps of time.
+    """Poses of a camera at fine time steps.
 
     Shape:
         - poses: (T, N, 4): at N sub-frames of T exposures, the view's shift in x and y in pixels, log scale, radians
@@ -79,7 +79,7 @@ class CameraPath:
     poses: Tensor
 
     def displacement(self, size: int) -> Tensor:
-        """How far, in pixels, a corner of a view of this side travels during each exposure: (T,)."""
+        """Return the distance in pixels that a corner of a view of this side travels during each exposure, (T,)."""
         corner = torch.tensor([size / 2, size / 2])
         cos, sin = self.poses[..., 3].cos(), self.poses[..., 3].sin()
         turned = torch.stack([cos * corner[0] - sin * corner[1], sin * corner[0] + cos * corner[1]], -1)
@@ -124,7 +124,7 @@ def camera_path(shake: CameraShake, frames: int, generator: torch.Generator, *, 
 
 
 def expose(linear: Tensor, poses: Tensor, size: int) -> Tensor:
-    """What the camera sees from each pose: (3, H, W), (N, 4) -> (N, 3, size, size)."""
+    """Render the view from each pose: (3, H, W), (N, 4) -> (N, 3, size, size)."""
     height, width = linear.shape[1:]
     axis = torch.arange(size, dtype=torch.float32) - (size - 1) / 2
     x, y = axis.expand(size, size), axis[:, None].expand(size, size)

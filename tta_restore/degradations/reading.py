@@ -1,4 +1,4 @@
-"""What frames show of their degradation: means, uncertainties, and samples that fit."""
+"""Degradation estimates of frames: means, uncertainties, and samples that fit."""
 
 from __future__ import annotations
 

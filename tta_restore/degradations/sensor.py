@@ -13,7 +13,7 @@ __all__ = ["apply_sensor_model"]
 def apply_sensor_model(
     linear: Tensor, generator: torch.Generator, *, noise_std: float = 1 / 255, bits: int | None = 8
 ) -> Tensor:
-    """What the camera stores: gamma, Gaussian read noise of standard deviation `noise_std`, rounding to `bits`.
+    """Apply gamma, Gaussian read noise of standard deviation `noise_std`, and rounding to `bits`.
 
     Shape:
         - linear: (..., H, W) linear light in [0, 1]

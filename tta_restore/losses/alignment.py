@@ -36,7 +36,7 @@ def _color_wheel() -> Tensor:
 def _flow_to_gray(flow: Tensor) -> Tensor:
     """Return the gray value, 0 to 255, of the Middlebury color encoding of each sample's flow.
 
-    ``torchvision.utils.flow_to_image`` draws the same picture, but scales by the largest displacement of the batch and
+    ``torchvision.utils.flow_to_image`` draws the same image, but scales by the largest displacement of the batch and
     with another epsilon, which changes 18 % of the recorded grays of a nearly still flow by one level.
 
     Shape: flow (B, 2, H, W) in pixels -> (B, 1, H, W), integers as float32.

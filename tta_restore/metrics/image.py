@@ -265,6 +265,6 @@ class ImageMetrics:
         return {name: float(value) for name, value in values.items()}
 
     def as_dict(self) -> dict[str, Any]:
-        """The settings, to be stored beside the numbers."""
+        """Return the settings, to be stored beside the numbers."""
         lpips = None if self.lpips is None else type(self.lpips).__name__
         return {"psnr": self.psnr.as_dict(), "ssim": self.ssim.as_dict(), "lpips": lpips}

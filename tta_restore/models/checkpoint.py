@@ -64,7 +64,7 @@ def load(module: M, content: Any, source: str) -> M:
 
 
 def resolve(checkpoint: str | Path) -> Path:
-    """Path of a checkpoint: a bare word names a shipped file, anything else is a path.
+    """Return the path of a checkpoint: a bare word names a shipped file, anything else is a path.
 
     Raises:
         ValueError: if there is no such file.
@@ -126,7 +126,7 @@ def read(path: Path) -> Any:
 
 
 def _fitting(content: Any, expected: Mapping[str, Tensor], source: str) -> dict[str, Tensor] | None:
-    """The weights in a checkpoint that fit, wherever they lie and whatever prefix their names share.
+    """Return the weights in a checkpoint that fit, wherever they lie and whatever prefix their names share.
 
     Averaged weights go before raw ones, which a warning reports unless their wrapper is a known one. None if none fit.
 

@@ -41,7 +41,7 @@ _CLEAN = 50.0  # PSNR in dB up to which outputs are told apart; higher ones coun
 
 @dataclass(frozen=True)
 class Competence:
-    """What a restorer removes: its gain in dB over its input, per kind and level of degradation. ``print`` it.
+    """Gain of a restorer over its input in dB, per kind and level of degradation. ``print`` it.
 
     Attributes:
         gains: PSNR of the output minus PSNR of the input (for scale > 1, of its bicubic upsampling) in dB, by kind
@@ -75,7 +75,7 @@ class Competence:
 
     @property
     def sharpens(self) -> bool:
-        """Whether blur is to be removed, for deblurring and super-resolution, not for denoising or JPEG cleaning."""
+        """True if blur is to be removed: for deblurring and super-resolution, not for denoising or JPEG cleaning."""
         return self.scale > 1 or self.task in ("defocus", "motion", "sr")
 
     @property
@@ -142,7 +142,7 @@ def _gain(restorer: Restorer, sharp: Tensor, degraded: Tensor, weight: Tensor) -
 
 
 def _psnr(image: Tensor, sharp: Tensor) -> float:
-    """Mean PSNR of the images of a batch without a border of 6 pixels, in dB, at most 50."""
+    """Return the mean PSNR of the images of a batch without a border of 6 pixels, in dB, at most 50."""
     error = (image - sharp)[..., 6:-6, 6:-6].square().flatten(1).mean(1).nan_to_num(1.0, 1.0)
     return float((-10 * torch.log10(error.clamp(min=10 ** (-_CLEAN / 10)))).mean())
 
@@ -202,7 +202,7 @@ def _disk(rms: float) -> Tensor:
 
 
 def _path(length: float) -> Tensor:
-    """A straight path at 30 degrees, (K, K)."""
+    """Return a straight path at 30 degrees, (K, K)."""
     size = 2 * math.ceil(length / 2) + 1
     place = torch.linspace(-length / 2, length / 2, 8 * size)
     kernel = torch.zeros(size, size)
@@ -224,7 +224,7 @@ def _jpeg(image: Tensor, quality: int) -> Tensor:
 
 
 def _weight(restorer: Restorer) -> Tensor:
-    """A tensor with the device and dtype of the model's weights."""
+    """Return a tensor with the device and dtype of the model's weights."""
     if isinstance(restorer.module, nn.Module):
         for parameter in restorer.module.parameters():
             if parameter.is_floating_point():

@@ -85,7 +85,7 @@ class CoTTA(SiamCTTA, method="cotta"):
 
 
 def _augmentation(generator: torch.Generator) -> View:
-    """A random change of gain, gamma, place, angle and noise, and perhaps a flip; nothing undoes it."""
+    """Return a random change of gain, gamma, place, angle and noise, and perhaps a flip; nothing undoes it."""
     gain, gamma, angle, right, down, noise, flip = torch.rand(
         7, generator=generator, dtype=torch.float32, device="cpu"
     ).tolist()

@@ -19,7 +19,7 @@ _SIGNIFICANT = 1.0  # standard errors by which the frame must contradict the pai
 
 @cache
 def grid() -> Tensor:
-    """Weights of input, source and student, at least 0 and summing to 1: (M, 3)."""
+    """Return weights of input, source and student, at least 0 and summing to 1: (M, 3)."""
     return torch.tensor(
         [(i / _STEP, j / _STEP, (_STEP - i - j) / _STEP) for i in range(_STEP + 1) for j in range(_STEP + 1 - i)],
         dtype=torch.float64,
@@ -39,7 +39,7 @@ def pair_risk(candidates: tuple[Tensor, Tensor, Tensor], target: Tensor) -> Tens
 
 @dataclass(frozen=True)
 class FrameRisk:
-    """What a frame without a reference shows of the averages.
+    """Errors of the averages, estimated on a frame without a reference.
 
     Attributes:
         difference: error of each average less the source's, (M,).

@@ -135,7 +135,7 @@ def orthogonalised(matrices: Tensor) -> Tensor:
 
 
 def _quintic(gram: Tensor) -> Tensor:
-    """What a round multiplies matrices by whose products with themselves these are: (L, M, M) -> (L, M, M)."""
+    """Return the factor of one round from the products of matrices with themselves: (L, M, M) -> (L, M, M)."""
     a, b, c = _QUINTIC
     factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
     factor.diagonal(dim1=-2, dim2=-1).add_(a)

@@ -52,7 +52,7 @@ def seeds_of(estimator: Any, estimate: DefocusEstimate, *, covered: tuple[int, i
 def disagreement(
     restored: Tensor, x: Tensor, seeds: Tensor, *, source: Tensor, anchor: float, border: int
 ) -> tuple[Tensor, Tensor]:
-    """How far the reblurred restoration is from the frame, and that plus what blurring hides of its change.
+    """Return how far the reblurred restoration is from the frame, and that plus what blurring hides of its change.
 
     Args:
         restored: the restoration that is judged; gradients go through it.
@@ -135,7 +135,7 @@ class DefocusAdapter(Adapter):
             raise ValueError(f"{type(self).__name__}: expected a model of scale 1, got scale {scale}")
 
     def read_lens(self, x: Tensor) -> DefocusEstimate:
-        """The estimate of (B, C, H, W) with C of 1 or 3, smaller frames continued at their border."""
+        """Return the estimate of (B, C, H, W) with C of 1 or 3, smaller frames continued at their border."""
         device = self._estimator_device()
         short = [max(SMALLEST - side, 0) for side in x.shape[-2:]]
         padded = F.pad(x.float().to(device), (0, short[1], 0, short[0]), mode="replicate")

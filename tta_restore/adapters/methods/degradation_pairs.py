@@ -281,7 +281,7 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         return self._loss(self._pairs(frame, self.batch_size))
 
     def after_step(self, frame: FrameContext) -> None:
-        """Let the teacher follow; every few steps test it on held-out pairs, and return to its best if it fell back."""
+        """Update the teacher; at intervals test it on held-out pairs and return to its best if it fell back."""
         notes = frame.scratch
         self.update_teacher(self.ema)
         notes["taken"] += 1
@@ -578,12 +578,12 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
 
     @torch.no_grad()
     def _errors(self, role: str, pairs: tuple[Tensor, Tensor]) -> Tensor:
-        """Mean squared error on each pair."""
+        """Return the mean squared error on each pair."""
         degraded, target = pairs
         return (self._image(role, degraded) - target).square().mean((1, 2, 3)).nan_to_num(1.0, 1.0).clamp(min=1e-7)
 
     def _lead(self, frame: FrameContext, role: str) -> float:
-        """Mean PSNR gain of a role over the source on the held-out pairs, dB."""
+        """Return the mean PSNR gain of a role over the source on the held-out pairs, dB."""
         ratio = frame.scratch["source_error"] / self._errors(role, frame.scratch["held_out"])
         return float(10 * ratio.log10().mean())
 

@@ -65,7 +65,7 @@ class InnerStep:
 
 @dataclass(frozen=True)
 class InnerLoopSettings:
-    """How the two stages go.
+    """Settings of the two stages.
 
     Attributes:
         lr: learning rate of the restorer.
@@ -106,7 +106,7 @@ class InnerLoopSettings:
 
     @property
     def has_reblur_stage(self) -> bool:
-        """Whether the reblur stage trains anything."""
+        """Return whether the reblur stage trains anything."""
         return self.reblur_lr > 0 or self.variant == "official"
 
     @torch.no_grad()
@@ -145,18 +145,18 @@ class InnerLoop:
     """The weights of restorer and reblurrer on their way through the steps.
 
     ``loss(step, item)`` and ``update(loss)`` in turn, or :meth:`run` for all. Every step makes new tensors; with
-    ``create_graph`` they depend on the first ones, differentiably, the critic taken as given.
+    ``create_graph`` they depend on the first ones, differentiably, the discriminator taken as given.
 
     Args:
         settings: how the stages go.
-        restore: pictures that a restorer with these weights makes of a picture, (1, C, h, w), which stands in the
+        restore: images that a restorer with these weights makes of an image, (1, C, h, w), which stands in the
             middle of a clip, (T, C, h, w); see
             :func:`tta_restore.adapters.methods.clip_model.pictures`.
         reblur: the middle frame, (1, C, h, w), that a reblurrer with these weights makes of (1, T, C, h, w).
         restorer_weights: at the start, of any kind with ``create_graph``; else they are copied.
         reblur_weights: the same.
-        critic: of reblurred pictures; None for the cycle loss alone.
-        distance: of two pictures, a scalar.
+        critic: of reblurred images; None for the cycle loss alone.
+        distance: of two images, a scalar.
         create_graph: keep the graph, for second derivatives.
 
     Source: Meta Transferring for Deblurring (Liu et al., BMVC 2022), equations 3 to 6.
@@ -242,7 +242,7 @@ class InnerLoop:
         return None
 
     def run(self, items: Sequence[InnerSample], generator: torch.Generator) -> InnerLoop:
-        """All steps over the items, and this loop itself.
+        """Run all steps over the samples and return this loop.
 
         Raises:
             RuntimeError: a gradient is not finite.
@@ -254,7 +254,7 @@ class InnerLoop:
         return self
 
     def _reblurred_sample(self, step: InnerStep, item: InnerSample) -> Tensor:
-        """The pseudo-blurred picture of a deblur step; further passes find it made, with noise of their own."""
+        """Return the pseudo-blurred picture of a deblur step; further passes find it made, with noise of their own."""
         if self.create_graph:
             return self._noisy(self.reblur(self.reblur_weights, item.clip[None]), step)
         weights, made = self._made
@@ -299,7 +299,7 @@ class InnerLoop:
 
 
 def _aliases(tensors: ParameterSet) -> ParameterSet:
-    """The same values, each a node of its own in the graph."""
+    """Return the same values, each a node of its own in the graph."""
     return {name: tensor.view_as(tensor) for name, tensor in tensors.items()}
 
 

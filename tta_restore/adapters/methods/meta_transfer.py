@@ -262,7 +262,7 @@ class MetaTransfer(Adapter, method="meta_transfer"):
         )
 
     def _is_useful(self, patch: MinedPatch, length: int) -> bool:
-        """Whether a location has detail, and a frame that is sharper than another."""
+        """Return whether a location has detail, and a frame that is sharper than another."""
         gain = patch.blurred_score - patch.sharp_score
         return patch.sharp_score < _FLAT and (length == 1 or (gain >= self.min_sharpness_gain and gain > 0))
 

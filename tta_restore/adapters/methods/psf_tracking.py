@@ -1,4 +1,4 @@
-"""What single frames say of their lens: kept frame by frame, pooled, and compared when the lens may have changed."""
+"""PSF estimates of single frames: stored per frame, pooled, and compared to detect a PSF change."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Reading = dict[str, Tensor]
 
 
 def looks(image: Tensor) -> Tensor:
-    """The frame, or where it is large, 3 x 3 parts of it: (B or 9 B, C, h, w)."""
+    """Return the frame, or where it is large, 3 x 3 parts of it: (B or 9 B, C, h, w)."""
     height, width = image.shape[-2:]
     if max(height, width) <= _LOOK * _LOOKS:
         return image
@@ -28,7 +28,7 @@ def looks(image: Tensor) -> Tensor:
 
 
 def reading_of(estimate: DefocusEstimate) -> Reading:
-    """What the estimate of a frame says of its lens, on the CPU."""
+    """Return the PSF estimate of a frame on the CPU."""
     radius, confidence = estimate.radius.cpu(), estimate.confidence.clamp(max=10).cpu()
     pairs, weights = [], []
     for axis in (1, 2):
@@ -53,7 +53,7 @@ def radii_of(readings: list[Reading], generator: torch.Generator) -> tuple[Tenso
 
 
 def mean_log_radius(readings: list[Reading]) -> float:
-    """Of all readings, weighted."""
+    """Return the confidence-weighted mean log radius of the given estimates."""
     weights = torch.cat([reading["weights"] for reading in readings])
     logs = torch.cat([reading["radii"] for reading in readings]).log().mean(1)
     return float((logs * weights).sum() / weights.sum())

@@ -99,7 +99,7 @@ class ReblurConsistency(DefocusAdapter, method="reblur_consistency"):
         return loss.mean()
 
     def after_step(self, frame: FrameContext) -> None:
-        """The teacher follows."""
+        """Return the teacher follows."""
         self.update_teacher(self.ema)
 
     def emit(self, frame: FrameContext) -> Restoration:

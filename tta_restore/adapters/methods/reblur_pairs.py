@@ -221,7 +221,7 @@ class ReblurPairs(DefocusAdapter, method="reblur_pairs"):
             self.stochastic_restore(self.restore_prob)
 
     def aperture(self) -> Tensor:
-        """The aperture that pairs are made with now: (A, A) at unit root mean square radius, summing to 1.
+        """Return the aperture that pairs are made with now: (A, A) at unit root mean square radius, summing to 1.
 
         Raises:
             ValueError: no frame was seen yet.
@@ -259,7 +259,7 @@ class ReblurPairs(DefocusAdapter, method="reblur_pairs"):
         )
 
     def _inconsistency(self, frame: FrameContext) -> Tensor:
-        """How far the student's restoration of the frame, blurred again, is from it, with what blurring hides."""
+        """Return the reblurring error of the student's restoration plus its null-space component."""
         restored, border = self.run("student", frame.region).image.float(), optics.KERNEL_SIZE // 2
         seen, loss = disagreement(
             restored,
@@ -285,7 +285,7 @@ class ReblurPairs(DefocusAdapter, method="reblur_pairs"):
             return self.estimator.candidates(self._statistics(readings)[0], self.num_candidates).cpu()
 
     def _scene(self, image: Tensor) -> Tensor | None:
-        """What a frame shows, as the source restores it: (N, 3, h, w); None for frames smaller than a patch."""
+        """Return patches of the frame as the source restores it, (N, 3, h, w); None for frames smaller than a patch."""
         if min(image.shape[-2:]) < self.patch_size + _MARGIN:
             return None
         return self.ensemble("source", looks(image)).image.float().clamp(0, 1).expand(-1, 3, -1, -1).cpu()
@@ -339,7 +339,7 @@ class ReblurPairs(DefocusAdapter, method="reblur_pairs"):
         return float(torch.cat([_errors(self.run(role, blurry).image, sharp) for blurry, sharp in pairs]).mean())
 
     def _pair_for(self, frame: FrameContext) -> tuple[Tensor, Tensor]:
-        """Pairs for a frame, of its kind and where it is."""
+        """Return pairs for a frame, of its kind and where it is."""
         radii, error = frame.scratch["radii"]
         blurry, sharp = self._pair(frame.scratch["apertures"], radii, error, frame.scratch["scene"])
         if frame.image.shape[1] == 1:
@@ -352,7 +352,7 @@ def _errors(restored: Tensor, sharp: Tensor) -> Tensor:
 
 
 def _lead(source: float, student: float) -> float:
-    """How much less a student's error is than the source's, dB."""
+    """Return the PSNR gain of a student over the source in dB."""
     # not of the ratio: a student without bounds is infinitely behind, which the guards then say
     return 20 * (math.log10(max(source, 1e-12)) - math.log10(max(student, 1e-12)))
 

@@ -80,7 +80,7 @@ class SelfDenoise(Adapter, method="self_denoise"):
         return self._neighbors(frame) if self.loss == "neighbor2neighbor" else self._masked(frame)
 
     def after_step(self, frame: FrameContext) -> None:
-        """Let the teacher follow the student."""
+        """Update the teacher."""
         self.update_teacher(self.ema)
 
     def make_optimizer(self, tensors: list[Tensor], role: str = "student") -> torch.optim.Optimizer:
@@ -117,7 +117,7 @@ class SelfDenoise(Adapter, method="self_denoise"):
 
 
 class _Subsample:
-    """One pixel of each 2 x 2 cell: (B, C, H, W) -> (B, C, H // 2, W // 2)."""
+    """Selection of one pixel of each 2 x 2 cell: (B, C, H, W) -> (B, C, H // 2, W // 2)."""
 
     def __init__(self, chosen: Tensor) -> None:
         self.chosen = chosen

@@ -32,7 +32,7 @@ class ImageSequence(Sequence[Tensor]):
         return len(self.paths)
 
     def __getitem__(self, index: int | slice) -> Any:
-        """One frame, (3, H, W) in [0, 1]; or the frames of a slice, unread."""
+        """Return one frame, (3, H, W) in [0, 1], or the frames of a slice, unread."""
         if isinstance(index, slice):
             return ImageSequence(self.paths[index])
         return read_image(self.paths[index]).as_rgb()

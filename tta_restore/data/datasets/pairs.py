@@ -156,5 +156,5 @@ def simulate_dual_pixel(sharp: Tensor, chosen: Sequence[optics.Lens], generator:
 
 
 def _half(aperture: optics.Pupil, side: int) -> optics.Pupil:
-    """The part of an aperture to one side of its vertical diameter; side 0 is all of it."""
+    """Return the part of an aperture to one side of its vertical diameter; side 0 is all of it."""
     return (lambda u, v: aperture(u, v) * (u * side > 0)) if side else aperture

@@ -23,7 +23,7 @@ __all__ = ["FolderContent", "images_below", "match_files", "natural_order", "pri
 
 @dataclass
 class FolderContent:
-    """What a folder and the folders below it hold.
+    """Content of a folder and the folders below it.
 
     Attributes:
         images: image files in natural order, camera files (RAW) included.

@@ -42,7 +42,7 @@ Kind = Literal["image", "raw", "video", "unsupported"]
 
 @dataclass(frozen=True)
 class FileFormat:
-    """What a file holds.
+    """Format of a file.
 
     Attributes:
         name: of the format, such as ``"PNG"``.

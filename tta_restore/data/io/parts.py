@@ -23,7 +23,7 @@ PART_FRAMES = 240
 
 @dataclass(frozen=True)
 class EncodedPacket:
-    """One packet of an encoder; times in 1/90000 s."""
+    """A packet of an encoder; times in 1/90000 s."""
 
     data: bytes
     pts: int

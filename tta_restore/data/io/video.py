@@ -52,7 +52,7 @@ _TRIED_FRAMES = 5  # of which one has to be interlaced for the video to count as
 
 @dataclass(frozen=True)
 class Codec:
-    """How videos are encoded.
+    """Options of the video encoder.
 
     Attributes:
         encoder: FFmpeg's name.
@@ -124,7 +124,7 @@ class DecodedFrames(Sequence[Tensor]):
         return len(self.samples)
 
     def __getitem__(self, index: int | slice) -> Any:
-        """One frame, (3, H, W) in [0, 1]; or the frames of a slice."""
+        """Return one frame, (3, H, W) in [0, 1], or the frames of a slice."""
         return DecodedFrames(self.samples[index]) if isinstance(index, slice) else _as_float(self.samples[index])
 
 
@@ -132,7 +132,7 @@ class DecodedFrames(Sequence[Tensor]):
 class VideoFile:
     """A video file; iterating over it decodes frame after frame, (3, H, W) in [0, 1], in constant memory.
 
-    The first video stream that is no cover picture is read.
+    The first video stream that is no cover image is read.
 
     Args:
         path: the file.

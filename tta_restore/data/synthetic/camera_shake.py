@@ -56,7 +56,7 @@ class ShakenClips(Sequence[Clip]):
     """Clips made of photographs when they are asked for; clip number n is always the same.
 
     Args:
-        photos: name and picture (3, H, W), in order; a clip takes the next one, when it is made.
+        photos: name and image (3, H, W), in order; a clip takes the next one, when it is made.
         shakes: kinds of motion; a clip takes the next one after every round of the photographs.
         length: clips in all; None for one per photograph and kind.
         frames: per clip.
@@ -89,7 +89,7 @@ class ShakenClips(Sequence[Clip]):
         return self.length
 
     def __getitem__(self, index: int) -> Clip:  # type: ignore[override]
-        """A clip, made anew."""
+        """Return a clip, made anew."""
         if not 0 <= index < self.length:
             raise IndexError(f"ShakenClips: clip {index} of {self.length}")
         name, photo = self.photos[index % len(self.photos)]

@@ -1,4 +1,4 @@
-"""Dead leaves: endless sharp training pictures that share the edge and scale statistics of photographs.
+"""Dead leaves: endless sharp training images that share the edge and scale statistics of photographs.
 
 Opaque shapes of random size (density proportional to r^-3), color and texture fall on each other until nothing of the
 ground is left. Source: Lee, Mumford, Huang, "Occlusion models for natural images", IJCV 2001.
@@ -16,7 +16,7 @@ from tta_restore._core import checks
 
 
 def palette_of(picture: Tensor) -> Tensor:
-    """Colors to draw leaves with, taken from a picture.
+    """Colors to draw leaves with, taken from an image.
 
     Shape:
         - picture: (..., 3, H, W) in [0, 1]
@@ -26,7 +26,7 @@ def palette_of(picture: Tensor) -> Tensor:
 
 
 def tile(size: int, generator: torch.Generator, *, palette: Tensor | None = None, oversample: int = 2) -> Tensor:
-    """One dead-leaves picture.
+    """Draw one dead-leaves image.
 
     Shape:
         - palette: (P, 3) colors in [0, 1], for example :func:`palette_of` a photograph; None draws muted random ones
@@ -43,7 +43,7 @@ def tile(size: int, generator: torch.Generator, *, palette: Tensor | None = None
 
     fine = size * oversample
     canvas, empty = torch.zeros(3, fine, fine), torch.ones(fine, fine, dtype=torch.bool)
-    # photographs mix cluttered and calm regions: the smallest leaf differs from picture to picture
+    # photographs mix cluttered and calm regions: the smallest leaf differs from image to image
     low, high = 3.0 * oversample * 8 ** rand(1).item(), 70.0 * oversample
     axis = torch.arange(fine, dtype=torch.float32)
     for fall in range(2500):  # front to back, so that every pixel is written once
@@ -72,7 +72,7 @@ def tile(size: int, generator: torch.Generator, *, palette: Tensor | None = None
 def bank(
     count: int, size: int, generator: torch.Generator, *, palette: Tensor | None = None, oversample: int = 2
 ) -> Tensor:
-    """A stack of dead-leaves pictures: (N, 3, S, S) in [0, 1]."""
+    """Return a stack of dead-leaves pictures: (N, 3, S, S) in [0, 1]."""
     return torch.stack([tile(size, generator, palette=palette, oversample=oversample) for _ in range(count)])
 
 

@@ -30,7 +30,7 @@ from tta_restore.degradations.lens import (
 
 @dataclass(frozen=True)
 class DefocusFrame:
-    """One simulated frame with everything that is true about it.
+    """A simulated frame with its ground truth.
 
     Shape:
         - blurry, sharp: (3, H, W), RGB in [0, 1]
@@ -76,14 +76,14 @@ def render(
     knots: int = 5,
     noise_std: float = 1 / 255,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Photograph sharp pictures through lenses: random depth, spatially varying blur in linear light, sensor.
+    """Photograph sharp images through lenses: random depth, spatially varying blur in linear light, sensor.
 
     Shape:
         - sharp: (B, 3, H + K - 1, W + K - 1), stored values in [0, 1], K = ``KERNEL_SIZE``
         - output: blurry (B, 3, H, W); radius (B, H, W) in pixels; the sharp center (B, 3, H, W)
 
     Raises:
-        ValueError: not one lens per picture.
+        ValueError: not one lens per image.
     """
     if sharp.ndim != 4 or len(lenses) != sharp.shape[0]:
         raise ValueError(f"render: expected sharp (B, 3, H, W) and B lenses, got {tuple(sharp.shape)}, {len(lenses)}")

@@ -23,18 +23,18 @@ _SKIMAGE = {
     "grass": "grass", "gravel": "gravel", "coins": "coins", "hubble": "hubble_deep_field", "astronaut": "astronaut",
     "coffee": "coffee", "chelsea": "chelsea", "camera": "camera", "moon": "moon",
 }  # fmt: skip
-_SHORT_SIDE = 512  # of a picture from a file, so that a crop shows as much of it as of the bundled ones
+_SHORT_SIDE = 512  # of an image from a file, so that a crop shows as much of it as of the bundled ones
 
 
 @cache
 def load(name: str | Path) -> Tensor:
-    """Load one bundled photograph, or a picture from a file, shrunk to a short side of 512; nothing is downloaded.
+    """Load one bundled photograph, or an image from a file, shrunk to a short side of 512; nothing is downloaded.
 
     Shape:
         - output: (3, H, W), RGB in [0, 1]; gray photographs repeat their channel. Do not write into it: it is cached.
 
     Raises:
-        ValueError: the name is none of ``TRAIN + DEV + TEST``, or the file holds no picture.
+        ValueError: the name is none of ``TRAIN + DEV + TEST``, or the file holds no image.
         ImportError: the package that carries the photograph is missing (``pip install "tta_restore[demo]"``).
     """
     if isinstance(name, Path):

@@ -18,14 +18,14 @@ _STEEPEST = 0.7  # exponent that it falls faster by
 
 
 def soften(pictures: Tensor, generator: torch.Generator, *, share: float = 0.5) -> Tensor:
-    """Soften some of the pictures, each by a random amount: half of them by a bell, half by a steeper spectrum.
+    """Soften some of the images, each by a random amount: half of them by a bell, half by a steeper spectrum.
 
     Shape:
         - pictures: (N, C, H, W), floating point in [0, 1]
         - output: (N, C, H, W) in [0, 1]; each is softened with probability `share`, the others are as they were
 
     Raises:
-        ValueError: the pictures are not (N, C, H, W), or `share` is not in [0, 1].
+        ValueError: the images are not (N, C, H, W), or `share` is not in [0, 1].
     """
     if pictures.ndim != 4 or not pictures.is_floating_point():
         raise ValueError(

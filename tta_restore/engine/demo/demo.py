@@ -56,7 +56,7 @@ HURRY = (
 
 
 def comparison(*, more: bool = False) -> Comparison:
-    """The rows of the demo, on the shipped weights; ``more`` of them for an evaluation, which may take its time.
+    """Return the rows of the demo, on the shipped weights; ``more`` of them for an evaluation, which may take its time.
 
     Raises:
         ValueError: weights are missing.
@@ -182,7 +182,7 @@ def run_evaluation(
     progress: bool = True,
     say: Callable[[str], None] = print,
 ) -> StreamResult:
-    """What `tta-restore evaluate` does: the demo's comparison on several streams, merged.
+    """Run the demo's comparison on several streams and merge the results.
 
     Args:
         out: folder for report, CSV and JSON.
@@ -220,7 +220,7 @@ def _shuffled(paths: Sequence[Path], seed: int) -> list[Path]:
 
 @torch.no_grad()
 def estimate_kernels(estimator: Any, blurry: Tensor, true: Tensor) -> Tensor:
-    """What the estimator makes of a frame, at the points where the true kernels are known.
+    """Return the kernels that the estimator finds in a frame, at the points where the true kernels are known.
 
     Shape: blurry (1, 3, H, W), true (G, G, K, K) -> (G, G, K, K).
     """

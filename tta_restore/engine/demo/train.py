@@ -4,7 +4,7 @@ Four models, each from one command (``python -m tta_restore train-demo MODEL``):
 
 - ``specialist``: a restorer that knows one lens, the ideal one (``defocus.SOURCE``)
 - ``generalist``: the same network on random lenses (``optics.random_lens``)
-- ``lens_estimator``: reads aperture and radius from blurred pictures, trained on random lenses and some without an edge
+- ``lens_estimator``: reads aperture and radius from blurred images, trained on random lenses and some without an edge
 - ``conditioned``: the same restorer told the estimated lens
 """
 
@@ -157,7 +157,7 @@ def _fit(
 ) -> list[float]:
     """Train a restorer on sharp tiles photographed through the source lens or through random ones."""
     generator = torch.Generator().manual_seed(seed)
-    # the conditioned restorer reads its lens from the picture and needs one large enough to read from
+    # the conditioned restorer reads its lens from the image and needs one large enough to read from
     count, size = (8, 80) if name != "conditioned" else (4, 112)
     model.to(memory_format=torch.channels_last)  # the faster layout for convolutions on CPUs
     trainable = [p for p in model.parameters() if p.requires_grad]
@@ -197,7 +197,7 @@ def _source_lens(generator: torch.Generator) -> optics.Lens:
 
 @torch.no_grad()
 def held_out(model: nn.Module, *, seed: int = 1234, frames_per_lens: int = 8) -> dict:
-    """How well a model does on photographs it never saw, through the source lens and the families for development."""
+    """Return the PSNR of a model on held-out photographs, through the source lens and the development families."""
     report = {}
     for lens in (defocus.SOURCE, *defocus.DEV):
         frames = defocus.defocus_stream([lens], photos.DEV, frames_per_lens=frames_per_lens, seed=seed)

@@ -57,7 +57,7 @@ def run_continual(
     """Run methods over data sets one after the other, print tables, and write a report, CSV and JSON.
 
     Nothing is reset between data sets. Under torchrun the processes share the methods, and all but the first return
-    None. Pictures without an original are adapted on and not measured. An interrupted run
+    None. Images without an original are adapted on and not measured. An interrupted run
     is continued when it is called again with the same ``out``.
 
     Args:
@@ -68,7 +68,7 @@ def run_continual(
         config: keywords of its builder.
         methods: rows, see :func:`tta_restore.engine.evaluate.rows.row_of`; None for :data:`ALL`.
         rounds: how often the whole sequence is shown.
-        limit: first pictures of each data set only.
+        limit: first images of each data set only.
         lpips_weights: see :class:`tta_restore.metrics.Lpips`; without them LPIPS is left out, and said.
         seed: of the adapters.
         device: where to run; None takes a CUDA device where there is one.

@@ -1,4 +1,4 @@
-"""The published protocol for defocus deblurring: one restorer, whole pictures, its numbers beside those in the paper.
+"""The published protocol for defocus deblurring: one restorer, whole images, its numbers beside those in the paper.
 
 Source: Iterative Filter Adaptive Network for Single Image Defocus Deblurring (Lee, Son, Rim, Cho, Lee; CVPR 2021).
 """
@@ -116,7 +116,7 @@ class PublishedFrame:
         return self.files.position
 
     def back(self, picture: Tensor) -> Tensor:
-        """A result as the file lies. Shape: (..., H, W)."""
+        """Return a result as the file lies. Shape: (..., H, W)."""
         return picture.rot90(-1, (-2, -1)) if self._rotated else picture
 
     @property
@@ -142,7 +142,7 @@ class Plain:
 
     @torch.no_grad()
     def __call__(self, x: Tensor, *views: Tensor) -> Tensor:
-        """The restored frame, clipped to [0, 1]."""
+        """Return the restored frame, clipped to [0, 1]."""
         if self._restorer is None:
             return identity(x)
         return self._restorer(x, **dict(zip(("right", "left"), views, strict=False))).clamp(0, 1)
@@ -172,7 +172,7 @@ def run_published(
 ) -> StreamResult | None:
     """Measure a restorer as the paper did; print the table beside the published one, write report, CSV and JSON.
 
-    Results of pictures without an original (CUHK, PixelDP) are written to ``pictures/`` instead; those of the others
+    Results of images without an original (CUHK, PixelDP) are written to ``pictures/`` instead; those of the others
     when ``save_pictures``. An interrupted run is continued when it is called again with the same ``out``.
 
     Args:
@@ -182,7 +182,7 @@ def run_published(
         checkpoint: weights of a registered model.
         config: keywords of its builder.
         bits: 8 cuts the lower bits of 16-bit files off, as the published numbers were measured; 16 keeps them.
-        limit: first pictures of each data set only.
+        limit: first images of each data set only.
         lpips_weights: see :class:`tta_restore.metrics.Lpips`; without them LPIPS is left out, and said.
         save_pictures: write all results.
         device: where to run; None takes a CUDA device where there is one.
@@ -190,7 +190,7 @@ def run_published(
         say: takes the text for the user.
 
     Returns:
-        The records; None when no picture has an original.
+        The records; None when no image has an original.
 
     Raises:
         UsageError: a folder, file or package is missing; nothing was run.
@@ -293,7 +293,7 @@ def _takes_views(restorer: Restorer) -> bool:
 def _samples(
     result: StreamResult, frames: Sequence[PublishedFrame], name: str, method: Plain, device: str
 ) -> list[Sample]:
-    """Of each data set the picture of median gain, chosen by rule; last, the worst of all: windows of their middles."""
+    """Return the image of median gain per data set and the worst image of all, as center crops."""
 
     def sample(frame: PublishedFrame, rule: str, psnr: Mapping[str, float], *, failure: bool = False) -> Sample:
         restored = frame.back(method(*inputs_of(frame, device)))[0]

@@ -37,7 +37,7 @@ __all__ = ["Comparison", "Contender", "compare"]
 
 @dataclass(frozen=True)
 class Contender:
-    """One row of a comparison.
+    """Row of a comparison of lenses.
 
     Args:
         name: of the row.
@@ -54,7 +54,7 @@ class Contender:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What is compared with what.
+    """Result of a comparison: its rows, streams and baseline.
 
     Args:
         title: of the report.
@@ -62,8 +62,8 @@ class Comparison:
         baseline: row that gains are measured against.
         contrasts: pairs of rows that the report opens with.
         curves: rows drawn in the plots.
-        shown: row whose pictures are shown after, and whose worst frame is the failure case.
-        before: row whose pictures are shown before.
+        shown: row whose images are shown after, and whose worst frame is the failure case.
+        before: row whose images are shown before.
         estimate: blurry (1, 3, H, W) and true kernels (G, G, K, K) -> estimated kernels of the same shape; the true
             ones give the shape alone. `None` leaves the kernels out.
         limits: sentences on how the numbers must be read.
@@ -82,7 +82,7 @@ class Comparison:
     group: str = "lens"
 
     def only(self, names: Sequence[str]) -> Comparison:
-        """The same with some of the rows; the baseline is always one of them.
+        """Return the same with some of the rows; the baseline is always one of them.
 
         Raises:
             UsageError: a name is no row.
@@ -168,7 +168,7 @@ def _samples(
     streams: Mapping[int, Sequence[DefocusFrame]],
     outputs: Mapping[tuple[str, int, int], Tensor],
 ) -> list[Sample]:
-    """For each lens the frame of median gain, chosen by rule and not by eye; last, the worst frame of all."""
+    """Return the frame of median gain per lens, chosen by rule, and the worst frame of all."""
     shown, baseline = comparison.shown, comparison.baseline
 
     def sample(record: FrameRecord, rule: str, before: str, *, failure: bool = False) -> Sample:
@@ -200,7 +200,7 @@ def _samples(
 def _kernels(
     comparison: Comparison, result: StreamResult, streams: Mapping[int, Sequence[DefocusFrame]]
 ) -> list[KernelSample]:
-    """For each lens the last frame of the first stream: no choice that could flatter the estimate."""
+    """Return the last frame of the first stream per lens, a choice that cannot flatter the estimate."""
     if comparison.estimate is None:
         return []
     last = {frame.family: frame for frame in next(iter(streams.values()))}

@@ -13,7 +13,7 @@ __all__ = ["Row", "row_of"]
 
 @dataclass(frozen=True)
 class Row:
-    """One row.
+    """Row of a comparison.
 
     Attributes:
         name: as it was given, shown in tables.

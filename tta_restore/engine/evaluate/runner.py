@@ -179,7 +179,7 @@ def open_lpips(weights: str | Path | None, device: str) -> tuple[metrics.Lpips |
 def task_of(
     frames: Sequence[FolderFrame], measures: metrics.ImageMetrics, *, config: Mapping[str, Any] | None, **settings: Any
 ) -> dict[str, Any]:
-    """What makes a run this run and no other, as it is stored."""
+    """Return the settings that identify a run, as they are stored."""
     own = {name: str(value) if isinstance(value, Path) else value for name, value in settings.items()}
     files = [[str(frame.blurry_path), frame.family] for frame in frames]
     return own | {"config": dict(config or {}), "measures": measures.as_dict(), "frames": files}

@@ -57,7 +57,7 @@ class Interval:
 
     @property
     def half_width(self) -> float:
-        """Half the length of the range."""
+        """Return half the length of the range."""
         return (self.high - self.low) / 2
 
 
@@ -120,7 +120,7 @@ StreamMethod = Callable[..., Tensor]
 
 
 class StreamFrame(Protocol):
-    """What a stream consists of: `data.synthetic.defocus.DefocusFrame`, or anything with the same fields.
+    """Element of a stream: `data.synthetic.defocus.DefocusFrame`, or anything with the same fields.
 
     Shape: blurry, sharp (3, H, W) in [0, 1]. `position` counts from 0 at each change of lens.
     """
@@ -139,7 +139,7 @@ class StreamFrame(Protocol):
 
 @dataclass(frozen=True)
 class FrameRecord:
-    """What one method did with one frame.
+    """Result of one method on one frame.
 
     Args:
         method: its name.
@@ -256,12 +256,12 @@ def finite_metrics(values: Mapping[str, float]) -> dict[str, float]:
 
 
 def inputs_of(frame: StreamFrame, device: torch.device | str) -> list[Tensor]:
-    """The blurry picture, then the views of a frame that has ``views``: (1, C, H, W) each."""
+    """Return the blurry picture, then the views of a frame that has ``views``: (1, C, H, W) each."""
     return [picture[None].to(device) for picture in (frame.blurry, *getattr(frame, "views", ()))]
 
 
 def scalars(report: Any) -> dict[str, Any]:
-    """The numbers, flags and words of a step report, ready for JSON; `{}` for a method that reports nothing."""
+    """Return the numbers, flags and words of a step report, ready for JSON; `{}` for a method that reports nothing."""
     if dataclasses.is_dataclass(report) and not isinstance(report, type):
         content = {entry.name: getattr(report, entry.name) for entry in dataclasses.fields(report)}
     elif isinstance(report, Mapping):
@@ -282,7 +282,7 @@ def scalars(report: Any) -> dict[str, Any]:
 
 
 def identity(frame: Tensor) -> Tensor:
-    """The method that does nothing: its row shows the input."""
+    """Return the method that does nothing: its row shows the input."""
     return frame
 
 
@@ -329,7 +329,7 @@ class StreamResult:
 
     @staticmethod
     def merge(results: Iterable[StreamResult]) -> StreamResult:
-        """One result of several streams, such as seeds; they must have different stream numbers.
+        """Merge the results of several streams, such as seeds, with different stream numbers.
 
         Raises:
             ValueError: a frame occurs twice.
@@ -353,11 +353,11 @@ class StreamResult:
 
     @property
     def quantities(self) -> list[Quantity]:
-        """What was measured of every frame."""
+        """Return the names of the measured quantities."""
         return [q for q in QUANTITIES if all(getattr(r, q) is not None for r in self.records)]
 
     def of(self, method: str, family: str | None = None) -> list[FrameRecord]:
-        """The records of one method, optionally of one family.
+        """Return the records of one method, optionally of one family.
 
         Raises:
             ValueError: there are none.
@@ -371,13 +371,13 @@ class StreamResult:
         return found
 
     def value(self, method: str, quantity: Quantity = "psnr", family: str | None = None) -> Interval:
-        """Mean of a quantity over frames, with its interval over frames."""
+        """Return the mean of a quantity over frames, with its interval over frames."""
         return bootstrap_mean([getattr(r, quantity) for r in self.of(method, family)])
 
     def gains(
         self, method: str, baseline: str, quantity: Quantity = "psnr", family: str | None = None
     ) -> list[tuple[FrameRecord, float]]:
-        """Every frame of a method with its gain over the baseline on that frame."""
+        """Return every frame of a method with its gain over the baseline on that frame."""
         reference = {(r.stream, r.index): getattr(r, quantity) for r in self.of(baseline, family)}
         return [(r, getattr(r, quantity) - reference[r.stream, r.index]) for r in self.of(method, family)]
 
@@ -390,7 +390,7 @@ class StreamResult:
         *,
         over: Literal["frames", "blocks"] = "frames",
     ) -> Interval:
-        """Mean gain over the baseline with an interval over frames, or over blocks of (stream, family).
+        """Return the mean gain over the baseline with an interval over frames, or over blocks of (stream, family).
 
         Frames of a block share lens, adapter state and seed; the interval over blocks is the more honest one.
         """
@@ -402,14 +402,14 @@ class StreamResult:
         return bootstrap_mean(values)
 
     def gain_by_position(self, method: str, baseline: str) -> list[tuple[int, Interval]]:
-        """Mean PSNR gain of the first, second, ... frame after the lens changed."""
+        """Return the mean PSNR gain of the first, second, ... frame after the lens changed."""
         groups: dict[int, list[float]] = {}
         for record, gain in self.gains(method, baseline):
             groups.setdefault(record.position, []).append(gain)
         return [(position, bootstrap_mean(groups[position])) for position in sorted(groups)]
 
     def worst_window(self, method: str, baseline: str, length: int) -> tuple[int, float]:
-        """Where ``length`` frames in a row gain least (lose most) over the baseline in the mean, and that mean in dB.
+        """Return the start of the ``length`` consecutive frames with the least mean gain, and that gain in dB.
 
         Raises:
             ValueError: no stream is that long.
@@ -442,11 +442,11 @@ class StreamResult:
         }
 
     def worst(self, method: str, baseline: str, family: str | None = None) -> tuple[FrameRecord, float]:
-        """The frame on which a method loses most (or gains least) against the baseline, in PSNR."""
+        """Return the frame on which a method loses most (or gains least) against the baseline, in PSNR."""
         return min(self.gains(method, baseline, family=family), key=lambda pair: pair[1])
 
     def summary(self, baseline: str) -> dict[str, Any]:
-        """All the numbers, per method, as they go into JSON."""
+        """Return all numbers per method as JSON values."""
         rows = {}
         for method in self.methods:
             row: dict[str, Any] = {"cost": self.cost(method)}
@@ -489,7 +489,7 @@ class StreamResult:
 
 
 def _finite(content: Any) -> Any:
-    """The same content without NaN and infinity, which JSON cannot say: they become `None` and words."""
+    """Return the same content without NaN and infinity, which JSON cannot say: they become `None` and words."""
     if isinstance(content, dict):
         return {str(key): _finite(value) for key, value in content.items()}
     if isinstance(content, (list, tuple)):

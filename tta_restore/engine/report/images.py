@@ -17,7 +17,7 @@ _GAP = 4
 
 
 def contact_sheet(tiles: Sequence[Tensor], *, columns: int) -> Tensor:
-    """Lay pictures of one size out in rows, on white.
+    """Lay images of one size out in rows, on white.
 
     Shape: each (3, H, W) or (1, H, W) in [0, 1] -> (3, R * (H + 4) - 4, columns * (W + 4) - 4), on the CPU.
     """

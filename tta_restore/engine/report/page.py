@@ -1,4 +1,4 @@
-"""One self-contained HTML page about a stream result: pictures, numbers with intervals, plots, costs, and limits."""
+"""Self-contained HTML page of a stream result: images, numbers with intervals, plots, costs, and limits."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _TEMPLATES = Path(__file__).parent / "templates"
 
 @dataclass(frozen=True)
 class MethodNote:
-    """What a reader has to know about a method.
+    """Description of a method for the reader of a report.
 
     Args:
         description: one or two sentences.
@@ -50,9 +50,9 @@ class MethodNote:
 
 @dataclass(frozen=True)
 class Sample:
-    """One frame as every method left it.
+    """A frame with the output of every method.
 
-    Shape: each picture (3, H, W), uint8 or float in [0, 1].
+    Shape: each image (3, H, W), uint8 or float in [0, 1].
 
     Args:
         title: what is seen.
@@ -132,7 +132,7 @@ def write_report(path: str | Path, report: Report) -> None:
 
 
 def render_report(report: Report) -> str:
-    """The page as text; the arguments and errors are those of :func:`write_report`."""
+    """Return the page as text; the arguments and errors are those of :func:`write_report`."""
     require_packages("jinja2", "matplotlib")
     import jinja2
 
@@ -158,12 +158,12 @@ def require_packages(*names: str) -> None:
 
 
 def worst_frame_rule(method: str, baseline: str) -> str:
-    """The sentence that says why a failure case is on the page."""
+    """Return the sentence that says why a failure case is on the page."""
     return f"Failure case: of all frames of the stream, the one on which {method} compares worst with {baseline}."
 
 
 def lens_name(family: str) -> str:
-    """A lens family as it is written for people."""
+    """Return a lens family as it is written for people."""
     return family.replace("_", " ")
 
 
@@ -270,7 +270,7 @@ def _method(result: StreamResult, method: str, note: MethodNote | None) -> dict[
 
 
 def _verdicts(result: StreamResult, baseline: str, group: str) -> list[str]:
-    """What the numbers say about each method, in words that follow from the intervals alone."""
+    """Return a sentence per method that follows from the intervals alone."""
     idle, harmful, few_lenses = [], [], []
     for method in result.methods:
         if method == baseline:

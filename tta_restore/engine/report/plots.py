@@ -64,7 +64,7 @@ def gain_over_stream(result: StreamResult, baseline: str, methods: Sequence[str]
 
 
 def gain_after_switch(result: StreamResult, baseline: str, methods: Sequence[str], colors: Mapping[str, str]) -> str:
-    """Mean PSNR gain by the number of frames since the lens changed, with 95 % intervals over frames."""
+    """Return the mean PSNR gain by the number of frames since the lens changed, with 95 % intervals over frames."""
 
     def draw(figure: Any, axes: Any) -> None:
         axes.axhline(0, color=_INK, linewidth=1)
@@ -86,7 +86,7 @@ def gain_after_switch(result: StreamResult, baseline: str, methods: Sequence[str
 
 
 def gain_against_cost(result: StreamResult, baseline: str, colors: Mapping[str, str]) -> str:
-    """What each method gains and what it costs: seconds of processor time per frame, on a logarithmic axis."""
+    """Plot the gain of each method against seconds of processor time per frame, on a logarithmic axis."""
 
     def draw(figure: Any, axes: Any) -> None:
         axes.axhline(0, color=_INK, linewidth=1)
@@ -105,7 +105,7 @@ def gain_against_cost(result: StreamResult, baseline: str, colors: Mapping[str, 
 
 
 def _plot_lenses(axes: Any, points: Sequence[tuple[FrameRecord, float]], *, color: str, label: str) -> None:
-    """A line for each lens, not across their borders: nothing goes on from one lens to the next."""
+    """Return a line for each lens, not across their borders: nothing goes on from one lens to the next."""
     places: list[float] = []
     values: list[float] = []
     for place, (record, value) in enumerate(points):

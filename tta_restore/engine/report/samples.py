@@ -25,7 +25,7 @@ INPUT = "input"
 
 
 class KeptPictures:
-    """The middle picture with an original of every data set in the last round, as every method left it.
+    """The middle image with an original of every data set in the last round, as every method left it.
 
     Crops of the center are written as PNG into ``folder``, so that a run that is continued has those of before.
     """
@@ -46,7 +46,7 @@ class KeptPictures:
             write_image(self._path(name, index), Image(_crop(output[0]).detach().float().cpu().clamp(0, 1)))
 
     def samples(self, result: StreamResult, *, before: str, after: str) -> list[Sample]:
-        """One sample per data set; the PSNR beside a crop is that of the whole picture."""
+        """Return one sample per data set; the PSNR next to a crop is that of the whole image."""
         samples = []
         for index in self.chosen:
             frame = self.frames[index]
@@ -74,7 +74,7 @@ class KeptPictures:
 
 
 def _crop(picture: Tensor) -> Tensor:
-    """The center of (C, H, W)."""
+    """Return the center of (C, H, W)."""
     starts = [max(side - _SIDE, 0) // 2 for side in picture.shape[-2:]]
     crop = picture[..., starts[0] : starts[0] + _SIDE, starts[1] : starts[1] + _SIDE]
     return torch.empty_like(crop, memory_format=torch.contiguous_format).copy_(crop)

@@ -11,7 +11,7 @@ __all__ = ["lay_out", "plural", "text_table"]
 
 
 def text_table(result: StreamResult, baseline: str, *, group: str = "lens") -> str:
-    """What was measured per family, gains over the baseline, share of frames above it, and cost per frame.
+    """Return a text table: results per family, gains over the baseline, fraction of better frames, cost per frame.
 
     `±` is half the 95 % bootstrap interval of the mean over frames; brackets give the interval of the overall gain
     over whole families (blocks of stream x family), which are called ``group`` in the singular.
@@ -49,7 +49,7 @@ def text_table(result: StreamResult, baseline: str, *, group: str = "lens") -> s
 
 
 def lay_out(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table as text: the first column to the left, the others to the right."""
+    """Return a table as text: the first column to the left, the others to the right."""
     table = [header, *rows]
     widths = [max(len(row[column]) for row in table) for column in range(len(header))]
     lines = []
@@ -61,7 +61,7 @@ def lay_out(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) ->
 
 
 def plural(group: str) -> str:
-    """A word for families in the plural."""
+    """Return a word for families in the plural."""
     return f"{group}es" if group.endswith("s") else f"{group}s"
 
 

@@ -1,4 +1,4 @@
-"""One rule for ``--device``: the device that was asked for, else CUDA where there is one, else the CPU."""
+"""The rule of ``--device``: the requested device, otherwise CUDA if present, otherwise the CPU."""
 
 from __future__ import annotations
 

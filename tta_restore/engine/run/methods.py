@@ -332,7 +332,7 @@ def load_discriminator(path: str | Path) -> nn.Module:
 
 @contextmanager
 def quick_hub() -> Iterator[None]:
-    """Let Hugging Face's client fail at once, without retries, where its server cannot be reached."""
+    """Make Hugging Face's client fail at once, without retries, if its server cannot be reached."""
     try:
         from huggingface_hub import constants
     except ImportError:

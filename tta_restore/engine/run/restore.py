@@ -49,7 +49,7 @@ _PROGRESS_INTERVAL = 30.0  # seconds between progress lines where stderr is not 
 
 @dataclass
 class Summary:
-    """How many inputs were restored, were there already, failed, and were restored in part.
+    """Counts of inputs that were restored, already present, failed, and partly restored.
 
     Attributes:
         restored: inputs that have their result now, those in `incomplete` included.

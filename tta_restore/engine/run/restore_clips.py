@@ -22,7 +22,7 @@ __all__ = ["FrameByFrame", "Output", "is_constant", "restore_frames", "restore_v
 
 @dataclass(frozen=True)
 class Output:
-    """How inputs are read and results are written.
+    """Options for reading inputs and writing results.
 
     Attributes:
         quality: of lossy images, 1 to 100; None for 95.
@@ -59,7 +59,7 @@ class FrameByFrame:
 
     @property
     def keeps_state(self) -> bool:
-        """Whether the method's state can be saved and loaded."""
+        """Return whether the method's state can be saved and loaded."""
         return callable(getattr(self.method, "save", None)) and callable(getattr(self.method, "load", None))
 
     def stream(self, frames: Any, *, start: int = 0, state: Path | None = None) -> Iterator[Tensor]:

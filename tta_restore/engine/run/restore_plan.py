@@ -33,7 +33,7 @@ _WRITTEN_AS = {".hdr": ".exr", ".pfm": ".exr", ".mpo": ".jpg"} | dict.fromkeys(R
 
 @dataclass(frozen=True)
 class Job:
-    """One input to restore, and where to.
+    """An input to restore and its output.
 
     Attributes:
         source: image or video file, or a folder of frames.
@@ -48,7 +48,7 @@ class Job:
 
 @dataclass
 class Plan:
-    """What a run is going to do.
+    """Inputs, outputs and expected cost of a run.
 
     Attributes:
         jobs: in the order in which they are done.

@@ -6,4 +6,4 @@ __all__ = ["UsageError"]
 
 
 class UsageError(ValueError):
-    """What was asked for cannot be done; the message is for the one who asked, and nothing has been changed."""
+    """Invalid request; the message names the remedy, and nothing has been changed."""

@@ -76,7 +76,7 @@ def described(section: Mapping[str, Any], *, default: str) -> Built:
 
 
 def _entries(section: Mapping[str, Any], default: str) -> tuple[str, Any, dict[str, Any]]:
-    """The name of a network, its checkpoint or None, and the other entries."""
+    """Return the name of a network, its checkpoint or None, and the other entries."""
     options = dict(section)
     name, checkpoint = options.pop("name", default), options.pop("checkpoint", None)
     if not isinstance(name, str):

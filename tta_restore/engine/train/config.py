@@ -35,14 +35,14 @@ T = TypeVar("T")
 
 
 def _inner_loop_settings() -> Any:
-    """The default inner loop; its module needs torch."""
+    """Return the default inner loop; its module needs torch."""
     from tta_restore.adapters.methods.inner_loop import InnerLoopSettings
 
     return InnerLoopSettings()
 
 
 def _checks() -> Any:
-    """The argument checks, which need torch: imported when the first configuration is made."""
+    """Return the argument checks, which need torch: imported when the first configuration is made."""
     from tta_restore._core import checks
 
     return checks
@@ -228,7 +228,7 @@ class MisalignedSettings:
         return MisalignedSettings(**ported | changes)
 
     def stage(self, step: int) -> Literal["reblur", "warm_up", "joint"]:
-        """What is learned at a step."""
+        """Return the stage of training at a step."""
         if step < self.reblur_first:
             return "reblur"
         return "warm_up" if step < self.reblur_first + self.warm_up else "joint"
@@ -241,7 +241,7 @@ class MisalignedSettings:
         return 0.001 + 0.999 * (done * 15 // self.warm_up + 1) / 15
 
     def rate(self, step: int) -> float:
-        """Factor on the learning rates."""
+        """Return the factor on the learning rates."""
         return 0.5 ** (step // self.halve_every) if self.halve_every else 1.0
 
 
@@ -334,7 +334,7 @@ class MetaSettings:
 
     @property
     def as_released(self) -> bool:
-        """Whether the outer loop is that of the release, which knows one clip at a time."""
+        """Return whether the outer loop is that of the release, which knows one clip at a time."""
         return self.outer_steps == "frame" or self.outer_start == "adapted"
 
 

@@ -16,7 +16,7 @@ from tta_restore.degradations import lens as optics
 from tta_restore.models.defocus.estimator import DefocusEstimator
 from tta_restore.models.defocus.spectra import STRIDE, WindowSpectra
 
-LENSES, PICTURES = 4000, 4  # pictures through each lens
+LENSES, PICTURES = 4000, 4  # images through each lens
 _SIZE, _MARGIN = 128, optics.KERNEL_SIZE - 1
 _TAILS = 0.15
 _LENSES_PER_STEP, _WINDOWS_PER_PICTURE = 8, 64
@@ -24,10 +24,10 @@ _LENSES_PER_STEP, _WINDOWS_PER_PICTURE = 8, 64
 
 @dataclass(frozen=True)
 class LensLibrary:
-    """Windows of pictures through known lenses.
+    """Windows of images through known lenses.
 
     Shape:
-        - spectra: (L, P, windows, F, D), float16, P pictures through each of L lenses
+        - spectra: (L, P, windows, F, D), float16, P images through each of L lenses
         - log_radius: (L, P, windows), of root mean square radii in pixels
         - apertures: (L, A, A), symmetric under half a turn, as spectra are, each summing to 1
     """

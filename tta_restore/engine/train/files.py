@@ -1,4 +1,4 @@
-"""What a training writes: states to continue from, weights, the best weights, and the log."""
+"""Files of a training run: states to resume from, weights, best weights, and the log."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ class NoLog:
 
 @contextmanager
 def open_log(out: Path, first: int, *, silent: bool) -> Iterator[Log | NoLog]:
-    """The log of a run in ``out`` that goes on at step ``first``."""
+    """Return the log of a run in ``out`` that goes on at step ``first``."""
     if silent:
         yield NoLog()
         return

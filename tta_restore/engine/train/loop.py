@@ -30,7 +30,7 @@ BatchSource = Callable[[int, torch.Generator], Any]
 
 @dataclass
 class StepOutput:
-    """What one step computed: the loss, its named parts as they enter it, and what can be drawn of it."""
+    """Result of one step: the loss, its named terms, and images to draw."""
 
     loss: Tensor
     parts: dict[str, Tensor]
@@ -38,7 +38,7 @@ class StepOutput:
 
     @staticmethod
     def sum_of(parts: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> StepOutput:
-        """The step whose loss is the sum of its parts; only the loss keeps its graph."""
+        """Return the step whose loss is the sum of its parts; only the loss keeps its graph."""
         loss = torch.stack(list(parts.values())).sum()
         detached = {name: part.detach() for name, part in parts.items()}
         return StepOutput(loss, detached, {name: tensor.detach() for name, tensor in tensors.items()})
@@ -71,7 +71,7 @@ class Objective(nn.Module, ABC):
         return {"optimizer": torch.optim.Adam(self.groups(), betas=(0.9, 0.999), eps=1e-8)}
 
     def rate(self, step: int) -> float:
-        """Factor on all learning rates at a step."""
+        """Return the factor on all learning rates at a step."""
         return 1.0
 
     def update(self, batch: Any, step: int, optimizers: Optimizers, processes: Processes) -> StepOutput:
@@ -101,11 +101,11 @@ class Objective(nn.Module, ABC):
         write_weights(folder, self.exports(), self.built)
 
     def status(self, step: int) -> dict[str, str]:
-        """What the progress bar says beside the loss."""
+        """Return the text that the progress bar shows next to the loss."""
         return {}
 
     def picture(self, found: StepOutput) -> Tensor | None:
-        """A step as one picture (3, H, W) in [0, 1]; None for a step of which there is nothing to see."""
+        """Return a step as one picture (3, H, W) in [0, 1]; None for a step of which there is nothing to see."""
         return None
 
 
@@ -125,7 +125,7 @@ def train(
     Every step draws its batch and dropout masks from numbers that the seed, the step and the process alone decide, so a
     run that was killed and continued ends with the same weights as one that was not. Under ``torchrun`` every process
     takes batches of its own and gradients are averaged. Writes to ``run.out``: ``state.pt`` (to continue from), the
-    exported networks as safetensors, ``log.jsonl``, pictures, and TensorBoard events where the package ``tensorboard``
+    exported networks as safetensors, ``log.jsonl``, images, and TensorBoard events where the package ``tensorboard``
     is installed.
 
     Args:
@@ -204,7 +204,7 @@ def moved(batch: Any, device: str | torch.device) -> Any:
 
 
 def _batches(source: BatchSource, run: TrainingRun, steps: Sequence[int], rank: int) -> Iterator[Any]:
-    """The batch of every step, ``run.num_workers`` of them made ahead."""
+    """Return the batch of every step, ``run.num_workers`` of them made ahead."""
 
     def make(step: int) -> Any:
         return source(run.batch_size, torch.Generator().manual_seed(step_seed(run.seed, step, rank)))
@@ -228,7 +228,7 @@ def _batches(source: BatchSource, run: TrainingRun, steps: Sequence[int], rank: 
 
 @contextmanager
 def _seeded(seed: int, device: str) -> Iterator[None]:
-    """The global generator, which dropout draws from, at a seed; afterwards it is as it was."""
+    """Return the global generator, which dropout draws from, at a seed; afterwards it is as it was."""
     with torch.random.fork_rng(devices=[torch.device(device)] if torch.device(device).type == "cuda" else []):
         torch.manual_seed(seed)
         yield
@@ -289,7 +289,7 @@ class Processes:
 
     @property
     def first(self) -> bool:
-        """Whether this is the one that writes files."""
+        """Return whether this is the one that writes files."""
         return self.rank == 0
 
     def broadcast(self, tensors: Iterable[Tensor]) -> None:

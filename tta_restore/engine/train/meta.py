@@ -51,7 +51,7 @@ class MetaObjective(Objective):
         discriminator: from patches to scores, higher for real ones; None for no adversarial loss. It starts
             every clip as it is given, and is not trained.
         settings: of both loops.
-        distance: of two pictures, a scalar: the restorer's own loss.
+        distance: of two images, a scalar: the restorer's own loss.
         outputs: "main" for the restored image, "all" for all stages and scales that the restorer returns.
         example: windows (1, T, 3, H, W) on which second derivatives are examined; None for 5 small frames of noise.
 
@@ -80,7 +80,7 @@ class MetaObjective(Objective):
             self._expect_second_order(example.to(next(restorer.parameters()).device))
 
     def weights(self) -> dict[str, nn.Parameter]:
-        """What is meta-learned."""
+        """Return the meta-learned weights by name."""
         return {
             f"{part}.{name}": parameter
             for part, module in (("reblur", self.reblur), ("restorer", self.restorer))
@@ -100,7 +100,7 @@ class MetaObjective(Objective):
     def adapt(
         self, values: ParameterSet, task: MetaTask, generator: torch.Generator
     ) -> tuple[ParameterSet, dict[str, Tensor]]:
-        """Weights after the inner loop on a clip, and the means of the losses on the way.
+        """Return weights after the inner loop on a clip, and the means of the losses on the way.
 
         In second order the weights depend on ``values`` in the graph; the discriminator counts as given.
 
@@ -133,7 +133,7 @@ class MetaObjective(Objective):
         return found, {name: torch.tensor(sum(all_) / len(all_)) for name, all_ in terms.items()}
 
     def query_loss(self, values: ParameterSet, blurry: Tensor, sharp: Tensor) -> dict[str, Tensor]:
-        """The outer loss of true pairs, by parts. Shape: windows (B, T, 3, S, S) each."""
+        """Return the outer loss of true pairs, by parts. Shape: windows (B, T, 3, S, S) each."""
         weight, middle = self.settings.reblur_weight, blurry.shape[1] // 2
         reblurred = self.reblurred(values, sharp)
         restored = self.restored(values, blurry)
@@ -215,7 +215,7 @@ class MetaObjective(Objective):
         ]
 
     def identity(self) -> dict[str, Any]:
-        """The settings."""
+        """Return the settings."""
         found = asdict(self.settings)
         return {f"inner {name}": value for name, value in found.pop("inner").items()} | found
 
@@ -231,7 +231,7 @@ class MetaObjective(Objective):
         return self._run.restore(x, call=lambda inputs: functional_call(self.restorer, weights, (inputs,)))
 
     def _trainer(self) -> DiscriminatorTrainer | None:
-        """A copy of the discriminator for one clip."""
+        """Return a copy of the discriminator for one clip."""
         if self.discriminator is None:
             return None
         settings = self.settings
@@ -244,7 +244,7 @@ class MetaObjective(Objective):
         )
 
     def _step(self, gradients: ParameterSet | None, optimizer: torch.optim.Optimizer, processes: Processes) -> None:
-        """One outer step, with these gradients or those that the weights hold."""
+        """Take one outer step with the given gradients, or with those of the weights."""
         if gradients is not None:
             optimizer.zero_grad(set_to_none=True)
             for name, weight in self.weights().items():
@@ -317,7 +317,7 @@ def meta_train(
         query_frames: pairs per clip in the outer loop; None for one of every frame.
         num_frames: T.
         num_extra_times: further time steps of each patch, as for :class:`tta_restore.adapters.MetaTransfer`.
-        distance: of two pictures, a scalar: the restorer's own loss.
+        distance: of two images, a scalar: the restorer's own loss.
         outputs: "main" for the restored image, "all" for all stages and scales that the restorer returns.
         built: see :attr:`Objective.built`.
         on_step: called after every step.
@@ -395,7 +395,7 @@ def _add(sums: ParameterSet, found: Mapping[str, Tensor], share: int = 1) -> Non
 
 
 def _pulled_back(adapted: ParameterSet, weights: Mapping[str, Tensor], gradients: ParameterSet) -> ParameterSet:
-    """Gradients for the weights that adaptation started from, from those for the ones where it arrived."""
+    """Return the gradients for the weights that adaptation started from, from those for the ones where it arrived."""
     names = [name for name in gradients if adapted[name].requires_grad]
     ends, given = [adapted[name] for name in names], [gradients[name] for name in names]
     found = torch.autograd.grad(ends, list(weights.values()), given, allow_unused=True)

@@ -120,11 +120,11 @@ class MisalignedObjective(Objective):
         ]
 
     def rate(self, step: int) -> float:
-        """Factor on the learning rates."""
+        """Return the factor on the learning rates."""
         return self.settings.rate(step)
 
     def identity(self) -> dict[str, Any]:
-        """The settings."""
+        """Return the settings."""
         return asdict(self.settings)
 
     def exports(self) -> dict[str, nn.Module]:
@@ -132,7 +132,7 @@ class MisalignedObjective(Objective):
         return {"restorer": self.restorer, "reblur": self.reblur}
 
     def status(self, step: int) -> dict[str, str]:
-        """The stage."""
+        """Return the stage."""
         return {"stage": self.settings.stage(step)}
 
     def picture(self, found: StepOutput) -> Tensor:
@@ -214,7 +214,7 @@ def blur_radius(seeds: Tensor, weights: Tensor) -> Tensor:
 
 
 def mixed_kernels(seeds: Tensor, weights: Tensor, pixels: list[tuple[int, int]]) -> Tensor:
-    """The whole kernels of some pixels (y, x) of the first frame: (P, 15, 15)."""
+    """Return the whole kernels of some pixels (y, x) of the first frame: (P, 15, 15)."""
     side = max(KERNEL_SIZES)
     drawn = []
     for y, x in pixels:
@@ -232,7 +232,7 @@ def mixed_kernels(seeds: Tensor, weights: Tensor, pixels: list[tuple[int, int]])
 
 
 def draw_step(tensors: dict[str, Tensor]) -> Tensor:
-    """The first pair of a step as one picture (3, H, W): images, flow and mask, then blur radius and kernels."""
+    """Return the first pair of a step as one picture (3, H, W): images, flow and mask, then blur radius and kernels."""
     height, width = tensors["blurry"].shape[2:]
     tiles = [tensors[name][0].clamp(0, 1) for name in ("blurry", "sharp", "restored") if name in tensors]
     if "warped" in tensors:
@@ -328,7 +328,7 @@ def train_misaligned_from_config(
 
 
 def _source(section: Mapping[str, Any]) -> MisalignedPairSource:
-    """Pairs of a data set (``layout``, ``root``, ``split``), or made of ``pictures``: a folder, or "bundled"."""
+    """Return pairs of a data set (``layout``, ``root``, ``split``), or made of ``pictures``: a folder, or "bundled"."""
     options = dict(section)
     size = expect_size(options.pop("size", 96))
     if "layout" in options:

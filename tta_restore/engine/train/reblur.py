@@ -57,7 +57,7 @@ class WindowSource:
         self.clips, self.size, self.num_frames = clips, size, num_frames
 
     def __call__(self, count: int, generator: torch.Generator) -> ReblurBatch:
-        """The next batch."""
+        """Return the next batch."""
         pairs = []
         for clip in draw_clips(self.clips, count, generator):
             both = query_windows(clip, self.size, generator, count=1, num_frames=self.num_frames)
@@ -76,7 +76,7 @@ class ReblurObjective(Objective):
         discriminator: from patches to scores, higher for real blur; None for none.
         settings: weights and rates.
         steps: of the whole run, for the cosine.
-        distance: of two pictures, a scalar: the restorer's own loss.
+        distance: of two images, a scalar: the restorer's own loss.
         outputs: "main" for the restored image, "all" for all stages and scales that the restorer returns.
     """
 
@@ -117,7 +117,7 @@ class ReblurObjective(Objective):
         return found
 
     def groups(self) -> list[dict[str, Any]]:
-        """The reblurrer's and, where it learns, the restorer's weights."""
+        """Return the reblurrer's and, where it learns, the restorer's weights."""
         trained = [self.reblur]
         if self.restorer is not None and self.settings.train_restorer:
             trained.append(self.restorer)
@@ -139,16 +139,16 @@ class ReblurObjective(Objective):
         return 1e-4 + (1 - 1e-4) * 0.5 * (1 + cos(pi * step / self.steps))
 
     def identity(self) -> dict[str, Any]:
-        """The settings, and the length of the run where rates depend on it."""
+        """Return the settings, and the length of the run where rates depend on it."""
         return asdict(self.settings) | ({"steps": self.steps} if self.settings.cosine else {})
 
     def exports(self) -> dict[str, nn.Module]:
-        """The networks."""
+        """Return the networks."""
         found = {"reblur": self.reblur, "restorer": self.restorer, "discriminator": self.discriminator}
         return {name: module for name, module in found.items() if module is not None}
 
     def picture(self, found: StepOutput) -> Tensor:
-        """A sharp frame, reblurred, the true blur, and what the restorer makes of both."""
+        """Return a sharp frame, reblurred, the true blur, and what the restorer makes of both."""
         return contact_sheet([picture[0] for picture in found.tensors.values()], columns=len(found.tensors))
 
     def _losses(self, batch: ReblurBatch, fake: Tensor) -> StepOutput:
@@ -167,7 +167,7 @@ class ReblurObjective(Objective):
         return StepOutput.sum_of(parts, seen)
 
     def _real(self, batch: ReblurBatch) -> Tensor:
-        """A neighbor of the blurred center frame, drawn at random, as released: as blurred, and not the same."""
+        """Return a neighbor of the blurred center frame, drawn at random, as released: as blurred, and not the same."""
         others = [t for t in range(batch.blurry.shape[1]) if t != batch.blurry.shape[1] // 2]
         return batch.blurry[:, others[int(torch.randint(0, len(others), ()))]]
 

@@ -137,20 +137,20 @@ class SupervisedObjective(Objective):
             return self.restorer(pair.blurry, pair.right, pair.left).float()
 
     def groups(self) -> list[dict[str, Any]]:
-        """All parameters that are not frozen."""
+        """Return all parameters that are not frozen."""
         return [{"params": [p for p in self.parameters() if p.requires_grad]}]
 
     def optimizers(self) -> Optimizers:
-        """The one of the settings."""
+        """Return the one of the settings."""
         options = {"lr": self.settings.lr, "weight_decay": self.settings.weight_decay}
         return {"optimizer": _OPTIMISERS[self.settings.optimizer](self.groups(), **options)}
 
     def rate(self, step: int) -> float:
-        """Factor on the learning rate."""
+        """Return the factor on the learning rate."""
         return self.settings.rate(step)
 
     def identity(self) -> dict[str, Any]:
-        """The settings."""
+        """Return the settings."""
         return asdict(self.settings)
 
     def exports(self) -> dict[str, nn.Module]:
@@ -210,7 +210,7 @@ def train_supervised(
 
 
 def reblur_of(restorer: nn.Module, *, seed: int = 0) -> nn.Module | None:
-    """A new reblurring network that fits a restorer's filters; None for a restorer without any."""
+    """Return a new reblurring network that fits a restorer's filters; None for a restorer without any."""
     config = restorer.reblur_config if isinstance(restorer, (IFAN, IFANDual)) else None
     if config is None:
         return None
@@ -221,7 +221,7 @@ def reblur_of(restorer: nn.Module, *, seed: int = 0) -> nn.Module | None:
 
 @torch.no_grad()
 def mean_psnr(objective: SupervisedObjective, pairs: Iterable[Pair], device: str) -> float:
-    """Mean PSNR in dB of restored images, clipped to [0, 1], over all images of the pairs."""
+    """Return the mean PSNR in dB of restored images, clipped to [0, 1], over all images of the pairs."""
     values: list[float] = []
     for pair in pairs:
         views = (None if view is None else view.to(device) for view in (pair.right, pair.left))
@@ -270,7 +270,7 @@ def train_supervised_from_config(
 
 
 class FolderPairsWhole:
-    """Whole pictures of files, one after the other, cropped to sides that are multiples of 8; read when asked for.
+    """Whole images of files, one after the other, cropped to sides that are multiples of 8; read when asked for.
 
     Args:
         files: with originals.
@@ -302,7 +302,7 @@ def _reblur(
 
 
 def _source(section: Mapping[str, Any], augmentation: Augmentation, *, views: bool) -> AlignedPairSource:
-    """Pairs of a data set (``layout``, ``root``, ``split``), or made of ``pictures``: a folder, or "bundled"."""
+    """Return pairs of a data set (``layout``, ``root``, ``split``), or made of ``pictures``: a folder, or "bundled"."""
     options = dict(section)
     size = expect_size(options.pop("size", 256 if "layout" in options else 96))
     if "layout" in options:

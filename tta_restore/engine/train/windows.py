@@ -39,7 +39,7 @@ def restore_windows(
     *,
     outputs: Outputs = "main",
 ) -> list[Sequence[Tensor]]:
-    """The pictures that a restorer makes, see :func:`~.clip_model.pictures`, in groups of windows.
+    """Return the images that a restorer makes, see :func:`~.clip_model.pictures`, in groups of windows.
 
     Shape: windows (B, T, C, h, w); middle (B, C, h, w) stands in the place of their middle frames -> for frames one
     group of all windows, for clips a group each.
@@ -65,7 +65,7 @@ def window_loss(groups: Sequence[Sequence[Tensor]], target: Tensor, distance: Di
 
 @dataclass(frozen=True)
 class MetaTask:
-    """One clip, cut up.
+    """Patches of one clip for meta-training.
 
     Shape: query_blurry, query_sharp (N, T, 3, S, S), windows of true pairs, around frame T // 2.
 
@@ -155,11 +155,11 @@ class TaskSource:
         self.query_frames, self.num_frames, self.num_extra_times = query_frames, num_frames, num_extra_times
 
     def __call__(self, count: int, generator: torch.Generator) -> list[MetaTask]:
-        """The next batch."""
+        """Return the next batch."""
         return [self.task(clip, generator) for clip in draw_clips(self.clips, count, generator)]
 
     def task(self, clip: Clip, generator: torch.Generator) -> MetaTask:
-        """One clip, cut up."""
+        """Cut one clip into patches for meta-training."""
         settings = {"generator": generator, "num_frames": self.num_frames, "other_moments": self.num_extra_times}
         mined = mine_patches(clip.blurry, self.num_patches, self.patch_size, **settings)
         items = tuple(InnerSample.of(mined))

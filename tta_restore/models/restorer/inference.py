@@ -112,7 +112,7 @@ def _resized(arguments: Mapping[str, Any], like: Tensor, height: int, width: int
 
 
 def _gives(raw: Any, spec: RestorerSpec, side: int, clips: bool) -> bool:
-    """Whether an output holds an image that fits the specification for an input with these sides."""
+    """Return whether an output holds an image that fits the specification for an input with these sides."""
     if not spec.border:
         return infer_scale(raw, (side, side), clips=clips) == spec.scale
     shapes = [leaf.shape[-2:] for _, leaf in leaves(raw) if leaf.ndim >= 4]

@@ -9,7 +9,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 
 
 def normalization_layers(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Names and modules of layers that hold the scale or shift of a normalization.
+    """Return the names and modules of layers that hold the scale or shift of a normalization.
 
     A layer counts by what it is called and what it owns: its class name contains "norm", and its own parameters are
     vectors over channels. Only 5 of 58 third-party restorers use BatchNorm, so a list of torch classes finds little.

@@ -24,7 +24,7 @@ def leaves(value: Any, path: Path = ()) -> Iterator[tuple[Path, Tensor]]:
 
 
 def at(value: Any, path: Path) -> Any:
-    """What ``value`` holds at ``path``; LookupError where there is nothing."""
+    """Return the leaf of ``value`` at ``path``; raise LookupError if there is none."""
     for key in path:
         value = dict(_children(value))[_normal(value, key)]
     return value
@@ -39,7 +39,7 @@ def transform(value: Any, change: Callable[[Path, Tensor], Tensor], path: Path =
 
 
 def concatenate(values: Sequence[Any]) -> Any:
-    """One structure from those of single images: tensors with a batch axis of one are joined, the rest is the first."""
+    """Join the structures of single images: tensors with a batch axis of one are concatenated, others are the first."""
     if len(values) == 1:
         return values[0]
 
@@ -79,7 +79,7 @@ def _rebuild(value: Any, changed: dict[int | str, Any]) -> Any:
 
 
 def find_image(raw: Any, spec: RestorerSpec, size: tuple[int, int], *, clips: bool = False) -> Path:
-    """Path of the restored image in what the model returned for an input with sides ``size``.
+    """Return the path of the restored image in what the model returned for an input with sides ``size``.
 
     Raises:
         ValueError: there is none of that size; what is there is listed.
@@ -148,7 +148,7 @@ def describe_output(raw: Any) -> str:
 
 
 def is_vector(leaf: Tensor) -> bool:
-    """Whether a tensor holds one vector per frame: (B, K)."""
+    """Return whether a tensor holds one vector per frame: (B, K)."""
     return leaf.is_floating_point() and leaf.ndim == 2
 
 

@@ -26,7 +26,7 @@ _CHANNELS = (3, 1, 2, 4, 6)
 
 @dataclass(frozen=True)
 class ProbeReport:
-    """What :func:`probe` measured.
+    """Measurements of :func:`probe`.
 
     Attributes:
         model: class name.
@@ -83,7 +83,7 @@ class ProbeReport:
 
     @property
     def traps(self) -> tuple[str, ...]:
-        """What breaks naive wrappers, in words."""
+        """Properties of the model that break naive wrappers, in words."""
         found = {
             f"returns {self.output}": self.output != "tensor",
             f"takes {self.spec.in_channels} channels": self.spec.in_channels != _CHANNELS[0],

@@ -20,18 +20,18 @@ from tta_restore.models.restorer.spec import RestorerSpec, SizeRequirements
 
 @dataclass(frozen=True)
 class Restoration:
-    """What a restorer made of a frame: the image in [0, 1], inside whatever structure the model returns it in."""
+    """Output of a restorer for a frame: the image in [0, 1] inside the pytree that the model returns."""
 
     image: Tensor
     raw: Any
     path: outputs.Path
 
     def with_image(self, image: Tensor) -> Restoration:
-        """The same, with another image."""
+        """Return the same, with another image."""
         return replace(self, image=image)
 
     def output(self) -> Any:
-        """What the model returned, with the image in its place; everything else as the model gave it."""
+        """Return the model's output with the image replaced; everything else is unchanged."""
         return outputs.transform(self.raw, lambda path, leaf: self.image if path == self.path else leaf)
 
 
@@ -239,7 +239,7 @@ def _is_map(value: Any, x: Tensor) -> bool:
 
 
 def _row(value: Any, index: int, batch: int) -> Any:
-    """What belongs to one image of a batch: a row of tensors that have one per image, anything else as it is."""
+    """Return the part of one image of a batch: a row of tensors that have one per image, anything else unchanged."""
     one_each = isinstance(value, Tensor) and value.ndim > 0 and value.shape[0] == batch
     return value[index : index + 1] if one_each else value
 

@@ -26,7 +26,7 @@ _STEPS = (1e-6, 1e-7, 1e-8, 1e-9)
 
 @dataclass(frozen=True)
 class SecondOrderReport:
-    """What a second derivative was found to be.
+    """Result of the comparison of a second derivative with finite differences.
 
     Attributes:
         error: of the product of the Hessian with a vector, relative to finite differences in float64; infinity where
@@ -41,7 +41,7 @@ class SecondOrderReport:
 
     @property
     def right(self) -> bool:
-        """Whether it can be trusted."""
+        """Return whether it can be trusted."""
         return self.error <= TOLERANCE
 
     def __str__(self) -> str:
@@ -165,7 +165,7 @@ class _PlainLayerNorm:
 
 
 def _brings_function(layer: nn.Module) -> bool:
-    """Whether it is a LayerNorm over channels by a Python autograd Function: by what it does, not by its name."""
+    """Return whether it behaves as a LayerNorm over channels by a Python autograd Function, whatever its name."""
     weight, bias = (getattr(layer, name, None) for name in ("weight", "bias"))
     if not (isinstance(weight, Tensor) and isinstance(bias, Tensor) and isinstance(getattr(layer, "eps", None), float)):
         return False

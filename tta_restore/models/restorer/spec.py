@@ -46,7 +46,7 @@ class SizeRequirements:
 
 @dataclass(frozen=True)
 class RestorerSpec:
-    """What a restorer takes and gives.
+    """Specification of the inputs and outputs of a restorer.
 
     Attributes:
         scale: how many output pixels a pixel becomes, along each side.

@@ -237,7 +237,7 @@ class IacFromFeaturesDoubleBackward(torch.autograd.Function):
 def features_double_backward(
     dx: Tensor, dpredictor: tuple[Tensor | None, ...], tensors: tuple[Tensor, ...], options: tuple[Any, ...]
 ) -> tuple[Tensor, ...]:
-    """Gradients of <gradients of iac_from_features, direction> in its grad, x, features, weight and bias.
+    """Return the gradients of <gradients of iac_from_features, direction> in its grad, x, features, weight and bias.
 
     The direction is ``dx`` and ``dpredictor``, (dfeatures, dweight, dbias), of which the first and the last two may be
     None. The filters, which are F = weight features + bias, move along dF = weight dfeatures + dweight features +

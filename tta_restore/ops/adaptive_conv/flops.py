@@ -22,7 +22,7 @@ def _passes(x: Shape, num_steps: int, kernel_size: int) -> int:
 
 
 def _prediction(x: Shape, features: Shape, num_steps: int, kernel_size: int, own: bool) -> int:
-    """The product of features and weight, without the rows of horizontal taps where they are never read."""
+    """Return the product of features and weight, without the rows of horizontal taps where they are never read."""
     rows = num_steps * x[1] * ((2 if own else 1) * kernel_size + 1)
     return 2 * math.prod(features) * rows
 

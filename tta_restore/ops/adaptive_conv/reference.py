@@ -42,7 +42,7 @@ def filter_axis_adjoint(grad: Tensor, taps: Tensor, axis: int) -> Tensor:
 
 
 def tap_gradient(grad: Tensor, x: Tensor, kernel_size: int, axis: int) -> Tensor:
-    """Gradient of :func:`filter_axis` in its taps, (B, C, K, H, W)."""
+    """Return the gradient of :func:`filter_axis` in its taps, (B, C, K, H, W)."""
     return torch.stack([grad * _gather(x, t - kernel_size // 2, axis) for t in range(kernel_size)], 2)
 
 
@@ -79,7 +79,7 @@ def sac(x: Tensor, vertical: Tensor, horizontal: Tensor) -> Tensor:
 def sac_backward(
     grad: Tensor, x: Tensor, vertical: Tensor, horizontal: Tensor, need_taps: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients in x, vertical and horizontal; the last two are empty unless needed."""
+    """Return the gradients in x, vertical and horizontal; the last two are empty unless needed."""
     g, plane, k1, k2 = widen(grad, x, *_per_channel(x, vertical, horizontal))
     g_middle = filter_axis_adjoint(g, k2, ROW)
     grad_x = filter_axis_adjoint(g_middle, k1, COLUMN).to(x.dtype)

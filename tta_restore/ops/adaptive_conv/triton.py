@@ -88,7 +88,7 @@ class _Steps:
 
 
 def _taps(filters: Tensor, num_steps: int, channels: int, kernel_size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Where the vertical and horizontal taps of the first step and the biases begin."""
+    """Return the offsets of the taps of the first step and of the biases."""
     taps = channels * kernel_size
     return filters, filters[:, taps:], filters[:, num_steps * 2 * taps :]
 
@@ -103,7 +103,7 @@ def _wide(like: Tensor, *leading: int) -> Tensor:
 
 
 def _states(x: Tensor, num_steps: int, save: bool) -> tuple[Tensor, list[Tensor]]:
-    """What ``iac`` returns as states, and room for u_1 .. u_{N-1}, in turn over two planes unless they are saved."""
+    """Allocate the states that ``iac`` returns and u_1 .. u_{N-1}, in two alternating planes unless they are saved."""
     b, *sizes = x.shape
     saved = x.new_empty(b, num_steps - 1 if save else 0, *sizes, dtype=torch.float32)
     if save:

@@ -32,7 +32,7 @@ def _clamped(o, size):
 
 @triton.jit
 def _columns_filtered(p_u, p_taps, plane, o_y, o_x, m, H, W, KS: tl.constexpr):
-    """The vertical pass at pixels (o_y, o_x)."""
+    """Return the vertical pass at pixels (o_y, o_x)."""
     b_v = tl.zeros(o_x.shape, tl.float32)
     for t in tl.static_range(KS):
         b_u = tl.load(p_u + _clamped(o_y + t - KS // 2, H) * W + o_x, mask=m, other=0.0).to(tl.float32)
@@ -42,7 +42,7 @@ def _columns_filtered(p_u, p_taps, plane, o_y, o_x, m, H, W, KS: tl.constexpr):
 
 @triton.jit
 def _before_activation(p_grad, p_out, o, m, slope):
-    """The gradient in z where that in leaky_relu(z) is given, the sign of z being that of the output."""
+    """Return the gradient in z where that in leaky_relu(z) is given, the sign of z being that of the output."""
     b_g = tl.load(p_grad + o, mask=m, other=0.0).to(tl.float32)
     return tl.where(tl.load(p_out + o, mask=m, other=0.0).to(tl.float32) > 0, b_g, b_g * slope)
 
@@ -78,7 +78,7 @@ def rows_backward_kernel(
     p_grad, p_out, p_horizontal, p_middle, C, H, W, out_frame, taps_frame, n, slope,
     KS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """The gradient between the passes: what the horizontal pass of step n read from each pixel, gathered.
+    """Return the gradient between the passes: what the horizontal pass of step n read from each pixel, gathered.
 
     ``grad`` is the gradient in the step's output ``out``; it and the result, ``middle``, are (B, C, H, W).
     """
@@ -111,7 +111,7 @@ def columns_backward_kernel(
     C, H, W, out_frame, u_frame, taps_frame, bias_frame, n, slope,
     KS: tl.constexpr, TAPS: tl.constexpr, OWN: tl.constexpr, BIAS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Gradients in the step's input and, with TAPS, in its filters. ``grad_u`` is (B, C, H, W).
+    """Return the gradients in the step's input and, with TAPS, in its filters. ``grad_u`` is (B, C, H, W).
 
     Without OWN both passes read the vertical taps, and nothing is written for the horizontal ones.
     """
@@ -182,7 +182,7 @@ def predicted_pass_kernel(
     KS: tl.constexpr, ROWS: tl.constexpr, OWN: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK: tl.constexpr, PRECISION: tl.constexpr, INDEX: tl.constexpr,
 ):  # fmt: skip
-    """One pass of step n with taps that are made here and never stored.
+    """Run one pass of step n with taps that are computed in registers and never stored.
 
     The vertical pass, or, with ROWS, the horizontal one, which then adds the bias and activates. INDEX is the type of
     offsets within a tile: 64-bit ones spill registers, and only planes of more than 2^25 pixels need them.
@@ -223,7 +223,7 @@ def predict_kernel(
     p_features, p_weight, p_bias, p_out, D, H, W, first, first_bias, taps, rows,
     BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK: tl.constexpr, PRECISION: tl.constexpr, INDEX: tl.constexpr,
 ):  # fmt: skip
-    """One step's filters (B, rows, H, W): ``taps`` rows of weight from ``first``, the others from ``first_bias``.
+    """Predict one step's filters (B, rows, H, W): ``taps`` rows of weight from ``first``, then from ``first_bias``.
 
     The same products in the same order as in ``predicted_pass_kernel``, and no rounding between: gradients belong to
     the output that was returned.

@@ -1,4 +1,4 @@
-"""How per-pixel convolution is differentiated, to any order.
+"""Autograd function of the per-pixel convolution, differentiable to any order.
 
 The three ops are the partial derivatives of one form that is linear in each argument (reference.py). The derivative of
 one of them in an argument is the partial derivative in that argument, with the upstream gradient in the free place.

@@ -18,7 +18,7 @@ def _widen(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 
 def _half_taps(kernel_size: int) -> Iterator[tuple[int, int]]:
-    """The center, then one of each pair of opposite taps."""
+    """Return the center, then one of each pair of opposite taps."""
     m = kernel_size // 2
     for i in range(m + 1):
         for j in range(-m, m + 1):
@@ -51,7 +51,7 @@ def _sums(precision: Tensor, kernel_size: int) -> tuple[Tensor, list[Tensor]]:
 
 
 def _pair(padded: Tensor, kernel_size: int, i: int, j: int) -> Tensor:
-    """What taps (i, j) and (-i, -j) read, summed, (B, C, H, W)."""
+    """Return the sum of what taps (i, j) and (-i, -j) read, (B, C, H, W)."""
     m = kernel_size // 2
     h, w = padded.shape[2] - 2 * m, padded.shape[3] - 2 * m
     first = padded[:, :, m + i : m + i + h, m + j : m + j + w]
@@ -80,7 +80,7 @@ def anisotropic_reblur(padded: Tensor, precision: Tensor, kernel_size: int) -> T
 def anisotropic_reblur_backward(
     grad: Tensor, padded: Tensor, precision: Tensor, kernel_size: int, need_image: bool, need_precision: bool
 ) -> tuple[Tensor, Tensor]:
-    """Gradients in the padded frame and in the precision; empty where not needed.
+    """Return the gradients in the padded frame and in the precision; empty where not needed.
 
     With ``G_t = sum_c grad_c x_(c, t)``: ``d/dq_k = -sum_t p_t (m_(t, k) - M_k) G_t``, M the mean of m under p. ``G_t``
     may be replaced by ``G_t - G_0``, whose terms cancel less.
@@ -109,7 +109,7 @@ def anisotropic_reblur_double_backward(
     precision: Tensor,
     kernel_size: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients in (grad, frame, precision) of ``<gradients of the blur, (dimage, dprecision)>``.
+    """Return the gradients in (grad, frame, precision) of ``<gradients of the blur, (dimage, dprecision)>``.
 
     With ``e_t = m_t . dprecision``, E its mean under p and ``q_t = p_t (e_t - E)``, the product is
     ``sum_t p_t <grad, dimage_t> - q_t <grad, x_t>``, whose derivatives are sums over taps again.

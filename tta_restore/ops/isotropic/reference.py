@@ -18,7 +18,7 @@ from tta_restore.ops.isotropic.symmetry import Branch
 
 
 def widen(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """Half types as float32."""
+    """Return half-precision values as float32."""
     return tuple(t.float() if t.dtype in (torch.float16, torch.bfloat16) else t for t in tensors)
 
 
@@ -104,7 +104,7 @@ def _apply(image: Tensor, coefficients: Tensor, radius: int) -> Tensor:
 
 
 def _apply_adjoint(grad: Tensor, coefficients: Tensor, radius: int) -> Tensor:
-    """Gradient of ``_apply`` in the image: every class of offsets is its own mirror image."""
+    """Return the gradient of ``_apply`` in the image: every class of offsets is its own mirror image."""
     padded = F.pad(grad[:, :, None] * coefficients[:, None], (radius,) * 4)
     h, w = grad.shape[2:]
     out = torch.zeros_like(grad)
@@ -146,7 +146,7 @@ def isotropic_reblur_backward(
     need_image: bool,
     need_kernels: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients in image, seeds and weights; empty where not needed."""
+    """Return the gradients in image, seeds and weights; empty where not needed."""
     g, x, s, w = widen(grad, image, seeds, weights)
     radius = symmetry.largest_radius(tuple(kernel_sizes))
     none = image.new_empty(0)
@@ -170,7 +170,7 @@ def isotropic_reblur_double_backward(
     weights: Tensor,
     kernel_sizes: Sequence[int],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients in (grad, image, seeds, weights) of ``<gradients of the blur, (dimage, dseeds, dweights)>``.
+    """Return the gradients in (grad, image, seeds, weights) of ``<gradients of the blur, (dimage, dseeds, dweights)>``.
 
     That product is the derivative of ``<grad, blur>`` along (dimage, dseeds, dweights). The blur is linear in the
     image, so with ``dC`` the derivative of the coefficients it is ``<grad, apply(dimage, C) + apply(image, dC)>``.

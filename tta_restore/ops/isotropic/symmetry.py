@@ -22,7 +22,7 @@ class Ring:
 
 @dataclass(frozen=True)
 class Branch:
-    """One kernel size. ``ring_of_class`` counts the corner taps, whose logit is 0, as the ring after the last."""
+    """A kernel size. ``ring_of_class`` counts the corner taps, whose logit is 0, as the ring after the last."""
 
     radius: int
     first_seed: int
@@ -37,7 +37,7 @@ def classes(radius: int) -> tuple[tuple[int, int], ...]:
 
 
 def offsets(a: int, b: int) -> tuple[tuple[int, int], ...]:
-    """The 1, 4 or 8 offsets (dy, dx) of a class."""
+    """Return the 1, 4 or 8 offsets (dy, dx) of a class."""
     found = {(s * p, t * q) for p, q in ((a, b), (b, a)) for s in (-1, 1) for t in (-1, 1)}
     return tuple(sorted(found))
 
@@ -64,7 +64,7 @@ def branch(radius: int, first_seed: int = 0) -> Branch:
 
 
 def branches(kernel_sizes: tuple[int, ...]) -> tuple[Branch, ...]:
-    """Every kernel size with its place among the seeds."""
+    """Return every kernel size with its offset among the radial logits."""
     found, first = [], 0
     for size in kernel_sizes:
         found.append(branch(size // 2, first))

@@ -87,7 +87,7 @@ def _coefficients(
     START: tl.constexpr, BELOW: tl.constexpr, FRACTION: tl.constexpr, TAPS: tl.constexpr, CORNERS: tl.constexpr,
     RING: tl.constexpr,
 ):  # fmt: skip
-    """The mixed kernel of every pixel: one coefficient per class."""
+    """Return the mixed kernel of every pixel: one coefficient per class."""
     CLASSES: tl.constexpr = (RADIUS + 1) * (RADIUS + 2) // 2
     b_c = (tl.load(p_weights, mask=mask, other=0.0).to(tl.float32),)
     for _ in tl.static_range(CLASSES - 1):
@@ -154,7 +154,7 @@ def kernel_gradients_kernel(
     RADIUS: tl.constexpr, RADII: tl.constexpr, FIRST: tl.constexpr, START: tl.constexpr, BELOW: tl.constexpr,
     FRACTION: tl.constexpr, TAPS: tl.constexpr, CORNERS: tl.constexpr, RING: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of seeds and weights; reference.py has the formula."""
+    """Return the gradients of seeds and weights; reference.py has the formula."""
     i_b, plane, _, o, mask = _place(tl.cdiv(H * W, BLOCK), H, W, H, BLOCK)
     o_y, o_x = o // W, o % W
     # per class, the gradient times the class sum, over all channels
@@ -247,7 +247,7 @@ _LEAST_ROWS = 64  # of a band: the coefficients of 2 * radius more rows are comp
 
 
 def _grid(planes: int, rows: int, width: int) -> tuple[int]:
-    """One axis over blocks of pixels and planes; offsets within a plane are 32-bit."""
+    """Return one axis over blocks of pixels and planes; offsets within a plane are 32-bit."""
     if rows * width > 2**31 - _OPTIONS["BLOCK"]:
         raise ValueError(f"triton: expected fewer than 2^31 pixels in image (B, C, H, W), got H, W = {rows}, {width}")
     return (planes * triton.cdiv(rows * width, _OPTIONS["BLOCK"]),)

@@ -16,7 +16,7 @@ FOURIER_FROM = {"forward": 5, "adjoint": 5, "kernels": 7}
 
 
 def _widen(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """Half types as float32; an axis that was expanded from one entry, as that entry."""
+    """Return half-precision values as float32; an axis expanded from one entry becomes that entry."""
     return tuple(t.float() if t.dtype in (torch.float16, torch.bfloat16) else t for t in tensors)
 
 
@@ -34,7 +34,7 @@ def _uses_fourier(kernel_size: int, what: str) -> bool:
 
 
 def _fast_length(n: int) -> int:
-    """The least even number from n on without prime factors above 5."""
+    """Return the least even number from n on without prime factors above 5."""
     while True:
         rest = n
         for prime in (2, 3, 5):
@@ -50,7 +50,7 @@ def _lengths(height: int, width: int) -> tuple[int, int]:
 
 
 def _each_blurred(x: Tensor, kernels: Tensor) -> list[Tensor]:
-    """The frame convolved with each of the R kernels, without its margin: R times (B, C, H, W)."""
+    """Return the frame convolved with each of the R kernels, without its margin: R times (B, C, H, W)."""
     b, c, hp, wp = x.shape
     size = kernels.shape[-1]
     h, w = hp - size + 1, wp - size + 1

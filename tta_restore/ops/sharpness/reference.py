@@ -29,7 +29,7 @@ def self_shift_products(a: Tensor, b: Tensor) -> Tensor:
 
 
 def self_shift_laplacian(x: Tensor, weights: Tensor) -> Tensor:
-    """Gradient of ``(weights * self_shift_products(x, b)).sum()`` with respect to b; weights (B, 4)."""
+    """Return the gradient of ``(weights * self_shift_products(x, b)).sum()`` with respect to b; weights (B, 4)."""
     out = torch.zeros_like(_wide(x), memory_format=torch.contiguous_format)
     for j, ((p, q), (to_p, to_q)) in enumerate(zip(_pairs(_wide(x)), _pairs(out), strict=True)):
         difference = (p - q) * (weights[:, j, None, None, None] / p.shape[1:].numel())
