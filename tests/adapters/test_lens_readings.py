@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from tta_restore.adapters.methods.psf_tracking import aperture_distance, looks, radii_of
+from tta_restore.adapters.methods.psf_tracking import aperture_distance, radii_of
+from tta_restore.models.defocus.estimator import frame_crops
 
 
 def test_unsure_readings_are_drawn_less_often_and_never_believed_to_be_off_without_end():
@@ -25,6 +26,6 @@ def test_aperture_distance():
 
 
 def test_large_frames_are_read_in_nine_places():
-    assert looks(torch.rand(1, 3, 700, 500)).shape == (1, 3, 700, 500)
-    assert looks(torch.rand(2, 3, 1000, 1200)).shape == (18, 3, 256, 256)
-    assert looks(torch.rand(1, 3, 100, 1200)).shape == (9, 3, 100, 256)
+    assert frame_crops(torch.rand(1, 3, 700, 500)).shape == (1, 3, 700, 500)
+    assert frame_crops(torch.rand(2, 3, 1000, 1200)).shape == (18, 3, 256, 256)
+    assert frame_crops(torch.rand(1, 3, 100, 1200)).shape == (9, 3, 100, 256)

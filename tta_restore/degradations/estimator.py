@@ -17,12 +17,10 @@ from tta_restore.degradations.noise_level import estimate_noise, estimate_noise_
 from tta_restore.degradations.reading import Reading, file_jpeg
 from tta_restore.degradations.statistics import StatisticsNet, frame_statistics
 from tta_restore.models import create_model
-from tta_restore.models.defocus.estimator import DefocusEstimate, DefocusEstimator
+from tta_restore.models.defocus.estimator import DefocusEstimate, DefocusEstimator, frame_crops, neighboring_radii
 
 __all__ = ["Estimator"]
 
-_LOOK, _LOOKS = 256, 3  # large frames are read at 3 x 3 places of this many pixels
-_NEIGHBOR = 4  # cells of 8 pixels between two radii that one patch runs through
 _MIN_SIZE = 32
 _MAX_PAIRS = 512
 _MIN_NOISE = 0.3 / 255  # rounding to 8 bits
@@ -120,7 +118,7 @@ class Estimator(nn.Module):
             found = estimate_jpeg(image[0])
             jpeg = torch.tensor([found.probability, found.quality, found.quality_std])
         device = next(self.defocus.parameters()).device
-        parts = looks(image).to(device)
+        parts = frame_crops(image).to(device)
         quality = float(jpeg[1]) if float(jpeg[0]) >= 0.5 else 100.0
         blur, noise = self._joint(parts, quality)
         visible = float(estimate_noise(image).clamp(min=_MIN_NOISE))
@@ -162,18 +160,6 @@ class Estimator(nn.Module):
         return torch.stack([mean[0], std[0]]), torch.stack([mean[1], std[1]])
 
 
-def looks(image: Tensor) -> Tensor:
-    """Return the frame, or where it is large, 3 x 3 parts of it: (B or 9 B, C, h, w)."""
-    height, width = image.shape[-2:]
-    if max(height, width) <= _LOOK * _LOOKS:
-        return image
-    sides = [min(side, _LOOK) for side in (height, width)]
-    starts = [
-        [round(i * (n - s) / (_LOOKS - 1)) for i in range(_LOOKS)] for n, s in zip((height, width), sides, strict=True)
-    ]
-    return torch.cat([image[..., y : y + sides[0], x : x + sides[1]] for y in starts[0] for x in starts[1]])
-
-
 def _shot_noise(image: Tensor) -> Tensor:
     """Return the mean and standard deviation of the variance per value."""
     _, shot = estimate_noise_curve(image)
@@ -191,15 +177,8 @@ def _without_shot(noise: Tensor, shot: Tensor, image: Tensor) -> Tensor:
 
 def _relative_radii(estimate: DefocusEstimate) -> tuple[Tensor, Tensor]:
     """Radii relative to their mean, at pairs of neighboring cells (M, 2), and their weights (M,)."""
-    radius, confidence = estimate.radius.cpu(), estimate.confidence.clamp(max=10).cpu()
-    pairs, weights = [], []
-    for axis in (1, 2):
-        reach = min(_NEIGHBOR, radius.shape[axis] - 1)
-        count = radius.shape[axis] - reach
-        for store, values in ((pairs, radius), (weights, confidence)):
-            two = torch.stack([values.narrow(axis, 0, count), values.narrow(axis, reach, count)], dim=-1)
-            store.append(two.reshape(-1, 2))
-    logs, weight = torch.cat(pairs).log(), torch.cat(weights).amin(1)
+    radii, weight = neighboring_radii(estimate)
+    logs = radii.log()
     kept = torch.linspace(0, len(logs) - 1, min(len(logs), _MAX_PAIRS)).long()
     logs, weight = logs[kept], weight[kept]
     total = weight.sum()

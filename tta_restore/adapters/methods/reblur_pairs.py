@@ -14,7 +14,7 @@ from tta_restore._core import checks
 from tta_restore.adapters.frame import FrameContext
 from tta_restore.adapters.methods._muon import Muon
 from tta_restore.adapters.methods.defocus import DefocusAdapter, disagreement
-from tta_restore.adapters.methods.psf_tracking import Reading, looks, mean_log_radius, nearest, radii_of, reading_of
+from tta_restore.adapters.methods.psf_tracking import Reading, mean_log_radius, nearest, radii_of, reading_of
 from tta_restore.adapters.select import Select
 from tta_restore.adapters.views import Views
 from tta_restore.data.datasets.mining import random_patches
@@ -22,6 +22,7 @@ from tta_restore.data.synthetic import dead_leaves
 from tta_restore.data.synthetic.soften import soften
 from tta_restore.degradations import lens as optics
 from tta_restore.losses import charbonnier_loss
+from tta_restore.models.defocus.estimator import frame_crops
 from tta_restore.models.defocus.pupil import rasterize_pupil
 
 _FULL_LEAD = 1.25  # dB that the student is ahead of the source on pairs when all of it is trusted
@@ -172,7 +173,7 @@ class ReblurPairs(DefocusAdapter, method="reblur_pairs"):
     def begin_frame(self, frame: FrameContext) -> None:
         """Read the lens; on a change of lens remember the old one and start from what fits the new one best."""
         super().begin_frame(frame)
-        reading = reading_of(self.read_lens(looks(frame.image)))
+        reading = reading_of(self.read_lens(frame_crops(frame.image)))
         readings = self.memory["readings"]
         fitting = self._plausible([reading])
         distance = growth = 0.0
@@ -288,7 +289,7 @@ class ReblurPairs(DefocusAdapter, method="reblur_pairs"):
         """Return patches of the frame as the source restores it, (N, 3, h, w); None for frames smaller than a patch."""
         if min(image.shape[-2:]) < self.patch_size + _MARGIN:
             return None
-        return self.ensemble("source", looks(image)).image.float().clamp(0, 1).expand(-1, 3, -1, -1).cpu()
+        return self.ensemble("source", frame_crops(image)).image.float().clamp(0, 1).expand(-1, 3, -1, -1).cpu()
 
     def _pair(
         self, apertures: Tensor, radii: Tensor, error: Tensor, scene: Tensor | None = None

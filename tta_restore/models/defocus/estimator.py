@@ -33,7 +33,17 @@ from tta_restore.models.defocus.pupil import (
 from tta_restore.models.defocus.spectra import DIRECTIONS, SCALES, STRIDE, WINDOW, WindowSpectra, at_unit_radius
 from tta_restore.models.registry import register_model
 
-__all__ = ["DefocusEstimate", "DefocusEstimator", "WindowEstimate", "lens_estimator"]
+__all__ = [
+    "DefocusEstimate",
+    "DefocusEstimator",
+    "WindowEstimate",
+    "frame_crops",
+    "lens_estimator",
+    "neighboring_radii",
+]
+
+_CROP, _CROPS = 256, 3  # large frames are read in 3 x 3 crops of this many pixels
+_NEIGHBOR = 4  # cells of 8 pixels between two radii that occur within one patch
 
 
 @dataclass(frozen=True)
@@ -220,6 +230,31 @@ class _Share(nn.Module):
 
 def _around(inputs: int, outputs: int, size: int = 5) -> nn.Conv1d:
     return nn.Conv1d(inputs, outputs, size, padding=size // 2, padding_mode="circular")
+
+
+def frame_crops(image: Tensor) -> Tensor:
+    """Return the frame, or 3 x 3 crops of a large one: (B, C, H, W) -> (B or 9 B, C, h, w)."""
+    height, width = image.shape[-2:]
+    if max(height, width) <= _CROP * _CROPS:
+        return image
+    sides = [min(side, _CROP) for side in (height, width)]
+    starts = [
+        [round(i * (n - s) / (_CROPS - 1)) for i in range(_CROPS)] for n, s in zip((height, width), sides, strict=True)
+    ]
+    return torch.cat([image[..., y : y + sides[0], x : x + sides[1]] for y in starts[0] for x in starts[1]])
+
+
+def neighboring_radii(estimate: DefocusEstimate) -> tuple[Tensor, Tensor]:
+    """Return the radii of pairs of neighboring cells, (M, 2) in pixels, and their confidences, (M,), on the CPU."""
+    radius, confidence = estimate.radius.cpu(), estimate.confidence.clamp(max=10).cpu()
+    pairs, weights = [], []
+    for axis in (1, 2):
+        reach = min(_NEIGHBOR, radius.shape[axis] - 1)
+        count = radius.shape[axis] - reach
+        for store, values in ((pairs, radius), (weights, confidence)):
+            two = torch.stack([values.narrow(axis, 0, count), values.narrow(axis, reach, count)], dim=-1)
+            store.append(two.reshape(-1, 2))
+    return torch.cat(pairs), torch.cat(weights).amin(1)
 
 
 @register_model("lens_estimator", kind="estimator")
