@@ -365,3 +365,32 @@ def test_frames_are_laid_out_as_asked():
     torch.testing.assert_close(*outputs, atol=1e-5, rtol=1e-5)
     with pytest.raises(ValueError, match="memory_format to be one of torch.contiguous_format, torch.channels_last"):
         Adapter(net, memory_format=torch.preserve_format)
+
+
+def test_a_frozen_adapter_only_restores_until_it_is_thawed(tmp_path):
+    adapter = SiamCTTA(nn.Conv2d(3, 3, 3, padding=1), select="all", lr=1e-2)
+    x = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    adapter(x)
+    adapter.freeze()
+    before = adapter.state_dict()["tensors"]
+    assert torch.equal(adapter(x), adapter.predict(x))
+    assert "frozen" in adapter.report.skipped_because
+    assert "frozen" in adapter.adapt(x).skipped_because
+    assert all(torch.equal(before[name], tensor) for name, tensor in adapter.state_dict()["tensors"].items())
+    adapter.save(tmp_path / "state.safetensors")
+    other = adapter.fork()
+    other.load(tmp_path / "state.safetensors")
+    assert not other.adapt(x).updated
+    other.thaw()
+    assert other.adapt(x).updated
+    assert not adapter.adapt(x).updated
+
+
+def test_any_adapter_with_weights_calibrates():
+    net = nn.Conv2d(3, 3, 3, padding=1)
+    adapter = SiamCTTA(net, select="all", lr=1e-2)
+    report = adapter.calibrate([torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(n)) for n in range(3)])
+    assert (report.frames, report.steps) == (3, 3)
+    assert "not measured" in report.verdict
+    assert report.model.state_dict().keys() == net.state_dict().keys()
+    assert not torch.equal(report.model.weight, net.weight)

@@ -12,7 +12,7 @@ import weakref
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,9 @@ from tta_restore.adapters.views import NAMED, Views, resolve_views
 from tta_restore.models import Restoration, RestorerSpec, as_restorer
 from tta_restore.models.restorer import outputs
 from tta_restore.models.restorer.second_order import own_functions
+
+if TYPE_CHECKING:
+    from tta_restore.adapters.calibration import CalibrationReport
 
 __all__ = ["Adapter"]
 
@@ -194,6 +197,7 @@ class Adapter(RecordedModule):
     def adapt(self, x: Tensor, **arguments: Any) -> StepReport:
         """Adapt on a frame without restoring it, and report what happened. Takes and raises what a call does."""
         problem, messages = self._inspect(x)
+        problem = problem or self._frozen_reason()
         if problem is not None:
             return self._skip(problem)
         return self._transact(x, arguments, messages, emit=False)[0]
@@ -211,6 +215,22 @@ class Adapter(RecordedModule):
         checks.expect_int("stream", "adapt_every", adapt_every, minimum=1)
         for number, x in enumerate(frames):
             yield self(x, **arguments) if number % adapt_every == 0 else self.predict(x, **arguments)
+
+    def calibrate(self, frames: Iterable[Tensor], *, budget: str | None = None) -> CalibrationReport:
+        """Adapt on frames of one camera, within a time budget; see :func:`tta_restore.adapters.calibrate`."""
+        from tta_restore.adapters.calibration import calibrate  # it builds on the methods, which build on this class
+
+        return calibrate(self, frames, budget=budget)
+
+    def freeze(self) -> None:
+        """Restore further frames with what was learned so far, without steps, until :meth:`thaw` or :meth:`reset`."""
+        with self._backbone.lock:
+            self.state.frozen = True
+
+    def thaw(self) -> None:
+        """Adapt again after :meth:`freeze`."""
+        with self._backbone.lock:
+            self.state.frozen = False
 
     def reset(self) -> None:
         """Return to the state, random numbers and schedule of construction, bit by bit."""
@@ -518,12 +538,16 @@ class Adapter(RecordedModule):
             warnings.warn(f"{type(self).__name__}: {found}; reported once", stacklevel=4)
         return [found]
 
+    def _frozen_reason(self) -> str | None:
+        return "the adapter is frozen; thaw() lets it adapt" if self.state.frozen else None
+
     def _skip(self, problem: str) -> StepReport:
         self.report = StepReport(frame=self.state.frames, skipped_because=problem)
         return self.report
 
     def _adapt_and_restore(self, x: Tensor, arguments: dict[str, Any]) -> Restoration:
         problem, messages = self._inspect(x)
+        problem = problem or self._frozen_reason()
         if problem is not None:
             self._skip(problem)
             return self._predict(x, arguments)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import re
 import time
 from collections.abc import Iterable
@@ -32,7 +34,8 @@ class CalibrationReport:
         seconds: wall time.
         task: what the model was found to remove.
         degradation: estimated degradation of the frames: noise in 1/255, blur radius in pixels, JPEG quality.
-        gain: PSNR gain of the calibrated model over the original on held-out pairs, in dB.
+        gain: PSNR gain of the calibrated model over the original on held-out pairs, in dB; NaN for methods without
+            such pairs.
         trust: weight of the adapted model in the average that restores best, 0 to 1.
         learning_rate: learning rate that was found.
         gains: gain after each frame, in dB.
@@ -59,6 +62,8 @@ class CalibrationReport:
     @property
     def verdict(self) -> str:
         """``"worth using"`` or ``"no gain: keep the original"``, with numbers."""
+        if math.isnan(self.gain):
+            return "not measured: the method has no held-out pairs; compare both models on frames of yours"
         if self.worthwhile:
             return f"worth using: {self.gain:+.2f} dB on held-out pairs, trust {self.trust:.2f}"
         return f"no gain: keep the original ({self.gain:+.2f} dB on held-out pairs, trust {self.trust:.2f})"
@@ -90,7 +95,7 @@ def calibrate(model: Any, frames: Iterable[Tensor], *, budget: str | None = None
         options: options of the adapter that :func:`recommended` makes for a model, such as ``task`` or ``seed``.
 
     Raises:
-        ValueError: there is no frame, the budget is malformed, or the adapter learns nothing.
+        ValueError: there is no frame, the budget is malformed, or the adapter has no weights to adapt.
         TypeError: ``options`` are given with an adapter.
     """
     seconds = _seconds(budget)
@@ -100,8 +105,9 @@ def calibrate(model: Any, frames: Iterable[Tensor], *, budget: str | None = None
         adapter = model
     else:
         adapter = recommended(model, **options)
-    if not isinstance(adapter, DegradationPairs):
-        raise ValueError(f"calibrate: expected an adapter that learns from pairs, got {type(adapter).__name__}")
+    if not adapter.adapted:
+        raise ValueError(f"calibrate: expected an adapter with weights to adapt, got {type(adapter).__name__}")
+    pairs = adapter if isinstance(adapter, DegradationPairs) else None
     started, steps, count = time.perf_counter(), 0, 0
     gains: list[float] = []
     messages: list[str] = []
@@ -111,16 +117,30 @@ def calibrate(model: Any, frames: Iterable[Tensor], *, budget: str | None = None
             messages.append(f"the budget of {budget} was spent after {count} frames")
             break
         limit = budget if seconds is None else f"{left:.3f}s"
-        with adapter.limited_to(limit):
+        with contextlib.nullcontext() if pairs is None else pairs.limited_to(limit):
             report = adapter.adapt(frame[None] if frame.ndim == 3 else frame)
         count, steps = count + 1, steps + report.steps
-        gains.append(report.metrics.get("lead", 0.0))
+        if pairs is not None:
+            gains.append(report.metrics.get("lead", 0.0))
         messages += [f"frame {count}: {remark}" for remark in report.messages]
-        if adapter.phase == "steady":
+        if pairs is not None and pairs.phase == "steady":
             break
     if not count:
         raise ValueError("calibrate: expected at least one frame, got none")
-    reading, memory = adapter.reading, adapter.memory
+    if pairs is None:
+        return CalibrationReport(
+            model=adapter.export(),
+            frames=count,
+            steps=steps,
+            seconds=time.perf_counter() - started,
+            task=(adapter.restorer.spec.task if adapter.restorer.spec is not None else None) or "any",
+            degradation={},
+            gain=math.nan,
+            trust=1.0,
+            learning_rate=None,
+            messages=tuple(messages),
+        )
+    reading, memory = pairs.reading, pairs.memory
     gain = memory["exported_lead"]
     mean = {} if reading is None else reading.mean
     worthwhile = gain >= _WORTH and memory["weights"][2] >= _MIN_TRUST
@@ -129,7 +149,7 @@ def calibrate(model: Any, frames: Iterable[Tensor], *, budget: str | None = None
         frames=count,
         steps=steps,
         seconds=time.perf_counter() - started,
-        task=adapter.resolved_task(),
+        task=pairs.resolved_task(),
         degradation={
             "noise": 255 * mean.get("noise_std", 0.0),
             "blur": mean.get("blur_radius", 0.0),

@@ -35,6 +35,7 @@ class State:
         losses: the latest losses, for :class:`Guards`.
         diverged: consecutive frames whose output diverged from the source's.
         still: consecutive optimizer steps that changed nothing.
+        frozen: no frame is adapted on, see :meth:`Adapter.freeze`.
         context: the latest semantic context, where it serves several frames.
         memory: what a method keeps beyond that, a tree of tensors and plain values.
     """
@@ -47,6 +48,7 @@ class State:
     losses: list[float] = field(default_factory=list)
     diverged: int = 0
     still: int = 0
+    frozen: bool = False
     context: Tensor | None = None
     memory: dict[str, Tree] = field(default_factory=dict)
 
@@ -77,6 +79,7 @@ class State:
             "losses": list(self.losses),
             "diverged": self.diverged,
             "still": self.still,
+            "frozen": self.frozen,
             "context": self.context,
             "memory": map_tensors(self.memory, lambda tensor: tensor),
         }

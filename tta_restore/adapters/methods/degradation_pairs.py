@@ -6,7 +6,7 @@ import contextlib
 import math
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,7 +26,7 @@ from tta_restore.losses import charbonnier_loss
 from tta_restore.models import Competence, Restoration, competence
 
 if TYPE_CHECKING:
-    from tta_restore.adapters.calibration import CalibrationReport
+    pass
 
 __all__ = ["DegradationPairs"]
 
@@ -192,20 +192,6 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         finally:
             self._budget = kept
 
-    def calibrate(self, frames: Iterable[Tensor], *, budget: str | None = None) -> CalibrationReport:
-        """Adapt on frames of one camera until nothing is gained; see :func:`tta_restore.adapters.calibrate`."""
-        from tta_restore.adapters.calibration import calibrate
-
-        return calibrate(self, frames, budget=budget)
-
-    def freeze(self) -> None:
-        """Restore further frames with what was learned so far, without estimates or steps, until :meth:`thaw`."""
-        self.memory["frozen"] = True
-
-    def thaw(self) -> None:
-        """Adapt again after :meth:`freeze`."""
-        self.memory["frozen"] = False
-
     def competence(self) -> Competence:
         """Return what the model removes, measured once."""
         if self._competence is None:
@@ -216,7 +202,6 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         """Estimates of the latest frames, phase, learning rate, output weights and weights of earlier cameras."""
         return {
             "phase": "calibrating",
-            "frozen": False,
             "readings": [],
             "rate": 0.0,
             "lead": 0.0,
@@ -242,8 +227,8 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
             raise ValueError(
                 f"{type(self).__name__}: expected frames (B, C, H, W) with C of 1 or 3, got {tuple(frame.image.shape)}"
             )
-        changed = False if self.memory["frozen"] else self._read(frame)
-        if self.memory["frozen"] or (self.phase == "steady" and not changed):
+        changed = self._read(frame)
+        if self.phase == "steady" and not changed:
             frame.steps = 0
             frame.scratch["weights"] = self.memory["weights"]
             frame.metrics.update(trust=self.memory["weights"][2], lead=self.memory["lead"])
