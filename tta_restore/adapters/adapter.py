@@ -57,20 +57,20 @@ class Adapter(RecordedModule):
 
     **To write a method**, subclass, name it (``class Mine(Adapter, method="mine")``), and override some of
 
-    ==========================  ========================================================================================
-    ``initial_memory()``        memory between frames, as a tree of tensors and plain values; later ``self.memory``
-    ``initial_sets()``          sets of tensors besides student and teacher that are trained, by role
-    ``begin_frame(frame)``      inspect the frame; may set ``frame.steps`` or, to learn nothing from it, ``frame.skip``,
-                                call ``self.restart``, change ``self.memory``
-    ``objective(frame)``        the loss of one step, gradients on; None to learn nothing; may set ``frame.trained``
-    ``accept(frame, loss)``     None, or why this step is not to be taken
-    ``make_optimizer(tensors)`` a ``torch.optim`` optimizer of the student's tensors
-    ``learning_rate(update)``   learning rate of the update with that number, or None to leave the optimizer's
-    ``optimize(frame, loss)``   one optimizer step, by default ``step(frame, gradients(loss))``; for two-phase methods
-    ``after_step(frame)``       averaging and restoring: ``self.update_teacher``, ``self.stochastic_restore``
-    ``emit(frame)``             the restoration to return, called after the steps, and alone by ``predict``
-    ``cost()``                  passes per frame in words
-    ==========================  ========================================================================================
+    ===========================  =======================================================================================
+    ``initial_memory()``         memory between frames, as a tree of tensors and plain values; later ``self.memory``
+    ``initial_sets()``           sets of tensors besides student and teacher that are trained, by role
+    ``begin_frame(frame)``       inspect the frame; may set ``frame.steps`` or, to learn nothing, ``frame.skip``,
+                                 call ``self.restart``, change ``self.memory``
+    ``objective(frame)``         loss of one step, gradients on; None to learn nothing; may set ``frame.trained``
+    ``accept(frame, loss)``      None, or why this step is not to be taken
+    ``make_optimizer(tensors)``  a ``torch.optim`` optimizer of the student's tensors
+    ``learning_rate(update)``    learning rate of the update with that number, or None to leave the optimizer's
+    ``optimize(frame, loss)``    one optimizer step, by default ``step(frame, gradients(loss))``; for two-phase methods
+    ``after_step(frame)``        averaging and restoring: ``self.update_teacher``, ``self.stochastic_restore``
+    ``emit(frame)``              the restoration to return, called after the steps, and alone by ``predict``
+    ``cost()``                   passes per frame in words
+    ===========================  =======================================================================================
 
     with the help of ``self.run(role, image)`` and ``self.ensemble(role, image)`` (roles "source", "student",
     "teacher"; gradients reach the student only), ``self.student``, ``self.teacher``, ``self.source``,

@@ -75,7 +75,7 @@ class Competence:
 
     @property
     def sharpens(self) -> bool:
-        """True if blur is to be removed: for deblurring and super-resolution, not for denoising or JPEG cleaning."""
+        """Return whether blur is removed, as by deblurring and super-resolution, not by denoising or JPEG cleaning."""
         return self.scale > 1 or self.task in ("defocus", "motion", "sr")
 
     @property
