@@ -1,4 +1,4 @@
-"""What an asymmetric pupil function is worth, and how much of it is read: ``python -m benchmarks.asymmetric_pupils``.
+"""Gain from a known asymmetric pupil function, and from the estimated one: ``python -m benchmarks.asymmetric_pupils``.
 
 Photographs are blurred through lenses, and restored by a Wiener filter with the true point spread function (PSF), with
 its symmetric part, which is what the power spectrum shows, and with the one that the estimator reads from the four

@@ -108,7 +108,7 @@ class Adapter(RecordedModule):
     roles: ClassVar[tuple[str, ...]] = ("student", "teacher")
     """Sets that a method keeps of the selected tensors; the default ``emit`` returns the last one's restoration."""
     takes_clips: ClassVar[bool] = False
-    """Whether a *frame* of this method is a clip (T, C, H, W), restored frame by frame by ``run`` and ``ensemble``."""
+    """True if a *frame* of this method is a clip (T, C, H, W), restored frame by frame by ``run`` and ``ensemble``."""
 
     def __init_subclass__(cls, method: str | None = None, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
@@ -162,7 +162,7 @@ class Adapter(RecordedModule):
         self.bad_frames, self.out_of_range = bad_frames, out_of_range
         self.guards = guards or Guards()
         self.report: StepReport | None = None
-        """What happened on the latest frame."""
+        """Report of the latest frame."""
         self._seed = seed
         self._state: State | None = None  # the last good one; made on first use, when a subclass is complete
         self._live: State | None = None  # the one that a frame works on

@@ -76,7 +76,7 @@ class Backbone:
         if plain and self.root is restorer.module:
             self.prefix = PrefixCache() if share and not training else None
         self.copies: bool | None = None if plain and self.root is restorer.module else False
-        """Whether replicas of the module work; None until tried."""
+        """True if replicas of the module work; None until tried."""
         self._with_graph: Replica | InPlace | None = None
         self._without: Replica | InPlace | None = None
         self._frozen: dict[str, Tensor] | None = None

@@ -274,7 +274,7 @@ class ReblurPairs(DefocusAdapter, method="reblur_pairs"):
         return loss.mean()
 
     def _aperture(self, statistics: Tensor) -> Tensor:
-        with torch.no_grad():  # an estimator of one's own may want gradients
+        with torch.no_grad():  # a custom estimator may need gradients
             return self.estimator.aperture(statistics)[0].cpu()
 
     def _statistics(self, readings: list[Reading]) -> Tensor:
