@@ -145,18 +145,25 @@ def test_special_inputs_are_named(tmp_path, capsys):
     ]
 
 
-def test_constant_images_pass_without_work(tmp_path):
-    def method(x):
-        raise AssertionError("called")
+def test_constant_images_are_restored_without_adapting(tmp_path):
+    class Method:
+        def __call__(self, x):
+            raise AssertionError("adapted")
+
+        def predict(self, x):
+            return 1 - x
+
+    method = Method()
 
     write_image(tmp_path / "in/white.png", Image(torch.ones(3, 40, 50)))
     write_image(tmp_path / "in/one.png", Image(torch.rand(3, 1, 1)))
     said = []
     summary = run_jobs(plan_jobs([tmp_path / "in"], tmp_path / "out").jobs, method, say=said.append)
     assert summary.restored == 2
-    assert all("the image is constant: passed on unrestored" in line for line in said)
+    assert all("the image is constant: restored without adapting" in line for line in said)
     for name in ("white.png", "one.png"):
-        assert torch.equal(read_image(tmp_path / "in" / name).pixels, read_image(tmp_path / "out" / name).pixels)
+        given, restored = (read_image(tmp_path / folder / name).pixels for folder in ("in", "out"))
+        assert torch.allclose(1 - given, restored, atol=1 / 255)
 
 
 def test_formats_quality_and_depth_by_option(tmp_path):

@@ -33,7 +33,6 @@ from tta_restore.engine.run.restore_clips import (
     is_constant,
     restore_frames,
     restore_video,
-    scale_of,
 )
 from tta_restore.engine.run.restore_large import is_large, restore_large
 from tta_restore.engine.run.restore_plan import Job, Plan, check_output, describe_others, frame_files, plan_jobs
@@ -276,9 +275,8 @@ def _restore_image(
     check_writable(job.destination, image, bit_depth=output.bit_depth, source=job.source)
     rgb, back = to_model_space(image)
     if is_constant(rgb):
-        notes.append("the image is constant: passed on unrestored, nothing can be learned from it")
-        scale = scale_of(method, rgb)
-        result = rgb.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
+        notes.append("the image is constant: restored without adapting, nothing can be learned from it")
+        result = getattr(method, "predict", method)(rgb[None].to(device))[0].detach().float().cpu()
     else:
         result = method(rgb[None].to(device))[0].detach().float().cpu()
     restored = back(result)

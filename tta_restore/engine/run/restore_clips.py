@@ -17,7 +17,7 @@ from tta_restore.data.io.pixels import Image
 from tta_restore.data.io.video import VideoFile, write_video
 from tta_restore.engine.run.restore_plan import Job, frame_files
 
-__all__ = ["FrameByFrame", "Output", "is_constant", "restore_frames", "restore_video", "scale_of"]
+__all__ = ["FrameByFrame", "Output", "is_constant", "restore_frames", "restore_video"]
 
 
 @dataclass(frozen=True)
@@ -78,11 +78,9 @@ class FrameByFrame:
         for number, frame in enumerate(frames):
             if number < start:
                 continue
-            if is_constant(frame):  # black between two shots: nothing to restore or to learn
-                scale = scale_of(self.method, frame)
-                yield frame.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
-            else:
-                yield self.method(frame[None].to(self.device))[0]
+            # black between two shots: nothing to learn
+            run = getattr(self.method, "predict", self.method) if is_constant(frame) else self.method
+            yield run(frame[None].to(self.device))[0]
 
 
 def restore_video(job: Job, method: Any, output: Output, say: Callable[[str], None]) -> bool:
@@ -165,12 +163,3 @@ def is_constant(pixels: Tensor) -> bool:
     if not torch.equal(pixels[:, :1], first.expand(-1, 1, pixels.shape[2])):
         return False  # found at the first row of nearly every image
     return all(torch.equal(rows, first.expand_as(rows)) for rows in pixels.split(256, 1))
-
-
-def scale_of(method: Any, pixels: Tensor) -> int:
-    """Return the factor by which a method enlarges images."""
-    restorer = getattr(getattr(method, "adapter", None), "restorer", None)
-    if restorer is None:
-        return 1
-    spec = getattr(restorer, "spec", None) or restorer.known_spec(torch.zeros(1, 3, 64, 64, device=pixels.device))
-    return int(getattr(spec, "scale", 1) or 1)

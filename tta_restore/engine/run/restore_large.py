@@ -15,7 +15,7 @@ from tta_restore.data.io.color import to_model_space
 from tta_restore.data.io.image import MAX_PIXELS
 from tta_restore.data.io.large import LargeImage, declared_pixels, open_large, samples_of, write_large
 from tta_restore.data.io.pixels import ImageError
-from tta_restore.engine.run.restore_clips import Output, is_constant, scale_of
+from tta_restore.engine.run.restore_clips import Output, is_constant
 from tta_restore.engine.run.restore_plan import Job
 
 __all__ = ["LARGE_PIXELS", "is_large", "restore_large"]
@@ -75,11 +75,7 @@ def _restore_strips(large: LargeImage, method: Any, device: str | torch.device, 
         first, last = max(0, top - _OVERLAP), min(height, top + _STRIP + _OVERLAP)
         strip = large.rows(first, last)
         rgb, back = to_model_space(strip)
-        if is_constant(rgb):
-            scale = scale_of(method, rgb)
-            restored = rgb.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
-        else:
-            restored = restore(rgb[None].to(device))[0].detach().float().cpu()
+        restored = restore(rgb[None].to(device))[0].detach().float().cpu()
         scale = restored.shape[-1] // width
         samples = samples_of(back(restored), levels)
         if result is None:
