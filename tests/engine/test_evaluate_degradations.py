@@ -124,7 +124,7 @@ def test_calibrate_writes_a_checkpoint_with_the_models_own_keys(folder, capsys):
     assert "0.png" in told.out
     assert set(load_file(folder / "mine.safetensors")) == {"weight", "bias"}
     report = json.loads((folder / "mine.json").read_text())
-    assert report["frames"] >= 1
+    assert report["frames"] == 1
     assert report["verdict"] in told.out
     assert main(["restore", "photos/1.png", "-o", "r.png", "--method", "source", "--model", "degnets:net",
                  "--checkpoint", "mine.safetensors"]) == 0  # fmt: skip
