@@ -14,7 +14,18 @@ import pytest
 import torch
 from _compare import TOLERANCES, assert_agrees
 from _module_base import ModuleTests
-from _samples import Bad, Sample, channels_last, gradients, offset, random, recorded_operators, strided
+from _samples import (
+    Bad,
+    Sample,
+    channels_last,
+    default_float64,
+    default_meta,
+    gradients,
+    offset,
+    random,
+    recorded_operators,
+    strided,
+)
 from torch import Tensor
 
 import tta_restore
@@ -175,6 +186,18 @@ class FunctionTests(ABC):
             first, second = gradients(self.call, sample), gradients(self.call, sample)
             assert torch.equal(first[0], second[0])
             assert all(torch.equal(a, b) for a, b in zip(first[1], second[1], strict=True))
+
+    def test_ambient_defaults(self, device, generator):
+        """The caller's default dtype and device change nothing."""
+        sample = self.on(device, generator)[0].to(torch.float32)
+        expected, expected_gradients = gradients(self.call, sample)
+        for around in (default_float64, default_meta):
+            with around():
+                out, found = gradients(self.call, sample)
+            assert out.dtype == expected.dtype
+            assert_agrees(out, expected)
+            for got, want in zip(found, expected_gradients, strict=True):
+                assert_agrees(got, want, what="gradient")
 
     def test_func_grad(self, device, generator):
         sample = self.on(device, generator)[0]

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from _samples import default_float64, default_meta
 from torch import Tensor
 
 from tta_restore.degradations import Degradation, create_degradation
@@ -55,6 +56,22 @@ class DegradationTests(ABC):
             if self.random:
                 assert not torch.equal(outs[0], outs[2])
         assert torch.equal(torch.get_rng_state(), state)
+
+    def test_ambient_defaults(self):
+        images = self.images(2)
+
+        def run(degradation: Degradation) -> list[Tensor]:
+            drawn, other = (degradation.sample(seeded(seed), 2) for seed in (1, 3))
+            parameters = [*tensors_of(drawn), degradation.distance(drawn, other)]
+            return [*parameters, degradation.apply(images, drawn, seeded(2))]
+
+        for degradation in self.degradations():
+            expected = run(degradation)
+            for around in (default_float64, default_meta):
+                with around():
+                    found = run(degradation)
+                for got, want in zip(found, expected, strict=True):
+                    torch.testing.assert_close(got, want, atol=1e-6, rtol=1e-6)
 
     def test_a_batch_is_a_loop(self):
         images = self.images()

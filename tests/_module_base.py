@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from _compare import assert_agrees
+from _samples import default_float64, default_meta
 from torch import Tensor
 
 
@@ -101,6 +102,18 @@ class ModuleTests(ABC):
         assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
         assert torch.equal(random_state, torch.random.get_rng_state())
         assert not module.training
+
+    def test_ambient_defaults(self, device, generator):
+        """The caller's default dtype and device change nothing in a pass."""
+        tensors, options = self.arguments(device, generator)
+        module = self.built(device)
+        with torch.no_grad():
+            expected = module(*tensors, **options)
+            for around in (default_float64, default_meta):
+                with around():
+                    found = module(*tensors, **options)
+                assert found.dtype == expected.dtype
+                assert_agrees(found, expected)
 
     def test_functional_call(self, device, generator):
         """Adapters run one backbone with several sets of tensors."""

@@ -93,3 +93,18 @@ def recorded_operators() -> Iterator[list[tuple[str, tuple[Any, ...]]]]:
         yield calls
     finally:
         dispatch.Operator.__call__ = original
+
+
+@contextmanager
+def default_float64() -> Iterator[None]:
+    """Let the default dtype be float64, as programs of the sciences do."""
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def default_meta() -> torch.device:
+    """Let the default device be one on which nothing can be computed."""
+    return torch.device("meta")

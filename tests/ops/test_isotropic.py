@@ -59,6 +59,12 @@ def draw(b, c, h, w, sizes, *, generator):
     return random(b, c, h, w, generator=generator), seeds, weights
 
 
+def ramp(kernels):
+    """Weights that tell the taps apart, (K * K, 1, 1)."""
+    count = kernels.shape[1]
+    return torch.linspace(0, 1, count, dtype=kernels.dtype, device=kernels.device)[:, None, None].square()
+
+
 class TestIsotropicKernels(OpTests):
     op = staticmethod(ops.isotropic_kernels)
     jvp = "right"
@@ -66,11 +72,11 @@ class TestIsotropicKernels(OpTests):
     # A kernel sums to 1 whatever the seeds are: taps get weights of their own, so that sums have a gradient.
     def call(self, seeds, *, kernel_size):
         kernels = ops.isotropic_kernels(seeds, kernel_size)
-        return kernels * torch.linspace(0, 1, kernel_size**2).to(kernels)[:, None, None].square()
+        return kernels * ramp(kernels)
 
     def reference(self, seeds, *, kernel_size):
         kernels = literal_kernels(seeds, kernel_size)
-        return kernels * torch.linspace(0, 1, kernel_size**2).to(kernels)[:, None, None].square()
+        return kernels * ramp(kernels)
 
     def samples(self, generator):
         return [

@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary, WeakSet
 import torch
 from torch import Tensor, nn
 
-from tta_restore.adapters._ambient import usual_defaults
+from tta_restore._core.ambient import usual_defaults
 from tta_restore.adapters.injection import CONTEXT, Injection
 from tta_restore.adapters.prefix_cache import PrefixCache
 from tta_restore.adapters.replica import InPlace, Replica, behaves_alike, signature

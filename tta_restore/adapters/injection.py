@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from tta_restore._core import checks
+from tta_restore._core.ambient import with_usual_defaults
 from tta_restore.adapters.settings import RecordedModule
 from tta_restore.models import Restorer
 from tta_restore.models.restorer.preserve import preserve_state
@@ -309,6 +310,7 @@ class Semantic(RecordedModule):
         """Return keywords for ``run`` and ``ensemble``."""
         return {self.argument or CONTEXT: context}
 
+    @with_usual_defaults
     def injection(self, restorer: Restorer) -> Injection | None:
         """Return the layers to inject, after a run of the restorer and the encoder; None for ``argument=``."""
         if self.at is None:

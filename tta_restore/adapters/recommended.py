@@ -44,7 +44,9 @@ def _learns_from_pairs(restorer: Restorer) -> bool:
     if channels not in (1, 3):
         return False
     try:
-        spec = restorer.known_spec(torch.rand(1, channels, 64, 64, generator=torch.Generator()).to(weight))
+        spec = restorer.known_spec(
+            torch.rand(1, channels, 64, 64, generator=torch.Generator(), device="cpu").to(weight)
+        )
     except (TypeError, ValueError, RuntimeError):
         return False  # it takes something else than images; the first real frame will say what is wrong with it
     return spec.dense and spec.frames == 1 and spec.in_channels in (1, 3, None)

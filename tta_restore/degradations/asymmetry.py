@@ -31,8 +31,8 @@ _SIDE, _MARGIN = 192, 32  # pixels of the part that is deconvolved, and of its m
 _EXPONENT = 0.6  # of the sparsity measure
 _MIN_NOISE = 1 / 255
 # Amplitudes per shape that scenes behind symmetric lenses do not exceed: of single frames, and of the mean of many
-_THRESHOLDS = torch.tensor([0.02, 0.035])
-_LEAST_THRESHOLDS = torch.tensor([0.005, 0.01])
+_THRESHOLDS = torch.tensor([0.02, 0.035], dtype=torch.float32, device="cpu")
+_LEAST_THRESHOLDS = torch.tensor([0.005, 0.01], dtype=torch.float32, device="cpu")
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tta_restore._core import checks
+from tta_restore._core.ambient import with_usual_defaults
 
 __all__ = ["STEP", "Degradation", "Parameters", "just_noticeable", "quantity"]
 
@@ -118,6 +119,12 @@ class Degradation(ABC):
     kind: ClassVar[str]
     """Name in the registry; set by ``register_degradation``."""
     Parameters: ClassVar[type[Parameters]]
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        for name in ("sample", "apply", "distance"):
+            if name in cls.__dict__:
+                setattr(cls, name, with_usual_defaults(cls.__dict__[name]))
 
     @abstractmethod
     def sample(self, generator: torch.Generator, n: int) -> Any:

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tta_restore._core import checks
+from tta_restore._core.ambient import with_usual_defaults
 from tta_restore.degradations.asymmetry import MIN_RADIUS, asymmetric_pupils, estimate_asymmetry
 from tta_restore.degradations.jpeg_lattice import estimate_jpeg
 from tta_restore.degradations.noise_level import estimate_noise, estimate_noise_curve
@@ -55,6 +56,7 @@ class Estimator(nn.Module):
         torch.Size([4, 3, 48, 48])
     """
 
+    @with_usual_defaults
     def __init__(self, *, num_candidates: int = 8) -> None:
         super().__init__()
         checks.expect_int("Estimator", "num_candidates", num_candidates, minimum=1)
@@ -67,6 +69,7 @@ class Estimator(nn.Module):
         self.joint.eval().requires_grad_(False)
 
     @torch.no_grad()
+    @with_usual_defaults
     def read(self, frame: Tensor, *, tables: Tensor | None = None) -> Reading:
         """Read the degradation of a frame.
 
@@ -94,6 +97,7 @@ class Estimator(nn.Module):
         readings = [self._read(image, tables) for image in frames.float().clamp(0, 1).split(1)]
         return Reading.pool(readings, self) if len(readings) > 1 else readings[0]
 
+    @with_usual_defaults
     def candidates(self, statistics: Tensor, asymmetry: Tensor, frames: int) -> Tensor:
         """Return pupil functions that fit the pooled statistics and asymmetry of frames, the most likely first.
 

@@ -16,7 +16,7 @@ __all__ = ["JpegReading", "estimate_jpeg"]
 _ROUNDING = 0.4  # standard deviation of a DCT coefficient by rounding of luminance and RGB after decoding, of 255
 _OUTLIER = 0.05  # fraction of coefficients that clipping and chroma move off the lattice
 _BLOCKS = 1024  # blocks that are looked at
-_QUALITIES = torch.arange(2.0, 98.0)
+_QUALITIES = torch.arange(2.0, 98.0, dtype=torch.float32, device="cpu")
 _CERTAIN = 0.25  # gain in log-likelihood per informative coefficient that counts as proof; chance stays below 0.05
 
 

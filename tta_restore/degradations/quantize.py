@@ -84,10 +84,10 @@ class Quantize(Degradation):
         """Round the values; see :meth:`Degradation.apply`."""
         parameters = self._expect(sharp, parameters)
         x = at_least_float32(sharp)
-        steps = (2.0 ** parameters.bits.to(x.device) - 1).to(x)[:, None, None, None]
+        steps = (2.0 ** parameters.bits.to(x.device, torch.float32) - 1).to(x)[:, None, None, None]
         return ((x * steps).round() / steps).to(sharp.dtype)
 
     def distance(self, a: QuantizeParameters, b: QuantizeParameters) -> Tensor:
         """Return the distance of the step sizes over one that is not visible (1/255), (N,)."""
-        first, second = (1 / (2.0**part.bits - 1) for part in (a, b))
+        first, second = (1 / (2.0 ** part.bits.float() - 1) for part in (a, b))
         return ((first + 1 / 255) / (second + 1 / 255)).log().abs() / STEP

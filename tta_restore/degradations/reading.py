@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tta_restore._core import checks
+from tta_restore._core.ambient import with_usual_defaults
 from tta_restore.degradations._ranges import choice, rand
 from tta_restore.degradations.blur import Blur, BlurParameters, pupil_kernels
 from tta_restore.degradations.compose import Compose, ComposeParameters
@@ -106,6 +107,7 @@ class Reading:
         items += [Clip(), Quantize()]
         return Compose([*items, Jpeg()] if "jpeg" in include else items)
 
+    @with_usual_defaults
     def sample(
         self,
         generator: torch.Generator,
@@ -175,6 +177,7 @@ class Reading:
         position = 0.5 + angle.cos() * (grid_x - 0.5) + angle.sin() * (grid_y - 0.5)
         return BlurParameters(kernels, radius, position.clamp(0, 1))
 
+    @with_usual_defaults
     def distance(self, other: Reading) -> float:
         """Return how far two readings are apart, in just noticeable steps (about 20 %), over what is visible.
 
@@ -199,6 +202,7 @@ class Reading:
         return step / torch.sqrt(1 + doubt.square())
 
     @staticmethod
+    @with_usual_defaults
     def pool(readings: Sequence[Reading], estimator: Any = None) -> Reading:
         """Combine readings of frames of one camera.
 
@@ -258,6 +262,7 @@ class Reading:
             frames=frames,
         )
 
+    @with_usual_defaults
     def tensors(self) -> dict[str, Tensor]:
         """Return all fields as tensors, for a state dict; :meth:`from_tensors` reads them back."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tta_restore._core import checks
+from tta_restore._core.ambient import with_usual_defaults
 from tta_restore._core.color import video_luma
 
 __all__ = ["ImageMetrics", "Protocol", "mae", "protocols", "psnr", "ssim", "ssim_map"]
@@ -121,6 +122,7 @@ protocols = MappingProxyType(
 _DEFAULT = Protocol()
 
 
+@with_usual_defaults
 def psnr(restored: Tensor, target: Tensor, *, protocol: Protocol = _DEFAULT) -> Tensor:
     """Return the peak signal-to-noise ratio of each image in dB, for a peak of 1.
 
@@ -147,6 +149,7 @@ def psnr(restored: Tensor, target: Tensor, *, protocol: Protocol = _DEFAULT) -> 
     return torch.where((a == b).flatten(1).all(1), torch.full_like(values, protocol.identical_psnr), values)
 
 
+@with_usual_defaults
 def mae(restored: Tensor, target: Tensor, *, protocol: Protocol = _DEFAULT) -> Tensor:
     """Return the mean absolute error of each image over its pixels and channels.
 
@@ -168,6 +171,7 @@ def mae(restored: Tensor, target: Tensor, *, protocol: Protocol = _DEFAULT) -> T
     return _torchmetrics("mae").mean_absolute_error(a, b, num_outputs=a.shape[1]).reshape(-1)
 
 
+@with_usual_defaults
 def ssim(restored: Tensor, target: Tensor, *, protocol: Protocol = _DEFAULT) -> Tensor:
     """Return the structural similarity of each image, at most 1.
 
@@ -200,6 +204,7 @@ def ssim(restored: Tensor, target: Tensor, *, protocol: Protocol = _DEFAULT) -> 
     return ssim_map(a, b)[..., half:-half, half:-half].mean((1, 2, 3))
 
 
+@with_usual_defaults
 def ssim_map(a: Tensor, b: Tensor) -> Tensor:
     """Return the structural similarity at every pixel, Gaussian window of 11 x 11: (B, C, H, W) x 2 -> (B, C, H, W)."""
     measure = _torchmetrics("ssim").structural_similarity_index_measure

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from tta_restore._core.ambient import with_usual_defaults
 from tta_restore.metrics.image import Protocol
 
 __all__ = ["WEIGHTS", "Lpips"]
@@ -36,6 +37,7 @@ class Lpips(nn.Module):
     Source: Zhang et al., The unreasonable effectiveness of deep features as a perceptual metric, CVPR 2018.
     """
 
+    @with_usual_defaults
     def __init__(self, weights: str | Path | None = None) -> None:
         super().__init__()
         path = Path(torch.hub.get_dir()) / "checkpoints" / WEIGHTS if weights is None else Path(weights)
@@ -70,6 +72,7 @@ class Lpips(nn.Module):
         plain = Protocol()
         return self.distance(plain.prepare(restored), plain.prepare(target))
 
+    @with_usual_defaults
     def distance(self, restored: Tensor, target: Tensor) -> Tensor:
         """Return the LPIPS of each image as a training loss: not clamped, with gradient to both images.
 

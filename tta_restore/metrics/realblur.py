@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tta_restore._core.ambient import with_usual_defaults
 from tta_restore._core.color import luma
 from tta_restore.metrics.image import ssim_map
 
@@ -33,6 +34,7 @@ class AlignedScores:
     converged: bool
 
 
+@with_usual_defaults
 def aligned_scores(restored: Tensor, target: Tensor) -> AlignedScores:
     """Return the scores of one image by the protocol of RealBlur, with one gain and one homography.
 
@@ -69,6 +71,7 @@ def aligned_scores(restored: Tensor, target: Tensor) -> AlignedScores:
     return AlignedScores(float(psnr), float(ssim), homography.cpu(), found is not None)
 
 
+@with_usual_defaults
 def align_by_correlation(image: Tensor, template: Tensor, *, iterations: int = 100) -> Tensor | None:
     """Return the homography under which an image correlates best with a template.
 

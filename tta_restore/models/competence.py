@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from tta_restore._core.ambient import with_usual_defaults
 from tta_restore.models.restorer.preserve import preserve_state
 from tta_restore.models.restorer.restorer import Restorer, as_restorer
 from tta_restore.models.restorer.spec import RestorerSpec
@@ -92,6 +93,7 @@ class Competence:
         return "\n".join(rows)
 
 
+@with_usual_defaults
 def competence(model: Any, spec: RestorerSpec | None = None, *, seed: int = 0) -> Competence:
     """Measure what a restorer removes, by about twenty small forward passes on synthetic images.
 

@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tta_restore._core.ambient import with_usual_defaults
 from tta_restore.models.defocus.pupil import (
     align_pupils,
     cartesian_matrix,
@@ -129,6 +130,7 @@ class DefocusEstimator(nn.Module):
         self.register_buffer("known", torch.zeros(known, aperture_size, aperture_size, dtype=torch.uint8))
         self.register_buffer("said", torch.zeros(known, rings, DIRECTIONS, dtype=torch.float16))
 
+    @with_usual_defaults
     def forward(self, x: Tensor, noise_std: float | Tensor = 1 / 255) -> DefocusEstimate:
         """Return the estimate for images.
 
@@ -155,6 +157,7 @@ class DefocusEstimator(nn.Module):
             statistics=self.statistics(reading),
         )
 
+    @with_usual_defaults
     def read(self, spectra: Tensor) -> WindowEstimate:
         """Return the predictions for window spectra (..., F, D) of :class:`WindowSpectra`."""
         shape = spectra.shape[:-2]
@@ -165,6 +168,7 @@ class DefocusEstimator(nn.Module):
         evidence = self.evidence_net(seen.reshape(-1, 2 * SCALES, DIRECTIONS)).view(*shape, self.width, DIRECTIONS)
         return WindowEstimate(log_radius, log_confidence.clamp(-2, 4), evidence, log_weight.clamp(-8, 4).exp())
 
+    @with_usual_defaults
     def statistics(self, reading: WindowEstimate) -> Tensor:
         """Return the evidence summed over windows: (..., windows) -> (..., P)."""
         sums = (reading.evidence * reading.weight[..., None, None]).sum(-3).flatten(-2)
@@ -182,6 +186,7 @@ class DefocusEstimator(nn.Module):
         logits = self.code(statistics) @ self.cartesian.T
         return torch.softmax(logits, dim=-1).unflatten(1, (self.aperture_size, self.aperture_size))
 
+    @with_usual_defaults
     def candidates(self, statistics: Tensor, count: int) -> Tensor:
         """Return candidate pupil functions, the most likely first, each with unit sum.
 
@@ -207,6 +212,7 @@ class DefocusEstimator(nn.Module):
         self.said.copy_(polar_samples(self.aperture(statistics), self.rings, DIRECTIONS))
         self.known.copy_((apertures / apertures.amax((1, 2), keepdim=True) * 255).round())
 
+    @with_usual_defaults
     def kernels(self, statistics: Tensor, radius: Tensor, *, size: int = 17) -> Tensor:
         """Return the PSFs of the estimated pupil function at root mean square radii: (P,), (L,) -> (L, K, K)."""
         return rasterize_pupil(self.aperture(statistics[None])[0], radius, size=size, reach=self.reach)

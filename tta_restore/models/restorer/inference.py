@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tta_restore._core.ambient import with_usual_defaults
 from tta_restore.models.restorer.outputs import describe_output, infer_border, infer_scale, is_vector, leaves
 from tta_restore.models.restorer.preserve import preserve_state
 from tta_restore.models.restorer.spec import RestorerSpec, SizeRequirements
@@ -18,6 +19,7 @@ _SIDES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128)
 _AGREEING = 3  # trials that have to lack the same border
 
 
+@with_usual_defaults
 def infer_spec(
     module: nn.Module | Callable[..., Any], like: Tensor, arguments: Mapping[str, Any] | None = None
 ) -> RestorerSpec:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from tta_restore._core.ambient import with_usual_defaults
 from tta_restore.models.competence import Competence
 from tta_restore.models.competence import competence as measure_competence
 from tta_restore.models.restorer import outputs
@@ -113,6 +114,7 @@ class ProbeReport:
         return "\n".join(lines if self.competence is None else [*lines, "", str(self.competence)])
 
 
+@with_usual_defaults
 def probe(model: Any, example: Tensor | None = None, *, competence: bool = False) -> ProbeReport:
     """Run ``model`` on small frames in every way that adaptation needs, and report what happened.
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
 from torch.func import functional_call
 
+from tta_restore._core.ambient import with_usual_defaults
 from tta_restore.models.restorer.normalization import normalization_layers
 from tta_restore.models.restorer.restorer import Restorer, as_restorer
 
@@ -50,6 +51,7 @@ class SecondOrderReport:
         return told + by
 
 
+@with_usual_defaults
 def examine_second_order(
     model: nn.Module | Restorer, example: Tensor, *, steps: Sequence[float] = _STEPS
 ) -> SecondOrderReport:
