@@ -35,9 +35,11 @@ def draw(b, c, h, w, n, k, d, *, seed, dtype=torch.float64):
 
 
 def derivatives(function, *tensors):
-    leaves = [tensor.detach().clone().requires_grad_() for tensor in tensors]
+    leaves = [tensor.detach().requires_grad_() for tensor in tensors]  # a clone would lose the layout
     out = function(*leaves)
-    weights = torch.linspace(0.1, 1, out.numel(), dtype=torch.float64).view(out.shape).to(out.dtype)
+    # Every dtype has multiples of 1/128 up to 1, so that both sides of a comparison get the same upstream gradient.
+    weights = torch.linspace(0.1, 1, out.numel(), dtype=torch.float64).mul(128).round().div(128)
+    weights = weights.view(out.shape).to(out.dtype)
     return out, *torch.autograd.grad(out, leaves, weights)
 
 
@@ -234,11 +236,16 @@ def test_export(function, picked):
         ((1, 64, 33, 1), 2, 3),
         ((1, 3, 7, 5), 2, 3),
         ((1, 40, 6, 9), 2, 5),
+        ((1, 19, 5, 11), 3, 7),
+        ((1, 130, 3, 4), 2, 3),
+        ((1, 40, 6, 9), 2, 9),
+        ((1, 8, 3, 1), 2, 7),
+        ((1, 8, 3, 2), 2, 7),
     ],
 )
 @pytest.mark.parametrize("horizontal", ["own", "vertical"])
 def test_channels_last_filters_give_the_same_result(shape, steps, taps, dtype, horizontal, generator):
-    """Enough channels for the kernel that reads them in place (three taps), and too few; also slices of channels."""
+    """Enough channels for the kernel that reads them in place (3, 5, 7 taps), and too few; also slices of channels."""
     b, c, h, w = shape
     x = random(b, c, h, w, generator=generator).to(dtype)
     filters = (random(b, steps * c * (2 * taps + 1), h, w, generator=generator) - 0.3).to(dtype)
@@ -256,6 +263,45 @@ def test_channels_last_filters_give_the_same_result(shape, steps, taps, dtype, h
             same = torch.ops.tta_restore_cpu.iac(x, filters, steps, taps, 0.1, True, horizontal == "own", True)[1]
             assert states.shape == same.shape
             torch.testing.assert_close(states, same, rtol=1e-5, atol=1e-5)
+
+
+@needs_extension
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("taps", [3, 5, 9])
+def test_sac_reads_taps_in_any_layout(taps, dtype, generator):
+    x = random(2, 21, 6, 9, generator=generator).to(dtype)
+    both = (random(2, 2 * 21 * taps, 8, 12, generator=generator) - 0.3).to(dtype)
+    last = both.contiguous(memory_format=torch.channels_last)
+    cropped = (
+        both[:, :, 1:-1, 2:-1],
+        last[:, :, 1:-1, 2:-1],
+        last[:, :, :6, :9].contiguous(memory_format=torch.channels_last),
+    )
+    with tta_restore.backend("cpu"):
+        for made in cropped:
+            expected = derivatives(ops.sac, x, *(t.contiguous() for t in made.chunk(2, 1)))
+            for found in (
+                derivatives(ops.sac, x, *made.chunk(2, 1)),
+                derivatives(ops.sac, x, made[:, : 21 * taps], made[:, 21 * taps :].contiguous()),
+            ):
+                for got, want in zip(found, expected, strict=True):
+                    assert_agrees(got, want, tolerance=TOLERANCES[dtype])
+
+
+@needs_extension
+@pytest.mark.parametrize("channels", [8, 33, 130])
+def test_channels_last_results_do_not_depend_on_threads(channels, generator):
+    x = random(1, channels, 5, 9, generator=generator).float()
+    last = random(1, 2 * channels * 7, 5, 9, generator=generator).float().contiguous(memory_format=torch.channels_last)
+    before = torch.get_num_threads()
+    try:
+        results = []
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            results.append(ops.iac(x, last, num_steps=2))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(result, results[0]) for result in results)
 
 
 @needs_extension

@@ -17,8 +17,8 @@ using torch::stable::Tensor;
 // Whether large results are written past the cache: they are not read again before it has forgotten them.
 bool streams(const Tensor& result, size_t item) { return result.numel() * int64_t(item) > (int64_t(8) << 20); }
 
-Tensor empty_result(const Tensor& like) {
-  Tensor out = torch::stable::empty_like(like);
+Tensor empty_contiguous(const Tensor& like) {
+  Tensor out = torch::stable::new_empty(like, like.sizes());
   tta::prefer_huge_pages(out.mutable_data_ptr(), out.numel() * int64_t(out.element_size()));
   return out;
 }
@@ -29,18 +29,41 @@ int64_t grain(const AdaptiveConv& conv) {
   return work > 32768 ? 1 : 32768 / work;
 }
 
+// Filters (B, channels, H, W) in memory whose rows are contiguous
+struct Strides {
+  int64_t batch, channel, row;
+
+  explicit Strides(const Tensor& filters)
+      : batch(filters.stride(0)), channel(filters.stride(1)), row(filters.size(2) == 1 ? filters.size(3) : filters.stride(2)) {}
+};
+
 template <typename S>
-Taps<S> filter_taps(S* filters, const AdaptiveConv& conv) {
-  const int64_t plane = conv.H * conv.W, taps = conv.C * conv.K * plane, frame = conv.N * conv.C * (2 * conv.K + 1) * plane;
+Taps<S> filter_taps(S* filters, const AdaptiveConv& conv, const Strides& strides) {
   if (filters == nullptr) return {nullptr, nullptr, nullptr, {}, {}};
-  return {filters, filters + taps, filters + conv.N * 2 * taps, {frame, 2 * taps, conv.K * plane},
-          {frame, conv.C * plane, plane}};
+  const int64_t taps = conv.C * conv.K * strides.channel;
+  return {filters,
+          filters + taps,
+          filters + conv.N * 2 * taps,
+          {strides.batch, 2 * taps, conv.K * strides.channel, strides.channel, strides.row},
+          {strides.batch, conv.C * strides.channel, strides.channel, 0, strides.row}};
 }
 
 template <typename S>
-Taps<S> separate_taps(S* vertical, S* horizontal, const AdaptiveConv& conv) {
-  const int64_t channel = conv.K * conv.H * conv.W;
-  return {vertical, horizontal, nullptr, {conv.C * channel, 0, channel}, {}};
+Taps<S> separate_taps(S* vertical, S* horizontal, const AdaptiveConv& conv, const Strides& strides) {
+  return {vertical, horizontal, nullptr, {strides.batch, 0, conv.K * strides.channel, strides.channel, strides.row}, {}};
+}
+
+bool has_contiguous_rows(const Tensor& filters) {
+  return filters.size(3) > 1 && filters.stride(3) == 1 && filters.stride(2) >= filters.size(3);
+}
+
+// The filters where they are, if the kernels can read them there, or a contiguous copy.
+Tensor readable(const Tensor& filters) { return has_contiguous_rows(filters) ? filters : tta::dense(filters); }
+
+bool same_strides(const Tensor& a, const Tensor& b) {
+  for (int64_t i = 0; i < 4; ++i)
+    if (a.stride(i) != b.stride(i)) return false;
+  return true;
 }
 
 AdaptiveConv single_step(const char* op, const Tensor& x, const Tensor& vertical, const Tensor& horizontal) {
@@ -72,28 +95,24 @@ void forward(const tta::AdaptiveConvForward<S>& args) {
                               [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
 }
 
-// Reads channels_last filters where they are, because a contiguous copy costs more than the op. Returns whether it could.
-bool forward_channels_last(const AdaptiveConv& conv, const Tensor& x, const Tensor& filters, const Tensor& out,
-                           const Tensor& states, bool save_states) {
-  if (filters.is_contiguous() || !tta::is_channels_last(filters) || conv.K != 3) return false;
-  const bool wide = x.scalar_type() == ScalarType::Double;
-  const int64_t lanes = wide ? TTA_BEST_ISA(channels_last_lanes<double>)() : TTA_BEST_ISA(channels_last_lanes<float>)();
-  if (conv.C < lanes) return false;
-  tta::dispatch("iac", x.scalar_type(), [&]<typename S>() {
-    using T = tta::accumulate_t<S>;
-    T* none = nullptr;
-    const tta::AdaptiveConvForwardChannelsLast<S> args{conv,
-                                                       tta::data<S>(x),
-                                                       tta::data<S>(filters),
-                                                       filters.stride(0),
-                                                       filters.stride(3),
-                                                       static_cast<S*>(out.mutable_data_ptr()),
-                                                       save_states ? static_cast<T*>(states.mutable_data_ptr()) : none};
-    const auto kernel = TTA_BEST_ISA(adaptive_conv_forward_channels_last<S>);
-    torch::stable::parallel_for(0, conv.B * ((conv.C + lanes - 1) / lanes), 1,
-                                [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
-  });
-  return true;
+// Whether channels_last filters are read where they are, because a contiguous copy costs more than the op.
+bool reads_channels_last(const AdaptiveConv& conv, const Tensor& filters) {
+  return !filters.is_contiguous() && tta::is_channels_last(filters) && (conv.K == 3 || conv.K == 5 || conv.K == 7) &&
+         conv.C >= 16 / (filters.scalar_type() == ScalarType::Double ? 8 : 4);
+}
+
+template <typename S>
+void forward_channels_last(const AdaptiveConv& conv, const S* x, const Taps<const S>& taps, int64_t pixel, S* out,
+                           tta::accumulate_t<S>* states) {
+  // Wide groups read long runs of memory; every thread needs one.
+  constexpr int64_t WIDEST = 512 / sizeof(tta::accumulate_t<S>), NARROWEST = 64 / sizeof(tta::accumulate_t<S>);
+  const int64_t threads = torch::stable::get_num_threads();
+  int64_t group = (conv.B * conv.C + threads - 1) / threads;
+  group = group < NARROWEST ? NARROWEST : group > WIDEST ? WIDEST : group;
+  const int64_t groups = (conv.C + group - 1) / group;
+  const tta::AdaptiveConvForwardChannelsLast<S> args{conv, x, taps, pixel, groups, out, states};
+  const auto kernel = TTA_BEST_ISA(adaptive_conv_forward_channels_last<S>);
+  torch::stable::parallel_for(0, conv.B * groups, 1, [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
 }
 
 template <typename S>
@@ -105,12 +124,23 @@ void backward(const tta::AdaptiveConvBackward<S>& args) {
 
 Tensor sac(const Tensor& x_in, const Tensor& vertical_in, const Tensor& horizontal_in) {
   const AdaptiveConv conv = single_step("sac", x_in, vertical_in, horizontal_in);
-  const Tensor x = tta::dense(x_in), vertical = tta::dense(vertical_in),
-               horizontal = tta::dense(horizontal_in);
-  Tensor out = empty_result(x);
+  const Tensor x = tta::dense(x_in);
+  Tensor out = empty_contiguous(x);
   if (out.numel() == 0) return out;
+  const bool alike = same_strides(vertical_in, horizontal_in);
+  if (alike && reads_channels_last(conv, vertical_in)) {
+    tta::dispatch("sac", x.scalar_type(), [&]<typename S>() {
+      forward_channels_last<S>(
+          conv, tta::data<S>(x), separate_taps(tta::data<S>(vertical_in), tta::data<S>(horizontal_in), conv, Strides(vertical_in)),
+          vertical_in.stride(3), tta::mutable_data<S>(out), nullptr);
+    });
+    return out;
+  }
+  const Tensor vertical = alike ? readable(vertical_in) : tta::dense(vertical_in);
+  const Tensor horizontal = alike ? readable(horizontal_in) : tta::dense(horizontal_in);
   tta::dispatch("sac", x.scalar_type(), [&]<typename S>() {
-    forward<S>({conv, tta::data<S>(x), separate_taps(tta::data<S>(vertical), tta::data<S>(horizontal), conv),
+    forward<S>({conv, tta::data<S>(x),
+                separate_taps(tta::data<S>(vertical), tta::data<S>(horizontal), conv, Strides(vertical)),
                 tta::mutable_data<S>(out), nullptr});
   });
   return out;
@@ -120,19 +150,22 @@ std::tuple<Tensor, Tensor, Tensor> sac_backward(const Tensor& grad_in, const Ten
                                                 const Tensor& horizontal_in, bool need_taps) {
   const AdaptiveConv conv = single_step("sac_backward", x_in, vertical_in, horizontal_in);
   STD_TORCH_CHECK(tta::same_shape(grad_in, x_in), "sac_backward: expected grad like x");
-  const Tensor grad = tta::dense(grad_in), x = tta::dense(x_in),
-               vertical = tta::dense(vertical_in), horizontal = tta::dense(horizontal_in);
-  Tensor grad_x = empty_result(x);
-  Tensor grad_vertical = need_taps ? empty_result(vertical) : torch::stable::new_empty(x, {0});
-  Tensor grad_horizontal = need_taps ? empty_result(horizontal) : torch::stable::new_empty(x, {0});
+  const bool alike = same_strides(vertical_in, horizontal_in);
+  const Tensor grad = tta::dense(grad_in), x = tta::dense(x_in);
+  const Tensor vertical = alike ? readable(vertical_in) : tta::dense(vertical_in);
+  const Tensor horizontal = alike ? readable(horizontal_in) : tta::dense(horizontal_in);
+  Tensor grad_x = empty_contiguous(x);
+  Tensor grad_vertical = need_taps ? empty_contiguous(vertical) : torch::stable::new_empty(x, {0});
+  Tensor grad_horizontal = need_taps ? empty_contiguous(horizontal) : torch::stable::new_empty(x, {0});
   if (x.numel() == 0) return {grad_x, grad_vertical, grad_horizontal};
   tta::dispatch("sac_backward", x.scalar_type(), [&]<typename S>() {
     S* none = nullptr;
     backward<S>({conv, tta::data<S>(grad), tta::data<S>(x),
-                 separate_taps(tta::data<S>(vertical), tta::data<S>(horizontal), conv), nullptr,
+                 separate_taps(tta::data<S>(vertical), tta::data<S>(horizontal), conv, Strides(vertical)), nullptr,
                  tta::mutable_data<S>(grad_x),
                  separate_taps(need_taps ? tta::mutable_data<S>(grad_vertical) : none,
-                               need_taps ? tta::mutable_data<S>(grad_horizontal) : none, conv),
+                               need_taps ? tta::mutable_data<S>(grad_horizontal) : none, conv,
+                               Strides(need_taps ? grad_vertical : vertical)),
                  streams(grad_vertical, sizeof(S))});
   });
   return {grad_x, grad_vertical, grad_horizontal};
@@ -142,17 +175,21 @@ std::tuple<Tensor, Tensor> iac(const Tensor& x_in, const Tensor& filters_in, int
                                double slope, bool activate_last, bool own, bool save_states) {
   const AdaptiveConv conv = all_steps("iac", x_in, filters_in, num_steps, kernel_size, slope, activate_last, own);
   const Tensor x = tta::dense(x_in);
-  Tensor out = empty_result(x);
+  Tensor out = empty_contiguous(x);
   Tensor states = torch::stable::new_empty(
       x, {conv.B, save_states ? conv.N - 1 : 0, conv.C, conv.H, conv.W}, tta::computing_type(x));
   tta::prefer_huge_pages(states.mutable_data_ptr(), states.numel() * int64_t(states.element_size()));
   if (out.numel() == 0) return {out, states};
-  if (forward_channels_last(conv, x, filters_in, out, states, save_states)) return {out, states};
-  const Tensor filters = tta::dense(filters_in);
+  const bool last = reads_channels_last(conv, filters_in);
+  const Tensor filters = last ? filters_in : readable(filters_in);
   tta::dispatch("iac", x.scalar_type(), [&]<typename S>() {
     using T = tta::accumulate_t<S>;
-    forward<S>({conv, tta::data<S>(x), filter_taps(tta::data<S>(filters), conv), tta::mutable_data<S>(out),
-                save_states ? tta::mutable_data<T>(states) : nullptr});
+    const Taps<const S> taps = filter_taps(tta::data<S>(filters), conv, Strides(filters));
+    T* kept = save_states ? tta::mutable_data<T>(states) : nullptr;
+    if (last)
+      forward_channels_last<S>(conv, tta::data<S>(x), taps, filters.stride(3), tta::mutable_data<S>(out), kept);
+    else
+      forward<S>({conv, tta::data<S>(x), taps, tta::mutable_data<S>(out), kept});
   });
   return {out, states};
 }
@@ -164,18 +201,19 @@ std::tuple<Tensor, Tensor> iac_backward(const Tensor& grad_in, const Tensor& x_i
       all_steps("iac_backward", x_in, filters_in, num_steps, kernel_size, slope, activate_last, own);
   STD_TORCH_CHECK(tta::same_shape(grad_in, x_in) && states_in.scalar_type() == tta::computing_type(x_in),
                   "iac_backward: expected grad like x, and states in the computing type");
-  const Tensor grad = tta::dense(grad_in), x = tta::dense(x_in),
-               filters = tta::dense(filters_in), states = tta::dense(states_in);
+  const Tensor grad = tta::dense(grad_in), x = tta::dense(x_in), filters = readable(filters_in),
+               states = tta::dense(states_in);
   const bool saved = states.numel() == (conv.N - 1) * x.numel();
-  Tensor grad_x = empty_result(x);
-  Tensor grad_filters = need_filters ? empty_result(filters) : torch::stable::new_empty(x, {0});
+  Tensor grad_x = empty_contiguous(x);
+  Tensor grad_filters = need_filters ? empty_contiguous(filters) : torch::stable::new_empty(x, {0});
   if (x.numel() == 0) return {grad_x, grad_filters};
   tta::dispatch("iac_backward", x.scalar_type(), [&]<typename S>() {
     using T = tta::accumulate_t<S>;
     S* none = nullptr;
-    backward<S>({conv, tta::data<S>(grad), tta::data<S>(x), filter_taps(tta::data<S>(filters), conv),
+    backward<S>({conv, tta::data<S>(grad), tta::data<S>(x), filter_taps(tta::data<S>(filters), conv, Strides(filters)),
                  saved ? tta::data<T>(states) : nullptr, tta::mutable_data<S>(grad_x),
-                 filter_taps(need_filters ? tta::mutable_data<S>(grad_filters) : none, conv),
+                 filter_taps(need_filters ? tta::mutable_data<S>(grad_filters) : none, conv,
+                             Strides(need_filters ? grad_filters : filters)),
                  streams(grad_filters, sizeof(S))});
   });
   return {grad_x, grad_filters};
@@ -196,18 +234,18 @@ std::tuple<Tensor, Tensor, Tensor> iac_double_backward(const std::optional<Tenso
   const auto dense = [](const Tensor& tensor) { return widened(tta::dense(tensor)); };
   const Tensor grad = dense(grad_in), x = dense(x_in), filters = dense(filters_in);
   const Tensor dx = dx_in ? dense(*dx_in) : x, dfilters = dfilters_in ? dense(*dfilters_in) : filters;
-  Tensor grad_grad = empty_result(grad), grad_x = empty_result(x), grad_filters = empty_result(filters);
+  Tensor grad_grad = empty_contiguous(grad), grad_x = empty_contiguous(x), grad_filters = empty_contiguous(filters);
   const auto run = [&]<typename S>() {
     const S* none = nullptr;
     const tta::AdaptiveConvDoubleBackward<S> args{conv,
                                                   dx_in ? tta::data<S>(dx) : none,
                                                   tta::data<S>(grad),
                                                   tta::data<S>(x),
-                                                  filter_taps(dfilters_in ? tta::data<S>(dfilters) : none, conv),
-                                                  filter_taps(tta::data<S>(filters), conv),
+                                                  filter_taps(dfilters_in ? tta::data<S>(dfilters) : none, conv, Strides(filters)),
+                                                  filter_taps(tta::data<S>(filters), conv, Strides(filters)),
                                                   tta::mutable_data<S>(grad_grad),
                                                   tta::mutable_data<S>(grad_x),
-                                                  filter_taps(tta::mutable_data<S>(grad_filters), conv),
+                                                  filter_taps(tta::mutable_data<S>(grad_filters), conv, Strides(grad_filters)),
                                                   streams(grad_filters, sizeof(S))};
     const auto kernel = TTA_BEST_ISA(adaptive_conv_double_backward<S>);
     torch::stable::parallel_for(0, conv.B * conv.C, grain(conv),

@@ -19,9 +19,10 @@ struct AdaptiveConv {
   bool own;  // the horizontal pass reads its own taps, not the vertical ones again
 };
 
-// Tap 0 of channel c at step n of frame b begins at base + b * batch + n * step + c * channel; taps are H * W apart.
+// Tap t of channel c at step n of frame b begins at base + b * batch + n * step + c * channel + t * tap. Its rows are `row`
+// apart, and the pixels of a row are adjacent.
 struct TapLayout {
-  int64_t batch, step, channel;
+  int64_t batch, step, channel, tap, row;
 };
 
 template <typename S>
@@ -39,12 +40,15 @@ struct AdaptiveConvForward {
   accumulate_t<S>* states;  // u_1 .. u_{N-1}, (B, N-1, C, H, W), or null
 };
 
-// Forward with filters in channels_last memory: channel ch of pixel i of frame b is filters[b * batch + i * pixel + ch].
+// Forward with taps in channels_last memory: tap t of channel c of pixel i is at i * pixel + c * K + t, from what batch and
+// step of the layout locate, the bias at i * pixel + c.
 template <typename S>
 struct AdaptiveConvForwardChannelsLast {
-  AdaptiveConv conv;  // K = 3 and at least as many channels as channels_last_lanes
-  const S *x, *filters;
-  int64_t batch, pixel;
+  AdaptiveConv conv;  // K = 3, 5 or 7, and at least as many channels as fill 16 bytes
+  const S* x;
+  Taps<const S> taps;
+  int64_t pixel;
+  int64_t groups;  // of about C / groups channels, at least 16 bytes, which are computed together
   S* out;
   accumulate_t<S>* states;  // as above
 };
@@ -77,10 +81,6 @@ struct AdaptiveConvDoubleBackward {
 TTA_DECLARE_FOR_EACH_ISA(
     template <typename S>
     void adaptive_conv_forward(const AdaptiveConvForward<S>& args, int64_t begin, int64_t end);
-    // Channels of a group, which are computed together.
-    template <typename T>
-    int64_t channels_last_lanes();
-
     // [begin, end) counts groups of channels of all frames.
     template <typename S>
     void adaptive_conv_forward_channels_last(const AdaptiveConvForwardChannelsLast<S>& args, int64_t begin,

@@ -16,15 +16,15 @@ class Steps {
       : conv_(conv),
         fused_(can_fuse<T>(conv)),
         rows_(block_rows(conv.H, conv.W)),
-        reader_(conv, fused_ ? 0 : rows_ * conv.W),
-        middle_(fused_ ? 0 : rows_ * conv.W),
+        reader_(conv, rows_ * conv.W),
+        middle_(rows_ * conv.W),
         no_bias_(fused_ && !biased ? conv.H * conv.W : 0) {
     if (fused_ && !biased) std::memset(no_bias_, 0, size_t(conv.H * conv.W) * sizeof(S));
   }
 
   // u -> z, which must not overlap; `next` are the taps that are read after these.
   void run(const Taps<const S>& taps, const Taps<const S>& next, T slope, const T* u, T* z) {
-    if (fused_) return fused_frame<LANES<T>>(conv_, in_place(taps), in_place(next), slope, u, z);
+    if (fused_ && taps.layout.row == conv_.W) return fused_frame<LANES<T>>(conv_, in_place(taps), in_place(next), slope, u, z);
     for_each_block(conv_, rows_, [&](const Block& block, int64_t first, int64_t pixels) {
       forward_block<T>(block, reader_.read(taps, first, pixels), slope, u, middle_, z + first);
     });
@@ -33,7 +33,7 @@ class Steps {
  private:
   BlockTaps<const S> in_place(const Taps<const S>& taps) const {
     return {taps.vertical, conv_.own ? taps.horizontal : taps.vertical, taps.bias ? taps.bias : no_bias_,
-            conv_.H * conv_.W};
+            taps.layout.tap};
   }
 
   const AdaptiveConv& conv_;

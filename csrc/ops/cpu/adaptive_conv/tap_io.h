@@ -107,36 +107,37 @@ class TapReader {
   using T = accumulate_t<S>;
 
   TapReader(const AdaptiveConv& conv, int64_t capacity)
-      : plane_(conv.H * conv.W),
-        K_(conv.K),
-        own_(conv.own),
-        capacity_(capacity),
-        scratch_((in_place ? 1 : 2 * K_ + 1) * capacity) {
-    for (int64_t i = 0; i < capacity; ++i) scratch_[bias_scratch() + i] = 0;
+      : W_(conv.W), K_(conv.K), own_(conv.own), capacity_(capacity), scratch_(2 * (K_ + 1) * capacity) {
+    for (int64_t i = 0; i < capacity; ++i) zeros()[i] = 0;
   }
 
+  // The taps of `n` pixels in whole rows, from pixel `first` on
   BlockTaps<const T> read(const Taps<const S>& taps, int64_t first, int64_t n) {
-    const int64_t stride = in_place ? plane_ : capacity_;
-    const T* vertical = read(taps.vertical, first, n, scratch_);
-    const T* horizontal = own_ ? read(taps.horizontal, first, n, scratch_ + K_ * capacity_) : vertical;
-    const T* bias = taps.bias ? widen(taps.bias + first, n, scratch_ + bias_scratch()) : scratch_ + bias_scratch();
-    return {vertical, horizontal, bias, stride};
+    const bool in_place = sizeof(S) == sizeof(T) && taps.layout.row == W_;
+    const T* vertical = read(taps.vertical, taps.layout, first, n, scratch_);
+    const T* horizontal = own_ ? read(taps.horizontal, taps.layout, first, n, scratch_ + K_ * capacity_) : vertical;
+    const T* bias = taps.bias ? read_plane(taps.bias, taps.bias_layout.row, first, n, scratch_ + 2 * K_ * capacity_) : zeros();
+    return {vertical, horizontal, bias, in_place ? taps.layout.tap : capacity_};
   }
 
  private:
-  static constexpr bool in_place = sizeof(S) == sizeof(T);
+  T* zeros() const { return scratch_ + (2 * K_ + 1) * capacity_; }
 
-  int64_t bias_scratch() const { return in_place ? 0 : 2 * K_ * capacity_; }
-
-  const T* read(const S* taps, int64_t first, int64_t n, T* scratch) {
-    if constexpr (in_place) return taps + first;
-    else {
-      for (int64_t t = 0; t < K_; ++t) widen(taps + t * plane_ + first, n, scratch + t * capacity_);
-      return scratch;
-    }
+  // In place where that is possible
+  const T* read_plane(const S* plane, int64_t row, int64_t first, int64_t n, T* scratch) const {
+    if (row == W_) return widen(plane + first, n, scratch);
+    for (int64_t i = 0; i < n; i += W_) load_values(plane + (first + i) / W_ * row, W_, scratch + i);
+    return scratch;
   }
 
-  int64_t plane_, K_;
+  const T* read(const S* taps, const TapLayout& layout, int64_t first, int64_t n, T* scratch) const {
+    const T* found = read_plane(taps, layout.row, first, n, scratch);
+    for (int64_t t = 1; t < K_ && found == scratch; ++t)
+      read_plane(taps + t * layout.tap, layout.row, first, n, scratch + t * capacity_);
+    return found;
+  }
+
+  int64_t W_, K_;
   bool own_;
   int64_t capacity_;
   Scratch<T> scratch_;
