@@ -95,3 +95,10 @@ def test_ops_run_on_meta_tensors():
     assert (out.shape, out.device.type) == ((1, 3, 4, 5), "meta")
     seeds, weights = (torch.empty(1, c, 4, 5, device="meta") for c in (2, 2))
     assert ops.isotropic_reblur(x, seeds, weights, kernel_sizes=(3,)).shape == x.shape
+
+
+def test_modules_that_pass_their_weights_to_others():
+    """DPDNet's upsampling gives its weights to a function with a gradient of its own; torch's counter refused them."""
+    network = models.create_model("dpdnet_s", width=2)
+    assert next(network.parameters()).requires_grad
+    assert models.count_macs(network, torch.empty(1, 3, 64, 64, device="meta")).total > 0

@@ -121,6 +121,18 @@ COMMANDS: Mapping[str, Command | Mapping[str, Command]] = {
         positional=("root",),
         needs=("root", "layout", "model"),
     ),
+    "reproduce": Command(
+        "tta_restore.engine.evaluate.reproduce:reproduce",
+        "measure a published table, beside the published values",
+        examples=(
+            "reproduce --list",
+            "reproduce ifan-dpdd --data DPDD=data/DPDD --weights IFAN=IFAN.pytorch",
+            "reproduce causiam-five --data DPDD=data/DPDD RTF=data/RTF --weights DPDNet-S=dpdnet.pth CLIP=openai",
+        ),
+        positional=("table",),
+        flags={"list_tables": ("--list",)},
+        folder="out",
+    ),
     "train": {
         kind: Command(
             f"tta_restore.engine.train.{module}:{function}",

@@ -327,10 +327,13 @@ def _members(hint: Any) -> tuple[Any, ...]:
 
 
 def _metavar(name: str, hint: Any) -> str:
-    text = str(hint)
-    if "Mapping" in text:
+    pairs = {"weights": "NAME=FILE", "models": "NAME=MODEL", "settings": "KEY=VALUE"}
+    if name in pairs:
+        return pairs[name]
+    if "Mapping" in str(hint):
         return "NAME=FOLDER"
-    singular = {"inputs": "INPUT", "out": "OUT", "seeds": "SEED", "methods": "NAME", "model": "MODEL"}
+    singular = {"inputs": "INPUT", "out": "OUT", "seeds": "SEED", "methods": "NAME", "model": "MODEL",
+                "rows": "NAME"}  # fmt: skip
     return singular.get(name, name.upper().replace("-", "_"))
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
+from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -96,8 +97,10 @@ def count_macs(model: nn.Module, *inputs: Tensor, **arguments: Any) -> Macs:
     try:
         with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
             fake = [torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=device) for x in inputs]
+            # Detached, since the counter asks weights that a module passes to another one for a gradient function.
+            weights = {n: t.detach() for n, t in (*model.named_parameters(), *model.named_buffers())}
             with counter, biases:
-                model(*fake, **arguments)
+                functional_call(model, weights, tuple(fake), arguments)
     finally:
         for hook in hooks:
             hook.remove()

@@ -40,6 +40,12 @@ class DPDNet(nn.Module):
     #: Module after which CauSiam injects its cross-attention, the first decoder stage.
     semantic_site = "conv6"
 
+    @staticmethod
+    def config_of_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Return channels and width of weights of this network; empty for those of another one."""
+        first = state_dict.get("conv1.0.weight")
+        return {} if first is None else {"in_channels": first.shape[1], "width": first.shape[0]}
+
     def __init__(
         self,
         in_channels: int = 3,

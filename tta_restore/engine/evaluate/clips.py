@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +23,8 @@ from tta_restore.engine.run.outputs import expect_file
 from tta_restore.engine.run.settings import Named
 from tta_restore.engine.run.usage import UsageError
 from tta_restore.engine.train.loop import Processes
+from tta_restore.models.restorer.restorer import pad
+from tta_restore.models.restorer.spec import SizeRequirements
 
 __all__ = ["evaluate_clips", "evaluate_clips_dataset", "summarize"]
 
@@ -33,7 +35,9 @@ def evaluate_clips(
     *,
     name: str = "restored",
     align: bool = False,
+    multiple: int = 1,
     limit: int | None = None,
+    look: Callable[[int, int, Tensor, Tensor, Tensor], None] | None = None,
     progress: bool = True,
     folder: Path | None = None,
     processes: Processes = Processes(),
@@ -49,7 +53,11 @@ def evaluate_clips(
         clips: with originals.
         name: of the method, for the records.
         align: score by :func:`tta_restore.metrics.aligned_scores`, as for RealBlur.
+        multiple: extend blurred frames and originals by reflection at the right and the bottom to a multiple of this
+            before they are compared; the method returns frames of that size, see
+            :func:`tta_restore.engine.run.methods.create_clip_method`.
         limit: first frames of each clip only; None for all.
+        look: called with the numbers of every clip and frame, the blurred, the sharp and the restored frame.
         progress: show progress on stderr.
         folder: see :func:`tta_restore.engine.evaluate.runner.run_units`.
         processes: see there.
@@ -59,6 +67,7 @@ def evaluate_clips(
     """
     if not clips:
         raise ValueError("evaluate_clips: expected at least one clip")
+    size = SizeRequirements(1, multiple)
 
     def measure(number: int) -> list[FrameRecord]:
         clip = clips[number]
@@ -67,9 +76,11 @@ def evaluate_clips(
         wall, cpu = time.perf_counter(), time.process_time()
         for index, restored in enumerate(method(seen.blurry)):
             timing = {"wall_seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - cpu}
-            blurry, sharp = seen.blurry[index][None], seen.originals()[index][None]
+            blurry, sharp = (pad(part[index][None], size) for part in (seen.blurry, seen.originals()))
             before, _ = _scores(blurry, sharp, align)
             after, aligned = _scores(restored.detach().float().cpu()[None], sharp, align)
+            if look is not None:
+                look(number, index, blurry[0], sharp[0], restored.detach().float().cpu())
             own = {"input_psnr": before[0], "input_ssim": before[1], "aligned": float(aligned)}
             records.append(
                 FrameRecord(

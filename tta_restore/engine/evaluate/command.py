@@ -11,7 +11,7 @@ from tta_restore.engine.run.outputs import expect_folder
 from tta_restore.engine.run.settings import Named
 from tta_restore.engine.run.usage import UsageError
 
-__all__ = ["evaluate", "named_folders"]
+__all__ = ["evaluate", "named_folders", "named_values"]
 
 
 def evaluate(
@@ -110,16 +110,30 @@ def named_folders(data: Mapping[str, str | Path] | Sequence[str]) -> dict[str, P
     """Return folders by name, from a mapping or from ``NAME=FOLDER`` texts.
 
     Raises:
-        UsageError: a text has another form, a name occurs twice, or a folder does not exist.
+        UsageError: a text has another form, or a name occurs twice.
     """
-    pairs = list(data.items()) if isinstance(data, Mapping) else [tuple(text.partition("=")[::2]) for text in data]
-    found: dict[str, Path] = {}
-    for name, folder in pairs:
-        if not (name and str(folder)):
-            raise UsageError(f"--data: expected NAME=FOLDER, got {name if not str(folder) else f'={folder}'!r}")
+    return {name: Path(folder) for name, folder in named_values(data, "--data", "FOLDER").items()}
+
+
+def named_values(given: Mapping[str, str | Path] | Sequence[str], flag: str, what: str) -> dict[str, str]:
+    """Return values by name, from a mapping or from ``NAME=VALUE`` texts.
+
+    Args:
+        given: mapping or texts.
+        flag: for messages.
+        what: what the value is, for messages.
+
+    Raises:
+        UsageError: a text has another form, or a name occurs twice.
+    """
+    pairs = list(given.items()) if isinstance(given, Mapping) else [tuple(text.partition("=")[::2]) for text in given]
+    found: dict[str, str] = {}
+    for name, value in pairs:
+        if not (name and str(value)):
+            raise UsageError(f"{flag}: expected NAME={what}, got {name if not str(value) else f'={value}'!r}")
         if name in found:
-            raise UsageError(f"--data: the name {name!r} is given twice")
-        found[str(name)] = Path(folder)
+            raise UsageError(f"{flag}: the name {name!r} is given twice")
+        found[str(name)] = str(value)
     return found
 
 

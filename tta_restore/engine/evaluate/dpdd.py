@@ -12,6 +12,7 @@ import platform
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +25,37 @@ from tta_restore.data.datasets.layouts import FolderFrame, folder_frames
 from tta_restore.data.io.atomic import atomic_file
 from tta_restore.data.io.image import read_image, write_image
 from tta_restore.data.io.pixels import Image
-from tta_restore.engine.evaluate.runner import claim, open_lpips, run_resumable, task_of
-from tta_restore.engine.evaluate.stream import QUANTITIES, FrameRecord, StreamResult, identity, inputs_of
+from tta_restore.engine.evaluate.published import TABLES
+from tta_restore.engine.evaluate.runner import Unit, claim, open_lpips, run_units, task_of
+from tta_restore.engine.evaluate.stream import (
+    QUANTITIES,
+    FrameRecord,
+    StreamResult,
+    evaluate_frame,
+    identity,
+    inputs_of,
+)
 from tta_restore.engine.report.images import to_bytes
 from tta_restore.engine.report.page import MethodNote, Report, Sample, require_packages, write_report
 from tta_restore.engine.report.table import lay_out
 from tta_restore.engine.run.device import resolve_device
 from tta_restore.engine.run.models import load_restorer
 from tta_restore.engine.run.usage import UsageError
+from tta_restore.engine.train.loop import Processes
 from tta_restore.models import Restorer
 
-__all__ = ["INPUT", "LIMITS", "PUBLISHED", "Plain", "PublishedFrame", "beside", "result_paths", "run_published"]
+__all__ = [
+    "INPUT",
+    "LIMITS",
+    "PUBLISHED",
+    "FrameOfFiles",
+    "Plain",
+    "PublishedFrame",
+    "beside",
+    "result_paths",
+    "run_published",
+    "takes_views",
+]
 
 INPUT = "input"
 _MULTIPLE = 8
@@ -47,48 +68,31 @@ LIMITS = (
 )
 
 #: Data set -> row -> PSNR (dB), SSIM, MAE, LPIPS, as printed in the paper and on its project page.
-PUBLISHED: dict[str, dict[str, tuple[float, float, float, float]]] = {
-    "dpdd": {
-        "input": (23.89, 0.725, 0.0471, 0.349),
-        "JNB": (23.69, 0.707, 0.0480, 0.442),
-        "EBDB": (23.94, 0.723, 0.0468, 0.402),
-        "DMENet": (23.90, 0.720, 0.0470, 0.410),
-        "DPDNet-S": (24.03, 0.735, 0.0461, 0.279),
-        "DPDNet-D": (25.23, 0.787, 0.0401, 0.224),
-        "IFAN": (25.37, 0.789, 0.0394, 0.217),
-    },
-    "realdof": {
-        "input": (22.33, 0.633, 0.0513, 0.524),
-        "JNB": (22.36, 0.635, 0.0511, 0.601),
-        "EBDB": (22.38, 0.638, 0.0509, 0.594),
-        "DMENet": (22.41, 0.639, 0.0508, 0.597),
-        "DPDNet-S": (22.67, 0.666, 0.0506, 0.420),
-        "IFAN": (24.71, 0.748, 0.0407, 0.306),
-    },
+PUBLISHED: dict[str, dict[str, tuple[float, ...]]] = {
+    data: {row.name: tuple(row.published[name].values()) for row in TABLES[table].rows}
+    for data, name, table in (("dpdd", "DPDD", "ifan-dpdd"), ("realdof", "RealDOF", "ifan-realdof"))
 }
 
 
 @dataclass(frozen=True)
-class PublishedFrame:
-    """A picture as the protocol shows it: cropped to multiples of 8, on 8 or 16 bits, PixelDP's turned upright."""
+class FrameOfFiles:
+    """An image of a data set as a protocol shows it; a subclass reads it.
+
+    Attributes:
+        files: the image and its original.
+    """
 
     files: FolderFrame
-    bits: int
 
     @property
     def blurry(self) -> Tensor:
         """(3, H, W) in [0, 1]."""
-        return self._read(self.files.blurry_path)
+        return self._shown(self.files.blurry)
 
     @property
     def sharp(self) -> Tensor:
         """Likewise."""
-        return self._read(self.files.sharp_path) if self.files.sharp_path is not None else self.files.sharp
-
-    @property
-    def views(self) -> tuple[Tensor, ...]:
-        """Right and left view; nothing where they were not asked for."""
-        return tuple(self._read(p) for p in (self.files.right_path, self.files.left_path) if p is not None)
+        return self._shown(self.files.sharp)
 
     @property
     def blurry_path(self) -> Path:
@@ -114,6 +118,31 @@ class PublishedFrame:
     def position(self) -> int:
         """In the data set."""
         return self.files.position
+
+    def _shown(self, image: Tensor) -> Tensor:
+        return image
+
+
+@dataclass(frozen=True)
+class PublishedFrame(FrameOfFiles):
+    """A picture as the protocol shows it: cropped to multiples of 8, on 8 or 16 bits, PixelDP's turned upright."""
+
+    bits: int = 8
+
+    @property
+    def blurry(self) -> Tensor:
+        """(3, H, W) in [0, 1]."""
+        return self._read(self.files.blurry_path)
+
+    @property
+    def sharp(self) -> Tensor:
+        """Likewise."""
+        return self._read(self.files.sharp_path) if self.files.sharp_path is not None else self.files.sharp
+
+    @property
+    def views(self) -> tuple[Tensor, ...]:
+        """Right and left view; nothing where they were not asked for."""
+        return tuple(self._read(p) for p in (self.files.right_path, self.files.left_path) if p is not None)
 
     def back(self, picture: Tensor) -> Tensor:
         """Return a result as the file lies. Shape: (..., H, W)."""
@@ -173,7 +202,8 @@ def run_published(
     """Measure a restorer as the paper did; print the table beside the published one, write report, CSV and JSON.
 
     Results of images without an original (CUHK, PixelDP) are written to ``pictures/`` instead; those of the others
-    when ``save_pictures``. An interrupted run is continued when it is called again with the same ``out``.
+    when ``save_pictures``. An interrupted run is continued when it is called again with the same ``out``. Under
+    torchrun the processes share the images, and all but the first return None.
 
     Args:
         domains: name -> folder; the names DPDD, RealDOF, CUHK and PixelDP say where in it files are looked for.
@@ -201,7 +231,7 @@ def run_published(
     device = resolve_device(device)
     try:
         restorer = load_restorer(model, device=device, checkpoint=checkpoint, config=config)
-        frames = [PublishedFrame(f, bits) for f in folder_frames(domains, limit=limit, views=_takes_views(restorer))]
+        frames = [PublishedFrame(f, bits) for f in folder_frames(domains, limit=limit, views=takes_views(restorer))]
     except (ValueError, TypeError, ImportError, RuntimeError) as error:
         raise UsageError(str(error)) from error
     out, name = Path(out), f"{model} (restored)" if model == INPUT else model.replace("/", "_").replace(":", ".")
@@ -209,7 +239,7 @@ def run_published(
     psnr, ssim = metrics.protocols["ifan"]
     measures = metrics.ImageMetrics(psnr, ssim, lpips)
     settings = {"model": model, "checkpoint": None if checkpoint is None else str(checkpoint), "bits": bits}
-    claim(out / "run", task_of([frame.files for frame in frames], measures, config=config, **settings))
+    task = task_of([frame.files for frame in frames], measures, config=config, **settings)
     methods = {INPUT: Plain(None), name: Plain(restorer)}
 
     places = result_paths(frames)
@@ -220,9 +250,29 @@ def run_published(
             path = out / "pictures" / frame.family / places[index]
             write_image(path, Image(frame.back(output)[0].clamp(0, 1).cpu()), bit_depth=8)
 
-    options: dict[str, Any] = {"measures": measures, "device": device, "progress": progress}
-    records = run_resumable(frames, INPUT, methods[INPUT], out / "run", **options)
-    records += run_resumable(frames, name, methods[name], out / "run", look=keep, **options)
+    def measure(name: str, index: int) -> list[FrameRecord]:
+        frame, look = frames[index], name != INPUT
+        if frame.sharp_path is None:
+            if look:
+                keep(index, methods[name](*inputs_of(frame, device)))
+            return []
+        record, output = evaluate_frame(name, methods[name], frame, 0, index, measures, device=device)
+        if look:
+            keep(index, output)
+        return [record]
+
+    units = [
+        Unit(f"{order}.{index}", partial(measure, row, index))
+        for order, row in enumerate(methods)
+        for index in range(len(frames))
+    ]
+    with Processes.join(device) as processes:
+        if processes.first:
+            claim(out / "run", task)
+        processes.wait()
+        records = run_units(units, out / "run", progress=progress, processes=processes)
+        if not processes.first:
+            return None
     counts = ", ".join(f"{family} {sum(f.family == family for f in frames)}" for family in domains)
     if blind := [family for family in domains if not any(r.family == family for r in records)]:
         kept = f"no originals, nothing to measure; results are in {out / 'pictures'}."
@@ -247,7 +297,7 @@ def run_published(
     write_report(out / "report.html", report)
     result.to_csv(out / "frames.csv")
     result.to_json(out / "results.json", INPUT)
-    with atomic_file(out / "table.csv") as partial, open(partial, "w", newline="", encoding="utf-8") as file:
+    with atomic_file(out / "table.csv") as unfinished, open(unfinished, "w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows(table)
     say(f"\nReport: {out / 'report.html'}   table: {out / 'table.csv'}   numbers: {out / 'results.json'}")
     return result
@@ -284,7 +334,8 @@ def beside(result: StreamResult, name: str) -> list[list[str]]:
     return rows
 
 
-def _takes_views(restorer: Restorer) -> bool:
+def takes_views(restorer: Restorer) -> bool:
+    """Return whether a network takes the right and the left dual-pixel view."""
     module = restorer.module
     call = module.forward if isinstance(module, torch.nn.Module) else module
     return {"right", "left"} <= set(inspect.signature(call).parameters)

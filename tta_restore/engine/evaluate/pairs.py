@@ -30,61 +30,81 @@ __all__ = ["evaluate_pairs", "evaluate_pairs_dataset", "summarize"]
 
 
 def evaluate_pairs(
-    restorer: Restorer,
+    restorer: Restorer | None,
     pairs: Sequence[tuple[Path, Path]],
     *,
-    flow: Callable[[Tensor, Tensor], Tensor],
+    flow: Callable[[Tensor, Tensor], Tensor] | None,
     align_corners: bool = True,
+    multiple: int = 1,
+    bgr: bool = False,
+    name: str = "restored",
     device: str = "cpu",
     progress: bool = True,
     folder: Path | None = None,
     processes: Processes = Processes(),
+    look: Callable[[int, Tensor, Tensor, Tensor], None] | None = None,
 ) -> list[FrameRecord]:
     """Restore the blurry file of every pair and compare it with the sharp one, as it is and warped.
 
     A record's ``metrics`` are "input_psnr" and, against the sharp image warped onto the restoration, "aligned_psnr" and
-    "aligned_ssim". Warped and plain values are not comparable, nor are warped values of two estimators.
+    "aligned_ssim". Warped and plain values are not comparable, nor are warped values of two estimators. Images are
+    floats in [0, 1], not rounded; SSIM has a uniform 7 x 7 window (``protocols["jdrl"]``).
 
     Args:
-        restorer: what is measured.
+        restorer: what is measured; None for the blurry images themselves.
         pairs: paths, see :func:`tta_restore.data.datasets.layouts.find_pairs`.
-        flow: optical flow estimator for the aligned metrics.
+        flow: optical flow estimator for the aligned metrics; None leaves them out.
         align_corners: warp exactly; False as released, half a pixel off at the borders.
+        multiple: crop both images at the right and the bottom to a multiple of this; 1 for whole images.
+        bgr: give the estimator the color channels in reverse order.
+        name: of the method, for the records.
         device: where everything runs.
         progress: show progress on stderr.
         folder: see :func:`tta_restore.engine.evaluate.runner.run_units`.
         processes: see there.
+        look: called with the number of every pair, its blurry, sharp and restored image, (3, H, W) each.
 
     Raises:
         ValueError: there are no pairs, or the files of one differ in size.
     """
     if not pairs:
         raise ValueError("evaluate_pairs: expected at least one pair of files")
+    protocol = metrics.protocols["jdrl"][1]
 
     def measure(index: int) -> list[FrameRecord]:
         paths = pairs[index]
         blurry, sharp = (read_image(path).as_rgb()[None].to(device) for path in paths)
         if blurry.shape != sharp.shape:
             raise ValueError(f"{paths[0]} and {paths[1]}: expected one size, got {blurry.shape} and {sharp.shape}")
+        height, width = (side // multiple * multiple for side in blurry.shape[-2:])
+        if not height or not width:
+            raise ValueError(f"{paths[0]}: smaller than {multiple} pixels")
+        blurry, sharp = (image[..., :height, :width] for image in (blurry, sharp))
         started, cpu = time.perf_counter(), time.process_time()
         with torch.no_grad():
-            restored = restorer(blurry).clamp(0, 1)
-            wall, cpu = time.perf_counter() - started, time.process_time() - cpu
-            warped = ops.flow_warp(sharp, flow(restored, sharp), padding_mode="border", align_corners=align_corners)
-        psnr = {
-            "input_psnr": metrics.psnr(blurry, sharp),
-            "psnr": metrics.psnr(restored, sharp),
-            "aligned_psnr": metrics.psnr(restored, warped),
-        }
-        values = {name: min(float(value.mean()), IDENTICAL) for name, value in psnr.items()}
-        values["aligned_ssim"] = float(metrics.ssim(restored, warped).mean())
-        plain = {"psnr": values.pop("psnr"), "ssim": float(metrics.ssim(restored, sharp).mean())}
+            restored = blurry if restorer is None else restorer(blurry).clamp(0, 1)
+        wall, cpu = time.perf_counter() - started, time.process_time() - cpu
+        values = {"input_psnr": _psnr(blurry, sharp)}
+        if flow is not None:
+            first, second = (image.flip(1) if bgr else image for image in (restored, sharp))
+            with torch.no_grad():
+                found = flow(first, second)
+                warped = ops.flow_warp(sharp, found, padding_mode="border", align_corners=align_corners)
+            values["aligned_psnr"] = _psnr(restored, warped)
+            values["aligned_ssim"] = float(metrics.ssim(restored, warped, protocol=protocol).mean())
+        if look is not None:
+            look(index, blurry[0], sharp[0], restored[0])
+        plain = {"psnr": _psnr(restored, sharp), "ssim": float(metrics.ssim(restored, sharp, protocol=protocol).mean())}
         own: dict[str, Any] = {"family": "pairs", "photo": paths[0].stem, "position": index}
         timing = {"wall_seconds": wall, "cpu_seconds": cpu}
-        return [FrameRecord(method="restored", stream=0, index=index, **own, **plain, **timing, metrics=values)]
+        return [FrameRecord(method=name, stream=0, index=index, **own, **plain, **timing, metrics=values)]
 
     units = [Unit(str(index), partial(measure, index)) for index in range(len(pairs))]
     return run_units(units, folder, progress=progress, processes=processes)
+
+
+def _psnr(restored: Tensor, sharp: Tensor) -> float:
+    return min(float(metrics.psnr(restored, sharp).mean()), IDENTICAL)
 
 
 def evaluate_pairs_dataset(
@@ -97,6 +117,7 @@ def evaluate_pairs_dataset(
     config: Mapping[str, Any] | None = None,
     flow: str = "auto",
     flow_checkpoint: str | Path | None = None,
+    multiple: int = 1,
     device: str | None = None,
     out: str | Path | None = None,
     progress: bool = True,
@@ -112,6 +133,7 @@ def evaluate_pairs_dataset(
         config: keywords of the model's builder.
         flow: optical flow estimator: raft, lucas_kanade, pwc (needs --flow-checkpoint), or auto.
         flow_checkpoint: weights of the flow estimator, for pwc.
+        multiple: crop images at the right and the bottom to a multiple of this, as JDRL's tests do to 16.
         device: such as cpu or cuda (default: cuda where there is one)
         out: CSV file, a row per pair; an interrupted run continues, and torchrun shares the pairs.
         progress: show progress on stderr.
@@ -131,11 +153,12 @@ def evaluate_pairs_dataset(
         weights = {} if flow_checkpoint is None else {"checkpoint": flow_checkpoint}
         estimator = create_flow(flow, **weights).to(chosen)
         task = {"model": str(model), "checkpoint": str(checkpoint), "config": dict(config or {}), "flow": flow}
-        task |= {"pairs": [str(path) for path, _ in pairs]}
+        task |= {"multiple": multiple, "pairs": [str(path) for path, _ in pairs]}
         with Processes.join(chosen) as processes, run_folder(out, task, processes) as folder:
             records = evaluate_pairs(
-                restorer, pairs, flow=estimator, device=chosen, folder=folder, processes=processes, progress=progress
-            )
+                restorer, pairs, flow=estimator, multiple=multiple, device=chosen, folder=folder, processes=processes,
+                progress=progress,
+            )  # fmt: skip
             if out is not None and processes.first:
                 StreamResult(tuple(records)).to_csv(out)
     except (ValueError, TypeError, ImportError, RuntimeError) as error:

@@ -23,9 +23,11 @@ __all__ = [
     "MethodNote",
     "Report",
     "Sample",
+    "environment",
     "lens_name",
     "render_report",
     "require_packages",
+    "sample_context",
     "worst_frame_rule",
     "write_report",
 ]
@@ -134,17 +136,22 @@ def write_report(path: str | Path, report: Report) -> None:
 def render_report(report: Report) -> str:
     """Return the page as text; the arguments and errors are those of :func:`write_report`."""
     require_packages("jinja2", "matplotlib")
+    return environment().get_template("report.html.jinja").render(_context(report))
+
+
+def environment() -> Any:
+    """Return the jinja2 environment of the package's pages."""
     import jinja2
 
-    environment = jinja2.Environment(
+    found = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"signed": _signed, "bracketed": _bracketed, "lens": lens_name}
-    return environment.get_template("report.html.jinja").render(_context(report))
+    found.filters |= {"signed": _signed, "bracketed": _bracketed, "lens": lens_name}
+    return found
 
 
 def require_packages(*names: str) -> None:
@@ -194,7 +201,7 @@ def _context(report: Report) -> dict[str, Any]:
             "switch": report_plots.gain_after_switch(result, baseline, curves, colors),
             "cost": report_plots.gain_against_cost(result, baseline, colors),
         },
-        "samples": [_sample(sample) for sample in report.samples],
+        "samples": [sample_context(sample) for sample in report.samples],
         "kernels": [
             {
                 "title": kernels.title,
@@ -242,7 +249,8 @@ def _gain_row(result: StreamResult, method: str, baseline: str) -> dict[str, Any
     }
 
 
-def _sample(sample: Sample) -> dict[str, Any]:
+def sample_context(sample: Sample) -> dict[str, Any]:
+    """Return a sample as the templates take it."""
     pictures: list[dict[str, Any]] = [
         {"name": name, "uri": png_uri(picture), "psnr": sample.psnr.get(name)}
         for name, picture in sample.pictures.items()

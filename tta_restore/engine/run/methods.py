@@ -22,6 +22,7 @@ from tta_restore import adapters
 from tta_restore.adapters import Adapter, Plan, StepReport
 from tta_restore.adapters.methods.defocus import DefocusAdapter
 from tta_restore.data.datasets.clips import Frames, stack_frames
+from tta_restore.engine.run.encoders import create_semantic
 from tta_restore.engine.run.names import CLIP_METHODS
 from tta_restore.engine.run.settings import Named, typed_value
 from tta_restore.engine.run.usage import UsageError
@@ -30,7 +31,8 @@ from tta_restore.models import Restorer, create_model
 from tta_restore.models.checkpoint import read, resolve
 from tta_restore.models.motion_reblur import MotionReblur
 from tta_restore.models.restorer import outputs
-from tta_restore.models.restorer.restorer import find_image
+from tta_restore.models.restorer.restorer import find_image, pad
+from tta_restore.models.restorer.spec import SizeRequirements
 
 __all__ = [
     "BY_MOTION",
@@ -151,7 +153,10 @@ def create_method(
     build, kind = find_method(named.name)
     expect_one_input(restorer)
     try:
-        settings = typed_settings(kind, {**named.settings, **options})
+        settings = {**named.settings, **options}
+        if isinstance(settings.get("semantic"), (str, Mapping)):
+            settings["semantic"] = create_semantic(settings["semantic"], variant=settings.get("variant", "official"))
+        settings = typed_settings(kind, settings)
         with quick_hub() if kind is adapters.CauSiam or "semantic" in settings else nullcontext():
             adapter = build(restorer, **({"seed": seed, "tiles": adapters.Tiles(size=tile)} | settings))
         _expect_suitable(adapter)
@@ -207,7 +212,27 @@ def typed_settings(kind: type | None, settings: Mapping[str, Any]) -> dict[str, 
                 hints |= typing.get_type_hints(constructor)
             except (NameError, TypeError):  # annotations that exist for type checkers only
                 continue
-    return {name: typed_value(name, hints[name], value) if name in hints else value for name, value in settings.items()}
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        hint = hints.get(name, Any)
+        named = _named_callable(name, hint, value)
+        found[name] = named if named is not None else typed_value(name, hint, value) if name in hints else value
+    return found
+
+
+def _named_callable(name: str, hint: Any, value: Any) -> Any:
+    """Return the function for ``module:name``, or for a mapping with that ``name`` and keywords; None otherwise."""
+    members = typing.get_args(hint) or (hint,) if typing.get_origin(hint) is not Callable else (hint,)
+    if not any(typing.get_origin(member) is Callable for member in members) or not isinstance(value, (str, Mapping)):
+        return None
+    source, keywords = (value, {}) if isinstance(value, str) else (value.get("name", ""), dict(value))
+    if not is_named(str(source)):
+        raise ValueError(f"{name}: expected module.path:function, got {value!r}")
+    found = import_named(str(source))
+    if not callable(found):
+        raise ValueError(f"{name}: {source} is no function")
+    keywords.pop("name", None)
+    return partial(found, **keywords) if keywords else found
 
 
 def expect_one_input(restorer: Restorer) -> None:
@@ -263,6 +288,7 @@ def create_clip_method(
     *,
     reblur: str | Path | None = None,
     discriminator: str | Path | None = None,
+    multiple: int = 1,
     seed: int = 0,
     device: str | torch.device = "cpu",
     **options: Any,
@@ -274,6 +300,8 @@ def create_clip_method(
         restorer: of frames or of clips.
         reblur: file of a reblurring network, for "meta-transfer"; None for "motion_reblur", which needs no training.
         discriminator: file of a discriminator, for "meta-transfer"; None for no adversarial loss.
+        multiple: restore frames that are extended by reflection at the right and the bottom to a multiple of this, and
+            return them whole; adaptation sees the clip as it is.
         seed: of the method.
         device: where the frames go.
         options: settings of the method; those of "meta-transfer" with "motion_reblur" override :data:`BY_MOTION`.
@@ -281,14 +309,14 @@ def create_clip_method(
     Raises:
         UsageError: there is no such method, or a file is missing or of another network.
     """
-    named = Named.of(name)
+    named, size = Named.of(name), SizeRequirements(1, multiple)
     settings = {**named.settings, **options}
     reblur, discriminator = settings.pop("reblur", reblur), settings.pop("discriminator", discriminator)
     if named.name not in CLIP_METHODS:
         networks = (("reblur", reblur), ("discriminator", discriminator))
         if given := [n for n, value in networks if value is not None]:
             raise UsageError(f"method {named.name!r} takes no {given[0]}; that is for {', '.join(CLIP_METHODS)}")
-        return _frame_by_frame(create_method(Named(named.name, settings), restorer, seed=seed), device)
+        return _frame_by_frame(create_method(Named(named.name, settings), restorer, seed=seed), device, size)
     try:
         modules = [load_reblurrer(reblur).to(device)]
         settings = typed_settings(adapters.MetaTransfer, settings)
@@ -301,7 +329,13 @@ def create_clip_method(
         raise UsageError(f"method {named.name!r}: {error}") from error
 
     def restore(frames: Frames) -> Iterator[Tensor]:
-        yield from method(stack_frames(frames).to(device))  # MetaTransfer resets itself for every clip
+        clip = stack_frames(frames).to(device)  # MetaTransfer resets itself for every clip
+        whole = pad(clip, size)
+        if whole.shape == clip.shape:
+            yield from method(clip)
+        else:
+            method.adapter.adapt(clip)
+            yield from method.predict(whole)
 
     return restore
 
@@ -360,10 +394,10 @@ def _reachable(endpoint: str, *, seconds: float = 3.0) -> bool:
         return False
 
 
-def _frame_by_frame(method: Any, device: str | torch.device) -> ClipMethod:
+def _frame_by_frame(method: Any, device: str | torch.device, size: SizeRequirements) -> ClipMethod:
     def restore(frames: Frames) -> Iterator[Tensor]:
         method.adapter.reset()
         for time in range(len(frames)):
-            yield method(frames[time][None].to(device))[0]
+            yield method(pad(frames[time][None].to(device), size))[0]
 
     return restore

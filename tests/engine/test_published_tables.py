@@ -1,0 +1,147 @@
+"""Published values of `reproduce`, compared with the specifications of the papers, value by value."""
+
+import pytest
+
+from tta_restore.engine.evaluate.published import TABLES
+from tta_restore.engine.evaluate.tables import INPUT
+from tta_restore.models import list_models
+
+#: specs/ifan.md section 14 (project page): PSNR, SSIM, MAE x 10, LPIPS, parameters (M), MACs (B), seconds.
+IFAN = {
+    "ifan-table1": {
+        "baseline": (24.88, 0.753, 0.416, 0.289, None, None, None),
+        "D": (24.97, 0.761, 0.412, 0.280, 10.58, 364.3, None),
+        "F": (25.07, 0.765, 0.406, 0.271, None, None, None),
+        "F+D": (25.18, 0.780, 0.403, 0.233, None, None, None),
+        "F+R": (25.28, 0.780, 0.400, 0.245, None, None, None),
+        "F+D+R": (25.37, 0.789, 0.394, 0.217, 10.48, 362.9, None),
+    },
+    "ifan-dpdd": {
+        "input": (23.89, 0.725, 0.471, 0.349, None, None, None),
+        "JNB": (23.69, 0.707, 0.480, 0.442, None, None, 105.8),
+        "EBDB": (23.94, 0.723, 0.468, 0.402, None, None, 96.58),
+        "DMENet": (23.90, 0.720, 0.470, 0.410, 26.94, 1172.5, 77.70),
+        "DPDNet-S": (24.03, 0.735, 0.461, 0.279, 35.25, 989.8, 0.462),
+        "DPDNet-D": (25.23, 0.787, 0.401, 0.224, 35.25, 991.4, 0.474),
+        "IFAN": (25.37, 0.789, 0.394, 0.217, 10.48, 362.9, 0.014),
+    },
+    "ifan-realdof": {
+        "input": (22.33, 0.633, 0.513, 0.524, None, None, None),
+        "JNB": (22.36, 0.635, 0.511, 0.601, None, None, None),
+        "EBDB": (22.38, 0.638, 0.509, 0.594, None, None, None),
+        "DMENet": (22.41, 0.639, 0.508, 0.597, None, None, None),
+        "DPDNet-S": (22.67, 0.666, 0.506, 0.420, None, None, None),
+        "IFAN": (24.71, 0.748, 0.407, 0.306, None, None, None),
+    },
+}
+
+#: specs/jdrl.md section 6.7: PSNR, SSIM.
+JDRL = {
+    ("jdrl-sdd", "MPRNet*", "SDD"): {"aligned_psnr": 26.88, "aligned_ssim": 0.81},
+    ("jdrl-sdd", "MPRNet* (converted, other flow network)", "SDD"): {"aligned_psnr": 24.8, "aligned_ssim": 0.753},
+    ("jdrl-dpdd", "MPRNet*", "DPDD"): {"psnr": 25.73, "ssim": 0.792},
+}
+
+#: specs/meta.md section 10, Table 1: DVD, REDS, RealBlur-J.
+META1 = """
+MIMOUNet+ (baseline) 29.43 / 0.914 26.43 / 0.859 27.63 / 0.837
+MIMOUNet+ (meta)     29.70 / 0.917 26.73 / 0.859 28.11 / 0.851
+MPRNet (baseline)    29.68 / 0.918 26.85 / 0.864 28.70 / 0.873
+MPRNet (meta)        30.04 / 0.921 27.05 / 0.864 28.75 / 0.876
+Restormer (baseline) 29.67 / 0.916 26.93 / 0.867 28.96 / 0.879
+Restormer (meta)     30.01 / 0.921 27.21 / 0.867 29.07 / 0.885
+CDVD-TSP (baseline)  30.86 / 0.938 27.17 / 0.891 28.69 / 0.873
+CDVD-TSP (meta)      30.97 / 0.939 27.52 / 0.892 29.15 / 0.887
+"""
+
+#: specs/meta.md section 10, Table 2: baseline, cycle, GAN, GAN+cycle on DVD.
+META2 = {
+    "MIMOUNet+": (29.43, 29.58, 29.62, 29.70),
+    "MPRNet": (29.68, 29.83, 30.02, 30.04),
+    "Restormer": (29.67, 29.81, 29.90, 30.01),
+    "CDVD-TSP": (30.83, 30.94, 30.94, 30.97),
+}
+
+#: specs/causiam.md section 6.2: images, source PSNR, CauSiam PSNR, CauSiam SSIM.
+CAUSIAM = {
+    "DPDD": (76, 24.648, 24.862, 0.759),
+    "RealDOF": (50, 23.254, 23.713, 0.687),
+    "LFDOF": (725, 24.810, 25.617, 0.778),
+    "RTF": (22, 23.578, 24.399, 0.785),
+    "average": (873, 24.676, 25.412, 0.771),
+}
+
+
+def row_of(table, name):
+    return next(row for row in TABLES[table].rows if row.name == name)
+
+
+@pytest.mark.parametrize("table", IFAN)
+def test_ifan(table):
+    assert [row.name for row in TABLES[table].rows] == list(IFAN[table])
+    (data,) = TABLES[table].data
+    for name, (psnr, ssim, mae, lpips, parameters, gmacs, seconds) in IFAN[table].items():
+        row = row_of(table, name)
+        expected = {"psnr": psnr, "ssim": ssim, "mae": pytest.approx(mae / 10), "lpips": lpips}
+        assert row.published == {data.name: expected}
+        assert (row.parameters, row.gmacs, row.seconds) == (parameters, gmacs, seconds)
+
+
+def test_jdrl():
+    found = {
+        (table, row.name, data): dict(values)
+        for table in ("jdrl-sdd", "jdrl-dpdd", "jdrl-journal")
+        for row in TABLES[table].rows
+        for data, values in row.published.items()
+    }
+    assert found == JDRL
+
+
+def test_meta_table1():
+    lines = META1.strip().splitlines()
+    assert len(lines) == len(TABLES["meta-table1"].rows)
+    for line in lines:
+        name, _, numbers = line.partition(")")
+        numbers = [float(n) for n in numbers.replace("/", " ").split()]
+        published = row_of("meta-table1", f"{name})").published
+        found = [
+            v for data in ("DVD", "REDS", "RealBlur-J") for v in (published[data]["psnr"], published[data]["ssim"])
+        ]
+        assert found == numbers
+
+
+def test_meta_table2():
+    assert len(TABLES["meta-table2"].rows) == 16
+    for model, values in META2.items():
+        for what, value in zip(("baseline", "cycle", "GAN", "GAN+cycle"), values, strict=True):
+            assert row_of("meta-table2", f"{model} ({what})").published == {"DVD": {"psnr": value}}
+
+
+def test_causiam():
+    table = TABLES["causiam-five"]
+    source, adapted = (row_of("causiam-five", name) for name in ("source", "CauSiam"))
+    assert [data.name for data in table.data] == ["DPDD", "RealDOF", "LFDOF", "RTF", "CUHK"]
+    for name, (images, before, after, ssim) in CAUSIAM.items():
+        if name == "average":
+            assert table.average_published == {"source": {"psnr": before}, "CauSiam": {"psnr": after, "ssim": ssim}}
+            assert sum(data.images for data in table.data) == images
+        else:
+            assert table.data_set(name).images == images
+            assert source.published[name] == {"psnr": before}
+            assert adapted.published[name] == {"psnr": after, "ssim": ssim}
+    quoted = [row.name for row in table.rows if row.published]
+    assert quoted == ["source", "CauSiam"]
+
+
+def test_tables_without_values_have_none():
+    for name in ("ifan-16bit", "ifan-dual", "ifan-table4", "jdrl-journal", "causiam-sweep"):
+        assert not any(row.published for row in TABLES[name].rows), name
+
+
+def test_every_row_can_be_measured_or_says_why():
+    for table in TABLES.values():
+        for row in table.rows:
+            if row.model and row.model != INPUT:
+                assert row.model in list_models("restorer"), (table.name, row.name)
+            if row.measurable and row.model != INPUT:
+                assert row.slot, (table.name, row.name)

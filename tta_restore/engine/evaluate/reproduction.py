@@ -1,0 +1,318 @@
+"""Measure the rows of a published table, keep their records and sample images, and write the results."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import json
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tta_restore import __version__
+from tta_restore.data.io.atomic import atomic_file
+from tta_restore.data.io.image import read_image, write_image
+from tta_restore.data.io.pixels import Image
+from tta_restore.engine.evaluate.dpdd import takes_views
+from tta_restore.engine.evaluate.protocols import Job, find_protocol
+from tta_restore.engine.evaluate.reproduce import (
+    Cost,
+    Outcome,
+    entries_of,
+    identity_of,
+    side_by_side,
+    write_values,
+)
+from tta_restore.engine.evaluate.runner import open_lpips
+from tta_restore.engine.evaluate.stream import FrameRecord, StreamResult
+from tta_restore.engine.evaluate.tables import INPUT, Row, Table
+from tta_restore.engine.report import plots
+from tta_restore.engine.report.comparison import Comparison, write_comparison
+from tta_restore.engine.report.page import Sample, require_packages
+from tta_restore.engine.report.table import lay_out
+from tta_restore.engine.run.device import resolve_device
+from tta_restore.engine.run.models import build_module, load_restorer
+from tta_restore.engine.train.loop import Processes
+from tta_restore.models import Restorer, count_macs, list_models
+
+__all__ = ["Reproduction", "cost_of"]
+
+_SIDE = 320  # of the crop that is shown, in pixels
+_SHARP = "sharp original"
+
+
+@dataclass
+class Reproduction:
+    """Run of a table.
+
+    Attributes:
+        table: with the chosen rows.
+        domains: folder of every data set that there is.
+        counts: number of images in each.
+        files: files of weights by name.
+        sources: models by name, which replace those of the rows.
+        out: folder for everything.
+        limit: first images of each data set only.
+        device: of everything; None takes a CUDA device where there is one.
+        progress: show progress on stderr.
+    """
+
+    table: Table
+    domains: Mapping[str, Path]
+    counts: Mapping[str, int]
+    files: Mapping[str, str]
+    sources: Mapping[str, str]
+    out: Path
+    limit: int | None = None
+    device: str | None = None
+    progress: bool = True
+
+    def measure(
+        self,
+        rows: Sequence[Row],
+        *,
+        lpips_weights: str | Path | None = None,
+        missing: Sequence[str] = (),
+        say: Callable[[str], None] = print,
+    ) -> Outcome | None:
+        """Measure rows, print tables, and write report, CSV and JSON.
+
+        Args:
+            rows: that have what they need.
+            lpips_weights: see :class:`tta_restore.metrics.Lpips`.
+            missing: lines for the report.
+            say: receives the text for the user.
+
+        Returns:
+            The values; None in all processes but the first.
+
+        Raises:
+            UsageError: the device or a package is missing.
+        """
+        require_packages("torchmetrics", "jinja2", "matplotlib", "skimage")
+        device = resolve_device(self.device)
+        lpips, without = None, []
+        if any("lpips" in data.quantities for data in self.table.data):
+            lpips, without = open_lpips(lpips_weights, device)
+        failed: dict[str, str] = {}
+        costs: dict[str, tuple[Cost, Cost]] = {}
+        records: dict[str, list[FrameRecord]] = {}
+        with Processes.join(device) as processes:
+            if self.table.stream and processes.count > 1:
+                for row in rows[processes.rank :: processes.count]:
+                    self._row(row, device, lpips, Processes(), {}, {})
+                processes.wait()
+                if not processes.first:
+                    return None
+                processes = Processes()
+            for row in self.table.rows:
+                if row in rows:
+                    found = self._row(row, device, lpips, processes, costs, failed)
+                    if found is not None:
+                        records[row.name] = found
+                else:
+                    costs[row.name] = (_published_cost(row), self._cost_without_weights(row))
+            processes.wait()
+            if not processes.first:
+                return None
+        outcome = Outcome(
+            self.table, entries_of(self.table, records), costs, tuple(missing), failed, tuple(records)
+        )  # fmt: skip
+        for title, header, lines in side_by_side(outcome):
+            say(lay_out(title, header, lines) + "\n")
+        for line in [*without, *(f"{row} failed: {why}" for row, why in failed.items())]:
+            say(line)
+        self._write(outcome, records, [*self.table.notes, *without], device)
+        return outcome
+
+    def _row(
+        self,
+        row: Row,
+        device: str,
+        lpips: Any,
+        processes: Processes,
+        costs: dict[str, tuple[Cost, Cost]],
+        failed: dict[str, str],
+    ) -> list[FrameRecord] | None:
+        """Return the records of a row; None where it failed, with the reason in ``failed``."""
+        try:
+            restorer = self._restorer(row, device)
+            networks = {key: self.files[name] for key, name in row.networks.items()}
+            protocol = find_protocol(self.table.protocol)
+            found: list[FrameRecord] = []
+            groups = [self.domains] if self.table.stream else [{name: path} for name, path in self.domains.items()]
+            for domains in groups:
+                folder = self.out / "run" / f"{row.file}.{self._identity(row, domains, lpips)}"
+                folder.mkdir(parents=True, exist_ok=True)
+                found += protocol(
+                    Job(
+                        self.table, row, domains, restorer, networks, folder, device, self.limit, lpips,
+                        self._keep(row), processes, self.progress,
+                    )
+                )  # fmt: skip
+        except (ValueError, TypeError, ImportError, RuntimeError, OSError) as error:
+            if processes.count > 1:
+                raise  # the others wait for this one
+            failed[row.name] = " ".join(str(error).split()) or type(error).__name__
+            costs[row.name] = (_published_cost(row), Cost())
+            return None
+        seconds = sum(record.wall_seconds for record in found) / max(len(found), 1)
+        measured = Cost() if restorer is None else cost_of(restorer, self.table.macs_size)
+        costs[row.name] = (_published_cost(row), replace(measured, seconds=None if restorer is None else seconds))
+        return found
+
+    def _restorer(self, row: Row, device: str) -> Restorer | None:
+        if row.model == INPUT:
+            return None
+        given = self.sources.get(row.slot) or self.sources.get(row.slot.removesuffix("-meta"))  # the same architecture
+        source, file = given or row.model, self.files.get(row.slot)
+        if not source:
+            return load_restorer(str(file), device=device)
+        own = row.config if source == row.model else {}
+        return load_restorer(source, device=device, checkpoint=file, config=own)
+
+    def _cost_without_weights(self, row: Row) -> Cost:
+        """Return parameters and MACs of a built-in network that has no weights here."""
+        if row.model not in list_models("restorer"):
+            return Cost()
+        try:
+            module = build_module(row.model, config={**row.config, "device": "meta"})
+            return cost_of(Restorer(module), self.table.macs_size)
+        except (ValueError, RuntimeError, NotImplementedError):
+            return Cost()
+
+    def _identity(self, row: Row, domains: Mapping[str, Path], lpips: Any) -> str:
+        """Return what tells a run of a row from those of other weights, settings or data."""
+
+        def stamp(file: str | None) -> Any:
+            path = Path(file or "")
+            return [str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns] if path.is_file() else file
+
+        networks = {key: stamp(self.files[name]) for key, name in row.networks.items()}
+        data = {name: [str(Path(path).resolve()), self.counts[name]] for name, path in domains.items()}
+        return identity_of(
+            asdict(row) | {"published": None, "reason": None, "source": None}, self.table.protocol, self.table.bits,
+            stamp(self.files.get(row.slot)), dict(self.sources), networks, data, self.limit, lpips is not None,
+        )  # fmt: skip
+
+    def _keep(self, row: Row) -> Callable[[str, int, Tensor, Tensor, Tensor], None]:
+        def keep(name: str, index: int, blurry: Tensor, sharp: Tensor, restored: Tensor) -> None:
+            if index != self.counts[name] // 2:
+                return
+            for title, image in ((INPUT, blurry), (_SHARP, sharp), (row.name, restored)):
+                path = self._picture(name, title)
+                if title != row.name and path.exists():
+                    continue
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_image(path, Image(_crop(image).clamp(0, 1)), bit_depth=8)
+
+        return keep
+
+    def _picture(self, data: str, title: str) -> Path:
+        named = Row(title).file
+        return self.out / "pictures" / f"{data}.{named}.png"
+
+    def _samples(self, records: Mapping[str, Sequence[FrameRecord]]) -> list[Sample]:
+        """Return the middle image of every data set, as the rows restored it."""
+        samples = []
+        for name in self.domains:
+            pictures, psnr = {}, {}
+            for title in (INPUT, *(row for row in records if row != INPUT)):
+                path = self._picture(name, title)
+                if path.exists():
+                    pictures[title] = read_image(path).as_rgb()
+                own = [r for r in records.get(title, ()) if r.family == name]
+                if len(own) > self.counts[name] // 2:
+                    psnr[title] = own[self.counts[name] // 2].psnr
+            sharp = self._picture(name, _SHARP)
+            if len(pictures) < 2 or not sharp.exists():
+                continue
+            *_, after = pictures
+            rule = f"The middle image of the data set, its central {_SIDE} pixels; PSNR of the whole image."
+            samples.append(Sample(name, rule, pictures, read_image(sharp).as_rgb(), psnr, INPUT, after))
+        return samples
+
+    def _write(
+        self, outcome: Outcome, records: Mapping[str, Sequence[FrameRecord]], notes: Sequence[str], device: str
+    ) -> None:
+        table, out = self.table, self.out
+        everything = StreamResult(tuple(record for own in records.values() for record in own))
+        everything.to_csv(out / "frames.csv")
+        if table.protocol == "meta":
+            _write_clips(out / "clips.csv", everything.records)
+        write_values(out / "table.csv", outcome)
+        facts = {
+            "table": f"{table.name}: {table.title}",
+            "data": ", ".join(f"{name} ({self.counts[name]} images, {path})" for name, path in self.domains.items()),
+            "weights": ", ".join(f"{name}={file}" for name, file in self.files.items()) or "none",
+            "models": ", ".join(f"{name}={source}" for name, source in self.sources.items()) or "built-in ones",
+            "limit": "none" if self.limit is None else f"the first {self.limit} images of each data set",
+            "device": device,
+            "versions": f"tta_restore {__version__}, torch {torch.__version__}, Python {platform.python_version()}",
+        }
+        content = {
+            "table": table.name, "title": table.title, "source": table.source, "facts": facts, "notes": list(notes),
+            "missing": list(outcome.missing), "failed": dict(outcome.failed),
+            "values": [asdict(entry) | {"difference": entry.difference} for entry in outcome.entries],
+            "costs": {row: {"published": asdict(p), "measured": asdict(m)} for row, (p, m) in outcome.costs.items()},
+        }  # fmt: skip
+        with atomic_file(out / "results.json") as partial:
+            partial.write_text(json.dumps(content, indent=1), encoding="utf-8")
+        plot = ""
+        if table.stream and everything.records:
+            colors = {row: plots.PALETTE[order % len(plots.PALETTE)] for order, row in enumerate(records)}
+            plot = plots.psnr_over_stream(everything, list(records), colors)
+        if self.limit is not None:
+            notes = [f"Only the first {self.limit} images of each data set: not comparable.", *notes]
+        remarks = {row.name: row.reason for row in table.rows if row.reason}
+        page = Comparison(
+            table.title, f"{outcome}.", table.source, side_by_side(outcome), remarks, self._samples(records), plot,
+            outcome.missing, outcome.failed, notes, facts,
+        )  # fmt: skip
+        write_comparison(out / "report.html", page)
+
+
+def cost_of(restorer: Restorer, size: tuple[int, int]) -> Cost:
+    """Return parameters and MACs of a network for one image of a size (H, W); None for what cannot be counted."""
+    module = restorer.module
+    if not isinstance(module, torch.nn.Module):
+        return Cost()
+    parameters = sum(p.numel() for p in module.parameters()) / 1e6
+    spec = restorer.spec
+    channels = 3 if spec is None else spec.in_channels or 3
+    shape = [1, channels, *size] if spec is None or spec.frames == 1 else [1, spec.frames or 5, channels, *size]
+    image = torch.empty(shape, device="meta")
+    try:
+        module = copy.deepcopy(module).to("meta")  # the topology: kernels of a device may merge layers
+        gmacs = count_macs(module, *[image] * (3 if takes_views(restorer) else 1)).with_additions / 1e9
+    except Exception:  # control flow that depends on values, ops without a fake kernel: code of any project
+        gmacs = None
+    return Cost(parameters, gmacs)
+
+
+def _published_cost(row: Row) -> Cost:
+    return Cost(row.parameters, row.gmacs, row.seconds)
+
+
+def _crop(image: Tensor) -> Tensor:
+    """Return the center of (C, H, W)."""
+    top, left = (max(side - _SIDE, 0) // 2 for side in image.shape[-2:])
+    return image[..., top : top + _SIDE, left : left + _SIDE].contiguous()
+
+
+def _write_clips(path: Path, records: Sequence[FrameRecord]) -> None:
+    """Write the means of every video, a row each."""
+    groups: dict[tuple[str, str, str], list[FrameRecord]] = {}
+    for record in records:
+        groups.setdefault((record.method, record.family, record.photo), []).append(record)
+    with atomic_file(path) as partial, open(partial, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["row", "data set", "video", "frames", "psnr", "ssim"])
+        for (row, data, clip), own in groups.items():
+            means = [sum(getattr(r, name) for r in own) / len(own) for name in ("psnr", "ssim")]
+            writer.writerow([row, data, clip, len(own), *means])
