@@ -9,6 +9,8 @@ from safetensors.torch import load_file
 from tta_restore.cli import main
 from tta_restore.data.io.image import write_image
 from tta_restore.data.io.pixels import Image
+from tta_restore.engine.run.models import load_restorer
+from tta_restore.engine.train.misaligned import train_misaligned_from_config
 from tta_restore.models import create_model
 
 CONFIG = """
@@ -99,3 +101,81 @@ def test_bundled_photographs_need_no_folder():
 def test_missing_file(tmp_path, capsys):
     assert main(["train", "misaligned", "--config", str(tmp_path / "none.toml")]) == 2
     assert "no such file" in capsys.readouterr().err
+
+
+def data_set(root, count=3):
+    for number in range(count):
+        generator = torch.Generator().manual_seed(number)
+        for folder in ("train_patches/blur", "train_patches/gt", "test/blur", "test/gt"):
+            write_image(root / folder / f"{number}.png", Image(torch.rand(3, 50, 52, generator=generator)))
+
+
+PRESET = """
+[model]
+name = "jdrl_unet"
+width = 2
+blur_map = {blur_map}
+[data]
+layout = "sdd"
+root = "{root}"
+size = 48
+[flow]
+name = "lucas_kanade"
+levels = 1
+iterations = 1
+window = 11
+[reblur]
+width = 2
+[settings]
+preset = "{preset}"
+reblur_weight = 0.25
+[validation]
+layout = "sdd"
+root = "{root}"
+limit = 2
+[run]
+steps = 2
+batch_size = 2
+log_every = 1
+draw_every = 0
+validate_every = 1
+progress = false
+"""
+
+
+@pytest.mark.parametrize(
+    ("preset", "blur_map", "lr", "halve"),
+    [("conference", "false", 2e-5, 60), ("journal", "true", 1e-5, 70), ("released", "true", 1e-5, 70)],
+)
+def test_presets_count_epochs_of_the_data_and_the_best_weights_are_kept(tmp_path, preset, blur_map, lr, halve):
+    data_set(tmp_path / "SDD")
+    (tmp_path / "c.toml").write_text(PRESET.format(preset=preset, root=tmp_path / "SDD", blur_map=blur_map))
+    objective = train_misaligned_from_config(tmp_path / "c.toml", out=tmp_path / "out")
+    settings = objective.settings
+    assert (settings.lr, settings.halve_every, settings.warm_up) == (lr, 2 * halve, 2 * 15)  # 3 pairs, batches of 2
+    assert (settings.align_corners, settings.border, settings.reblur_weight) == (False, 0, 0.25)
+    score = json.loads((tmp_path / "out/best/score.json").read_text())
+    lines = [json.loads(line) for line in (tmp_path / "out/log.jsonl").read_text().splitlines()]
+    validated = [line["validation/psnr"] for line in lines if "validation/psnr" in line]
+    assert len(validated) == 2
+    assert score["psnr"] == max(validated)
+    assert {"validation/psnr", "validation/plain_psnr"} <= {name for line in lines for name in line}
+    # the result loads by its file alone, and so does the best one and the state of the run
+    images = torch.rand(1, 3, 32, 32)
+    for file in ("restorer.safetensors", "best/restorer.safetensors", "state.pt"):
+        restorer = load_restorer(str(tmp_path / "out" / file))
+        assert restorer(images).shape == images.shape
+
+
+def test_presets_need_epochs_and_validation_needs_pairs(tmp_path, capsys):
+    (tmp_path / "pictures").mkdir()
+    write_image(tmp_path / "pictures/one.png", Image(torch.rand(3, 150, 300)))
+    text = CONFIG.format(blur_map="false", pictures=tmp_path / "pictures")
+    for change, message in (
+        (("warm_up = 1", 'preset = "journal"'), "[settings] preset 'journal' counts epochs: give steps_per_epoch"),
+        (("warm_up = 1", 'preset = "mine"'), "[settings] preset: expected one of"),
+        (("[settings]", '[validation]\nlayout = "sdd"\n[settings]'), "[validation] expected root and layout, one of"),
+    ):
+        (tmp_path / "c.toml").write_text(text.replace(*change))
+        assert main(["train", "misaligned", "--config", str(tmp_path / "c.toml"), "--out", str(tmp_path / "out")]) == 2
+        assert message in capsys.readouterr().err

@@ -178,6 +178,11 @@ class FolderPairs:
 
     def __init__(self, pairs: Sequence[tuple[Path, Path]], *, size: int = 256) -> None:
         self._crops = FolderCrops([PairFiles(*paths) for paths in pairs], size=size, augmentation=None)
+        self._count = len(pairs)
+
+    def __len__(self) -> int:
+        """Return the number of pairs."""
+        return self._count
 
     def __call__(self, count: int, generator: torch.Generator) -> MisalignedPair:
         """Return the next batch."""

@@ -177,6 +177,10 @@ class MisalignedSettings:
         reblur_lr: of the reblurring module; None for the same.
         halve_every: steps after which the learning rates halve; 0 for never.
         precision: ``"bf16"`` runs the networks in bfloat16 autocast.
+        preset: in a configuration, values of entries that are not given: ``"ours"``; ``"conference"`` or ``"journal"``,
+            those of the released trainers; ``"released"``, of the one that the model belongs to; ``"multi_stage"``, of
+            the recipe for MPRNet.
+        steps_per_epoch: steps that the epochs of a preset have; 0 for one pass over the pairs of the data set.
     """
 
     reblur_first: int = 0
@@ -195,6 +199,8 @@ class MisalignedSettings:
     reblur_lr: float | None = None
     halve_every: int = 0
     precision: Literal["fp32", "bf16"] = "fp32"
+    preset: Literal["ours", "conference", "journal", "released", "multi_stage"] = "ours"
+    steps_per_epoch: int = 0
 
     def __post_init__(self) -> None:
         for name in ("reblur_first", "warm_up", "reblur_weight", "map_weight", "edge_weight", "border", "halve_every"):
@@ -211,6 +217,20 @@ class MisalignedSettings:
         own["halve_every"] *= steps_per_epoch
         kept: dict[str, Any] = {"align_corners": False, "border": 0, "map_compare": "signed", "map_detach": False}
         return MisalignedSettings(warm_up=15 * steps_per_epoch, **own, **kept)
+
+    @staticmethod
+    def of_preset(name: str, *, steps_per_epoch: int, journal: bool = False) -> MisalignedSettings:
+        """Return the settings of a preset; ``journal`` decides what "released" is.
+
+        Raises:
+            ValueError: the preset counts epochs, and ``steps_per_epoch`` is not positive.
+        """
+        if name in ("conference", "journal", "released"):
+            if steps_per_epoch < 1:
+                raise ValueError(f"[settings] preset {name!r} counts epochs: give steps_per_epoch")
+            journal = name == "journal" or (name == "released" and journal)
+            return MisalignedSettings.released(steps_per_epoch=steps_per_epoch, journal=journal)
+        return MisalignedSettings.multi_stage() if name == "multi_stage" else MisalignedSettings()
 
     @staticmethod
     def multi_stage(**changes: Any) -> MisalignedSettings:
@@ -397,6 +417,8 @@ class MisalignedConfig:
         data: layout, root and split of a data set, or pictures: a folder or "bundled"; size of crops in pixels.
         flow: optical flow estimator: name (raft, lucas_kanade, pwc, auto) and checkpoint.
         reblur: keywords of the reblurring network.
+        validation: layout and root of a data set, split and limit, or pictures = "bundled"; none for no validation. The
+            weights with the highest PSNR, against the aligned sharp image, are kept in best/.
         settings: stages, loss weights and schedule.
         run: length and folder.
     """
@@ -405,6 +427,7 @@ class MisalignedConfig:
     data: dict[str, Any] = field(default_factory=dict)
     flow: dict[str, Any] = field(default_factory=dict)
     reblur: dict[str, Any] = field(default_factory=dict)
+    validation: dict[str, Any] = field(default_factory=dict)
     settings: MisalignedSettings = field(default_factory=MisalignedSettings)
     run: TrainingRun = field(default_factory=TrainingRun)
 

@@ -5,7 +5,7 @@ Source: JDRL (Li et al., AAAI 2023); Reblurring-guided defocus deblurring (Ren e
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tta_restore import losses, ops
+from tta_restore import losses, metrics, ops
 from tta_restore._core import checks
 from tta_restore.data.datasets.layouts import LAYOUTS, find_pairs
 from tta_restore.data.datasets.misaligned import (
@@ -25,7 +25,10 @@ from tta_restore.data.datasets.misaligned import (
     inverse_motion,
     load_sharp_images,
 )
+from tta_restore.data.io.image import read_image
+from tta_restore.data.synthetic import photos
 from tta_restore.engine.report.images import contact_sheet
+from tta_restore.engine.run.settings import nested, read_settings
 from tta_restore.engine.train.build import (
     Built,
     build_network,
@@ -35,7 +38,7 @@ from tta_restore.engine.train.build import (
     seeded,
     usage_errors,
 )
-from tta_restore.engine.train.config import MisalignedConfig, MisalignedSettings, TrainingRun, read_config
+from tta_restore.engine.train.config import MisalignedConfig, MisalignedSettings, TrainingRun, read_config, section_of
 from tta_restore.engine.train.loop import Objective, StepOutput, train
 from tta_restore.models import as_restorer
 from tta_restore.models.jdrl import BlurConditioned, JDRLReblur
@@ -45,6 +48,7 @@ from tta_restore.nn.reblur import KERNEL_SIZES
 __all__ = [
     "MisalignedObjective",
     "MisalignedPairSource",
+    "aligned_psnr",
     "blur_radius",
     "draw_step",
     "mixed_kernels",
@@ -110,6 +114,10 @@ class MisalignedObjective(Objective):
         )
         parts = {"pair": _sum(pairs)} | self._edge_parts(images, found)
         return StepOutput.sum_of(parts | self._reblur_parts(images, found, blur_map), found)
+
+    def restored(self, blurry: Tensor) -> Tensor:
+        """Return the restoration, clipped to [0, 1]. Shape: (B, 3, H, W) -> the same."""
+        return self._restore(blurry, 1.0)[0][0].clamp(0, 1)
 
     def groups(self) -> list[dict[str, Any]]:
         """Parameter groups of the optimizer."""
@@ -267,13 +275,25 @@ def train_misaligned(
     reblur: JDRLReblur | None = None,
     flow: Callable[[Tensor, Tensor], Tensor] | None = None,
     settings: MisalignedSettings = MisalignedSettings(),
+    validation: Iterable[MisalignedPair] = (),
     built: dict[str, Built] | None = None,
     on_step: Callable[[int, StepOutput], None] | None = None,
 ) -> MisalignedObjective:
     """Train a restorer on misaligned pairs and return the objective that holds it, in eval mode.
 
     Runs as :func:`tta_restore.engine.train.loop.train` says, and writes ``restorer.safetensors`` and
-    ``reblur.safetensors``.
+    ``reblur.safetensors``, and to ``best/`` those with the highest PSNR in validation.
+
+    Args:
+        restorer: any module from (B, 3, H, W) to the same; initial weights are its own.
+        source: makes batches, such as :class:`tta_restore.data.datasets.misaligned.FolderPairs`.
+        run: how long and where to.
+        reblur: reblurring network; None for a new one.
+        flow: optical flow estimator; None for Lucas-Kanade.
+        settings: stages and weights.
+        validation: pairs that PSNR is measured on, see :func:`aligned_psnr`, gone through anew every time.
+        built: see :attr:`Objective.built`.
+        on_step: called after every step.
 
     Raises:
         UsageError: ``run.out`` holds the state of a run with other settings.
@@ -282,7 +302,38 @@ def train_misaligned(
         torch.manual_seed(run.seed)
         objective = MisalignedObjective(restorer, reblur, flow=flow or LucasKanade(), settings=settings)
     objective.built = built or {}
-    return train(objective, source, run, on_step=on_step)
+    validate = None
+    if not isinstance(validation, (list, tuple)) or validation:
+        validate = lambda current: aligned_psnr(current, validation, run.device)  # noqa: E731
+    return train(objective, source, run, validate=validate, on_step=on_step)
+
+
+@torch.no_grad()
+def aligned_psnr(
+    objective: MisalignedObjective, pairs: Iterable[MisalignedPair], device: str = "cpu"
+) -> dict[str, float]:
+    """Return the mean PSNR in dB of restorations, against the aligned sharp image ("psnr") and as it is ("plain_psnr").
+
+    The aligned image is that of the pair where it is known, else the sharp image, warped by the flow from the
+    restoration.
+
+    Raises:
+        ValueError: there are no pairs.
+    """
+    aligned, plain = [], []
+    for pair in pairs:
+        blurry, sharp = pair.blurry.to(device), pair.sharp.to(device)
+        restored = objective.restored(blurry)
+        target = None if pair.aligned is None else pair.aligned.to(device)
+        if target is None:
+            found = objective.flow(restored, sharp)
+            options: dict[str, Any] = {"align_corners": objective.settings.align_corners}
+            target = ops.flow_warp(sharp, found, padding_mode="border", **options)
+        aligned += metrics.psnr(restored, target).tolist()
+        plain += metrics.psnr(restored, sharp).tolist()
+    if not aligned:
+        raise ValueError("aligned_psnr: expected at least one pair to validate on")
+    return {"psnr": sum(aligned) / len(aligned), "plain_psnr": sum(plain) / len(plain)}
 
 
 def train_misaligned_from_config(
@@ -306,25 +357,71 @@ def train_misaligned_from_config(
     """
     chosen = read_config(config, MisalignedConfig, out=out, steps=steps, device=device)
     with usage_errors(config):
+        source = _source(chosen.data)
+        content = nested(config if isinstance(config, Mapping) else read_settings(config))
+        settings = _with_preset(content.get("settings") or {}, chosen, source)
         with seeded(chosen.run.seed):
             restorer = build_network(chosen.model, default="jdrl_unet")
             reblur = JDRLReblur(**chosen.reblur)
         flow = create_flow(**({"name": "auto"} | chosen.flow))
-        source = _source(chosen.data)
-        built = {"restorer": described(chosen.model, default="jdrl_unet")}
-        built["reblur"] = ("jdrl_reblur", dict(chosen.reblur))
         return train_misaligned(
             restorer,
             source,
             chosen.run,
             reblur=reblur,
             flow=flow,
-            settings=chosen.settings,
+            settings=settings,
+            validation=_validation(chosen.validation) if chosen.validation else (),
             built={
                 "restorer": described(chosen.model, default="jdrl_unet"),
                 "reblur": ("jdrl_reblur", dict(chosen.reblur)),
             },
         )
+
+
+def _with_preset(
+    given: Mapping[str, Any], chosen: MisalignedConfig, source: MisalignedPairSource
+) -> MisalignedSettings:
+    """Return the settings of the section's preset, with the entries that are given in their place."""
+    preset = chosen.settings.preset
+    if preset == "ours":
+        return chosen.settings
+    steps = chosen.settings.steps_per_epoch
+    if not steps and isinstance(source, FolderPairs):
+        steps = -(-len(source) // chosen.run.batch_size)
+    journal = chosen.model.get("name") == "jdrl_journal" or bool(chosen.model.get("blur_map"))
+    values = asdict(MisalignedSettings.of_preset(preset, steps_per_epoch=steps, journal=journal))
+    return section_of("settings", MisalignedSettings, values | dict(given))
+
+
+class _WholePairs:
+    """Pairs of files, whole, cropped to sides that are multiples of 16; read when asked for."""
+
+    def __init__(self, pairs: Sequence[tuple[Path, Path]]) -> None:
+        self.pairs = pairs
+
+    def __iter__(self) -> Iterator[MisalignedPair]:
+        for paths in self.pairs:
+            blurry, sharp = (read_image(path).as_rgb()[None] for path in paths)
+            height, width = (side // 16 * 16 for side in blurry.shape[-2:])
+            yield MisalignedPair(blurry[..., :height, :width], sharp[..., :height, :width])
+
+
+def _validation(section: Mapping[str, Any]) -> Iterable[MisalignedPair]:
+    """Whole pairs of a data set, or ``pictures = "bundled"``: generated pairs of the photos kept for development."""
+    options = dict(section)
+    if options.pop("pictures", None) == "bundled":
+        size, count = expect_size(options.pop("size", 96), "validation"), options.pop("count", 4)
+        checks.expect_keywords("[validation]", Misalignment, options)
+        source = GeneratedPairs(bundled_images(size + 64, photos.DEV), size=size, misalignment=Misalignment(**options))
+        generator = torch.Generator().manual_seed(1)
+        return [source(1, generator) for _ in range(count)]
+    layout, limit = options.pop("layout", None), options.pop("limit", None)
+    if layout not in LAYOUTS or "root" not in options:
+        raise ValueError(f"[validation] expected root and layout, one of {', '.join(LAYOUTS)}, or pictures = 'bundled'")
+    split = options.pop("split", "val" if "val" in LAYOUTS[layout] else "test")
+    checks.expect_keywords("[validation]", find_pairs, options)
+    return _WholePairs(find_pairs(options.pop("root"), layout, split)[:limit])
 
 
 def _source(section: Mapping[str, Any]) -> MisalignedPairSource:
