@@ -5,14 +5,15 @@ import csv
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 
 from tta_restore.cli import main
 from tta_restore.data.datasets.layouts import find_pairs
-from tta_restore.data.io.image import write_image
+from tta_restore.data.io.image import read_image, write_image
 from tta_restore.data.io.pixels import Image
 from tta_restore.data.synthetic import photos
 from tta_restore.engine.evaluate.pairs import evaluate_pairs
-from tta_restore.models import as_restorer
+from tta_restore.models import as_restorer, create_model
 from tta_restore.models.optical_flow import LucasKanade
 
 
@@ -53,3 +54,28 @@ def test_on_the_command_line(data, capsys, monkeypatch):
     assert float(rows[0]["aligned_psnr"]) > float(rows[0]["psnr"])
     assert main(["evaluate-pairs", "data", "--layout", "sdd", "--model", "plain:Model"]) == 2
     assert "expected test/blur and test/gt in it for sdd" in capsys.readouterr().err
+
+
+def test_blur_maps_kernels_and_masks_are_written(data, capsys):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model, reblur = create_model("jdrl_journal", width=2, map_width=4), create_model("jdrl_reblur", width=2)
+    torch.save(model.state_dict(), data / "model.pth")
+    torch.save(reblur.state_dict(), data / "reblur.pth")
+    arguments = ["evaluate-pairs", str(data / "data"), "--layout", "folders", "--model", "jdrl_journal"]
+    arguments += ["--checkpoint", str(data / "model.pth"), "--reblur", str(data / "reblur.pth"), "--multiple", "16"]
+    assert main([*arguments, "--flow", "lucas_kanade", "--maps", str(data / "maps")]) == 0
+    tensors = load_file(data / "maps/0000_0.safetensors")
+    shapes = {"blur_map": 35, "seeds": 35, "weights": 8, "flow": 2, "mask": 1, "blur_radius": 1}
+    assert {name: tuple(t.shape) for name, t in tensors.items()} == {n: (1, c, 96, 96) for n, c in shapes.items()}
+    blurry = read_image(data / "data/blurry/0.png").as_rgb()[None, :, :96, :96]
+    with torch.no_grad():
+        torch.testing.assert_close(tensors["blur_map"], model.estimator(blurry))
+        seeds, weights = reblur.predict(model.eval()(blurry), blurry)
+    torch.testing.assert_close(tensors["seeds"], seeds, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(tensors["weights"], weights, atol=1e-5, rtol=1e-4)
+    mask = read_image(data / "maps/0000_0.mask.png").as_rgb()
+    assert torch.equal(mask[:1], tensors["mask"][0])
+    assert {path.name for path in (data / "maps").iterdir()} == {
+        f"000{i}_{i}{end}" for i in range(2) for end in (".safetensors", ".png", ".mask.png", ".blur_radius.png")
+    }

@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from tta_restore import metrics, models
@@ -147,6 +148,16 @@ def test_the_command_line_with_ifan(data, tmp_path, capsys):
     rows = list(csv.DictReader((tmp_path / "one/frames.csv").read_text().splitlines()))
     found = next(float(row["psnr"]) for row in rows if (row["method"], row["family"]) == ("ifan", "DPDD"))
     assert found == pytest.approx(float(metrics.psnr(restored, sharp)), abs=1e-3)
+    # disparity and filters as tensors and images
+    shown = ["--data", f"RealDOF={data / 'RealDOF'}", "--save-pictures", "--out", str(tmp_path / "maps")]
+    assert main(["evaluate", "--model", "ifan", *arguments, *shown]) == 0
+    maps = load_file(tmp_path / "maps/maps/RealDOF/1.safetensors")
+    other = read_image(data / "RealDOF/source/1.png").pixels[None, :, :40, :48]
+    with torch.no_grad():
+        made = networks["ifan"].forward_train(other)
+    torch.testing.assert_close(maps["disparity"], made.disparity)
+    torch.testing.assert_close(maps["filter_strength"], made.filters.square().mean(1, keepdim=True).sqrt())
+    assert read_image(tmp_path / "maps/maps/RealDOF/1.disparity.png").pixels.shape[-2:] == (5, 6)
     # dual: the views are found and used
     arguments[1] = str(tmp_path / "ifan_dual.pytorch")
     assert main(["evaluate", "--model", "ifan_dual", *arguments, *data_sets[:2], "--out", str(tmp_path / "two")]) == 0

@@ -59,7 +59,7 @@ def evaluate(
         rounds: passes over all data sets, with --methods.
         limit: first images of each data set only.
         bits: 8 drops the lower bits of 16-bit files, as in the published protocol; 16 keeps them.
-        save_pictures: write all restored images.
+        save_pictures: write all restored images, and what IFAN and JDRL estimate: disparity, filters, blur map.
         lpips_weights: file of AlexNet's weights as torchvision publishes them; without it LPIPS is left out.
         device: such as cpu or cuda (default: cuda where there is one)
         out: folder for report, tables and the state of the run.

@@ -25,6 +25,7 @@ from tta_restore.data.datasets.layouts import FolderFrame, folder_frames
 from tta_restore.data.io.atomic import atomic_file
 from tta_restore.data.io.image import read_image, write_image
 from tta_restore.data.io.pixels import Image
+from tta_restore.engine.evaluate.maps import restorer_maps, write_maps
 from tta_restore.engine.evaluate.published import TABLES
 from tta_restore.engine.evaluate.runner import Unit, claim, open_lpips, run_units, task_of
 from tta_restore.engine.evaluate.stream import (
@@ -214,7 +215,8 @@ def run_published(
         bits: 8 cuts the lower bits of 16-bit files off, as the published numbers were measured; 16 keeps them.
         limit: first images of each data set only.
         lpips_weights: see :class:`tta_restore.metrics.Lpips`; without them LPIPS is left out, and said.
-        save_pictures: write all results.
+        save_pictures: write all results, and below ``maps/`` the disparity and the strength of the filters of IFAN, or
+            the blur map of a restorer that has one.
         device: where to run; None takes a CUDA device where there is one.
         progress: show a bar on stderr where it is a terminal.
         say: takes the text for the user.
@@ -249,6 +251,10 @@ def run_published(
         if save_pictures or frame.sharp_path is None:
             path = out / "pictures" / frame.family / places[index]
             write_image(path, Image(frame.back(output)[0].clamp(0, 1).cpu()), bit_depth=8)
+        if save_pictures:
+            found = restorer_maps(restorer, *inputs_of(frame, device))
+            found = {kind: frame.back(tensor).float() for kind, tensor in found.items()}
+            write_maps(out / "maps" / frame.family / places[index].with_suffix(""), found)
 
     def measure(name: str, index: int) -> list[FrameRecord]:
         frame, look = frames[index], name != INPUT

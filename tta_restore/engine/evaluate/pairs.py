@@ -14,16 +14,18 @@ from torch import Tensor
 from tta_restore import metrics, ops
 from tta_restore.data.datasets.layouts import find_pairs
 from tta_restore.data.io.image import read_image
+from tta_restore.engine.evaluate.maps import pair_maps, write_maps
 from tta_restore.engine.evaluate.runner import Unit, run_folder, run_units
 from tta_restore.engine.evaluate.stream import IDENTICAL, FrameRecord, StreamResult
 from tta_restore.engine.run.device import resolve_device
 from tta_restore.engine.run.methods import expect_one_input
-from tta_restore.engine.run.models import expect_restorer
-from tta_restore.engine.run.outputs import expect_file
+from tta_restore.engine.run.models import build_module, expect_restorer
+from tta_restore.engine.run.outputs import expect_file, expect_folder
 from tta_restore.engine.run.settings import Named
 from tta_restore.engine.run.usage import UsageError
 from tta_restore.engine.train.loop import Processes
 from tta_restore.models import Restorer
+from tta_restore.models.jdrl import JDRLReblur
 from tta_restore.models.optical_flow import create_flow
 
 __all__ = ["evaluate_pairs", "evaluate_pairs_dataset", "summarize"]
@@ -43,6 +45,8 @@ def evaluate_pairs(
     folder: Path | None = None,
     processes: Processes = Processes(),
     look: Callable[[int, Tensor, Tensor, Tensor], None] | None = None,
+    maps: Path | None = None,
+    reblur: JDRLReblur | None = None,
 ) -> list[FrameRecord]:
     """Restore the blurry file of every pair and compare it with the sharp one, as it is and warped.
 
@@ -63,6 +67,8 @@ def evaluate_pairs(
         folder: see :func:`tta_restore.engine.evaluate.runner.run_units`.
         processes: see there.
         look: called with the number of every pair, its blurry, sharp and restored image, (3, H, W) each.
+        maps: folder for what is estimated on the way, see :func:`tta_restore.engine.evaluate.maps.pair_maps`.
+        reblur: reblurring network for the kernels among them.
 
     Raises:
         ValueError: there are no pairs, or the files of one differ in size.
@@ -85,6 +91,7 @@ def evaluate_pairs(
             restored = blurry if restorer is None else restorer(blurry).clamp(0, 1)
         wall, cpu = time.perf_counter() - started, time.process_time() - cpu
         values = {"input_psnr": _psnr(blurry, sharp)}
+        warped = None
         if flow is not None:
             first, second = (image.flip(1) if bgr else image for image in (restored, sharp))
             with torch.no_grad():
@@ -92,6 +99,10 @@ def evaluate_pairs(
                 warped = ops.flow_warp(sharp, found, padding_mode="border", align_corners=align_corners)
             values["aligned_psnr"] = _psnr(restored, warped)
             values["aligned_ssim"] = float(metrics.ssim(restored, warped, protocol=protocol).mean())
+        if maps is not None:
+            estimator = None if flow is None else lambda a, b: flow(a.flip(1), b.flip(1)) if bgr else flow(a, b)
+            found = pair_maps(restorer, blurry, sharp, restored, flow=estimator, warped=warped, reblur=reblur)
+            write_maps(maps / f"{index:04d}_{paths[0].stem}", found)
         if look is not None:
             look(index, blurry[0], sharp[0], restored[0])
         plain = {"psnr": _psnr(restored, sharp), "ssim": float(metrics.ssim(restored, sharp, protocol=protocol).mean())}
@@ -118,6 +129,8 @@ def evaluate_pairs_dataset(
     flow: str = "auto",
     flow_checkpoint: str | Path | None = None,
     multiple: int = 1,
+    maps: str | Path | None = None,
+    reblur: str | Path | None = None,
     device: str | None = None,
     out: str | Path | None = None,
     progress: bool = True,
@@ -134,6 +147,8 @@ def evaluate_pairs_dataset(
         flow: optical flow estimator: raft, lucas_kanade, pwc (needs --flow-checkpoint), or auto.
         flow_checkpoint: weights of the flow estimator, for pwc.
         multiple: crop images at the right and the bottom to a multiple of this, as JDRL's tests do to 16.
+        maps: folder for blur maps, kernels, masks and flow of every pair, as tensors and as images.
+        reblur: file of JDRL's reblurring network, for the kernels among the maps.
         device: such as cpu or cuda (default: cuda where there is one)
         out: CSV file, a row per pair; an interrupted run continues, and torchrun shares the pairs.
         progress: show progress on stderr.
@@ -152,12 +167,15 @@ def evaluate_pairs_dataset(
         pairs = find_pairs(root, layout, split)
         weights = {} if flow_checkpoint is None else {"checkpoint": flow_checkpoint}
         estimator = create_flow(flow, **weights).to(chosen)
+        blur: Any = None
+        if reblur is not None:
+            blur = build_module("jdrl_reblur", checkpoint=reblur, kind="reblurrer").to(chosen).eval()
         task = {"model": str(model), "checkpoint": str(checkpoint), "config": dict(config or {}), "flow": flow}
         task |= {"multiple": multiple, "pairs": [str(path) for path, _ in pairs]}
         with Processes.join(chosen) as processes, run_folder(out, task, processes) as folder:
             records = evaluate_pairs(
                 restorer, pairs, flow=estimator, multiple=multiple, device=chosen, folder=folder, processes=processes,
-                progress=progress,
+                progress=progress, maps=None if maps is None else expect_folder(maps, flag="--maps"), reblur=blur,
             )  # fmt: skip
             if out is not None and processes.first:
                 StreamResult(tuple(records)).to_csv(out)
