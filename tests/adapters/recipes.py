@@ -24,6 +24,7 @@ from tta_restore.adapters import (
     MetaTransfer,
     ReblurConsistency,
     ReblurPairs,
+    RoTTA,
     SelfDenoise,
     SelfEnsemble,
     Semantic,
@@ -202,4 +203,9 @@ RECIPES = {
         suits=lambda network: network not in ("compiled", "clips"),
     ),
     "roid": Recipe(configured(ROID, lr=3e-2)),
+    "rotta": Recipe(configured(RoTTA, lr=3e-2, capacity=2, interval=1, patch_size=16, ema=0.5)),
+    "rotta_official": Recipe(
+        configured(RoTTA, variant="official", lr=3e-2, capacity=3, interval=1, patch_size=16, ema=0.5),
+        suits=lambda network: network != "clips",
+    ),
 }

@@ -4,6 +4,7 @@ from tta_restore.adapters.adapter import Adapter
 from tta_restore.adapters.baselines.cotta import CoTTA
 from tta_restore.adapters.baselines.eata import EATA
 from tta_restore.adapters.baselines.entropy import ROID, Tent
+from tta_restore.adapters.baselines.rotta import RoTTA
 from tta_restore.adapters.baselines.sar import SAR
 from tta_restore.adapters.baselines.srtta import SRTTA
 from tta_restore.adapters.calibration import CalibrationReport, calibrate
@@ -44,6 +45,7 @@ __all__ = [
     "Plan",
     "ReblurConsistency",
     "ReblurPairs",
+    "RoTTA",
     "SelfDenoise",
     "SelfEnsemble",
     "Semantic",

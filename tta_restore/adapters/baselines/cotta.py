@@ -77,14 +77,14 @@ class CoTTA(SiamCTTA, method="cotta"):
         frame.metrics["anchor"] = float(sure)
         target = self.run("teacher", frame.region)
         if frame.metrics["anchor"] < self.confidence_threshold:
-            views = self.views if not self._random else [_augmentation(self.generator) for _ in range(32)]
+            views = self.views if not self._random else [random_augmentation(self.generator) for _ in range(32)]
             images = [back(self.run("teacher", there(frame.region)).image) for there, back in views]
             target = target.with_image(torch.stack(images).mean(0))
         frame.scratch["target"] = target
         return entropy(self.run("student", frame.region).image, target.image).mean()
 
 
-def _augmentation(generator: torch.Generator) -> View:
+def random_augmentation(generator: torch.Generator) -> View:
     """Return a random change of gain, gamma, place, angle and noise, and perhaps a flip; nothing undoes it."""
     gain, gamma, angle, right, down, noise, flip = torch.rand(
         7, generator=generator, dtype=torch.float32, device="cpu"

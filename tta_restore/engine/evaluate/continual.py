@@ -30,7 +30,7 @@ BASELINE = "self-ensemble"
 ALL = [
     *METHODS,
     "causiam[variant=ours]",
-    *(f"{name}[variant=official]" for name in ("tent", "cotta", "sar", "eata")),
+    *(f"{name}[variant=official]" for name in ("tent", "cotta", "sar", "eata", "rotta")),
 ]
 LIMITS = (
     "Methods are shown as published, or in the form that makes sense for pictures; a method that loses is left in.",

@@ -365,6 +365,7 @@ _CAUSIAM_FIVE = Table(
         _causiam("CoTTA", (), (), Named("cotta")),
         _causiam("SAR", (), (), Named("sar")),
         _causiam("EATA", (), (), Named("eata")),
+        _causiam("RoTTA", (), (), Named("rotta")),
         _causiam("SiamCTTA (all weights)", (), (), Named("siam-ctta")),
         _causiam(
             "CauSiam", (24.862, 23.713, 25.617, 24.399), (0.759, 0.687, 0.778, 0.785),

@@ -126,6 +126,7 @@ METHODS: MappingProxyType[str, tuple[Callable[..., Any], type[Adapter] | None]] 
         "sar": (adapters.SAR, adapters.SAR),
         "eata": (adapters.EATA, adapters.EATA),
         "roid": (adapters.ROID, adapters.ROID),
+        "rotta": (adapters.RoTTA, adapters.RoTTA),
         "srtta": (adapters.SRTTA, adapters.SRTTA),
         "self-ensemble": (adapters.SelfEnsemble, adapters.SelfEnsemble),
         "source": (Adapter, Adapter),

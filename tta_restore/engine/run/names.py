@@ -18,6 +18,7 @@ METHODS = (
     "sar",
     "eata",
     "roid",
+    "rotta",
     "srtta",
     "self-ensemble",
     "source",
