@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 from torch._C import _functorch
+from torch._decomp import register_decomposition
 from torch._ops import OpOverload
 from torch.autograd import forward_ad
 
@@ -61,7 +62,10 @@ def define(
 
     torch.library.register_autograd(f"tta_restore::{name}", bare_call, lib=LIBRARY)
     OPERATORS[name] = operator
-    return getattr(torch.ops.tta_restore, name).default
+    op = getattr(torch.ops.tta_restore, name).default
+    # torch.onnx.export replaces ops by what this table holds; torch.export, torch.compile and AOTInductor keep them.
+    register_decomposition(op)(reference)
+    return op
 
 
 _PLAIN = (Tensor, torch.nn.Parameter)

@@ -90,11 +90,13 @@ COMMANDS: Mapping[str, Command | Mapping[str, Command]] = {
         needs=("inputs", "out"),
     ),
     "export": Command(
-        "tta_restore.engine.run.calibrate:export_state",
-        "write the adapted model of a state as an ordinary checkpoint",
-        examples=("export --state camera.safetensors --model net.pth -o adapted.safetensors",),
+        "tta_restore.engine.run.export:export_model",
+        "write a model, or the adapted model of a state, as an ordinary checkpoint or as ONNX",
+        examples=(
+            "export --state camera.safetensors --model net.pth -o adapted.safetensors",
+            "export --model ifan --checkpoint IFAN.pytorch --onnx ifan.onnx",
+        ),
         flags={"out": ("-o", "--out")},
-        needs=("state", "out"),
     ),
     "evaluate": Command(
         "tta_restore.engine.evaluate.command:evaluate",

@@ -1,4 +1,4 @@
-"""Adapt a restorer to one camera on a few of its photos, and export the result as an ordinary checkpoint."""
+"""Adapt a restorer to one camera on a few of its photos, and write the result as an ordinary checkpoint."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from tta_restore.data.io.files import images_below
 from tta_restore.data.io.image import read_image
 from tta_restore.data.io.pixels import ImageError
 from tta_restore.engine.run.device import resolve_device
-from tta_restore.engine.run.methods import create_method, expect_one_input
+from tta_restore.engine.run.methods import expect_one_input
 from tta_restore.engine.run.models import expect_restorer
 from tta_restore.engine.run.outputs import expect_file
 from tta_restore.engine.run.settings import Named
 from tta_restore.engine.run.usage import UsageError
 
-__all__ = ["Calibration", "calibrate_model", "export_state", "write_checkpoint"]
+__all__ = ["Calibration", "calibrate_model", "write_checkpoint"]
 
 
 @dataclass(frozen=True)
@@ -129,48 +129,6 @@ def calibrate_model(
         partial.write_text(json.dumps(facts | text, indent=1), encoding="utf-8")
     say(f"{report}\n\nCheckpoint: {out}   report: {Path(out).with_suffix('.json')}")
     return Calibration(report, len(problems))
-
-
-def export_state(
-    *,
-    state: str | Path,
-    out: str | Path,
-    method: str = "recommended",
-    method_options: Mapping[str, Any] | None = None,
-    model: str | Named = "generalist",
-    checkpoint: str | Path | None = None,
-    config: Mapping[str, Any] | None = None,
-    role: str | None = None,
-    device: str | None = None,
-    say: Callable[[str], None] = print,
-) -> None:
-    """Write the model that a state of ``restore --state`` holds as an ordinary checkpoint with the model's own keys.
-
-    Args:
-        state: file that ``restore --state`` wrote.
-        out: checkpoint, a .safetensors file.
-        method: method of the state.
-        method_options: settings of the method.
-        model: restorer of the state.
-        checkpoint: weights of the model.
-        config: keywords of the model's builder.
-        role: source, student or teacher (default: the one whose restorations were written)
-        device: where everything runs.
-        say: receives the text for the user.
-
-    Raises:
-        UsageError: the state belongs to another method or model, or the method cannot be exported.
-    """
-    expect_file(out)
-    restorer = expect_restorer(model, device=resolve_device(device), checkpoint=checkpoint, config=config)
-    made = create_method(method, restorer, **(method_options or {}))
-    try:
-        made.load(state)
-        exported = made.adapter.export(role)
-    except (ValueError, TypeError, KeyError, OSError, RuntimeError) as error:
-        raise UsageError(f"--state {state}: {error}") from error
-    write_checkpoint(exported, out, {"source": str(model), "state": str(state)})
-    say(f"Checkpoint: {out}")
 
 
 def write_checkpoint(model: nn.Module, path: str | Path, metadata: Mapping[str, str]) -> None:

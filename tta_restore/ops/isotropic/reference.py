@@ -7,6 +7,7 @@ and weights at the same pixel alone, so derivatives of both parts are written ap
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -43,7 +44,8 @@ def _logits_adjoint(gradient: Tensor, branch: Branch) -> Tensor:
 
 def _taps(branch: Branch, like: Tensor) -> Tensor:
     counts = [*(ring.taps for ring in branch.rings), branch.corner_taps]
-    return like.new_tensor(counts)[:, None, None]
+    # no new_tensor here and below: torch.onnx.export cannot trace it
+    return torch.stack([like.new_full((1, 1), count) for count in counts])
 
 
 def _tap_weights(seeds: Tensor, branch: Branch) -> Tensor:
@@ -66,11 +68,12 @@ def _class_sums(image: Tensor, radius: int) -> Tensor:
     """Sum of the image over every class of offsets, zeros outside: (B, C, H, W) -> (B, C, classes, H, W)."""
     padded = F.pad(image, (radius,) * 4)
     h, w = image.shape[2:]
-    out = image.new_zeros(*image.shape[:2], len(symmetry.classes(radius)), h, w)
-    for i, (a, b) in enumerate(symmetry.classes(radius)):
-        for y, x in symmetry.offsets(a, b):
-            out[:, :, i] += padded[:, :, radius + y : radius + y + h, radius + x : radius + x + w]
-    return out
+
+    def of_class(a: int, b: int) -> Tensor:
+        moved = [padded[:, :, radius + y :, radius + x :][:, :, :h, :w] for y, x in symmetry.offsets(a, b)]
+        return functools.reduce(torch.add, moved)
+
+    return torch.stack([of_class(a, b) for a, b in symmetry.classes(radius)], 2)
 
 
 def _own_seeds(seeds: Tensor, branch: Branch) -> Tensor:
@@ -78,7 +81,7 @@ def _own_seeds(seeds: Tensor, branch: Branch) -> Tensor:
 
 
 def _to_classes(rings: Tensor, branch: Branch) -> Tensor:
-    return rings.index_select(1, torch.tensor(branch.ring_of_class, device=rings.device))
+    return torch.stack([rings[:, ring] for ring in branch.ring_of_class], 1)
 
 
 def _to_rings(classes: Tensor, branch: Branch) -> Tensor:
@@ -91,11 +94,11 @@ def _to_rings(classes: Tensor, branch: Branch) -> Tensor:
 def _coefficients(seeds: Tensor, weights: Tensor, kernel_sizes: Sequence[int]) -> Tensor:
     """(B, seeds, H, W), (B, 1+n, H, W) -> (B, classes, H, W): the kernels of all branches, mixed."""
     sizes = tuple(kernel_sizes)
-    out = weights.new_zeros(weights.shape[0], len(symmetry.classes(symmetry.largest_radius(sizes))), *weights.shape[2:])
-    out[:, 0] += weights[:, 0]
+    classes = len(symmetry.classes(symmetry.largest_radius(sizes)))
+    out = F.pad(weights[:, :1], (0, 0, 0, 0, 0, classes - 1))
     for n, branch in enumerate(symmetry.branches(sizes), 1):
-        kernel = _to_classes(_tap_weights(_own_seeds(seeds, branch), branch), branch)
-        out[:, : kernel.shape[1]] += weights[:, n, None] * kernel
+        kernel = weights[:, n, None] * _to_classes(_tap_weights(_own_seeds(seeds, branch), branch), branch)
+        out = out + F.pad(kernel, (0, 0, 0, 0, 0, classes - kernel.shape[1]))
     return out
 
 

@@ -74,7 +74,7 @@ def product_conv2d(x: Tensor, kernels: Tensor, weights: Tensor) -> Tensor:
         return x.new_zeros(*x.shape[:2], *weights.shape[2:])
     out = x_.new_zeros(*x.shape[:2], *weights.shape[2:])
     for blurred, weight in zip(_each_blurred(x_, k), w.unbind(1), strict=True):
-        out.addcmul_(blurred, weight[:, None])
+        out = out.addcmul(blurred, weight[:, None])  # not in place: torch.onnx.export cannot trace that
     return out.to(x.dtype)
 
 
@@ -98,7 +98,7 @@ def product_conv2d_adjoint(g: Tensor, kernels: Tensor, weights: Tensor) -> Tenso
     out = g_.new_zeros(1, b * c, hp, wp)
     flipped = k.flip(-2, -1).movedim(1, 0).reshape(-1, b * c, 1, size, size)
     for each, weight in zip(flipped, w.unbind(1), strict=True):
-        out += F.conv_transpose2d((g_ * weight[:, None]).reshape(1, b * c, h, width), each, groups=b * c)
+        out = out + F.conv_transpose2d((g_ * weight[:, None]).reshape(1, b * c, h, width), each, groups=b * c)
     return out.view(b, c, hp, wp).to(g.dtype)
 
 
