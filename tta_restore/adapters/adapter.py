@@ -171,6 +171,7 @@ class Adapter(RecordedModule):
         self._moved = False  # whether a step ever changed the student, so that it need not be watched any more
         self._checkpoints: bool | None = None  # whether the model uses reentrant activation checkpointing
         self._warned = False  # of values outside [0, 1]
+        self._remarked = False  # of what the backbone has to say
         self._detached = False
         _adapters.add(self)
 
@@ -196,7 +197,7 @@ class Adapter(RecordedModule):
 
     def adapt(self, x: Tensor, **arguments: Any) -> StepReport:
         """Adapt on a frame without restoring it, and report what happened. Takes and raises what a call does."""
-        problem, messages = self._inspect(x)
+        problem, messages = self._inspect(x, arguments)
         problem = problem or self._frozen_reason()
         if problem is not None:
             return self._skip(problem)
@@ -207,7 +208,7 @@ class Adapter(RecordedModule):
 
         Takes and returns what a call does, and raises for bytes as it does; NaN passes through.
         """
-        self._inspect(x, adapting=False)
+        self._inspect(x, arguments, adapting=False)
         return self._predict(x, arguments).output()
 
     def stream(self, frames: Iterable[Tensor], *, adapt_every: int = 1, **arguments: Any) -> Iterator[Any]:
@@ -505,7 +506,7 @@ class Adapter(RecordedModule):
 
     # A frame, from inspection to restoration.
 
-    def _inspect(self, x: Tensor, *, adapting: bool = True) -> tuple[str | None, list[str]]:
+    def _inspect(self, x: Tensor, arguments: dict[str, Any], *, adapting: bool = True) -> tuple[str | None, list[str]]:
         """Read a frame once: why it is not adapted on, if it is not, and messages on it."""
         name = type(self).__name__
         checks.expect_floating(name, x=x)
@@ -516,7 +517,7 @@ class Adapter(RecordedModule):
             if max(-low, high) > _BYTES:
                 values = f"up to {high:g}" if low >= 0 else f"{low:g} to {high:g}"
                 raise ValueError(f"{name}: expected values in [0, 1], got {values}; divide bytes by 255")
-            return None, self._check_range(x, low, high)
+            return None, self._check_range(x, arguments, low, high)
         if not adapting:
             return None, []
         bad = x.numel() - int(x.isfinite().sum())
@@ -525,10 +526,10 @@ class Adapter(RecordedModule):
             raise ValueError(f'{name}: {problem}; bad_frames="pass" would restore it without adapting')
         return problem, []
 
-    def _check_range(self, x: Tensor, low: float, high: float) -> list[str]:
+    def _check_range(self, x: Tensor, arguments: dict[str, Any], low: float, high: float) -> list[str]:
         if low >= -_ROUNDING and high <= 1 + _ROUNDING:
             return []
-        if not self.restorer.known_spec(x).dense:  # inputs of classifiers are standardized
+        if not self._backbone.measure(x, arguments).dense:  # inputs of classifiers are standardized
             return []
         found = f"expected values in [0, 1], got {low:.4g} to {high:.4g}"
         if self.out_of_range == "raise":
@@ -546,7 +547,7 @@ class Adapter(RecordedModule):
         return self.report
 
     def _adapt_and_restore(self, x: Tensor, arguments: dict[str, Any]) -> Restoration:
-        problem, messages = self._inspect(x)
+        problem, messages = self._inspect(x, arguments)
         problem = problem or self._frozen_reason()
         if problem is not None:
             self._skip(problem)
@@ -686,12 +687,20 @@ class Adapter(RecordedModule):
         companions = [module for name, module in self.named_children() if name != "restorer"]
         with contextlib.ExitStack() as stack:
             stack.enter_context(self._backbone.session(image, companions, arguments))
+            if self.adapted and self._backbone.problem:
+                raise TypeError(
+                    f"{type(self).__name__}: {type(self._backbone.root).__name__} cannot be run with other weights on "
+                    f"a private copy, and other threads must not get adapted weights: {self._backbone.problem}"
+                )
             if self._backbone.training:  # dropout draws from the global generator
                 stack.enter_context(torch.random.fork_rng([image.device] if image.is_cuda else []))
                 torch.manual_seed(self.state.generator().initial_seed())
             self._expect_dense(image)
             region = image if self.region is None else self.region(image, self.restorer.known_spec(image).size)
             self._backbone.share(region)
+            if self._backbone.remark and not self._remarked:
+                self._remarked = True
+                warnings.warn(f"{type(self).__name__}: {self._backbone.remark}", stacklevel=5)
             self._frame = FrameContext(image=image, region=region, steps=self.steps, arguments=arguments)
             stack.callback(setattr, self, "_frame", None)
             yield self._frame
@@ -872,11 +881,17 @@ def _expect_exchangeable(name: str, module: Any, select: Any) -> None:
         if select is not None:
             raise TypeError(f"{name}: a function has no weights to select; expected a module")
         return
-    if select is not None and isinstance(root, torch.jit.ScriptModule):
-        raise TypeError(
-            f"{name}: TorchScript hides the weights of a model; pass the module that was scripted or traced"
-        )
-    if select is not None and any(hasattr(parameter, "full_tensor") for parameter in root.parameters()):
+    if any(parameter.is_meta for parameter in root.parameters()):
+        raise ValueError(f"{name}: the model has weights without values (device meta); load its weights first")
+    if select is None:
+        return
+    for path, part in root.named_modules():
+        if isinstance(part, torch.jit.ScriptModule):
+            raise TypeError(
+                f"{name}: TorchScript hides the weights of {path or 'a model'}; pass the module that was scripted or "
+                "traced"
+            )
+    if any(hasattr(parameter, "full_tensor") for parameter in root.parameters()):
         raise TypeError(
             f"{name}: the model's weights are sharded over processes (DTensor, FSDP2); make the adapter around the "
             "model before fully_shard, or around a copy with full weights"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from tta_restore._core.ambient import usual_defaults
 from tta_restore.adapters.injection import CONTEXT, Injection
 from tta_restore.adapters.prefix_cache import PrefixCache
-from tta_restore.adapters.replica import InPlace, Replica, behaves_alike, signature
-from tta_restore.models import Restoration, Restorer
+from tta_restore.adapters.replica import Outside, Replica, Watch, outputs_agree, outside_functions, signature
+from tta_restore.models import Restoration, Restorer, RestorerSpec
 from tta_restore.models.restorer.preserve import preserve_state
 
 __all__ = ["Backbone", "lock_of"]
@@ -26,6 +26,10 @@ _locks: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
 _lock_of_functions = threading.RLock()
 _lock_of_locks = threading.Lock()
 _backbones: WeakSet[Backbone] = WeakSet()
+_REMEMBERS = (
+    "the model's output depends on its earlier calls; each pass starts from the state that the model is in, as if its "
+    "frame were the first one"
+)
 _TRIED = 64  # side in pixels of the crops on which a replica is compared with its module
 
 
@@ -55,7 +59,7 @@ class Backbone:
     Passes run on two private replicas of the module's objects, which share the memory of its weights: one for passes
     with gradients, whose weights stay in place until the graph is done, as activation checkpointing needs it, and one
     for all others. The module itself is neither run nor changed, so that other threads may use it at any time.
-    A module of which no replica works is run itself, and adapters around it take turns.
+    A module of which no replica works is run itself as it is; its weights cannot be exchanged.
     """
 
     def __init__(
@@ -72,14 +76,17 @@ class Backbone:
         self.training = training
         self.memory_format = memory_format
         self.prefix: PrefixCache | None = None
-        plain = isinstance(restorer.module, nn.Module) and not isinstance(self.root, torch.jit.ScriptModule)
+        plain = isinstance(self.root, nn.Module) and not isinstance(self.root, torch.jit.ScriptModule)
         if plain and self.root is restorer.module:
             self.prefix = PrefixCache() if share and not training else None
-        self.copies: bool | None = None if plain and self.root is restorer.module else False
+        self.copies: bool | None = None if plain else False
         """True if replicas of the module work; None until tried."""
-        self._with_graph: Replica | InPlace | None = None
-        self._without: Replica | InPlace | None = None
-        self._frozen: dict[str, Tensor] | None = None
+        self.problem = ""
+        """Why replicas do not work."""
+        self.remark = ""
+        """What users of the module should know about its passes."""
+        self._with_graph: Replica | Outside | None = None
+        self._without: Replica | Outside | None = None
         self._held = contextlib.ExitStack()
         _backbones.add(self)
 
@@ -92,7 +99,7 @@ class Backbone:
             share=self.prefix is not None,
             memory_format=self.memory_format,
         )
-        twin.copies = self.copies
+        twin.copies, twin.problem, twin.remark = self.copies, self.problem, self.remark
         return twin
 
     def __getstate__(self) -> dict[str, Any]:
@@ -118,7 +125,7 @@ class Backbone:
 
     def drop_replicas(self) -> None:
         """Delete the replicas; the next session creates them again."""
-        self._with_graph = self._without = self._frozen = None
+        self._with_graph = self._without = None
         self._held = contextlib.ExitStack()
         if self.prefix is not None:
             self.prefix.share(None)
@@ -150,13 +157,20 @@ class Backbone:
             if torch.is_autocast_enabled(device):
                 dtype = torch.get_autocast_dtype(device)
                 stack.enter_context(torch.autocast(device, dtype=dtype, cache_enabled=False))
-            self.restorer.known_spec(frame, **arguments)
+            self.measure(frame, arguments)
             stack.callback(self._end)
             if not self._start(frame, arguments) and isinstance(self.root, nn.Module):
                 stack.enter_context(preserve_state(self.root, training=self.training))
             for module in companions:
                 stack.enter_context(preserve_state(module, training=False))
             yield
+
+    def measure(self, frame: Tensor, arguments: Mapping[str, Any]) -> RestorerSpec:
+        """Return the specification; where it is not known yet, it is measured on a replica if there can be one."""
+        if self.restorer.spec is None and self.copies is not False and not outside_functions(self.root):
+            with contextlib.suppress(Exception), torch.inference_mode(False):  # the module itself is tried then
+                return self.restorer.known_spec(frame, on=Replica(self.root).root, **arguments)
+        return self.restorer.known_spec(frame, **arguments)
 
     def restore(self, tensors: Mapping[str, Tensor] | None, frame: Tensor, **arguments: Any) -> Restoration:
         """Restore a frame with ``tensors`` in place of the module's weights, or with its own. Needs a session.
@@ -181,16 +195,15 @@ class Backbone:
         host = self._host(tensors)
         call, context = host.module, arguments.get(CONTEXT)
         if tensors is None:
+            host.reset()
             return self.restorer.restore(frame, call=call, memory_format=self.memory_format, **arguments)
         own = self.parameters()
         used = {name: tensor.to(own[name].dtype) for name, tensor in tensors.items()}
-        graph = torch.is_grad_enabled()
         with contextlib.ExitStack() as stack:
-            if graph and host.private:  # recomputed activations need the weights until the next pass with gradients
+            if torch.is_grad_enabled():  # recomputed activations need the weights until the next pass with gradients
                 self._held.close()
                 stack = self._held
-            elif graph:
-                used = self._detached(own, tensors) | used
+            host.reset()
             stack.enter_context(host.holding(used))
             if context is not None and self.injection is not None:
                 if len(frame) == 1 or self.restorer.known_spec(frame).batched:
@@ -201,13 +214,13 @@ class Backbone:
             return self.restorer.restore(frame, call=call, memory_format=self.memory_format, **arguments)
 
     def _with_context(
-        self, host: Replica | InPlace, used: Mapping[str, Tensor], inputs: Tensor, **keywords: Any
+        self, host: Replica | Outside, used: Mapping[str, Tensor], inputs: Tensor, **keywords: Any
     ) -> Any:
         context = keywords.pop(CONTEXT)
         with self.injection.active(host.root, used, context):  # type: ignore[union-attr]
             return host.module(inputs, **keywords)
 
-    def _host(self, tensors: Mapping[str, Tensor] | None) -> Replica | InPlace:
+    def _host(self, tensors: Mapping[str, Tensor] | None) -> Replica | Outside:
         host = self._with_graph if tensors is not None and torch.is_grad_enabled() else self._without
         if host is None:
             raise RuntimeError("adapter: the model can be run while a frame is worked on only")
@@ -216,15 +229,16 @@ class Backbone:
     def _start(self, frame: Tensor, arguments: Mapping[str, Any]) -> bool:
         """Make the replicas ready; return whether there are any."""
         if self.copies is None:
-            self.copies = self._replica_works(frame, arguments)
+            self.problem = self._examine_replicas(frame, arguments)
+            self.copies = not self.problem
         if not self.copies:
             if self._without is None:
-                self._with_graph = self._without = InPlace(self.restorer.module, self.root)
+                self._with_graph = self._without = Outside(self.restorer.module, self.root)
             return False
         now = signature(self.root)
         replicas = [host for host in (self._with_graph, self._without) if isinstance(host, Replica)]
         if len(replicas) < 2 or any(replica.signature != now for replica in replicas):
-            self._with_graph, self._without = replicas = [Replica(self.root), Replica(self.root)]
+            self._with_graph, self._without = replicas = [self._replica(), self._replica()]
         buffers: dict[int, Tensor] = {}
         for replica in replicas:
             replica.start(buffers, training=self.training)
@@ -232,37 +246,78 @@ class Backbone:
 
     def _end(self) -> None:
         self._held.close()
-        self._frozen = None
         for host in (self._with_graph, self._without):
             if isinstance(host, Replica):
                 host.end()
         if self.prefix is not None:
             self.prefix.share(None)
 
-    def _replica_works(self, frame: Tensor, arguments: Mapping[str, Any]) -> bool:
+    def _replica(self) -> Replica:
+        return Replica(self.root, None if self.root is self.restorer.module else self.restorer.module)
+
+    def _examine_replicas(self, frame: Tensor, arguments: Mapping[str, Any]) -> str:
+        """Return why the module cannot be run on replicas; empty where it can.
+
+        Two replicas have to agree on two frames in opposite order, without a trace of one pass in the other and without
+        touching a tensor of the module. Where functions of the user's take part, the module is run as well.
+        """
+        try:
+            replicas = self._replica(), self._replica()
+        except Exception as error:  # whatever copying a third-party module raises
+            return f"copying it raises {type(error).__name__}: {error}"
         frames = self.restorer.known_spec(frame).frames
         if frame.ndim == 4 and frames != 1:  # a clip, for methods that restore it frame by frame
             frame = frame[torch.arange(frames or len(frame)) % len(frame)][None]
-        try:
-            replica = Replica(self.root)
-        except Exception:  # whatever copying a third-party module raises
-            return False
+        for crop in (frame if arguments else frame[:1, ..., :_TRIED, :_TRIED], frame):
+            pair = [crop, 0.9 - 0.8 * crop.flip(-1)]
+            try:
+                return self._compare(replicas, pair, arguments)
+            except Exception as error:  # whatever a third-party module raises for a size it cannot take
+                problem = f"a copy of it raises {type(error).__name__}: {error}"
+        return problem if self._module_runs(pair, arguments) else ""
 
-        def run(call: Callable[..., Any], x: Tensor) -> Any:
+    def _compare(self, replicas: tuple[Replica, Replica], frames: list[Tensor], arguments: Mapping[str, Any]) -> str:
+        devices = sorted({p.device.index or 0 for p in self.root.parameters() if p.device.type == "cuda"})
+
+        found, watch = [], Watch([*self.root.parameters(), *self.root.buffers()])
+
+        def run(module: nn.Module, x: Tensor, *, fresh: bool = True) -> Any:
+            def call(*inputs: Any, **keywords: Any) -> Any:
+                with watch if module is not self.root else contextlib.nullcontext():
+                    return module(*inputs, **keywords)
+
+            torch.manual_seed(0)
+            if fresh:
+                replica.reset()
             return self.restorer.restore(x, call=call, memory_format=self.memory_format, **arguments).raw
 
-        for crop in (frame if arguments else frame[:1, ..., :_TRIED, :_TRIED], frame):
-            alike = behaves_alike(self.root, replica, [crop, 0.9 - 0.8 * crop.flip(-1)], run, training=self.training)
-            if alike is not None:
-                return alike
-        return True  # the module itself raises, and will again
+        with torch.random.fork_rng(devices), torch.no_grad():
+            for replica, order in zip(replicas, (1, -1), strict=True):
+                replica.start({}, training=self.training)
+                try:
+                    found.append([run(replica.root, x) for x in frames[::order]][::order])
+                    repeats = len(found) > 1 or outputs_agree(found[0][0], run(replica.root, frames[0]))
+                    if repeats and not outputs_agree(found[0][0], run(replica.root, frames[0], fresh=False)):
+                        self.remark = _REMEMBERS
+                finally:
+                    replica.end()
+                if not repeats:  # a random model says nothing
+                    found = []
+                    break
+            if found and outside_functions(self.root):
+                with preserve_state(self.root, training=self.training):
+                    found.append([run(self.root, x) for x in frames])
+        if watch.touched:
+            return "something in it refers to the module by a global name, so that a copy would run the original"
+        if any(not outputs_agree(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True)):
+            return "a copy of it gives other images, as where a function keeps what it saw in the module"
+        return ""
 
-    def _detached(self, own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Frozen weights without their flag, so that no gradient is computed for them and the flag stays untouched."""
-        if self._frozen is None:
-            self._frozen = {
-                name: parameter.clone() if parameter.is_inference() else parameter.detach()
-                for name, parameter in own.items()
-                if name not in tensors and (parameter.requires_grad or parameter.is_inference())
-            }
-        return self._frozen
+    def _module_runs(self, frames: list[Tensor], arguments: Mapping[str, Any]) -> bool:
+        """Return whether the module itself takes frames that its replica failed on."""
+        with preserve_state(self.root, training=self.training), torch.no_grad():
+            try:
+                self.restorer.restore(frames[0], call=self.root, memory_format=self.memory_format, **arguments)
+            except Exception:  # it raises, and will again
+                return False
+        return True

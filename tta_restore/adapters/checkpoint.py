@@ -17,9 +17,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tta_restore.adapters.injection import WithInjection, is_injected
+from tta_restore.adapters.replica import copy_module
 from tta_restore.adapters.state import State, Tree
 from tta_restore.data.io.atomic import atomic_file
-from tta_restore.models.restorer.preserve import preserve_state
 
 if TYPE_CHECKING:
     from tta_restore.adapters.adapter import Adapter
@@ -232,12 +232,7 @@ def export(adapter: Adapter, role: str | None) -> nn.Module:
     role = role or next(reversed(sets), "source")
     if role != "source" and role not in sets:
         raise ValueError(f"export: expected one of the roles {', '.join(['source', *sets])}, got {role!r}")
-    with preserve_state(root):
-        for part in root.modules():  # deepcopy refuses what a forward computed, such as an old weight_norm's weight
-            for name, value in part.__dict__.items():
-                if isinstance(value, Tensor) and not value.is_leaf:
-                    part.__dict__[name] = value.detach()
-        exported = copy.deepcopy(root)
+    exported = copy_module(root)
     injection = None if role == "source" else copy.deepcopy(adapter.injection)
     injected = {} if injection is None else injection.weights()
     with torch.no_grad():

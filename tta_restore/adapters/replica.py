@@ -4,59 +4,53 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator, Mapping
+import functools
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from types import CellType, FunctionType, MethodType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from tta_restore.models.restorer import outputs
-from tta_restore.models.restorer.preserve import preserve_state, put_back
+from tta_restore.models.restorer.preserve import put_back, set_mode
 
-__all__ = ["InPlace", "Replica", "behaves_alike"]
+__all__ = ["Outside", "Replica", "Watch", "copy_module", "outputs_agree", "outside_functions", "signature"]
 
 _PLAIN = (bool, int, float, str, bytes, type(None))
+_TABLES = frozenset(vars(nn.Module())) | {"forward"}
+_Cached = type(functools.lru_cache(int))
 
 
-class InPlace:
-    """The module itself, whose weights are exchanged for the time of one pass and put back after it.
-
-    For modules that cannot be copied: compiled ones, and those whose hooks refer to the module from outside. While a
-    pass runs, other threads that call the module would get the exchanged weights.
-    """
-
-    private = False
+class Outside:
+    """The module itself, for passes that exchange no weights: functions, TorchScript, modules that cannot be copied."""
 
     def __init__(self, module: Any, root: Any) -> None:
         self.module, self.root = module, root
-        self.places = _places(root, {}) if isinstance(root, nn.Module) else {}
 
     @contextlib.contextmanager
     def holding(self, tensors: Mapping[str, Tensor]) -> Iterator[None]:
-        """Put ``tensors`` in place of the weights of the same names for the time of the block."""
-        held = [(part, leaf, part._parameters[leaf]) for name in tensors for part, leaf in self.places.get(name, ())]
-        try:
-            _put(self.places, tensors)
-            yield
-        finally:
-            for part, leaf, parameter in held:
-                part._parameters[leaf] = parameter
-            _refresh({part for part, _, _ in held})
+        """Run the block; there are no tensors to exchange."""
+        yield
+
+    def reset(self) -> None:
+        """Leave the module as it is."""
 
 
 class Replica:
     """A copy of a module's objects that shares the memory of its weights.
 
     The copied parameters require no gradient, its buffers are copies of those of the module at the start of a session,
-    and what a forward pass sets or writes stays in the replica. The module itself is never run or changed.
+    and what a forward pass sets or writes stays in the replica. The module itself is never run or changed. Around a
+    module that was compiled, the copy is compiled in the same way.
 
     Raises:
         Exception: whatever copying the module raises.
     """
 
-    private = True
-
-    def __init__(self, root: nn.Module) -> None:
+    def __init__(self, root: nn.Module, compiled: Any = None) -> None:
         self.original = root
         memo: dict[int, Any] = {}
         for part in root.modules():
@@ -64,17 +58,19 @@ class Replica:
                 if parameter is not None and id(parameter) not in memo:
                     data = parameter.clone() if parameter.is_inference() else parameter.detach()
                     memo[id(parameter)] = nn.Parameter(data, requires_grad=False)
-            for table in (part._buffers, part.__dict__):
-                for value in table.values():
-                    if isinstance(value, Tensor) and id(value) not in memo:
-                        memo[id(value)] = value.clone() if value.is_inference() else value.detach()
-        self.module: nn.Module = copy.deepcopy(root, memo)
-        self.root = self.module
-        self.parts = list(zip(root.modules(), self.module.modules(), strict=True))
+            for value in _tensors((part._buffers, part.__dict__)):
+                if id(value) not in memo:
+                    memo[id(value)] = value.clone() if value.is_inference() else value.detach()
+        self.root: nn.Module = copy_module(root, memo)
+        self.module: Any = self.root if compiled is None else type(compiled)(self.root, compiled.dynamo_ctx)
+        self.parts = list(zip(root.modules(), self.root.modules(), strict=True))
         self.places = _places(root, {id(part): twin for part, twin in self.parts})
         self.signature = signature(root)
         self._own = [(twin, dict(twin.__dict__), dict(twin._parameters)) for _, twin in self.parts]
         self._parameters = {name: _at(self.places[name][0]) for name in self.places}
+        held = [value for twin in self.root.modules() for key, value in vars(twin).items() if key not in _TABLES]
+        self._containers = [(value, copy.copy(value)) for value in _containers(held[:])][1:]
+        self._caches = [*_leaves(held, _Cached), *_class_caches(self.root)]
 
     @contextlib.contextmanager
     def holding(self, tensors: Mapping[str, Tensor]) -> Iterator[None]:
@@ -88,7 +84,7 @@ class Replica:
     def start(self, buffers: dict[int, Tensor], *, training: bool) -> None:
         """Begin a session; ``buffers`` holds copies of the original's by their id, for all replicas of a session."""
         if any(twin.training != training for _, twin in self.parts):
-            self.module.train(training)
+            set_mode(self.root, training)
         for part, twin in self.parts:
             for name, buffer in part._buffers.items():
                 if buffer is not None:
@@ -96,13 +92,24 @@ class Replica:
                         buffers[id(buffer)] = buffer.clone()
                     twin._buffers[name] = buffers[id(buffer)]
 
+    def reset(self) -> None:
+        """Undo what a pass left in attributes: what it computed from some weights must not serve a pass with others."""
+        for twin, attributes, parameters in self._own:
+            kept = {key: twin.__dict__[key] for key in ("training", "forward") if key in twin.__dict__}
+            put_back(twin.__dict__, attributes | kept)
+            put_back(twin._parameters, parameters)
+        for container, content in self._containers:
+            container.clear()
+            container.extend(content) if isinstance(container, (list, deque)) else container.update(content)
+        for cache in self._caches:
+            cache.cache_clear()
+
     def end(self) -> None:
         """Undo whatever the passes of a session left in the replica's objects."""
-        for twin, attributes, parameters in self._own:
-            mode = twin.training
-            put_back(twin.__dict__, attributes)
-            put_back(twin._parameters, parameters)
-            twin.training = mode
+        self.reset()
+        for twin, attributes, _ in self._own:
+            if "forward" not in attributes:
+                twin.__dict__.pop("forward", None)
             for name, buffer in twin._buffers.items():
                 if buffer is not None:
                     twin._buffers[name] = buffer.detach()[:0] if buffer.ndim else buffer
@@ -129,50 +136,200 @@ def signature(root: nn.Module) -> list[Any]:
     return found
 
 
-def behaves_alike(
-    module: nn.Module, replica: Replica, frames: list[Tensor], run: Any, *, training: bool
-) -> bool | None:
-    """Return whether a replica gives what the module gives, with nothing left of either in the other.
+def copy_module(root: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
+    """Return a deep copy of a module in which functions refer to the copy.
 
-    None if the module itself raises on these frames.
+    ``copy.deepcopy`` takes functions as they are: a hook, or a ``forward`` set from outside, that holds the module in
+    its closure or its defaults would run or change the original. Objects that cannot be copied, such as locks, are
+    shared.
 
-    ``run(call, frame)`` is a pass. Two different frames are tried in turn: a hook that refers to the module from
-    outside its objects would hand the replica what it saw in the module. A module that differs from itself says
-    nothing.
+    Args:
+        root: module.
+        memo: what to put in place of objects, by their id.
+
+    Raises:
+        Exception: whatever copying a module raises.
     """
-    devices = sorted({p.device.index or 0 for p in module.parameters() if p.device.type == "cuda"})
+    memo = {} if memo is None else memo
+    for value in _tensors([part.__dict__ for part in root.modules()]):
+        if not value.is_leaf:  # what a forward pass computed, such as the weight of an old weight_norm
+            memo.setdefault(id(value), value.detach().clone())
+    parts = {id(part) for part in root.modules()}
+    functions: dict[int, tuple[Any, Any]] = {}
+    for part in root.modules():
+        for function in _functions(part.__dict__):
+            _rebind(function, parts, functions, memo)
+        for cached in _leaves(part.__dict__, _Cached):
+            if id(cached.__wrapped__) in functions:
+                twin = functions[id(cached.__wrapped__)][1]
+                memo[id(cached)] = functools.lru_cache(**cached.cache_parameters())(twin)
+    given = dict(memo)
+    try:
+        copied = copy.deepcopy(root, memo)
+    except Exception:  # part of it cannot be copied
+        memo.clear()
+        memo.update(given)
+        for part in root.modules():
+            for value in _leaves(part.__dict__):
+                _share_if_fixed(value, memo)
+        copied = copy.deepcopy(root, memo)
+    for function, twin in functions.values():
+        for cell, mine in zip(function.__closure__ or (), twin.__closure__ or (), strict=True):
+            with contextlib.suppress(ValueError):  # a cell that nothing was put into
+                mine.cell_contents = _with_twins(cell.cell_contents, parts, functions, memo)
+        twin.__defaults__ = _with_twins(function.__defaults__, parts, functions, memo)
+        twin.__kwdefaults__ = _with_twins(function.__kwdefaults__, parts, functions, memo)
+    return copied
 
-    def seeded(call: Any, frame: Tensor) -> Any:
-        torch.manual_seed(0)
-        return run(call, frame)
 
-    with torch.random.fork_rng(devices):
-        with preserve_state(module, training=training), torch.no_grad():
-            try:
-                expected = [seeded(module, frame) for frame in frames]
-                again = seeded(module, frames[0])
-            except Exception:  # whatever a third-party module raises for a size it cannot take
-                return None
-        with torch.no_grad():
-            try:
-                replica.start({}, training=training)
-                found = [seeded(replica.module, frame) for frame in reversed(frames)][::-1]
-            except Exception:  # whatever a third-party module raises when something is missing in it
-                return False
-            finally:
-                replica.end()
-    if not _near(expected[0], again):
-        return True
-    return all(_near(a, b) for a, b in zip(expected, found, strict=True))
+class Watch(TorchFunctionMode):
+    """Records whether any operation of a block takes one of the given tensors itself."""
+
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
+        super().__init__()
+        self.watched = {id(tensor) for tensor in tensors}
+        self.touched = False
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.touched |= any(id(value) in self.watched for value in _tensors((args, kwargs or {})))
+        return function(*args, **(kwargs or {}))
 
 
-def _near(a: Any, b: Any) -> bool:
+def outside_functions(root: nn.Module) -> bool:
+    """Return whether a module calls functions of its user: hooks, attributes, or its own way of being copied."""
+    copying = ("__deepcopy__", "__reduce__", "__reduce_ex__", "__getstate__", "__setstate__")
+    for part in root.modules():
+        if next(_functions(part.__dict__), None) is not None:
+            return True
+        kind = type(part)
+        if kind.__module__.startswith("torch.nn."):
+            continue
+        if any(getattr(kind, name, None) is not getattr(nn.Module, name, None) for name in copying):
+            return True
+    return False
+
+
+def outputs_agree(a: Any, b: Any) -> bool:
+    """Return whether two outputs of a module have equal leaves, but for rounding."""
     first, second = dict(outputs.leaves(a)), dict(outputs.leaves(b))
     return first.keys() == second.keys() and all(
         first[key].shape == second[key].shape
         and torch.allclose(first[key], second[key], rtol=1e-4, atol=1e-5, equal_nan=True)
         for key in first
     )
+
+
+def _children(value: Any) -> Iterable[Any]:
+    """Return what a plain container holds, and what a partial or a bound method calls."""
+    if isinstance(value, dict):
+        return value.values()
+    if isinstance(value, (list, tuple, set, frozenset, deque)):
+        return value
+    if isinstance(value, functools.partial):
+        return (value.func, *value.args, *value.keywords.values())
+    return ()
+
+
+def _leaves(value: Any, kind: type = object, depth: int = 6) -> Iterator[Any]:
+    """Yield what containers hold in the end, of one kind."""
+    children = _children(value)
+    if not children:
+        if isinstance(value, kind):
+            yield value
+    elif depth:
+        for child in list(children):
+            yield from _leaves(child, kind, depth - 1)
+
+
+def _containers(value: Any, depth: int = 6) -> Iterator[Any]:
+    """Yield the lists, dicts and sets within a value, itself included."""
+    if isinstance(value, (list, dict, set, deque)):
+        yield value
+    if depth:
+        for child in list(_children(value)):
+            yield from _containers(child, depth - 1)
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    return _leaves(value, Tensor)
+
+
+def _functions(value: Any) -> Iterator[FunctionType]:
+    """Yield the functions within a value, those of caches included."""
+    yield from _leaves(value, FunctionType)
+    for cached in _leaves(value, _Cached):
+        if isinstance(cached.__wrapped__, FunctionType):
+            yield cached.__wrapped__
+
+
+def _class_caches(root: nn.Module) -> list[Any]:
+    """Return the caches that the classes of a module hold for all their instances, by ``functools.lru_cache``."""
+    kinds = {kind for part in root.modules() for kind in type(part).__mro__ if not kind.__module__.startswith("torch.")}
+    return [value for kind in kinds for value in vars(kind).values() if isinstance(value, _Cached)]
+
+
+def _inside(function: FunctionType) -> list[Any]:
+    """Return what a function refers to: its closure and its defaults."""
+    found: list[Any] = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+    for cell in function.__closure__ or ():
+        with contextlib.suppress(ValueError):
+            found.append(cell.cell_contents)
+    return found
+
+
+def _rebind(
+    function: FunctionType, parts: set[int], functions: dict[int, tuple[Any, Any]], memo: dict[int, Any]
+) -> bool:
+    """Prepare a twin of a function that refers to a module of the tree; return whether it does."""
+    if id(function) in functions:
+        return True
+    seen: set[int] = set()
+
+    def reaches(value: Any) -> bool:
+        if id(value) in parts:
+            return True
+        if id(value) in seen:
+            return False
+        seen.add(id(value))
+        if isinstance(value, MethodType):
+            return reaches(value.__self__)
+        if isinstance(value, FunctionType):
+            return any(map(reaches, _inside(value)))
+        if isinstance(value, _Cached):
+            return reaches(value.__wrapped__)
+        return any(map(reaches, _children(value)))
+
+    if not reaches(function):
+        return False
+    cells = tuple(CellType() for _ in function.__closure__ or ())
+    twin = FunctionType(function.__code__, function.__globals__, function.__name__, None, cells or None)
+    functools.update_wrapper(twin, function, updated=("__dict__",))
+    vars(twin).pop("__wrapped__", None)
+    vars(twin).update(vars(function))
+    functions[id(function)] = (function, twin)
+    memo[id(function)] = twin
+    for value in _inside(function):
+        for inner in _functions(value):
+            _rebind(inner, parts, functions, memo)
+    return True
+
+
+def _with_twins(value: Any, parts: set[int], functions: dict[int, tuple[Any, Any]], memo: dict[int, Any]) -> Any:
+    """Return what a twin of a function refers to: copies of what leads to the module, all else as it is."""
+    reached = [leaf.__self__ if isinstance(leaf, MethodType) else leaf for leaf in _leaves(value)]
+    if any(id(leaf) in parts or id(leaf) in functions for leaf in reached):
+        return copy.deepcopy(value, memo)
+    return value
+
+
+def _share_if_fixed(value: Any, memo: dict[int, Any]) -> None:
+    """Enter an object that cannot be copied as its own copy."""
+    if id(value) in memo or isinstance(value, (nn.Module, *_PLAIN)):
+        return
+    try:
+        copy.deepcopy(value, dict(memo))
+    except Exception:  # whatever copying a third-party object raises
+        memo[id(value)] = value
 
 
 def _mark(value: Any) -> Any:
@@ -199,6 +356,7 @@ def _put(places: Mapping[str, list[tuple[nn.Module, str]]], tensors: Mapping[str
     recurrent: set[nn.Module] = set()
     for name, tensor in tensors.items():
         for part, leaf in places.get(name, ()):
+            tensor._is_param = True  # isinstance(weight, nn.Parameter) holds, as in the module
             part._parameters[leaf] = tensor
             if isinstance(part, nn.RNNBase):
                 recurrent.add(part)

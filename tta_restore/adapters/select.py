@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 from itertools import chain
 
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from tta_restore.models.restorer.normalization import normalization_layers
 
@@ -32,7 +33,7 @@ def select_parameters(
 
     Raises:
         ValueError: an entry matches nothing (near names are listed), or nothing is left.
-        TypeError: an entry is neither text nor a module class.
+        TypeError: an entry is neither text nor a module class, or a weight is a tensor that holds others.
     """
     entries = [select] if isinstance(select, (str, type)) else list(select)
     injected = injected or {}
@@ -55,6 +56,13 @@ def select_parameters(
             taken.update(_matches(module, aliases, entry))
     if not taken:
         raise ValueError(f"select: {select!r} leaves no weight of {type(module).__name__} to adapt")
+    named = dict(module.named_parameters())
+    for name in canonical.values():
+        if name in taken and name in named and is_traceable_wrapper_subclass(named[name]):
+            raise TypeError(
+                f"select: {name} is a {type(named[name]).__name__}, which holds other tensors and cannot be stepped; "
+                f'leave it out, as by select=({select!r}, "!{name}")'
+            )
     return tuple(name for name in canonical.values() if name in taken)
 
 

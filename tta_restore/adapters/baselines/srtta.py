@@ -97,7 +97,7 @@ class SRTTA(Adapter, method="srtta"):
             runs = [back(self.run("student", there(frame.region)).image.float()) for there, back in self.views]
             gradients = self.gradients(view_variance(torch.stack(runs)).mean())
         importance = [
-            torch.zeros_like(tensor) if gradient is None else gradient.detach().square()
+            torch.zeros_like(tensor).abs() if gradient is None else gradient.detach().abs().square()
             for gradient, tensor in zip(gradients, self.student.values(), strict=True)
         ]
         ranked = torch.cat([values.flatten() for values in importance]).sort(descending=True).values

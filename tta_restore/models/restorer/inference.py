@@ -26,7 +26,8 @@ def infer_spec(
     """Infer the specification of a model from runs on small noise with the channels, dtype and device of ``like``.
 
     The multiple is the smallest power of two of which odd multiples near 64 pixels run and give an image of the right
-    size; a few larger sides are not tried, so a declared spec is to be preferred. Nothing stays changed in the module.
+    size; a few larger sides are not tried, so a declared spec is to be preferred. A model whose image depends on the
+    others of its batch is run image by image. Nothing stays changed in the module.
 
     Shape: like (B, C, H, W) or (B, T, C, H, W), RGB in [0, 1].
 
@@ -71,6 +72,21 @@ def infer_spec(
             (side for side in sides if _gives(run(side, side), spec, side, clips)), max(sides, default=multiple)
         )
 
+    def takes_batches(height: int, width: int) -> bool:
+        pair = torch.rand((2, *like.shape[1:-2], height, width), generator=generator, dtype=torch.float32, device="cpu")
+        keywords = _resized(arguments or {}, like, height, width)
+        pair = pair.to(like)
+        first, again, second = (dict(leaves(module(pair[i : i + 1].clone(), **keywords))) for i in (0, 0, 1))
+        try:
+            both = dict(leaves(module(pair.clone(), **keywords)))
+        except Exception:  # whatever a third-party model raises for two images at once
+            return False
+        tolerance = 1e-4 if like.dtype in (torch.float32, torch.float64) else 3e-2
+        if not all(_near(first[path], again.get(path), tolerance) for path in first):
+            return True  # a random model says nothing
+        images = [path for path, leaf in first.items() if leaf.ndim >= 4 and leaf.is_floating_point()]
+        return all(_near(torch.cat([first[path], second[path]]), both.get(path), tolerance) for path in images)
+
     kept = preserve_state(module, training=False) if isinstance(module, nn.Module) else contextlib.nullcontext()
     with kept, torch.no_grad():
         found = requirement()
@@ -98,9 +114,12 @@ def infer_spec(
                     f"{size[0]}x{size[1]}, where it gave {describe_output(raw)}; declare scale, size and output in a "
                     "RestorerSpec"
                 )
-            found = scale, SizeRequirements(), 0
-    scale, size, border = found
-    return RestorerSpec(scale=scale, size=size, frames=None if clips else 1, border=border)
+            fixed = size[0] if size[0] == size[1] else 1
+            found = scale, SizeRequirements(fixed, fixed, fixed > 1), 0
+        scale, size, border = found
+        sides = size.fit(32 + 2 * border, 32 + 2 * border)
+        batched = takes_batches(*(sides if run(*sides) is not None else like.shape[-2:]))
+    return RestorerSpec(scale=scale, size=size, frames=None if clips else 1, border=border, batched=batched)
 
 
 def _resized(arguments: Mapping[str, Any], like: Tensor, height: int, width: int) -> dict[str, Any]:
@@ -111,6 +130,13 @@ def _resized(arguments: Mapping[str, Any], like: Tensor, height: int, width: int
         else value
         for name, value in arguments.items()
     }
+
+
+def _near(a: Tensor, b: Tensor | None, tolerance: float) -> bool:
+    """Return whether two tensors differ by rounding only, relative to the largest value."""
+    if b is None or a.shape != b.shape:
+        return False
+    return bool(((a.float() - b.float()).abs().max() <= tolerance * max(1.0, float(a.abs().max()))).item())
 
 
 def _gives(raw: Any, spec: RestorerSpec, side: int, clips: bool) -> bool:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
 
 
 @contextmanager
@@ -18,29 +19,31 @@ def preserve_state(module: nn.Module, *, training: bool | None = None) -> Iterat
     Tensors that an earlier ``inference_mode`` call left behind are replaced by plain ones for the block, because
     autograd refuses them. Values written in place into a parameter are not undone: nothing in this package does that.
     """
-    if isinstance(module, torch.jit.ScriptModule):
-        with _preserve_script(module, training):
-            yield
-        return
-    modules = list(module.modules())
+    parts = list(module.modules())
+    # TorchScript has no attributes to change from Python: its mode and its buffers are all there is
+    modules = [m for m in parts if not isinstance(m, torch.jit.ScriptModule)]
+    modes = [(m, m.training) for m in parts]
     attributes = [dict(m.__dict__) for m in modules]
     tables = [(dict(m._parameters), dict(m._buffers)) for m in modules]
-    data = [(parameter, parameter.detach()) for parameter in module.parameters()]
+    data = [(parameter, parameter.detach()) for m in modules for parameter in m.parameters(recurse=False)]
     buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
     mode = module.training
     try:
-        if training is not None and any(m.training != training for m in modules):
-            module.train(training)
+        if training is not None and any(m.training != training for m in parts):
+            set_mode(module, training)
         for m in modules:
             _replace_inference_tensors(m)
         yield
     finally:
         if module.training != mode:
-            module.train(mode)  # a module may do more than set flags here; the flags themselves follow below
+            set_mode(module, mode)  # a module may do more than set flags here; the flags themselves follow below
         for m, old, (parameters, own_buffers) in zip(modules, attributes, tables, strict=True):
             put_back(m.__dict__, old)
             put_back(m._parameters, parameters)
             put_back(m._buffers, own_buffers)
+        for m, old_mode in modes:
+            if m.training != old_mode:
+                m.training = old_mode
         for parameter, old in data:
             if parameter.data_ptr() != old.data_ptr():
                 parameter.data = old
@@ -50,22 +53,13 @@ def preserve_state(module: nn.Module, *, training: bool | None = None) -> Iterat
                     buffer.copy_(old)
 
 
-@contextmanager
-def _preserve_script(module: torch.jit.ScriptModule, training: bool | None) -> Iterator[None]:
-    """TorchScript has no attributes to change from Python: its mode and its buffers are all there is."""
-    buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
-    mode = module.training
+def set_mode(module: nn.Module, training: bool) -> None:
+    """Switch a module to train or eval mode; an exported program keeps the mode that it was exported in."""
     try:
-        if training is not None and mode != training:
-            module.train(training)
-        yield
-    finally:
-        if module.training != mode:
-            module.train(mode)
-        with torch.no_grad():
-            for buffer, old in buffers:
-                if not torch.equal(buffer, old):
-                    buffer.copy_(old)
+        module.train(training)
+    except NotImplementedError:
+        if not isinstance(module, GraphModule):
+            raise
 
 
 def put_back(table: dict, old: dict) -> None:

@@ -107,11 +107,14 @@ class Restorer(nn.Module):
                 found.append(((leaf - low) / (high - low)).to(restoration.image.dtype))
         return found
 
-    def known_spec(self, x: Tensor, **arguments: Any) -> RestorerSpec:
-        """Return the specification; measured on small frames like ``x`` and kept where none was declared."""
+    def known_spec(self, x: Tensor, *, on: nn.Module | None = None, **arguments: Any) -> RestorerSpec:
+        """Return the specification; measured on small frames like ``x`` and kept where none was declared.
+
+        ``on`` is a copy of the module to measure on.
+        """
         if self.spec is None:
             _expect_frames(x)
-            module = getattr(self.module, "_orig_mod", self.module)  # small sizes would recompile it again and again
+            module = on or getattr(self.module, "_orig_mod", self.module)  # small sizes would recompile it every time
             self.spec = infer_spec(module, self._cast(x.detach()), arguments)
         return self.spec
 
@@ -138,7 +141,12 @@ class Restorer(nn.Module):
                 name: pad(value, spec.size, border=spec.border) if _is_map(value, x) else value
                 for name, value in arguments.items()
             }
-        raw = call(inputs, **arguments)
+        try:
+            raw = call(inputs, **arguments)
+        except Exception as error:  # as the model raised it: a user may wait for this kind
+            name = type(self.module).__name__ if isinstance(self.module, nn.Module) else "the function"
+            error.add_note(f"restorer: raised by {name} for an input of shape {tuple(inputs.shape)}")
+            raise
         path = find_image(raw, spec, padded, clips=x.ndim == 5)
         size = outputs.at(raw, path).shape[-2:]
         if padded != (height, width) and spec.dense:
@@ -191,7 +199,7 @@ def as_restorer(model: Any, spec: RestorerSpec | None = None) -> Restorer:
     if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         return as_restorer(model.module, spec)
     if isinstance(model, nn.Module):
-        if any(isinstance(parameter, nn.parameter.UninitializedParameter) for parameter in model.parameters()):
+        if any(nn.parameter.is_lazy(tensor) for tensor in (*model.parameters(), *model.buffers())):
             raise ValueError(
                 f"as_restorer: {type(model).__name__} has lazy weights without a shape; run the model on a frame first"
             )

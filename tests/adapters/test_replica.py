@@ -1,0 +1,193 @@
+"""Private copies of a model: other threads, caches, functions from outside, the model itself is not run."""
+
+import functools
+import threading
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+from adapters.styles import CachedWeights, Locked, NonBlind, build
+from torch import nn
+
+from tta_restore.adapters import Adapter, SelfEnsemble, SiamCTTA
+from tta_restore.adapters.replica import Replica, copy_module
+from tta_restore.models import RestorerSpec, as_restorer
+
+
+def frame(seed=0, size=24):
+    return torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+def siam(net, **options):
+    return SiamCTTA(net, **{"lr": 1e-2, "restore": 0.0} | options)
+
+
+def compiled():
+    return torch.compile(build("plain"), backend="eager")
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        compiled,
+        lambda: build("skip by a function's hook"),
+        lambda: build("forward set from outside"),
+        lambda: build("holds a lock"),
+    ],
+    ids=["compiled", "hook", "forward", "lock"],
+)
+def test_another_thread_gets_the_sources_answers(make):
+    net, x, stop, seen = make(), frame(), threading.Event(), []
+    with torch.no_grad():
+        wanted = net(x)
+
+    def preview():
+        while not stop.is_set():
+            with torch.no_grad():
+                seen.append(torch.equal(net(x), wanted))
+
+    adapter = siam(net, spec=RestorerSpec())
+    adapter(x)
+    assert not torch.equal(adapter.predict(x), SelfEnsemble(make(), views="identity")(x))
+    thread = threading.Thread(target=preview)
+    thread.start()
+    for seed in range(5):
+        adapter(frame(seed))
+    stop.set()
+    thread.join()
+    assert seen
+    assert all(seen)
+
+
+ran: list[int] = []
+
+
+class Noted(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, x):
+        ran.append(id(self))
+        return self.conv(x)
+
+
+def test_the_model_itself_is_never_run():
+    net = Noted().train()
+    ran.clear()
+    adapter = siam(net)
+    adapter(frame())
+    assert ran
+    assert id(net) not in ran
+    assert net.training
+
+
+def test_a_model_that_cannot_be_copied_is_refused_before_anything_changes():
+    class Whole(Noted):
+        def __deepcopy__(self, memo):
+            raise RuntimeError("one of a kind")
+
+    net, x = Whole(), frame()
+    adapter = siam(net)
+    with pytest.raises(TypeError, match="Whole cannot be run with other weights.*RuntimeError: one of a kind"):
+        adapter(x)
+    assert adapter.state.frames == 0
+    assert SelfEnsemble(net)(x).shape == x.shape
+
+
+class Roles(SiamCTTA, method="roles_of_a_test"):
+    """Returns the source after passes of the other roles."""
+
+    def emit(self, frame):
+        for role in ("student", "teacher"):
+            self.run(role, frame.image)
+        return self.run("source", frame.image)
+
+
+class CachedByFunction(CachedWeights):
+    def __init__(self):
+        super().__init__()
+        self.products = functools.lru_cache(lambda factor: self.a.weight.detach() * factor)
+
+    def forward(self, x):
+        return x + self.b(F.gelu(F.conv2d(x, self.products(2), self.a.bias, padding=1)))
+
+
+class CachedByClass(CachedWeights):
+    @functools.lru_cache  # noqa: B019 (as users write it)
+    def products(self, factor):
+        return self.a.weight.detach() * factor
+
+    forward = CachedByFunction.forward
+
+
+@pytest.mark.parametrize("kind", [CachedWeights, CachedByFunction, CachedByClass])
+def test_what_one_role_computed_from_its_weights_does_not_serve_another(kind):
+    torch.manual_seed(0)
+    net, x = kind(), frame()
+    adapter = Roles(net, lr=0.1, restore=0.0)
+    with torch.no_grad():
+        wanted = net(x)
+    for seed in range(3):
+        adapter(frame(seed))
+    with torch.no_grad():
+        assert torch.allclose(adapter(x), wanted, atol=1e-6)
+    student = adapter.student["a.weight"]
+    assert torch.equal(student, net.a.weight)  # nothing depends on it but what is detached
+    assert not torch.equal(adapter.student["b.weight"], net.b.weight)
+
+
+def test_copies_of_functions_refer_to_the_copy():
+    net = build("forward set from outside")
+    adapter = siam(net)
+    adapter(frame())
+    exported = adapter.export("student")
+    kept = exported(frame())
+    with torch.no_grad():
+        net.a.weight.zero_()
+        net.b.weight.zero_()
+    assert torch.equal(exported(frame()), kept)
+    shared = []
+    net.a.register_forward_hook(lambda module, inputs, output: shared.append(len(shared)))
+    copy_module(net)(frame())
+    assert shared == [0]  # what does not lead to the module stays the user's own
+    lock = Locked()
+    assert copy_module(lock).lock is lock.lock
+
+
+def test_weights_in_a_replica_count_as_parameters():
+    net = build("plain")
+    replica = Replica(net)
+    with replica.holding({"a.weight": torch.zeros_like(net.a.weight)}):
+        assert isinstance(replica.root.a.weight, nn.Parameter)
+        assert not replica.root.a.weight.any()
+    assert torch.equal(replica.root.a.weight, net.a.weight)
+
+
+def test_a_model_that_keeps_a_state_is_reported_once():
+    adapter = siam(build("depends on earlier calls"))
+    with pytest.warns(UserWarning, match="SiamCTTA: the model's output depends on its earlier calls"):
+        first = adapter.predict(frame())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(adapter.predict(frame()), first)
+
+
+def test_a_model_whose_image_depends_on_its_batch_is_run_image_by_image():
+    class Normalized(Noted):
+        def forward(self, x):
+            return self.conv(x) - x.mean((0, 2, 3), keepdim=True)
+
+    torch.manual_seed(0)
+    net, pair = Normalized(), torch.cat([frame(0), frame(1)])
+    restorer = as_restorer(net)
+    assert torch.equal(restorer(pair), torch.cat([net(image) for image in pair.split(1)]))
+    assert not restorer.spec.batched
+    assert torch.equal(Adapter(net)(pair), restorer(pair))
+    assert as_restorer(Noted()).known_spec(pair).batched
+
+
+def test_a_first_frame_out_of_range_of_a_model_with_a_second_input():
+    with pytest.warns(UserWarning, match="expected values in"):
+        assert SelfEnsemble(NonBlind())(1.2 * frame(), sigma=0.1).shape == (1, 3, 24, 24)
