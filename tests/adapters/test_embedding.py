@@ -406,11 +406,36 @@ def test_under_and_around_ddp(process_group):
     assert torch.equal(wrapped(x), expected)
 
 
-def test_sharded_weights_are_refused_with_the_remedy():
-    net = network()
-    net[0].weight.full_tensor = lambda: net[0].weight  # what a DTensor has
+@pytest.fixture
+def shard(process_group):
+    mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (1,))
+    return lambda module: torch.distributed.fsdp.fully_shard(module, mesh=mesh)
+
+
+def test_under_fsdp2(shard):
+    whole, sharded = siam(network()), siam(network())
+    for adapter in (whole, sharded):
+        adapter(frame(seed=9))
+    shard(sharded)
+    for seed in range(3):
+        assert torch.equal(sharded(frame(seed=seed)), whole(frame(seed=seed)))
+    for use in (sharded.state_dict, sharded.reset, sharded.export, sharded.fork):
+        with pytest.raises(TypeError, match="sharded over processes .*FSDP2 gathers weights during a call"):
+            use()
+    assert torch.equal(sharded(frame()), whole(frame()))
+
+
+@pytest.mark.filterwarnings("ignore:FSDP is switching|.*FSDP")
+def test_sharded_weights_are_refused_with_the_remedy(shard):
+    net, x = network(), frame()
+    wanted = SelfEnsemble(network())(x)
+    for part in (net[0], net[2], net):
+        shard(part)
     with pytest.raises(TypeError, match="sharded over processes .*before fully_shard"):
         siam(net)
+    assert torch.equal(SelfEnsemble(net)(x), wanted)
+    with pytest.raises(TypeError, match="sharded by FullyShardedDataParallel; pass the module that it wraps"):
+        siam(torch.distributed.fsdp.FullyShardedDataParallel(network(), device_id=torch.device("cpu")))
 
 
 def test_lazy_weights_are_refused_with_the_remedy():

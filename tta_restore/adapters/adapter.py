@@ -42,6 +42,11 @@ __all__ = ["Adapter"]
 _DIVERGED_FRAMES = 2
 _BYTES = 32.0  # no image in [0, 1] reaches this, nearly all of bytes do
 _ROUNDING = 1e-3  # values this far outside [0, 1] are not reported
+_SHARDED = (
+    "the model's weights are sharded over processes (DTensor, FSDP2); make the adapter around the model before "
+    "fully_shard, shard the adapter as a whole and call it (FSDP2 gathers weights during a call only), or use a copy "
+    "with full weights"
+)
 _adapters: weakref.WeakSet[Adapter] = weakref.WeakSet()
 
 
@@ -237,6 +242,7 @@ class Adapter(RecordedModule):
         """Return to the state, random numbers and schedule of construction, bit by bit."""
         with self._backbone.lock:
             self._expect_attached()
+            self._expect_whole()
             self._state, self._moved = self._initial_state(), False
 
     def state_dict(self, *arguments: Any, **keywords: Any) -> dict[str, Any]:  # type: ignore[override]
@@ -248,6 +254,7 @@ class Adapter(RecordedModule):
         if arguments or keywords:
             return super().state_dict(*arguments, **keywords)
         with self._backbone.lock:
+            self._expect_whole()
             return checkpoint.state_dict(self)
 
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
@@ -260,6 +267,7 @@ class Adapter(RecordedModule):
         """
         with self._backbone.lock:
             self._expect_attached()
+            self._expect_whole()
             state = checkpoint.state_from(self, state_dict, strict=strict)
             self._state, self._moved = state.copy(self._optimizer_of, self._devices()), False
 
@@ -285,6 +293,7 @@ class Adapter(RecordedModule):
     def fork(self, *, seed: int | None = None) -> Adapter:
         """Return another adapter over the same model, for another camera, that starts from this one's state."""
         with self._backbone.lock:
+            self._expect_whole()
             twin = type(self).__new__(type(self))
             for name, value in vars(self).items():
                 twin.__dict__[name] = copy.copy(value) if isinstance(value, (dict, list, set)) else value
@@ -299,6 +308,7 @@ class Adapter(RecordedModule):
     def export(self, role: str | None = None) -> nn.Module:
         """Return a copy of the plain model with the weights of a role, by default of the one that is emitted."""
         with self._backbone.lock:
+            self._expect_whole()
             return checkpoint.export(self, role)
 
     def detach(self) -> Any:
@@ -370,6 +380,7 @@ class Adapter(RecordedModule):
     @property
     def source(self) -> ParameterSet:
         """The model's own tensors, at least float32."""
+        _expect_exchangeable(type(self).__name__, self.restorer.module, self.adapted or None)
         own = self._backbone.parameters()
         return {
             name: own[name].detach().to(torch.promote_types(own[name].dtype, torch.float32)) for name in self.adapted
@@ -825,6 +836,13 @@ class Adapter(RecordedModule):
         own = self._backbone.parameters()
         return {name: own[name].device for name in self.adapted}
 
+    def _expect_whole(self) -> None:
+        """Raise where the model's weights have no values here, or are sharded over processes."""
+        name = type(self).__name__
+        if any(kind.__name__ == "FSDPModule" for part in self.modules() for kind in type(part).__mro__):
+            raise TypeError(f"{name}: {_SHARDED}")
+        _expect_exchangeable(name, self.restorer.module, self.adapted or None)
+
     def _expect_attached(self) -> None:
         if self._detached:
             raise RuntimeError(f"{type(self).__name__}: was detached from its model; make a new adapter")
@@ -881,6 +899,8 @@ def _expect_exchangeable(name: str, module: Any, select: Any) -> None:
         if select is not None:
             raise TypeError(f"{name}: a function has no weights to select; expected a module")
         return
+    if any(kind.__name__ == "FullyShardedDataParallel" for part in root.modules() for kind in type(part).__mro__):
+        raise TypeError(f"{name}: the model is sharded by FullyShardedDataParallel; pass the module that it wraps")
     if any(parameter.is_meta for parameter in root.parameters()):
         raise ValueError(f"{name}: the model has weights without values (device meta); load its weights first")
     if select is None:
@@ -892,10 +912,7 @@ def _expect_exchangeable(name: str, module: Any, select: Any) -> None:
                 "traced"
             )
     if any(hasattr(parameter, "full_tensor") for parameter in root.parameters()):
-        raise TypeError(
-            f"{name}: the model's weights are sharded over processes (DTensor, FSDP2); make the adapter around the "
-            "model before fully_shard, or around a copy with full weights"
-        )
+        raise TypeError(f"{name}: {_SHARDED}")
 
 
 def _after_fork() -> None:
