@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import subprocess
 import sys
@@ -23,10 +24,22 @@ for words in (
     ["restore", "photo.png", "-o", "by_module.png", "--model", "tta_example:Brighter", "--model.gain", "1.5",
      "--method", "tta_example:Halving"],
     ["evaluate", "--model", "example-brighter", "--degradations", "example-haze", "tta_example:Haze", "--photos", ".",
-     "--methods", "example-halving", "tta_example:Halving", "--seeds", "1", "--frames", "1", "--out", "out", "-q"],
+     "--methods", "example-halving", "tta_example:Halving", "--seeds", "1", "--frames", "1", "--out", "out", "-q",
+     "--metrics", "example-brightness", "tta_example:brightness"],
     ["info", "example-brighter"],
     ["evaluate-pairs", "pairs", "--layout", "folders", "--model", "example-brighter", "--flow", "lucas_kanade",
      "--out", "pairs.csv"],
+    ["evaluate-pairs", "flat", "--layout", "example-flat", "--model", "example-brighter", "--flow", "lucas_kanade",
+     "--metrics", "example-brightness", "--out", "flat.csv"],
+    ["evaluate-clips", "flat", "--layout", "example-flat", "--model", "example-brighter", "--method", "example-halving",
+     "--metrics", "tta_example:brightness", "--out", "clips.csv"],
+    ["evaluate", "--data", "example-flat=flat", "--model", "example-brighter", "--methods", "source",
+     "--metrics", "example-brightness", "--out", "sets", "-q"],
+    ["train", "supervised", "--model.name", "example-brighter", "--data.layout", "example-flat", "--data.root", "flat",
+     "--data.size", "32", "--settings.reblur_weight", "0", "--settings.disparity_weight", "0", "--run.steps", "2",
+     "--run.batch_size", "1", "--run.draw_every", "0", "--run.out", "trained", "-q"],
+    ["restore", "photo.png", "-o", "trained.png", "--model", "trained/restorer.safetensors", "--method", "source"],
+    ["reproduce", "tta_example:TABLE", "--data", "Flat=flat", "--out", "table", "-q"],
 ):
     code = main(words)
     if code:
@@ -38,7 +51,8 @@ for words in (
 def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("plugin")
     photo = Image(0.5 * torch.rand(3, 140, 150, generator=torch.Generator().manual_seed(0)))
-    for path in ("photo.png", "pairs/blurry/a.png", "pairs/sharp/a.png"):
+    paths = [f"flat/{i}_{split}_{kind}.png" for i in "ab" for split in ("train", "test") for kind in ("low", "high")]
+    for path in ("photo.png", "pairs/blurry/a.png", "pairs/sharp/a.png", *paths):
         write_image(folder / path, photo)
     environment = os.environ | {"PYTHONPATH": str(PACKAGE)}
     done = subprocess.run(
@@ -69,3 +83,51 @@ def test_evaluate_pairs_takes_them(folder):
     (row,) = csv.DictReader((folder / "pairs.csv").read_text().splitlines())
     assert float(row["input_psnr"]) == 100.0
     assert 15 < float(row["psnr"]) < 40
+
+
+def test_metrics_are_measured_beside_the_built_in_ones(folder):
+    for row in csv.DictReader((folder / "out" / "frames.csv").read_text().splitlines()):
+        assert float(row["example-brightness"]) == float(row["tta_example:brightness"])
+    content = json.loads((folder / "out/results.json").read_text())
+    assert content["summary"]["methods"]["source"]["example-brightness"]["all"]["mean"] > 1
+    assert "example-brightness" in (folder / "out/report.html").read_text()
+    rows = list(csv.DictReader((folder / "flat.csv").read_text().splitlines()))
+    assert [float(row["example-brightness"]) for row in rows] == pytest.approx([1.25, 1.25], abs=0.01)
+    rows = list(csv.DictReader((folder / "clips.csv").read_text().splitlines()))
+    assert [row["family"] for row in rows] == ["flat", "flat"]
+    assert float(rows[0]["tta_example:brightness"]) == pytest.approx(0.625, abs=0.01)
+    rows = list(csv.DictReader((folder / "sets/frames.csv").read_text().splitlines()))
+    assert {row["family"] for row in rows} == {"example-flat"}
+
+
+def test_train_takes_model_and_layout_and_the_result_loads_by_its_file(folder):
+    assert (folder / "trained.png").exists()
+    assert (folder / "trained/restorer.safetensors").exists()
+
+
+def test_reproduce_takes_a_table_with_model_layout_and_metric(folder):
+    values = json.loads((folder / "table/results.json").read_text())["values"]
+    found = {(value["row"], value["quantity"]): value for value in values}
+    assert found["brighter", "example-brightness"]["measured"] == pytest.approx(1.25, abs=0.01)
+    assert found["input", "psnr"]["measured"] == 100.0
+    assert found["brighter", "psnr"]["published"] == 20.0
+
+
+def test_what_is_not_there_is_one_line(folder, monkeypatch, capsys):
+    from tta_restore.cli import main
+
+    monkeypatch.chdir(folder)
+    pairs = ["evaluate-pairs", "flat", "--layout", "folders", "--model", "torch.nn:Identity", "--flow", "lucas_kanade"]
+    for words, message in (
+        (
+            ["evaluate", "--data", "flat=pairs", *pairs[4:6], "--metrics", "sharpness"],
+            "no metric 'sharpness'",
+        ),
+        (["evaluate", "--data", "flat=pairs", *pairs[4:6], "--metrics", "math:tau"], "math:tau is no function"),
+        (["evaluate-pairs", "flat", "--layout", "math:nothing", *pairs[4:]], "math:nothing: math has no nothing"),
+        (["evaluate-pairs", "flat", "--layout", "math:sqrt", *pairs[4:]], "math:sqrt: TypeError: "),
+    ):
+        assert main(words) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert len(error.strip().splitlines()) == 1

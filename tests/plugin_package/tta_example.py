@@ -1,15 +1,18 @@
-"""A plug-in: a model, a method and a degradation that the commands know by name once it is installed."""
+"""A plug-in: a model, a method, a degradation, a metric, layouts and a table that commands know by name."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from tta_restore.adapters import Adapter
+from tta_restore.data.datasets.clips import Clip, ImageSequence
 from tta_restore.degradations import Degradation, Parameters
 from tta_restore.degradations.degradation import quantity
+from tta_restore.engine.evaluate.tables import DataSet, Row, Table
 
 
 class Brighter(nn.Module):
@@ -58,3 +61,28 @@ class Haze(Degradation):
 
     def distance(self, a: HazeParameters, b: HazeParameters) -> Tensor:
         return (a.level - b.level).abs()
+
+
+def brightness(restored: Tensor, sharp: Tensor) -> Tensor:
+    """Ratio of the mean brightness of the restored and the sharp image."""
+    return restored.mean() / sharp.mean()
+
+
+def flat_pairs(root: Path, split: str) -> list[tuple[Path, Path]]:
+    """Pairs NAME_SPLIT_low.png and NAME_SPLIT_high.png in one folder."""
+    low = sorted(root.glob(f"*_{split}_low.png"))
+    return [(path, path.with_name(path.name.replace("_low", "_high"))) for path in low]
+
+
+def flat_clips(root: Path, split: str) -> list[Clip]:
+    """All pairs of a folder as one video."""
+    low, high = zip(*flat_pairs(root, split), strict=True)
+    return [Clip("flat", ImageSequence(low), ImageSequence(high))]
+
+
+LAYOUT = {"pairs": flat_pairs, "clips": flat_clips}
+
+TABLE = Table(
+    "example", "A table of the plug-in", "jdrl", (DataSet("Flat", "example-flat", ("psnr", "example-brightness")),),
+    (Row("input", {}, "input"), Row("brighter", {"Flat": {"psnr": 20.0}}, "example-brighter")), "nobody, nowhere",
+)  # fmt: skip

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -252,11 +252,13 @@ class ImageMetrics:
         psnr: protocol of PSNR and MAE.
         ssim: protocol of SSIM.
         lpips: :class:`tta_restore.metrics.Lpips` or another distance of two images; None leaves it out.
+        more: further metrics by name, functions of two images, measured on floats without a protocol.
     """
 
     psnr: Protocol = _DEFAULT
     ssim: Protocol = _DEFAULT
     lpips: Callable[[Tensor, Tensor], Tensor] | None = None
+    more: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = field(default_factory=dict)
 
     def __call__(self, restored: Tensor, target: Tensor) -> dict[str, float]:
         """Return the values of one image by name. Shape: restored, target (1, 3, H, W), in [0, 1]."""
@@ -267,9 +269,11 @@ class ImageMetrics:
         }
         if self.lpips is not None:
             values["lpips"] = self.lpips(restored, target)
+        values |= {name: metric(restored, target) for name, metric in self.more.items()}
         return {name: float(value) for name, value in values.items()}
 
     def as_dict(self) -> dict[str, Any]:
         """Return the settings, to be stored beside the numbers."""
         lpips = None if self.lpips is None else type(self.lpips).__name__
-        return {"psnr": self.psnr.as_dict(), "ssim": self.ssim.as_dict(), "lpips": lpips}
+        own = {"psnr": self.psnr.as_dict(), "ssim": self.ssim.as_dict(), "lpips": lpips}
+        return own | ({"more": list(self.more)} if self.more else {})

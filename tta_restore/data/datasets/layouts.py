@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,10 +47,14 @@ class PairFiles:
 
 
 _Folders = tuple[tuple[str, str | None], ...]
+PairFunction = Callable[[Path, str], Sequence[Sequence[Path | None]]]
+"""From the folder of a data set and a split to the blurry and the sharp file of every pair, and the views if any."""
+ClipFunction = Callable[[Path, str], Sequence[Clip]]
+"""From the folder of a data set and a split to its videos."""
 
 #: Per data set and split, the folders of blurry and of sharp files below its root; the first pair that exists counts.
 #: None in place of the sharp folder: the data set has no originals.
-LAYOUTS: dict[str, dict[str, _Folders]] = {
+LAYOUTS: dict[str, dict[str, _Folders] | PairFunction] = {
     "sdd": {
         "train": (("train_patches/blur", "train_patches/gt"),),
         "test": (("test/blur", "test/gt"),),
@@ -76,17 +80,19 @@ _VIEWS = {"dpdd": ("_c/", "_r/", "_l/"), "pixeldp": ("_c/", "_r/", "_l/")}
 def register_layout(
     name: str,
     *,
-    pairs: Mapping[str, Sequence[tuple[str, str | None]]] | None = None,
-    clips: Sequence[tuple[str, str]] | None = None,
+    pairs: Mapping[str, Sequence[tuple[str, str | None]]] | PairFunction | None = None,
+    clips: Sequence[tuple[str, str]] | ClipFunction | None = None,
 ) -> None:
     """Add the layout of a custom data set, which :func:`find_files` or :func:`find_clips` then know by its name.
 
     Args:
         name: of the layout.
         pairs: for each split, folders of blurry and of sharp files below the root; the first pair that exists counts.
-            None in place of the sharp folder: the data set has no originals.
+            None in place of the sharp folder: the data set has no originals. Or a function of root and split that
+            returns the blurry and the sharp path of every pair.
         clips: folders of the blurred and of the sharp frames of a video, with ``{video}`` for the video's name and,
-            where the splits have folders, ``{split}``; the first pair that exists counts.
+            where the splits have folders, ``{split}``; the first pair that exists counts. Or a function of root and
+            split that returns the clips.
 
     Raises:
         ValueError: the name is taken, nothing is given, or a pattern lacks ``{video}``.
@@ -99,13 +105,14 @@ def register_layout(
     for given, known in ((pairs, LAYOUTS), (clips, CLIP_LAYOUTS)):
         if given and name in known:
             raise ValueError(f"register_layout: {name!r} is taken")
-    for pattern in (part for pair in clips or () for part in pair):
+    for pattern in (part for pair in (() if callable(clips) else clips or ()) for part in pair):
         if pattern.count("{video}") != 1:
             raise ValueError(f"register_layout: expected one {{video}} in a pattern of clips, got {pattern!r}")
     if pairs:
-        LAYOUTS[name] = {split: tuple(folders) for split, folders in pairs.items()}
+        own = pairs if callable(pairs) else {split: tuple(folders) for split, folders in pairs.items()}
+        LAYOUTS[name] = own
     if clips:
-        CLIP_LAYOUTS[name] = tuple(clips)
+        CLIP_LAYOUTS[name] = clips if callable(clips) else tuple(clips)
 
 
 def has_views(layout: str) -> bool:
@@ -128,11 +135,14 @@ def find_files(root: str | Path, layout: str, split: str = "train", *, views: bo
             have no partner. The message names what was looked for and what is there.
     """
     checks.expect_choice("find_files", "layout", layout, tuple(LAYOUTS))
-    checks.expect_choice("find_files", f"split of {layout}", split, tuple(LAYOUTS[layout]))
+    folders_of = LAYOUTS[layout]
+    if callable(folders_of):
+        return _listed_files(folders_of, Path(root), layout, split)
+    checks.expect_choice("find_files", f"split of {layout}", split, tuple(folders_of))
     if views and not has_views(layout):
         raise ValueError(f"find_files: {layout} has no dual-pixel views; there are those of {', '.join(_VIEWS)}")
     root = Path(root)
-    choices = [(b, s, *_view_folders(layout, b, views)) for b, s in LAYOUTS[layout][split]]
+    choices = [(b, s, *_view_folders(layout, b, views)) for b, s in folders_of[split]]
     choices = [folders for folders in choices if not views or len(folders) == 4]
     found = next((folders for folders in choices if all(f is None or (root / f).is_dir() for f in folders)), None)
     if found is None:
@@ -148,6 +158,25 @@ def find_files(root: str | Path, layout: str, split: str = "train", *, views: bo
         partners = dict(match_files(blurry, root / folder)) if folder is not None else {}
         columns.append([partners.get(path) for path in images])
     return [PairFiles(path, *rest) for path, *rest in zip(images, *columns, strict=True)]
+
+
+def _listed_files(function: PairFunction, root: Path, layout: str, split: str) -> list[PairFiles]:
+    """Return what a user's function lists.
+
+    Raises:
+        ValueError: it raises, lists nothing, or lists files that do not exist.
+    """
+    try:
+        listed = [[None if path is None else Path(path) for path in files] for files in function(root, split)]
+        found = [PairFiles(blurry, *others) for blurry, *others in listed if blurry is not None]
+    except Exception as error:  # code of any user
+        raise ValueError(f"{layout}: {type(error).__name__}: {error}") from error
+    if not found:
+        raise ValueError(f"{root}: {layout} ({split}) lists no images")
+    for path in (path for files in found for path in (files.blurry, files.sharp) if path is not None):
+        if not path.is_file():
+            raise ValueError(f"{layout}: there is no file {path}")
+    return found
 
 
 def find_pairs(root: str | Path, layout: str, split: str = "train") -> list[tuple[Path, Path]]:
@@ -247,7 +276,10 @@ def _files(family: str, folder: Path, views: bool) -> Sequence[PairFiles]:
     if not folder.is_dir():
         raise ValueError(f"{family}: there is no folder {folder}")
     inside = {path.name.lower(): path for path in folder.iterdir() if path.is_dir()}
-    layouts = LAYOUTS.get(family.lower(), {}).get("test", ())
+    known = LAYOUTS.get(family, LAYOUTS.get(family.lower(), {}))
+    if callable(known):
+        return _listed_files(known, folder, family, "test")
+    layouts = known.get("test", ())
     try:
         if views or any((folder / blurry).is_dir() for blurry, _ in layouts if blurry != "."):
             return find_files(folder, family.lower(), "test", views=views)
@@ -292,7 +324,7 @@ def _images_in(folder: Path) -> list[Path]:
 #: Per data set, the folders of the blurred and the sharp frames of a video. "{video}" stands for the name of the video,
 #: "{split}" for that of the split; the first pair that exists counts. Meta Transferring uses the first one for all.
 #: A pair without "{split}" needs list files next to the videos that tell the splits.
-CLIP_LAYOUTS: dict[str, tuple[tuple[str, str], ...]] = {
+CLIP_LAYOUTS: dict[str, tuple[tuple[str, str], ...] | ClipFunction] = {
     "gopro": (
         ("{split}/{video}/blur", "{split}/{video}/sharp"),
         ("{split}/{video}/blur_gamma", "{split}/{video}/sharp"),
@@ -329,7 +361,16 @@ def find_clips(root: str | Path, layout: str, split: str = "test") -> list[Clip]
     root = Path(root)
     if not root.is_dir():
         raise ValueError(f"{root}: no such folder")
-    for pattern in CLIP_LAYOUTS[layout]:
+    patterns = CLIP_LAYOUTS[layout]
+    if callable(patterns):
+        try:
+            listed = list(patterns(root, split))
+        except Exception as error:  # code of any user
+            raise ValueError(f"{layout}: {type(error).__name__}: {error}") from error
+        if not listed or not all(isinstance(clip, Clip) for clip in listed):
+            raise ValueError(f"{root}: {layout} ({split}) lists no clips")
+        return listed
+    for pattern in patterns:
         blurry, sharp = (part.format(split=split, video="{video}") for part in pattern)
         videos = _videos(root, blurry)
         if videos:
@@ -337,7 +378,7 @@ def find_clips(root: str | Path, layout: str, split: str = "test") -> list[Clip]
                 videos = _of_split(root, layout, split, videos)
             break
     else:
-        wanted = " or ".join(pattern[0].format(split=split, video="<video>") for pattern in CLIP_LAYOUTS[layout])
+        wanted = " or ".join(pattern[0].format(split=split, video="<video>") for pattern in patterns)
         there = ", ".join(sorted(path.name for path in root.iterdir())[:8]) or "nothing"
         raise ValueError(f"{root}: expected videos in {wanted} for {layout}, found: {there}")
     clips, problems = [], []

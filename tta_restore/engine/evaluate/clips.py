@@ -17,6 +17,7 @@ from tta_restore.data.datasets.layouts import find_clips
 from tta_restore.engine.evaluate.runner import Unit, run_folder, run_units
 from tta_restore.engine.evaluate.stream import FrameRecord, StreamResult
 from tta_restore.engine.run.device import resolve_device
+from tta_restore.engine.run.extensions import find_metrics, use_layout
 from tta_restore.engine.run.methods import ClipMethod, create_clip_method
 from tta_restore.engine.run.models import expect_restorer
 from tta_restore.engine.run.outputs import expect_file
@@ -38,6 +39,7 @@ def evaluate_clips(
     multiple: int = 1,
     limit: int | None = None,
     look: Callable[[int, int, Tensor, Tensor, Tensor], None] | None = None,
+    more: Mapping[str, Callable[[Tensor, Tensor], Tensor]] | None = None,
     progress: bool = True,
     folder: Path | None = None,
     processes: Processes = Processes(),
@@ -57,6 +59,7 @@ def evaluate_clips(
             before they are compared; the method returns frames of that size, see
             :func:`tta_restore.engine.run.methods.create_clip_method`.
         limit: first frames of each clip only; None for all.
+        more: further metrics by name, of the restored and the sharp frame.
         look: called with the numbers of every clip and frame, the blurred, the sharp and the restored frame.
         progress: show progress on stderr.
         folder: see :func:`tta_restore.engine.evaluate.runner.run_units`.
@@ -67,7 +70,7 @@ def evaluate_clips(
     """
     if not clips:
         raise ValueError("evaluate_clips: expected at least one clip")
-    size = SizeRequirements(1, multiple)
+    size, found = SizeRequirements(1, multiple), dict(more or {})
 
     def measure(number: int) -> list[FrameRecord]:
         clip = clips[number]
@@ -82,6 +85,7 @@ def evaluate_clips(
             if look is not None:
                 look(number, index, blurry[0], sharp[0], restored.detach().float().cpu())
             own = {"input_psnr": before[0], "input_ssim": before[1], "aligned": float(aligned)}
+            own |= {what: float(metric(restored.detach().float().cpu()[None], sharp)) for what, metric in found.items()}
             records.append(
                 FrameRecord(
                     method=name, stream=number, index=index, family=clip.name, photo=clip.name, position=index,
@@ -108,6 +112,7 @@ def evaluate_clips_dataset(
     reblur: str | Path | None = None,
     discriminator: str | Path | None = None,
     limit: int | None = None,
+    metrics: Sequence[str] | None = None,
     device: str | None = None,
     seed: int = 0,
     out: str | Path | None = None,
@@ -117,7 +122,7 @@ def evaluate_clips_dataset(
 
     Args:
         root: folder of the data set.
-        layout: gopro, dvd, reds or realblur.
+        layout: gopro, dvd, reds, realblur, a plug-in, or module.path:function of root and split.
         split: of the data set.
         model: shipped weights, a checkpoint file, module.path:callable, or a registered model such as ifan.
         checkpoint: weights of a registered model, or of the module that module.path:callable returns.
@@ -127,6 +132,7 @@ def evaluate_clips_dataset(
         reblur: file of a reblurring network, for meta-transfer.
         discriminator: file of a discriminator, for meta-transfer.
         limit: first frames of each video only.
+        metrics: further metrics, by the name of a plug-in or by module.path:function; columns of the CSV file.
         device: such as cpu or cuda (default: cuda where there is one)
         seed: of the method.
         out: CSV file, a row per frame; an interrupted run continues, and torchrun shares the clips.
@@ -141,20 +147,31 @@ def evaluate_clips_dataset(
     chosen = resolve_device(device)
     expect_file(out)
     try:
-        clips = find_clips(root, layout, split)
+        clips = find_clips(root, use_layout(layout), split)
+        more = find_metrics(metrics)
     except (ValueError, TypeError) as error:
         raise UsageError(str(error)) from error
     restorer = expect_restorer(model, device=chosen, checkpoint=checkpoint, config=config)
     networks = {"reblur": reblur, "discriminator": discriminator}
     restore = create_clip_method(method, restorer, **networks, seed=seed, device=chosen, **(method_options or {}))
     try:
-        task = {"model": str(model), "checkpoint": str(checkpoint), "config": dict(config or {}), "seed": seed}
-        task |= {"method": str(method), "options": dict(method_options or {}), "limit": limit}
+        task: dict[str, Any] = {
+            "model": str(model),
+            "checkpoint": str(checkpoint),
+            "config": dict(config or {}),
+            "seed": seed,
+        }
+        task |= {
+            "method": str(method),
+            "options": dict(method_options or {}),
+            "limit": limit,
+            "metrics": list(metrics or ()),
+        }
         task |= {"networks": [str(reblur), str(discriminator)], "clips": [str(root), split, *(c.name for c in clips)]}
         with Processes.join(chosen) as processes, run_folder(out, task, processes) as folder:
             options: dict[str, Any] = {"folder": folder, "processes": processes, "progress": progress}
             records = evaluate_clips(
-                restore, clips, name=str(method), align=layout == "realblur", limit=limit, **options
+                restore, clips, name=str(method), align=layout == "realblur", limit=limit, more=more, **options
             )
             if out is not None and processes.first:
                 StreamResult(tuple(records)).to_csv(out)

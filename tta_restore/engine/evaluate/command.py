@@ -31,6 +31,7 @@ def evaluate(
     bits: Literal[8, 16] = 8,
     save_pictures: bool = False,
     lpips_weights: str | Path | None = None,
+    metrics: Sequence[str] | None = None,
     device: str | None = None,
     out: str | Path = "runs/evaluate",
     progress: bool = True,
@@ -61,6 +62,7 @@ def evaluate(
         bits: 8 drops the lower bits of 16-bit files, as in the published protocol; 16 keeps them.
         save_pictures: write all restored images, and what IFAN and JDRL estimate: disparity, filters, blur map.
         lpips_weights: file of AlexNet's weights as torchvision publishes them; without it LPIPS is left out.
+        metrics: further metrics, by the name of a plug-in or by module.path:function of restored and sharp image.
         device: such as cpu or cuda (default: cuda where there is one)
         out: folder for report, tables and the state of the run.
         progress: show progress on stderr.
@@ -78,11 +80,11 @@ def evaluate(
 
         evaluate_degradations(
             out, degradations, model=model, checkpoint=checkpoint, config=config, methods=methods,
-            photos_folder=photos, seeds=seeds, frames=frames, device=device, **common,
+            photos_folder=photos, seeds=seeds, frames=frames, device=device, metrics=metrics, **common,
         )  # fmt: skip
         return
     if not data:
-        _only("--data", given, "model", "checkpoint", "config", "limit", "lpips_weights", "device", "bits",
+        _only("--data", given, "model", "checkpoint", "config", "limit", "lpips_weights", "metrics", "device", "bits",
               "save_pictures", "rounds")  # fmt: skip
         from tta_restore.engine.demo.demo import run_evaluation
 
@@ -91,8 +93,15 @@ def evaluate(
         return
     _only("simulated lenses, without --data", given, "seeds", "frames", "split", "photos")
     domains = named_folders(data)
+    from tta_restore.engine.run.extensions import use_layout
+
+    try:
+        for name in domains:
+            use_layout(name)
+    except ValueError as error:
+        raise UsageError(f"--data: {error}") from error
     common |= {"model": model, "checkpoint": checkpoint, "config": config}
-    common |= {"limit": limit, "lpips_weights": lpips_weights, "device": device}
+    common |= {"limit": limit, "lpips_weights": lpips_weights, "device": device, "more_metrics": metrics}
     if methods is None:
         _only("--methods", given, "rounds")
         from tta_restore.engine.evaluate.dpdd import run_published

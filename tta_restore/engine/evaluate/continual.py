@@ -17,6 +17,7 @@ from tta_restore.engine.report.page import MethodNote, Report, require_packages,
 from tta_restore.engine.report.samples import INPUT, KeptPictures
 from tta_restore.engine.report.table import text_table
 from tta_restore.engine.run.device import resolve_device
+from tta_restore.engine.run.extensions import find_metrics
 from tta_restore.engine.run.methods import ImageMethod, create_method, expect_one_input, find_method
 from tta_restore.engine.run.models import load_restorer
 from tta_restore.engine.run.names import METHODS
@@ -49,6 +50,7 @@ def run_continual(
     rounds: int = 1,
     limit: int | None = None,
     lpips_weights: str | Path | None = None,
+    more_metrics: Sequence[str] | None = None,
     seed: int = 0,
     device: str | None = None,
     progress: bool = True,
@@ -70,6 +72,7 @@ def run_continual(
         rounds: how often the whole sequence is shown.
         limit: first images of each data set only.
         lpips_weights: see :class:`tta_restore.metrics.Lpips`; without them LPIPS is left out, and said.
+        more_metrics: see :func:`tta_restore.engine.run.extensions.find_metrics`.
         seed: of the adapters.
         device: where to run; None takes a CUDA device where there is one.
         progress: show a bar on stderr where it is a terminal.
@@ -91,7 +94,7 @@ def run_continual(
         raise UsageError(str(error)) from error
     out = Path(out)
     lpips, without = open_lpips(lpips_weights, device)
-    measures = metrics.ImageMetrics(lpips=lpips)
+    measures = metrics.ImageMetrics(lpips=lpips, more=find_metrics(more_metrics))
     task = task_of(frames, measures, model=model, checkpoint=checkpoint, config=config, seed=seed)
     expect_one_input(restorer)
     kept = KeptPictures(frames, out / "run")

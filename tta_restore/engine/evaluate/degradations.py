@@ -31,11 +31,13 @@ from tta_restore.engine.evaluate.lenses import Comparison, Contender, compare
 from tta_restore.engine.evaluate.rows import Row, row_of
 from tta_restore.engine.evaluate.stream import StreamResult
 from tta_restore.engine.run.device import resolve_device
+from tta_restore.engine.run.extensions import find_metrics
 from tta_restore.engine.run.methods import create_method, expect_one_input
 from tta_restore.engine.run.models import expect_restorer
 from tta_restore.engine.run.settings import Named
 from tta_restore.engine.run.usage import UsageError
 from tta_restore.engine.run.user_code import guarded, import_named, is_named
+from tta_restore.metrics import ImageMetrics
 
 __all__ = ["DegradedFrame", "degraded_stream", "evaluate_degradations", "parse_degradation"]
 
@@ -161,6 +163,7 @@ def evaluate_degradations(
     seeds: Sequence[int] = (1, 2, 3),
     frames: int = 6,
     size: int = 128,
+    metrics: Sequence[str] | None = None,
     device: str | None = None,
     progress: bool = True,
     say: Callable[[str], None] = print,
@@ -178,6 +181,7 @@ def evaluate_degradations(
         seeds: one stream each.
         frames: frames per degradation.
         size: side of the sharp crops, in pixels.
+        metrics: further metrics, see :func:`tta_restore.engine.run.extensions.find_metrics`.
         device: where everything runs.
         progress: show progress on stderr.
         say: receives the text for the user.
@@ -186,6 +190,7 @@ def evaluate_degradations(
         UsageError: a degradation, method, model or folder cannot be used; nothing was run.
     """
     chosen = resolve_device(device)
+    measures = ImageMetrics(more=find_metrics(metrics))
     for text in degradations:
         parse_degradation(text)
     restorer = expect_restorer(model, device=chosen, checkpoint=checkpoint, config=config)
@@ -217,6 +222,7 @@ def evaluate_degradations(
         before="source",
         limits=_LIMITS,
         group="degradation",
+        measures=measures,
     )
     return compare(comparison, streams, out, progress=progress, say=say)
 

@@ -35,11 +35,13 @@ from tta_restore.engine.evaluate.stream import (
     evaluate_frame,
     identity,
     inputs_of,
+    written,
 )
 from tta_restore.engine.report.images import to_bytes
 from tta_restore.engine.report.page import MethodNote, Report, Sample, require_packages, write_report
 from tta_restore.engine.report.table import lay_out
 from tta_restore.engine.run.device import resolve_device
+from tta_restore.engine.run.extensions import find_metrics
 from tta_restore.engine.run.models import load_restorer
 from tta_restore.engine.run.usage import UsageError
 from tta_restore.engine.train.loop import Processes
@@ -195,6 +197,7 @@ def run_published(
     bits: int = 8,
     limit: int | None = None,
     lpips_weights: str | Path | None = None,
+    more_metrics: Sequence[str] | None = None,
     save_pictures: bool = False,
     device: str | None = None,
     progress: bool = True,
@@ -215,6 +218,7 @@ def run_published(
         bits: 8 cuts the lower bits of 16-bit files off, as the published numbers were measured; 16 keeps them.
         limit: first images of each data set only.
         lpips_weights: see :class:`tta_restore.metrics.Lpips`; without them LPIPS is left out, and said.
+        more_metrics: see :func:`tta_restore.engine.run.extensions.find_metrics`.
         save_pictures: write all results, and below ``maps/`` the disparity and the strength of the filters of IFAN, or
             the blur map of a restorer that has one.
         device: where to run; None takes a CUDA device where there is one.
@@ -239,7 +243,7 @@ def run_published(
     out, name = Path(out), f"{model} (restored)" if model == INPUT else model.replace("/", "_").replace(":", ".")
     lpips, without = open_lpips(lpips_weights, device)
     psnr, ssim = metrics.protocols["ifan"]
-    measures = metrics.ImageMetrics(psnr, ssim, lpips)
+    measures = metrics.ImageMetrics(psnr, ssim, lpips, find_metrics(more_metrics))
     settings = {"model": model, "checkpoint": None if checkpoint is None else str(checkpoint), "bits": bits}
     task = task_of([frame.files for frame in frames], measures, config=config, **settings)
     methods = {INPUT: Plain(None), name: Plain(restorer)}
@@ -326,16 +330,18 @@ def result_paths(frames: Sequence[PublishedFrame]) -> list[Path]:
 
 def beside(result: StreamResult, name: str) -> list[list[str]]:
     """Header and rows: what was measured on each data set, then what was published for it."""
-    rows = [["", "data set", "pictures", *(QUANTITIES[quantity][0] for quantity in QUANTITIES), ""]]
+    shown = [*QUANTITIES, *(q for q in result.quantities if q not in QUANTITIES)]
+    rows = [["", "data set", "pictures", *(written(quantity)[0] for quantity in shown), ""]]
     for family in result.families:
         for method in (INPUT, name):
             values = [
-                f"{result.value(method, q, family).mean:.{QUANTITIES[q][2]}f}" if q in result.quantities else "-"
-                for q in QUANTITIES
+                f"{result.value(method, q, family).mean:.{written(q)[2]}f}" if q in result.quantities else "-"
+                for q in shown
             ]
             rows.append([method, family, str(len(result.of(method, family))), *values, "measured"])
         for row, numbers in PUBLISHED.get(family.lower(), {}).items():
             values = [f"{n:.{QUANTITIES[q][2]}f}" for q, n in zip(QUANTITIES, numbers, strict=True)]
+            values += ["-"] * (len(shown) - len(QUANTITIES))
             rows.append([row, family, "", *values, "published"])
     return rows
 

@@ -31,6 +31,7 @@ from tta_restore.engine.report.page import (
 )
 from tta_restore.engine.report.table import text_table
 from tta_restore.engine.run.usage import UsageError
+from tta_restore.metrics import ImageMetrics
 
 __all__ = ["Comparison", "Contender", "compare"]
 
@@ -52,6 +53,9 @@ class Contender:
     color: str = ""
 
 
+_MEASURES = ImageMetrics()
+
+
 @dataclass(frozen=True)
 class Comparison:
     """Result of a comparison: its rows, streams and baseline.
@@ -68,6 +72,7 @@ class Comparison:
             ones give the shape alone. `None` leaves the kernels out.
         limits: sentences on how the numbers must be read.
         group: what the families of frames are.
+        measures: how outputs are measured.
     """
 
     title: str
@@ -80,6 +85,7 @@ class Comparison:
     estimate: Callable[[Tensor, Tensor], Tensor] | None = None
     limits: Sequence[str] = field(default_factory=tuple)
     group: str = "lens"
+    measures: ImageMetrics = _MEASURES
 
     def only(self, names: Sequence[str]) -> Comparison:
         """Return the same with some of the rows; the baseline is always one of them.
@@ -104,6 +110,7 @@ class Comparison:
             estimate=self.estimate,
             limits=self.limits,
             group=self.group,
+            measures=self.measures,
         )
 
 
@@ -135,7 +142,11 @@ def compare(
     results = []
     for seed, frames in streams.items():
         factories = {c.name: (lambda build=c.build, seed=seed: build(seed)) for c in comparison.contenders}
-        results.append(evaluate_stream(frames, factories, stream=seed, progress=progress, on_frame=look))
+        results.append(
+            evaluate_stream(
+                frames, factories, stream=seed, progress=progress, on_frame=look, measures=comparison.measures
+            )
+        )
     merged = StreamResult.merge(results)
     seconds = time.perf_counter() - started
     facts = _facts(streams, seconds)

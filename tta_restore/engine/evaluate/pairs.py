@@ -18,6 +18,7 @@ from tta_restore.engine.evaluate.maps import pair_maps, write_maps
 from tta_restore.engine.evaluate.runner import Unit, run_folder, run_units
 from tta_restore.engine.evaluate.stream import IDENTICAL, FrameRecord, StreamResult
 from tta_restore.engine.run.device import resolve_device
+from tta_restore.engine.run.extensions import find_metrics, use_layout
 from tta_restore.engine.run.methods import expect_one_input
 from tta_restore.engine.run.models import build_module, expect_restorer
 from tta_restore.engine.run.outputs import expect_file, expect_folder
@@ -45,6 +46,7 @@ def evaluate_pairs(
     folder: Path | None = None,
     processes: Processes = Processes(),
     look: Callable[[int, Tensor, Tensor, Tensor], None] | None = None,
+    more: Mapping[str, Callable[[Tensor, Tensor], Tensor]] | None = None,
     maps: Path | None = None,
     reblur: JDRLReblur | None = None,
 ) -> list[FrameRecord]:
@@ -67,6 +69,7 @@ def evaluate_pairs(
         folder: see :func:`tta_restore.engine.evaluate.runner.run_units`.
         processes: see there.
         look: called with the number of every pair, its blurry, sharp and restored image, (3, H, W) each.
+        more: further metrics by name, of the restored and the sharp image.
         maps: folder for what is estimated on the way, see :func:`tta_restore.engine.evaluate.maps.pair_maps`.
         reblur: reblurring network for the kernels among them.
 
@@ -99,6 +102,7 @@ def evaluate_pairs(
                 warped = ops.flow_warp(sharp, found, padding_mode="border", align_corners=align_corners)
             values["aligned_psnr"] = _psnr(restored, warped)
             values["aligned_ssim"] = float(metrics.ssim(restored, warped, protocol=protocol).mean())
+        values |= {name: float(metric(restored, sharp)) for name, metric in (more or {}).items()}
         if maps is not None:
             estimator = None if flow is None else lambda a, b: flow(a.flip(1), b.flip(1)) if bgr else flow(a, b)
             found = pair_maps(restorer, blurry, sharp, restored, flow=estimator, warped=warped, reblur=reblur)
@@ -129,6 +133,7 @@ def evaluate_pairs_dataset(
     flow: str = "auto",
     flow_checkpoint: str | Path | None = None,
     multiple: int = 1,
+    metrics: Sequence[str] | None = None,
     maps: str | Path | None = None,
     reblur: str | Path | None = None,
     device: str | None = None,
@@ -139,7 +144,8 @@ def evaluate_pairs_dataset(
 
     Args:
         root: folder of the data set.
-        layout: sdd, dpdd, realdof, ded, or folders for blurry/ and sharp/.
+        layout: sdd, dpdd, realdof, ded, folders for blurry/ and sharp/, a plug-in, or module.path:function of root
+            and split.
         split: of the data set.
         model: shipped weights, a checkpoint file, module.path:callable, or a registered model such as ifan.
         checkpoint: weights of a registered model, or of the module that module.path:callable returns.
@@ -147,6 +153,7 @@ def evaluate_pairs_dataset(
         flow: optical flow estimator: raft, lucas_kanade, pwc (needs --flow-checkpoint), or auto.
         flow_checkpoint: weights of the flow estimator, for pwc.
         multiple: crop images at the right and the bottom to a multiple of this, as JDRL's tests do to 16.
+        metrics: further metrics, by the name of a plug-in or by module.path:function; columns of the CSV file.
         maps: folder for blur maps, kernels, masks and flow of every pair, as tensors and as images.
         reblur: file of JDRL's reblurring network, for the kernels among the maps.
         device: such as cpu or cuda (default: cuda where there is one)
@@ -164,18 +171,19 @@ def evaluate_pairs_dataset(
     restorer = expect_restorer(model, device=chosen, checkpoint=checkpoint, config=config)
     expect_one_input(restorer)
     try:
-        pairs = find_pairs(root, layout, split)
+        pairs = find_pairs(root, use_layout(layout), split)
         weights = {} if flow_checkpoint is None else {"checkpoint": flow_checkpoint}
         estimator = create_flow(flow, **weights).to(chosen)
         blur: Any = None
         if reblur is not None:
             blur = build_module("jdrl_reblur", checkpoint=reblur, kind="reblurrer").to(chosen).eval()
         task = {"model": str(model), "checkpoint": str(checkpoint), "config": dict(config or {}), "flow": flow}
-        task |= {"multiple": multiple, "pairs": [str(path) for path, _ in pairs]}
+        task |= {"multiple": multiple, "metrics": list(metrics or ()), "pairs": [str(path) for path, _ in pairs]}
         with Processes.join(chosen) as processes, run_folder(out, task, processes) as folder:
             records = evaluate_pairs(
                 restorer, pairs, flow=estimator, multiple=multiple, device=chosen, folder=folder, processes=processes,
                 progress=progress, maps=None if maps is None else expect_folder(maps, flag="--maps"), reblur=blur,
+                more=find_metrics(metrics),
             )  # fmt: skip
             if out is not None and processes.first:
                 StreamResult(tuple(records)).to_csv(out)

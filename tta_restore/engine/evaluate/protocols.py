@@ -23,6 +23,7 @@ from tta_restore.engine.evaluate.pairs import evaluate_pairs
 from tta_restore.engine.evaluate.runner import Unit, run_resumable, run_units
 from tta_restore.engine.evaluate.stream import FrameRecord, evaluate_frame
 from tta_restore.engine.evaluate.tables import DataSet, Row, Table
+from tta_restore.engine.run.extensions import use_layout
 from tta_restore.engine.run.methods import create_clip_method, create_method
 from tta_restore.engine.run.settings import merge, nested
 from tta_restore.engine.run.user_code import import_named, is_named
@@ -54,6 +55,7 @@ class Job:
         device: of everything.
         limit: first images, or frames of each video, of each data set only.
         lpips: distance of two images; None leaves LPIPS out.
+        more: further metrics of the table by name.
         look: called with data set, number of the image in it, and its blurry, sharp and restored version, (3, H, W).
         processes: those that torchrun started.
         progress: show progress on stderr.
@@ -68,6 +70,7 @@ class Job:
     device: str = "cpu"
     limit: int | None = None
     lpips: Callable[[Tensor, Tensor], Tensor] | None = None
+    more: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = field(default_factory=dict)
     look: Look | None = None
     processes: Processes = field(default_factory=Processes)
     progress: bool = True
@@ -86,7 +89,7 @@ def ifan(job: Job) -> list[FrameRecord]:
     views = job.restorer is not None and takes_views(job.restorer)
     frames = [PublishedFrame(f, job.table.bits) for f in folder_frames(job.domains, limit=job.limit, views=views)]
     psnr, ssim = metrics.protocols["ifan"]
-    measures = metrics.ImageMetrics(psnr, ssim, job.lpips)
+    measures = metrics.ImageMetrics(psnr, ssim, job.lpips, job.more)
     method = Plain(job.restorer)
 
     def measure(index: int) -> list[FrameRecord]:
@@ -106,11 +109,12 @@ def jdrl(job: Job) -> list[FrameRecord]:
     records: list[FrameRecord] = []
     for name, folder in job.domains.items():
         data = job.table.data_set(name)
+        use_layout(data.layout)
         found = evaluate_pairs(
             job.restorer, find_pairs(folder, data.layout, "test")[: job.limit],
             flow=flow if any(q.startswith("aligned") for q in data.quantities) else None,
             align_corners=False, bgr=job.row.bgr, multiple=max(data.multiple, 1), name=job.row.name,
-            look=partial(_look, job, name), folder=_subfolder(job, name),
+            more=job.more, look=partial(_look, job, name), folder=_subfolder(job, name),
             device=job.device, processes=job.processes, progress=job.progress,
         )  # fmt: skip
         records += [replace(record, family=name) for record in found]
@@ -122,6 +126,7 @@ def meta(job: Job) -> list[FrameRecord]:
     records: list[FrameRecord] = []
     for name, folder in job.domains.items():
         data = job.table.data_set(name)
+        use_layout(data.layout)
         clips = find_clips(folder, data.layout, "test")
         multiple = max(data.multiple, 1)
         networks: dict[str, Any] = {
@@ -141,7 +146,7 @@ def meta(job: Job) -> list[FrameRecord]:
 
         found = evaluate_clips(
             method, clips, name=job.row.name, align=data.align, multiple=multiple, limit=job.limit, look=look,
-            folder=_subfolder(job, name), processes=job.processes, progress=job.progress,
+            more=job.more, folder=_subfolder(job, name), processes=job.processes, progress=job.progress,
         )  # fmt: skip
         records += [replace(record, family=name) for record in found]
     return records
@@ -168,7 +173,7 @@ def causiam(job: Job) -> list[FrameRecord]:
             _look(job, frame.family, frame.position, frame.blurry, frame.sharp, output[0])
 
     psnr, ssim = metrics.protocols["causiam"]
-    measures = metrics.ImageMetrics(psnr, ssim, job.lpips)
+    measures = metrics.ImageMetrics(psnr, ssim, job.lpips, job.more)
     return run_resumable(
         frames, job.row.name, method, job.folder, file="stream", measures=measures, device=job.device,
         progress=job.progress, look=look,
@@ -210,6 +215,7 @@ def find_images(data: DataSet, folder: Path, protocol: str, limit: int | None) -
     Raises:
         ValueError: the folder does not have the layout of the data set; the message has what is missing.
     """
+    use_layout(data.layout)
     if protocol == "meta":
         return sum(min(len(clip), limit or len(clip)) for clip in find_clips(folder, data.layout, "test"))
     if protocol == "jdrl":

@@ -370,15 +370,14 @@ def _layout(data: DataSet, table: Table) -> str:
     """Return where files are looked for in the folder of a data set."""
     from tta_restore.data.datasets.layouts import CLIP_LAYOUTS, LAYOUTS
 
-    if table.protocol == "meta" and data.layout in CLIP_LAYOUTS:
-        patterns = [
-            " and ".join(part.format(split="test", video="VIDEO") for part in p) for p in CLIP_LAYOUTS[data.layout]
-        ]
-    elif data.layout in LAYOUTS:
-        patterns = [
-            " and ".join("the images" if p == "." else p for p in pair if p)
-            for pair in LAYOUTS[data.layout].get("test", ())
-        ]
+    clips, pairs = CLIP_LAYOUTS.get(data.layout), LAYOUTS.get(data.layout)
+    if table.protocol == "meta" and clips is not None and not callable(clips):
+        patterns = [" and ".join(part.format(split="test", video="VIDEO") for part in p) for p in clips]
+    elif pairs is not None and not callable(pairs):
+        folders = pairs.get("test", ())
+        patterns = [" and ".join("the images" if p == "." else p for p in pair if p) for pair in folders]
+    elif data.layout:
+        return f"; DIR is what the layout {data.layout} takes"
     else:
         patterns = ["two folders, such as source and target, or input and ground_truth"]
     return f"; DIR holds {', or '.join(patterns)}"

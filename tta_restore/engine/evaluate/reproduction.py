@@ -36,7 +36,9 @@ from tta_restore.engine.report.comparison import Comparison, write_comparison
 from tta_restore.engine.report.page import Sample, require_packages
 from tta_restore.engine.report.table import lay_out
 from tta_restore.engine.run.device import resolve_device
+from tta_restore.engine.run.extensions import find_metrics
 from tta_restore.engine.run.models import build_module, load_restorer
+from tta_restore.engine.run.user_code import is_named, plugins
 from tta_restore.engine.train.loop import Processes
 from tta_restore.models import Restorer, count_macs, list_models
 
@@ -143,7 +145,7 @@ class Reproduction:
         try:
             restorer = self._restorer(row, device)
             networks = {key: self.files[name] for key, name in row.networks.items()}
-            protocol = find_protocol(self.table.protocol)
+            protocol, more = find_protocol(self.table.protocol), find_metrics(self._metrics())
             found: list[FrameRecord] = []
             groups = [self.domains] if self.table.stream else [{name: path} for name, path in self.domains.items()]
             for domains in groups:
@@ -151,7 +153,7 @@ class Reproduction:
                 folder.mkdir(parents=True, exist_ok=True)
                 found += protocol(
                     Job(
-                        self.table, row, domains, restorer, networks, folder, device, self.limit, lpips,
+                        self.table, row, domains, restorer, networks, folder, device, self.limit, lpips, more,
                         self._keep(row), processes, self.progress,
                     )
                 )  # fmt: skip
@@ -165,6 +167,11 @@ class Reproduction:
         measured = Cost() if restorer is None else cost_of(restorer, self.table.macs_size)
         costs[row.name] = (_published_cost(row), replace(measured, seconds=None if restorer is None else seconds))
         return found
+
+    def _metrics(self) -> list[str]:
+        """Return the quantities of the table that are metrics of a plug-in or of a module."""
+        quantities = dict.fromkeys(q for data in self.table.data for q in data.quantities)
+        return [q for q in quantities if is_named(q) or q in plugins("tta_restore.metrics")]
 
     def _restorer(self, row: Row, device: str) -> Restorer | None:
         if row.model == INPUT:

@@ -38,6 +38,7 @@ __all__ = [
     "inputs_of",
     "run_stream",
     "scalars",
+    "written",
 ]
 
 #: PSNR in dB that an output counts which equals its original, where the quotient is infinite.
@@ -173,6 +174,10 @@ class FrameRecord:
     lpips: float | None = None
     metrics: dict[str, float] = field(default_factory=dict)
 
+    def value(self, quantity: str) -> Any:
+        """Return a quantity by name: a field, or an entry of ``metrics``."""
+        return self.metrics[quantity] if quantity in self.metrics else getattr(self, quantity)
+
 
 def run_stream(
     frames: Sequence[StreamFrame],
@@ -235,6 +240,7 @@ def evaluate_frame(
         )
     sharp = sharp.to(output.device)
     values: dict[str, Any] = dict(finite_metrics(measures(output, sharp)))
+    more = {name: values.pop(name) for name in measures.more}
     record = FrameRecord(
         method=name,
         stream=stream,
@@ -245,6 +251,7 @@ def evaluate_frame(
         wall_seconds=wall,
         cpu_seconds=cpu,
         report=scalars(getattr(method, "report", None)),
+        metrics=more,
         **values,
     )
     return record, output
@@ -286,7 +293,8 @@ def identity(frame: Tensor) -> Tensor:
     return frame
 
 
-Quantity = Literal["psnr", "ssim", "mae", "lpips"]
+Quantity = str
+"""Measured quantity: one of :data:`QUANTITIES`, or the name of a metric that was asked for."""
 
 #: Quantity -> how it is written: name, unit, digits, and whether more is better.
 QUANTITIES: dict[Quantity, tuple[str, str, int, bool]] = {
@@ -295,6 +303,11 @@ QUANTITIES: dict[Quantity, tuple[str, str, int, bool]] = {
     "mae": ("MAE", "", 4, False),
     "lpips": ("LPIPS", "", 3, False),
 }
+
+
+def written(quantity: Quantity) -> tuple[str, str, int, bool]:
+    """Return how a quantity is written, see :data:`QUANTITIES`; of a user's metric more counts as better."""
+    return QUANTITIES.get(quantity, (quantity, "", 4, True))
 
 
 def evaluate_stream(
@@ -353,8 +366,10 @@ class StreamResult:
 
     @property
     def quantities(self) -> list[Quantity]:
-        """Return the names of the measured quantities."""
-        return [q for q in QUANTITIES if all(getattr(r, q) is not None for r in self.records)]
+        """Return the names of the measured quantities, those of further metrics last."""
+        own = [q for q in QUANTITIES if all(getattr(r, q) is not None for r in self.records)]
+        measures = self.settings.get("measures") or {}
+        return own + [q for q in measures.get("more", ()) if all(q in r.metrics for r in self.records)]
 
     def of(self, method: str, family: str | None = None) -> list[FrameRecord]:
         """Return the records of one method, optionally of one family.
@@ -372,14 +387,14 @@ class StreamResult:
 
     def value(self, method: str, quantity: Quantity = "psnr", family: str | None = None) -> Interval:
         """Return the mean of a quantity over frames, with its interval over frames."""
-        return bootstrap_mean([getattr(r, quantity) for r in self.of(method, family)])
+        return bootstrap_mean([r.value(quantity) for r in self.of(method, family)])
 
     def gains(
         self, method: str, baseline: str, quantity: Quantity = "psnr", family: str | None = None
     ) -> list[tuple[FrameRecord, float]]:
         """Return every frame of a method with its gain over the baseline on that frame."""
-        reference = {(r.stream, r.index): getattr(r, quantity) for r in self.of(baseline, family)}
-        return [(r, getattr(r, quantity) - reference[r.stream, r.index]) for r in self.of(method, family)]
+        reference = {(r.stream, r.index): r.value(quantity) for r in self.of(baseline, family)}
+        return [(r, r.value(quantity) - reference[r.stream, r.index]) for r in self.of(method, family)]
 
     def gain(
         self,

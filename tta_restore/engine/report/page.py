@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from tta_restore.data.io.atomic import atomic_file
-from tta_restore.engine.evaluate.stream import QUANTITIES, Interval, Quantity, StreamResult
+from tta_restore.engine.evaluate.stream import Interval, Quantity, StreamResult, written
 from tta_restore.engine.report import plots as report_plots
 from tta_restore.engine.report.images import kernel_overlap, kernel_sheet, png_uri
 from tta_restore.engine.report.table import plural
@@ -231,7 +231,7 @@ def _contrast(result: StreamResult, method: str, baseline: str) -> dict[str, Any
 
 
 def _table(result: StreamResult, quantity: Quantity) -> dict[str, Any]:
-    name, unit, digits, more_is_better = QUANTITIES[quantity]
+    name, unit, digits, more_is_better = written(quantity)
     better = max if more_is_better else min
     columns = [*result.families, None]
     means = {method: [result.value(method, quantity, family) for family in columns] for method in result.methods}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import isnan
 
-from tta_restore.engine.evaluate.stream import QUANTITIES, Interval, StreamResult
+from tta_restore.engine.evaluate.stream import Interval, StreamResult, written
 
 __all__ = ["lay_out", "plural", "text_table"]
 
@@ -19,7 +19,7 @@ def text_table(result: StreamResult, baseline: str, *, group: str = "lens") -> s
     families = result.families
     parts = []
     for quantity in result.quantities:
-        name, unit, digits, _ = QUANTITIES[quantity]
+        name, unit, digits, _ = written(quantity)
         title = f"{name} ({unit})" if unit else name
         columns = [*families, None]
         rows = [[m, *(_plain(result.value(m, quantity, f), digits) for f in columns)] for m in result.methods]

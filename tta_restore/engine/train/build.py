@@ -20,6 +20,7 @@ from tta_restore.data.io.pixels import ImageError
 from tta_restore.data.synthetic import photos
 from tta_restore.data.synthetic.camera_shake import ShakenClips
 from tta_restore.degradations.motion import CameraShake
+from tta_restore.engine.run.extensions import use_layout
 from tta_restore.engine.run.models import build_module
 from tta_restore.engine.run.names import SHIPPED_MODELS
 from tta_restore.engine.run.usage import UsageError
@@ -163,7 +164,7 @@ def clips_from(section: Mapping[str, Any]) -> Sequence[Clip]:
     """
     options = dict(section)
     if "layout" in options:
-        layout, root = options.pop("layout"), options.pop("root", None)
+        layout, root = use_layout(options.pop("layout")), options.pop("root", None)
         if layout not in CLIP_LAYOUTS or root is None:
             raise ValueError(f"[data] expected root and layout, one of {', '.join(CLIP_LAYOUTS)}, got {dict(section)}")
         checks.expect_keywords("[data]", find_clips, options)

@@ -28,6 +28,7 @@ from tta_restore.data.datasets.misaligned import (
 from tta_restore.data.io.image import read_image
 from tta_restore.data.synthetic import photos
 from tta_restore.engine.report.images import contact_sheet
+from tta_restore.engine.run.extensions import use_layout
 from tta_restore.engine.run.settings import nested, read_settings
 from tta_restore.engine.train.build import (
     Built,
@@ -416,10 +417,11 @@ def _validation(section: Mapping[str, Any]) -> Iterable[MisalignedPair]:
         source = GeneratedPairs(bundled_images(size + 64, photos.DEV), size=size, misalignment=Misalignment(**options))
         generator = torch.Generator().manual_seed(1)
         return [source(1, generator) for _ in range(count)]
-    layout, limit = options.pop("layout", None), options.pop("limit", None)
+    layout, limit = use_layout(options.pop("layout", None)), options.pop("limit", None)
     if layout not in LAYOUTS or "root" not in options:
         raise ValueError(f"[validation] expected root and layout, one of {', '.join(LAYOUTS)}, or pictures = 'bundled'")
-    split = options.pop("split", "val" if "val" in LAYOUTS[layout] else "test")
+    splits = LAYOUTS[layout]
+    split = options.pop("split", "val" if callable(splits) or "val" in splits else "test")
     checks.expect_keywords("[validation]", find_pairs, options)
     return _WholePairs(find_pairs(options.pop("root"), layout, split)[:limit])
 
@@ -429,7 +431,7 @@ def _source(section: Mapping[str, Any]) -> MisalignedPairSource:
     options = dict(section)
     size = expect_size(options.pop("size", 96))
     if "layout" in options:
-        layout = options.pop("layout")
+        layout = use_layout(options.pop("layout"))
         if layout not in LAYOUTS or "root" not in options:
             raise ValueError(f"[data] expected root and layout, one of {', '.join(LAYOUTS)}, got {dict(section)}")
         checks.expect_keywords("[data]", find_pairs, options)

@@ -22,6 +22,7 @@ from tta_restore.data.datasets.misaligned import load_sharp_images
 from tta_restore.data.datasets.pairs import FolderCrops, LensPairs, Pair, read_images
 from tta_restore.data.synthetic import photos
 from tta_restore.engine.report.images import contact_sheet
+from tta_restore.engine.run.extensions import use_layout
 from tta_restore.engine.train.build import (
     build_network,
     bundled_images,
@@ -338,7 +339,7 @@ def _validation(section: Mapping[str, Any], *, views: bool) -> Iterable[Pair]:
 
 
 def _files(name: str, options: dict[str, Any], split: str, *, views: bool) -> list[PairFiles]:
-    layout, root = options.pop("layout"), options.pop("root", None)
+    layout, root = use_layout(options.pop("layout")), options.pop("root", None)
     if layout not in LAYOUTS or root is None:
         raise ValueError(f"[{name}] expected root and layout, one of {', '.join(LAYOUTS)}, got {layout!r} in {root}")
     views, split = options.pop("views", views and has_views(layout)), options.pop("split", split)
