@@ -139,7 +139,7 @@ def cases(device: str) -> list[Case]:
     return [
         *(PixelConv(FRAME, size, 128) for size in (3, 5, 7)),
         PixelConv((1, 32, 70, 105), 11, 32),
-        PixelConv(FRAME, 5, 128, torch.bfloat16),
+        *(PixelConv(FRAME, 5, 128, dtype) for dtype in (torch.bfloat16, torch.float16)),
         PixelConv(FRAME, 5, 128, memory_format=torch.channels_last),
         PixelConv((1, 64, 128, 128), 7, 1),
         *(ProductConv(PHOTO, size, 6) for size in (5, 15, 31)),

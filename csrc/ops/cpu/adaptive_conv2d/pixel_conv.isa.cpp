@@ -437,7 +437,9 @@ void pixel_conv_grad_kernels(const PixelConvGradKernels<S>& args, int64_t begin,
   const int64_t source_rows = (cut.rows - 1) * conv.stride + conv.step * (K - 1) + 1;
   const int64_t source_plane = source_rows * padded.length;
   const int64_t together = smaller(each, TOGETHER);
-  Scratch<T> source(together * source_plane), grads(together * tile), acc((each == 1 ? K : taps) * tile);
+  // Sums of one channel in the type of the result go straight to memory, unless they are written past the cache.
+  const bool direct = each == 1 && sizeof(S) == sizeof(T) && !args.stream;
+  Scratch<T> source(together * source_plane), grads(together * tile), acc(direct ? 0 : (each == 1 ? K : taps) * tile);
   for (int64_t item = begin; item < end; ++item) {
     const int64_t b = item / (conv.G * bands), g = item / bands % conv.G, y0 = item % bands * cut.rows;
     const int64_t rows = smaller(cut.rows, conv.H - y0);
@@ -466,6 +468,17 @@ void pixel_conv_grad_kernels(const PixelConvGradKernels<S>& args, int64_t begin,
               for (int64_t x = 0; x < n; ++x)
                 grads[c * tile + y * cut.width + x] = load(args.g[((plane + c) * conv.H + y0 + y) * conv.W + x0 + x]);
           }
+          if constexpr (sizeof(S) == sizeof(T))
+            if (direct) {
+              for (int64_t i = 0; i < K; ++i)
+                for (int64_t y = 0; y < rows; ++y)
+                  correlate_row<KS, 1, false>(
+                      K, grads + y * cut.width, tile, source + (y * conv.stride + conv.step * i) * padded.length, source_plane,
+                      padded.offsets, n,
+                      args.grad_kernels + (((b * conv.G + g) * taps + i * K) * conv.H + y0 + y) * conv.W + x0,
+                      conv.H * conv.W);
+              continue;
+            }
           for (int64_t i = 0; i < K; ++i) {
             T* to = each == 1 ? acc : acc + i * K * tile;
             for (int64_t y = 0; y < rows; ++y) {
