@@ -1,12 +1,14 @@
 """The probe says of spandrel's restorers what was found by hand (shared/conformance/spandrel_matrix.csv)."""
 
 import importlib
+import sys
 
 import pytest
 import torch
 from torch import nn
 
 from tta_restore.models import as_restorer, probe
+from tta_restore.models.restorer import probing
 
 pytest.importorskip("spandrel")
 pytestmark = [  # what these restorers do, not what this package does
@@ -149,3 +151,27 @@ def test_randomness_and_refusals_are_seen():
     assert probe(fixed, torch.rand(1, 3, 10, 10)).spec.in_channels == 3
     with pytest.raises(TypeError, match="got function"):
         probe(lambda x: x)
+
+
+def test_models_that_take_long_get_smaller_frames(monkeypatch):
+    class Noted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.sides = nn.Conv2d(3, 3, 3, padding=1), []
+
+        def forward(self, x):
+            sides.append(x.shape[-1])
+            return self.conv(x)
+
+    sides: list[int] = []
+    report = probe(Noted(), competence=True)
+    assert sides[-1] == 96
+    light = len(sides)
+    monkeypatch.setattr(probing, "_MAX_MACS", 0)
+    monkeypatch.setattr(sys.modules["tta_restore.models.competence"], "_MAX_MACS", 0)
+    sides.clear()
+    found = probe(Noted(), competence=True)
+    assert sides[-1] == 48
+    assert sides.count(32) > 10
+    assert len(sides) <= light + 1
+    assert str(found).splitlines()[:10] == str(report).splitlines()[:10]

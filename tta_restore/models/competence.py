@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from tta_restore._core.ambient import with_usual_defaults
 from tta_restore.models.restorer.preserve import preserve_state
@@ -37,6 +38,8 @@ _LEVELS: dict[str, tuple[float, ...]] = {
 _TASKS = {"defocus": "defocus", "motion": "motion", "noise": "denoise", "jpeg": "jpeg"}
 _MIN_GAIN = 0.2  # dB at the best level, from which a kind counts as removed
 _SIDE, _COUNT, _DISKS = 96, 2, 60
+_SIDE_OF_HEAVY = 48  # for models that would take more than _MAX_MACS for all images of _SIDE
+_MAX_MACS = 4e11
 _CLEAN = 50.0  # PSNR in dB up to which outputs are told apart; higher ones count as equal
 
 
@@ -97,7 +100,8 @@ class Competence:
 def competence(model: Any, spec: RestorerSpec | None = None, *, seed: int = 0) -> Competence:
     """Measure what a restorer removes, by about twenty small forward passes on synthetic images.
 
-    Nothing stays changed in the model, and global random state is not used.
+    The images have 96 pixels a side, or 48 for a model of more than about 1.4 million multiply-adds per pixel. Nothing
+    stays changed in the model, and global random state is not used.
 
     Args:
         model: module, function, spandrel descriptor or :class:`tta_restore.models.Restorer` of single frames.
@@ -122,7 +126,11 @@ def competence(model: Any, spec: RestorerSpec | None = None, *, seed: int = 0) -
         known = restorer.known_spec(example)
         if not known.dense or known.frames != 1:
             raise ValueError("competence: expected a restorer that returns an image for a single frame")
-        scale, height = known.scale, known.size.fit(_SIDE, _SIDE)[0]
+        passes = _COUNT * sum(map(len, _LEVELS.values()))
+        per_pixel = multiply_adds(restorer, example) / example[0, 0].numel()
+        heavy = per_pixel * passes * _SIDE**2 > _MAX_MACS
+        side = _SIDE_OF_HEAVY if heavy else _SIDE
+        scale, height = known.scale, known.size.fit(side, side)[0]
         sharp = _sharp_images(_COUNT, height * scale, generator)
         if channels == 1:
             sharp = sharp.mean(1, keepdim=True)
@@ -133,6 +141,13 @@ def competence(model: Any, spec: RestorerSpec | None = None, *, seed: int = 0) -
                 for level in levels
             }
     return Competence(gains, scale, getattr(known, "task", None))
+
+
+def multiply_adds(restorer: Restorer, frame: Tensor) -> float:
+    """Return the multiply-adds of one pass, as far as operators have a formula."""
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        restorer(frame)
+    return counter.get_total_flops() / 2
 
 
 def _gain(restorer: Restorer, sharp: Tensor, degraded: Tensor, weight: Tensor) -> float:
