@@ -18,6 +18,7 @@ from tta_restore import adapters
 from tta_restore.cli import main
 from tta_restore.cli.commands import COMMANDS, Command
 from tta_restore.cli.parsing import build_parser
+from tta_restore.data.io.atomic import exclusive_lock
 from tta_restore.data.io.image import read_image, write_image
 from tta_restore.data.io.pixels import Image
 from tta_restore.engine.demo import demo
@@ -376,3 +377,25 @@ def test_an_interrupt_is_a_line_and_130(monkeypatch, capsys):
 def test_evaluate_refuses_what_it_would_not_heed(arguments, message, capsys):
     assert main(["evaluate", *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "out"),
+    [
+        (["evaluate", "--out"], "runs/e"),
+        (["calibrate", ".", "-o"], "m.safetensors"),
+        (["demo", "--out"], "runs/d"),
+        (["train-demo", "--out"], "runs/t"),
+        (["evaluate-pairs", ".", "--layout", "sdd", "--model", "generalist", "--out"], "p.csv"),
+        (["evaluate-clips", ".", "--layout", "gopro", "--model", "generalist", "--out"], "c.csv"),
+    ],
+)
+def test_results_of_a_running_command_are_kept_from_another(tmp_path, monkeypatch, capsys, command, out):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    with exclusive_lock(tmp_path / out):
+        assert main([*command, out]) == 2
+    err = capsys.readouterr().err
+    assert f"--out {out}: another run is using it" in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / out).exists()

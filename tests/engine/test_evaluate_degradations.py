@@ -121,13 +121,34 @@ def test_calibrate_writes_a_checkpoint_with_the_models_own_keys(folder, capsys):
     assert main([*command, "-o", "mine.safetensors"]) == 1  # one photo could not be read
     told = capsys.readouterr()
     assert "verdict" in told.out
-    assert "0.png" in told.out
+    assert "error: photos/0.png" in told.err
     assert set(load_file(folder / "mine.safetensors")) == {"weight", "bias"}
     report = json.loads((folder / "mine.json").read_text())
     assert report["frames"] == 1
     assert report["verdict"] in told.out
     assert main(["restore", "photos/1.png", "-o", "r.png", "--method", "source", "--model", "degnets:net",
                  "--checkpoint", "mine.safetensors"]) == 0  # fmt: skip
+
+
+def test_calibrate_names_what_it_did_not_use(folder, capsys):
+    """Two photos are taken until the model is steady: the others are read for damage, or counted."""
+    for name in ("8.png", "9.png"):
+        (folder / "photos" / name).write_bytes((folder / "photos" / "1.png").read_bytes())
+    (folder / "photos" / "10.png").write_bytes(b"\x89PNG\r\n\x1a\n damaged")
+    (folder / "photos" / "11.png").write_bytes(b"not opened")
+    (folder / "photos" / "notes.txt").write_text("no photo")
+    for number in range(2, 8):
+        (folder / "photos" / f"{number}.png").unlink(missing_ok=True)
+    command = ["calibrate", "photos", "--model", "degnets:net", "--method.steps", "2", "--crop", "64"]
+    command += ["--method.calibration_frames", "1", "--limit"]
+    count = len(list((folder / "photos").glob("*.png")))
+    assert main([*command, str(count - 1), "-o", "mine.safetensors"]) == 1
+    err = capsys.readouterr().err
+    assert "error: photos/10.png: truncated or damaged PNG" in err
+    assert f"1 photo could not be read, {count - 3} photos not needed, 1 photo beyond --limit not opened" in err
+    assert "left out: 1 .txt" in err
+    report = json.loads((folder / "mine.json").read_text())
+    assert (report["frames"], report["unused"], report["unopened"]) == (1, count - 3, 1)
 
 
 @pytest.mark.parametrize(

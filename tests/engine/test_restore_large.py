@@ -8,12 +8,14 @@ import tifffile
 import torch
 from PIL import Image as PilImage
 
+from tta_restore.adapters import Adapter
 from tta_restore.data.io import large as strips
 from tta_restore.data.io.image import read_image
 from tta_restore.data.io.pixels import ImageError
-from tta_restore.engine.run import restore_large
-from tta_restore.engine.run.methods import create_method
+from tta_restore.engine.run import methods, restore_large
+from tta_restore.engine.run.methods import ImageMethod, create_method
 from tta_restore.engine.run.restore import Output, run_jobs
+from tta_restore.engine.run.restore_clips import is_constant
 from tta_restore.engine.run.restore_plan import Job
 from tta_restore.models import as_restorer
 
@@ -91,6 +93,66 @@ def test_strips_give_the_restored_image(tmp_path, monkeypatch):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "b.tif", "c.png"]
     run_jobs([Job(tmp_path / "a.png", tmp_path / "d.jpg")], doubled, output=output, say=said.append)
     assert "written as PNG or TIFF" in said[-1]
+
+
+class Learning(Adapter):
+    """Counts the frames it adapts on, and restores to their number."""
+
+    def initial_memory(self):
+        return {"frames": 0}
+
+    def begin_frame(self, frame):
+        assert not any(is_constant(one) for one in frame.image)
+        self.memory["frames"] += len(frame.image)
+
+    def emit(self, frame):
+        restored = super().emit(frame)
+        return restored.with_image(restored.image * 0 + self.memory["frames"] / 255)
+
+
+@pytest.mark.parametrize(("content", "count"), [("all", 0), ("center", 8), ("strips", 3)])
+def test_constant_parts_of_large_images_are_not_adapted_on(tmp_path, monkeypatch, content, count):
+    monkeypatch.setattr(restore_large, "LARGE_PIXELS", 10000)
+    monkeypatch.setattr(restore_large, "_STRIP", 50)
+    monkeypatch.setattr(restore_large, "_WINDOW", 30)
+    pixels = RGB.copy()
+    if content == "all":
+        pixels[:] = 7
+    elif content == "center":
+        pixels[90:120, 30:60] = 255
+    else:
+        pixels[:180] = 255
+    PilImage.fromarray(pixels).save(tmp_path / "a.png")
+    said = []
+    method = ImageMethod(Learning(torch.nn.Identity()))
+    run_jobs([Job(tmp_path / "a.png", tmp_path / "b.png")], method, output=Output(max_pixels=10**9), say=said.append)
+    how = (
+        f"adapted to {count} windows of it" if count else "without adapting: the parts that were looked at are constant"
+    )
+    assert said == [f"note: {tmp_path / 'a.png'}: 90 x 210 pixels restored in strips, {how}"]
+    assert np.all(np.asarray(PilImage.open(tmp_path / "b.png")) == count)
+
+
+def test_large_images_get_fewer_views_and_say_so(tmp_path, monkeypatch):
+    PilImage.fromarray(RGB).save(tmp_path / "a.png")
+    job, said = Job(tmp_path / "a.png", tmp_path / "b.png"), []
+    method = create_method("self-ensemble", as_restorer(torch.nn.Conv2d(3, 3, 3, padding=1)), views="rot4")
+    assert method.max_view_pixels is None  # asked for
+    method = create_method("self-ensemble", as_restorer(torch.nn.Conv2d(3, 3, 3, padding=1)))
+    views, tiles, used = method.adapter.views, method.adapter.tiles, []
+    method.max_view_pixels = RGB.size  # of three views
+    monkeypatch.setattr(methods, "_LARGE", 10000)
+    monkeypatch.setattr(method.adapter, "emit", lambda frame: used.append((method.adapter.views, method.adapter.tiles)))
+    run_jobs([job], method, say=said.append)  # emits nothing: the file fails
+    [(few, small)] = used
+    assert few == views[:3]
+    assert small.size == 512
+    assert (method.adapter.views, method.adapter.tiles) == (views, tiles)
+    with method.sized(200, 100) as note:
+        assert note.startswith("0 megapixels: averaged over 2 of 4 turned views")
+    with method.sized(20, 20) as note:
+        assert note is None
+        assert method.adapter.views is views
 
 
 def test_damaged_large_files_are_told(tmp_path):

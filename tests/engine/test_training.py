@@ -321,3 +321,21 @@ def test_a_configuration_may_name_a_function():
     )
     assert isinstance(layer, nn.Conv2d)
     assert layer.weight.shape == (4, 3, 1, 1)
+
+
+def test_a_run_folder_belongs_to_one_run(tmp_path):
+    """A second run in the folder of one that is going on is refused; afterwards the folder is free again."""
+    refused = []
+
+    def also(step, found):
+        if step == 2:
+            with pytest.raises(UsageError, match=r"--run.out .*: another run is using it") as error:
+                train(Fit(), source, replace(RUN, out=tmp_path / "run", steps=8))
+            refused.append(str(error.value))
+
+    train(Fit(), source, replace(RUN, out=tmp_path / "run", steps=4), on_step=also)
+    assert len(refused) == 1
+    train(Fit(), source, replace(RUN, out=tmp_path / "run", steps=8))
+    steps = [json.loads(line)["step"] for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+    assert steps == sorted(set(steps))
+    assert not (tmp_path / ".run.lock").exists()

@@ -24,7 +24,7 @@ from tta_restore.adapters.plan import Plan
 from tta_restore.adapters.recommended import recommended
 from tta_restore.adapters.registry import create_adapter, list_adapters
 from tta_restore.adapters.select import select_parameters
-from tta_restore.adapters.tiling import CenterCrop, Tiles
+from tta_restore.adapters.tiling import CenterCrop, Tiles, Windows
 from tta_restore.adapters.views import resolve_views
 
 __all__ = [
@@ -53,6 +53,7 @@ __all__ = [
     "StepReport",
     "Tent",
     "Tiles",
+    "Windows",
     "calibrate",
     "create_adapter",
     "list_adapters",

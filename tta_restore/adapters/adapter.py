@@ -9,7 +9,7 @@ import os
 import time
 import warnings
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, cast
@@ -28,7 +28,7 @@ from tta_restore.adapters.injection import Semantic
 from tta_restore.adapters.select import Select, select_parameters
 from tta_restore.adapters.settings import RecordedModule
 from tta_restore.adapters.state import ParameterSet, State, map_tensors
-from tta_restore.adapters.tiling import CenterCrop, Tiles, by_frames
+from tta_restore.adapters.tiling import CenterCrop, Tiles, Windows, by_frames
 from tta_restore.adapters.views import NAMED, Views, resolve_views
 from tta_restore.models import Restoration, RestorerSpec, as_restorer
 from tta_restore.models.restorer import outputs
@@ -127,7 +127,7 @@ class Adapter(RecordedModule):
         select: Select | None = None,
         views: Views = "identity",
         steps: int = 1,
-        region: CenterCrop | None = None,
+        region: CenterCrop | Windows | None = None,
         tiles: Tiles | None = None,
         semantic: Semantic | None = None,
         guards: Guards | None = None,
@@ -404,11 +404,19 @@ class Adapter(RecordedModule):
         with torch.no_grad():
             return self._in_parts(self._restore_plainly, tensors, image, arguments)
 
-    def ensemble(self, role: str, image: Tensor, **arguments: Any) -> Restoration:
-        """Average the views of an image without gradient; what is not the image is the first view's."""
-        tensors, arguments = self._tensors(role), self._keywords(role, image) | arguments
+    def ensemble(self, role: str | Mapping[str, float], image: Tensor, **arguments: Any) -> Restoration:
+        """Average the views of an image without gradient; what is not the image is the first view's.
+
+        With weights by role, return the weighted sum of the roles' averages, of a large image tile by tile; what is not
+        the image is the last role's.
+        """
+        if isinstance(role, str):
+            tensors, arguments = self._tensors(role), self._keywords(role, image) | arguments
+            with torch.no_grad():
+                return self._in_parts(self._restore_views, tensors, image, arguments)
+        parts = [(weight, self._tensors(name), self._context(name)) for name, weight in role.items()]
         with torch.no_grad():
-            return self._in_parts(self._restore_views, tensors, image, arguments)
+            return self._in_parts(self._restore_weighted, parts, image, self._keywords("source", image) | arguments)
 
     def update_teacher(self, momentum: float, *, interpolation: float = 1.0) -> None:
         """Move the teacher towards the student: ``teacher = momentum * teacher + (1 - momentum) * student``.
@@ -752,31 +760,39 @@ class Adapter(RecordedModule):
 
     def _keywords(self, role: str, image: Tensor) -> dict[str, Any]:
         """Keywords for the model: those of the call, cut as the image is cut from the frame, and the context."""
-        frame, state = self._frame, self.state
+        frame = self._frame
         if frame is None:
             return {}
         arguments = frame.arguments
         if arguments:
             arguments = _fitted(type(self).__name__, arguments, frame, image)
-        if role == "source" or self.semantic is None:
-            return arguments
+        return arguments | self._context(role)
+
+    def _context(self, role: str) -> dict[str, Any]:
+        """Keywords with the semantic context of the frame, for every role but the source."""
+        frame, state = self._frame, self.state
+        if frame is None or role == "source" or self.semantic is None:
+            return {}
         if "context" not in frame.scratch:
             kept, every = state.context, self.semantic.every
-            if kept is None or state.frames % every == 0 or kept.shape[0] != frame.region.shape[0]:
+            count, region = frame.image.shape[0], frame.region
+            if region.shape[0] > count:  # windows: the middle one
+                region = region[region.shape[0] // count // 2 * count :][:count]
+            if kept is None or state.frames % every == 0 or kept.shape[0] != count:
                 with torch.no_grad():
-                    kept = self.semantic(self.run("source", frame.region).image)
+                    kept = self.semantic(self.run("source", region).image)
                 state.context = kept if every > 1 else None
             frame.scratch["context"] = self.semantic.keywords(kept.to(frame.region.device))
-        return arguments | frame.scratch["context"]
+        return frame.scratch["context"]
 
-    def _in_parts(self, restore: Any, tensors: ParameterSet | None, image: Tensor, arguments: dict) -> Restoration:
+    def _in_parts(self, restore: Any, tensors: Any, image: Tensor, arguments: dict) -> Restoration:
         """Run a pass without gradients over a clip frame by frame, and over a large image tile by tile."""
         spec = self.restorer.known_spec(image)
         if self.takes_clips and image.ndim == 4:
             return by_frames(self._in_tiles, image, spec.frames, restore, tensors, arguments)
         return self._in_tiles(image, restore, tensors, arguments)
 
-    def _in_tiles(self, image: Tensor, restore: Any, tensors: ParameterSet | None, arguments: dict) -> Restoration:
+    def _in_tiles(self, image: Tensor, restore: Any, tensors: Any, arguments: dict) -> Restoration:
         if self.tiles is None or not self.tiles.needed(image):
             return restore(image, tensors, arguments)
         spec = self.restorer.known_spec(image)
@@ -796,6 +812,17 @@ class Adapter(RecordedModule):
             other = self._backbone.restore(tensors, there(image), **_viewed(arguments, there, image))
             total = total + back(other.image).float()
         return first.with_image((total / len(self.views)).to(restored.dtype))
+
+    def _restore_weighted(
+        self, image: Tensor, parts: list[tuple[float, ParameterSet | None, dict]], arguments: dict
+    ) -> Restoration:
+        total: Restoration | None = None
+        for weight, tensors, context in parts:
+            one = self._restore_views(image, tensors, arguments | context)
+            total = one.with_image(weight * one.image if total is None else total.image + weight * one.image)
+        if total is None:
+            raise ValueError(f"{type(self).__name__}: expected weights of at least one role, got none")
+        return total
 
     def _expect_dense(self, image: Tensor) -> None:
         """Raise where a model that returns no image, such as a classifier, would have one transformed or tiled."""

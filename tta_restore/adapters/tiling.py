@@ -1,4 +1,4 @@
-"""Restore large inputs in parts: center crops for adaptation, overlapping tiles, clips frame by frame."""
+"""Restore large inputs in parts: crops for adaptation, overlapping tiles, clips frame by frame."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tta_restore.models import Restoration, SizeRequirements
 from tta_restore.models.restorer import outputs
 from tta_restore.models.restorer.restorer import pad
 
-__all__ = ["OFFICIAL_REGION", "CenterCrop", "Tiles", "by_frames"]
+__all__ = ["OFFICIAL_REGION", "CenterCrop", "Tiles", "Windows", "by_frames"]
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,41 @@ class CenterCrop:
         least = max(requirements.minimum, requirements.multiple_of)
         cropped = min(side, self.size) // requirements.multiple_of * requirements.multiple_of
         return min(side, max(cropped, least))
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Crops on a regular grid over frames of more than ``min_pixels``, as a batch; smaller frames whole.
+
+    Attributes:
+        size: sides of a crop in pixels, rounded down to what the model takes without padding; a shorter frame gives its
+            whole side.
+        count: crops along each side, the outer ones at the borders.
+        min_pixels: number of pixels up to which a frame is used whole.
+    """
+
+    size: int = 384
+    count: int = 3
+    min_pixels: int = 2_500_000
+
+    def __post_init__(self) -> None:
+        checks.expect_int("Windows", "size", self.size, minimum=1)
+        checks.expect_int("Windows", "count", self.count, minimum=1)
+        checks.expect_int("Windows", "min_pixels", self.min_pixels, minimum=1)
+
+    def __call__(self, image: Tensor, requirements: SizeRequirements) -> Tensor:
+        """Return the crops of (B, C, H, W) as (B * N, C, h, w), or the frame itself."""
+        if image.ndim != 4 or image.shape[-2] * image.shape[-1] <= self.min_pixels:
+            return image
+        rows, columns = (self._spans(side, requirements) for side in image.shape[-2:])
+        return torch.cat([image[..., top:bottom, left:right] for top, bottom in rows for left, right in columns])
+
+    def _spans(self, side: int, requirements: SizeRequirements) -> list[tuple[int, int]]:
+        least = max(requirements.minimum, requirements.multiple_of)
+        length = min(side, max(self.size // requirements.multiple_of * requirements.multiple_of, least))
+        steps = max(self.count - 1, 1)
+        starts = sorted({round(i * (side - length) / steps) for i in range(self.count)})
+        return [(start, start + length) for start in starts]
 
 
 OFFICIAL_REGION = CenterCrop(1120, min_size=(1680, 1150))

@@ -95,8 +95,12 @@ def _run(command: Command, parsed: Parsed) -> int:
         options |= _quiet(called)
     try:
         result = called(**options)
-    finally:
+    except UsageError:  # nothing was done
+        raise
+    except BaseException:
         _keep(command, parsed)
+        raise
+    _keep(command, parsed)
     if isinstance(result, str):
         print(result)
     elif hasattr(result, "exit_code") and not parsed.quiet and not parsed.options.get("dry_run"):

@@ -94,7 +94,7 @@ class Estimator(nn.Module):
             )
         if not bool(frames.isfinite().all()):
             raise ValueError("Estimator.read: expected a finite frame, got NaN or infinity")
-        readings = [self._read(image, tables) for image in frames.float().clamp(0, 1).split(1)]
+        readings = [self._read(_clamped(image.float()), tables) for image in frames.split(1)]
         return Reading.pool(readings, self) if len(readings) > 1 else readings[0]
 
     @with_usual_defaults
@@ -162,6 +162,12 @@ class Estimator(nn.Module):
         # parts of a frame share most of their error
         std = (1 / weight.mean(0)).sqrt()
         return torch.stack([mean[0], std[0]]), torch.stack([mean[1], std[1]])
+
+
+def _clamped(image: Tensor) -> Tensor:
+    """Return an image in [0, 1], itself where it is: a copy of a large photo is hundreds of megabytes."""
+    low, high = image.aminmax()
+    return image if low >= 0 and high <= 1 else image.clamp(0, 1)
 
 
 def _shot_noise(image: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ __all__ = ["JpegReading", "estimate_jpeg"]
 _ROUNDING = 0.4  # standard deviation of a DCT coefficient by rounding of luminance and RGB after decoding, of 255
 _OUTLIER = 0.05  # fraction of coefficients that clipping and chroma move off the lattice
 _BLOCKS = 1024  # blocks that are looked at
+_SIDE = 2048  # of the center of larger images, pixels, in which these lie
 _QUALITIES = torch.arange(2.0, 98.0, dtype=torch.float32, device="cpu")
 _CERTAIN = 0.25  # gain in log-likelihood per informative coefficient that counts as proof; chance stays below 0.05
 
@@ -54,7 +55,9 @@ def estimate_jpeg(image: Tensor) -> JpegReading:
     checks.expect_shape("estimate_jpeg", "image", image, "(C, H, W)")
     if image.shape[0] not in (1, 3) or min(image.shape[1:]) < 16:
         raise ValueError(f"estimate_jpeg: expected image (1 or 3, H, W) with H, W >= 16, got {tuple(image.shape)}")
-    values = image.detach().float().cpu()
+    # blocks keep their place on the grid
+    top, left = (max(0, side - _SIDE) // 2 // 8 * 8 for side in image.shape[1:])
+    values = image[:, top : top + _SIDE, left : left + _SIDE].detach().float().cpu()
     luma = values[0] if len(values) == 1 else torch.einsum("chw,c->hw", values, torch.tensor([0.299, 0.587, 0.114]))
     luma = luma * 255 - 128
     clipped = ((values <= 0.5 / 255) | (values >= 1 - 0.5 / 255)).any(0)

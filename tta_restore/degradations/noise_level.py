@@ -17,6 +17,7 @@ _QUANTILE = 0.1
 _BIAS = 1.08  # the quantile of noise alone lies this factor below its standard deviation
 _CLIPPED = 0.5 / 255
 _GROUP, _MAX_GROUPS = 24, 8  # blocks per group of one brightness, groups
+_ROWS = 256  # pixel rows looked at together, whole blocks: bounds the memory on large images
 _MIN_STD = 0.29 / 255  # rounding to 8 bits
 
 
@@ -97,11 +98,16 @@ def _fit_line(energy: Tensor, level: Tensor, usable: Tensor, total: Tensor) -> t
 
 def block_energy(image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return the diagonal Haar energy, the mean value and whether nothing is clipped, of 16 x 16 blocks: (B, h, w)."""
+    parts = [_block_rows(rows) for rows in image.split(_ROWS, -2) if rows.shape[-2] >= 2 * _BLOCK]
+    energy, level, share = (torch.cat(values, 1) for values in zip(*parts, strict=True))
+    return energy, level, share <= share.flatten(1).quantile(0.3, dim=1)[:, None, None].clamp(min=0.01)
+
+
+def _block_rows(image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return energy, mean value and fraction of clipped pixels of the blocks of some rows."""
     x = image.float()[..., : image.shape[-2] // 2 * 2, : image.shape[-1] // 2 * 2]
     a, b, c, d = (x[..., i::2, j::2] for i in (0, 1) for j in (0, 1))
     energy = F.avg_pool2d(((a - b - c + d) / 2).square().mean(1, keepdim=True), _BLOCK)[:, 0]
     level = F.avg_pool2d(((a + b + c + d) / 4).mean(1, keepdim=True), _BLOCK)[:, 0]
     touched = ((x <= _CLIPPED) | (x >= 1 - _CLIPPED)).any(1, keepdim=True).float()
-    share = F.avg_pool2d(touched, 2 * _BLOCK)[:, 0]
-    share = share[..., : energy.shape[-2], : energy.shape[-1]]
-    return energy, level, share <= share.flatten(1).quantile(0.3, dim=1)[:, None, None].clamp(min=0.01)
+    return energy, level, F.avg_pool2d(touched, 2 * _BLOCK)[:, 0]

@@ -20,6 +20,7 @@ from tta_restore.adapters.methods import _blend
 from tta_restore.adapters.methods._muon import Muon
 from tta_restore.adapters.methods._pair_sampler import PairSampler, clipped_fraction, patch_size_for, upsampled
 from tta_restore.adapters.select import Select
+from tta_restore.adapters.tiling import Windows
 from tta_restore.adapters.views import Views
 from tta_restore.degradations import Estimator, Reading
 from tta_restore.losses import charbonnier_loss
@@ -70,6 +71,9 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
     the self-ensemble of the source, and that of the student. Its weights minimize the error on held-out pairs, with
     losses to the source counted twice, among the averages that a test on the frame itself permits: noise of the
     frame's strength is added, and the restorations are compared with an independent noisy copy of the frame.
+
+    Frames of more than 2.5 million pixels are sampled in 3 x 3 windows for all of this (``region``); only the output
+    takes passes over the whole frame.
 
     While frames still gain, the adapter is *calibrating*; after two frames without progress, or ``calibration_frames``
     of them, it is *steady*: it then takes no steps and costs a self-ensemble and an estimate of the degradation now
@@ -153,6 +157,7 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         if sharp_images is not None:
             checks.expect_shape(name, "sharp_images", sharp_images, "(N, 3, S, S)", [None, 3, None, None])
         self._budget = _parse_budget(name, budget)
+        options.setdefault("region", Windows())
         super().__init__(model, select=select, views=views, steps=steps, seed=seed, **options)
         self.estimator: Any = Estimator() if estimator is None else estimator
         self.task, self.sharp_images, self.budget = task, sharp_images, budget
@@ -234,8 +239,8 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
             frame.metrics.update(trust=self.memory["weights"][2], lead=self.memory["lead"])
             return
         started = time.perf_counter()
-        source = self.ensemble("source", frame.image)
-        forward = (time.perf_counter() - started) / len(self.views)
+        source = self.ensemble("source", frame.region)
+        forward = (time.perf_counter() - started) / len(self.views) * frame.image.numel() / frame.region.numel()
         sampler = self._sampler(frame)
         reading = self.reading
         assert reading is not None  # noqa: S101 (read above)
@@ -244,7 +249,7 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
             sampler=sampler,
             reading=reading,
             scene=source.image.float().clamp(0, 1).expand(-1, 3, -1, -1).cpu(),
-            clipped=clipped_fraction(frame.image),
+            clipped=clipped_fraction(frame.region),
         )
         frame.scratch["held_out"] = self._pairs(frame, _HELD_OUT, held_out=True)
         frame.scratch["source_error"] = self._errors("source", frame.scratch["held_out"])
@@ -467,7 +472,7 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         degraded, _ = notes["held_out"]
         restored = notes["source"].image.clamp(0, 1)
         pairs = degraded, self._image("source", degraded)
-        excess = _blend.structure_excess((frame.image, restored), pairs)
+        excess = _blend.structure_excess((frame.region, restored), pairs)
         frame.metrics["structure_excess"] = excess
         if excess > _MAX_EXCESS:
             frame.messages.append(
@@ -504,8 +509,8 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         sampler, reading = notes["sampler"], notes["reading"]
         if reading.mean["jpeg_quality"] < _MIN_QUALITY:
             return None
-        height, width = (min(side, _WINDOW) for side in frame.image.shape[-2:])
-        y = frame.image[..., :height, :width]
+        height, width = (min(side, _WINDOW) for side in frame.region.shape[-2:])
+        y = frame.region[..., :height, :width]
         noise = torch.randn(y.shape, generator=self.generator).to(y) * reading.mean["noise_std"]
         stages: list[tuple[Any, Any]] = []
         if sampler.sharpens:
@@ -536,6 +541,9 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
             return self.ensemble("teacher", frame.image)
         if not roles:
             roles = [("source", 0.0)]  # for the structure that the model returns
+        if frame.cropped:  # large: in one round of tiles
+            total = self.ensemble(dict(roles), frame.image)
+            return total.with_image(total.image.add_(upsampled(frame.image, scale), alpha=weights[0]))
         image = weights[0] * upsampled(frame.image, scale) if weights[0] else 0.0
         for role, weight in roles:
             kept = frame.scratch.get("source") if role == "source" else None

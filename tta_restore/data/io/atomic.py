@@ -63,19 +63,11 @@ def exclusive_lock(path: str | os.PathLike[str]) -> Iterator[None]:
         yield
         return
     name = path.with_name(f".{path.name}.lock")
-    descriptor = os.open(name, os.O_RDWR | os.O_CREAT, 0o666)
+    descriptor = _open_locked(name, wait=False)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise
-        except OSError:  # a file system without locks
-            pass
-        try:
-            yield
-        finally:
-            name.unlink(missing_ok=True)
+        yield
     finally:
+        name.unlink(missing_ok=True)
         os.close(descriptor)
 
 
@@ -92,18 +84,21 @@ def _set_mode(partial: Path, path: Path, mode: int) -> None:
         os.chmod(partial, mode)
 
 
-def _open_locked(path: Path) -> int:
+def _open_locked(path: Path, *, wait: bool = True) -> int:
     """Return a descriptor of the file, made and locked; a killed process leaves no lock behind."""
     while True:
         lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             if fcntl is not None:
-                fcntl.flock(lock, fcntl.LOCK_EX)
-            # The previous holder may have renamed the file meanwhile.
+                fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # The previous holder may have renamed or removed the file meanwhile.
             if fcntl is None or os.path.samestat(os.fstat(lock), os.stat(path)):
                 return lock
         except FileNotFoundError:
             pass
+        except BlockingIOError:
+            os.close(lock)
+            raise
         except OSError:
             return lock  # a file system without locks
         except BaseException:

@@ -15,7 +15,7 @@ from tta_restore.data.io.files import images_below
 from tta_restore.data.synthetic import defocus, photos
 from tta_restore.engine.evaluate.lenses import Comparison, Contender, compare
 from tta_restore.engine.evaluate.stream import StreamResult, identity
-from tta_restore.engine.run.outputs import expect_folder
+from tta_restore.engine.run.outputs import expect_folder, locks_output
 from tta_restore.engine.run.usage import UsageError
 from tta_restore.models import Restorer, as_restorer, create_model
 
@@ -138,6 +138,7 @@ def comparison(*, more: bool = False) -> Comparison:
     )
 
 
+@locks_output
 def run_demo(
     *,
     out: str | Path = "runs/demo",

@@ -28,7 +28,7 @@ from tta_restore.data.datasets.mining import random_patches
 from tta_restore.data.synthetic import dead_leaves, defocus, photos
 from tta_restore.degradations import lens as optics
 from tta_restore.engine.run.device import resolve_device
-from tta_restore.engine.run.outputs import expect_folder
+from tta_restore.engine.run.outputs import expect_folder, locks_output
 from tta_restore.engine.run.usage import UsageError
 from tta_restore.engine.train.defocus_estimator import fit_estimator
 from tta_restore.losses import charbonnier_loss
@@ -122,6 +122,7 @@ def train(
     return log
 
 
+@locks_output
 def train_demo(
     models: Sequence[str] = (),
     *,

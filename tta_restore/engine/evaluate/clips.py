@@ -20,7 +20,7 @@ from tta_restore.engine.run.device import resolve_device
 from tta_restore.engine.run.extensions import find_metrics, use_layout
 from tta_restore.engine.run.methods import ClipMethod, create_clip_method
 from tta_restore.engine.run.models import expect_restorer
-from tta_restore.engine.run.outputs import expect_file
+from tta_restore.engine.run.outputs import expect_file, locks_output
 from tta_restore.engine.run.settings import Named
 from tta_restore.engine.run.usage import UsageError
 from tta_restore.engine.train.loop import Processes
@@ -99,6 +99,7 @@ def evaluate_clips(
     return run_units(units, folder, progress=progress, processes=processes)
 
 
+@locks_output
 def evaluate_clips_dataset(
     root: str | Path,
     *,

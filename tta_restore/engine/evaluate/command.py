@@ -7,13 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from tta_restore.engine.run.outputs import expect_folder
+from tta_restore.engine.run.outputs import expect_folder, locks_output
 from tta_restore.engine.run.settings import Named
 from tta_restore.engine.run.usage import UsageError
 
 __all__ = ["evaluate", "named_folders", "named_values"]
 
 
+@locks_output
 def evaluate(
     *,
     data: Mapping[str, str | Path] | Sequence[str] | None = None,

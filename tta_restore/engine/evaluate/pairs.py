@@ -21,7 +21,7 @@ from tta_restore.engine.run.device import resolve_device
 from tta_restore.engine.run.extensions import find_metrics, use_layout
 from tta_restore.engine.run.methods import expect_one_input
 from tta_restore.engine.run.models import build_module, expect_restorer
-from tta_restore.engine.run.outputs import expect_file, expect_folder
+from tta_restore.engine.run.outputs import expect_file, expect_folder, locks_output
 from tta_restore.engine.run.settings import Named
 from tta_restore.engine.run.usage import UsageError
 from tta_restore.engine.train.loop import Processes
@@ -122,6 +122,7 @@ def _psnr(restored: Tensor, sharp: Tensor) -> float:
     return min(float(metrics.psnr(restored, sharp).mean()), IDENTICAL)
 
 
+@locks_output
 def evaluate_pairs_dataset(
     root: str | Path,
     *,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +18,14 @@ from tta_restore import adapters
 from tta_restore.adapters import calibration
 from tta_restore.data.io.atomic import atomic_file
 from tta_restore.data.io.color import to_model_space
-from tta_restore.data.io.files import images_below
+from tta_restore.data.io.files import printable, scan_folder
 from tta_restore.data.io.image import read_image
 from tta_restore.data.io.pixels import ImageError
 from tta_restore.engine.run.device import resolve_device
 from tta_restore.engine.run.methods import expect_one_input
 from tta_restore.engine.run.models import expect_restorer
-from tta_restore.engine.run.outputs import expect_file
+from tta_restore.engine.run.outputs import expect_file, locks_output
+from tta_restore.engine.run.restore_plan import describe_others
 from tta_restore.engine.run.settings import Named
 from tta_restore.engine.run.usage import UsageError
 
@@ -36,10 +39,16 @@ class Calibration:
     Attributes:
         report: of :func:`tta_restore.adapters.calibrate`.
         failed: photos that could not be read.
+        unused: photos that could be read and were not needed.
+        unopened: photos beyond the limit, which were not opened.
+        left_out: number of files in the folders that are no images, by kind.
     """
 
     report: calibration.CalibrationReport
     failed: int
+    unused: int = 0
+    unopened: int = 0
+    left_out: Counter[str] = field(default_factory=Counter)
 
     @property
     def exit_code(self) -> int:
@@ -47,10 +56,19 @@ class Calibration:
         return 1 if self.failed else 0
 
     def __str__(self) -> str:
-        failed = f", {self.failed} photos could not be read" if self.failed else ""
-        return f"{self.report.verdict}{failed}"
+        parts = [self.report.verdict]
+        if self.failed:
+            parts.append(f"{_photo_count(self.failed)} could not be read")
+        if self.unused:
+            parts.append(f"{_photo_count(self.unused)} not needed")
+        if self.unopened:
+            parts.append(f"{_photo_count(self.unopened)} beyond --limit not opened")
+        if self.left_out:
+            parts.append(f"left out: {describe_others(self.left_out)}")
+        return ", ".join(parts)
 
 
+@locks_output
 def calibrate_model(
     inputs: Sequence[str | Path],
     *,
@@ -71,7 +89,8 @@ def calibrate_model(
 
     The photos need no sharp originals: the degradation is estimated from them, and the model is trained on pairs with
     that degradation. The checkpoint is written with a report; if nothing was gained it holds the original weights, and
-    the verdict says so.
+    the verdict says so. Photos that are not needed because the model is steady before are read all the same, so that
+    damaged ones are named.
 
     Args:
         inputs: photos of one camera, or folders of them; 5 to 25 are a good number.
@@ -94,20 +113,29 @@ def calibrate_model(
     expect_file(out)
     if Path(out).suffix != ".safetensors":
         raise UsageError(f"--out {out}: expected a file that ends in .safetensors")
-    paths = _photos(inputs)[:limit]
+    found, left_out = _photos(inputs)
+    paths = found[:limit]
     chosen = resolve_device(device)
     restorer = expect_restorer(model, device=chosen, checkpoint=checkpoint, config=config)
     expect_one_input(restorer)
     options = {"seed": seed, **(method_options or {})} | ({} if task is None else {"task": task})
     problems: list[str] = []
+    remaining = deque(paths)
     try:
-        frames = _frames(paths, crop, chosen, problems)
+        frames = _frames(remaining, crop, chosen, problems)
         report = adapters.calibrate(restorer, frames, budget=budget, **options)
     except (ValueError, TypeError, RuntimeError) as error:
         told = f"; {problems[0]}" if problems else ""
         raise UsageError(f"{error}{told}") from error
+    for path in remaining:
+        try:
+            read_image(path)
+        except ImageError as error:
+            problems.append(str(error))
     for problem in problems:
-        say(f"error: {problem}")
+        print(f"error: {printable(problem)}", file=sys.stderr)  # noqa: T201
+    unused, unopened = len(paths) - report.frames - len(problems), len(found) - len(paths)
+    outcome = Calibration(report, len(problems), unused, unopened, left_out)
     facts = {"source": str(model), "checkpoint": str(checkpoint or ""), "verdict": report.verdict}
     write_checkpoint(report.model, out, facts)
     text = {
@@ -125,10 +153,11 @@ def calibrate_model(
             "messages",
         )
     }
+    text |= {"unreadable": problems, "unused": unused, "unopened": unopened, "left_out": left_out}
     with atomic_file(Path(out).with_suffix(".json")) as partial:
         partial.write_text(json.dumps(facts | text, indent=1), encoding="utf-8")
     say(f"{report}\n\nCheckpoint: {out}   report: {Path(out).with_suffix('.json')}")
-    return Calibration(report, len(problems))
+    return outcome
 
 
 def write_checkpoint(model: nn.Module, path: str | Path, metadata: Mapping[str, str]) -> None:
@@ -138,22 +167,33 @@ def write_checkpoint(model: nn.Module, path: str | Path, metadata: Mapping[str, 
         save_file(weights, partial, dict(metadata))
 
 
-def _photos(inputs: Sequence[str | Path]) -> list[Path]:
+def _photos(inputs: Sequence[str | Path]) -> tuple[list[Path], Counter[str]]:
+    """Return the images among the inputs and in folders, and the number of other files in these by kind."""
     paths: list[Path] = []
+    left_out: Counter[str] = Counter()
     for entry in map(Path, inputs):
         if entry.is_dir():
-            paths += images_below(entry)
-        elif entry.is_file():
+            found = scan_folder(entry)
+            paths += found.images
+            left_out += found.others
+            left_out += Counter({"video": len(found.videos)} if found.videos else {})
+        elif entry.exists():
             paths.append(entry)
         else:
             raise UsageError(f"{entry}: no such file or directory")
     if not paths:
         raise UsageError(f"{', '.join(map(str, inputs))}: no image in this folder")
-    return paths
+    return list(dict.fromkeys(paths)), left_out
 
 
-def _frames(paths: Sequence[Path], crop: int, device: str | torch.device, problems: list[str]) -> Iterator[Tensor]:
-    for path in paths:
+def _photo_count(number: int) -> str:
+    return f"{number} photo{'' if number == 1 else 's'}"
+
+
+def _frames(paths: deque[Path], crop: int, device: str | torch.device, problems: list[str]) -> Iterator[Tensor]:
+    """Yield the photos one after another; those that were opened are taken off the queue."""
+    while paths:
+        path = paths.popleft()
         try:
             rgb, _ = to_model_space(read_image(path))
         except ImageError as error:

@@ -10,6 +10,7 @@ import typing
 import urllib.parse
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from types import MappingProxyType
@@ -37,6 +38,7 @@ from tta_restore.models.restorer.spec import SizeRequirements
 __all__ = [
     "BY_MOTION",
     "CLIP_METHODS",
+    "MAX_VIEW_PIXELS",
     "METHODS",
     "ClipMethod",
     "ImageMethod",
@@ -51,14 +53,48 @@ __all__ = [
 ]
 
 
+#: Pixels of all views of an image together up to which views are averaged: four views of up to 16 megapixels.
+MAX_VIEW_PIXELS = 64_000_000
+_LARGE = 8_000_000  # pixels from which tiles are small: the image itself takes most of the memory
+_SMALL_TILE = 512
+
+
 class ImageMethod:
     """An adapter that returns the image only, whatever else its model returns.
+
+    Args:
+        adapter: the adapter.
+        max_view_pixels: see :meth:`sized`; None for no limit.
 
     Shape: (B, 3, H, W) in [0, 1] -> (B, 3, s*H, s*W).
     """
 
-    def __init__(self, adapter: Adapter) -> None:
-        self.adapter = adapter
+    def __init__(self, adapter: Adapter, max_view_pixels: int | None = None) -> None:
+        self.adapter, self.max_view_pixels = adapter, max_view_pixels
+
+    @contextmanager
+    def sized(self, height: int, width: int) -> Iterator[str | None]:
+        """Prepare for an image of that size: small tiles for large ones, and fewer views above the limit.
+
+        Yields a note where there are fewer views, else None.
+        """
+        adapter, note = self.adapter, None
+        views, tiles = adapter.views, adapter.tiles
+        count = len(views)
+        if self.max_view_pixels is not None:
+            count = min(count, max(self.max_view_pixels // (height * width), 1))
+        if count < len(views):
+            adapter.views = tuple(views[i * len(views) // count] for i in range(count))
+            note = (
+                f"{height * width / 1e6:.0f} megapixels: averaged over {count} of {len(views)} turned views to "
+                f"save time; --method.views {adapter.views_name} takes all"
+            )
+        if tiles is not None and height * width > _LARGE:
+            adapter.tiles = replace(tiles, size=min(tiles.size, _SMALL_TILE))
+        try:
+            yield note
+        finally:
+            adapter.views, adapter.tiles = views, tiles
 
     def __call__(self, x: Tensor) -> Tensor:
         """Adapt on a frame and restore it."""
@@ -163,7 +199,7 @@ def create_method(
         _expect_suitable(adapter)
     except (ValueError, TypeError, RuntimeError, OSError) as error:
         raise UsageError(f"method {named.name!r}: {error}") from error
-    return ImageMethod(adapter)
+    return ImageMethod(adapter, None if "views" in settings else MAX_VIEW_PIXELS)
 
 
 def find_method(name: str) -> tuple[Callable[..., Any], type | None]:

@@ -1,13 +1,62 @@
-"""Check that results can be written before the work starts."""
+"""Check that results can be written before the work starts, and that no other run writes them."""
 
 from __future__ import annotations
 
+import functools
+import inspect
+import os
 import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
+from tta_restore.data.io.atomic import exclusive_lock
 from tta_restore.engine.run.usage import UsageError
 
-__all__ = ["expect_file", "expect_folder"]
+__all__ = ["expect_file", "expect_folder", "locked_output", "locks_output"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@contextmanager
+def locked_output(out: str | Path | None, *, flag: str = "--out") -> Iterator[None]:
+    """Keep other runs from a folder or file of results while the block runs.
+
+    Under torchrun the first process holds the lock for all of them.
+
+    Raises:
+        UsageError: another run is using it.
+    """
+    if out is None or int(os.environ.get("RANK", "0")) > 0:
+        yield
+        return
+    lock = exclusive_lock(Path(out).absolute())
+    try:
+        lock.__enter__()
+    except BlockingIOError:
+        raise UsageError(f"{flag} {out}: another run is using it") from None
+    except OSError as error:
+        raise UsageError(f"{flag} {out}: {(error.strerror or str(error)).lower()}") from error
+    try:
+        yield
+    finally:
+        lock.__exit__(None, None, None)
+
+
+def locks_output(function: Callable[P, R]) -> Callable[P, R]:
+    """Decorate a function so that its argument ``out`` is locked while it runs, see :func:`locked_output`."""
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def locked(*arguments: P.args, **keywords: P.kwargs) -> R:
+        bound = signature.bind(*arguments, **keywords)
+        bound.apply_defaults()
+        with locked_output(bound.arguments["out"]):
+            return function(*arguments, **keywords)
+
+    return locked
 
 
 def expect_folder(out: str | Path, *, flag: str = "--out") -> Path:

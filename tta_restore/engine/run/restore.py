@@ -33,6 +33,7 @@ from tta_restore.engine.run.restore_clips import (
     is_constant,
     restore_frames,
     restore_video,
+    sized,
 )
 from tta_restore.engine.run.restore_large import is_large, restore_large
 from tta_restore.engine.run.restore_plan import Job, Plan, check_output, describe_others, frame_files, plan_jobs
@@ -274,20 +275,23 @@ def _restore_image(
     notes = list(image.notes)
     check_writable(job.destination, image, bit_depth=output.bit_depth, source=job.source)
     rgb, back = to_model_space(image)
-    if is_constant(rgb):
-        notes.append("the image is constant: restored without adapting, nothing can be learned from it")
-        result = getattr(method, "predict", method)(rgb[None].to(device))[0].detach().float().cpu()
-    else:
-        result = method(rgb[None].to(device))[0].detach().float().cpu()
+    with sized(method, rgb.shape[-2], rgb.shape[-1]) as note:
+        notes += [note] if note else []
+        if is_constant(rgb):
+            notes.append("the image is constant: restored without adapting, nothing can be learned from it")
+            result = getattr(method, "predict", method)(rgb[None].to(device))[0].detach().float().cpu()
+        else:
+            result = method(rgb[None].to(device))[0].detach().float().cpu()
+    losses = image.losses
     restored = back(result)
-    del rgb, result, back
+    del image, rgb, result, back  # the samples of a large photo are hundreds of megabytes
     options = {} if output.quality is None else {"quality": output.quality}
     notes += write_image(job.destination, restored, bit_depth=output.bit_depth, strip=output.strip, **options)
     for note in notes:
         say(f"note: {job.source}: {note}")
-    for loss in image.losses:
+    for loss in losses:
         say(f"warning: {job.source}: {loss}")
-    return not image.losses
+    return not losses
 
 
 def _describe_run(plan: Plan, method: Any, output: Output, *, device: Any, whole_clips: bool) -> Summary:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from tta_restore.data.io.pixels import Image
 from tta_restore.data.io.video import VideoFile, write_video
 from tta_restore.engine.run.restore_plan import Job, frame_files
 
-__all__ = ["FrameByFrame", "Output", "is_constant", "restore_frames", "restore_video"]
+__all__ = ["FrameByFrame", "Output", "is_constant", "restore_frames", "restore_video", "sized"]
 
 
 @dataclass(frozen=True)
@@ -101,16 +102,19 @@ def restore_video(job: Job, method: Any, output: Output, say: Callable[[str], No
         frames = _resumed(job, method, video, parts, say)
     else:
         frames = method.stream(video)
-    notes = write_video(
-        job.destination,
-        (picture.detach().float().cpu() for picture in frames),
-        like=video,
-        codec=output.codec,
-        bit_depth=output.bit_depth,
-        strip=output.strip,
-        parts=parts,
-        quality=output.crf,
-    )
+    with sized(method, video.info.height, video.info.width) as note:
+        if note:
+            say(f"note: {job.source}: {note}")
+        notes = write_video(
+            job.destination,
+            (picture.detach().float().cpu() for picture in frames),
+            like=video,
+            codec=output.codec,
+            bit_depth=output.bit_depth,
+            strip=output.strip,
+            parts=parts,
+            quality=output.crf,
+        )
     if parts is not None:
         parts.remove()
     for note in notes:
@@ -125,8 +129,11 @@ def restore_frames(job: Job, method: Any, output: Output, say: Callable[[str], N
     files = frame_files(job)
     frames = ImageSequence(source for source, _ in files)
     results = method.stream(frames) if isinstance(method, FrameByFrame) else method(frames)
-    for (_, path), picture in zip(files, results, strict=True):
-        write_image(path, Image(picture.detach().float().cpu()), bit_depth=output.bit_depth or 8)
+    with sized(method, *frames[0].shape[-2:]) as note:
+        if note:
+            say(f"note: {job.source}: {note}")
+        for (_, path), picture in zip(files, results, strict=True):
+            write_image(path, Image(picture.detach().float().cpu()), bit_depth=output.bit_depth or 8)
     return True
 
 
@@ -155,6 +162,12 @@ def _resumed(
         return method.stream(video)
     say(f"note: {job.source}: continued behind its first {parts.frames} frames")
     return method.stream(video, start=parts.frames, state=parts.state)
+
+
+def sized(method: Any, height: int, width: int) -> AbstractContextManager[str | None]:
+    """Return the method's context for an image of that size, see :meth:`~.methods.ImageMethod.sized`."""
+    method = method.method if isinstance(method, FrameByFrame) else method
+    return method.sized(height, width) if hasattr(method, "sized") else nullcontext()
 
 
 def is_constant(pixels: Tensor) -> bool:

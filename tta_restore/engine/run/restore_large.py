@@ -15,7 +15,7 @@ from tta_restore.data.io.color import to_model_space
 from tta_restore.data.io.image import MAX_PIXELS
 from tta_restore.data.io.large import LargeImage, declared_pixels, open_large, samples_of, write_large
 from tta_restore.data.io.pixels import ImageError
-from tta_restore.engine.run.restore_clips import Output, is_constant
+from tta_restore.engine.run.restore_clips import Output, is_constant, sized
 from tta_restore.engine.run.restore_plan import Job
 
 __all__ = ["LARGE_PIXELS", "is_large", "restore_large"]
@@ -24,7 +24,7 @@ __all__ = ["LARGE_PIXELS", "is_large", "restore_large"]
 LARGE_PIXELS = MAX_PIXELS
 _STRIP = 512  # rows of a strip
 _OVERLAP = 64  # rows above and below that a strip is restored with, so that no seam shows
-_CROP = 1024  # side of the crop in the center that a method adapts to, pixels
+_WINDOW, _WINDOWS = 384, 3  # side in pixels of the windows that a method adapts to, and how many along each side
 
 
 def is_large(path: Path, output: Output) -> bool:
@@ -37,8 +37,8 @@ def restore_large(
 ) -> bool:
     """Restore a PNG or TIFF file in bounded memory, with samples on disk next to the result.
 
-    The method adapts once, to the center of the image, and restores all strips as it is then. Returns True: the file
-    could be read whole.
+    The method adapts once, to windows all over the image, and restores all strips as it is then. Returns True: the
+    file could be read whole.
 
     Raises:
         ImageError: the file cannot be read or written in strips.
@@ -51,24 +51,26 @@ def restore_large(
         if depth not in (8, 16):
             raise ImageError(f"{job.source}: an image of this size is written with 8 or 16 bits, not {depth}")
         with TemporaryDirectory(dir=folder, prefix=".strips-") as name:
-            result = _restore_strips(large, method, device, depth, Path(name) / "result")
+            with sized(method, *large.size) as note:
+                if note:
+                    say(f"note: {job.source}: {note}")
+                restore, how = _adapted(large, method, device)
+                result = _restore_strips(large, restore, device, depth, Path(name) / "result")
             carried = replace(large.carried, bit_depth=depth)
             if output.strip:
                 carried = replace(carried, exif=None, xmp=None, iptc=None, text=(), resolution=None)
             write_large(job.destination, result, carried)
         height, width = large.size
-        say(
-            f"note: {job.source}: {width} x {height} pixels restored in strips; "
-            "the method adapted to the center of the image"
-        )
+        say(f"note: {job.source}: {width} x {height} pixels restored in strips, {how}")
         for note in large.carried.notes:
             say(f"note: {job.source}: {note}")
     return True
 
 
-def _restore_strips(large: LargeImage, method: Any, device: str | torch.device, depth: int, target: Path) -> np.ndarray:
+def _restore_strips(
+    large: LargeImage, restore: Callable[[torch.Tensor], torch.Tensor], device: Any, depth: int, target: Path
+) -> np.ndarray:
     height, width = large.size
-    restore = _adapted(large, method, device)
     levels = 2**depth - 1
     result: Any = None
     for top in range(0, height, _STRIP):
@@ -86,13 +88,22 @@ def _restore_strips(large: LargeImage, method: Any, device: str | torch.device, 
     return result
 
 
-def _adapted(large: LargeImage, method: Any, device: str | torch.device) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Adapt to the center of the image; return what restores without adapting further."""
+def _adapted(
+    large: LargeImage, method: Any, device: str | torch.device
+) -> tuple[Callable[[torch.Tensor], torch.Tensor], str]:
+    """Adapt to windows all over the image; return what restores without adapting further, and a note on it."""
     if not callable(getattr(method, "predict", None)):
-        return method
-    height, width = large.size
-    top, left = max(0, (height - _CROP) // 2), max(0, (width - _CROP) // 2)
-    center, _ = to_model_space(large.rows(top, top + _CROP, slice(left, left + _CROP)))
-    if not is_constant(center):
-        method.adapter.adapt(center[None].to(device))
-    return method.predict
+        return method, "each as an image of its own"
+    rows, columns = (
+        sorted({round(i * max(0, side - _WINDOW) / (_WINDOWS - 1)) for i in range(_WINDOWS)}) for side in large.size
+    )
+    crops = [
+        to_model_space(large.rows(top, top + _WINDOW, slice(left, left + _WINDOW)))[0]
+        for top in rows
+        for left in columns
+    ]
+    crops = [crop for crop in crops if not is_constant(crop)]
+    if not crops:
+        return method.predict, "without adapting: the parts that were looked at are constant"
+    method.adapter.adapt(torch.stack(crops).to(device))
+    return method.predict, f"adapted to {len(crops)} windows of it"

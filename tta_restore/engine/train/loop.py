@@ -7,7 +7,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from tta_restore.data.io.image import write_image
 from tta_restore.data.io.pixels import Image
+from tta_restore.engine.run.outputs import locked_output
 from tta_restore.engine.train.config import TrainingRun
 from tta_restore.engine.train.files import keep_best, open_log, resume_state, save_state, write_weights
 
@@ -137,10 +138,13 @@ def train(
         on_step: called after every step.
 
     Raises:
-        UsageError: ``run.out`` holds the state of a run with other settings.
+        UsageError: ``run.out`` holds the state of a run with other settings, or another run is using it.
         FloatingPointError: the loss is not finite any more; the last good state stays where it is.
     """
-    with Processes.join(run.device) as processes:
+    with ExitStack() as stack:
+        processes = stack.enter_context(Processes.join(run.device))
+        if processes.first:
+            stack.enter_context(locked_output(run.out, flag="--run.out"))
         objective.to(run.device).train()
         optimizers = objective.optimizers()
         rates = {name: [group["lr"] for group in optimizer.param_groups] for name, optimizer in optimizers.items()}
