@@ -28,7 +28,7 @@ class _AbsentDevice:
         self.utils = self
 
     def get_current_device(self) -> int:
-        return _NUMBER
+        return _NUMBER + self.architecture
 
     def get_current_stream(self, device: int | None = None) -> int:
         return 0
@@ -37,7 +37,7 @@ class _AbsentDevice:
         return GPUTarget("cuda", self.architecture, 32)
 
     def get_active_torch_device(self) -> torch.device:
-        return torch.device("cuda", _NUMBER)
+        return torch.device("cuda", self.get_current_device())
 
     def get_device_properties(self, device: int) -> dict[str, int]:
         return {"max_shared_mem": 227 << 10, "multiprocessor_count": 132, "max_num_regs": 65536, "warpSize": 32}
