@@ -143,6 +143,34 @@ def test_the_image_of_a_tiff_is_the_page_that_is_no_reduced_copy(tmp_path):
         assert "2 pages: the reduced copy" in image.notes[0]
 
 
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("a.png", "animated PNG"), ("a.gif", "GIF"), ("a.webp", "WebP"), ("a.avif", "AVIF"), ("a.tif", "TIFF"),
+        ("a.mpo", "MPO"), ("a.jxl", "JPEG XL"),
+    ],
+)  # fmt: skip
+def test_of_several_images_the_first_is_read_with_a_note(tmp_path, name, kind):
+    arrays = [np.full((24, 32, 3), value, np.uint8) for value in (40, 120, 240)]
+    if name == "a.jxl":
+        (tmp_path / name).write_bytes(imagecodecs.jpegxl_encode(np.stack(arrays), lossless=True))
+    else:
+        first, *others = map(PilImage.fromarray, arrays)
+        first.save(tmp_path / name, save_all=True, append_images=others)
+    image = read_image(tmp_path / name)
+    assert f"{kind} of 3 images: the first one is read, the others are left out" in image.notes
+    assert image.pixels.mean() == pytest.approx(40 / 255, abs=0.01)
+
+
+def test_a_reduced_copy_without_a_flag_is_not_the_image(tmp_path):
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        for pixels in (RGB8[:6, :8], RGB16):
+            file.write(pixels, photometric="rgb", metadata=None)
+    image = read_image(tmp_path / "a.tif")
+    assert (image.pixels.shape, image.bit_depth) == ((3, 24, 32), 16)
+    assert "2 pages: the reduced copy" in image.notes[0]
+
+
 def test_metadata_of_png_and_jpeg_is_carried(tmp_path):
     image = Image(
         torch.tensor(VALUES).permute(2, 0, 1).float(),

@@ -333,11 +333,9 @@ def _decode(content: bytes, kind: str, max_pixels: int) -> Image:
         raise
     except (OSError, SyntaxError, struct.error, ValueError, IndexError, KeyError, TypeError) as error:
         raise ImageError(f"truncated or damaged {kind}: its header is incomplete ({one_line(error)})") from None
-    if kind == "PNG" and getattr(picture, "is_animated", False):
-        raise ImageError("animated PNG: split it into frames first")
     notes: list[str] = []
     if (count := getattr(picture, "n_frames", 1)) > 1:
-        name = "MPO" if picture.format == "MPO" else kind
+        name = "MPO" if picture.format == "MPO" else "animated PNG" if kind == "PNG" else kind
         notes.append(f"{name} of {count} images: the first one is read, the others are left out")
     block, orientation = exif.reset_orientation(picture.info.get("exif"), notes)
     depth = 8

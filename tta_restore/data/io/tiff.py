@@ -22,6 +22,7 @@ __all__ = ["SIGNATURES", "carried_by", "check_page", "encode_tiff", "main_page",
 SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 _DTYPES = {"bool": 8, "uint8": 8, "uint16": 16, "float16": 32, "float32": 32}
+_SAME_SHAPE = 0.03  # relative difference of two aspect ratios that rounding explains
 _MOST_PAGES = 1000  # of which the main one is looked for
 _XMP, _IPTC, _DNG, _CFA = 700, 33723, 50706, 33421
 _REDUCED, _MASK = 1, 4  # bits of NewSubfileType
@@ -55,15 +56,17 @@ def read_tiff(path: Path, *, max_pixels: int) -> Image:
 def main_page(file: Any, notes: list[str]) -> Any:
     """Return the page of a `tifffile.TiffFile` that holds the image, with a note on the pages that do not.
 
+    Of several images that is the first one.
+
     Raises:
-        ImageError: there is none, there are several, or the file holds sensor values.
+        ImageError: there is none, or the file holds sensor values.
     """
     pages: list[Any] = []
     for page in file.pages:
         pages.append(page)
         pages += list(getattr(page, "pages", None) or [])
         if len(pages) > _MOST_PAGES:
-            raise ImageError(f"TIFF with more than {_MOST_PAGES} pages: expected one image, split it first")
+            break
     if not pages:
         raise ImageError("truncated or damaged TIFF: its directory is incomplete")
     for page in pages:
@@ -72,12 +75,23 @@ def main_page(file: Any, notes: list[str]) -> Any:
                 "RAW (DNG or similar): sensor values that have to be developed, name it with its own suffix"
             )
     main = [page for page in pages if not _subfile_type(page) & (_REDUCED | _MASK)]
-    if len(main) > 1:
-        raise ImageError(f"TIFF with {len(main)} pages: expected one, split it first")
+    images = [page for page in main if not any(_is_reduced(page, other) for other in main)]
+    if len(images) > 1:
+        count = f"more than {_MOST_PAGES}" if len(pages) > _MOST_PAGES else str(len(images))
+        notes.append(f"TIFF of {count} images: the first one is read, the others are left out")
+        return images[0]
+    main = images
     if len(pages) > 1:
         kinds = "reduced copy" if len(pages) == 2 else "reduced copies or masks"
         notes.append(f"TIFF with {len(pages)} pages: the {kinds} of the image left out")
     return main[0] if main else max(pages, key=lambda page: page.imagewidth * page.imagelength)
+
+
+def _is_reduced(page: Any, other: Any) -> bool:
+    """Return whether a page has the shape of another one at half the size or less, as reduced copies have."""
+    width, height = page.imagewidth, page.imagelength
+    ratio = width * other.imagelength / max(height * other.imagewidth, 1)
+    return 2 * width <= other.imagewidth and abs(ratio - 1) < _SAME_SHAPE
 
 
 def encode_tiff(image: Image, depth: int) -> bytes:

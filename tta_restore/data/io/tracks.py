@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any
 
-__all__ = ["SideTracks", "carry_tags", "needs_free_tags"]
+__all__ = ["SideTracks", "carry_stream_tags", "carry_tags", "needs_free_tags"]
 
 _MP4_SOUND = {"aac", "mp3", "mp2", "ac3", "eac3", "alac", "opus", "flac"}
 _MOV_SOUND = {"aac", "mp3", "ac3", "eac3", "alac", "pcm_s16le", "pcm_s16be", "pcm_s24le", "pcm_s24be", "pcm_f32le"}
@@ -20,6 +20,12 @@ _COPIED_SUBTITLES = {
     "mov": {"mov_text"},
     "matroska": {"subrip", "ass", "ssa", "webvtt", "hdmv_pgs_subtitle", "dvd_subtitle", "dvb_subtitle"},
 }
+_TRACKS = ("video", "audio", "subtitle", "attachment")
+#: Names of data tracks for the user, by codec.
+_DATA = {
+    "gpmd": "GoPro telemetry", "bin_data": "binary", "camm": "camera motion", "klv": "KLV telemetry",
+    "scte_35": "SCTE-35 marks", "timed_id3": "timed ID3", "smpte_2038": "SMPTE 2038",
+}  # fmt: skip
 _LAYOUTS = {1: "mono", 2: "stereo", 3: "3.0", 4: "4.0", 5: "5.0", 6: "5.1", 8: "7.1"}
 _SOUND_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)  # Hz, what AAC takes
 _AHEAD = Fraction(1, 2)  # seconds by which sound may run ahead of the frames that are written
@@ -106,7 +112,7 @@ class SideTracks:
                 return
             output = transcoder.output
             self.notes.append(f"sound track {number}: {codec} encoded again as {encoder.upper()}")
-        _carry_stream_tags(stream, output)
+        carry_stream_tags(stream, output)
         self._outputs[stream.index] = output
 
     def _add_subtitles(self, kind: str) -> None:
@@ -115,16 +121,37 @@ class SideTracks:
             codec = stream.codec_context.name if stream.codec_context else "unknown"
             if codec in _COPIED_SUBTITLES[kind]:
                 output = self._target.add_stream_from_template(stream)
-                _carry_stream_tags(stream, output)
+                carry_stream_tags(stream, output)
                 self._outputs[stream.index] = output
             else:
                 left_out[codec] = left_out.get(codec, 0) + 1
         for codec, count in left_out.items():
             tracks = "subtitle track" if count == 1 else f"{count} subtitle tracks"
             self.notes.append(f"{tracks} ({codec}) left out: the container cannot hold it; .mkv may")
-        others = [s for s in self._source.streams if s.type in ("data", "attachment")]
-        if others:
-            self.notes.append(f"{len(others)} data or attachment streams left out")
+        self._carry_attachments(kind)
+        data = [_data_name(stream) for stream in self._source.streams if stream.type not in _TRACKS]
+        data = [name for name in data if name != "tmcd"]  # comes again from its tag
+        if data:
+            tracks = "data track" if len(data) == 1 else f"{len(data)} data tracks"
+            self.notes.append(f"{tracks} left out: {', '.join(dict.fromkeys(data))}")
+
+    def _carry_attachments(self, kind: str) -> None:
+        """Copy attached files, such as fonts of subtitles, where the container holds them."""
+        files = [stream for stream in self._source.streams if stream.type == "attachment"]
+        left_out = []
+        for stream in files:
+            name = stream.name or f"attachment {stream.index}"
+            try:
+                if kind != "matroska":
+                    raise ValueError
+                self._target.add_attachment(name, stream.mimetype or "application/octet-stream", stream.data or b"")
+            except Exception:  # libav's own, one class per error number
+                left_out.append(name)
+        if left_out:
+            attached = "attached file" if len(left_out) == 1 else f"{len(left_out)} attached files"
+            self.notes.append(
+                f"{attached} left out: {', '.join(left_out[:8])}" + ("" if kind == "matroska" else "; .mkv holds them")
+            )
 
     def _read(self) -> Iterator[tuple[Fraction, Any]]:
         streams = [self._source.streams[index] for index in self._outputs]
@@ -257,11 +284,26 @@ def needs_free_tags(source: Any) -> bool:
     )
 
 
+def _data_name(stream: Any) -> str:
+    """Return what a data track holds: its kind, else its handler's name."""
+    context = getattr(stream, "codec_context", None)
+    code = str(getattr(context, "codec_tag", "") or "").strip("\0 ")
+    name = str(getattr(context, "name", "") or "")
+    for known in (code, name):
+        if known in ("tmcd", *_DATA):
+            return _DATA.get(known, known)
+    handler = stream.metadata.get("handler_name", "").strip()
+    if "timecode" in stream.metadata or "TimeCode" in handler:
+        return "tmcd"
+    return handler or code or name or stream.type
+
+
 def _is_own(key: str) -> bool:
     return key.lower() in _OWN_TAGS or key.lower().startswith(_OWN_PREFIXES)
 
 
-def _carry_stream_tags(stream: Any, output: Any) -> None:
+def carry_stream_tags(stream: Any, output: Any) -> None:
+    """Copy the tags of a stream (title, language, timecode) and its disposition."""
     for key, value in stream.metadata.items():
         if not _is_own(key):
             output.metadata[key] = value

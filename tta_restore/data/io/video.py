@@ -21,7 +21,8 @@ from tta_restore.data.io.atomic import atomic_file
 from tta_restore.data.io.formats import irregular_kind
 from tta_restore.data.io.parts import EncodedPacket, PartStore
 from tta_restore.data.io.pixels import ImageError, array_from_tensors, too_large
-from tta_restore.data.io.tracks import SideTracks, carry_tags, needs_free_tags
+from tta_restore.data.io.side_data import Hdr10, describe_lost, kinds_of, orientation_of, read_hdr10
+from tta_restore.data.io.tracks import SideTracks, carry_stream_tags, carry_tags, needs_free_tags
 
 __all__ = [
     "CODECS",
@@ -96,6 +97,7 @@ class VideoInfo:
         sample_aspect_ratio: width of an upright pixel divided by its height.
         is_interlaced: whether frames consist of two fields from different times.
         chroma: chroma subsampling, ``"420"``, ``"422"`` or ``"444"``.
+        hdr10: mastering display and content light level, None where the file declares none.
     """
 
     height: int
@@ -108,6 +110,7 @@ class VideoInfo:
     sample_aspect_ratio: Fraction = Fraction(1)
     is_interlaced: bool = False
     chroma: str = "420"
+    hdr10: Hdr10 | None = None
 
 
 class DecodedFrames(Sequence[Tensor]):
@@ -143,6 +146,7 @@ class VideoFile:
     Attributes:
         info: properties that it declares.
         notes: a line for each thing the user should know before the work.
+        side_data: kinds of data within the frames decoded so far that are not written.
         losses: a line for each part that could not be read, complete after the last frame.
 
     Raises:
@@ -156,6 +160,7 @@ class VideoFile:
     info: VideoInfo = field(init=False)
     notes: list[str] = field(init=False, default_factory=list)
     losses: list[str] = field(init=False, default_factory=list)
+    side_data: set[str] = field(init=False, default_factory=set)
     _ticks: array[int] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -168,7 +173,7 @@ class VideoFile:
             if codec.width * codec.height > self.max_pixels:
                 raise ImageError(f"{self.path}: {too_large(codec.width, codec.height, self.max_pixels)}")
             first, is_interlaced = self._first_frames(container, stream)
-            turned = round(first.rotation) % 180 == 90
+            turned = orientation_of(first)[0] % 2 == 1
             height, width = (first.width, first.height) if turned else (first.height, first.width)
             aspect = stream.sample_aspect_ratio or codec.sample_aspect_ratio or Fraction(1)
             aspect = Fraction(aspect) if aspect > 0 else Fraction(1)
@@ -183,6 +188,7 @@ class VideoFile:
                 sample_aspect_ratio=1 / aspect if turned else aspect,
                 is_interlaced=is_interlaced,
                 chroma=_chroma_of(first.format.name),
+                hdr10=read_hdr10(first),
             )
             self._note(container, stream, first)
 
@@ -241,6 +247,8 @@ class VideoFile:
             self.notes.append(f"{len(films)} video streams: the first one is restored, the others are left out")
         if covers:
             self.notes.append("cover picture left out")
+        self.side_data |= kinds_of(first)
+        self.notes += describe_lost(self.side_data)
         if first.format.name.startswith(("yuva", "rgba", "bgra", "gbra", "argb", "abgr")):
             self.notes.append("alpha channel left out")
 
@@ -276,7 +284,9 @@ class VideoFile:
                     interpolation=_interpolation(),
                 )
                 samples = torch.from_numpy(picture.to_ndarray()).permute(2, 0, 1)
-                yield torch.rot90(samples, round(frame.rotation / 90), (1, 2)).contiguous()
+                self.side_data |= kinds_of(frame)
+                turns, mirrored = orientation_of(frame)
+                yield torch.rot90(samples.flip(2) if mirrored else samples, turns, (1, 2)).contiguous()
             self._check_end(container, stream, last, step)
 
     def _decoded(self, container: Any, stream: Any) -> Iterator[Any]:
@@ -431,6 +441,7 @@ def write_video(
     encoder = _Encoder(av, CODECS[codec], depth, quality, rate, like, notes)
     with atomic_file(path) as partial:
         source = None if like is None else _opened(like.path)
+        known: set[str] = set()
         tracks: SideTracks | None = None
         options = {"fflags": "+bitexact"}  # no random identifiers: the same frames give the same file
         if source is not None and kind != "matroska" and needs_free_tags(source):
@@ -438,7 +449,10 @@ def write_video(
         container = av.open(str(partial), "w", format=kind, container_options=options)
         try:
             output = _Output(av, container, container.add_stream(encoder.settings.encoder, rate=rate))
-            if source is not None:
+            if source is not None and like is not None:
+                known = set(like.side_data)
+                if not strip:
+                    carry_stream_tags(_film(source, like.path), output.stream)
                 offset = _start_of(source)
                 output.tracks = tracks = SideTracks(source, container, kind, offset)
                 if not strip:
@@ -448,6 +462,8 @@ def write_video(
                 raise ImageError(f"{path}: there are no frames to write")
             if tracks is not None:
                 tracks.finish()
+            if like is not None:
+                notes += describe_lost(like.side_data - known)
         except av.error.FFmpegError as error:
             raise ImageError(f"{path}: cannot be written ({_line(error)})") from None
         finally:
@@ -524,6 +540,12 @@ class _Encoder:
         self.options = {"crf": str(settings.quality if quality is None else quality), **dict(settings.options)}
         if settings.encoder == "ffv1":
             del self.options["crf"]
+        if like is not None and like.info.hdr10 is not None:
+            found = like.info.hdr10.encoder_options(settings.encoder)
+            if found is None:
+                notes.append(f"HDR10 metadata left out: {settings.encoder} does not write it; h264, hevc and av1 do")
+            for name, value in (found or {}).items():
+                self.options[name] = ":".join(part for part in (self.options.get(name), value) if part)
         if settings.encoder == "libsvtav1":
             os.environ.setdefault("SVT_LOG", "1")  # errors only; it prints a page otherwise
 
