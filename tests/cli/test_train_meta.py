@@ -1,12 +1,16 @@
 """`tta-restore train reblur` and `train meta`: one after the other, from configuration files."""
 
 import json
+import math
 import re
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from tta_restore.cli import main
+from tta_restore.engine.run.methods import load_discriminator, load_reblurrer
+from tta_restore.engine.run.models import load_restorer
 
 NETWORKS = """
 [model]
@@ -87,3 +91,23 @@ def test_wrong_files(tmp_path, capsys, kind, text, message):
     (tmp_path / "config.toml").write_text(text)
     assert main(["train", kind, "--config", str(tmp_path / "config.toml"), "--out", str(tmp_path / "out")]) == 2
     assert re.search(message, capsys.readouterr().err)
+
+
+def test_a_least_squares_critic_meta_trains_and_every_result_loads_by_its_file(tmp_path):
+    images = torch.rand(1, 3, 32, 32)
+    for kind, more in (
+        ("reblur", ""),
+        ("meta", '\n[settings]\nadversarial_kind = "least_squares"\ndiscriminator_clip = false\n'),
+    ):
+        (tmp_path / "c.toml").write_text(NETWORKS.format(reblur="") + more)
+        out = tmp_path / kind
+        assert main(["train", kind, "--config", str(tmp_path / "c.toml"), "--out", str(out)]) == 0
+        lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+        if kind == "meta":
+            assert all(math.isfinite(line["inner_adversarial_loss"]) for line in lines)
+        for file in ("restorer.safetensors", "state.pt"):
+            assert load_restorer(str(out / file))(images).shape == images.shape
+        assert (
+            load_reblurrer(out / "reblur.safetensors")(images[:, None].expand(-1, 5, -1, -1, -1)).shape == images.shape
+        )
+    assert load_discriminator(tmp_path / "reblur/discriminator.safetensors")(images).ndim == 4

@@ -4,6 +4,8 @@ import csv
 
 import pytest
 import torch
+from _meta_networks import Deblur
+from safetensors.torch import load_file
 
 from tta_restore import metrics
 from tta_restore.cli import main
@@ -111,3 +113,22 @@ def test_units_are_run_once_and_shared_by_processes(tmp_path):
     found = run_units([unit(n) for n in range(4)], shared, progress=False, processes=Second(1, 2))
     assert ran == [1, 3]
     assert found == whole
+
+
+def test_the_weights_of_every_clip_are_kept(tmp_path, capsys):
+    for number, video in enumerate(("one", "two")):
+        material = clip(8)
+        for name, frames in (("blur", material.blurry), ("sharp", material.sharp)):
+            for time, frame in enumerate(frames * (1 - 0.3 * number)):
+                write_image(tmp_path / "data/test" / video / name / f"{time}.png", Image(frame))
+    model = ["--model", "_meta_networks:Deblur", "--method", "meta-transfer", "--method.num_patches", "2"]
+    model += ["--method.patch_size", "32", "--method.min_sharpness_gain", "0", "--method.skip_sharp_frames", "false"]
+    model += ["--method.min_blur_rms", "0", "--method.distance", "tta_restore.losses:charbonnier_edge_loss"]
+    arguments = ["evaluate-clips", str(tmp_path / "data"), "--layout", "reds", *model, "--method.lr", "0.01"]
+    assert main([*arguments, "--checkpoints", str(tmp_path / "kept")]) == 0, capsys.readouterr().err
+    one, two = (load_file(tmp_path / f"kept/{name}.safetensors") for name in ("one", "two"))
+    assert one.keys() == Deblur().state_dict().keys()
+    assert not torch.equal(one["last.weight"], two["last.weight"])
+    assert main([*arguments, "--method.distance", "math:nothing"]) == 2
+    assert "math:nothing: math has no nothing" in capsys.readouterr().err
+    assert main([*arguments, "--method.distance", "3"]) == 2

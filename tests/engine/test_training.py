@@ -1,5 +1,6 @@
 """The loop under every training: files, killed and continued, several processes, threads, validation, what diverges."""
 
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -339,3 +340,47 @@ def test_a_run_folder_belongs_to_one_run(tmp_path):
     steps = [json.loads(line)["step"] for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
     assert steps == sorted(set(steps))
     assert not (tmp_path / ".run.lock").exists()
+
+
+class FakeWandb(types.ModuleType):
+    """What the log uses of wandb."""
+
+    def __init__(self):
+        super().__init__("wandb")
+        self.logged, self.begun = [], []
+
+    def init(self, **options):
+        self.begun.append(options)
+        return types.SimpleNamespace(
+            id="run7", log=lambda values, step: self.logged.append((step, values)), finish=lambda: None
+        )
+
+    @staticmethod
+    def Image(array):  # noqa: N802 (their name)
+        return array.shape
+
+
+def test_weights_and_biases_get_what_the_log_gets_and_the_run_continues(tmp_path, monkeypatch):
+    fake = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    run = TrainingRun(out=tmp_path, steps=1, batch_size=2, log_every=1, draw_every=1, progress=False, logger="wandb")
+    train(Fit(), source, run)
+    assert (0, {"loss/loss": lines_of(tmp_path)[0]["loss"]}) in fake.logged
+    assert (0, {"step": (2, 3, 3)}) in fake.logged
+    train(Fit(), source, dataclasses.replace(run, steps=2))
+    assert [options["id"] for options in fake.begun] == [None, "run7"]
+    assert not (tmp_path / "tensorboard").exists()
+
+
+@pytest.mark.parametrize("logger", ["tensorboard", "wandb"])
+def test_a_logger_that_is_asked_for_and_missing_is_told_before_the_first_step(tmp_path, monkeypatch, logger):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    run = TrainingRun(out=tmp_path, steps=1, batch_size=2, progress=False, logger=logger)
+    with pytest.raises(UsageError, match=f"{logger} is not installed: pip install {logger}"):
+        train(Fit(), source, run)
+    assert not (tmp_path / "log.jsonl").exists()
+    train(Fit(), source, dataclasses.replace(run, logger="none"))
+    train(Fit(), source, dataclasses.replace(run, logger="auto"))
+    with pytest.raises(ValueError, match="logger to be one of"):
+        dataclasses.replace(run, logger="mlflow")

@@ -16,11 +16,12 @@ from tta_restore.data.datasets.clips import Clip
 from tta_restore.data.datasets.layouts import find_clips
 from tta_restore.engine.evaluate.runner import Unit, run_folder, run_units
 from tta_restore.engine.evaluate.stream import FrameRecord, StreamResult
+from tta_restore.engine.run.calibrate import write_checkpoint
 from tta_restore.engine.run.device import resolve_device
 from tta_restore.engine.run.extensions import find_metrics, use_layout
 from tta_restore.engine.run.methods import ClipMethod, create_clip_method
 from tta_restore.engine.run.models import expect_restorer
-from tta_restore.engine.run.outputs import expect_file, locks_output
+from tta_restore.engine.run.outputs import expect_file, expect_folder, locks_output
 from tta_restore.engine.run.settings import Named
 from tta_restore.engine.run.usage import UsageError
 from tta_restore.engine.train.loop import Processes
@@ -40,6 +41,7 @@ def evaluate_clips(
     limit: int | None = None,
     look: Callable[[int, int, Tensor, Tensor, Tensor], None] | None = None,
     more: Mapping[str, Callable[[Tensor, Tensor], Tensor]] | None = None,
+    checkpoints: Path | None = None,
     progress: bool = True,
     folder: Path | None = None,
     processes: Processes = Processes(),
@@ -61,6 +63,8 @@ def evaluate_clips(
         limit: first frames of each clip only; None for all.
         more: further metrics by name, of the restored and the sharp frame.
         look: called with the numbers of every clip and frame, the blurred, the sharp and the restored frame.
+        checkpoints: folder for the adapted weights of every clip, under the model's own keys; for methods of
+            :func:`tta_restore.engine.run.methods.create_clip_method`.
         progress: show progress on stderr.
         folder: see :func:`tta_restore.engine.evaluate.runner.run_units`.
         processes: see there.
@@ -93,6 +97,9 @@ def evaluate_clips(
                 )
             )  # fmt: skip
             wall, cpu = time.perf_counter(), time.process_time()
+        if checkpoints is not None:
+            adapted = method.adapter.export()  # type: ignore[missing-attribute]
+            write_checkpoint(adapted, checkpoints / f"{clip.name}.safetensors", {"clip": clip.name})
         return records
 
     units = [Unit(str(number), partial(measure, number)) for number in range(len(clips))]
@@ -116,6 +123,7 @@ def evaluate_clips_dataset(
     metrics: Sequence[str] | None = None,
     device: str | None = None,
     seed: int = 0,
+    checkpoints: str | Path | None = None,
     out: str | Path | None = None,
     progress: bool = True,
 ) -> str:
@@ -136,6 +144,7 @@ def evaluate_clips_dataset(
         metrics: further metrics, by the name of a plug-in or by module.path:function; columns of the CSV file.
         device: such as cpu or cuda (default: cuda where there is one)
         seed: of the method.
+        checkpoints: folder for the adapted weights of every video.
         out: CSV file, a row per frame; an interrupted run continues, and torchrun shares the clips.
         progress: show progress on stderr.
 
@@ -150,6 +159,7 @@ def evaluate_clips_dataset(
     try:
         clips = find_clips(root, use_layout(layout), split)
         more = find_metrics(metrics)
+        kept = None if checkpoints is None else expect_folder(checkpoints, flag="--checkpoints")
     except (ValueError, TypeError) as error:
         raise UsageError(str(error)) from error
     restorer = expect_restorer(model, device=chosen, checkpoint=checkpoint, config=config)
@@ -172,7 +182,14 @@ def evaluate_clips_dataset(
         with Processes.join(chosen) as processes, run_folder(out, task, processes) as folder:
             options: dict[str, Any] = {"folder": folder, "processes": processes, "progress": progress}
             records = evaluate_clips(
-                restore, clips, name=str(method), align=layout == "realblur", limit=limit, more=more, **options
+                restore,
+                clips,
+                name=str(method),
+                align=layout == "realblur",
+                limit=limit,
+                more=more,
+                checkpoints=kept,
+                **options,
             )
             if out is not None and processes.first:
                 StreamResult(tuple(records)).to_csv(out)

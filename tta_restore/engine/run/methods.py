@@ -303,7 +303,8 @@ def _weight(adapter: Adapter) -> Tensor:
     return next((p for p in adapter.restorer.parameters() if p.is_floating_point()), torch.empty(0))
 
 
-#: Maps the frames of a clip, (3, H, W) in [0, 1] each, to the restored frames, one after another.
+#: Maps the frames of a clip, (3, H, W) in [0, 1] each, to the restored frames, one after another. Those of
+#: :func:`create_clip_method` have their adapter as attribute ``adapter``.
 ClipMethod = Callable[[Frames], Iterator[Tensor]]
 
 #: Settings of "meta-transfer" with "motion_reblur": those of `benchmarks/meta_transfer.py` at a third of its learning
@@ -374,6 +375,7 @@ def create_clip_method(
             method.adapter.adapt(clip)
             yield from method.predict(whole)
 
+    restore.adapter = method.adapter  # type: ignore[missing-attribute]
     return restore
 
 
@@ -437,4 +439,5 @@ def _frame_by_frame(method: Any, device: str | torch.device, size: SizeRequireme
         for time in range(len(frames)):
             yield method(pad(frames[time][None].to(device), size))[0]
 
+    restore.adapter = method.adapter  # type: ignore[missing-attribute]
     return restore

@@ -64,6 +64,8 @@ class TrainingRun:
         seed: of samples, dropout and, from a configuration, initial weights.
         device: of the networks, such as "cpu" or "cuda:0".
         progress: show progress on stderr.
+        logger: besides ``log.jsonl``: ``"tensorboard"``, ``"wandb"`` (Weights & Biases), ``"none"``, or ``"auto"`` for
+            TensorBoard where it is installed.
     """
 
     out: Path = Path("runs/train")
@@ -77,8 +79,10 @@ class TrainingRun:
     seed: int = 0
     device: str = "cpu"
     progress: bool = True
+    logger: Literal["auto", "none", "tensorboard", "wandb"] = "auto"
 
     def __post_init__(self) -> None:
+        _checks().expect_choice("TrainingRun", "logger", self.logger, ("auto", "none", "tensorboard", "wandb"))
         for name in ("steps", "batch_size", "save_every", "log_every"):
             _checks().expect_int("TrainingRun", name, getattr(self, name), minimum=1)
         for name in ("draw_every", "validate_every", "num_workers", "seed"):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import pickle
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors.torch import save_file
@@ -17,7 +18,17 @@ from torch import Tensor, nn
 from tta_restore.data.io.atomic import atomic_file
 from tta_restore.engine.run.usage import UsageError
 
-__all__ = ["Log", "NoLog", "keep_best", "open_log", "resume_state", "save_state", "write_weights"]
+__all__ = [
+    "Board",
+    "Log",
+    "NoLog",
+    "keep_best",
+    "open_board",
+    "open_log",
+    "resume_state",
+    "save_state",
+    "write_weights",
+]
 
 
 def save_state(
@@ -99,23 +110,75 @@ def keep_best(out: Path, step: int, scores: Mapping[str, float], write: Callable
         partial.write_text(json.dumps({"step": step, **scores}), encoding="utf-8")
 
 
-class Log:
-    """Numbers in ``log.jsonl`` and, where it is installed, numbers and pictures in TensorBoard."""
+class Board(Protocol):
+    """Place that shows numbers and images, with the methods of TensorBoard's writer."""
 
-    def __init__(self, out: Path, first: int) -> None:
+    def add_scalar(self, name: str, value: float, step: int, /) -> None: ...  # noqa: D102
+    def add_image(self, name: str, image: Tensor, step: int, /) -> None: ...  # noqa: D102
+    def close(self) -> None: ...  # noqa: D102
+
+
+class _WandbBoard:
+    """Run of Weights & Biases, continued under its number where the folder has one."""
+
+    def __init__(self, out: Path) -> None:
+        wandb: Any = importlib.import_module("wandb")
+        path = out / "wandb.txt"
+        known = path.read_text(encoding="utf-8").strip() if path.is_file() else None
+        self._run = wandb.init(dir=str(out), name=out.name, id=known, resume="allow")
+        path.write_text(self._run.id, encoding="utf-8")
+        self._image = wandb.Image
+
+    def add_scalar(self, name: str, value: float, step: int) -> None:
+        """Log a number."""
+        self._run.log({name: value}, step=step)
+
+    def add_image(self, name: str, image: Tensor, step: int) -> None:
+        """Log an image (3, H, W) in [0, 1]."""
+        self._run.log({name: self._image(image.detach().float().cpu().permute(1, 2, 0).numpy())}, step=step)
+
+    def close(self) -> None:
+        """End the run."""
+        self._run.finish()
+
+
+def open_board(out: Path, logger: str, first: int) -> Board | None:
+    """Return the board of a logger; None for none.
+
+    Args:
+        out: folder of the training.
+        logger: "auto", "none", "tensorboard" or "wandb".
+        first: step that the run goes on with.
+
+    Raises:
+        UsageError: the logger was asked for by name, and its package is missing.
+    """
+    if logger == "none":
+        return None
+    try:
+        if logger == "wandb":
+            return _WandbBoard(out)
+        from torch.utils.tensorboard import SummaryWriter
+
+        return SummaryWriter(str(out / "tensorboard"), purge_step=first)
+    except ImportError as error:
+        if logger == "auto":
+            return None
+        raise UsageError(f"[run] logger: {logger} is not installed: pip install {logger}") from error
+
+
+class Log:
+    """Numbers in ``log.jsonl`` and, where there is one, numbers and images on a board."""
+
+    def __init__(self, out: Path, first: int, logger: str = "auto") -> None:
         out.mkdir(parents=True, exist_ok=True)
+        self._board = open_board(out, logger, first)
         path = out / "log.jsonl"
         if path.is_file():  # what a killed run wrote beyond its last state comes again
             lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
             path.write_text("".join(line for line in lines if _step(line) < first), encoding="utf-8")
         self._file = path.open("a", encoding="utf-8")
         self._started = time.perf_counter()
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._board = SummaryWriter(str(out / "tensorboard"), purge_step=first)
-        except ImportError:
-            self._board = None
 
     def numbers(self, step: int, values: Mapping[str, float]) -> None:
         """Add a line; nothing for no values."""
@@ -151,12 +214,12 @@ class NoLog:
 
 
 @contextmanager
-def open_log(out: Path, first: int, *, silent: bool) -> Iterator[Log | NoLog]:
-    """Return the log of a run in ``out`` that goes on at step ``first``."""
+def open_log(out: Path, first: int, *, silent: bool, logger: str = "auto") -> Iterator[Log | NoLog]:
+    """Return the log of a run in ``out`` that goes on at step ``first``; see :func:`open_board` for ``logger``."""
     if silent:
         yield NoLog()
         return
-    log = Log(out, first)
+    log = Log(out, first, logger)
     try:
         yield log
     finally:

@@ -126,8 +126,7 @@ def train(
     Every step draws its batch and dropout masks from numbers that the seed, the step and the process alone decide, so a
     run that was killed and continued ends with the same weights as one that was not. Under ``torchrun`` every process
     takes batches of its own and gradients are averaged. Writes to ``run.out``: ``state.pt`` (to continue from), the
-    exported networks as safetensors, ``log.jsonl``, images, and TensorBoard events where the package ``tensorboard``
-    is installed.
+    exported networks as safetensors, ``log.jsonl``, images, and what ``run.logger`` asks for.
 
     Args:
         objective: networks and their rule.
@@ -151,7 +150,7 @@ def train(
         identity = objective.identity() | {"batch_size": run.batch_size, "seed": run.seed, "processes": processes.count}
         first = resume_state(run.out, identity, objective, optimizers, run.device)
         processes.broadcast(objective.state_dict().values())
-        with open_log(run.out, first, silent=not processes.first) as log:
+        with open_log(run.out, first, silent=not processes.first, logger=run.logger) as log:
             steps = range(first, run.steps)
             shown = run.progress and processes.first
             bar = tqdm(steps, initial=first, total=run.steps, disable=None if shown else True)
