@@ -20,7 +20,7 @@ def pytest_configure(config):
     torch.set_num_threads(1 if os.environ.get("PYTEST_XDIST_WORKER") else min(2, os.cpu_count() or 1))
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic products on a GPU
     # Memory that nobody wrote reads as NaN: torch.empty and its relatives, also when C++ kernels call them.
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.set_deterministic_debug_mode("warn")  # without the import of the compiler
     torch.utils.deterministic.fill_uninitialized_memory = True
     if torch.cuda.is_available():  # where some of torch's own operators, such as grid_sample, are not deterministic
         config.addinivalue_line("filterwarnings", "ignore:.*does not have a deterministic implementation:UserWarning")

@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from _meta_networks import Deblur, seeded
 from _tiny_clip import save_tiny_clip
-from skimage.metrics import structural_similarity
 from torch import nn
 
 from tta_restore import metrics, models
@@ -120,6 +119,8 @@ def mean_psnr(pairs):
 
 
 def uniform_ssim(a, b):
+    from skimage.metrics import structural_similarity
+
     return structural_similarity(a[0].double().numpy(), b[0].double().numpy(), channel_axis=0, data_range=1.0)
 
 
@@ -252,6 +253,8 @@ META = {
 
 
 def test_meta_table1(data, weights, tmp_path, monkeypatch):
+    from skimage.metrics import structural_similarity
+
     monkeypatch.setattr(reproduction, "load_restorer", lambda source, **options: models.as_restorer(Plus()))
     folders = {"DVD": data / "DVD", "REDS": data / "REDS", "RealBlur-J": data / "RealBlur"}
     outcome, _ = run(

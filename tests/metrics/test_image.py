@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from tta_restore.metrics import Protocol, mae, protocols, psnr, ssim
 
@@ -30,6 +29,8 @@ def frame(array: torch.Tensor) -> torch.Tensor:
 
 
 def test_one_value_per_image_equal_to_scikit_image(pair):
+    from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
     restored, target = pair
     expected_psnr = [peak_signal_noise_ratio(t.numpy(), r.numpy(), data_range=1.0) for r, t in zip(*pair, strict=True)]
     expected_ssim = [

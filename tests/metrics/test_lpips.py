@@ -3,13 +3,12 @@
 import pytest
 import torch
 
-torchvision = pytest.importorskip("torchvision")
-
-from tta_restore.metrics import Lpips  # noqa: E402
+from tta_restore.metrics import Lpips
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
+    torchvision = pytest.importorskip("torchvision")
     path = tmp_path_factory.mktemp("weights") / "alexnet.pth"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

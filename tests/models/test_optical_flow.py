@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from torchvision.models.optical_flow import raft_small
 
 from tta_restore.models.optical_flow import LucasKanade, create_flow, resized_flow
 
@@ -15,6 +14,8 @@ GOLDEN = Path(__file__).parents[1] / "golden/jdrl"
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
     """A file of RAFT's weights, and the network that they were saved from; nothing is downloaded."""
+    from torchvision.models.optical_flow import raft_small
+
     path = tmp_path_factory.mktemp("hub") / "checkpoints" / "raft_small_C_T_V2-01064c6d.pth"
     path.parent.mkdir()
     with torch.random.fork_rng(devices=[]):

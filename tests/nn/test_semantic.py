@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-import timm
 import torch
 import torch.nn.functional as F
 from _module_base import ModuleTests
@@ -69,6 +68,8 @@ def test_timm_towers_of_every_layout(name):
 def test_timm_reads_files_and_the_global_random_state_stays(tmp_path):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(5)
+        import timm
+
         model = timm.create_model("test_vit").eval()
     save_file(model.state_dict(), tmp_path / "vit.safetensors")
     state = torch.random.get_rng_state()

@@ -167,13 +167,14 @@ def _loop(op: Any, size: int, in_dims: tuple[int | None, ...], args: tuple[Any, 
     return tuple(map(torch.stack, zip(*rows, strict=True))), (0,) * len(rows[0])
 
 
-@torch.compiler.assume_constant_result  # older versions of torch.compile cannot trace it
-def _knows_autocast(device_type: str) -> bool:
-    return torch.amp.is_autocast_available(device_type)
+# A constant, since not every version of torch.compile traces the question.
+_AUTOCAST_DEVICES = frozenset(
+    kind for kind in ("cpu", "cuda", "xpu", "mps", "hpu", "mtia", "xla") if torch.amp.is_autocast_available(kind)
+)
 
 
 def autocast_dtype(device_type: str) -> torch.dtype | None:
     """Return the dtype of the surrounding autocast region, None outside of one or on devices without autocast."""
-    if not _knows_autocast(device_type) or not torch.is_autocast_enabled(device_type):
+    if device_type not in _AUTOCAST_DEVICES or not torch.is_autocast_enabled(device_type):
         return None
     return torch.get_autocast_dtype(device_type)
