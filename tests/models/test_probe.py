@@ -13,8 +13,6 @@ from tta_restore.models.restorer import probing
 pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("spandrel") is None, reason="spandrel is not installed"),
     # what these restorers do, not what this package does
-        importlib.util.find_spec("spandrel") is None, reason="spandrel is not installed"
-    ),  # what these restorers do, not what this package does
     pytest.mark.filterwarnings("ignore:'saved_variables' is deprecated"),
     pytest.mark.filterwarnings("ignore:torch.meshgrid"),
 ]
