@@ -54,6 +54,7 @@ _RESTORE = Command(
     "restore your own images, folders and videos",
     examples=(
         "restore photos/ -o restored/",
+        "restore - -o - < noisy.png > clean.png",
         "restore scan.tif -o clean.tif --model denoiser.pth --method siam-ctta --method.steps 2",
         "restore clip.mp4 -o clean.mp4 --method meta-transfer --model ifan --checkpoint IFAN.pytorch",
     ),

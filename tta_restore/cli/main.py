@@ -104,13 +104,20 @@ def _run(command: Command, parsed: Parsed) -> int:
     if isinstance(result, str):
         print(result)
     elif hasattr(result, "exit_code") and not parsed.quiet and not parsed.options.get("dry_run"):
-        print(f"{result}; written to {parsed.options['out']}", file=sys.stderr)
+        out = parsed.options["out"]
+        print(f"{result}; written to {'standard output' if str(out) == '-' else out}", file=sys.stderr)
     return int(getattr(result, "exit_code", OK))
 
 
 def _keep(command: Command, parsed: Parsed) -> None:
     """Write the configuration next to the results, where there are any."""
-    if command.folder and parsed.folder is not None and parsed.folder.is_dir() and any(parsed.folder.iterdir()):
+    if (
+        command.folder
+        and parsed.folder is not None
+        and str(parsed.folder) != "-"
+        and parsed.folder.is_dir()
+        and any(parsed.folder.iterdir())
+    ):
         from tta_restore.data.io.atomic import atomic_file
 
         with atomic_file(parsed.folder / CONFIG_FILE) as partial:
@@ -128,7 +135,12 @@ def _quiet(function: Any) -> dict[str, Any]:
 
     takes = inspect.signature(function).parameters
     options: dict[str, Any] = {"progress": False} if "progress" in takes else {}
-    return options | ({"say": lambda line: None} if "say" in takes else {})
+    return options | ({"say": _say_errors} if "say" in takes else {})
+
+
+def _say_errors(line: str) -> None:
+    if line.startswith(("error:", "warning:")):
+        print(_line(line), file=sys.stderr)
 
 
 def _expect_not_empty(name: str, value: Any) -> None:

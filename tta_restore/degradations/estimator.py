@@ -92,7 +92,7 @@ class Estimator(nn.Module):
             raise ValueError(
                 f"Estimator.read: expected frame (C, H, W) or (B, C, H, W) with C = 1 or 3, got {tuple(frame.shape)}"
             )
-        if not bool(frames.isfinite().all()):
+        if not all(math.isfinite(bound) for bound in frames.aminmax()):  # without a copy
             raise ValueError("Estimator.read: expected a finite frame, got NaN or infinity")
         readings = [self._read(_clamped(image.float()), tables) for image in frames.split(1)]
         return Reading.pool(readings, self) if len(readings) > 1 else readings[0]

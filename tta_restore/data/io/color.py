@@ -13,7 +13,7 @@ from torch import Tensor
 from tta_restore._core.color import linear_to_srgb, srgb_to_linear
 from tta_restore.data.io.pixels import Image, ImageError
 
-__all__ = ["cmyk_to_srgb", "is_srgb", "to_linear", "to_model_space", "to_srgb"]
+__all__ = ["cmyk_to_srgb", "in_range", "is_srgb", "to_linear", "to_model_space", "to_srgb"]
 
 _SRGB_GAMMA = 0.45455  # what PNG files declare for sRGB
 _TOLERANCE = 2 / 255  # a profile that moves no color further is taken for sRGB
@@ -35,7 +35,7 @@ def to_model_space(image: Image) -> tuple[Tensor, Callable[[Tensor], Image]]:
     rgb = image.as_rgb()
     transform = _find_transform(image)
     if transform is None:
-        return rgb, lambda restored: image.with_rgb(restored.clamp(0, 1))
+        return rgb, lambda restored: image.with_rgb(in_range(restored))
     forward, backward = transform
     source = forward(rgb)
     excess = rgb - backward(source)
@@ -45,12 +45,18 @@ def to_model_space(image: Image) -> tuple[Tensor, Callable[[Tensor], Image]]:
         rest = excess
         if scale > 1:
             rest = torch.nn.functional.interpolate(excess[None], scale_factor=scale, mode="bilinear")[0]
-        result = backward(restored.clamp(0, 1))
+        result = backward(in_range(restored))
         if rest.shape == result.shape:
             result += rest
         return image.with_rgb(result)
 
     return source, back
+
+
+def in_range(x: Tensor) -> Tensor:
+    """Return values clamped to [0, 1]; the tensor itself where they lie there, for large photos take much memory."""
+    low, high = x.aminmax()
+    return x if low >= 0 and high <= 1 else x.clamp(0, 1)
 
 
 def is_srgb(image: Image) -> bool:

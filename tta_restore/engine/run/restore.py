@@ -27,6 +27,7 @@ from tta_restore.data.io.video import VideoFile, check_codec
 from tta_restore.engine.run.device import resolve_device
 from tta_restore.engine.run.methods import CLIP_METHODS, create_clip_method, create_method
 from tta_restore.engine.run.models import load_restorer
+from tta_restore.engine.run.pipes import PIPE, is_piped, piped
 from tta_restore.engine.run.restore_clips import (
     FrameByFrame,
     Output,
@@ -44,6 +45,7 @@ __all__ = ["Output", "RestoreMethod", "RestoreState", "Summary", "restore_files"
 #: From (1, 3, H, W) in [0, 1] to (1, 3, s*H, s*W). A method that learns also has `save`, `load` and `adapter.reset`.
 RestoreMethod = Callable[[Tensor], Tensor]
 
+_HEADERS = 2**28  # bytes of metadata that an image on standard input may have
 _PROGRESS_INTERVAL = 30.0  # seconds between progress lines where stderr is not a terminal
 
 
@@ -110,6 +112,7 @@ def restore_files(
     device: str | None = None,
     seed: int = 0,
     progress: bool = True,
+    say: Callable[[str], None] | None = None,
 ) -> Summary:
     """Restore images, videos and folders of them.
 
@@ -117,8 +120,8 @@ def restore_files(
     folder of images, is a clip: the method starts anew with it, unless `state` carries the method on.
 
     Args:
-        inputs: image files, videos, and folders of them.
-        out: folder for the results, or a file for a single input.
+        inputs: image files, videos, and folders of them; ``-`` is one image from standard input.
+        out: folder for the results, or a file for a single input; ``-`` writes one image to standard output.
         method: how to adapt, one of :data:`tta_restore.engine.run.methods.METHODS` or ``"meta-transfer"`` for clips.
         model: shipped weights, a checkpoint file, ``module.path:callable``, or a registered model such as ``ifan``.
         checkpoint: weights of a registered model.
@@ -143,10 +146,19 @@ def restore_files(
         device: where to run, such as cpu or cuda; None for a CUDA device where there is one.
         seed: of the method.
         progress: show a progress bar, or lines where stderr is not a terminal.
+        say: receives each line for the user; None writes them to stderr.
 
     Raises:
         UsageError: it cannot be done as asked; nothing has been written.
     """
+    given, say = dict(locals()), say or _to_stderr
+    inputs = [inputs] if isinstance(inputs, (str, Path)) else inputs
+    if is_piped(inputs, out):
+        if clips or method in CLIP_METHODS:
+            raise UsageError(f"{PIPE} stands for one image, and clips were asked for")
+        with piped(inputs, out, image_format=format, max_bytes=16 * max_pixels + _HEADERS) as (files, target, named):
+            replaced = {"inputs": files, "out": target, "say": lambda line: say(named(line))}
+            return restore_files(**(given | replaced))
     output = Output(quality, bit_depth, strip, keep_going, max_pixels, deinterlace, codec, crf)
     _expect_settings(output)
     clips = clips or method in CLIP_METHODS
@@ -159,9 +171,9 @@ def restore_files(
         plan.problems += [f"{job.source}: {method} restores clips: videos or folders of images" for job in alone]
         plan.jobs = [job for job in plan.jobs if job.kind != "image"]
     for problem in plan.problems:
-        _to_stderr(f"error: {problem}")
+        say(f"error: {problem}")
     for note in plan.notes:
-        _to_stderr(f"note: {note}")
+        say(f"note: {note}")
     device = resolve_device(device)
     try:
         restorer = load_restorer(model, device=device, checkpoint=checkpoint, config=config)
@@ -182,7 +194,7 @@ def restore_files(
         raise UsageError(str(error)) from error
     whole_clips = method in CLIP_METHODS
     if dry_run:
-        return _describe_run(plan, runner, output, device=device, whole_clips=whole_clips)
+        return _describe_run(plan, runner, output, device=device, whole_clips=whole_clips, say=say)
     summary = run_jobs(
         plan.jobs,
         runner,
@@ -192,6 +204,7 @@ def restore_files(
         progress=progress,
         device=device,
         whole_clips=whole_clips,
+        say=say,
     )
     summary.failed += len(plan.problems)
     summary.left_out = plan.left_out
@@ -283,6 +296,8 @@ def _restore_image(
         else:
             result = method(rgb[None].to(device))[0].detach().float().cpu()
     losses = image.losses
+    if not result.is_inference():
+        result.clamp_(0, 1)  # here, without a copy
     restored = back(result)
     del image, rgb, result, back  # the samples of a large photo are hundreds of megabytes
     options = {} if output.quality is None else {"quality": output.quality}
@@ -294,16 +309,19 @@ def _restore_image(
     return not losses
 
 
-def _describe_run(plan: Plan, method: Any, output: Output, *, device: Any, whole_clips: bool) -> Summary:
+def _describe_run(
+    plan: Plan, method: Any, output: Output, *, device: Any, whole_clips: bool, say: Callable[[str], None]
+) -> Summary:
     """Print what a run would do, with the time that a part of the first image lets expect."""
+    show = print if say is _to_stderr else say
     pixels = 0
     sample: Tensor | None = None
     for job in plan.jobs:
-        size, frame = _measure_job(job, output)
+        size, frame = _measure_job(job, output, say)
         if sample is None:
             sample = frame
         pixels += size
-        print(f"would restore {printable(str(job.source))} -> {printable(str(job.destination))}")  # noqa: T201
+        show(f"would restore {printable(str(job.source))} -> {printable(str(job.destination))}")
     line = f"{len(plan.jobs)} inputs, {pixels / 1e6:.1f} million pixels"
     if sample is not None and not whole_clips:
         crop = sample[None, :, :256, :256].contiguous().to(device)
@@ -311,11 +329,11 @@ def _describe_run(plan: Plan, method: Any, output: Output, *, device: Any, whole
         method(crop)
         seconds = (time.perf_counter() - start) * pixels / (crop.shape[-1] * crop.shape[-2])
         line += f", about {_duration(seconds)}"
-    print(line)  # noqa: T201
+    show(line)
     return Summary(failed=len(plan.problems), left_out=plan.left_out)
 
 
-def _measure_job(job: Job, output: Output) -> tuple[int, Tensor | None]:
+def _measure_job(job: Job, output: Output, say: Callable[[str], None]) -> tuple[int, Tensor | None]:
     """Return the number of pixels of an input and its first frame, (0, None) where it cannot be read."""
     try:
         if job.kind == "video":
@@ -326,7 +344,7 @@ def _measure_job(job: Job, output: Output) -> tuple[int, Tensor | None]:
         first = read_image(paths[0], max_pixels=output.max_pixels, keep_going=output.keep_going).as_rgb()
         return first[0].numel() * len(paths), first
     except ImageError as error:
-        _to_stderr(f"error: {error}")
+        say(f"error: {error}")
         return 0, None
 
 

@@ -23,7 +23,7 @@ from tta_restore.data.io.image import FORMATS, SUFFIXES
 from tta_restore.data.io.video import WRITABLE_SUFFIXES
 from tta_restore.engine.run.usage import UsageError
 
-__all__ = ["Job", "Plan", "check_output", "describe_others", "frame_files", "plan_jobs"]
+__all__ = ["Job", "Plan", "check_output", "describe_others", "frame_files", "plan_jobs", "written_suffix"]
 
 Kind = Literal["image", "video", "frames"]
 
@@ -192,7 +192,7 @@ def _plan_file(plan: Plan, entry: Path, out: Path, *, alone: bool, image_format:
 
 
 def _image_jobs(paths: Sequence[Path], root: Path, out: Path, image_format: str | None) -> list[Job]:
-    return [Job(path, _renamed(out / path.relative_to(root), _written_suffix(path, image_format))) for path in paths]
+    return [Job(path, _renamed(out / path.relative_to(root), written_suffix(path, image_format))) for path in paths]
 
 
 def _renamed(target: Path, suffix: str | None) -> Path:
@@ -203,7 +203,7 @@ def _renamed(target: Path, suffix: str | None) -> Path:
     return target.with_suffix(suffix) if known else target.with_name(target.name + suffix)
 
 
-def _written_suffix(path: Path, image_format: str | None) -> str | None:
+def written_suffix(path: Path, image_format: str | None) -> str | None:
     """Return the suffix of the result, None where that of the input is kept."""
     suffix = path.suffix.lower()
     if image_format is not None:
