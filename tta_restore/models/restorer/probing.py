@@ -196,7 +196,9 @@ def _report(restorer: Restorer, module: nn.Module, frame: Tensor) -> ProbeReport
         alone = torch.cat([restored.image, trial(frame.flip(-1))])
         repeatable = torch.equal(trial(frame), restored.image)
         pair = torch.cat([frame, frame.flip(-1)])
-        batch = _holds(lambda: (both := trial(pair)).shape == alone.shape and (not repeatable or _close(both, alone)))
+        batch = spec.batched and _holds(
+            lambda: (both := trial(pair)).shape == alone.shape and (not repeatable or _close(both, alone))
+        )
         writes_input = _writes_input(trial, frame)
     with preserve_state(module, training=False):
         backward_in_eval, unreached, functions = _backward(trial, module, frame)
