@@ -13,7 +13,7 @@ from typing import Any
 from tta_restore.engine.evaluate.command import named_folders, named_values
 from tta_restore.engine.evaluate.published import TABLES
 from tta_restore.engine.evaluate.tables import DECIMALS, INPUT, DataSet, Row, Table, chosen_rows
-from tta_restore.engine.run.outputs import expect_folder
+from tta_restore.engine.run.outputs import expect_folder, locked_output
 from tta_restore.engine.run.settings import merge, nested, parse_setting
 from tta_restore.engine.run.usage import UsageError
 from tta_restore.engine.run.user_code import import_named, is_named
@@ -171,7 +171,8 @@ def reproduce(
     from tta_restore.engine.evaluate.reproduction import Reproduction
 
     run = Reproduction(chosen, domains, counts, files, sources, out, limit=limit, device=device, progress=progress)
-    found = run.measure(runnable, lpips_weights=lpips_weights, missing=missing, say=say)
+    with locked_output(out):
+        found = run.measure(runnable, lpips_weights=lpips_weights, missing=missing, say=say)
     if found is not None:
         say(f"\nReport: {out / 'report.html'}   table: {out / 'table.csv'}   numbers: {out / 'results.json'}")
     return found

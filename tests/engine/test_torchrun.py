@@ -1,0 +1,170 @@
+"""Two processes under torchrun, killed and started again: training and evaluation end as if nothing had happened."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tta_restore.data.io.image import write_image
+from tta_restore.data.io.pixels import Image
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name != "posix", reason="kills by signals")]
+
+PROGRAM = """
+import os, sys, time
+import torch
+open("pid." + os.environ["RANK"], "w").write(str(os.getpid()))  # workers have process groups of their own
+torch.set_num_threads(1)
+from tta_restore.cli import main
+from tta_restore.engine.train import loop
+from tta_restore.engine.evaluate import runner
+
+# Slow enough to be killed in the middle.
+saved, line = loop.save_state, runner._line
+def slow_state(*arguments, **keywords):
+    saved(*arguments, **keywords)
+    time.sleep({pause})
+def slow_line(record):
+    time.sleep({pause})
+    return line(record)
+loop.save_state, runner._line = slow_state, slow_line
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def launch(folder: Path, words: list[str], *, pause: float = 0.0) -> subprocess.Popen[str]:
+    script = folder / f"program{pause}.py"
+    script.write_text(PROGRAM.format(pause=pause))
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+    return subprocess.Popen(
+        [*launcher, *words], cwd=folder, env=environment, start_new_session=True, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def run(folder: Path, words: list[str]) -> str:
+    process = launch(folder, words)
+    output, errors = process.communicate(timeout=400)
+    assert process.returncode == 0, errors[-3000:]
+    return output
+
+
+def kill_when(folder: Path, words: list[str], seen) -> None:
+    """Start with pauses, and kill all processes at once when ``seen()`` is true."""
+    process = launch(folder, words, pause=3.0)
+    end = time.monotonic() + 300
+    while not seen() and process.poll() is None and time.monotonic() < end:
+        time.sleep(0.05)
+    assert process.poll() is None, process.communicate()[1][-3000:]
+    assert seen()
+    process.kill()
+    for rank in range(2):
+        os.kill(int((folder / f"pid.{rank}").read_text()), signal.SIGKILL)
+    process.communicate()
+
+
+@pytest.fixture
+def data(tmp_path):
+    for number in range(4):
+        generator = torch.Generator().manual_seed(number)
+        image = torch.rand(3, 48, 48, generator=generator)
+        for folder, shade in (("blurry", 0.9), ("sharp", 1.0)):
+            write_image(tmp_path / "pairs" / folder / f"{number}.png", Image(image * shade))
+        for split in ("train_c", "test_c"):
+            for folder in ("source", "target"):
+                write_image(tmp_path / "DPDD" / split / folder / f"{number}.png", Image(image))
+    return tmp_path
+
+
+RUN = ["--run.steps", "6", "--run.batch_size", "1", "--run.save_every", "2", "--run.draw_every", "0"]
+PAIRS = ["--data.layout", "folders", "--data.root", "pairs", "--data.size", "32"]
+TRAININGS = {
+    "supervised": [
+        "--model.name", "_meta_networks:Deblur", *PAIRS,
+        "--settings.reblur_weight", "0", "--settings.disparity_weight", "0",
+    ],
+    "misaligned": [
+        "--model.name", "_meta_networks:Deblur", *PAIRS,
+        "--flow.name", "lucas_kanade", "--reblur.width", "2", "--settings.warm_up", "2",
+    ],
+    "meta": [
+        "--model.name", "_meta_networks:Deblur", "--reblur.num_layers", "1", "--reblur.base_channels", "2",
+        "--reblur.fusion", "channels", "--data.pictures", "bundled", "--data.frames", "5", "--data.size", "40",
+        "--data.length", "2", "--data.num_subframes", "3", "--windows.patch_size", "32", "--windows.num_patches", "1",
+        "--windows.query_frames", "1",
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", TRAININGS)
+def test_training_killed_and_resumed_by_two_processes_ends_with_the_same_bits(data, kind):
+    words = ["train", kind, *TRAININGS[kind], *RUN, "-q", "--run.out"]
+    run(data, [*words, "whole"])
+    state = data / "killed/state.pt"
+    kill_when(data, [*words, "killed"], state.exists)
+    assert torch.load(state, weights_only=True)["step"] < 6
+    run(data, [*words, "killed"])
+    whole, killed = (load_file(data / name / "restorer.safetensors") for name in ("whole", "killed"))
+    assert whole.keys() == killed.keys()
+    assert all(torch.equal(whole[name], killed[name]) for name in whole)
+    assert torch.load(data / "killed/state.pt", weights_only=True)["identity"]["processes"] == 2
+
+
+MEASURED = ("method", "family", "photo", "psnr", "ssim", "mae")
+
+
+def rows_of(path: Path) -> list[list[str]]:
+    return [[row[name] for name in MEASURED if name in row] for row in csv.DictReader(path.read_text().splitlines())]
+
+
+EVALUATIONS = {
+    "evaluate": (
+        ["evaluate", "--data", "DPDD=DPDD", "--model", "network:Net", "-q", "--out"], "frames.csv", "run/*.jsonl",
+    ),
+    "reproduce": (
+        ["reproduce", "ifan-dpdd", "--data", "DPDD=DPDD", "--models", "IFAN=network:Net", "-q", "--out"], "frames.csv",
+        "run/*/*.jsonl",
+    ),
+    "evaluate-pairs": (
+        ["evaluate-pairs", "pairs", "--layout", "folders", "--model", "network:Net", "--flow", "lucas_kanade", "--out"],
+        "", "*.run/*.jsonl",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", EVALUATIONS)
+def test_evaluation_shared_killed_and_resumed_has_one_result(data, kind):
+    (data / "network.py").write_text(
+        "import torch\nclass Net(torch.nn.Module):\n    def forward(self, x):\n        return x * 0.95\n"
+    )
+    words, table, records = EVALUATIONS[kind]
+    ending = "" if table else ".csv"
+
+    def result(name: str) -> Path:
+        return data / f"{name}{ending}" / table if table else data / f"{name}{ending}"
+
+    alone = subprocess.run(
+        [sys.executable, "-c", "import sys; from tta_restore.cli import main; sys.exit(main(sys.argv[1:]))",
+         *words, f"alone{ending}"], cwd=data, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert alone.returncode == 0, alone.stderr[-3000:]
+    where = data / "killed" if table else data
+
+    def begun() -> bool:
+        return any(where.glob(records))
+
+    kill_when(data, [*words, f"killed{ending}"], begun)
+    assert not result("killed").exists()
+    run(data, [*words, f"killed{ending}"])
+    assert rows_of(result("killed")) == rows_of(result("alone"))
+    assert len(rows_of(result("alone"))) >= 4
