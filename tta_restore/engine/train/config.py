@@ -66,6 +66,10 @@ class TrainingRun:
         progress: show progress on stderr.
         logger: besides ``log.jsonl``: ``"tensorboard"``, ``"wandb"`` (Weights & Biases), ``"none"``, or ``"auto"`` for
             TensorBoard where it is installed.
+        accumulate: batches per step and process, whose gradients are averaged.
+        engine: ``"own"``, the loop of this package, which resumes bit for bit; ``"fabric"``, Lightning Fabric.
+        fabric: for that engine: ``strategy`` ("ddp", "fsdp"), ``devices``, ``num_nodes``, ``precision``,
+            ``accelerator``.
     """
 
     out: Path = Path("runs/train")
@@ -80,10 +84,18 @@ class TrainingRun:
     device: str = "cpu"
     progress: bool = True
     logger: Literal["auto", "none", "tensorboard", "wandb"] = "auto"
+    accumulate: int = 1
+    engine: Literal["own", "fabric"] = "own"
+    fabric: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _checks().expect_choice("TrainingRun", "logger", self.logger, ("auto", "none", "tensorboard", "wandb"))
-        for name in ("steps", "batch_size", "save_every", "log_every"):
+        _checks().expect_choice("TrainingRun", "engine", self.engine, ("own", "fabric"))
+        if self.fabric and self.engine != "fabric":
+            raise ValueError("TrainingRun: fabric is for engine 'fabric'")
+        if self.accumulate != 1 and self.engine != "fabric":
+            raise ValueError("TrainingRun: accumulate is for engine 'fabric'; a larger batch_size does the same")
+        for name in ("steps", "batch_size", "save_every", "log_every", "accumulate"):
             _checks().expect_int("TrainingRun", name, getattr(self, name), minimum=1)
         for name in ("draw_every", "validate_every", "num_workers", "seed"):
             _checks().expect_int("TrainingRun", name, getattr(self, name), minimum=0)

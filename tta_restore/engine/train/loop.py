@@ -126,7 +126,8 @@ def train(
     Every step draws its batch and dropout masks from numbers that the seed, the step and the process alone decide, so a
     run that was killed and continued ends with the same weights as one that was not. Under ``torchrun`` every process
     takes batches of its own and gradients are averaged. Writes to ``run.out``: ``state.pt`` (to continue from), the
-    exported networks as safetensors, ``log.jsonl``, images, and what ``run.logger`` asks for.
+    exported networks as safetensors, ``log.jsonl``, images, and what ``run.logger`` asks for. With ``run.engine``
+    "fabric" :mod:`tta_restore.engine.train.fabric` trains instead.
 
     Args:
         objective: networks and their rule.
@@ -140,6 +141,12 @@ def train(
         UsageError: ``run.out`` holds the state of a run with other settings, or another run is using it.
         FloatingPointError: the loss is not finite any more; the last good state stays where it is.
     """
+    if run.engine == "fabric":
+        from tta_restore.engine.train.fabric import create_fabric, train_with_fabric
+
+        with locked_output(run.out, flag="--run.out"):
+            fabric = create_fabric(run, **run.fabric)
+            return train_with_fabric(objective, source, run, fabric=fabric, validate=validate, on_step=on_step)
     with ExitStack() as stack:
         processes = stack.enter_context(Processes.join(run.device))
         if processes.first:
