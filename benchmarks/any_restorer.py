@@ -22,6 +22,7 @@ import math
 import os
 import platform
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -188,7 +189,10 @@ def _real_cases(folder: Path) -> dict[str, Case]:
         conditions = {"sigma 15": (_camera(noise=15), "photo"), "sigma 30": (_camera(noise=30), "photo")}
         found["waifu2x_cunet_2"] = Case(cunet, conditions, size=96)
     if esrgan.is_dir():
-        conditions = {"noise 8": (_camera(scale=4, noise=8), "photo")}
+        conditions = {
+            "noise 8": (_camera(scale=4, noise=8), "photo"),
+            "blur and noise 3": (_camera(blur="gaussian", radius=4.0, scale=4, noise=3), "photo"),
+        }
         found["srvgg_x4"] = Case(srvgg, conditions, scale=4, size=56)
     if maxim.is_dir():
         conditions = {"lens": (_camera(blur="gaussian", radius=2.2, noise=1), "photo")}
@@ -347,7 +351,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--only", nargs="*", default=[], help="restorers, or restorer:condition")
     parser.add_argument("--photos", choices=("dev", "test"), default="dev")
     parser.add_argument("--frames", type=int, default=4)
-    parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[7], help="--frames of each")
     parser.add_argument("--output", type=Path, help="JSON file, written after each condition; rows in it are kept")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
@@ -359,11 +363,11 @@ def main(arguments: list[str] | None = None) -> None:
             train(name, options.weights)
         return
     names = photos.TEST if options.photos == "test" else tuple(name for name in photos.DEV if name != "moon")
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True).stdout.strip()
     content: dict[str, Any] = {
         "date": datetime.date.today().isoformat(),
         "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, torch {torch.__version__}, 1 thread",
         "photos": options.photos,
-        "seed": options.seed,
         "training": _TRAINING,
         "rows": [],
     }
@@ -373,8 +377,19 @@ def main(arguments: list[str] | None = None) -> None:
         for condition in case.conditions:
             if options.only and name not in options.only and f"{name}:{condition}" not in options.only:
                 continue
-            frames = list(measure(case, condition, names, options.frames, options.seed))
-            row = {"restorer": name, "condition": condition, "summary": summarize(frames), "each": frames}
+            frames = [
+                frame | {"seed": seed}
+                for seed in options.seeds
+                for frame in measure(case, condition, names, options.frames, seed)
+            ]
+            row = {
+                "restorer": name,
+                "condition": condition,
+                "commit": commit,
+                "seeds": options.seeds,
+                "summary": summarize(frames),
+                "each": frames,
+            }
             print(table({"rows": [row]}).splitlines()[-1], flush=True)
             content["rows"] = [r for r in content["rows"] if (r["restorer"], r["condition"]) != (name, condition)]
             content["rows"].append(row)

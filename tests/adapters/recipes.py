@@ -98,14 +98,6 @@ def make_siam_ctta(model: Any, **options: Any) -> SiamCTTA:
     return SiamCTTA(model, **{"select": "all", "lr": 1e-2, "restore": 0.3, "steps": 2} | options)
 
 
-def make_reblur_pairs(model: Any, **options: Any) -> ReblurPairs:
-    sharp = torch.rand(2, 3, 40, 40, generator=torch.Generator().manual_seed(3))
-    small: dict[str, Any] = {
-        "steps": 2, "warmup_multiplier": 1, "batch_size": 1, "patch_size": 16, "restore": 0.1, "lr": 1e-2,
-    }  # fmt: skip
-    return ReblurPairs(model, sharp_images=sharp, **small | options)
-
-
 @cache
 def estimator() -> nn.Module:
     return Estimator()
@@ -117,6 +109,12 @@ def make_degradation_pairs(model: Any, **options: Any) -> DegradationPairs:
         "steps": 2, "batch_size": 1, "patch_size": 16, "lr": 1e-2, "task": "denoise", "sharp_images": sharp,
     }  # fmt: skip
     return DegradationPairs(model, estimator(), **small | options)
+
+
+def make_reblur_pairs(model: Any, **options: Any) -> ReblurPairs:
+    sharp = torch.rand(2, 3, 72, 72, generator=torch.Generator().manual_seed(3))
+    small: dict[str, Any] = {"steps": 2, "batch_size": 1, "patch_size": 16, "lr": 1e-2, "sharp_images": sharp}
+    return ReblurPairs(model, estimator(), **small | options)
 
 
 @cache

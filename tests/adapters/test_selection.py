@@ -3,6 +3,7 @@ import torch
 from adapters.zoo import Tied, Tokens, UNet, build
 from torch import nn
 
+from tta_restore import adapters
 from tta_restore.adapters import select_parameters
 
 
@@ -69,7 +70,7 @@ def test_weights_under_two_names_count_once():
     ("decodr.*", r"'decodr\.\*' matches no weight of UNet; did you mean decoder"),
     ("encoder.0.wieght", "did you mean encoder.0.weight"),
     (["all", "!tail"], "'tail' matches no weight"),
-    ("zzz", "its parts are encoder, decoder, head; presets are injected, norm, bias, last_stage, all"),
+    ("zzz", "its parts are encoder, decoder, head; presets are injected, norm, bias, last_stage, gains, low_rank, all"),
     ("injected", "preset 'injected' finds nothing in UNet"),
     (nn.LayerNorm, "UNet holds no LayerNorm with weights"),
     (["head", "!head"], "leaves no weight of UNet"),
@@ -90,3 +91,33 @@ def test_other_refusals():
     quantized.weight = nn.Parameter(torch.zeros(2, dtype=torch.int8), requires_grad=False)
     quantized.scale = nn.Parameter(torch.zeros(2))
     assert select_parameters(quantized, "all") == ("scale",)
+
+
+def _changes(select: str) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    net = nn.Sequential(nn.Conv2d(3, 12, 3, padding=1), nn.ReLU(), nn.Conv2d(12, 3, 3, padding=1)).eval()
+    adapter = adapters.SelfDenoise(net, select=select, steps=3, lr=1e-2)
+    adapter.adapt(torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)))
+    assert set(adapter.adapted) == {"0.weight", "2.weight"}
+    return [
+        ((tensor - adapter.source[name]).flatten(1), adapter.source[name]) for name, tensor in adapter.student.items()
+    ]
+
+
+def test_gains_change_one_factor_per_output_channel():
+    for change, source in _changes("gains"):
+        factor = change / source.flatten(1)
+        assert change.abs().max() > 1e-5
+        torch.testing.assert_close(factor, factor.mean(1, keepdim=True).expand_as(factor), rtol=1e-3, atol=1e-5)
+
+
+def test_low_rank_changes_have_rank_4():
+    change, _ = _changes("low_rank")[0]
+    values = torch.linalg.svdvals(change)
+    assert len(values) == 12
+    assert values[3] > 1e-6
+    assert values[4] < 1e-5 * values[0]
+
+
+def test_gains_and_low_rank_exclude_each_other():
+    with pytest.raises(ValueError, match="'gains' or 'low_rank', got both"):
+        adapters.SelfDenoise(nn.Conv2d(3, 3, 3, padding=1), select=["gains", "low_rank"])

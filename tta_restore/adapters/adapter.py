@@ -25,7 +25,7 @@ from tta_restore.adapters.backbone import Backbone
 from tta_restore.adapters.frame import FrameContext, StepReport
 from tta_restore.adapters.guards import Guards
 from tta_restore.adapters.injection import Semantic
-from tta_restore.adapters.select import Select, select_parameters
+from tta_restore.adapters.select import Select, select_parameters, subspaces
 from tta_restore.adapters.settings import RecordedModule
 from tta_restore.adapters.state import ParameterSet, State, map_tensors
 from tta_restore.adapters.tiling import CenterCrop, Tiles, Windows, by_frames
@@ -161,6 +161,8 @@ class Adapter(RecordedModule):
         )
         injected = None if self.injection is None else self.injection.weights()
         self.adapted = () if select is None else select_parameters(self._backbone.root, select, injected=injected)
+        chosen = {name: tensor for name, tensor in self._backbone.root.named_parameters() if name in self.adapted}
+        self._subspaces = {} if select is None else subspaces(chosen, select)
         self.views = resolve_views(views)
         self.views_name = views if isinstance(views, str) else f"{len(self.views)} own views"
         self.steps, self.region, self.tiles = steps, region, tiles
@@ -668,6 +670,7 @@ class Adapter(RecordedModule):
         optimizer.step()
         for tensor in tensors:
             tensor.grad = None
+        parameter_sets.project_changes(self.state.sets[role], self.source, self._subspaces)
         if before is not None:
             self._watch(before, tensors)
 

@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from itertools import chain
 
+import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
@@ -18,6 +19,8 @@ Select = str | type[nn.Module] | Iterable["str | type[nn.Module]"]
 _WRAPPING = re.compile(r"^(?:_orig_mod\.|module\.)+")
 _LAST_STAGE_SHARE = 0.05  # of the weights, at least
 _LAST_STAGE_LIMIT = 0.25  # of the weights, where that can be had
+_MIN_DIMS = 2  # of kernels and matrices
+_RANK = 4  # of a change in the preset "low_rank"
 
 
 def select_parameters(
@@ -28,8 +31,9 @@ def select_parameters(
     An entry is a glob over dotted names (``"decoder.*"``; a module's name means everything in it), ``"re:..."`` for a
     full match, a module class, or a preset: ``"all"``, ``"norm"`` (scale and shift of every normalization layer),
     ``"bias"``, ``"last_stage"`` (the last modules, as defined, that make up 5 % of the weights), ``"injected"`` (what
-    an adapter adds; given in ``injected``). An entry ``"!..."`` takes away again. Prefixes of torch.compile and
-    DataParallel may be written or left out.
+    an adapter adds; given in ``injected``), ``"gains"`` and ``"low_rank"`` (the kernels and matrices of all layers,
+    whose changes stay in a subspace, see :func:`subspaces`). An entry ``"!..."`` takes away again. Prefixes of
+    torch.compile and DataParallel may be written or left out.
 
     Raises:
         ValueError: an entry matches nothing (near names are listed), or nothing is left.
@@ -64,6 +68,44 @@ def select_parameters(
                 f'leave it out, as by select=({select!r}, "!{name}")'
             )
     return tuple(name for name in canonical.values() if name in taken)
+
+
+def subspaces(adapted: Mapping[str, Tensor], select: Select) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
+    """Return the projection of the change of each weight that ``"gains"`` or ``"low_rank"`` selects, by name.
+
+    ``"gains"`` allows one factor per output channel (Mohan et al., "Adaptive Denoising via GainTuning", NeurIPS 2021);
+    ``"low_rank"`` a change of rank 4, of the kernel as a matrix with a row per output channel (Hu et al., "LoRA", ICLR
+    2022). Both project the changed weight after a step, so that any optimizer serves.
+
+    Raises:
+        ValueError: both are selected.
+    """
+    entries = [select] if isinstance(select, (str, type)) else list(select)
+    chosen = [entry for entry in entries if isinstance(entry, str) and entry in _SUBSPACES]
+    if len(set(chosen)) > 1:
+        raise ValueError("select: expected 'gains' or 'low_rank', got both")
+    if not chosen:
+        return {}
+    return {name: _SUBSPACES[chosen[0]] for name, tensor in adapted.items() if tensor.ndim >= _MIN_DIMS}
+
+
+def _gains(change: Tensor, source: Tensor) -> Tensor:
+    rows, origin = change.flatten(1), source.flatten(1)
+    energy = (origin.conj() * origin).real.sum(1, keepdim=True)
+    gain = (rows * origin.conj()).sum(1, keepdim=True) / energy.clamp(min=1e-30)
+    return (gain * origin).view_as(change)
+
+
+def _low_rank(change: Tensor, source: Tensor) -> Tensor:
+    rows = change.flatten(1)
+    if min(rows.shape) <= _RANK or not bool(rows.isfinite().all()):
+        return change
+    wide = rows.shape[0] <= rows.shape[1]
+    main = torch.linalg.eigh(rows @ rows.mH if wide else rows.mH @ rows).eigenvectors[:, -_RANK:]
+    return (main @ (main.mH @ rows) if wide else (rows @ main) @ main.mH).view_as(change)
+
+
+_SUBSPACES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"gains": _gains, "low_rank": _low_rank}
 
 
 def _matches(module: nn.Module, aliases: dict[str, str], entry: str | type[nn.Module]) -> set[str]:
@@ -144,10 +186,17 @@ def _last_stage(module: nn.Module, aliases: dict[str, str]) -> set[str]:
     return {alias for alias, p in module.named_parameters(remove_duplicate=False) if id(p) in taken} & set(aliases)
 
 
+def _matrices(module: nn.Module, aliases: dict[str, str]) -> set[str]:
+    shapes = {name: p.ndim for name, p in module.named_parameters(remove_duplicate=False)}
+    return {alias for alias in aliases if shapes.get(alias, 0) >= _MIN_DIMS and not alias.startswith("injected.")}
+
+
 _PRESETS: dict[str, Callable[[nn.Module, dict[str, str]], set[str]]] = {
     "injected": lambda module, aliases: {alias for alias in aliases if alias.startswith("injected.")},
     "norm": _norms,
     "bias": _biases,
     "last_stage": _last_stage,
+    "gains": _matrices,
+    "low_rank": _matrices,
     "all": lambda module, aliases: set(aliases),
 }

@@ -241,6 +241,16 @@ def project(tensors: ParameterSet, source: ParameterSet, radius: float) -> bool:
     return True
 
 
+@torch.no_grad()
+def project_changes(
+    tensors: ParameterSet, source: ParameterSet, projections: Mapping[str, Callable[[Tensor, Tensor], Tensor]]
+) -> None:
+    """Replace the change of each named tensor from the source by its projection, a function of change and source."""
+    for name, projection in projections.items():
+        origin = source[name].to(tensors[name])
+        tensors[name].copy_(origin + projection(tensors[name] - origin, origin))
+
+
 def _on(device: torch.device, generator: torch.Generator) -> torch.Generator:
     """Return the generator itself on its own device, elsewhere one seeded from it."""
     if generator.device == device:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tta_restore._core import checks
 
-__all__ = ["estimate_noise", "estimate_noise_curve"]
+__all__ = ["estimate_noise", "estimate_noise_curve", "largest_noise"]
 
 _BLOCK = 8  # Haar coefficients per side of a block, 16 pixels
 _QUANTILE = 0.1
@@ -19,6 +19,10 @@ _CLIPPED = 0.5 / 255
 _GROUP, _MAX_GROUPS = 24, 8  # blocks per group of one brightness, groups
 _ROWS = 256  # pixel rows looked at together, whole blocks: bounds the memory on large images
 _MIN_STD = 0.29 / 255  # rounding to 8 bits
+_NORMAL_MEDIAN = 0.6745  # of the absolute values of a standard normal distribution
+_CEILING = 1.3  # the median without clipped pixels lies up to this factor below the noise
+_MIN_PIXELS = 64  # Haar coefficients
+_COLORED = 1 / 255  # mean range of the channels from which an image is not gray
 
 
 def estimate_noise(image: Tensor) -> Tensor:
@@ -61,6 +65,38 @@ def estimate_noise_curve(image: Tensor) -> tuple[Tensor, Tensor]:
     curves = [_fit_line(*values) for values in zip(energy, level, usable, total.square(), strict=True)]
     read, shot = torch.tensor(curves, dtype=torch.float32, device=image.device).unbind(1)
     return read, shot
+
+
+def largest_noise(image: Tensor) -> Tensor:
+    """Return an upper bound on the standard deviation of white noise that is independent between channels.
+
+    At most half of the diagonal Haar coefficients exceed the median of the noise, however strong the content of the
+    other half; and content, unlike noise, is mostly equal in all channels.
+
+    Shape:
+        - image: (C, H, W) in [0, 1], H and W at least 2
+        - output: (), in [0, 1] values; infinite where nearly all pixels are clipped
+
+    Source: Donoho and Johnstone, "Ideal spatial adaptation by wavelet shrinkage", Biometrika 1994.
+    """
+    bound = _CEILING * _median_level(image)
+    if image.shape[0] == 1 or float((image.amax(0) - image.amin(0)).mean()) < _COLORED:
+        return bound
+    differences = (image[1:] - image[:1]) / math.sqrt(2)
+    # twice: demosaicking and color noise reduction make noise less in the differences than in the channels
+    return torch.minimum(bound, 2 * _CEILING * _median_level(differences, _clipped(image).any(0)) + 1 / 255)
+
+
+def _clipped(x: Tensor) -> Tensor:
+    return (x <= _CLIPPED) | (x >= 1 - _CLIPPED)
+
+
+def _median_level(x: Tensor, clipped: Tensor | None = None) -> Tensor:
+    x = x.float()[..., : x.shape[-2] // 2 * 2, : x.shape[-1] // 2 * 2]
+    touched = (_clipped(x) if clipped is None else clipped[: x.shape[-2], : x.shape[-1]].expand_as(x)).float()
+    a, b, c, d = (x[..., i::2, j::2] for i in (0, 1) for j in (0, 1))
+    values = ((a - b - c + d) / 2)[F.max_pool2d(touched, 2) == 0].abs()
+    return values.median() / _NORMAL_MEDIAN if values.numel() >= _MIN_PIXELS else values.new_tensor(math.inf)
 
 
 def _fit_line(energy: Tensor, level: Tensor, usable: Tensor, total: Tensor) -> tuple[float, float]:

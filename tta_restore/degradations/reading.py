@@ -228,7 +228,9 @@ class Reading:
             single = (count * values[:, 1].square()).sum() / count.sum()
             # errors of one frame average out, those that the frames share stay
             scatter = (weight * (values[:, 0] - mean).square()).sum() / weight.sum()
-            variance = torch.maximum(single, scatter) * (_SHARED + (1 - _SHARED) / frames)
+            shrink = _SHARED + (1 - _SHARED) / frames
+            # the blur of a camera differs from frame to frame with the distance of the scene
+            variance = torch.maximum(single * shrink, scatter if name == "blur" else scatter * shrink)
             return torch.stack([mean, variance.sqrt()])
 
         jpeg = torch.stack([reading.jpeg for reading in readings])

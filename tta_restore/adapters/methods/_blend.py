@@ -84,25 +84,39 @@ def frame_risk(candidates: list[tuple[Tensor, Tensor, Tensor]], others: list[Ten
 
 
 def structure_excess(frame: tuple[Tensor, Tensor], pairs: tuple[Tensor, Tensor]) -> float:
-    """Return how much more the channels of a frame's residual correlate than those of the pairs'.
+    """Return how much more the residual of a frame correlates, between channels or neighbors, than that of pairs.
 
-    Sensor noise is independent between channels, the content of an image is not: a restorer that removes fine content,
-    such as text, leaves a correlated residual, and the same content makes the estimated noise too large.
+    Sensor noise is independent between channels and nearly so between pixels, the content of an image is not: a
+    restorer that removes fine content, such as text, leaves a correlated residual, and the same content makes the
+    estimated noise too large.
 
     Args:
-        frame: degraded frame and its restoration, (B, 3, H, W).
-        pairs: the same of pairs, (N, 3, h, w).
+        frame: degraded frame and its restoration, (B, C, H, W).
+        pairs: the same of pairs, (N, C, h, w).
     """
-    return _channel_correlation(*frame) - _channel_correlation(*pairs)
+    first, second = ((degraded - restored).float() for degraded, restored in (frame, pairs))
+    excess = _neighbor_correlation(first) - _neighbor_correlation(second)
+    if first.shape[1] > 1:
+        excess = max(excess, _channel_correlation(first) - _channel_correlation(second))
+    return excess
 
 
-def _channel_correlation(degraded: Tensor, restored: Tensor) -> float:
-    residual = (degraded - restored).float().flatten(2).transpose(0, 1).flatten(1)
-    correlation = torch.corrcoef(residual)
+def _channel_correlation(residual: Tensor) -> float:
+    correlation = torch.corrcoef(residual.flatten(2).transpose(0, 1).flatten(1))
     return float((correlation.sum() - correlation.trace()) / (correlation.numel() - len(correlation)))
 
 
-def choose(pairs: Tensor, frame: FrameRisk | None, *, measured: bool = False, max_student: float = 1.0) -> int:
+def _neighbor_correlation(residual: Tensor) -> float:
+    """Return the mean correlation of horizontal and vertical neighbors."""
+    variance = residual.square().mean().clamp(min=1e-12)
+    across = (residual[..., 1:] * residual[..., :-1]).mean()
+    down = (residual[..., 1:, :] * residual[..., :-1, :]).mean()
+    return float((across + down) / (2 * variance))
+
+
+def choose(
+    pairs: Tensor, frame: FrameRisk | None, *, measured: bool = False, max_student: float = 1.0, max_input: float = 1.0
+) -> int:
     """Return the row of :func:`grid` with the smallest error on pairs among those that the frame permits.
 
     Args:
@@ -111,9 +125,10 @@ def choose(pairs: Tensor, frame: FrameRisk | None, *, measured: bool = False, ma
         measured: whether ``frame`` measures the error itself and not only the part of it that the degradation leaves
             visible; it then counts as much as the pairs.
         max_student: largest weight of the student.
+        max_input: largest weight of the input.
     """
     score = pairs.mean(1) + _HARM * (pairs - 1).clamp(min=0).mean(1)
-    excluded = grid()[:, 2] > max_student + 1e-6
+    excluded = (grid()[:, 2] > max_student + 1e-6) | (grid()[:, 0] > max_input + 1e-6)
     if frame is not None:
         excluded = excluded | (frame.difference > frame.tolerance)
         score = score + frame.relative if measured else score

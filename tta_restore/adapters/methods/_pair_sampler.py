@@ -15,12 +15,14 @@ from tta_restore.data.datasets.mining import random_patches
 from tta_restore.data.synthetic import dead_leaves
 from tta_restore.data.synthetic.soften import soften
 from tta_restore.degradations import Blur, ComposeParameters, MotionBlur, NoiseParameters, Reading
+from tta_restore.degradations import lens as optics
 from tta_restore.degradations.reading import PARTS
 from tta_restore.models import SizeRequirements
 
 _MARGIN = 8  # input pixels at each side of a patch that mirrored borders of the blur may reach
 _TILE, _NUM_TILES = 96, 48  # dead leaves: side in pixels, and how many before softening
 _SOFT = 0.8  # fraction of the material that has soft content, as most of a photo has
+_HEDGE = 2  # estimated pupil functions of a single frame before the first common one
 _HELD_OUT = 4  # every fourth tile is never trained on
 _CLIPPED = 0.998  # value from which a pixel counts as clipped
 _MIN_CLIPPED = 0.003  # fraction of clipped pixels from which pairs get clipped highlights, too
@@ -91,7 +93,7 @@ class PairSampler:
         # Estimates mistake noise for blur more often than blur matters to a restorer that keeps it.
         parts = PARTS if self.sharpens else PARTS[1:]
         camera = reading.degradation(parts, scale=self.scale)
-        parameters = reading.sample(generator, count, parts, scale=self.scale, spread=self.spread)
+        parameters = _hedged(reading).sample(generator, count, parts, scale=self.scale, spread=self.spread)
         if reading.mean["jpeg_quality"] < _MIN_QUALITY:
             parameters = _with_hidden_noise(parameters, generator)
         degraded = sharp
@@ -126,6 +128,20 @@ def patch_size_for(size: SizeRequirements, scale: int, wanted: int | None = None
     if wanted is None:
         wanted = 48 if scale == 1 else 40 if scale == 2 else 32
     return max(size.fit(wanted, wanted))
+
+
+def _hedged(reading: Reading) -> Reading:
+    """Add the pupil functions of common lenses, the less likely the more frames were read."""
+    pupils = list(reading.pupils)
+    for index, pupil in enumerate(_common_pupils(), 1):
+        pupils.insert(min(index * _HEDGE * reading.frames, len(pupils)), pupil)
+    return replace(reading, pupils=torch.stack(pupils))
+
+
+@cache
+def _common_pupils() -> Tensor:
+    lenses = [optics.Lens("disk", optics.disk, (1.0, 1.0)), optics.Lens("gaussian", optics.gaussian, (1.0, 1.0))]
+    return optics.rasterize_pupils(lenses)
 
 
 def _with_hidden_noise(parameters: ComposeParameters, generator: torch.Generator) -> ComposeParameters:

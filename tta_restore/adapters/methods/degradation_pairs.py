@@ -7,9 +7,10 @@ import math
 import re
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tta_restore._core import checks
@@ -26,9 +27,6 @@ from tta_restore.degradations import Estimator, Reading
 from tta_restore.losses import charbonnier_loss
 from tta_restore.models import Competence, Restoration, competence
 
-if TYPE_CHECKING:
-    pass
-
 __all__ = ["DegradationPairs"]
 
 _RATES = (1e-3, 3e-4, 1e-4)  # learning rates that are tried first
@@ -42,13 +40,17 @@ _PATIENCE = 3  # looks without a new best after which a frame's steps end
 _MIN_PROGRESS = 0.05  # dB by which a new best has to be better
 _STEADY = 2  # frames in a row that gain less than _MIN_GAIN each, after which adaptation ends
 _MIN_GAIN = 0.1  # dB of lead; the best of several looks at few pairs is a little too good
+_KEPT_LEAD = 0.5  # part of the lead that the student must keep on a frame of the same camera
+_DOUBTFUL = 2  # frames of a steady camera in a row without that lead, which are a change
 _MARGIN = 0.3  # dB by which remembered weights must lead over the source to be continued from
 _RECORRUPTION = 0.3  # strength of the noise that the frame is tested with, relative to its own
 _MIN_MEASURED = 2.0  # noise in 1/255 from which the error on the frame is measured well
-_MIN_LEAD = 0.6  # dB of lead that a blur read slightly wrongly explains: 0.4 to 0.7 on frames of the trained lens
-_FULL_LEAD = 1.5  # dB of lead from which a student that removes blur may have all the weight; half for upscalers
-_MAX_EXCESS = 0.2  # correlation between the channels of the residual, beyond that on pairs, that is still trusted
-_COLORS = 3
+# A student that removes blur may have all the weight from these leads in dB on, and blur radii in pixels at scale 1;
+# below the smaller radius it has a part of it, and never all. Chosen on development frames: see docs/measurements.md.
+_FULL_LEAD, _FULL_LEAD_UPSCALING = 1.2, 0.75
+_SHARP = (0.8, 1.2)  # blur radii in pixels up to which the input may have all the weight, and from which none
+_SURE_BLUR, _MIN_SHARE, _MAX_SHARE = (1.2, 2.0), 0.3, 0.8
+_MAX_EXCESS = 0.2  # correlation of the residual, beyond that on pairs, that is still trusted
 _WINDOW = 256  # side in pixels of the part of a frame that is tested
 _MIN_QUALITY = 95.0  # JPEG quality below which the noise of a frame is not white, so that it is not tested
 _LR_HALF_LIFE = 192.0  # steps after which the learning rate has halved
@@ -215,6 +217,8 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
             "unimproved": 0,
             "adapted": 0,
             "unread": 0,
+            "interval": 1,
+            "doubtful": 0,
             "known": [],
         }
 
@@ -232,35 +236,30 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
             raise ValueError(
                 f"{type(self).__name__}: expected frames (B, C, H, W) with C of 1 or 3, got {tuple(frame.image.shape)}"
             )
-        changed = self._read(frame)
-        if self.phase == "steady" and not changed:
-            frame.steps = 0
-            frame.scratch["weights"] = self.memory["weights"]
-            frame.metrics.update(trust=self.memory["weights"][2], lead=self.memory["lead"])
+        memory, notes = self.memory, frame.scratch
+        reading = self._read(frame)
+        if reading is None:
+            self._keep(frame, memory["weights"], memory["lead"])
+            return
+        notes.update(read=reading, sampler=self._sampler(frame), clipped=clipped_fraction(frame.region))
+        if self.phase == "steady" and not self._has_changed(frame, reading):
             return
         started = time.perf_counter()
         source = self.ensemble("source", frame.region)
         forward = (time.perf_counter() - started) / len(self.views) * frame.image.numel() / frame.region.numel()
-        sampler = self._sampler(frame)
-        reading = self.reading
-        assert reading is not None  # noqa: S101 (read above)
-        frame.scratch.update(
-            source=source,
-            sampler=sampler,
-            reading=reading,
-            scene=source.image.float().clamp(0, 1).expand(-1, 3, -1, -1).cpu(),
-            clipped=clipped_fraction(frame.region),
-        )
-        frame.scratch["held_out"] = self._pairs(frame, _HELD_OUT, held_out=True)
-        frame.scratch["source_error"] = self._errors("source", frame.scratch["held_out"])
+        notes.update(source=source, scene=source.image.float().clamp(0, 1).expand(-1, 3, -1, -1).cpu())
+        changed = bool(notes.get("changed")) or self._outdated(frame, reading)
+        memory["readings"] = [*([] if changed else memory["readings"]), reading.tensors()][-self.window :]
+        notes["reading"] = self.reading
+        frame.metrics["changed"] = float(changed)
+        notes["held_out"] = self._pairs(frame, _HELD_OUT, held_out=True)
+        notes["source_error"] = self._errors("source", notes["held_out"])
         if changed:
             self._change(frame)
-        if not self.memory["rate"]:
+        if not memory["rate"]:
             self._find_rate(frame, forward)
         lead = self._lead(frame, "teacher")
-        frame.scratch.update(
-            taken=0, since_best=0, best=lead, first=lead, kept=self.snapshot(), forward=forward, started=None
-        )
+        notes.update(taken=0, since_best=0, best=lead, first=lead, kept=self.snapshot(), forward=forward, started=None)
 
     def objective(self, frame: FrameContext) -> Tensor | None:
         """Charbonnier distance of the restored pairs from their targets, plus the no-harm penalty."""
@@ -285,7 +284,7 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
 
     def emit(self, frame: FrameContext) -> Restoration:
         """Return the weighted average of input, source and student."""
-        if "held_out" in frame.scratch and not frame.scratch.get("finished"):
+        if "kept" in frame.scratch and not frame.scratch.get("finished"):
             self._finish(frame)  # all steps were rejected, or there was none to take
         return self._average(frame, frame.scratch.get("weights") or self.memory["weights"])
 
@@ -328,29 +327,63 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
             sharp_images=self.sharp_images,
         )
 
-    def _read(self, frame: FrameContext) -> bool:
-        """Estimate the frame's degradation; whether it differs from that of the frames before."""
+    def _read(self, frame: FrameContext) -> Reading | None:
+        """Estimate the frame's degradation; None for frames of a steady camera that are not due."""
         memory = self.memory
-        if self.phase == "steady" and memory["unread"] + 1 < self.read_interval:
+        if self.phase == "steady" and memory["unread"] + 1 < memory["interval"]:
             memory["unread"] += 1
-            return False
+            return None
         memory["unread"] = 0
         reading = self.estimator.read(frame.image)
+        mean = reading.mean
+        frame.metrics.update(noise=255 * mean["noise_std"], blur=mean["blur_radius"], jpeg_quality=mean["jpeg_quality"])
+        return reading
+
+    def _keep(self, frame: FrameContext, weights: list[float], lead: float) -> None:
+        """Restore a frame without steps."""
+        frame.steps = 0
+        frame.scratch["weights"] = weights
+        frame.metrics.update(trust=weights[2], lead=lead, changed=0.0)
+
+    def _outdated(self, frame: FrameContext, reading: Reading) -> bool:
+        """Return whether the estimate of a frame is far from the pooled one, or the student lost its lead on it."""
         pooled = self.reading
         distance = 0.0 if pooled is None else reading.distance(pooled)
-        changed = distance > self.change_threshold
-        kept = [] if changed else memory["readings"]
-        frame.scratch["before"] = memory["readings"]
-        memory["readings"] = [*kept, reading.tensors()][-self.window :]
-        mean = reading.mean
-        frame.metrics.update(
-            noise=255 * mean["noise_std"],
-            blur=mean["blur_radius"],
-            jpeg_quality=mean["jpeg_quality"],
-            distance=distance,
-            changed=float(changed),
+        frame.metrics["distance"] = distance
+        if pooled is None or distance > self.change_threshold:
+            return pooled is not None
+        wanted = _KEPT_LEAD * self.memory["lead"]
+        if wanted <= _MIN_PROGRESS:
+            return False
+        frame.scratch["reading"] = reading
+        frame.scratch["held_out"] = self._pairs(frame, _HELD_OUT, held_out=True)
+        frame.scratch["source_error"] = self._errors("source", frame.scratch["held_out"])
+        frame.metrics["lead_on_frame"] = lead = self._lead(frame, "teacher")
+        return lead < wanted
+
+    def _has_changed(self, frame: FrameContext, reading: Reading) -> bool:
+        """Compare a frame of a steady camera with those that were adapted on; restore it if it is like them.
+
+        Frames on which the student lost its lead get as much of it as the lead that is left allows. The second one in
+        a row counts as a change: single estimates are uncertain.
+        """
+        memory = self.memory
+        if not self._outdated(frame, reading):
+            memory["interval"], memory["doubtful"] = min(2 * memory["interval"], self.read_interval), 0
+            self._keep(frame, memory["weights"], memory["lead"])
+            return False
+        memory["interval"], memory["doubtful"] = 1, memory["doubtful"] + 1
+        if memory["doubtful"] >= _DOUBTFUL or frame.metrics["distance"] > self.change_threshold:
+            memory["doubtful"], frame.scratch["changed"] = 0, True
+            return True
+        lead = frame.metrics["lead_on_frame"]
+        plain, kept, new = memory["weights"]
+        allowed = min(new, _max_share(lead, [reading], frame.scratch["sampler"].scale))
+        self._keep(frame, [plain, kept + new - allowed, allowed], lead)
+        frame.messages.append(
+            f"the degradation may have changed: the student leads by {lead:.1f} dB instead of {memory['lead']:.1f}"
         )
-        return changed
+        return False
 
     def _change(self, frame: FrameContext) -> None:
         """Keep what was learned; continue from the weights that restore the new pairs best."""
@@ -360,7 +393,7 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
             self.restart(entry["student"], entry["teacher"])
             leads.append(self._lead(frame, "teacher"))
         best = max(range(len(known)), key=lambda index: leads[index])
-        self.memory.update(phase="changed", rate=0.0, unimproved=0, adapted=0)
+        self.memory.update(phase="changed", rate=0.0, unimproved=0, adapted=0, interval=1)
         if leads[best] > _MARGIN:
             entry = known.pop(best)
             self.restart(entry["student"], entry["teacher"])
@@ -437,6 +470,9 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
             self._frame_risk(frame),
             measured=not sharpens and 255 * notes["reading"].mean["noise_std"] > _MIN_MEASURED,
             max_student=self._max_student(frame),
+            max_input=_max_input([notes["read"], notes["reading"]])
+            if sharpens and notes["sampler"].scale == 1
+            else 1.0,
         )
         weights = _blend.grid()[index].tolist()
         notes["weights"] = weights
@@ -465,21 +501,22 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         """Return the largest weight that the student may have, 0 to 1."""
         notes = frame.scratch
         sampler = notes["sampler"]
+        share = 1.0
         if sampler.sharpens:
-            return _max_share(notes["best"], notes["reading"], sampler.scale)
-        if sampler.channels != _COLORS or sampler.scale != 1:
-            return 1.0
+            share = _max_share(notes["best"], [notes["read"], notes["reading"]], sampler.scale)
+            if sampler.scale == 1 or 255 * notes["reading"].mean["noise_std"] < _MIN_MEASURED:
+                return share
         degraded, _ = notes["held_out"]
-        restored = notes["source"].image.clamp(0, 1)
-        pairs = degraded, self._image("source", degraded)
-        excess = _blend.structure_excess((frame.region, restored), pairs)
+        images = notes["source"].image, self._image("source", degraded)
+        restored, on_pairs = (_downsampled(image.clamp(0, 1), sampler.scale) for image in images)
+        excess = _blend.structure_excess((frame.region, restored), (degraded, on_pairs))
         frame.metrics["structure_excess"] = excess
         if excess > _MAX_EXCESS:
             frame.messages.append(
                 "the source removes content that is as fine as noise: the estimate of the noise is not trusted "
-                f"(channels of the residual correlate by {excess:.2f} more than noise)"
+                f"(the residual correlates by {excess:.2f} more than noise)"
             )
-        return min(max(1 - (excess - _MAX_EXCESS) / _MAX_EXCESS, 0.0), 1.0)
+        return share * min(max(1 - (excess - _MAX_EXCESS) / _MAX_EXCESS, 0.0), 1.0)
 
     def _merge(self, frame: FrameContext, averaged: float) -> None:
         """Measure the weights between source and student that come nearest to the averaged output.
@@ -555,7 +592,7 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
     def _pairs(self, frame: FrameContext, count: int, *, held_out: bool = False) -> tuple[Tensor, Tensor]:
         notes, image = frame.scratch, frame.image
         degraded, target = notes["sampler"].draw(
-            notes["reading"], notes["scene"], count, self.generator, clipped=notes["clipped"], held_out=held_out
+            notes["reading"], notes.get("scene"), count, self.generator, clipped=notes["clipped"], held_out=held_out
         )
         return degraded.to(image), target.to(image.device)
 
@@ -590,19 +627,33 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         return amount if unit == "s" else amount * forward
 
 
-def _max_share(lead: float, reading: Reading, scale: int) -> float:
+def _downsampled(image: Tensor, scale: int) -> Tensor:
+    if scale == 1:
+        return image
+    return F.interpolate(image, scale_factor=1 / scale, mode="bicubic", antialias=True, align_corners=False)
+
+
+def _max_share(lead: float, readings: list[Reading], scale: int) -> float:
     """Return the largest weight of a student that removes blur, 0 to 1.
 
-    Blur that was read wrongly fools the pairs and hardly shows on the frame, so that a small lead is not trusted. On
-    frames with little noise nothing but blur can explain the lead, and JPEG compression spoils the estimate of the
-    blur: no more than half then.
+    Blur that was read wrongly fools the pairs and hardly shows on the frame: a small lead and a small blur, which is
+    read worst and which the source removes best, earn part of the weight only. JPEG compression spoils the estimate of
+    the blur: half of it then.
     """
+    share = min(max(lead / (_FULL_LEAD if scale == 1 else _FULL_LEAD_UPSCALING), 0.0), 1.0)
     if scale == 1:
-        share = min(max((lead - _MIN_LEAD) / (_FULL_LEAD - _MIN_LEAD), 0.0), 1.0)
-    else:
-        share = min(max(lead / (_FULL_LEAD / 2), 0.0), 1.0)
-    uncertain = scale == 1 and 255 * reading.mean["noise_std"] < _MIN_MEASURED
-    return share / 2 if uncertain or reading.mean["jpeg_quality"] < _MIN_QUALITY else share
+        low, high = _SURE_BLUR
+        radius = min(reading.mean["blur_radius"] for reading in readings)
+        share *= min(max((radius - low) / (high - low), _MIN_SHARE), _MAX_SHARE)
+    compressed = any(reading.mean["jpeg_quality"] < _MIN_QUALITY for reading in readings)
+    return share / 2 if compressed else share
+
+
+def _max_input(readings: list[Reading]) -> float:
+    """Return the largest weight of the input next to a restorer that removes blur, 0 to 1: none if it is blurred."""
+    low, high = _SHARP
+    radius = max(reading.mean["blur_radius"] for reading in readings)
+    return min(max((high - radius) / (high - low), 0.0), 1.0)
 
 
 def _next_rates(tried: float, best: float, lead: float) -> list[float]:

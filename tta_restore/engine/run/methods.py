@@ -152,7 +152,7 @@ METHODS: MappingProxyType[str, tuple[Callable[..., Any], type[Adapter] | None]] 
     {
         "recommended": (adapters.recommended, adapters.DegradationPairs),
         "degradation-pairs": (adapters.DegradationPairs, adapters.DegradationPairs),
-        "reblur-pairs": (_with_estimator("reblur_pairs"), adapters.ReblurPairs),
+        "reblur-pairs": (adapters.ReblurPairs, adapters.ReblurPairs),
         "reblur-consistency": (_with_estimator("reblur_consistency"), adapters.ReblurConsistency),
         "self-denoise": (adapters.SelfDenoise, adapters.SelfDenoise),
         "siam-ctta": (_siam_ctta, adapters.SiamCTTA),
