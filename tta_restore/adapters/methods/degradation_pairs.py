@@ -50,7 +50,8 @@ _MIN_MEASURED = 2.0  # noise in 1/255 from which the error on the frame is measu
 _FULL_LEAD, _FULL_LEAD_UPSCALING = 1.2, 0.75
 _SHARP = (0.8, 1.2)  # blur radii in pixels up to which the input may have all the weight, and from which none
 _SURE_BLUR, _MIN_SHARE, _MAX_SHARE = (1.2, 2.0), 0.3, 0.8
-_MAX_EXCESS = 0.2  # correlation of the residual, beyond that on pairs, that is still trusted
+_FULL_LEAD_KEEPING = 0.4  # the same for students that keep blur: a small lead is not worth the risk of a wrong estimate
+_EXCESS = (0.1, 0.25)  # correlation of the residual, beyond that on pairs, that is trusted fully and not any more
 _WINDOW = 256  # side in pixels of the part of a frame that is tested
 _MIN_QUALITY = 95.0  # JPEG quality below which the noise of a frame is not white, so that it is not tested
 _LR_HALF_LIFE = 192.0  # steps after which the learning rate has halved
@@ -501,7 +502,7 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         """Return the largest weight that the student may have, 0 to 1."""
         notes = frame.scratch
         sampler = notes["sampler"]
-        share = 1.0
+        share = min(max(notes["best"] / _FULL_LEAD_KEEPING, 0.0), 1.0)
         if sampler.sharpens:
             share = _max_share(notes["best"], [notes["read"], notes["reading"]], sampler.scale)
             if sampler.scale == 1 or 255 * notes["reading"].mean["noise_std"] < _MIN_MEASURED:
@@ -511,12 +512,13 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         restored, on_pairs = (_downsampled(image.clamp(0, 1), sampler.scale) for image in images)
         excess = _blend.structure_excess((frame.region, restored), (degraded, on_pairs))
         frame.metrics["structure_excess"] = excess
-        if excess > _MAX_EXCESS:
+        low, high = _EXCESS
+        if excess > low:
             frame.messages.append(
                 "the source removes content that is as fine as noise: the estimate of the noise is not trusted "
                 f"(the residual correlates by {excess:.2f} more than noise)"
             )
-        return share * min(max(1 - (excess - _MAX_EXCESS) / _MAX_EXCESS, 0.0), 1.0)
+        return share * min(max((high - excess) / (high - low), 0.0), 1.0)
 
     def _merge(self, frame: FrameContext, averaged: float) -> None:
         """Measure the weights between source and student that come nearest to the averaged output.
