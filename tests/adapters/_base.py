@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from adapters.recipes import RECIPES
-from adapters.zoo import LARGE, ZOO, build, declared, frames
+from adapters.zoo import LARGE, SCALES, ZOO, build, declared, frames
 from torch import nn
 
 from tta_restore.adapters import Adapter
@@ -185,6 +185,8 @@ class AdapterTests:
             output = adapter(x)
             assert leaves(output)[restored.path].shape == restored.image.shape
             assert restored.image.shape[0] == batch
+            scale = SCALES.get(network, 1)
+            assert restored.image.shape[-2:] == (scale * height, scale * width)
 
 
 @contextlib.contextmanager
