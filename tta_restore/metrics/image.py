@@ -273,7 +273,7 @@ class ImageMetrics:
         return {name: float(value) for name, value in values.items()}
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the settings, to be stored beside the numbers."""
+        """Return the settings, to be stored with the values."""
         lpips = None if self.lpips is None else type(self.lpips).__name__
         own = {"psnr": self.psnr.as_dict(), "ssim": self.ssim.as_dict(), "lpips": lpips}
         return own | ({"more": list(self.more)} if self.more else {})

@@ -180,9 +180,9 @@ def _unwrap(content: Any, source: str, own: Collection[str] | Mapping[str, str] 
         own = own.values()
     while (key := next((k for k in (*own, *_WRAPPERS) if isinstance(content.get(k), Mapping)), None)) is not None:
         content = content[key]
-    strangers = [name for name, value in content.items() if not (isinstance(name, str) and isinstance(value, Tensor))]
-    if strangers:
-        kinds = ", ".join(f"{name!r} ({type(content[name]).__name__})" for name in strangers[:5])
+    unexpected = [name for name, value in content.items() if not (isinstance(name, str) and isinstance(value, Tensor))]
+    if unexpected:
+        kinds = ", ".join(f"{name!r} ({type(content[name]).__name__})" for name in unexpected[:5])
         raise ValueError(f"load_checkpoint: {source} holds entries that are no tensors: {kinds}")
     if not content:
         raise ValueError(f"load_checkpoint: {source} holds no tensors")

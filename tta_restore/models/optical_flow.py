@@ -34,7 +34,7 @@ def resized_flow(
     size_multiple: int = 64,
     flow_unit: float = 20,
 ) -> Tensor:
-    """Return flow in pixels from a network that takes sides of a multiple and returns small flow in its own unit.
+    """Return the flow in pixels from a network with a size multiple and a flow unit.
 
     Args:
         network: function of two images to (B, 2, h, w), of any size.

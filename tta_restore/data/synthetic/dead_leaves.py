@@ -72,7 +72,7 @@ def tile(size: int, generator: torch.Generator, *, palette: Tensor | None = None
 def bank(
     count: int, size: int, generator: torch.Generator, *, palette: Tensor | None = None, oversample: int = 2
 ) -> Tensor:
-    """Return a stack of dead-leaves pictures: (N, 3, S, S) in [0, 1]."""
+    """Return a stack of dead-leaves images: (N, 3, S, S) in [0, 1]."""
     return torch.stack([tile(size, generator, palette=palette, oversample=oversample) for _ in range(count)])
 
 

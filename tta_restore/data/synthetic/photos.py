@@ -34,7 +34,7 @@ def load(name: str | Path) -> Tensor:
         - output: (3, H, W), RGB in [0, 1]; gray photographs repeat their channel. Do not write into it: it is cached.
 
     Raises:
-        ValueError: the name is none of ``TRAIN + DEV + TEST``, or the file holds no image.
+        ValueError: the name is not one of ``TRAIN + DEV + TEST``, or the file holds no image.
         ImportError: the package that carries the photograph is missing (``pip install "tta_restore[demo]"``).
     """
     if isinstance(name, Path):

@@ -200,7 +200,7 @@ def run_evaluation(
         seeds: one stream each; methods start anew with each.
         frames_per_lens: frames before the next lens takes over.
         split: `"test"` or `"dev"`, of lenses and of photographs.
-        folder: sharp photographs of one's own, instead of those of the split, in an order drawn with each seed.
+        folder: custom sharp photos instead of those of the split, in an order drawn with each seed.
         methods: rows to run besides the baseline; `None` runs all.
         progress: show a bar on stderr where it is a terminal.
         say: takes the text for the user.

@@ -44,7 +44,7 @@ STEPS = {"specialist": 3000, "generalist": 4000, "lens_estimator": 4500, "condit
 
 
 def sharp_bank(generator: torch.Generator, *, size: int = 176, count: int = 512) -> Tensor:
-    """Sharp tiles to learn from: `count` crops of the training photographs and as many dead leaves in their colors.
+    """Return sharp training tiles: `count` crops of the training photos and as many dead leaves in their colors.
 
     Shape:
         - output: (2 * count, 3, S, S), uint8
@@ -78,10 +78,10 @@ def train(
 ) -> dict:
     """Train one model of the demo, write its weights and its log, and return the log.
 
-    The conditioned restorer learns with the weights of `estimator`.
+    The conditioned restorer is trained with estimates of `estimator`.
 
     Raises:
-        ValueError: `name` is none of ``STEPS``.
+        ValueError: `name` is not one of ``STEPS``.
     """
     if name not in STEPS:
         raise ValueError(f"train: expected one of {sorted(STEPS)}, got {name!r}")

@@ -1,4 +1,4 @@
-"""Several pictures as one."""
+"""Encode images for reports and put several images side by side."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def contact_sheet(tiles: Sequence[Tensor], *, columns: int) -> Tensor:
 
 
 def png_uri(image: Tensor) -> str:
-    """A picture as a `data:` URI, without loss beyond 8 bits. Shape: (3, H, W) or (1, H, W) in [0, 1], or uint8."""
+    """Return an image as a `data:` URI, lossless at 8 bits. Shape: (3, H, W) or (1, H, W) in [0, 1], or uint8."""
     if image.dtype != torch.uint8:
         image = to_bytes(image)
     array = image.permute(1, 2, 0).contiguous().cpu().numpy()

@@ -59,8 +59,8 @@ class Sample:
     Args:
         title: what is seen.
         rule: by which rule this frame was chosen.
-        pictures: method -> output, in the order of choice.
-        sharp: the original; None where there is none.
+        pictures: output of each method, in the order of choice.
+        sharp: the original; None without one.
         psnr: method -> dB on this frame.
         before: method shown on the left.
         after: method shown on the right.
@@ -103,7 +103,7 @@ class Report:
         limits: sentences on how the numbers must be read, added to those that follow from the numbers.
         group: what a family is called, in the singular.
         stream: whether the order of frames means something, so that it is worth plotting.
-        beside: a table of what was measured and what others published, its header first.
+        beside: rows of a table of measured and published values, its header first.
     """
 
     title: str

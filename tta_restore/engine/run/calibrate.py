@@ -37,7 +37,7 @@ class Calibration:
     """Outcome of ``tta-restore calibrate``.
 
     Attributes:
-        report: of :func:`tta_restore.adapters.calibrate`.
+        report: the report of :func:`tta_restore.adapters.calibrate`.
         failed: photos that could not be read.
         unused: photos that could be read and were not needed.
         unopened: photos beyond the limit, which were not opened.

@@ -157,7 +157,7 @@ def _fits(leaf: Any, spec: RestorerSpec, size: tuple[int, int]) -> bool:
 
 
 def infer_scale(raw: Any, size: tuple[int, int], *, clips: bool = False) -> int | None:
-    """Scale of the largest image-like tensor in the output for an input with sides ``size``; None without any."""
+    """Return the scale of the largest image-like tensor for an input with sides ``size``; None without any."""
     scales = []
     for _, leaf in _images(list(leaves(raw)), RestorerSpec(), clips):
         height, width = leaf.shape[-2:]

@@ -1,4 +1,4 @@
-"""Measure what a stranger's restorer does, before anything is adapted."""
+"""Measure the properties of a third-party restorer before anything is adapted."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ def example_frame(restorer: Restorer) -> Tensor:
                 trial(frame)
             restorer.spec = trial.spec
             return frame
-        except Exception as error:  # whatever a stranger's model raises
+        except Exception as error:  # whatever a third-party model raises
             problem = problem or error
     raise ValueError(f"probe: no frame suits {type(module).__name__}; pass an example") from problem
 
@@ -242,7 +242,7 @@ def _writes_input(restorer: Restorer, frame: Tensor) -> bool:
 def _backward(
     restorer: Restorer, module: nn.Module, frame: Tensor
 ) -> tuple[str | None, tuple[str, ...], tuple[str, ...]]:
-    """Why there is no backward, the weights without gradient, and the Python Functions in the graph."""
+    """Return why there is no backward pass, the weights without gradient, and the Python Functions in the graph."""
     weights = {n: p.detach().requires_grad_() for n, p in module.named_parameters() if p.is_floating_point()}
     functions: tuple[str, ...] = ()
     if not weights:
@@ -253,7 +253,7 @@ def _backward(
             kinds: set[Any] = {type(node) for node in own_functions(image)}
             functions = tuple(sorted(kind.__name__.removesuffix("Backward") for kind in kinds if not _is_ours(kind)))
             gradients = torch.autograd.grad(image.float().square().mean(), list(weights.values()), allow_unused=True)
-    except Exception as error:  # whatever a stranger's model raises
+    except Exception as error:  # whatever a third-party model raises
         return f"{type(error).__name__}: {str(error).splitlines()[0]}", (), functions
     return None, tuple(n for n, g in zip(weights, gradients, strict=True) if g is None), functions
 
@@ -269,7 +269,7 @@ def _close(a: Tensor, b: Tensor) -> bool:
 def _holds(condition: Callable[[], bool]) -> bool:
     try:
         return condition()
-    except Exception:  # whatever a stranger's model raises
+    except Exception:  # whatever a third-party model raises
         return False
 
 

@@ -55,7 +55,7 @@ class Restorer(nn.Module):
         self.spec = spec
 
     def forward(self, x: Tensor, **arguments: Any) -> Tensor:
-        """Restored image of a frame; ``arguments`` go to the model as they are.
+        """Return the restored image of a frame; ``arguments`` go to the model unchanged.
 
         Shape:
             - x: (B, C, H, W), or (B, T, C, H, W) for a model of clips, RGB in [0, 1]

@@ -95,7 +95,7 @@ def examine_second_order(
     size = torch.stack([weight.detach().norm() for weight in weights.values()]).norm().clamp(min=1e-3)
     direction = {name: part / length * size for name, part in direction.items()}
     with torch.enable_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of strangers' code
+        warnings.simplefilter("ignore")  # of third-party code
         found = image(weights)
         target = found.detach() + like(found)
         functions = tuple(sorted({type(node).__name__.removesuffix("Backward") for node in own_functions(found)}))
@@ -103,7 +103,7 @@ def examine_second_order(
             first = gradient(weights, graph=True)
             along = torch.stack([(g * d).sum() for g, d in zip(first, direction.values(), strict=True)]).sum()
             second = torch.autograd.grad(along, list(weights.values()), allow_unused=True)
-        except Exception as error:  # whatever a stranger's backward raises
+        except Exception as error:  # whatever a third-party backward raises
             return SecondOrderReport(float("inf"), functions, f"{type(error).__name__}: {str(error).splitlines()[0]}")
         error = math.inf
         for step in steps:

@@ -68,7 +68,7 @@ def _spread(to: Tensor, values: Tensor, kernel_size: int, i: int, j: int) -> Non
 
 
 def anisotropic_reblur(padded: Tensor, precision: Tensor, kernel_size: int) -> Tensor:
-    """(B, C, H+K-1, W+K-1), (B, 3, H, W) -> (B, C, H, W)."""
+    """Blur an extended image: (B, C, H+K-1, W+K-1), (B, 3, H, W) -> (B, C, H, W)."""
     x, q = _widen(padded, precision)
     scale, _ = _sums(q, kernel_size)
     out = x.new_zeros(*x.shape[:2], *q.shape[2:])

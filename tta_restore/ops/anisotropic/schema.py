@@ -1,4 +1,4 @@
-"""Registered ops of the anisotropic Gaussian blur: schemas, shapes of results, and what they do under vmap."""
+"""Registered ops of the anisotropic Gaussian blur: schemas, fake kernels and vmap rules."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ def _wide(x: Tensor) -> Tensor:
 
 
 def self_shift_products(a: Tensor, b: Tensor) -> Tensor:
-    """Mean over each overlap of (difference of a) x (difference of b); float32 at least: (B, C, H, W) -> (B, 4)."""
+    """Return the mean product of the differences per overlap, in at least float32: (B, C, H, W) -> (B, 4)."""
     means = [
         ((p - q) * (r - s)).mean((1, 2, 3)) for (p, q), (r, s) in zip(_pairs(_wide(a)), _pairs(_wide(b)), strict=True)
     ]
