@@ -94,10 +94,11 @@ class Replica:
 
     def reset(self) -> None:
         """Undo what a pass left in attributes: what it computed from some weights must not serve a pass with others."""
+        tables: list[tuple[dict, dict]] = []
         for twin, attributes, parameters in self._own:
             kept = {key: twin.__dict__[key] for key in ("training", "forward") if key in twin.__dict__}
-            put_back(twin.__dict__, attributes | kept)
-            put_back(twin._parameters, parameters)
+            tables += [(twin.__dict__, attributes | kept), (twin._parameters, parameters)]
+        put_back(tables)
         for container, content in self._containers:
             container.clear()
             container.extend(content) if isinstance(container, (list, deque)) else container.update(content)

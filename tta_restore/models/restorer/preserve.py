@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -38,9 +38,7 @@ def preserve_state(module: nn.Module, *, training: bool | None = None) -> Iterat
         if module.training != mode:
             set_mode(module, mode)  # a module may do more than set flags here; the flags themselves follow below
         for m, old, (parameters, own_buffers) in zip(modules, attributes, tables, strict=True):
-            put_back(m.__dict__, old)
-            put_back(m._parameters, parameters)
-            put_back(m._buffers, own_buffers)
+            put_back([(m.__dict__, old), (m._parameters, parameters), (m._buffers, own_buffers)])
         for m, old_mode in modes:
             if m.training != old_mode:
                 m.training = old_mode
@@ -62,13 +60,14 @@ def set_mode(module: nn.Module, training: bool) -> None:
             raise
 
 
-def put_back(table: dict, old: dict) -> None:
-    """Give a table the entries of an old copy of it, in place."""
-    for key in [key for key in table if key not in old]:
-        del table[key]
-    for key, value in old.items():
-        if key not in table or table[key] is not value:
-            table[key] = value
+def put_back(tables: Iterable[tuple[dict, dict]]) -> None:
+    """Give each table the entries of its old copy, in place."""
+    for table, old in tables:
+        for key in [key for key in table if key not in old]:
+            del table[key]
+        for key, value in old.items():
+            if key not in table or table[key] is not value:
+                table[key] = value
 
 
 def _replace_inference_tensors(module: nn.Module) -> None:
