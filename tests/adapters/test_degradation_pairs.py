@@ -1,5 +1,8 @@
 """DegradationPairs: it gains where the frame differs from training, harms nowhere, and ends when it is done."""
 
+import dataclasses
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,10 +11,12 @@ from torch import Tensor, nn
 from tta_restore.adapters import DegradationPairs, SelfEnsemble, calibrate, create_adapter, recommended
 from tta_restore.adapters.methods import _blend
 from tta_restore.adapters.methods._pair_sampler import PairSampler, patch_size_for
-from tta_restore.data.synthetic import dead_leaves
+from tta_restore.adapters.methods.degradation_pairs import _max_share
+from tta_restore.data.synthetic import dead_leaves, defocus, photos
 from tta_restore.degradations import Estimator
+from tta_restore.degradations import lens as optics
 from tta_restore.metrics import psnr
-from tta_restore.models import RestorerSpec, SizeRequirements
+from tta_restore.models import RestorerSpec, SizeRequirements, create_model
 
 
 class Filter(nn.Module):
@@ -229,3 +234,43 @@ def test_what_no_one_can_use_is_refused():
             DegradationPairs(Filter(), **options)
     with pytest.raises(ValueError, match="expected frames"):
         DegradationPairs(nn.Conv2d(4, 4, 1))(torch.rand(1, 4, 64, 64))
+
+
+@pytest.mark.parametrize(
+    ("task", "blur", "quality", "lead", "share"),
+    [
+        ("denoise", 0.3, 100, 0.4, 1.0),
+        ("denoise", 0.3, 100, 0.1, 0.25),
+        ("denoise", 0.3, 100, -1.0, 0.0),
+        ("denoise", 0.3, 40, 0.4, 0.5),
+        ("defocus", 2.5, 100, 2.0, 0.8),
+        ("defocus", 2.5, 100, 0.6, 0.4),
+        ("defocus", 1.2, 100, 2.0, 0.3),
+        ("defocus", 2.5, 40, 2.0, 0.4),
+    ],
+)
+def test_trust_grows_with_the_lead_and_falls_with_what_is_read_badly(task, blur, quality, lead, share):
+    adapter = DegradationPairs(Filter(), spec=DENOISE, task=task)
+    reading = dataclasses.replace(
+        adapter.estimator.read(_frame(5)[0]),
+        blur=torch.tensor([math.log(blur), 0.1]),
+        jpeg=torch.tensor([float(quality < 100), quality, 1.0]),
+    )
+    with adapter._session(_frame(5)[0]) as frame, adapter._working_on(adapter.state.view()):
+        assert _max_share(lead, [reading], adapter._sampler(frame)) == pytest.approx(share, abs=1e-3)
+
+
+def test_a_lens_that_the_student_fails_on_is_a_change():
+    """The second doubtful frame of a steady camera makes it calibrate again; the first one is trusted less."""
+    model = create_model("lens_unet", checkpoint="specialist").eval()
+    adapter = DegradationPairs(model, task="defocus", steps=24, calibration_frames=1, lr=1e-3)
+    ring, disk = (optics.Lens(n, f, (2.8, 3.4)) for n, f in (("ring", optics.ring(0.6)), ("disk", optics.disk)))
+    stream = defocus.defocus_stream([ring, disk], photos.DEV[:1], frames_per_lens=3, size=112, seed=4)
+    adapter.adapt(stream[0].blurry[None])
+    assert adapter.phase == "steady"
+    adapter.memory["lead"] = 4.0  # which no other lens keeps half of
+    first = adapter.adapt(stream[3].blurry[None])
+    assert first.steps == 0
+    assert first.metrics["trust"] <= adapter.memory["weights"][2]
+    assert any("may have changed" in message for message in first.messages)
+    assert adapter.adapt(stream[4].blurry[None]).metrics["changed"] == 1

@@ -6,7 +6,7 @@ from _degradation_base import seeded
 
 from tta_restore.data.synthetic import photos
 from tta_restore.degradations import Clip, Compose, Noise, Quantize
-from tta_restore.degradations.noise_level import estimate_noise, estimate_noise_curve
+from tta_restore.degradations.noise_level import estimate_noise, estimate_noise_curve, largest_noise
 
 
 def photo(name="grace_hopper"):
@@ -57,3 +57,15 @@ def test_without_signal_dependence_there_is_none():
 def test_small_images_are_refused():
     with pytest.raises(ValueError, match="estimate_noise: expected image .* H, W >= 16"):
         estimate_noise(torch.rand(1, 3, 12, 64))
+
+
+def test_the_bound_holds_for_noise_and_not_for_content():
+    sharp = photo()[0] * 0.8 + 0.1
+    for level in (2, 5, 20):
+        noise = torch.randn(sharp.shape, generator=torch.Generator().manual_seed(1)) * level / 255
+        assert level <= 255 * float(largest_noise(sharp + noise)) < 1.5 * level + 1.5
+    strokes = torch.full((3, 64, 64), 0.9)
+    strokes[:, ::4, ::3] = torch.tensor([0.1, 0.1, 0.2])[:, None, None]  # in one of six coefficients
+    assert float(largest_noise(strokes)) < 2 / 255
+    assert float(estimate_noise(strokes[None])) > 10 / 255
+    assert float(largest_noise(torch.ones(3, 32, 32))) == float("inf")

@@ -22,6 +22,8 @@ _MIN_STD = 0.29 / 255  # rounding to 8 bits
 _NORMAL_MEDIAN = 0.6745  # of the absolute values of a standard normal distribution
 _CEILING = 1.3  # the median without clipped pixels lies up to this factor below the noise
 _MIN_PIXELS = 64  # Haar coefficients
+_MARGIN = 1.05  # the same without any clipped pixels
+_INDEPENDENT = 0.6  # noise in differences of channels, relative to that in channels, from which it is independent
 _COLORED = 1 / 255  # mean range of the channels from which an image is not gray
 
 
@@ -71,7 +73,7 @@ def largest_noise(image: Tensor) -> Tensor:
     """Return an upper bound on the standard deviation of white noise that is independent between channels.
 
     At most half of the diagonal Haar coefficients exceed the median of the noise, however strong the content of the
-    other half; and content, unlike noise, is mostly equal in all channels.
+    other half; and content, unlike noise, is mostly equal in all channels, so that their differences show the noise.
 
     Shape:
         - image: (C, H, W) in [0, 1], H and W at least 2
@@ -79,12 +81,16 @@ def largest_noise(image: Tensor) -> Tensor:
 
     Source: Donoho and Johnstone, "Ideal spatial adaptation by wavelet shrinkage", Biometrika 1994.
     """
-    bound = _CEILING * _median_level(image)
+    level = _median_level(image)
     if image.shape[0] == 1 or float((image.amax(0) - image.amin(0)).mean()) < _COLORED:
-        return bound
-    differences = (image[1:] - image[:1]) / math.sqrt(2)
-    # twice: demosaicking and color noise reduction make noise less in the differences than in the channels
-    return torch.minimum(bound, 2 * _CEILING * _median_level(differences, _clipped(image).any(0)) + 1 / 255)
+        return _CEILING * level
+    clipped = _clipped(image).any(0)
+    difference = _median_level((image[1:] - image[:1]) / math.sqrt(2), clipped)
+    if difference >= _INDEPENDENT * level:
+        # clipping makes the noise of what is left smaller
+        return (_MARGIN + (2 * clipped.float().mean()).clamp(max=_CEILING - _MARGIN)) * difference
+    # demosaicking and color noise reduction make noise less in the differences than in the channels
+    return torch.minimum(_CEILING * level, 2 * _CEILING * difference + 1 / 255)
 
 
 def _clipped(x: Tensor) -> Tensor:

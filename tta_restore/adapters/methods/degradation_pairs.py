@@ -379,7 +379,7 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
             return True
         lead = frame.metrics["lead_on_frame"]
         plain, kept, new = memory["weights"]
-        allowed = min(new, _max_share(lead, [reading], frame.scratch["sampler"].scale))
+        allowed = min(new, _max_share(lead, [reading], frame.scratch["sampler"]))
         self._keep(frame, [plain, kept + new - allowed, allowed], lead)
         frame.messages.append(
             f"the degradation may have changed: the student leads by {lead:.1f} dB instead of {memory['lead']:.1f}"
@@ -502,11 +502,10 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         """Return the largest weight that the student may have, 0 to 1."""
         notes = frame.scratch
         sampler = notes["sampler"]
-        share = min(max(notes["best"] / _FULL_LEAD_KEEPING, 0.0), 1.0)
-        if sampler.sharpens:
-            share = _max_share(notes["best"], [notes["read"], notes["reading"]], sampler.scale)
-            if sampler.scale == 1 or 255 * notes["reading"].mean["noise_std"] < _MIN_MEASURED:
-                return share
+        share = _max_share(notes["best"], [notes["read"], notes["reading"]], sampler)
+        noisy = 255 * notes["reading"].mean["noise_std"] >= _MIN_MEASURED
+        if sampler.sharpens and (sampler.scale == 1 or not noisy):
+            return share
         degraded, _ = notes["held_out"]
         images = notes["source"].image, self._image("source", degraded)
         restored, on_pairs = (_downsampled(image.clamp(0, 1), sampler.scale) for image in images)
@@ -635,15 +634,18 @@ def _downsampled(image: Tensor, scale: int) -> Tensor:
     return F.interpolate(image, scale_factor=1 / scale, mode="bicubic", antialias=True, align_corners=False)
 
 
-def _max_share(lead: float, readings: list[Reading], scale: int) -> float:
-    """Return the largest weight of a student that removes blur, 0 to 1.
+def _max_share(lead: float, readings: list[Reading], sampler: PairSampler) -> float:
+    """Return the largest weight of a student with a lead on pairs, 0 to 1.
 
-    Blur that was read wrongly fools the pairs and hardly shows on the frame: a small lead and a small blur, which is
-    read worst and which the source removes best, earn part of the weight only. JPEG compression spoils the estimate of
-    the blur: half of it then.
+    A degradation that was read wrongly fools the pairs, and hardly shows on a frame: a small lead is not worth the
+    risk. Small blur, which is read worst and which the source removes best, earns a part of the weight. JPEG
+    compression spoils the estimates of noise and blur: half of it then.
     """
-    share = min(max(lead / (_FULL_LEAD if scale == 1 else _FULL_LEAD_UPSCALING), 0.0), 1.0)
-    if scale == 1:
+    full = _FULL_LEAD_KEEPING
+    if sampler.sharpens:
+        full = _FULL_LEAD if sampler.scale == 1 else _FULL_LEAD_UPSCALING
+    share = min(max(lead / full, 0.0), 1.0)
+    if sampler.sharpens and sampler.scale == 1:
         low, high = _SURE_BLUR
         radius = min(reading.mean["blur_radius"] for reading in readings)
         share *= min(max((radius - low) / (high - low), _MIN_SHARE), _MAX_SHARE)
