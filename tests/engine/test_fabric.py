@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from _meta_networks import Deblur
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from tta_restore.cli import main
 from tta_restore.engine.run.usage import UsageError
 from tta_restore.engine.train import fabric as carriers
 from tta_restore.engine.train.config import TrainingRun
@@ -140,3 +142,15 @@ def test_two_processes_of_ddp_take_the_steps_of_our_loop_and_continue(tmp_path):
         )
         assert done.returncode == 0, done.stderr[-3000:]
     torch.testing.assert_close(weights(tmp_path / "fabric"), weights(tmp_path / "own"), atol=1e-6, rtol=1e-5)
+
+
+def test_the_command_line_with_a_recipe_of_the_package(tmp_path, capsys):
+    pytest.importorskip("lightning_fabric")
+    words = ["train", "supervised", "--model.name", "_meta_networks:Deblur", "--data.pictures", "bundled"]
+    words += ["--data.size", "32", "--settings.reblur_weight", "0", "--settings.disparity_weight", "0", "-q"]
+    words += ["--run.steps", "2", "--run.batch_size", "1", "--run.draw_every", "0", "--run.logger", "none"]
+    words += ["--run.engine", "fabric", "--run.accumulate", "2", "--run.out", str(tmp_path / "out")]
+    assert main([*words, "--run.fabric", '{"precision": "bf16-mixed"}']) == 0, capsys.readouterr().err
+    assert load_file(tmp_path / "out/restorer.safetensors").keys() == Deblur().state_dict().keys()
+    assert main([*words, "--run.fabric.strategy", "nix"]) == 2
+    assert "[fabric] You selected an invalid strategy" in capsys.readouterr().err

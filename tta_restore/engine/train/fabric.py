@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from tta_restore.data.io.atomic import atomic_file
@@ -88,7 +89,7 @@ def train_with_fabric(
     objective.train()
     optimizers = objective.optimizers()
     rates = {name: [group["lr"] for group in o.param_groups] for name, o in optimizers.items()}
-    carried, *set_up = fabric.setup(objective, *optimizers.values(), move_to_device=True)
+    carried, *set_up = fabric.setup(_Carrier(objective), *optimizers.values(), move_to_device=True)
     identity = objective.identity() | {"batch_size": run.batch_size, "accumulate": run.accumulate, "seed": run.seed}
     first = _resume(fabric, run.out, identity, carried, set_up)
     with open_log(run.out, first, silent=not fabric.is_global_zero, logger=run.logger) as log:
@@ -122,6 +123,27 @@ def train_with_fabric(
     return objective
 
 
+class _Held:
+    """A batch, and the output for it, in an object that Fabric does not open: batches are frozen dataclasses."""
+
+    def __init__(self, batch: Any) -> None:
+        self.batch = batch
+        self.found: Any = None
+
+
+class _Carrier(nn.Module):
+    """Module whose forward returns the loss of an objective."""
+
+    def __init__(self, objective: Objective) -> None:
+        super().__init__()
+        self.objective = objective
+
+    def forward(self, held: _Held, step: int) -> Tensor:
+        """Return the loss of a held batch, and keep the whole output there."""
+        held.found = self.objective(held.batch, step)
+        return held.found.loss
+
+
 def _step(
     fabric: Any,
     carried: Any,
@@ -132,15 +154,17 @@ def _step(
     step: int,
 ) -> StepOutput:
     """Take one optimizer step on the batches of a step; return the last one's output with the mean loss."""
-    losses: list[torch.Tensor] = []
+    losses: list[Tensor] = []
     found: Any = None
     for part in range(run.accumulate):
         seed = step_seed(run.seed, step * run.accumulate + part, fabric.global_rank)
         batch = moved(source(run.batch_size, torch.Generator().manual_seed(seed)), fabric.device)
         torch.manual_seed(seed)
         with fabric.no_backward_sync(carried, enabled=part + 1 < run.accumulate):
-            found = carried(batch, step)
-            fabric.backward(found.loss / run.accumulate)
+            held = _Held(batch)
+            loss = carried(held, step)
+            fabric.backward(loss / run.accumulate)
+            found = held.found
         losses.append(found.loss.detach())
     for optimizer in optimizers:
         if objective.clip is not None:
@@ -170,16 +194,16 @@ def _validate(
     fabric.barrier()
 
 
-def _whole_weights(carried: Any) -> dict[str, torch.Tensor]:
+def _whole_weights(carried: Any) -> dict[str, Tensor]:
     """Return the whole weights, gathered from shards where a strategy holds shards."""
     found = {}
     for name, tensor in carried.state_dict().items():
         whole = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-        found[name] = whole.detach().cpu()
+        found[name.removeprefix("objective.")] = whole.detach().cpu()
     return found
 
 
-def _write(objective: Objective, weights: Mapping[str, torch.Tensor], out: Path) -> None:
+def _write(objective: Objective, weights: Mapping[str, Tensor], out: Path) -> None:
     """Write the exports with these weights of the objective."""
     prefixes = {id(module): name for name, module in objective.named_modules()}
     networks = {}
@@ -194,10 +218,10 @@ def _write(objective: Objective, weights: Mapping[str, torch.Tensor], out: Path)
 class _Weights:
     """A state dict in the place of a module."""
 
-    def __init__(self, weights: Mapping[str, torch.Tensor]) -> None:
+    def __init__(self, weights: Mapping[str, Tensor]) -> None:
         self._weights = dict(weights)
 
-    def state_dict(self) -> dict[str, torch.Tensor]:
+    def state_dict(self) -> dict[str, Tensor]:
         """Return the weights."""
         return self._weights
 
