@@ -151,14 +151,15 @@ def restore_files(
     Raises:
         UsageError: it cannot be done as asked; nothing has been written.
     """
-    given, say = dict(locals()), say or _to_stderr
+    arguments: dict[str, Any] = dict(locals())
+    say = say or _to_stderr
     inputs = [inputs] if isinstance(inputs, (str, Path)) else inputs
     if is_piped(inputs, out):
         if clips or method in CLIP_METHODS:
             raise UsageError(f"{PIPE} stands for one image, and clips were asked for")
         with piped(inputs, out, image_format=format, max_bytes=16 * max_pixels + _HEADERS) as (files, target, named):
-            replaced = {"inputs": files, "out": target, "say": lambda line: say(named(line))}
-            return restore_files(**(given | replaced))
+            replaced: dict[str, Any] = {"inputs": files, "out": target, "say": lambda line: say(named(line))}
+            return restore_files(**(arguments | replaced))
     output = Output(quality, bit_depth, strip, keep_going, max_pixels, deinterlace, codec, crf)
     _expect_settings(output)
     clips = clips or method in CLIP_METHODS
