@@ -1,6 +1,7 @@
 """Videos and folders of frames as clips: what is planned, written, kept and told."""
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +13,8 @@ from tta_restore.adapters import create_adapter
 from tta_restore.cli import main
 from tta_restore.data.datasets.clips import stack_frames
 from tta_restore.data.io.image import read_image, write_image
-from tta_restore.data.io.pixels import Image
+from tta_restore.data.io.pixels import Image, ImageError
+from tta_restore.engine.run import restore_clips
 from tta_restore.engine.run.methods import BY_MOTION, create_clip_method, load_discriminator, load_reblurrer
 from tta_restore.engine.run.restore import run_jobs
 from tta_restore.engine.run.restore_plan import Job, plan_jobs
@@ -186,3 +188,15 @@ def test_without_a_reblurrer_the_motion_of_the_clip_is_used(tmp_path, monkeypatc
     assert main([*shared, "-o", str(tmp_path / "out"), "--method", "meta-transfer", "--method.patch_size", "32"]) == 0
     assert made[0].items() >= {**BY_MOTION, "patch_size": 32}.items()
     assert len(list((tmp_path / "out/in").iterdir())) == 6
+
+
+def test_the_memory_of_whole_clips_is_told_before_the_work(monkeypatch):
+    job, said = Job(Path("film.mkv"), Path("out.mkv"), "video"), []
+    restore_clips._announce_memory(job, 100, 640 * 480, said.append)
+    assert said == []
+    restore_clips._announce_memory(job, 300, 640 * 480, said.append)
+    assert said == [
+        "note: film.mkv: the method takes the whole clip at once: 300 frames need at least 2.5 GB of memory"
+    ]
+    with pytest.raises(ImageError, match=r"film.mkv: .* 100000000 frames need .*; split it into shorter clips"):
+        restore_clips._announce_memory(job, 10**8, 640 * 480, said.append)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
@@ -14,11 +15,15 @@ from torch import Tensor
 from tta_restore.data.datasets.clips import ImageSequence
 from tta_restore.data.io.image import MAX_PIXELS, write_image
 from tta_restore.data.io.parts import PartStore
-from tta_restore.data.io.pixels import Image
+from tta_restore.data.io.pixels import Image, ImageError
 from tta_restore.data.io.video import VideoFile, write_video
 from tta_restore.engine.run.restore_plan import Job, frame_files
 
 __all__ = ["FrameByFrame", "Output", "is_constant", "restore_frames", "restore_video", "sized"]
+
+
+_CLIP_BYTES = 27  # per pixel and frame: samples as decoded, floats, restored floats
+_LARGE_CLIP = 10**9  # bytes from which the need is reported
 
 
 @dataclass(frozen=True)
@@ -96,6 +101,8 @@ def restore_video(job: Job, method: Any, output: Output, say: Callable[[str], No
         say(f"note: {job.source}: {note}")
     parts = None
     if not isinstance(method, FrameByFrame):
+        if video.info.frames:
+            _announce_memory(job, video.info.frames, video.info.height * video.info.width, say)
         frames = method(video.load())
     elif method.keeps_state:
         parts = _open_parts(job, method, output)
@@ -128,6 +135,8 @@ def restore_frames(job: Job, method: Any, output: Output, say: Callable[[str], N
     """Restore a folder of frames as one clip, a PNG file per frame; return whether it could be read whole."""
     files = frame_files(job)
     frames = ImageSequence(source for source, _ in files)
+    if not isinstance(method, FrameByFrame):
+        _announce_memory(job, len(files), frames[0][0].numel(), say)
     results = method.stream(frames) if isinstance(method, FrameByFrame) else method(frames)
     with sized(method, *frames[0].shape[-2:]) as note:
         if note:
@@ -135,6 +144,22 @@ def restore_frames(job: Job, method: Any, output: Output, say: Callable[[str], N
         for (_, path), picture in zip(files, results, strict=True):
             write_image(path, Image(picture.detach().float().cpu()), bit_depth=output.bit_depth or 8)
     return True
+
+
+def _announce_memory(job: Job, frames: int, pixels: int, say: Callable[[str], None]) -> None:
+    """Report the memory that a method of whole clips takes at least, or refuse a clip for which there is too little.
+
+    Raises:
+        ImageError: the machine has less memory.
+    """
+    needed = _CLIP_BYTES * frames * pixels
+    text = f"the method takes the whole clip at once: {frames} frames need at least {needed / 1e9:.1f} GB of memory"
+    known = hasattr(os, "sysconf")  # not on Windows
+    available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if known else needed
+    if needed > available:
+        raise ImageError(f"{job.source}: {text}, of {available / 1e9:.1f} GB; split it into shorter clips")
+    if needed > _LARGE_CLIP:
+        say(f"note: {job.source}: {text}")
 
 
 def _open_parts(job: Job, method: FrameByFrame, output: Output) -> PartStore:
