@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -159,7 +160,7 @@ def reproduce(
     domains = {d.name: folders[d.name] for d in chosen.data if d.name in counts}
     runnable = [row for row in chosen.rows if row.measurable and not _lacks(row, files, sources)]
     missing += _missing_weights(chosen, files, sources)
-    if missing:
+    if missing and os.environ.get("RANK", "0") == "0":  # of torchrun's processes one is enough
         say("\n".join(["Missing:", *(f"  {line}" for line in missing), ""]))
     if dry_run:
         measured = ", ".join(row.name for row in runnable) if domains else ""
