@@ -19,6 +19,7 @@ anisotropic_reblur = library.define(
     reference=reference.anisotropic_reblur,
     fake=lambda padded, precision, kernel_size: padded.new_empty(*padded.shape[:2], *precision.shape[2:]),
     cpu=False,
+    triton="tta_restore.ops.anisotropic.triton",
 )
 anisotropic_reblur_backward = library.define(
     "anisotropic_reblur_backward(Tensor grad, Tensor padded, Tensor precision, int kernel_size, bool need_image,"
@@ -29,6 +30,7 @@ anisotropic_reblur_backward = library.define(
         _dense(precision, need_precision),
     ),
     cpu=False,
+    triton="tta_restore.ops.anisotropic.triton",
 )
 anisotropic_reblur_double_backward = library.define(
     "anisotropic_reblur_double_backward(Tensor? dimage, Tensor? dprecision, Tensor grad, Tensor padded,"
