@@ -157,9 +157,8 @@ COMMANDS: Mapping[str, Command | Mapping[str, Command]] = {
     },
     "demo": Command(
         "tta_restore.engine.demo.demo:run_demo",
-        "adapt to lenses that no model was trained on, and write a report",
+        "adapt a deblurrer, a denoiser and an upscaler, and write a report",
         examples=("demo", "demo --quick --out runs/quick"),
-        flags={"frames_per_lens": ("--frames",)},
         folder="out",
     ),
     "train-demo": Command(

@@ -87,10 +87,10 @@ def evaluate(
     if not data:
         _only("--data", given, "model", "checkpoint", "config", "limit", "lpips_weights", "metrics", "device", "bits",
               "save_pictures", "rounds")  # fmt: skip
-        from tta_restore.engine.demo.demo import run_evaluation
+        from tta_restore.engine.evaluate.unseen_lenses import evaluate_unseen_lenses
 
         streams: dict[str, Any] = {"seeds": seeds, "frames_per_lens": frames, "split": split, "methods": methods}
-        run_evaluation(out, folder=photos, **streams, **common)
+        evaluate_unseen_lenses(out, folder=photos, **streams, **common)
         return
     _only("simulated lenses, without --data", given, "seeds", "frames", "split", "photos")
     domains = named_folders(data)

@@ -1,8 +1,7 @@
-"""The demo: photographs through lenses that no model has seen, with and without adaptation, rivals included."""
+"""Restorers on photographs through lenses that they were not trained on, with and without adaptation."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,20 +14,17 @@ from tta_restore.data.io.files import images_below
 from tta_restore.data.synthetic import defocus, photos
 from tta_restore.engine.evaluate.lenses import Comparison, Contender, compare
 from tta_restore.engine.evaluate.stream import StreamResult, identity
-from tta_restore.engine.run.outputs import expect_folder, locks_output
 from tta_restore.engine.run.usage import UsageError
 from tta_restore.models import Restorer, as_restorer, create_model
 
 __all__ = [
     "BASELINE",
-    "HURRY",
     "LIMITS",
     "SHOWN",
     "TITLE",
     "comparison",
     "estimate_kernels",
-    "run_demo",
-    "run_evaluation",
+    "evaluate_unseen_lenses",
 ]
 
 TITLE = "Adapting a restorer to lenses it never saw"
@@ -46,17 +42,12 @@ LIMITS = (
     "lenses, too, and are the fair rivals.",
     "No model was trained on the lenses or photographs of this page. Two rules of ReblurPairs, to start over when the "
     "size of the blur jumps and to trust the student by its lead over the source, were added after a look at results "
-    "on these lenses, so they are not untouched by choices.",
-)
-
-HURRY = (
-    "ReblurPairs takes at most 48 steps for a frame here, half of its default, so that the page is soon there: "
-    "tta-restore evaluate measures it with its defaults.",
+    "on these lenses, so they are not independent of them.",
 )
 
 
-def comparison(*, more: bool = False) -> Comparison:
-    """Return the rows of the demo, on the shipped weights; ``more`` of them for an evaluation, which may take its time.
+def comparison() -> Comparison:
+    """Return the rows, on the shipped weights.
 
     Raises:
         ValueError: weights are missing.
@@ -66,11 +57,8 @@ def comparison(*, more: bool = False) -> Comparison:
     conditioned = as_restorer(create_model("conditioned_lens_unet", checkpoint="conditioned").eval())
     estimator = create_model("lens_estimator", checkpoint="lens_estimator").eval()
 
-    # half of what it does by default, so that the demo ends soon
-    hurried = {} if more else {"steps": 48}
-
     def pairs(restorer: Restorer) -> Callable[[int], adapters.Adapter]:
-        return lambda seed: adapters.ReblurPairs(restorer, estimator, seed=seed, **hurried)
+        return lambda seed: adapters.ReblurPairs(restorer, estimator, seed=seed)
 
     def ensemble(name: str, restorer: Restorer) -> Contender:
         return Contender(
@@ -115,7 +103,7 @@ def comparison(*, more: bool = False) -> Comparison:
                 "pairs; starts anew, or from what it learned for another lens, when the lens changes.",
                 "#0072B2",
             ),
-            *([consistency] if more else []),
+            consistency,
             Contender(
                 "generalist",
                 lambda seed: _plain(generalist),
@@ -128,7 +116,7 @@ def comparison(*, more: bool = False) -> Comparison:
                 "The same adaptation, starting from the generalist.",
                 "#D55E00",
             ),
-            *([ensemble("generalist", generalist)] if more else []),
+            ensemble("generalist", generalist),
             Contender(
                 "conditioned",
                 lambda seed: _plain(conditioned),
@@ -136,7 +124,7 @@ def comparison(*, more: bool = False) -> Comparison:
                 "and the strongest rival.",
                 "#009E73",
             ),
-            *([ensemble("conditioned", conditioned)] if more else []),
+            ensemble("conditioned", conditioned),
         ],
         baseline=BASELINE,
         contrasts=[(SHOWN, BASELINE), ("generalist + ReblurPairs", "generalist"), ("conditioned", BASELINE)],
@@ -144,45 +132,11 @@ def comparison(*, more: bool = False) -> Comparison:
         shown=SHOWN,
         before="input",
         estimate=lambda blurry, true: estimate_kernels(estimator, blurry, true),
-        limits=LIMITS if more else LIMITS + HURRY,
+        limits=LIMITS,
     )
 
 
-@locks_output
-def run_demo(
-    *,
-    out: str | Path = "runs/demo",
-    seed: int = 0,
-    frames_per_lens: int | None = None,
-    quick: bool = False,
-    progress: bool = True,
-    say: Callable[[str], None] = print,
-) -> StreamResult:
-    """Run the demo: one stream through the test lenses, tables, and a report.
-
-    Args:
-        out: folder for report, CSV and JSON.
-        seed: of crops, depths, noise and adapters.
-        frames_per_lens: frames per lens (default: 6, with --quick 2)
-        quick: process a few frames only.
-        progress: show progress on stderr.
-        say: receives the text for the user.
-
-    Raises:
-        UsageError: the folder cannot be written, or a package is missing.
-    """
-    expect_folder(out)
-    count = frames_per_lens or (2 if quick else 6)
-    started = time.perf_counter()
-    names = ", ".join(lens.family.replace("_", " ") for lens in defocus.TEST)
-    say(f"{count} frames through each of {len(defocus.TEST)} lenses that no model has seen: {names}\n")
-    streams = {seed: defocus.defocus_stream(frames_per_lens=count, seed=seed)}
-    result = compare(comparison(), streams, out, progress=progress, say=say)
-    say(f"{time.perf_counter() - started:.0f} s")
-    return result
-
-
-def run_evaluation(
+def evaluate_unseen_lenses(
     out: str | Path,
     *,
     seeds: Sequence[int] = (1, 2, 3),
@@ -193,7 +147,7 @@ def run_evaluation(
     progress: bool = True,
     say: Callable[[str], None] = print,
 ) -> StreamResult:
-    """Run the demo's comparison on several streams and merge the results.
+    """Run the comparison on several streams and merge the results.
 
     Args:
         out: folder for report, CSV and JSON.
@@ -214,7 +168,7 @@ def run_evaluation(
     own = images_below(Path(folder)) if folder is not None else None
     if own == []:
         raise UsageError(f"{folder}: no PNG, JPEG or TIFF file in this folder")
-    rows = comparison(more=True) if methods is None else comparison(more=True).only(methods)
+    rows = comparison() if methods is None else comparison().only(methods)
     streams = {}
     for seed in dict.fromkeys(seeds):
         pictures = shown if own is None else _shuffled(own, seed)
