@@ -3,9 +3,8 @@
 Restorers for different tasks x conditions that they were trained for or not, each frame a stream of its own: the gain
 in PSNR over the self-ensemble of the same restorer, with nothing but the model given to ``adapters.recommended``.
 
-    python -m benchmarks.any_restorer train --weights DIR      # a denoiser, a JPEG cleaner and an upscaler; minutes
-    python -m benchmarks.any_restorer run --weights DIR        # photos.DEV: choose settings on these
-    python -m benchmarks.any_restorer run --weights DIR --photos test --output any_restorer.json    # report once
+    python -m benchmarks.any_restorer run        # photos.DEV: choose settings on these
+    python -m benchmarks.any_restorer run --photos test --frames 4 --seeds 1 2 3 --output any_restorer.json
     python -m benchmarks.any_restorer table benchmarks/results/any_restorer.json
 
 ``--real DIR`` adds published restorers, see ``--help``: their weights are not part of the project.
@@ -32,41 +31,16 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tta_restore import adapters
-from tta_restore.data.datasets.mining import random_patches
-from tta_restore.data.synthetic import dead_leaves, photos
+from tta_restore.data.synthetic import photos
 from tta_restore.degradations import Blur, Clip, Compose, Jpeg, MotionBlur, Noise, Quantize, Resize
+from tta_restore.engine.run.names import SHIPPED_MODELS
 from tta_restore.metrics import psnr
 from tta_restore.models import RestorerSpec, SizeRequirements, create_model
 
 _BORDER = 6  # pixels at each side that do not count
-_TRAINING = {"batch": 8, "steps": 1500, "lr": 1e-3, "seed": 1}
-
-
-class Upscaler(nn.Module):
-    """Residual upscaler by 2: 80 000 weights."""
-
-    def __init__(self, width: int = 32) -> None:
-        super().__init__()
-        self.head = nn.Conv2d(3, width, 3, padding=1)
-        self.blocks = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, width, 3, padding=1))
-            for _ in range(4)
-        )
-        self.tail = nn.Conv2d(width, 12, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        features = self.head(x)
-        for block in self.blocks:
-            features = features + block(features)
-        return F.interpolate(x, scale_factor=2, mode="bicubic") + F.pixel_shuffle(self.tail(features), 2)
-
-
-def _unet() -> nn.Module:
-    return create_model("lens_unet", widths=(16, 24, 32), blocks=1)
 
 
 def _camera(
@@ -82,13 +56,6 @@ def _camera(
     return Compose([*items, Jpeg(quality=(jpeg, jpeg))] if jpeg else items)
 
 
-TRAINED: dict[str, tuple[Callable[[], nn.Module], Compose, int]] = {
-    "denoiser": (_unet, _camera(noise=15), 48),
-    "jpeg_cleaner": (_unet, _camera(jpeg=30), 48),
-    "upscaler": (Upscaler, _camera(scale=2), 64),
-}
-
-
 @dataclass(frozen=True)
 class Case:
     """A restorer and the conditions that it is measured under: name -> (degradation, scene)."""
@@ -100,21 +67,16 @@ class Case:
     options: Any = None
 
 
-def cases(weights: Path, real: Path | None) -> dict[str, Case]:
+def cases(real: Path | None) -> dict[str, Case]:
     """All restorers at hand."""
 
-    def trained(name: str) -> tuple[nn.Module, None]:
-        model = TRAINED[name][0]()
-        model.load_state_dict(load_file(weights / f"{name}.safetensors"))
-        return model.eval(), None
-
-    def specialist() -> tuple[nn.Module, None]:
-        return create_model("lens_unet", checkpoint="specialist").eval(), None
+    def shipped(name: str) -> tuple[nn.Module, None]:
+        return create_model(SHIPPED_MODELS[name], checkpoint=name).eval(), None
 
     lens = functools.partial(_camera, noise=1)
     found = {
         "denoiser": Case(
-            functools.partial(trained, "denoiser"),
+            functools.partial(shipped, "denoiser"),
             {
                 "own": (_camera(noise=15), "photo"),
                 "near": (_camera(noise=30), "photo"),
@@ -127,7 +89,7 @@ def cases(weights: Path, real: Path | None) -> dict[str, Case]:
             },
         ),
         "jpeg_cleaner": Case(
-            functools.partial(trained, "jpeg_cleaner"),
+            functools.partial(shipped, "jpeg_cleaner"),
             {
                 "own": (_camera(jpeg=30), "photo"),
                 "near": (_camera(jpeg=10), "photo"),
@@ -138,7 +100,7 @@ def cases(weights: Path, real: Path | None) -> dict[str, Case]:
             },
         ),
         "upscaler": Case(
-            functools.partial(trained, "upscaler"),
+            functools.partial(shipped, "upscaler"),
             {
                 "own": (_camera(scale=2), "photo"),
                 "near": (_camera(blur="gaussian", radius=1.7, scale=2, noise=1), "photo"),
@@ -150,7 +112,7 @@ def cases(weights: Path, real: Path | None) -> dict[str, Case]:
             size=96,
         ),
         "lens_specialist": Case(
-            specialist,
+            functools.partial(shipped, "specialist"),
             {
                 "own": (lens(blur="disk", radius=2.0), "photo"),
                 "near": (lens(blur="gaussian", radius=2.2), "photo"),
@@ -245,33 +207,6 @@ def _text(size: int, index: int) -> Tensor:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255
 
 
-def train(name: str, folder: Path) -> None:
-    """Train one of the small restorers: about a minute of one core."""
-    make, camera, side = TRAINED[name]
-    settings = _TRAINING
-    generator = torch.Generator().manual_seed(settings["seed"])
-    bank = dead_leaves.bank(48, 96, generator)
-    crops = [random_patches(photos.load(photo)[None], 12, 96, generator) for photo in photos.TRAIN]
-    bank = torch.cat([bank, *crops])
-    with torch.random.fork_rng():
-        torch.manual_seed(settings["seed"])
-        model = make()
-    optimizer = torch.optim.Adam(model.parameters(), lr=settings["lr"])
-    started, loss = time.time(), torch.zeros(())
-    for step in range(settings["steps"]):
-        sharp = random_patches(bank, settings["batch"], side, generator)
-        degraded = camera.apply(sharp, camera.sample(generator, len(sharp)), generator)
-        loss = (model(degraded) - sharp).abs().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        for group in optimizer.param_groups:
-            group["lr"] = settings["lr"] * (1 - step / settings["steps"])
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file({key: value.contiguous() for key, value in model.state_dict().items()}, folder / f"{name}.safetensors")
-    print(f"{name}: {time.time() - started:.0f} s, loss {float(loss.detach()):.4f}", flush=True)
-
-
 def measure(case: Case, condition: str, names: tuple[str, ...], count: int, seed: int) -> Iterator[dict[str, Any]]:
     """Measure frame by frame; each is adapted on from the start."""
     camera, kind = case.conditions[condition]
@@ -344,9 +279,8 @@ def table(content: dict[str, Any]) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("action", choices=("train", "run", "table"))
+    parser.add_argument("action", choices=("run", "table"))
     parser.add_argument("results", nargs="?", type=Path, help="JSON file for `table`")
-    parser.add_argument("--weights", type=Path, help="folder of the trained restorers")
     parser.add_argument("--real", type=Path, help="folder of published packages; REAL_RESTORERS names their loaders'")
     parser.add_argument("--only", nargs="*", default=[], help="restorers, or restorer:condition")
     parser.add_argument("--photos", choices=("dev", "test"), default="dev")
@@ -358,22 +292,17 @@ def main(arguments: list[str] | None = None) -> None:
     if options.action == "table":
         print(table(json.loads(options.results.read_text())))
         return
-    if options.action == "train":
-        for name in options.only or TRAINED:
-            train(name, options.weights)
-        return
     names = photos.TEST if options.photos == "test" else tuple(name for name in photos.DEV if name != "moon")
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True).stdout.strip()
     content: dict[str, Any] = {
         "date": datetime.date.today().isoformat(),
         "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, torch {torch.__version__}, 1 thread",
         "photos": options.photos,
-        "training": _TRAINING,
         "rows": [],
     }
     if options.output and options.output.is_file():
         content["rows"] = json.loads(options.output.read_text())["rows"]
-    for name, case in cases(options.weights, options.real).items():
+    for name, case in cases(options.real).items():
         for condition in case.conditions:
             if options.only and name not in options.only and f"{name}:{condition}" not in options.only:
                 continue

@@ -7,6 +7,7 @@ import torch
 
 from tta_restore.data.synthetic import defocus
 from tta_restore.degradations import lens as optics
+from tta_restore.engine.run.names import SHIPPED_MODELS
 from tta_restore.models.checkpoint import WEIGHTS
 from tta_restore.models.defocus.estimator import DefocusEstimate
 from tta_restore.models.defocus.pupil import rasterize_pupil
@@ -103,11 +104,10 @@ def test_rasterized_pictures_are_the_kernels_of_their_lens(radius):
             assert (drawn - true).abs().sum() <= (drawn - turned).abs().sum() + 0.02, lens.family
 
 
-@pytest.mark.parametrize("name", ["specialist", "generalist", "conditioned", "lens_estimator"])
+@pytest.mark.parametrize("name", [*SHIPPED_MODELS, "lens_estimator"])
 def test_shipped_weights_come_with_the_log_that_made_them(name):
     log = json.loads((WEIGHTS / f"{name}.json").read_text())
-    architecture = {"conditioned": "conditioned_lens_unet", "lens_estimator": "lens_estimator"}.get(name, "lens_unet")
-    model = create_model(architecture, checkpoint=name)
+    model = create_model(SHIPPED_MODELS.get(name, name), checkpoint=name)
     assert sum(p.numel() for p in model.parameters()) == log["parameters"]
     assert log["command"].startswith("python -m tta_restore train-demo")
     assert len(log["loss"]) >= 4

@@ -53,7 +53,7 @@ _RESTORERS: dict[str, tuple[Callable[[], Any], dict[str, Compose]]] = {
         },
     ),
     "denoiser": (
-        lambda: create_model("lens_unet", checkpoint="denoiser", widths=(16, 24, 32), blocks=1),
+        lambda: create_model("small_unet", checkpoint="denoiser"),
         {"noise of its training": _camera(_noise(15)), "twice the noise": _camera(_noise(30))},
     ),
     "upscaler": (

@@ -1,11 +1,13 @@
-"""Trains the small models of the demo from photographs bundled with scikit-image and scikit-learn, nothing downloaded.
+"""Training of the shipped models on photographs bundled with scikit-image and scikit-learn; nothing is downloaded.
 
-Four models, each from one command (``python -m tta_restore train-demo MODEL``):
+Each from one command (``python -m tta_restore train-demo MODEL``):
 
 - ``specialist``: a restorer that knows one lens, the ideal one (``defocus.SOURCE``)
 - ``generalist``: the same network on random lenses (``optics.random_lens``)
 - ``lens_estimator``: reads aperture and radius from blurred images, trained on random lenses and some without an edge
 - ``conditioned``: the same restorer told the estimated lens
+- ``denoiser`` (noise of 15/255), ``jpeg_cleaner`` (quality 30), ``upscaler`` (2x bicubic): small restorers of one
+  degradation each
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from tqdm import tqdm
 from tta_restore import __version__
 from tta_restore.data.datasets.mining import random_patches
 from tta_restore.data.synthetic import dead_leaves, defocus, photos
+from tta_restore.degradations import Clip, Compose, Jpeg, Noise, Quantize, Resize
 from tta_restore.degradations import lens as optics
 from tta_restore.engine.run.device import resolve_device
 from tta_restore.engine.run.outputs import expect_folder, locks_output
@@ -37,10 +40,24 @@ from tta_restore.models import create_model
 from tta_restore.models.defocus.estimator import DefocusEstimator
 from tta_restore.models.defocus.unet import ConditionedDefocusUNet, DefocusUNet
 
-__all__ = ["MARGIN", "STEPS", "held_out", "sharp_bank", "train", "train_demo"]
+__all__ = ["DEGRADED", "MARGIN", "STEPS", "held_out", "held_out_degraded", "sharp_bank", "train", "train_demo"]
 
 MARGIN = optics.KERNEL_SIZE - 1
-STEPS = {"specialist": 3000, "generalist": 4000, "lens_estimator": 4500, "conditioned": 2500}
+STEPS = {
+    "specialist": 3000,
+    "generalist": 4000,
+    "lens_estimator": 4500,
+    "conditioned": 2500,
+    "denoiser": 1500,
+    "jpeg_cleaner": 1500,
+    "upscaler": 1500,
+}
+#: Restorers of one degradation: network, degradation, side of the sharp patches in pixels.
+DEGRADED = {
+    "denoiser": ("small_unet", Compose([Noise(15 / 255), Clip(), Quantize()]), 48),
+    "jpeg_cleaner": ("small_unet", Compose([Clip(), Quantize(), Jpeg(30)]), 48),
+    "upscaler": ("residual_upscaler", Compose([Resize(2), Clip(), Quantize()]), 64),
+}
 
 
 def sharp_bank(generator: torch.Generator, *, size: int = 176, count: int = 512) -> Tensor:
@@ -86,12 +103,15 @@ def train(
     if name not in STEPS:
         raise ValueError(f"train: expected one of {sorted(STEPS)}, got {name!r}")
     steps = STEPS[name] if steps is None else steps
-    bank = sharp_bank(torch.Generator().manual_seed(seed))
+    bank = torch.empty(0) if name in DEGRADED else sharp_bank(torch.Generator().manual_seed(seed))
     started = time.perf_counter()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # initial weights
         model: nn.Module
-        if name == "lens_estimator":
+        if name in DEGRADED:
+            model = create_model(DEGRADED[name][0]).to(device)
+            losses = _fit_degraded(name, model, steps=steps, seed=seed, device=device, progress=progress)
+        elif name == "lens_estimator":
             model = DefocusEstimator().to(device)
             losses = fit_estimator(model, bank, steps=steps, seed=seed, device=device, progress=progress)
         else:
@@ -112,7 +132,7 @@ def train(
         "tta_restore": __version__,
         "parameters": sum(p.numel() for p in model.parameters()),
         "loss": [[t + 250, sum(losses[t : t + 250]) / 250] for t in range(0, len(losses) - 249, 250)],
-        "held_out": held_out(model),
+        "held_out": held_out_degraded(name, model) if name in DEGRADED else held_out(model),
     }
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
@@ -135,7 +155,7 @@ def train_demo(
     """Train the small models that the package ships.
 
     Args:
-        models: specialist, generalist, lens_estimator, conditioned (default: all)
+        models: specialist, generalist, lens_estimator, conditioned, denoiser, jpeg_cleaner, upscaler (default: all)
         steps: more or fewer steps than the shipped weights had.
         seed: of weights, crops and lenses.
         device: such as cpu or cuda (default: cuda where there is one)
@@ -179,6 +199,46 @@ def _fit(
         schedule.step()
         losses.append(loss.item())
     return losses
+
+
+def _fit_degraded(name: str, model: nn.Module, *, steps: int, seed: int, device: str, progress: bool) -> list[float]:
+    """Train a restorer on sharp patches that its degradation is applied to."""
+    _, camera, side = DEGRADED[name]
+    generator = torch.Generator().manual_seed(seed)
+    leaves = dead_leaves.bank(48, 96, generator)
+    crops = [random_patches(photos.load(photo)[None], 12, 96, generator) for photo in photos.TRAIN]
+    bank = torch.cat([leaves, *crops])
+    rate = 1e-3
+    optimizer = torch.optim.Adam(model.parameters(), lr=rate)
+    losses = []
+    for step in tqdm(range(steps), desc=name, disable=None if progress else True):
+        sharp = random_patches(bank, 8, side, generator)
+        degraded = camera.apply(sharp, camera.sample(generator, len(sharp)), generator)
+        loss = (model(degraded.to(device)) - sharp.to(device)).abs().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+        for group in optimizer.param_groups:
+            group["lr"] = rate * (1 - step / steps)
+    return losses
+
+
+@torch.no_grad()
+def held_out_degraded(name: str, model: nn.Module, *, seed: int = 1234, frames: int = 8) -> dict:
+    """Return the PSNR of a restorer of :data:`DEGRADED` on held-out photographs, next to that of its input."""
+    camera, generator = DEGRADED[name][1], torch.Generator().manual_seed(seed)
+    before, after = [], []
+    for index in range(frames):
+        sharp = random_patches(photos.load(photos.DEV[index % len(photos.DEV)])[None], 1, 192, generator)
+        degraded = camera.apply(sharp, camera.sample(generator, 1), generator)
+        restored = model(degraded).clamp(0, 1)
+        if degraded.shape != sharp.shape:
+            degraded = F.interpolate(degraded, size=sharp.shape[-2:], mode="bicubic").clamp(0, 1)
+        before.append(float(psnr(degraded, sharp)))
+        after.append(float(psnr(restored, sharp)))
+    means = sum(before) / frames, sum(after) / frames
+    return {"photographs": {"input": means[0], "restored": means[1], "gain": means[1] - means[0]}}
 
 
 def _conditioned(estimator: str) -> ConditionedDefocusUNet:

@@ -37,9 +37,10 @@ def load_restorer(
     """Return the restorer that ``source`` names, in eval mode on ``device``.
 
     Args:
-        source: shipped weights ("specialist", "generalist", "conditioned"); a registered model such as "ifan", with a
-            checkpoint; a checkpoint file, written by a training of this package or of an architecture that spandrel
-            recognizes; or ``module.path:callable``, a function or class that returns a module.
+        source: shipped weights ("specialist", "generalist", "conditioned", "denoiser", "jpeg_cleaner", "upscaler"); a
+            registered model such as "ifan", with a checkpoint; a checkpoint file, written by a training of this package
+            or of an architecture that spandrel recognizes; or ``module.path:callable``, a function or class that
+            returns a module.
         device: where the restorer runs.
         checkpoint: weights of a registered model or of the module that user code returns; the ``state.pt`` of an
             unfinished training is one, too.

@@ -28,4 +28,11 @@ METHODS = (
 CLIP_METHODS = ("meta-transfer",)
 
 #: Shipped weights -> the registered model that they belong to.
-SHIPPED_MODELS = {"specialist": "lens_unet", "generalist": "lens_unet", "conditioned": "conditioned_lens_unet"}
+SHIPPED_MODELS = {
+    "specialist": "lens_unet",
+    "generalist": "lens_unet",
+    "conditioned": "conditioned_lens_unet",
+    "denoiser": "small_unet",
+    "jpeg_cleaner": "small_unet",
+    "upscaler": "residual_upscaler",
+}

@@ -12,7 +12,7 @@ from tta_restore.models.defocus.estimator import DefocusEstimate, DefocusEstimat
 from tta_restore.models.defocus.spectra import WINDOW
 from tta_restore.models.registry import register_model
 
-__all__ = ["ConditionedDefocusUNet", "DefocusUNet", "conditioned_lens_unet", "lens_unet"]
+__all__ = ["ConditionedDefocusUNet", "DefocusUNet", "conditioned_lens_unet", "lens_unet", "small_unet"]
 
 
 def _zero(layer: nn.Module) -> None:
@@ -138,3 +138,9 @@ def lens_unet(**config: Any) -> DefocusUNet:
 def conditioned_lens_unet(**config: Any) -> ConditionedDefocusUNet:
     """Build a :class:`ConditionedDefocusUNet`; weights are included as "conditioned"."""
     return ConditionedDefocusUNet(**config)
+
+
+@register_model("small_unet", kind="restorer")
+def small_unet(**config: Any) -> DefocusUNet:
+    """Build a :class:`DefocusUNet` of 60,000 parameters; weights are included as "denoiser" and "jpeg_cleaner"."""
+    return DefocusUNet(**({"widths": (16, 24, 32), "blocks": 1} | config))
