@@ -23,6 +23,7 @@ from tta_restore.data.io.image import read_image, write_image
 from tta_restore.data.io.pixels import Image
 from tta_restore.engine.demo import demo
 from tta_restore.engine.demo import train as train_demo
+from tta_restore.engine.evaluate import unseen_lenses
 from tta_restore.engine.run import methods, names
 from tta_restore.models import create_model, list_models
 
@@ -222,7 +223,7 @@ def test_commands_pass_their_arguments_on(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     calls = []
     monkeypatch.setattr(demo, "run_demo", lambda **k: calls.append(k))
-    monkeypatch.setattr(demo, "run_evaluation", lambda *a, **k: calls.append(k))
+    monkeypatch.setattr(unseen_lenses, "evaluate_unseen_lenses", lambda *a, **k: calls.append(k))
     monkeypatch.setattr(train_demo, "train", lambda *a, **k: calls.append((a, k)))
     assert main(["demo", "--out", "x", "--quick", "--seed", "3"]) == 0
     assert calls.pop() == {"out": "x", "seed": 3, "quick": True}

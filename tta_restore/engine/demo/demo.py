@@ -101,7 +101,7 @@ def comparison() -> Comparison:
     )
 
 
-def demo_streams(frames: int, seed: int) -> dict[int, list[DegradedFrame]]:
+def demo_streams(frames: int, seed: int) -> dict[int, Any]:
     """Return the frames of each restorer: one condition after the other.
 
     Args:
@@ -109,7 +109,7 @@ def demo_streams(frames: int, seed: int) -> dict[int, list[DegradedFrame]]:
         seed: of crops and noise.
     """
     generator = torch.Generator().manual_seed(seed)
-    streams: dict[int, list[DegradedFrame]] = {}
+    streams: dict[int, Any] = {}
     for index, (name, (_, conditions)) in enumerate(_RESTORERS.items()):
         streams[index] = []
         for number, (condition, camera) in enumerate(conditions.items()):
