@@ -22,7 +22,7 @@ _MIN_STD = 0.29 / 255  # rounding to 8 bits
 _NORMAL_MEDIAN = 0.6745  # of the absolute values of a standard normal distribution
 _CEILING = 1.3  # the median without clipped pixels lies up to this factor below the noise
 _MIN_PIXELS = 64  # Haar coefficients
-_MARGIN = 1.05  # the same without any clipped pixels
+_MARGIN = 1.1  # the same for pixels far from black and white
 _INDEPENDENT = 0.6  # noise in differences of channels, relative to that in channels, from which it is independent
 _COLORED = 1 / 255  # mean range of the channels from which an image is not gray
 
@@ -84,11 +84,14 @@ def largest_noise(image: Tensor) -> Tensor:
     level = _median_level(image)
     if image.shape[0] == 1 or float((image.amax(0) - image.amin(0)).mean()) < _COLORED:
         return _CEILING * level
-    clipped = _clipped(image).any(0)
-    difference = _median_level((image[1:] - image[:1]) / math.sqrt(2), clipped)
+    differences = (image[1:] - image[:1]) / math.sqrt(2)
+    difference = _median_level(differences, _clipped(image).any(0))
     if difference >= _INDEPENDENT * level:
-        # clipping makes the noise of what is left smaller
-        return (_MARGIN + (2 * clipped.float().mean()).clamp(max=_CEILING - _MARGIN)) * difference
+        # near black and white, clipping makes the noise of what is left smaller
+        local = F.avg_pool2d(image[None].float(), 7, stride=1, padding=3, count_include_pad=False)[0]
+        far = 2.5 * _CEILING * float(difference.clamp(max=0.15))
+        inside = _median_level(differences, ((local < far) | (local > 1 - far)).any(0))
+        return torch.minimum(_CEILING * difference, _MARGIN * inside)
     # demosaicking and color noise reduction make noise less in the differences than in the channels
     return torch.minimum(_CEILING * level, 2 * _CEILING * difference + 1 / 255)
 
