@@ -158,8 +158,8 @@ def restore_files(
         if clips or method in CLIP_METHODS:
             raise UsageError(f"{PIPE} stands for one image, and clips were asked for")
         with piped(inputs, out, image_format=format, max_bytes=16 * max_pixels + _HEADERS) as (files, target, named):
-            replaced: dict[str, Any] = {"inputs": files, "out": target, "say": lambda line: say(named(line))}
-            return restore_files(**(arguments | replaced))
+            arguments |= {"inputs": files, "out": target, "say": lambda line: say(named(line))}
+            return restore_files(**arguments)
     output = Output(quality, bit_depth, strip, keep_going, max_pixels, deinterlace, codec, crf)
     _expect_settings(output)
     clips = clips or method in CLIP_METHODS

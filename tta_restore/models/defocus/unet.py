@@ -143,4 +143,6 @@ def conditioned_lens_unet(**config: Any) -> ConditionedDefocusUNet:
 @register_model("small_unet", kind="restorer")
 def small_unet(**config: Any) -> DefocusUNet:
     """Build a :class:`DefocusUNet` of 60,000 parameters; weights are included as "denoiser" and "jpeg_cleaner"."""
-    return DefocusUNet(**({"widths": (16, 24, 32), "blocks": 1} | config))
+    config.setdefault("widths", (16, 24, 32))
+    config.setdefault("blocks", 1)
+    return DefocusUNet(**config)
