@@ -124,7 +124,7 @@ def lens_estimator() -> nn.Module:
 
 def make_reblur_consistency(model: Any, **options: Any) -> ReblurConsistency:
     # Gentle enough for what was learned to be given: steps that do not help are made and not shown.
-    return ReblurConsistency(model, lens_estimator(), **{"steps": 2, "lr": 1e-3, "anchor": 0.0} | options)
+    return ReblurConsistency(model, lens_estimator(), **{"steps": 2, "lr": 1e-3, "null_space_weight": 0.0} | options)
 
 
 class Smear(nn.Module):

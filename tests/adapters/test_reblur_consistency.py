@@ -43,7 +43,7 @@ def test_the_sharp_frame_reblurred_is_nearer_to_the_frame_than_itself():
 
 @pytest.mark.parametrize("lr", [1e-4, 1e-2, 1.0])
 def test_what_is_given_stays_near_the_source_at_any_learning_rate(lr):
-    adapter = ReblurConsistency(specialist(), lr=lr, steps=2, views="identity", trust=0.4)
+    adapter = ReblurConsistency(specialist(), lr=lr, steps=2, views="identity", trust_radius=0.4)
     for frame in stream(3):
         x = frame.blurry[None]
         given, source = adapter(x), as_restorer(adapter.restorer.module)(x)
@@ -57,7 +57,9 @@ def test_what_is_given_stays_near_the_source_at_any_learning_rate(lr):
 
 def test_without_the_ball_a_high_rate_leaves_it():
     """Otherwise the test above would hold for an adapter that does nothing."""
-    adapter = ReblurConsistency(specialist(), lr=1e-2, steps=2, views="identity", trust=None, anchor=0.0)
+    adapter = ReblurConsistency(
+        specialist(), lr=1e-2, steps=2, views="identity", trust_radius=None, null_space_weight=0.0
+    )
     frames = stream(2)
     for frame in frames:
         given = adapter(frame.blurry[None])
@@ -68,7 +70,7 @@ def test_without_the_ball_a_high_rate_leaves_it():
 
 def test_it_brings_the_restoration_nearer_to_the_frame():
     (frame,) = stream(1)
-    adapter = ReblurConsistency(specialist(), steps=1, anchor=0.0, lr=1e-4)
+    adapter = ReblurConsistency(specialist(), steps=1, null_space_weight=0.0, lr=1e-4)
     losses = []
     for _ in range(6):
         adapter(frame.blurry[None])
@@ -77,8 +79,8 @@ def test_it_brings_the_restoration_nearer_to_the_frame():
 
 
 def test_refusals():
-    with pytest.raises(ValueError, match="trust to be a number > 0 or None, got -1"):
-        ReblurConsistency(specialist(), trust=-1)
+    with pytest.raises(ValueError, match="trust_radius to be a number > 0 or None, got -1"):
+        ReblurConsistency(specialist(), trust_radius=-1)
     with pytest.raises(ValueError, match=r"ema to be a number in \[0, 1\]"):
         ReblurConsistency(specialist(), ema=2)
     with pytest.raises(TypeError, match="border to be an integer"):

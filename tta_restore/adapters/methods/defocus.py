@@ -50,7 +50,7 @@ def seeds_of(estimator: Any, estimate: DefocusEstimate, *, covered: tuple[int, i
 
 
 def disagreement(
-    restored: Tensor, x: Tensor, seeds: Tensor, *, source: Tensor, anchor: float, border: int
+    restored: Tensor, x: Tensor, seeds: Tensor, *, source: Tensor, null_space_weight: float, border: int
 ) -> tuple[Tensor, Tensor]:
     """Return how far the reblurred restoration is from the frame, and that plus what blurring hides of its change.
 
@@ -60,7 +60,7 @@ def disagreement(
         seeds: of the frame's blur, see :func:`seeds_of`.
         source: what the source makes of the frame; the change from it, less that change blurred, is what the comparison
             with the frame cannot see.
-        anchor: weight of that; 0 leaves it out.
+        null_space_weight: weight of that; 0 leaves it out.
         border: pixels at each side that are not compared: blurring sees zeros beyond the frame.
 
     Shape: restored, x, source (B, C, H, W), seeds (B, (K+1)/2, H, W) -> (B,), (B,): Charbonnier distances.
@@ -68,10 +68,10 @@ def disagreement(
     border = min(border, (min(x.shape[-2:]) - 1) // 2)
     inner = slice(border, -border or None)
     seen = _distance((reblur(restored, seeds) - x)[..., inner, inner])
-    if not anchor:
+    if not null_space_weight:
         return seen, seen
     change = restored - source
-    return seen, seen + anchor * _distance(change - _blurred(change, seeds))
+    return seen, seen + null_space_weight * _distance(change - _blurred(change, seeds))
 
 
 def reblur(restored: Tensor, seeds: Tensor) -> Tensor:

@@ -24,9 +24,9 @@ class ReblurConsistency(DefocusAdapter, method="reblur_consistency"):
     linear light and compared with the frame. What blurring removes, that comparison cannot see, and a restorer that
     follows it alone fills the blind spot with patterns, faster at higher learning rates. Four things hold it:
 
-    - `anchor`: the part of the change from the source's restoration that the blur would remove is held back;
-    - `trust`: the image that is given lies within a ball around the source's restoration, whose radius is this share of
-      what the source itself changed in the frame, whatever the weights have become;
+    - `null_space_weight`: the part of the change from the source's restoration that the blur would remove is held back;
+    - `trust_radius`: the image that is given lies within a ball around the source's restoration, whose radius is this
+      share of what the source itself changed in the frame, whatever the weights have become;
     - a student that starts a frame outside twice that ball is put back to the source;
     - where the source's own restoration meets the frame better, by the same measure, that is given.
 
@@ -39,8 +39,8 @@ class ReblurConsistency(DefocusAdapter, method="reblur_consistency"):
         steps: optimizer steps per frame.
         lr: learning rate.
         ema: share of itself that the teacher keeps at each step.
-        anchor: weight of the change that the comparison cannot see.
-        trust: radius of the ball, relative to the root mean square change that the source makes; None for no ball, no
+        null_space_weight: weight of the change that the comparison cannot see.
+        trust_radius: radius of the ball, relative to the root mean square change that the source makes; None for no ball, no
             way back and no comparison with the source.
         border: pixels at each side that are not compared: blurring sees zeros beyond the frame.
         views: views that the output is averaged over, see :func:`resolve_views`.
@@ -50,7 +50,7 @@ class ReblurConsistency(DefocusAdapter, method="reblur_consistency"):
         ValueError: a setting is out of range; the model enlarges, or takes clips or other than 1 or 3 channels.
 
     Source: the reblurring loss of JDRL (Li et al., AAAI 2023), at test time; the estimate from the frame alone, the
-    anchor and the ball are ours.
+    null-space term and the ball are ours.
     """
 
     def __init__(
@@ -62,8 +62,8 @@ class ReblurConsistency(DefocusAdapter, method="reblur_consistency"):
         steps: int = 8,
         lr: float = 2e-4,
         ema: float = 0.9,
-        anchor: float = 0.5,
-        trust: float | None = 0.5,
+        null_space_weight: float = 0.5,
+        trust_radius: float | None = 0.5,
         border: int = KERNEL_SIZE // 2,
         views: Views = "rot4",
         seed: int = 0,
@@ -72,20 +72,26 @@ class ReblurConsistency(DefocusAdapter, method="reblur_consistency"):
         checks.expect_int("ReblurConsistency", "border", border, minimum=0)
         checks.expect_number("ReblurConsistency", "ema", ema, minimum=0, maximum=1)
         checks.expect_number("ReblurConsistency", "lr", lr, above=0)
-        checks.expect_number("ReblurConsistency", "anchor", anchor, minimum=0)
-        checks.expect_number("ReblurConsistency", "trust", trust, above=0, optional=True)
+        checks.expect_number("ReblurConsistency", "null_space_weight", null_space_weight, minimum=0)
+        checks.expect_number("ReblurConsistency", "trust_radius", trust_radius, above=0, optional=True)
         super().__init__(model, estimator, select=select, views=views, steps=steps, seed=seed, **options)
-        self.lr, self.ema, self.anchor, self.trust, self.border = lr, ema, anchor, trust, border
+        self.lr, self.ema, self.null_space_weight, self.trust_radius, self.border = (
+            lr,
+            ema,
+            null_space_weight,
+            trust_radius,
+            border,
+        )
 
     def begin_frame(self, frame: FrameContext) -> None:
         """Read the blur; put a student that has left the source's neighborhood back."""
         super().begin_frame(frame)
         frame.scratch["seeds"] = self.blur_map(frame.region)
-        frame.scratch["anchor"] = self.run("source", frame.region).image.float()
-        if self.trust is not None:
-            reach = self.trust * _rms(frame.scratch["anchor"] - frame.region)
+        frame.scratch["source"] = self.run("source", frame.region).image.float()
+        if self.trust_radius is not None:
+            reach = self.trust_radius * _rms(frame.scratch["source"] - frame.region)
             strayed = (
-                _rms(self.run("student", frame.region).image.float() - frame.scratch["anchor"]) > 2 * reach
+                _rms(self.run("student", frame.region).image.float() - frame.scratch["source"]) > 2 * reach
             ).any()
             frame.metrics["restarted"] = float(strayed)
             if strayed:
@@ -93,7 +99,7 @@ class ReblurConsistency(DefocusAdapter, method="reblur_consistency"):
 
     def objective(self, frame: FrameContext) -> Tensor:
         """Charbonnier distance of the reblurred restoration from the frame, and of the unseen change from none."""
-        restored, source = self.run("student", frame.region).image.float(), frame.scratch["anchor"]
+        restored, source = self.run("student", frame.region).image.float(), frame.scratch["source"]
         seen, loss = self._judge_image(restored, source, frame.scratch["seeds"], frame.region)
         frame.metrics["reblur_loss"] = seen.mean().item()
         return loss.mean()
@@ -103,13 +109,13 @@ class ReblurConsistency(DefocusAdapter, method="reblur_consistency"):
         self.update_teacher(self.ema)
 
     def emit(self, frame: FrameContext) -> Restoration:
-        """The teacher's self-ensemble, no farther from the source's than `trust` allows, or the source's if better."""
+        """The teacher's self-ensemble, no farther from the source's than `trust_radius` allows, or the source's if better."""
         restored = self.ensemble("teacher", frame.image)
-        if self.trust is None:
+        if self.trust_radius is None:
             return restored
         source = self.ensemble("source", frame.image).image.float()
         change = restored.image.float() - source
-        reach, length = self.trust * _rms(source - frame.image), _rms(change)
+        reach, length = self.trust_radius * _rms(source - frame.image), _rms(change)
         share = (reach / length.clamp(min=1e-12)).clamp(max=1)
         # a change that is no number is none
         near = torch.where((share < 1) | ~length.isfinite(), source + (share * change).nan_to_num(0), restored.image)
@@ -122,11 +128,13 @@ class ReblurConsistency(DefocusAdapter, method="reblur_consistency"):
 
     def _judge_image(self, image: Tensor, source: Tensor, seeds: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """Distance from the frame, and the objective, of every sample by itself: (B,), (B,)."""
-        return disagreement(image, x, seeds, source=source, anchor=self.anchor, border=self.border)
+        return disagreement(
+            image, x, seeds, source=source, null_space_weight=self.null_space_weight, border=self.border
+        )
 
     def cost(self) -> str:
         """Passes through the model for each frame."""
-        views = len(self.views) * (1 if self.trust is None else 2)
+        views = len(self.views) * (1 if self.trust_radius is None else 2)
         return (
             f"per frame 1 look of the estimator, 2 forward, {self.steps} forward and backward, {views} forward "
             "for the output"
