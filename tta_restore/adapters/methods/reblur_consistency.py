@@ -40,8 +40,8 @@ class ReblurConsistency(DefocusAdapter, method="reblur_consistency"):
         lr: learning rate.
         ema: share of itself that the teacher keeps at each step.
         null_space_weight: weight of the change that the comparison cannot see.
-        trust_radius: radius of the ball, relative to the root mean square change that the source makes; None for no ball, no
-            way back and no comparison with the source.
+        trust_radius: radius of the ball, relative to the root mean square change that the source makes; None for no
+            ball, no way back and no comparison with the source.
         border: pixels at each side that are not compared: blurring sees zeros beyond the frame.
         views: views that the output is averaged over, see :func:`resolve_views`.
         seed: of the adapter.
@@ -109,7 +109,7 @@ class ReblurConsistency(DefocusAdapter, method="reblur_consistency"):
         self.update_teacher(self.ema)
 
     def emit(self, frame: FrameContext) -> Restoration:
-        """The teacher's self-ensemble, no farther from the source's than `trust_radius` allows, or the source's if better."""
+        """Return the teacher's self-ensemble within `trust_radius` of the source's, or the source's if it is better."""
         restored = self.ensemble("teacher", frame.image)
         if self.trust_radius is None:
             return restored
