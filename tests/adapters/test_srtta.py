@@ -35,7 +35,10 @@ def test_it_learns_to_see_through_the_degradation():
     """The same patches, degraded alike, before and after: random numbers depend on the number of the frame alone."""
     blobs = torch.rand(1, 3, 6, 7, generator=torch.Generator().manual_seed(0))
     x = torch.nn.functional.interpolate(blobs, scale_factor=8, mode="bilinear")
-    options = {"steps": 1, "restore_fraction": 0.0, "lr": 1e-3, "num_patches": 8, "max_noise_std": 0.1}
+    options = {
+        "steps": 1, "restore_fraction": 0.0, "lr": 1e-3, "num_patches": 8, "max_noise_std": 0.1,
+        "degradations": "blur_noise",
+    }  # fmt: skip
     learned, before, after = (make(**options) for _ in range(3))
     for _ in range(60):
         learned.adapt(x)
@@ -48,13 +51,30 @@ def test_degraded_patches_keep_their_mean_and_range():
     adapter = make(max_blur_std=2.0, max_noise_std=0.02)
     x = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     with adapter._session(frames("plain", 1)[0]), adapter._working_on(adapter.state.view()):
-        worse = adapter._degraded(x)
+        worse = adapter._degraded(x, ("blur", "noise"))
     assert worse.shape == x.shape
     assert worse.min() >= 0
     assert worse.max() <= 1
     torch.testing.assert_close(worse.mean((2, 3)), x.mean((2, 3)), atol=0.02, rtol=0)
     detail = [(t[..., 1:] - t[..., :-1]).square().mean((1, 2, 3)) for t in (worse, x)]
     assert (detail[0] < detail[1]).all()
+
+
+def test_patches_get_the_degradations_of_the_frame():
+    adapter = make()
+    generator = torch.Generator().manual_seed(0)
+    blobs = torch.nn.functional.interpolate(torch.rand(1, 3, 8, 8, generator=generator), size=64, mode="bicubic")
+    smooth = 0.2 + 0.6 * blobs.clamp(0, 1)
+    noisy = (smooth + 25 / 255 * torch.randn(smooth.shape, generator=generator)).clamp(0, 1)
+    assert "noise" in adapter._present(noisy)
+    assert "noise" not in make()._present(smooth)
+    assert make(degradations="blur_noise")._present(noisy) == ("blur", "noise")
+    x = torch.rand(2, 3, 32, 32, generator=generator)
+    with adapter._session(frames("plain", 1)[0]), adapter._working_on(adapter.state.view()):
+        only_noise = adapter._degraded(x, ("noise",))
+        jpeg = adapter._degraded(x, ("jpeg",))
+    assert (only_noise - x).std() < 12 / 255
+    assert 0 <= jpeg.min() < jpeg.max() <= 1
 
 
 def test_refusals():

@@ -16,19 +16,23 @@ from tta_restore.adapters.injection import expect_site, find_site, hooked
 from tta_restore.adapters.select import Select
 from tta_restore.adapters.views import Views
 from tta_restore.data.datasets.mining import random_patches
-from tta_restore.degradations import Blur, Clip, Compose, Noise
+from tta_restore.degradations import Blur, Clip, Compose, Degradation, Estimator, Jpeg, Noise
 from tta_restore.losses import charbonnier_loss
+
+_MIN_RADIUS, _MIN_NOISE, _MAX_QUALITY = 0.8, 2 / 255, 95.0  # from which a degradation counts as present
 
 
 class SRTTA(Adapter, method="srtta"):
     """Adapter that makes features invariant to one more degradation, and preserves the most important weights.
 
-    In each step patches of the frame get random blur and noise; the loss is the distance of the student's features of
-    them from the source's and from its own features of the original patches. The weights on which the agreement of
-    views depends most are restored to the source's after every step. Returns the student's average over views.
+    In each step patches of the frame get more of the degradations that were found in it, of random strength; the loss
+    is the distance of the student's features of them from the source's and from its own features of the original
+    patches. The weights on which the agreement of views depends most are restored to the source's after every step.
+    Returns the student's average over views.
 
-    Losses and preserved weights are those of the published method, which was made for super-resolution; its classifier
-    of degradations is left out.
+    Losses and preserved weights are those of the published method, which was made for super-resolution. Its classifier
+    is replaced by :class:`tta_restore.degradations.Estimator`: blur, noise and JPEG compression count as present from
+    a radius of 0.8 pixels, a noise of 2/255, and below a quality of 95.
 
     Args:
         model: a restorer of single frames; see :class:`Adapter`, as for ``options``.
@@ -40,6 +44,9 @@ class SRTTA(Adapter, method="srtta"):
         patch_size: side of a patch in pixels, rounded up to what the model takes.
         max_blur_std: largest standard deviation of the added Gaussian blur, in pixels.
         max_noise_std: largest standard deviation of the added noise, in [0, 1] values.
+        min_quality: smallest quality of the added JPEG compression, 1 to 95.
+        degradations: ``"estimated"`` for those found in the frame, all where none is found; ``"blur_noise"`` for blur
+            and noise on every frame.
         restore_fraction: fraction of the adapted scalars, the most important ones on the first frame, that are restored
             to the source's values.
         views: test-time augmentations, for the importance and for the output.
@@ -65,6 +72,8 @@ class SRTTA(Adapter, method="srtta"):
         patch_size: int = 48,
         max_blur_std: float = 2.0,
         max_noise_std: float = 10 / 255,
+        min_quality: float = 50.0,
+        degradations: str = "estimated",
         restore_fraction: float = 0.5,
         views: Views = "d4",
         **options: Any,
@@ -75,13 +84,18 @@ class SRTTA(Adapter, method="srtta"):
             checks.expect_number("SRTTA", name, value, above=0)
         checks.expect_number("SRTTA", "max_noise_std", max_noise_std, minimum=0)
         checks.expect_number("SRTTA", "restore_fraction", restore_fraction, minimum=0, maximum=1)
+        checks.expect_number("SRTTA", "min_quality", min_quality, minimum=1, maximum=95)
+        checks.expect_choice("SRTTA", "degradations", degradations, ("estimated", "blur_noise"))
         super().__init__(model, select=select, steps=steps, views=views, **options)
         self.at = expect_site(self.restorer, at, asker="SRTTA")[1]
         self.lr, self.num_patches, self.patch_size = lr, num_patches, patch_size
         self.max_blur_std, self.max_noise_std, self.restore_fraction = max_blur_std, max_noise_std, restore_fraction
         # a Gaussian of standard deviation s has the root mean square radius s * sqrt(2)
         lens = Blur(radius=(0.0, max_blur_std * math.sqrt(2)), lens="gaussian", linear=False, log_uniform=False)
-        self.degradation = Compose([lens, Noise(read_std=(0.0, max_noise_std), log_uniform=False), Clip()])
+        noise = Noise(read_std=(0.0, max_noise_std), log_uniform=False)
+        self.min_quality, self.degradations = min_quality, degradations
+        self.estimator: Any = Estimator() if degradations == "estimated" else None
+        self._parts: dict[str, Degradation] = {"blur": lens, "noise": noise, "jpeg": Jpeg((min_quality, 95))}
 
     def initial_memory(self) -> dict[str, Any]:
         """Return which scalars are restored, found on the first frame."""
@@ -91,6 +105,7 @@ class SRTTA(Adapter, method="srtta"):
         """Find the site of the features, and the scalars that the agreement of views depends on most."""
         if self.at == "auto":
             self.at = find_site(self.restorer, "auto", asker="SRTTA", frame=frame.region, **frame.arguments).path
+        frame.scratch["present"] = self._present(frame.region)
         if self.memory["important"] is not None:
             return
         with torch.enable_grad():
@@ -114,7 +129,7 @@ class SRTTA(Adapter, method="srtta"):
         clean = random_patches(frame.region.float().cpu(), self.num_patches, side, self.generator).to(frame.region)
         with torch.no_grad():
             targets = [self._features(role, clean) for role in ("source", "student")]
-        found = self._features("student", self._degraded(clean))
+        found = self._features("student", self._degraded(clean, frame.scratch["present"]))
         return charbonnier_loss(found, targets[0]) + charbonnier_loss(found, targets[1])
 
     def after_step(self, frame: FrameContext) -> None:
@@ -143,7 +158,21 @@ class SRTTA(Adapter, method="srtta"):
         features = torch.cat(seen)  # several where the model takes one image at a time
         return features.to(torch.promote_types(features.dtype, torch.float32))
 
-    def _degraded(self, clean: Tensor) -> Tensor:
-        """Degrade each patch with its own blur and noise, within [0, 1]."""
-        parameters = self.degradation.sample(self.generator, len(clean))
-        return self.degradation.apply(clean, parameters, self.generator)
+    def _present(self, image: Tensor) -> tuple[str, ...]:
+        """Return which degradations the frame has, in the order of the camera."""
+        if self.estimator is None or image.shape[1] not in (1, 3):
+            return ("blur", "noise")
+        mean = self.estimator.read(image.float()).mean
+        found = {
+            "blur": mean["blur_radius"] >= _MIN_RADIUS,
+            "noise": mean["noise_std"] >= _MIN_NOISE,
+            "jpeg": mean["jpeg_quality"] < _MAX_QUALITY,
+        }
+        return tuple(name for name, present in found.items() if present) or tuple(found)
+
+    def _degraded(self, clean: Tensor, present: tuple[str, ...]) -> Tensor:
+        """Degrade each patch with random strengths of the named degradations, within [0, 1]."""
+        camera = Compose([*(self._parts[name] for name in present if name != "jpeg"), Clip()])
+        if "jpeg" in present:
+            camera = Compose([*camera.degradations, self._parts["jpeg"]])
+        return camera.apply(clean, camera.sample(self.generator, len(clean)), self.generator)
