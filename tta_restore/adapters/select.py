@@ -32,7 +32,7 @@ def select_parameters(
     full match, a module class, or a preset: ``"all"``, ``"norm"`` (scale and shift of every normalization layer),
     ``"bias"``, ``"last_stage"`` (the last modules, as defined, that make up 5 % of the weights), ``"injected"`` (what
     an adapter adds; given in ``injected``), ``"gains"`` and ``"low_rank"`` (the kernels and matrices of all layers,
-    whose changes stay in a subspace, see :func:`subspaces`). An entry ``"!..."`` takes away again. Prefixes of
+    whose changes are one factor per output channel, or of rank 4). An entry ``"!..."`` takes away again. Prefixes of
     torch.compile and DataParallel may be written or left out.
 
     Raises:
