@@ -42,6 +42,7 @@ class Upscaler(Filter):
         return F.interpolate(super().forward(x), scale_factor=2, mode="bicubic")
 
 
+UPSCALE = RestorerSpec(in_channels=3, scale=2)
 DENOISE = RestorerSpec(in_channels=3, task="denoise")
 
 
@@ -247,12 +248,15 @@ def test_what_no_one_can_use_is_refused():
         ("defocus", 2.5, 100, 0.6, 0.4),
         ("defocus", 1.2, 100, 2.0, 0.3),
         ("defocus", 2.5, 40, 2.0, 0.4),
+        ("sr", 0.6, 100, 2.0, 0.0),
+        ("sr", 0.9, 100, 2.0, 1.0),
     ],
 )
 def test_trust_grows_with_the_lead_and_falls_with_what_is_read_badly(task, blur, quality, lead, share):
-    adapter = DegradationPairs(Filter(), spec=DENOISE, task=task)
+    model, spec = (Upscaler(), UPSCALE) if task == "sr" else (Filter(), DENOISE)
+    adapter = DegradationPairs(model, spec=spec, task=task)
     reading = dataclasses.replace(
-        adapter.estimator.read(_frame(5)[0]),
+        adapter.estimator.read(_frame(0)[0]),
         blur=torch.tensor([math.log(blur), 0.1]),
         jpeg=torch.tensor([float(quality < 100), quality, 1.0]),
     )

@@ -49,6 +49,7 @@ _MIN_MEASURED = 2.0  # noise in 1/255 from which the error on the frame is measu
 # below the smaller radius it has a part of it, and never all. Chosen on development frames: see docs/measurements.md.
 _FULL_LEAD, _FULL_LEAD_UPSCALING = 1.2, 0.75
 _SHARP = (0.8, 1.2)  # blur radii in pixels up to which the input may have all the weight, and from which none
+_SURE_BLUR_UPSCALING = (0.65, 0.85)  # soft content of small frames reads as up to 0.67 pixels
 _SURE_BLUR, _MIN_SHARE, _MAX_SHARE = (1.2, 2.0), 0.3, 0.8
 _FULL_LEAD_KEEPING = 0.4  # the same for students that keep blur: a small lead is not worth the risk of a wrong estimate
 _EXCESS = (0.1, 0.25)  # correlation of the residual, beyond that on pairs, that is trusted fully and not any more
@@ -645,10 +646,14 @@ def _max_share(lead: float, readings: list[Reading], sampler: PairSampler) -> fl
     if sampler.sharpens:
         full = _FULL_LEAD if sampler.scale == 1 else _FULL_LEAD_UPSCALING
     share = min(max(lead / full, 0.0), 1.0)
+    radius = min(reading.mean["blur_radius"] for reading in readings)
+    noise = max(reading.mean["noise_std"] for reading in readings)
     if sampler.sharpens and sampler.scale == 1:
         low, high = _SURE_BLUR
-        radius = min(reading.mean["blur_radius"] for reading in readings)
         share *= min(max((radius - low) / (high - low), _MIN_SHARE), _MAX_SHARE)
+    elif sampler.sharpens and 255 * noise < _MIN_MEASURED:
+        low, high = _SURE_BLUR_UPSCALING
+        share *= min(max((radius - low) / (high - low), 0.0), 1.0)
     compressed = any(reading.mean["jpeg_quality"] < _MIN_QUALITY for reading in readings)
     return share / 2 if compressed else share
 
