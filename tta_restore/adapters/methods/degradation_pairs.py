@@ -41,6 +41,7 @@ _MIN_PROGRESS = 0.05  # dB by which a new best has to be better
 _STEADY = 2  # frames in a row that gain less than _MIN_GAIN each, after which adaptation ends
 _MIN_GAIN = 0.1  # dB of lead; the best of several looks at few pairs is a little too good
 _KEPT_LEAD = 0.5  # part of the lead that the student must keep on a frame of the same camera
+_WITHOUT_LEAD = 0.4  # part of the threshold of a change for a student that has no lead
 _DOUBTFUL = 2  # frames of a steady camera in a row without that lead, which are a change
 _MARGIN = 0.3  # dB by which remembered weights must lead over the source to be continued from
 _RECORRUPTION = 0.3  # strength of the noise that the frame is tested with, relative to its own
@@ -250,7 +251,7 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         source = self.ensemble("source", frame.region)
         forward = (time.perf_counter() - started) / len(self.views) * frame.image.numel() / frame.region.numel()
         notes.update(source=source, scene=source.image.float().clamp(0, 1).expand(-1, 3, -1, -1).cpu())
-        changed = bool(notes.get("changed")) or self._outdated(frame, reading)
+        changed = bool(notes.get("changed")) or self._outdated(frame, reading, self.change_threshold)
         memory["readings"] = [*([] if changed else memory["readings"]), reading.tensors()][-self.window :]
         notes["reading"] = self.reading
         frame.metrics["changed"] = float(changed)
@@ -347,12 +348,12 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         frame.scratch["weights"] = weights
         frame.metrics.update(trust=weights[2], lead=lead, changed=0.0)
 
-    def _outdated(self, frame: FrameContext, reading: Reading) -> bool:
+    def _outdated(self, frame: FrameContext, reading: Reading, threshold: float) -> bool:
         """Return whether the estimate of a frame is far from the pooled one, or the student lost its lead on it."""
         pooled = self.reading
         distance = 0.0 if pooled is None else reading.distance(pooled)
         frame.metrics["distance"] = distance
-        if pooled is None or distance > self.change_threshold:
+        if pooled is None or distance > threshold:
             return pooled is not None
         wanted = _KEPT_LEAD * self.memory["lead"]
         if wanted <= _MIN_PROGRESS:
@@ -367,10 +368,12 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         """Compare a frame of a steady camera with those that were adapted on; restore it if it is like them.
 
         Frames on which the student lost its lead get as much of it as the lead that is left allows. The second one in
-        a row counts as a change: single estimates are uncertain.
+        a row counts as a change: single estimates are uncertain. Without a lead to lose, smaller distances count.
         """
         memory = self.memory
-        if not self._outdated(frame, reading):
+        leads = _KEPT_LEAD * memory["lead"] > _MIN_PROGRESS
+        threshold = self.change_threshold if leads else _WITHOUT_LEAD * self.change_threshold
+        if not self._outdated(frame, reading, threshold):
             memory["interval"], memory["doubtful"] = min(2 * memory["interval"], self.read_interval), 0
             self._keep(frame, memory["weights"], memory["lead"])
             return False
@@ -378,6 +381,9 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         if memory["doubtful"] >= _DOUBTFUL or frame.metrics["distance"] > self.change_threshold:
             memory["doubtful"], frame.scratch["changed"] = 0, True
             return True
+        if not leads:
+            self._keep(frame, memory["weights"], memory["lead"])
+            return False
         lead = frame.metrics["lead_on_frame"]
         plain, kept, new = memory["weights"]
         allowed = min(new, _max_share(lead, [reading], frame.scratch["sampler"]))
