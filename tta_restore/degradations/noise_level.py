@@ -91,7 +91,8 @@ def largest_noise(image: Tensor) -> Tensor:
         local = F.avg_pool2d(image[None].float(), 7, stride=1, padding=3, count_include_pad=False)[0]
         far = 2.5 * _CEILING * float(difference.clamp(max=0.15))
         inside = _median_level(differences, ((local < far) | (local > 1 - far)).any(0))
-        return torch.minimum(_CEILING * difference, _MARGIN * inside)
+        # clipping only lowers the median of all, and few pixels inside are a bad sample
+        return (_MARGIN * inside).clamp(_MARGIN * difference, _CEILING * difference)
     # demosaicking and color noise reduction make noise less in the differences than in the channels
     return torch.minimum(_CEILING * level, 2 * _CEILING * difference + 1 / 255)
 
