@@ -161,8 +161,7 @@ class Adapter(RecordedModule):
         )
         injected = None if self.injection is None else self.injection.weights()
         self.adapted = () if select is None else select_parameters(self._backbone.root, select, injected=injected)
-        chosen = {name: tensor for name, tensor in self._backbone.root.named_parameters() if name in self.adapted}
-        self._subspaces = {} if select is None else subspaces(chosen, select)
+        self._subspaces = {} if select is None else subspaces(self._backbone.root, self.adapted, select)
         self.views = resolve_views(views)
         self.views_name = views if isinstance(views, str) else f"{len(self.views)} own views"
         self.steps, self.region, self.tiles = steps, region, tiles

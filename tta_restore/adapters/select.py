@@ -70,7 +70,9 @@ def select_parameters(
     return tuple(name for name in canonical.values() if name in taken)
 
 
-def subspaces(adapted: Mapping[str, Tensor], select: Select) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
+def subspaces(
+    module: nn.Module, adapted: Iterable[str], select: Select
+) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
     """Return the projection of the change of each weight that ``"gains"`` or ``"low_rank"`` selects, by name.
 
     ``"gains"`` allows one factor per output channel (Mohan et al., "Adaptive Denoising via GainTuning", NeurIPS 2021);
@@ -86,7 +88,8 @@ def subspaces(adapted: Mapping[str, Tensor], select: Select) -> dict[str, Callab
         raise ValueError("select: expected 'gains' or 'low_rank', got both")
     if not chosen:
         return {}
-    return {name: _SUBSPACES[chosen[0]] for name, tensor in adapted.items() if tensor.ndim >= _MIN_DIMS}
+    dims = {name: parameter.ndim for name, parameter in module.named_parameters()}
+    return {name: _SUBSPACES[chosen[0]] for name in adapted if dims.get(name, 0) >= _MIN_DIMS}
 
 
 def _gains(change: Tensor, source: Tensor) -> Tensor:
