@@ -297,8 +297,11 @@ def _restore_image(
         else:
             result = method(rgb[None].to(device))[0].detach().float().cpu()
     losses = image.losses
-    if not result.is_inference():
-        result.clamp_(0, 1)  # here, without a copy
+    low, high = result.aminmax()
+    if not (
+        low >= 0 and high <= 1
+    ):  # a copy of a large photo is hundreds of megabytes; the tensor may be the method's own
+        result = result.clamp(0, 1)
     restored = back(result)
     del image, rgb, result, back  # the samples of a large photo are hundreds of megabytes
     options = {} if output.quality is None else {"quality": output.quality}
