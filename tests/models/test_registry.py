@@ -37,15 +37,15 @@ def test_a_second_definition_is_refused_and_both_are_named():
 
 
 def test_unknown_names_and_kinds_are_answered_with_near_names():
-    models.register_model("small_unet")(build_small)
-    with pytest.raises(ValueError, match="did you mean small_unet"):
-        models.create_model("smal_unet")
+    models.register_model("tiny_network")(build_small)
+    with pytest.raises(ValueError, match="did you mean tiny_network"):
+        models.create_model("tiny_netwrk")
     with pytest.raises(ValueError, match="restorer, reblurrer"):
         models.list_models("restorers")
     with pytest.raises(ValueError, match="kind of 'x'"):
         models.register_model("x", kind="network")
     with pytest.raises(TypeError, match="heads"):
-        models.create_model("small_unet", heads=3)
+        models.create_model("tiny_network", heads=3)
 
 
 def test_checkpoint_metadata_gives_the_config_and_guards_the_model(tmp_path):
