@@ -96,7 +96,7 @@ def test_a_model_that_cannot_be_copied_is_refused_before_anything_changes():
     assert SelfEnsemble(net)(x).shape == x.shape
 
 
-class Roles(SiamCTTA, method="roles_of_a_test"):
+class Roles(SiamCTTA):
     """Returns the source after passes of the other roles."""
 
     def emit(self, frame):

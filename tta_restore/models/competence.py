@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from tta_restore._core.ambient import with_usual_defaults
 from tta_restore.models.restorer.preserve import preserve_state
@@ -145,9 +146,29 @@ def competence(model: Any, spec: RestorerSpec | None = None, *, seed: int = 0) -
 
 def multiply_adds(restorer: Restorer, frame: Tensor) -> float:
     """Return the multiply-adds of one pass, as far as operators have a formula."""
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), _Operations() as counter:
         restorer(frame)
-    return counter.get_total_flops() / 2
+    return counter.total / 2
+
+
+class _Operations(TorchDispatchMode):
+    """Counter of floating-point operations by torch's formulas.
+
+    ``FlopCounterMode`` also follows modules, and fails on weights that one module passes to another without gradients.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        formula = flop_registry.get(func.overloadpacket)
+        if formula is not None:
+            self.total += formula(*args, **(kwargs or {}), out_val=out)
+        return out
 
 
 def _gain(restorer: Restorer, sharp: Tensor, degraded: Tensor, weight: Tensor) -> float:
