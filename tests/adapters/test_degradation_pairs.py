@@ -9,11 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tta_restore.adapters import DegradationPairs, SelfEnsemble, calibrate, create_adapter, recommended
-from tta_restore.adapters.methods import _blend
-from tta_restore.adapters.methods._pair_sampler import PairSampler, patch_size_for
-from tta_restore.adapters.methods.degradation_pairs import _max_share
+from tta_restore.adapters.methods import _blend, _trust
+from tta_restore.adapters.methods._pair_sampler import PairSampler, _common_pupils, _hedged, patch_size_for
 from tta_restore.data.synthetic import dead_leaves, defocus, photos
-from tta_restore.degradations import Estimator
+from tta_restore.degradations import Estimator, Reading
 from tta_restore.degradations import lens as optics
 from tta_restore.metrics import psnr
 from tta_restore.models import RestorerSpec, SizeRequirements, create_model
@@ -42,7 +41,6 @@ class Upscaler(Filter):
         return F.interpolate(super().forward(x), scale_factor=2, mode="bicubic")
 
 
-UPSCALE = RestorerSpec(in_channels=3, scale=2)
 DENOISE = RestorerSpec(in_channels=3, task="denoise")
 
 
@@ -253,15 +251,14 @@ def test_what_no_one_can_use_is_refused():
     ],
 )
 def test_trust_grows_with_the_lead_and_falls_with_what_is_read_badly(task, blur, quality, lead, share):
-    model, spec = (Upscaler(), UPSCALE) if task == "sr" else (Filter(), DENOISE)
-    adapter = DegradationPairs(model, spec=spec, task=task)
     reading = dataclasses.replace(
-        adapter.estimator.read(_frame(0)[0]),
+        Estimator().read(_frame(0)[0]),
         blur=torch.tensor([math.log(blur), 0.1]),
         jpeg=torch.tensor([float(quality < 100), quality, 1.0]),
     )
-    with adapter._session(_frame(5)[0]) as frame, adapter._working_on(adapter.state.view()):
-        assert _max_share(lead, [reading], adapter._sampler(frame)) == pytest.approx(share, abs=1e-3)
+    found = _trust.max_student(lead, [reading], sharpens=task != "denoise", scale=2 if task == "sr" else 1)
+    assert found == pytest.approx(share, abs=1e-3)
+    assert _trust.max_input([reading]) == pytest.approx(min(max((1.2 - blur) / 0.4, 0), 1), abs=1e-3)
 
 
 def test_a_lens_that_the_student_fails_on_is_a_change():
@@ -278,3 +275,41 @@ def test_a_lens_that_the_student_fails_on_is_a_change():
     assert first.metrics["trust"] <= adapter.memory["weights"][2]
     assert any("may have changed" in message for message in first.messages)
     assert adapter.adapt(stream[4].blurry[None]).metrics["changed"] == 1
+
+
+def test_content_in_the_residual_is_not_trusted_as_noise():
+    generator = torch.Generator().manual_seed(0)
+    flat = torch.full((2, 3, 48, 48), 0.5)
+    noise = 0.1 * torch.randn(flat.shape, generator=generator)
+    strokes = noise.clone()
+    strokes[..., 8:40:8, :] -= 0.4  # lines that a restorer smooths away, equal in all channels
+    pairs = flat + noise, flat
+    assert abs(_trust.structure_excess(pairs, pairs)) < 1e-6
+    assert _trust.structure_share(_trust.structure_excess((flat + strokes, flat), pairs)) == 0
+    gray = tuple(image.mean(1, keepdim=True) for image in (flat + strokes, flat))
+    assert _trust.structure_excess(gray, tuple(image[:, :1] for image in pairs)) > 0.2
+
+
+def test_uncertain_lenses_are_mixed_with_common_ones():
+    reading = Estimator().read(_frame(1)[0])
+    hedged = _hedged(reading)
+    common = _common_pupils()
+    assert len(hedged.pupils) == len(reading.pupils) + 2
+    assert torch.equal(hedged.pupils[2], common[0])
+    sure = _hedged(dataclasses.replace(reading, frames=20))
+    assert torch.equal(sure.pupils[-2:], common)
+
+
+def test_a_camera_change_is_noticed_where_nothing_was_learned(monkeypatch):
+    """Without a lead to lose, two frames at a smaller distance count as a change."""
+    adapter = DegradationPairs(Filter(), spec=DENOISE, steps=4, lr=1e-6, calibration_frames=1)
+    adapter.adapt(_frame(15)[0])
+    assert adapter.phase == "steady"
+    adapter.memory["lead"] = 0.0
+    monkeypatch.setattr(Reading, "distance", lambda self, other: 1.5)
+    first, second = (adapter.adapt(_frame(15, seed)[0]) for seed in (5, 6))
+    assert (first.steps, first.metrics["changed"]) == (0, 0)
+    assert second.metrics["changed"] == 1
+    monkeypatch.setattr(Reading, "distance", lambda self, other: 0.9)
+    steady = DegradationPairs(Filter(), spec=DENOISE, steps=4, lr=1e-6, calibration_frames=1)
+    assert [steady.adapt(_frame(15, seed)[0]).metrics["changed"] for seed in range(4)] == [0, 0, 0, 0]

@@ -1,4 +1,4 @@
-"""What a video carries next to its samples: written again where it can be, named where it cannot."""
+"""Side data of videos: carried over where the format can hold it, otherwise named as lost."""
 
 from __future__ import annotations
 

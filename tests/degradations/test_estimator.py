@@ -4,7 +4,7 @@ import pytest
 import torch
 from _degradation_base import seeded
 
-from tta_restore.data.synthetic import photos
+from tta_restore.data.synthetic import defocus, photos
 from tta_restore.degradations import Blur, Clip, Compose, Estimator, Jpeg, Noise, Quantize, quality_tables
 
 
@@ -68,3 +68,17 @@ def test_wrong_frames_are_refused(estimator):
         estimator.read(torch.full((3, 32, 32), float("nan")))
     with pytest.raises(TypeError, match="floating dtype"):
         estimator.read(torch.zeros(3, 32, 32, dtype=torch.uint8))
+
+
+def test_visible_blur_is_read_without_a_large_bias():
+    """The joint network alone reads these frames 35 % too small in the mean."""
+    lenses = [defocus.DEV[4], defocus.DEV[2]]
+    frames = defocus.defocus_stream(lenses, ("grace_hopper", "gravel"), frames_per_lens=2, size=144, seed=2101)
+    axis = torch.arange(frames[0].kernels.shape[-1]) - frames[0].kernels.shape[-1] // 2
+    squares = (axis.square() + axis[:, None].square()).float()
+    errors = []
+    for frame in frames:
+        true = (frame.kernels * squares).sum((-1, -2)).sqrt().log().mean()
+        errors.append(float(Estimator().read(frame.blurry).blur[0] - true))
+    assert abs(sum(errors) / len(errors)) < 0.2
+    assert max(map(abs, errors)) < 0.4

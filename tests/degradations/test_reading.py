@@ -1,12 +1,14 @@
 """Readings: pooled, drawn from, saved, compared."""
 
 import json
+import math
+from dataclasses import replace
 
 import pytest
 import torch
 from _degradation_base import seeded, tensors_of
 
-from tta_restore.degradations import Blur, Clip, Jpeg, Noise, Quantize, Reading, Resize, quality_tables
+from tta_restore.degradations import Blur, Clip, Estimator, Jpeg, Noise, Quantize, Reading, Resize, quality_tables
 from tta_restore.degradations.blur import PUPIL_SIZE
 
 
@@ -132,3 +134,13 @@ def test_distance_is_about_what_can_be_seen():
     assert sure[0].distance(sure[1]) > 2.5
     assert unsure[0].distance(unsure[1]) < 1
     assert reading(jpeg=(1.0, 20.0, 1.0)).distance(base) > 2
+
+
+def test_pooling_keeps_the_spread_of_the_blur_over_frames():
+    """Depth differs from frame to frame, so that more frames make the blur of the next one no more certain."""
+    one = Estimator().read(torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(0)))
+    radii = (1.0, 2.0, 4.0)
+    frames = [replace(one, blur=torch.tensor([math.log(r), 0.05])) for r in radii]
+    pooled = Reading.pool(frames)
+    assert float(pooled.blur[0]) == pytest.approx(math.log(2), abs=1e-3)
+    assert float(pooled.blur[1]) == pytest.approx(torch.tensor(radii).log().std(correction=0).item(), rel=1e-3)

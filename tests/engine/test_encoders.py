@@ -13,7 +13,7 @@ from tta_restore.nn import OpenClipEncoder, TimmEncoder
 
 
 def look(images):
-    """An encoder of one's own: the mean color."""
+    """Custom encoder that returns the mean color."""
     return images.mean((2, 3))
 
 

@@ -418,7 +418,7 @@ class Third(nn.Module):
 
 
 def brightness(job):
-    """A protocol of one's own: the mean of the restored images."""
+    """Custom protocol that scores the mean of the restored images."""
     from tta_restore.data.datasets.layouts import folder_frames
     from tta_restore.engine.evaluate.stream import FrameRecord
 

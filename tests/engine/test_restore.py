@@ -316,3 +316,11 @@ print(restored, peak / 1e6)
     assert restored == "1"
     assert read_image(tmp_path / "out.jpg").pixels.shape == (3, 4000, 6000)
     assert float(gigabytes) < 2.5
+
+
+def test_a_tensor_of_the_method_is_not_written_into(tmp_path):
+    write_image(tmp_path / "in" / "a.png", Image(photo(0)))
+    kept = torch.full((1, *photo(0).shape), 1.5)
+    run_jobs(plan_jobs([tmp_path / "in"], tmp_path / "out").jobs, lambda x: kept)
+    assert bool((kept == 1.5).all())
+    assert bool((read_image(tmp_path / "out" / "a.png").pixels == 1).all())

@@ -343,7 +343,7 @@ def test_a_run_folder_belongs_to_one_run(tmp_path):
 
 
 class FakeWandb(types.ModuleType):
-    """What the log uses of wandb."""
+    """Stand-in for the part of wandb that the logger calls."""
 
     def __init__(self):
         super().__init__("wandb")

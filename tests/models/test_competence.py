@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tta_restore.models import Competence, RestorerSpec, competence, create_model, probe
+from tta_restore.models import Competence, RestorerSpec, as_restorer, competence, create_model, probe
+from tta_restore.models.competence import multiply_adds
 
 
 class Smooth(nn.Module):
@@ -104,3 +105,25 @@ def test_probe_reports_it_when_asked():
     report = probe(Smooth(), competence=True)
     assert report.competence.task == "denoise"
     assert "gain over the input" in str(report)
+
+
+def test_multiply_adds_are_those_of_the_layers():
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 3, 3, padding=1))
+    assert multiply_adds(as_restorer(net), torch.rand(1, 3, 10, 10)) == 2 * 3 * 8 * 9 * 100
+
+
+def test_weights_that_a_module_passes_on_are_counted():
+    class Passing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.rand(3, 3, 3, 3))
+            self.inner = Convolve()
+
+        def forward(self, x):
+            return self.inner(x, self.weight)
+
+    class Convolve(nn.Module):
+        def forward(self, x, weight):
+            return F.conv2d(x, weight, padding=1)
+
+    assert multiply_adds(as_restorer(Passing()), torch.rand(1, 3, 10, 10)) == 3 * 3 * 9 * 100

@@ -84,7 +84,7 @@ class Backbone:
         self.problem = ""
         """Why replicas do not work."""
         self.remark = ""
-        """What users of the module should know about its passes."""
+        """Messages for the user about how the module behaves when it is run."""
         self._with_graph: Replica | Outside | None = None
         self._without: Replica | Outside | None = None
         self._held = contextlib.ExitStack()

@@ -1,4 +1,4 @@
-"""Views of a frame and the way back: groups of flips and quarter turns, or pairs of functions of one's own."""
+"""Views of a frame and the way back: groups of flips and quarter turns, or custom pairs of functions."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ class Estimator(nn.Module):
     JPEG compression is read from the lattice of the DCT coefficients, or from the tables of the file. Given that, a
     small network reads noise and blur together from statistics of the frame (``frame_statistics``), because noise
     looks like sharpness and softness like blur. Signal-dependent noise is read from several brightnesses,
-    the shape of the defocus PSF and its variation over the frame by a ``DefocusEstimator`` that is told the noise.
+    the shape of the defocus PSF and its variation over the frame by a ``DefocusEstimator``, given the noise.
     Reading a frame needs no gradient and changes nothing.
 
     Args:

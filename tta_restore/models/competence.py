@@ -146,6 +146,7 @@ def competence(model: Any, spec: RestorerSpec | None = None, *, seed: int = 0) -
 
 def multiply_adds(restorer: Restorer, frame: Tensor) -> float:
     """Return the multiply-adds of one pass, as far as operators have a formula."""
+    restorer.known_spec(frame)  # which runs the model to infer what is unknown
     with torch.no_grad(), _Operations() as counter:
         restorer(frame)
     return counter.total / 2

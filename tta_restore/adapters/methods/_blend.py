@@ -83,37 +83,6 @@ def frame_risk(candidates: list[tuple[Tensor, Tensor, Tensor]], others: list[Ten
     return FrameRisk(risk - source, tolerance, max(float(source) - variance, 0.01 * variance, 1e-7))
 
 
-def structure_excess(frame: tuple[Tensor, Tensor], pairs: tuple[Tensor, Tensor]) -> float:
-    """Return how much more the residual of a frame correlates, between channels or neighbors, than that of pairs.
-
-    Sensor noise is independent between channels and nearly so between pixels, the content of an image is not: a
-    restorer that removes fine content, such as text, leaves a correlated residual, and the same content makes the
-    estimated noise too large.
-
-    Args:
-        frame: degraded frame and its restoration, (B, C, H, W).
-        pairs: the same of pairs, (N, C, h, w).
-    """
-    first, second = ((degraded - restored).float() for degraded, restored in (frame, pairs))
-    excess = _neighbor_correlation(first) - _neighbor_correlation(second)
-    if first.shape[1] > 1:
-        excess = max(excess, _channel_correlation(first) - _channel_correlation(second))
-    return excess
-
-
-def _channel_correlation(residual: Tensor) -> float:
-    correlation = torch.corrcoef(residual.flatten(2).transpose(0, 1).flatten(1))
-    return float((correlation.sum() - correlation.trace()) / (correlation.numel() - len(correlation)))
-
-
-def _neighbor_correlation(residual: Tensor) -> float:
-    """Return the mean correlation of horizontal and vertical neighbors."""
-    variance = residual.square().mean().clamp(min=1e-12)
-    across = (residual[..., 1:] * residual[..., :-1]).mean()
-    down = (residual[..., 1:, :] * residual[..., :-1, :]).mean()
-    return float((across + down) / (2 * variance))
-
-
 def choose(
     pairs: Tensor, frame: FrameRisk | None, *, measured: bool = False, max_student: float = 1.0, max_input: float = 1.0
 ) -> int:

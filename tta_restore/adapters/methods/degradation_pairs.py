@@ -17,7 +17,7 @@ from tta_restore._core import checks
 from tta_restore.adapters import state as parameter_sets
 from tta_restore.adapters.adapter import Adapter
 from tta_restore.adapters.frame import FrameContext
-from tta_restore.adapters.methods import _blend
+from tta_restore.adapters.methods import _blend, _trust
 from tta_restore.adapters.methods._muon import Muon
 from tta_restore.adapters.methods._pair_sampler import PairSampler, clipped_fraction, patch_size_for, upsampled
 from tta_restore.adapters.select import Select
@@ -45,17 +45,7 @@ _WITHOUT_LEAD = 0.4  # part of the threshold of a change for a student that has 
 _DOUBTFUL = 2  # frames of a steady camera in a row without that lead, which are a change
 _MARGIN = 0.3  # dB by which remembered weights must lead over the source to be continued from
 _RECORRUPTION = 0.3  # strength of the noise that the frame is tested with, relative to its own
-_MIN_MEASURED = 2.0  # noise in 1/255 from which the error on the frame is measured well
-# A student that removes blur may have all the weight from these leads in dB on, and blur radii in pixels at scale 1;
-# below the smaller radius it has a part of it, and never all. Chosen on development frames: see docs/measurements.md.
-_FULL_LEAD, _FULL_LEAD_UPSCALING = 1.2, 0.75
-_SHARP = (0.8, 1.2)  # blur radii in pixels up to which the input may have all the weight, and from which none
-_SURE_BLUR_UPSCALING = (0.65, 0.85)  # soft content of small frames reads as up to 0.67 pixels
-_SURE_BLUR, _MIN_SHARE, _MAX_SHARE = (1.2, 2.0), 0.3, 0.8
-_FULL_LEAD_KEEPING = 0.4  # the same for students that keep blur: a small lead is not worth the risk of a wrong estimate
-_EXCESS = (0.1, 0.25)  # correlation of the residual, beyond that on pairs, that is trusted fully and not any more
 _WINDOW = 256  # side in pixels of the part of a frame that is tested
-_MIN_QUALITY = 95.0  # JPEG quality below which the noise of a frame is not white, so that it is not tested
 _LR_HALF_LIFE = 192.0  # steps after which the learning rate has halved
 _DEBLURRING = ("defocus", "motion", "sr")
 _BUDGET = re.compile(r"(\d+(?:\.\d+)?)\s*(s|x)")
@@ -386,7 +376,7 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
             return False
         lead = frame.metrics["lead_on_frame"]
         plain, kept, new = memory["weights"]
-        allowed = min(new, _max_share(lead, [reading], frame.scratch["sampler"]))
+        allowed = min(new, self._max_share(lead, [reading], frame.scratch["sampler"]))
         self._keep(frame, [plain, kept + new - allowed, allowed], lead)
         frame.messages.append(
             f"the degradation may have changed: the student leads by {lead:.1f} dB instead of {memory['lead']:.1f}"
@@ -476,11 +466,9 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         index = _blend.choose(
             pairs,
             self._frame_risk(frame),
-            measured=not sharpens and 255 * notes["reading"].mean["noise_std"] > _MIN_MEASURED,
+            measured=not sharpens and _trust.is_noisy(notes["reading"]),
             max_student=self._max_student(frame),
-            max_input=_max_input([notes["read"], notes["reading"]])
-            if sharpens and notes["sampler"].scale == 1
-            else 1.0,
+            max_input=_trust.max_input([notes["read"], notes["reading"]]) if sharpens and scale == 1 else 1.0,
         )
         weights = _blend.grid()[index].tolist()
         notes["weights"] = weights
@@ -509,22 +497,25 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         """Return the largest weight that the student may have, 0 to 1."""
         notes = frame.scratch
         sampler = notes["sampler"]
-        share = _max_share(notes["best"], [notes["read"], notes["reading"]], sampler)
-        noisy = 255 * notes["reading"].mean["noise_std"] >= _MIN_MEASURED
-        if sampler.sharpens and (sampler.scale == 1 or not noisy):
+        share = self._max_share(notes["best"], [notes["read"], notes["reading"]], sampler)
+        if sampler.sharpens and (sampler.scale == 1 or not _trust.is_noisy(notes["reading"])):
             return share
         degraded, _ = notes["held_out"]
         images = notes["source"].image, self._image("source", degraded)
         restored, on_pairs = (_downsampled(image.clamp(0, 1), sampler.scale) for image in images)
-        excess = _blend.structure_excess((frame.region, restored), (degraded, on_pairs))
+        excess = _trust.structure_excess((frame.region, restored), (degraded, on_pairs))
         frame.metrics["structure_excess"] = excess
-        low, high = _EXCESS
-        if excess > low:
+        kept = _trust.structure_share(excess)
+        if kept < 1:
             frame.messages.append(
                 "the source removes content that is as fine as noise: the estimate of the noise is not trusted "
                 f"(the residual correlates by {excess:.2f} more than noise)"
             )
-        return share * min(max((high - excess) / (high - low), 0.0), 1.0)
+        return share * kept
+
+    @staticmethod
+    def _max_share(lead: float, readings: list[Reading], sampler: PairSampler) -> float:
+        return _trust.max_student(lead, readings, sharpens=sampler.sharpens, scale=sampler.scale)
 
     def _merge(self, frame: FrameContext, averaged: float) -> None:
         """Measure the weights between source and student that come nearest to the averaged output.
@@ -552,7 +543,7 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         """
         notes = frame.scratch
         sampler, reading = notes["sampler"], notes["reading"]
-        if reading.mean["jpeg_quality"] < _MIN_QUALITY:
+        if reading.mean["jpeg_quality"] < _trust.MIN_QUALITY:
             return None
         height, width = (min(side, _WINDOW) for side in frame.region.shape[-2:])
         y = frame.region[..., :height, :width]
@@ -639,36 +630,6 @@ def _downsampled(image: Tensor, scale: int) -> Tensor:
     if scale == 1:
         return image
     return F.interpolate(image, scale_factor=1 / scale, mode="bicubic", antialias=True, align_corners=False)
-
-
-def _max_share(lead: float, readings: list[Reading], sampler: PairSampler) -> float:
-    """Return the largest weight of a student with a lead on pairs, 0 to 1.
-
-    A degradation that was read wrongly fools the pairs, and hardly shows on a frame: a small lead is not worth the
-    risk. Small blur, which is read worst and which the source removes best, earns a part of the weight. JPEG
-    compression spoils the estimates of noise and blur: half of it then.
-    """
-    full = _FULL_LEAD_KEEPING
-    if sampler.sharpens:
-        full = _FULL_LEAD if sampler.scale == 1 else _FULL_LEAD_UPSCALING
-    share = min(max(lead / full, 0.0), 1.0)
-    radius = min(reading.mean["blur_radius"] for reading in readings)
-    noise = max(reading.mean["noise_std"] for reading in readings)
-    if sampler.sharpens and sampler.scale == 1:
-        low, high = _SURE_BLUR
-        share *= min(max((radius - low) / (high - low), _MIN_SHARE), _MAX_SHARE)
-    elif sampler.sharpens and 255 * noise < _MIN_MEASURED:
-        low, high = _SURE_BLUR_UPSCALING
-        share *= min(max((radius - low) / (high - low), 0.0), 1.0)
-    compressed = any(reading.mean["jpeg_quality"] < _MIN_QUALITY for reading in readings)
-    return share / 2 if compressed else share
-
-
-def _max_input(readings: list[Reading]) -> float:
-    """Return the largest weight of the input next to a restorer that removes blur, 0 to 1: none if it is blurred."""
-    low, high = _SHARP
-    radius = max(reading.mean["blur_radius"] for reading in readings)
-    return min(max((high - radius) / (high - low), 0.0), 1.0)
 
 
 def _next_rates(tried: float, best: float, lead: float) -> list[float]:

@@ -75,13 +75,8 @@ class ReblurConsistency(DefocusAdapter, method="reblur_consistency"):
         checks.expect_number("ReblurConsistency", "null_space_weight", null_space_weight, minimum=0)
         checks.expect_number("ReblurConsistency", "trust_radius", trust_radius, above=0, optional=True)
         super().__init__(model, estimator, select=select, views=views, steps=steps, seed=seed, **options)
-        self.lr, self.ema, self.null_space_weight, self.trust_radius, self.border = (
-            lr,
-            ema,
-            null_space_weight,
-            trust_radius,
-            border,
-        )
+        self.lr, self.ema, self.border = lr, ema, border
+        self.null_space_weight, self.trust_radius = null_space_weight, trust_radius
 
     def begin_frame(self, frame: FrameContext) -> None:
         """Read the blur; put a student that has left the source's neighborhood back."""
@@ -105,7 +100,7 @@ class ReblurConsistency(DefocusAdapter, method="reblur_consistency"):
         return loss.mean()
 
     def after_step(self, frame: FrameContext) -> None:
-        """Return the teacher follows."""
+        """Move the teacher towards the student."""
         self.update_teacher(self.ema)
 
     def emit(self, frame: FrameContext) -> Restoration:

@@ -19,6 +19,7 @@ from tta_restore.engine.evaluate.degradations import DegradedFrame
 from tta_restore.engine.evaluate.lenses import Comparison, Contender, compare
 from tta_restore.engine.evaluate.stream import StreamResult
 from tta_restore.engine.run.outputs import expect_folder, locks_output
+from tta_restore.engine.run.usage import UsageError
 from tta_restore.models import Restorer, as_restorer, create_model
 
 __all__ = ["BASELINE", "SHOWN", "comparison", "demo_streams", "run_demo"]
@@ -144,8 +145,10 @@ def run_demo(
         say: receives the text for the user.
 
     Raises:
-        UsageError: the folder cannot be written, or a package is missing.
+        UsageError: the folder cannot be written, a package is missing, or a number is out of range.
     """
+    if frames is not None and frames < 1:
+        raise UsageError(f"--frames: expected at least 1, got {frames}")
     expect_folder(out)
     count = frames or (1 if quick else 3)
     started = time.perf_counter()

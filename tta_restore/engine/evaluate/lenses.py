@@ -184,7 +184,7 @@ def _samples(
 
     def sample(record: FrameRecord, rule: str, before: str, *, failure: bool = False) -> Sample:
         where = (record.stream, record.index)
-        place = f"frame {record.position + 1} after the lens changed"
+        place = f"frame {record.position + 1} after the {comparison.group} changed"
         return Sample(
             title=f"{lens_name(record.family)}: {record.photo}, {place}",
             rule=rule,
@@ -200,7 +200,8 @@ def _samples(
     for family in result.families:
         ranked = sorted(result.gains(shown, baseline, family=family), key=lambda pair: pair[1])
         record, gain = ranked[(len(ranked) - 1) // 2]
-        rule = f"The frame of this lens on which {shown} has its median gain over {baseline}: {gain:+.2f} dB."
+        place = f"The frame of this {comparison.group} on which"
+        rule = f"{place} {shown} has its median gain over {baseline}: {gain:+.2f} dB."
         samples.append(sample(record, rule, comparison.before))
     record, gain = result.worst(shown, baseline)
     rule = f"{worst_frame_rule(shown, baseline)} Here: {gain:+.2f} dB."

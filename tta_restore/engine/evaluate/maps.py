@@ -1,4 +1,4 @@
-"""What a network estimates besides the restored image, as files: disparity, filters, blur map, flow and masks."""
+"""Files of the maps that a network estimates besides the image: disparity, filters, blur map, flow and masks."""
 
 from __future__ import annotations
 

@@ -93,7 +93,7 @@ class Row:
 
     @property
     def measurable(self) -> bool:
-        """Whether the row can be measured, given data and weights."""
+        """Return whether the row can be measured, given data and weights."""
         return not self.reason
 
 

@@ -24,7 +24,7 @@ from tta_restore.models.restorer.spec import RestorerSpec
 
 _CHANNELS = (3, 1, 2, 4, 6)
 _SIDE_OF_HEAVY = 32  # of the noise for models of more than _MAX_MACS at 64 x 64 pixels
-_MAX_MACS = 5e9
+_MAX_MACS = 5e8  # a probe makes about a hundred passes
 
 
 @dataclass(frozen=True)

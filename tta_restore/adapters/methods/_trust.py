@@ -1,0 +1,102 @@
+"""Limits on the weights of input and student, from what can be read wrongly on a frame.
+
+Pairs made from a wrong reading favor a student that the frame does not need. The limits depend on the lead on pairs,
+the blur radius, JPEG compression, and the correlation of the residual; docs/measurements.md states on which frames they
+were chosen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from tta_restore.degradations import Reading
+
+MIN_MEASURED = 2.0  # noise in 1/255 from which the error on a frame is measured well
+MIN_QUALITY = 95.0  # JPEG quality below which the noise of a frame is not white, so that it is not tested
+# Lead in dB from which a student may have all the weight: one that keeps blur, one that removes it, one that upscales
+_FULL_LEAD_KEEPING, _FULL_LEAD, _FULL_LEAD_UPSCALING = 0.4, 1.2, 0.75
+_SHARP = (0.8, 1.2)  # blur radii in pixels up to which the input may have all the weight, and from which none
+# Blur radii in pixels between which the weight of a student that removes blur grows, and its limits
+_SURE_BLUR, _MIN_SHARE, _MAX_SHARE = (1.2, 2.0), 0.3, 0.8
+_SURE_BLUR_UPSCALING = (0.65, 0.85)  # soft content of small frames reads as up to 0.67 pixels
+_EXCESS = (0.1, 0.25)  # correlation of the residual, beyond that on pairs, that is trusted fully and not any more
+
+
+def max_student(lead: float, readings: Sequence[Reading], *, sharpens: bool, scale: int) -> float:
+    """Return the largest weight of a student with a lead on pairs, 0 to 1.
+
+    A small lead is not worth the risk. Small blur, which is read worst and which the source removes best, earns a part
+    of the weight. JPEG compression spoils the estimates of noise and blur: half of it then.
+
+    Args:
+        lead: PSNR gain over the source on held-out pairs, dB.
+        readings: of the frame, and pooled.
+        sharpens: whether the student removes blur.
+        scale: upscaling factor of the restorer.
+    """
+    full = _FULL_LEAD_KEEPING
+    if sharpens:
+        full = _FULL_LEAD if scale == 1 else _FULL_LEAD_UPSCALING
+    share = min(max(lead / full, 0.0), 1.0)
+    radius = min(reading.mean["blur_radius"] for reading in readings)
+    if sharpens and scale == 1:
+        share *= min(max(_position(radius, _SURE_BLUR), _MIN_SHARE), _MAX_SHARE)
+    elif sharpens and not any(is_noisy(reading) for reading in readings):
+        share *= _position(radius, _SURE_BLUR_UPSCALING)
+    compressed = any(reading.mean["jpeg_quality"] < MIN_QUALITY for reading in readings)
+    return share / 2 if compressed else share
+
+
+def max_input(readings: Sequence[Reading]) -> float:
+    """Return the largest weight of the input next to a restorer that removes blur, 0 to 1: none if it is blurred."""
+    return 1 - _position(max(reading.mean["blur_radius"] for reading in readings), _SHARP)
+
+
+def is_noisy(reading: Reading) -> bool:
+    """Return whether the noise is strong enough to measure errors on a frame."""
+    return 255 * reading.mean["noise_std"] >= MIN_MEASURED
+
+
+def structure_share(excess: float) -> float:
+    """Return the part of the weight that the residual's :func:`structure_excess` leaves, 0 to 1."""
+    return 1 - _position(excess, _EXCESS)
+
+
+def _position(value: float, between: tuple[float, float]) -> float:
+    """Return where a value lies between two others, 0 to 1."""
+    low, high = between
+    return min(max((value - low) / (high - low), 0.0), 1.0)
+
+
+def structure_excess(frame: tuple[Tensor, Tensor], pairs: tuple[Tensor, Tensor]) -> float:
+    """Return how much more the residual of a frame correlates, between channels or neighbors, than that of pairs.
+
+    Sensor noise is independent between channels and nearly so between pixels, the content of an image is not: a
+    restorer that removes fine content, such as text, leaves a correlated residual, and the same content makes the
+    estimated noise too large.
+
+    Args:
+        frame: degraded frame and its restoration, (B, C, H, W).
+        pairs: the same of pairs, (N, C, h, w).
+    """
+    first, second = ((degraded - restored).float() for degraded, restored in (frame, pairs))
+    excess = _neighbor_correlation(first) - _neighbor_correlation(second)
+    if first.shape[1] > 1:
+        excess = max(excess, _channel_correlation(first) - _channel_correlation(second))
+    return excess
+
+
+def _channel_correlation(residual: Tensor) -> float:
+    correlation = torch.corrcoef(residual.flatten(2).transpose(0, 1).flatten(1))
+    return float((correlation.sum() - correlation.trace()) / (correlation.numel() - len(correlation)))
+
+
+def _neighbor_correlation(residual: Tensor) -> float:
+    """Return the mean correlation of horizontal and vertical neighbors."""
+    variance = residual.square().mean().clamp(min=1e-12)
+    across = (residual[..., 1:] * residual[..., :-1]).mean()
+    down = (residual[..., 1:, :] * residual[..., :-1, :]).mean()
+    return float((across + down) / (2 * variance))
