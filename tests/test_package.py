@@ -82,6 +82,12 @@ for package in (t.engine, t.data, t.models):
     assert run.returncode == 0, run.stderr
 
 
+@pytest.mark.parametrize("package", ["io", "datasets"])
+def test_every_name_that_a_package_of_data_exports_exists(package):
+    module = getattr(tta_restore.data, package)
+    assert all(getattr(module, name).__name__ == name for name in module.__all__)
+
+
 def test_floors_of_the_linter_are_all_packages():
     config = tomllib.loads((ROOT / "pyproject.toml").read_text())
     layers = config["tool"]["importlinter"]["contracts"][0]["layers"]

@@ -394,3 +394,14 @@ def test_any_adapter_with_weights_calibrates():
     assert "not measured" in report.verdict
     assert report.model.state_dict().keys() == net.state_dict().keys()
     assert not torch.equal(report.model.weight, net.weight)
+
+
+def test_a_method_refuses_unsuitable_models_as_soon_as_the_specification_is_known():
+    class SameSize(Adapter):
+        keeps_size = True
+
+    with pytest.raises(ValueError, match="SameSize: expected a model of scale 1, got scale 2"):
+        SameSize(nn.Upsample(scale_factor=2), spec=RestorerSpec(scale=2))
+    measured = SameSize(nn.Upsample(scale_factor=2))
+    with pytest.raises(ValueError, match="SameSize: expected a model of scale 1, got scale 2"):
+        measured(torch.rand(1, 3, 16, 16))

@@ -167,6 +167,29 @@ def test_a_child_forked_while_a_thread_adapts_can_adapt():
     long.steps = 0
 
 
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork")
+def test_a_fork_waits_until_an_optimizer_has_been_made():
+    """The first optimizer of a process imports modules, whose locks a child would never get."""
+    making, made = threading.Event(), threading.Event()
+
+    class Slow(SiamCTTA):
+        def make_optimizer(self, tensors, role="student"):
+            making.set()
+            time.sleep(0.5)
+            made.set()
+            return super().make_optimizer(tensors, role)
+
+    adapter = Slow(network(), select="all", spec=RestorerSpec())
+    thread = threading.Thread(target=adapter, args=(frame(),))
+    thread.start()
+    making.wait()
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if made.is_set() else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    thread.join()
+
+
 @contextlib.contextmanager
 def float64():
     torch.set_default_dtype(torch.float64)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 import torch
 
@@ -128,3 +130,16 @@ def test_timecodes_of_a_camera_are_kept(tmp_path):
     with av.open(str(tmp_path / "b.mov")) as container:
         assert container.streams.video[0].metadata["timecode"] == "10:20:30:05"
         assert [stream.type for stream in container.streams] == ["video", "data"]
+
+
+def test_decoded_frames_are_freed_one_by_one(tmp_path):
+    """Not only by the garbage collector, which may come after hundreds of frames."""
+    film = VideoFile(encode(tmp_path / "film.mkv", 40, picture=np.full((64, 64, 3), 90, np.uint8)))
+    gc.collect()
+    gc.disable()
+    try:
+        alive = [sum(type(thing) is av.VideoFrame for thing in gc.get_objects()) for _ in film]
+    finally:
+        gc.enable()
+    assert len(alive) == 40
+    assert max(alive) < 10

@@ -1,9 +1,11 @@
-"""Lazy import of submodules, which keeps the import of a package fast."""
+"""Lazy import of submodules and their names, which keeps the import of a package fast."""
 
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from types import ModuleType
+from typing import Any
 
 
 def submodule(package: str, name: str) -> ModuleType:
@@ -19,3 +21,14 @@ def submodule(package: str, name: str) -> ModuleType:
         if error.name != full:
             raise  # the module exists, and a dependency of it is missing
         raise AttributeError(f"module {package!r} has no attribute {name!r}") from None
+
+
+def member(package: str, names: Mapping[str, str], name: str) -> Any:
+    """Return what a package exports, from the module of it that ``names`` says, else a submodule of that name.
+
+    Raises:
+        AttributeError: the package has no such name and no such module.
+    """
+    if name in names:
+        return getattr(submodule(package, names[name]), name)
+    return submodule(package, name)

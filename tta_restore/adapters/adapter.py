@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from tta_restore._core import checks
+from tta_restore._core.forks import delay_forks
 from tta_restore.adapters import checkpoint, registry
 from tta_restore.adapters import plan as plans
 from tta_restore.adapters import state as parameter_sets
@@ -65,6 +66,7 @@ class Adapter(RecordedModule):
     ===========================  =======================================================================================
     ``initial_memory()``         memory between frames, as a tree of tensors and plain values; later ``self.memory``
     ``initial_sets()``           sets of tensors besides student and teacher that are trained, by role
+    ``expect_suitable(spec)``    raise ValueError for a model that the method cannot take
     ``begin_frame(frame)``       inspect the frame; may set ``frame.steps`` or, to learn nothing, ``frame.skip``,
                                  call ``self.restart``, change ``self.memory``
     ``objective(frame)``         loss of one step, gradients on; None to learn nothing; may set ``frame.trained``
@@ -112,6 +114,8 @@ class Adapter(RecordedModule):
 
     roles: ClassVar[tuple[str, ...]] = ("student", "teacher")
     """Sets that a method keeps of the selected tensors; the default ``emit`` returns the last one's restoration."""
+    keeps_size: ClassVar[bool] = False
+    """True if a method takes models at scale 1 only."""
     takes_clips: ClassVar[bool] = False
     """True if a *frame* of this method is a clip (T, C, H, W), restored frame by frame by ``run`` and ``ensemble``."""
 
@@ -179,6 +183,8 @@ class Adapter(RecordedModule):
         self._warned = False  # of values outside [0, 1]
         self._remarked = False  # of what the backbone has to say
         self._detached = False
+        if self.restorer.spec is not None:
+            self.expect_suitable(self.restorer.spec)
         _adapters.add(self)
 
     # What users call.
@@ -493,6 +499,11 @@ class Adapter(RecordedModule):
         """Return the optimizer of a role's tensors: Adam, with the method's ``lr`` and ``betas`` if it has them."""
         return torch.optim.Adam(tensors, lr=getattr(self, "lr", 1e-4), betas=getattr(self, "betas", (0.9, 0.999)))
 
+    def expect_suitable(self, spec: RestorerSpec) -> None:
+        """Raise ValueError for a model that the method cannot take; called when the specification is known."""
+        if self.keeps_size and spec.scale != 1:
+            raise ValueError(f"{type(self).__name__}: expected a model of scale 1, got scale {spec.scale}")
+
     def begin_frame(self, frame: FrameContext) -> None:
         """Inspect a frame before any step on it."""
 
@@ -618,6 +629,7 @@ class Adapter(RecordedModule):
     def _take_steps(self, frame: FrameContext) -> StepReport:
         state = self.state
         number, taken, losses = state.frames, 0, []
+        self.expect_suitable(self.restorer.known_spec(frame.image))
         self.begin_frame(frame)
         skipped = frame.skip
         for _ in range(0 if frame.skip else frame.steps):
@@ -856,7 +868,8 @@ class Adapter(RecordedModule):
     def _optimizer_of(self, role: str, tensors: list[Tensor]) -> torch.optim.Optimizer | None:
         if not tensors:
             return None
-        return self.make_optimizer(tensors) if role == "student" else self.make_optimizer(tensors, role)
+        with delay_forks():  # the first optimizer of a process imports torch._dynamo
+            return self.make_optimizer(tensors) if role == "student" else self.make_optimizer(tensors, role)
 
     def _kept_roles(self) -> tuple[str, ...]:
         return self.roles if self.adapted else ()

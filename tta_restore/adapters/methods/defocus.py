@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -119,6 +119,8 @@ class DefocusAdapter(Adapter):
         estimator: a ``tta_restore.models.defocus.DefocusEstimator``; the shipped one by default.
     """
 
+    keeps_size: ClassVar[bool] = True
+
     def __init__(self, model: Any, estimator: nn.Module | None = None, **options: Any) -> None:
         super().__init__(model, **options)
         if estimator is None:
@@ -126,13 +128,11 @@ class DefocusAdapter(Adapter):
         self.estimator: Any = estimator
 
     def begin_frame(self, frame: FrameContext) -> None:
-        """Refuse what has no lens to read or another size than its restoration."""
+        """Refuse frames from which no lens can be read."""
         if frame.image.ndim != 4 or frame.image.shape[1] not in (1, 3):
             raise ValueError(
                 f"{type(self).__name__}: expected frames (B, C, H, W) with C of 1 or 3, got {tuple(frame.image.shape)}"
             )
-        if (scale := self.restorer.known_spec(frame.image).scale) != 1:
-            raise ValueError(f"{type(self).__name__}: expected a model of scale 1, got scale {scale}")
 
     def read_lens(self, x: Tensor) -> DefocusEstimate:
         """Return the estimate of (B, C, H, W) with C of 1 or 3, smaller frames continued at their border."""

@@ -94,6 +94,7 @@ class MetaTransfer(Adapter, method="meta_transfer"):
     """
 
     roles: ClassVar[tuple[str, ...]] = ("student",)
+    keeps_size: ClassVar[bool] = True
     takes_clips: ClassVar[bool] = True
 
     def __init__(
@@ -177,8 +178,6 @@ class MetaTransfer(Adapter, method="meta_transfer"):
         """Reset, and mine the patches of a clip."""
         clip = frame.region
         _checks.expect_shape("MetaTransfer", "clip", clip, "(T, 3, H, W)", (None, 3, None, None))
-        if (scale := self.restorer.known_spec(clip).scale) != 1:
-            raise ValueError(f"MetaTransfer: expected a model of scale 1, got scale {scale}")
         self.restart()
         mined = mine_patches(
             clip,

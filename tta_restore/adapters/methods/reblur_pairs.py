@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tta_restore.adapters.frame import FrameContext
 from tta_restore.adapters.methods.degradation_pairs import DegradationPairs
 from tta_restore.degradations import Estimator
 from tta_restore.degradations.lens import KERNEL_SIZE
@@ -34,17 +33,13 @@ class ReblurPairs(DegradationPairs, method="reblur_pairs"):
         ValueError: a setting is out of range; the model enlarges, or takes clips or other than 1 or 3 channels.
     """
 
+    keeps_size: ClassVar[bool] = True
+
     def __init__(self, model: Any, estimator: nn.Module | None = None, **options: Any) -> None:
         if isinstance(estimator, DefocusEstimator):
             estimator = Estimator(defocus=estimator)
         options.setdefault("task", "defocus")
         super().__init__(model, estimator, **options)
-
-    def begin_frame(self, frame: FrameContext) -> None:
-        """Refuse models that enlarge; then as :class:`DegradationPairs`."""
-        if (scale := self.restorer.known_spec(frame.image).scale) != 1:
-            raise ValueError(f"{type(self).__name__}: expected a model of scale 1, got scale {scale}")
-        super().begin_frame(frame)
 
     def aperture(self) -> Tensor:
         """Return the pupil function that is most likely now: (A, A) at unit root mean square radius, summing to 1.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -45,6 +45,8 @@ class SelfDenoise(Adapter, method="self_denoise"):
     network from scratch on a set of images; here a trained restorer takes a few steps on one frame.
     """
 
+    keeps_size: ClassVar[bool] = True
+
     def __init__(
         self,
         model: Any,
@@ -67,13 +69,11 @@ class SelfDenoise(Adapter, method="self_denoise"):
         self.loss, self.lr, self.consistency_weight, self.ema = loss, lr, consistency_weight, ema
 
     def begin_frame(self, frame: FrameContext) -> None:
-        """Refuse clips, upscalers and frames that are too small."""
+        """Refuse clips and frames that are too small."""
         if frame.image.ndim != 4 or min(frame.region.shape[-2:]) < 2 * _GRID:
             raise ValueError(
                 f"SelfDenoise: expected frames (B, C, H, W) with H, W >= {2 * _GRID}, got {tuple(frame.image.shape)}"
             )
-        if (scale := self.restorer.known_spec(frame.image).scale) != 1:
-            raise ValueError(f"SelfDenoise: expected a model of scale 1, got scale {scale}")
 
     def objective(self, frame: FrameContext) -> Tensor:
         """Return the self-supervised loss of one random subsample or mask."""

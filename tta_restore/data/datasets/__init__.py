@@ -2,9 +2,27 @@
 
 from typing import Any
 
-from tta_restore._core.lazy import submodule
+from tta_restore._core.lazy import member
+
+_MODULES = {
+    "Augmentation": "augmentation",
+    "Clip": "clips",
+    "FolderCrops": "pairs",
+    "FolderPairs": "misaligned",
+    "GeneratedPairs": "misaligned",
+    "ImageSequence": "clips",
+    "LensPairs": "pairs",
+    "MisalignedPair": "misaligned",
+    "Misalignment": "misaligned",
+    "Pair": "pairs",
+    "find_clips": "layouts",
+    "find_pairs": "layouts",
+    "mine_patches": "mining",
+    "register_layout": "layouts",
+}
+__all__ = [*_MODULES]
 
 
 def __getattr__(name: str) -> Any:
-    """Import a module of this package when it is first named."""
-    return submodule(__name__, name)
+    """Import what is exported, or a module of this package, when it is first named."""
+    return member(__name__, _MODULES, name)

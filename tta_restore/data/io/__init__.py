@@ -2,9 +2,27 @@
 
 from typing import Any
 
-from tta_restore._core.lazy import submodule
+from tta_restore._core.lazy import member
+
+_MODULES = {
+    "Image": "pixels",
+    "ImageError": "pixels",
+    "LargeImage": "large",
+    "VideoFile": "video",
+    "VideoInfo": "video",
+    "atomic_file": "atomic",
+    "exclusive_lock": "atomic",
+    "open_large": "large",
+    "read_image": "image",
+    "scan_folder": "files",
+    "to_model_space": "color",
+    "write_image": "image",
+    "write_large": "large",
+    "write_video": "video",
+}
+__all__ = [*_MODULES]
 
 
 def __getattr__(name: str) -> Any:
-    """Import a module of this package when it is first named."""
-    return submodule(__name__, name)
+    """Import what is exported, or a module of this package, when it is first named."""
+    return member(__name__, _MODULES, name)

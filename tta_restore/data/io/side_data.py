@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 import struct
 from dataclasses import dataclass
@@ -76,7 +77,7 @@ class Hdr10:
 def read_hdr10(frame: Any) -> Hdr10 | None:
     """Return the HDR10 metadata of a decoded frame, None where there is none."""
     found: dict[str, Any] = {}
-    for entry in frame.side_data:
+    for entry in _entries(frame):
         content = bytes(entry)
         if entry.type.name == "MASTERING_DISPLAY_METADATA" and len(content) >= 88:
             values = struct.unpack("22i", content[:88])
@@ -93,7 +94,7 @@ def read_hdr10(frame: Any) -> Hdr10 | None:
 
 def kinds_of(frame: Any) -> set[str]:
     """Return what a decoded frame carries that is not written, in words."""
-    return {_LOST[entry.type.name] for entry in frame.side_data if entry.type.name in _LOST}
+    return {_LOST[entry.type.name] for entry in _entries(frame) if entry.type.name in _LOST}
 
 
 def describe_lost(kinds: set[str]) -> list[str]:
@@ -103,9 +104,14 @@ def describe_lost(kinds: set[str]) -> list[str]:
 
 def orientation_of(frame: Any) -> tuple[int, bool]:
     """Return the quarter turns, counter-clockwise, and whether a frame is mirrored left to right before them."""
-    for entry in frame.side_data:
+    for entry in _entries(frame):
         if entry.type.name == "DISPLAYMATRIX":
             a, b, _, c, d = struct.unpack("9i", bytes(entry)[:36])[:5]
             if a * d - b * c < 0:
                 return round(-math.degrees(math.atan2(-b, -a)) / 90), True
     return round(frame.rotation / 90), False
+
+
+def _entries(frame: Any) -> Any:
+    """Return the side data of a frame. As the frame's own attribute they refer to it, which keeps its memory."""
+    return importlib.import_module("av.sidedata.sidedata").SideDataContainer(frame)

@@ -74,7 +74,8 @@ class Codec:
 
 #: Codecs by name.
 CODECS = {
-    "h264": Codec("libx264", 14, 51, (8, 10), ("420", "422", "444")),
+    # frames that the encoder looks ahead are memory: 40 by default, 1.6 MB each at 640x480
+    "h264": Codec("libx264", 14, 51, (8, 10), ("420", "422", "444"), (("x264-params", "rc-lookahead=20"),)),
     "hevc": Codec("libx265", 16, 51, (8, 10, 12), ("420", "422", "444"), (("x265-params", "log-level=none"),)),
     "av1": Codec("libsvtav1", 18, 63, (8, 10), ("420",), (("preset", "6"),)),
     "vp9": Codec("libvpx-vp9", 15, 63, (8,), ("420", "422", "444"), (("b", "0"), ("row-mt", "1"), ("cpu-used", "2"))),

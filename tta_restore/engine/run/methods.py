@@ -21,7 +21,6 @@ from torch import Tensor, nn
 
 from tta_restore import adapters
 from tta_restore.adapters import Adapter, Plan, StepReport
-from tta_restore.adapters.methods.defocus import DefocusAdapter
 from tta_restore.data.datasets.clips import Frames, stack_frames
 from tta_restore.engine.run.encoders import create_semantic
 from tta_restore.engine.run.names import CLIP_METHODS
@@ -292,11 +291,12 @@ def expect_one_input(restorer: Restorer) -> None:
 
 def _expect_suitable(adapter: Any) -> None:
     """Refuse a restorer that a method cannot take, before the first image is read."""
-    if not isinstance(adapter, DefocusAdapter):
+    if not isinstance(adapter, Adapter) or adapter.takes_clips:
         return
-    spec = adapter.restorer.known_spec(torch.rand(1, 3, 64, 64, generator=torch.Generator()).to(_weight(adapter)))
-    if spec.scale != 1:
-        raise ValueError(f"expected a model of scale 1, got scale {spec.scale}")
+    restricted = adapter.keeps_size or type(adapter).expect_suitable is not Adapter.expect_suitable
+    if restricted and adapter.restorer.spec is None:
+        frame = torch.rand(1, 3, 64, 64, generator=torch.Generator()).to(_weight(adapter))
+        adapter.expect_suitable(adapter.restorer.known_spec(frame))
 
 
 def _weight(adapter: Adapter) -> Tensor:
