@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tta_restore.adapters import ReblurConsistency
-from tta_restore.adapters.methods.defocus import SMALLEST, _seed_table, reblur
+from tta_restore.adapters.methods.defocus import _seed_table, reblur
 from tta_restore.data.synthetic import defocus, photos
 from tta_restore.models import RestorerSpec, as_restorer, create_model
 
