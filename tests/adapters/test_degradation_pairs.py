@@ -145,6 +145,16 @@ def test_calibration_exports_the_models_own_keys():
     assert torch.equal(model.weight, Filter().weight)
 
 
+def test_calibration_takes_all_frames_for_those_of_one_camera():
+    noisy = [_frame(sigma, seed)[0] for seed, sigma in enumerate((10, 40))]
+    adapter = DegradationPairs(Filter(), spec=DENOISE, steps=4)
+    assert [adapter.adapt(x).metrics["changed"] for x in noisy] == [0, 1]
+    report = adapter.calibrate(noisy)  # the first one is of another camera than the last one above
+    (message,) = [message for message in report.messages if "changed" in message]
+    assert message.startswith("frame 1: ")
+    assert len(adapter.memory["readings"]) == 2
+
+
 def test_calibration_keeps_the_original_where_nothing_is_gained():
     model = Filter()
     report = calibrate(model, [_frame(0, seed)[0] for seed in range(2)], spec=DENOISE, steps=12)

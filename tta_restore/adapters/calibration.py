@@ -117,7 +117,7 @@ def calibrate(model: Any, frames: Iterable[Tensor], *, budget: str | None = None
             messages.append(f"the budget of {budget} was spent after {count} frames")
             break
         limit = budget if seconds is None else f"{left:.3f}s"
-        with contextlib.nullcontext() if pairs is None else pairs.limited_to(limit):
+        with contextlib.nullcontext() if pairs is None else pairs.calibrating(limit, continued=count > 0):
             report = adapter.adapt(frame[None] if frame.ndim == 3 else frame)
         count, steps = count + 1, steps + report.steps
         if pairs is not None:

@@ -22,7 +22,7 @@ _SHARP = (0.8, 1.2)  # blur radii in pixels up to which the input may have all t
 # Blur radii in pixels between which the weight of a student that removes blur grows, and its limits
 _SURE_BLUR, _MIN_SHARE, _MAX_SHARE = (1.2, 2.0), 0.3, 0.8
 _SURE_BLUR_UPSCALING = (0.65, 0.85)  # soft content of small frames reads as up to 0.67 pixels
-_EXCESS = (0.1, 0.25)  # correlation of the residual, beyond that on pairs, that is trusted fully and not any more
+_EXCESS = (0.085, 0.15)  # correlation of the residual, beyond that on pairs, that is trusted fully and not any more
 
 
 def max_student(lead: float, readings: Sequence[Reading], *, sharpens: bool, scale: int) -> float:

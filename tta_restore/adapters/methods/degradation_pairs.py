@@ -161,6 +161,7 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         self.window, self.change_threshold, self.read_interval = window, change_threshold, read_interval
         self.num_cached, self.calibration_frames = num_cached, calibration_frames
         self._competence: Competence | None = None
+        self._one_camera = False
 
     @property
     def phase(self) -> str:
@@ -183,14 +184,14 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         return "sr" if spec is not None and spec.scale > 1 else self.competence().task
 
     @contextlib.contextmanager
-    def limited_to(self, budget: str | None) -> Iterator[None]:
-        """Limit the time that the steps of a frame may take inside a ``with`` block."""
+    def calibrating(self, budget: str | None, *, continued: bool) -> Iterator[None]:
+        """Limit the time of a frame's steps in a ``with`` block; a ``continued`` camera is not checked for changes."""
         kept = self._budget
-        self._budget = _parse_budget(type(self).__name__, budget) or kept
+        self._budget, self._one_camera = _parse_budget(type(self).__name__, budget) or kept, continued
         try:
             yield
         finally:
-            self._budget = kept
+            self._budget, self._one_camera = kept, False
 
     def competence(self) -> Competence:
         """Return what the model removes, measured once."""
@@ -241,7 +242,9 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         source = self.ensemble("source", frame.region)
         forward = (time.perf_counter() - started) / len(self.views) * frame.image.numel() / frame.region.numel()
         notes.update(source=source, scene=source.image.float().clamp(0, 1).expand(-1, 3, -1, -1).cpu())
-        changed = bool(notes.get("changed")) or self._outdated(frame, reading, self.change_threshold)
+        changed = bool(notes.get("changed")) or (
+            not self._one_camera and self._outdated(frame, reading, self.change_threshold)
+        )
         memory["readings"] = [*([] if changed else memory["readings"]), reading.tensors()][-self.window :]
         notes["reading"] = self.reading
         frame.metrics["changed"] = float(changed)
