@@ -102,3 +102,14 @@ def test_memory_that_nobody_wrote_is_poisoned():
     assert torch.empty_like(torch.ones(2, 2)).isnan().all()
     assert torch.ones(2).new_empty(4).isnan().all()
     assert torch.empty_strided((2, 2), (1, 2)).isnan().all()
+
+
+def test_citation_agrees_with_the_package():
+    """Version, licence and keywords of CITATION.cff, pyproject.toml and README.md are the same."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    citation = (ROOT / "CITATION.cff").read_text()
+    fields = dict(re.findall(r"^([\w-]+): (.+)$", citation, re.MULTILINE))
+    assert fields["version"] == tta_restore.__version__
+    assert fields["license"] == project["license"]
+    assert re.findall(r"^  - (?!name)(.+)$", citation, re.MULTILINE) == project["keywords"]
+    assert project["license"] in (ROOT / "README.md").read_text().split("## Licence")[1]
