@@ -90,6 +90,12 @@ COMMANDS: Mapping[str, Command | Mapping[str, Command]] = {
         flags={"out": ("-o", "--out")},
         needs=("inputs", "out"),
     ),
+    "serve": Command(
+        "tta_restore.engine.serve.command:serve",
+        "restore photos on a page in the browser, on this computer",
+        examples=("serve", "serve --open", "serve --model net.pth --budget 20s --port 8000"),
+        flags={"open_browser": ("--open",)},
+    ),
     "export": Command(
         "tta_restore.engine.run.export:export_model",
         "write a model, or the adapted model of a state, as an ordinary checkpoint or as ONNX",

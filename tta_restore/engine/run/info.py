@@ -31,6 +31,7 @@ _OPTIONAL = {
     "scikit-image": "demo",
     "scikit-learn": "demo",
     "spandrel": "restorers",
+    "gradio": "serve",
 }
 
 
