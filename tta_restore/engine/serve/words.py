@@ -9,18 +9,18 @@ from tta_restore.engine.serve.photos import PhotoRecord
 
 __all__ = ["MODELS", "TASKS", "describe_checkpoint", "describe_photo", "label_photo", "summarize_photos"]
 
-#: Shipped weights -> what they remove.
+#: Shipped weights -> what they were trained to remove.
 MODELS = {
-    "generalist": "lens blur, trained on many lenses",
-    "specialist": "lens blur, trained on one lens",
-    "conditioned": "lens blur, takes the estimated blur as an input",
-    "denoiser": "noise, trained at sigma 15",
-    "jpeg_cleaner": "JPEG artifacts, trained at quality 30",
+    "generalist": "lens blur, of many lenses",
+    "specialist": "lens blur, of one lens",
+    "conditioned": "lens blur, estimated first",
+    "denoiser": "noise of sigma 15",
+    "jpeg_cleaner": "JPEG of quality 30",
     "upscaler": "enlarges 2 times",
 }
 #: What the page offers as the model's task -> the name of the task, None to measure it.
 TASKS = {
-    "recommended: measured on the model": None,
+    "recommended: measured": None,
     "lens blur": "defocus",
     "motion blur": "motion",
     "noise": "denoise",
