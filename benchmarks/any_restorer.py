@@ -34,6 +34,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tta_restore import adapters
+from tta_restore.data.io import Image, write_image
 from tta_restore.data.synthetic import photos
 from tta_restore.degradations import Blur, Clip, Compose, Jpeg, MotionBlur, Noise, Quantize, Resize
 from tta_restore.engine.run.names import SHIPPED_MODELS
@@ -235,6 +236,7 @@ def measure(case: Case, condition: str, names: tuple[str, ...], count: int, seed
             "cpu_seconds": ended - middle,
             "steps": report.steps,
             "method": type(adapter).__name__,
+            "images": (before, ensemble, restored, sharp),
         } | {key: round(value, 4) for key, value in _numbers(report).items()}
 
 
@@ -262,6 +264,13 @@ def summarize(frames: list[dict[str, Any]]) -> dict[str, float]:
     }
 
 
+def save_worst(frames: list[dict[str, Any]], path: Path) -> None:
+    """Write the frame with the smallest gain as a PNG file: input, self-ensemble, adapted, sharp."""
+    worst = min(frames, key=lambda frame: frame["adapted"] - frame["self_ensemble"])
+    strip = torch.cat([image[0].clamp(0, 1) for image in worst["images"]], -1)
+    write_image(path, Image(F.interpolate(strip[None], scale_factor=2)[0]))
+
+
 def table(content: dict[str, Any]) -> str:
     """The results as a Markdown table."""
     lines = [
@@ -286,6 +295,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--photos", choices=("dev", "test"), default="dev")
     parser.add_argument("--frames", type=int, default=4)
     parser.add_argument("--seeds", type=int, nargs="+", default=[7], help="--frames of each")
+    parser.add_argument("--worst", type=Path, help="folder for a picture of the worst frame of each row")
     parser.add_argument("--output", type=Path, help="JSON file, written after each condition; rows in it are kept")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
@@ -311,6 +321,10 @@ def main(arguments: list[str] | None = None) -> None:
                 for seed in options.seeds
                 for frame in measure(case, condition, names, options.frames, seed)
             ]
+            if options.worst:
+                save_worst(frames, options.worst / f"{name}-{condition.replace(' ', '_')}.png")
+            for frame in frames:
+                del frame["images"]
             row = {
                 "restorer": name,
                 "condition": condition,

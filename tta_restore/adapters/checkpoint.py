@@ -174,12 +174,15 @@ def _check_belongs(adapter: Adapter, saved: Mapping[str, Any], strict: bool, wei
     if weights and saved["weights"] != _frozen_checksum(adapter):
         raise ValueError(
             f"load: the state was made on other frozen weights than this {kind}'s model has; "
-            "load those first, or pass strict=False to use it all the same"
+            "load those first, or pass strict=False in Python to use it all the same"
         )
     own, other = adapter.settings, saved["settings"]
     differing = list(_differences("", _as_saved(other), _as_saved(own)))
     if differing:
-        raise ValueError(f"load: the state was made with other settings: {', '.join(differing)}; or pass strict=False")
+        raise ValueError(
+            f"load: the state was made with other settings: {', '.join(differing)}; repeat them (--method.KEY on the "
+            "command line), or pass strict=False in Python"
+        )
 
 
 def _check_values(adapter: Adapter, state: State) -> None:
