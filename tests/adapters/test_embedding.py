@@ -9,13 +9,28 @@ import signal
 import threading
 import time
 import warnings
+from typing import ClassVar
 
 import pytest
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from tta_restore.adapters import EATA, SAR, SRTTA, CauSiam, MetaTransfer, SelfEnsemble, Semantic, SiamCTTA
+from tta_restore.adapters import (
+    EATA,
+    ROID,
+    SAR,
+    SRTTA,
+    CauSiam,
+    CoTTA,
+    MetaTransfer,
+    ReblurConsistency,
+    RoTTA,
+    SelfEnsemble,
+    Semantic,
+    SiamCTTA,
+    Tent,
+)
 from tta_restore.models import RestorerSpec
 
 
@@ -309,6 +324,39 @@ def test_keywords_go_to_every_call_and_maps_are_viewed_and_padded():
     torch.testing.assert_close(SelfEnsemble(net, spec=spec)(x, sigma=ramp), torch.stack(views).mean(0))
     with pytest.raises(ValueError, match=r"sigma has a value for each pixel of the frame \(21x21\).*images of 16x16"):
         SRTTA(net, at="c", spec=spec, patch_size=16)(x, sigma=ramp)
+
+
+class Brightness(nn.Module):
+    """Takes a map that has to be the mean over channels of the image, and records by how much it is not."""
+
+    errors: ClassVar[list[float]] = []
+
+    def __init__(self):
+        super().__init__()
+        self.c = nn.Conv2d(4, 3, 3, padding=1)
+
+    def forward(self, x, sigma):
+        self.errors.append(float((sigma - x.mean(1, keepdim=True)).abs().max()))
+        return x + 0.1 * self.c(torch.cat([x, sigma], 1))
+
+
+@pytest.mark.parametrize("width", [24, 20])
+@pytest.mark.parametrize("method", [SiamCTTA, CoTTA, Tent, ROID, SAR, EATA, ReblurConsistency])
+def test_maps_go_with_every_view(method, width):
+    x = torch.rand(1, 3, 24, width, generator=torch.Generator().manual_seed(0))
+    options = {"max_similarity": 2.0} if method is EATA else {}
+    adapter = method(Brightness(), select="all", spec=RestorerSpec(), **options)
+    adapter(x, sigma=x.mean(1, keepdim=True))  # the first frame finds out how the model runs
+    Brightness.errors.clear()
+    adapter(x, sigma=x.mean(1, keepdim=True))
+    assert adapter.report.updated
+    assert max(Brightness.errors) < 1e-5
+
+
+def test_maps_of_one_frame_are_refused_for_a_bank_of_several():
+    x = frame()
+    with pytest.raises(ValueError, match="RoTTA: sigma has a value for each pixel of the frame, and the bank holds"):
+        RoTTA(Brightness(), spec=RestorerSpec())(x, sigma=x.mean(1, keepdim=True))
 
 
 def test_values_outside_the_range_are_reported_once_or_refused():

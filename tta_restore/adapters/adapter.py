@@ -29,8 +29,8 @@ from tta_restore.adapters.injection import Semantic
 from tta_restore.adapters.select import Select, select_parameters, subspaces
 from tta_restore.adapters.settings import RecordedModule
 from tta_restore.adapters.state import ParameterSet, State, map_tensors
-from tta_restore.adapters.tiling import CenterCrop, Tiles, Windows, by_frames
-from tta_restore.adapters.views import NAMED, Views, resolve_views
+from tta_restore.adapters.tiling import CenterCrop, Tiles, Windows, by_frames, is_map
+from tta_restore.adapters.views import NAMED, View, Views, resolve_views
 from tta_restore.models import Restoration, RestorerSpec, as_restorer
 from tta_restore.models.restorer import outputs
 from tta_restore.models.restorer.second_order import own_functions
@@ -79,13 +79,13 @@ class Adapter(RecordedModule):
     ``cost()``                   passes per frame in words
     ===========================  =======================================================================================
 
-    with the help of ``self.run(role, image)`` and ``self.ensemble(role, image)`` (roles "source", "student",
-    "teacher"; gradients reach the student only), ``self.student``, ``self.teacher``, ``self.source``,
-    ``self.generator`` (the only source of randomness), ``self.snapshot()`` and ``self.memory`` (all memory between
-    frames; its tensors are values: put new ones there instead of writing into them; they stay on the device that the
-    method chose, and come from a file on the CPU). Modules set as attributes move with the adapter, run in eval mode
-    and are not trained. What is not in ``self.memory`` is not saved, forked, reset or rolled back. The arguments of the
-    constructor are recorded as ``settings``, and a saved state loads under the same settings only.
+    with the help of ``self.run(role, image)``, ``self.run_view(role, image, view)`` and ``self.ensemble(role, image)``
+    (roles "source", "student", "teacher"; gradients reach the student only), ``self.student``, ``self.teacher``,
+    ``self.source``, ``self.generator`` (the only source of randomness), ``self.snapshot()`` and ``self.memory`` (all
+    memory between frames; its tensors are values: put new ones there instead of writing into them; they stay on the
+    device that the method chose, and come from a file on the CPU). Modules set as attributes move with the adapter, run
+    in eval mode and are not trained. What is not in ``self.memory`` is not saved, forked, reset or rolled back. The
+    arguments of the constructor are recorded as ``settings``, and a saved state loads under the same settings only.
 
     Args:
         model: module, function, spandrel descriptor or :class:`tta_restore.models.Restorer`.
@@ -405,11 +405,13 @@ class Adapter(RecordedModule):
 
         The frame's keywords go to the model, and to every role but the source the semantic context, if there is one.
         """
-        tensors, arguments = self._tensors(role), self._keywords(role, image) | arguments
-        if role == "student" and torch.is_grad_enabled():
-            return self._backbone.restore(tensors, image, **arguments)
-        with torch.no_grad():
-            return self._in_parts(self._restore_plainly, tensors, image, arguments)
+        return self._run(role, image, self._keywords(role, image) | arguments)
+
+    def run_view(self, role: str, image: Tensor, view: View) -> Restoration:
+        """Restore a view of an image as :meth:`run` does, with its maps in that view, and transform the image back."""
+        there, back = view
+        restoration = self._run(role, there(image), _viewed(self._keywords(role, image), there, image))
+        return restoration.with_image(back(restoration.image))
 
     def ensemble(self, role: str | Mapping[str, float], image: Tensor, **arguments: Any) -> Restoration:
         """Average the views of an image without gradient; what is not the image is the first view's.
@@ -766,6 +768,13 @@ class Adapter(RecordedModule):
         )
         return Restoration(outputs.at(whole, restoration.path), whole, restoration.path)
 
+    def _run(self, role: str, image: Tensor, arguments: dict[str, Any]) -> Restoration:
+        tensors = self._tensors(role)
+        if role == "student" and torch.is_grad_enabled():
+            return self._backbone.restore(tensors, image, **arguments)
+        with torch.no_grad():
+            return self._in_parts(self._restore_plainly, tensors, image, arguments)
+
     def _tensors(self, role: str) -> ParameterSet | None:
         if role != "source" and role not in self._kept_roles():
             known = ", ".join(["source", *self._kept_roles()])
@@ -902,10 +911,6 @@ def _gradients(loss: Tensor, tensors: list[Tensor], *, accumulate: bool) -> list
     return gradients
 
 
-def _is_map(value: Any, sides: torch.Size) -> bool:
-    return isinstance(value, Tensor) and value.ndim >= 2 and value.shape[-2:] == sides
-
-
 def _fitted(name: str, arguments: dict[str, Any], frame: FrameContext, image: Tensor) -> dict[str, Any]:
     """Keywords of a call for another image than the frame: maps are cut to the region, or refused."""
     whole, sides = frame.image.shape[-2:], image.shape[-2:]
@@ -913,7 +918,7 @@ def _fitted(name: str, arguments: dict[str, Any], frame: FrameContext, image: Te
         return arguments
     fitted = {}
     for key, value in arguments.items():
-        if not _is_map(value, whole):
+        if not is_map(value, whole):
             fitted[key] = value
         elif sides == frame.region.shape[-2:]:
             top, left = ((side - part) // 2 for side, part in zip(whole, sides, strict=True))
@@ -929,9 +934,9 @@ def _fitted(name: str, arguments: dict[str, Any], frame: FrameContext, image: Te
 def _viewed(arguments: dict[str, Any], there: Any, image: Tensor) -> dict[str, Any]:
     """Keywords for a view of an image: maps are transformed as the image is."""
     sides = image.shape[-2:]
-    if not any(_is_map(value, sides) for value in arguments.values()):
+    if not any(is_map(value, sides) for value in arguments.values()):
         return arguments
-    return {key: there(value) if _is_map(value, sides) else value for key, value in arguments.items()}
+    return {key: there(value) if is_map(value, sides) else value for key, value in arguments.items()}
 
 
 def _expect_exchangeable(name: str, module: Any, select: Any) -> None:

@@ -132,7 +132,7 @@ class Tiles:
         size = size or SizeRequirements()
         height, width = image.shape[-2:]
         legal = SizeRequirements(size.minimum, size.multiple_of)
-        maps = {key: pad(value, legal) for key, value in (arguments or {}).items() if _is_map(value, image.shape[-2:])}
+        maps = {key: pad(value, legal) for key, value in (arguments or {}).items() if is_map(value, image.shape[-2:])}
         image = pad(image, legal)
         rows, columns = (self._spans(side, size.multiple_of) for side in image.shape[-2:])
         first: Restoration | None = None
@@ -200,7 +200,8 @@ def by_frames(
     return Restoration(torch.cat([part.image for part in parts]), together, path)
 
 
-def _is_map(value: Any, sides: Any) -> bool:
+def is_map(value: Any, sides: Any) -> bool:
+    """Return whether an argument of a model is a map (..., H, W) with a value for each pixel of a frame."""
     return isinstance(value, Tensor) and value.ndim >= 2 and value.shape[-2:] == sides
 
 

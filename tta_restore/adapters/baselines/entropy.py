@@ -77,9 +77,9 @@ class EntropyAdapter(Adapter):
 
         Shape: (V, B, C, H, W).
         """
-        runs = [(self.run("student", there(frame.region)), back) for there, back in self.views]
-        views = torch.stack([back(restoration.image).float() for restoration, back in runs])
-        self.keep(frame, runs[0][0], views.mean(0))
+        runs = [self.run_view("student", frame.region, view) for view in self.views]
+        views = torch.stack([restoration.image.float() for restoration in runs])
+        self.keep(frame, runs[0], views.mean(0))
         return views
 
     def student_image(self, frame: FrameContext) -> Tensor:

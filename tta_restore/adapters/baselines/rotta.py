@@ -15,6 +15,7 @@ from tta_restore.adapters.baselines.entropy import Variant, entropy, usual_selec
 from tta_restore.adapters.frame import FrameContext
 from tta_restore.adapters.injection import Semantic
 from tta_restore.adapters.select import Select
+from tta_restore.adapters.tiling import is_map
 from tta_restore.adapters.views import Views
 from tta_restore.models import Restoration, RestorerSpec, as_restorer
 
@@ -110,6 +111,13 @@ class RoTTA(Adapter, method="rotta"):
 
     def begin_frame(self, frame: FrameContext) -> None:
         """Restore the frame, put a patch of each of its images into the bank, and see whether a step is due."""
+        sides = frame.image.shape[-2:]
+        for key, value in frame.arguments.items():
+            if is_map(value, sides):
+                raise ValueError(
+                    f"RoTTA: {key} has a value for each pixel of the frame, and the bank holds patches of other "
+                    "frames; pass one value for the frame"
+                )
         frame.scratch["output"] = self.ensemble("teacher", frame.image)
         for image in frame.region.split(1):
             self._insert(self._patch(image))
@@ -180,7 +188,7 @@ class RoTTA(Adapter, method="rotta"):
             image = self.run("teacher", patch).image.float()
             softmax = image.softmax(-3).mean((-2, -1)).flatten(0, -2).mean(0)
             return int(softmax.argmax()), float(entropy(image).mean()) / math.log(max(image.shape[-3], 2))
-        views = torch.stack([back(self.run("teacher", there(patch)).image).float() for there, back in self.views])
+        views = torch.stack([self.run_view("teacher", patch, view).image.float() for view in self.views])
         variance = float(view_variance(views).mean())
         return 0, variance / (variance + self.temperature)
 
@@ -198,7 +206,7 @@ class RoTTA(Adapter, method="rotta"):
         if self.variant == "official":
             there, _ = random_augmentation(self.generator)
             return entropy(self.run("student", there(patch)).image.float(), target).mean()
-        there, back = self.views[int(torch.randint(len(self.views), (), generator=self.generator, device="cpu"))]
+        view = self.views[int(torch.randint(len(self.views), (), generator=self.generator, device="cpu"))]
         noise = torch.randn(patch.shape, generator=self.generator, dtype=torch.float32, device="cpu").to(patch)
-        seen = (there(patch + self.noise_std * noise)).clamp(0, 1)
-        return (back(self.run("student", seen).image).float() - target).abs().mean()
+        seen = (patch + self.noise_std * noise).clamp(0, 1)
+        return (self.run_view("student", seen, view).image.float() - target).abs().mean()

@@ -109,7 +109,7 @@ class SRTTA(Adapter, method="srtta"):
         if self.memory["important"] is not None:
             return
         with torch.enable_grad():
-            runs = [back(self.run("student", there(frame.region)).image.float()) for there, back in self.views]
+            runs = [self.run_view("student", frame.region, view).image.float() for view in self.views]
             gradients = self.gradients(view_variance(torch.stack(runs)).mean())
         importance = [
             torch.zeros_like(tensor).abs() if gradient is None else gradient.detach().abs().square()
