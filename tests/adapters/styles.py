@@ -478,10 +478,10 @@ def build(style: str) -> nn.Module:
         return STYLES[style]()
 
 
-def frames(style: str, count: int = 3, *, clip: bool = False) -> list[Tensor]:
+def frames(style: str, count: int = 3, *, clip: bool = False, width: int = 24) -> list[Tensor]:
     channels = int(style[0]) if "channel" in style else 3
     generator = torch.Generator().manual_seed(0)
-    shape = (4 if clip else 1, channels, 24, 24)
+    shape = (4 if clip else 1, channels, 24, width)
     return [torch.rand(shape, generator=generator) for _ in range(count)]
 
 
@@ -510,120 +510,6 @@ def outcome(method: str, style: str) -> str:
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before), "the network was changed"
     return said
-
-
-def images_of(style: str, net: nn.Module) -> Callable[[Tensor], Tensor]:
-    """Return how to run a network by itself: padded as its style wants it, its image picked from the output."""
-
-    def run(x: Tensor) -> Tensor:
-        height, width = x.shape[-2:]
-        if style == "quantized" and len(x) > 1:  # the values of a batch are quantized together
-            return torch.cat([run(image) for image in x.split(1)])
-        inputs = x.clone()
-        if style == "multiple of 64":
-            inputs = F.pad(inputs, (0, -width % 64, 0, -height % 64), mode="replicate")
-        elif style == "eats its border":
-            inputs = F.pad(inputs, (2, 2, 2, 2), mode="reflect")
-        out = net(inputs, **ARGUMENTS.get(style, {}))
-        out = out[1] if isinstance(out, (list, tuple)) else out["image"] if isinstance(out, dict) else out
-        out = out.image if isinstance(out, Output) else out
-        return out[..., :height, :width]
-
-    return run
-
-
-def plain_loop(style: str, lr: float = 1e-2) -> dict[str, Tensor]:
-    """SiamCTTA's rule on copies of a network, run by themselves: weights of the student after three frames."""
-    networks = build(style).eval(), build(style).eval()
-    teacher, student = (images_of(style, net) for net in networks)
-    weights = dict(networks[1].named_parameters())
-    optimizer = torch.optim.Adam(weights.values(), lr=lr)
-    for number, x in enumerate(frames(style)):
-        with torch.no_grad():
-            views = [torch.rot90(teacher(torch.rot90(x, k, (-2, -1))), -k, (-2, -1)) for k in range(4)]
-            target = torch.stack(views).mean(0)
-        optimizer.param_groups[0]["lr"] = lr * 0.95**number
-        optimizer.zero_grad()
-        (student(x) - target).abs().mean().backward()
-        optimizer.step()
-        with torch.no_grad():
-            for slow, fast in zip(networks[0].parameters(), weights.values(), strict=True):
-                slow.lerp_(fast, 0.1)
-        for net in networks:
-            forget(net)
-    return {name: weight.detach() for name, weight in weights.items()}
-
-
-def forget(net: nn.Module) -> None:
-    """Empty what a network computed from weights that have been stepped since."""
-    if isinstance(net, CachedWeights):
-        net.cache.clear()
-
-
-class RecordedPairs(adapters.DegradationPairs):
-    """Keeps the pairs of its steps, at a fixed rate, without trials and without returning to earlier weights."""
-
-    recorded: list[tuple[Tensor, Tensor]]
-
-    def make_optimizer(self, tensors: list[Tensor], role: str = "student") -> torch.optim.Optimizer:
-        return torch.optim.Adam(tensors, lr=1e-2)
-
-    def _find_rate(self, frame: Any, forward: float) -> None:
-        self.memory["rate"] = 1e-2
-
-    def _pairs(self, frame: Any, count: int, *, held_out: bool = False) -> tuple[Tensor, Tensor]:
-        found = super()._pairs(frame, count, held_out=held_out)
-        if not held_out:
-            self.recorded.append(found)
-        return found
-
-    def _test(self, frame: Any) -> None:
-        pass
-
-    def _finish(self, frame: Any) -> None:
-        frame.scratch.update(finished=True, weights=[0.0, 0.0, 1.0])
-
-
-def pairs_loop(style: str, batches: list[tuple[Tensor, Tensor]], no_harm_weight: float = 0.5) -> dict[str, Tensor]:
-    """The loss of DegradationPairs on recorded pairs, minimized on copies of a network that run by themselves."""
-    networks = build(style).eval(), build(style).eval()
-    source, student = (images_of(style, net) for net in networks)
-    weights = dict(networks[1].named_parameters())
-    optimizer = torch.optim.Adam(weights.values(), lr=1e-2)
-
-    def distances(restored: Tensor, target: Tensor) -> Tensor:
-        return torch.sqrt((restored - target) ** 2 + 1e-3**2).mean((1, 2, 3))
-
-    for number, (degraded, target) in enumerate(batches):
-        optimizer.param_groups[0]["lr"] = 1e-2 / (1 + number / 192)
-        with torch.no_grad():
-            before = distances(source(degraded), target)
-        error = distances(student(degraded), target)
-        harm = (error / before.clamp(min=1e-4) - 1).clamp(min=0).mean()
-        optimizer.zero_grad()
-        (error.mean() + no_harm_weight * before.mean() * harm).backward()
-        optimizer.step()
-        for net in networks:
-            forget(net)
-    return {name: weight.detach() for name, weight in weights.items()}
-
-
-def denoise_loop(style: str, subsamples: list[tuple[Any, Any]]) -> dict[str, Tensor]:
-    """Neighbor2Neighbor on recorded subsamples of the frames, on a copy of a network that runs by itself."""
-    net = build(style).eval()
-    run, weights = images_of(style, net), dict(net.named_parameters())
-    optimizer = torch.optim.Adam(weights.values(), lr=1e-2)
-    for x, (first, second) in zip(frames(style), subsamples, strict=True):
-        restored = run(first(x))
-        with torch.no_grad():
-            whole = run(x)
-        apart = restored - second(x)
-        loss = (apart**2).mean() + ((apart - (first(whole) - second(whole))) ** 2).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        forget(net)
-    return {name: weight.detach() for name, weight in weights.items()}
 
 
 def main() -> None:
