@@ -436,6 +436,10 @@ def _lens_estimator() -> nn.Module:
 _degradation_estimator = cache(Estimator)
 
 
+def _colors(image: Tensor) -> Tensor:
+    return F.adaptive_avg_pool2d(image, (1, 2)).flatten(2).mT
+
+
 def pairs(method: type[adapters.DegradationPairs], net: Any, **options: Any) -> adapters.DegradationPairs:
     sharp = torch.rand(2, 3, 80, 80, generator=torch.Generator().manual_seed(3))
     small: dict[str, Any] = {"steps": 1, "batch_size": 1, "patch_size": 16, "lr": 1e-2, "task": "denoise"}
@@ -448,11 +452,13 @@ METHODS: dict[str, Callable[[Any], Adapter]] = {
     "SelfDenoise": lambda net: adapters.SelfDenoise(net, steps=1, lr=1e-2),
     "SelfEnsemble": adapters.SelfEnsemble,
     "SiamCTTA": lambda net: adapters.SiamCTTA(net, lr=1e-2, restore=0.0),
+    "CauSiam": lambda net: adapters.CauSiam(net, semantic=adapters.Semantic(_colors, at="auto", num_heads=2)),
     "CoTTA": lambda net: adapters.CoTTA(net),
     "Tent": lambda net: adapters.Tent(net, select="all"),
     "SAR": lambda net: adapters.SAR(net, select="all"),
     "EATA": lambda net: adapters.EATA(net, select="all"),
     "ROID": lambda net: adapters.ROID(net, select="all"),
+    "RoTTA": lambda net: adapters.RoTTA(net, select="all", interval=1, patch_size=16),
     "SRTTA": lambda net: adapters.SRTTA(net, steps=1, num_patches=1, patch_size=16),
     "ReblurConsistency": lambda net: adapters.ReblurConsistency(net, _lens_estimator(), steps=1),
     "ReblurPairs": lambda net: adapters.ReblurPairs(net, _lens_estimator(), steps=1),
@@ -464,10 +470,11 @@ METHODS: dict[str, Callable[[Any], Adapter]] = {
 
 INTRODUCTION = """
 Small networks in the styles of third-party code, each run through each method. *yes*: two frames are adapted on and
-restored, and the network is unchanged; for `SiamCTTA`, `DegradationPairs` and `SelfDenoise` the weights after three
-frames equal those of a plain training loop on copies of the network to 1e-5 (`tests/adapters/test_styles.py`). A
-number: the method refuses the network with the message below, before anything changes. Written by
-`python tests/adapters/styles.py docs/networks.md`.
+restored, and the network is unchanged. A number: the method refuses the network with the message below, before anything
+changes. The weights after three frames equal those of a plain training loop on copies of the network to 1e-5
+(`tests/adapters/test_styles.py`): for `SiamCTTA`, `DegradationPairs` and `SelfDenoise` on each network that a loop can
+train, for the other methods that learn on seven of them. `CauSiam` runs with an encoder that averages colors. Written
+by `python tests/adapters/styles.py docs/networks.md`.
 """
 
 

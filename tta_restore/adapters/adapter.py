@@ -153,9 +153,9 @@ class Adapter(RecordedModule):
         checks.expect_choice(name, "out_of_range", out_of_range, ("report", "raise"))
         super().__init__()
         self.restorer = as_restorer(model, spec)
+        _expect_exchangeable(name, self.restorer.module, select)
         self.semantic = semantic
         self.injection = None if semantic is None else semantic.injection(self.restorer)
-        _expect_exchangeable(name, self.restorer.module, select)
         self._backbone = Backbone(
             self.restorer,
             self.injection,
@@ -462,12 +462,20 @@ class Adapter(RecordedModule):
         With other ``roles``, for the tensors of each of them in turn.
 
         Raises:
-            RuntimeError: it depends on none.
+            RuntimeError: it depends on none, or an operator has no second derivative.
         """
         tensors = [tensor for role in roles for tensor in self.state.sets[role].values()]
         if self._checkpoints is None:
             self._checkpoints = any("CheckpointFunction" in type(node).__name__ for node in own_functions(loss))
-        gradients = _gradients(loss, tensors, accumulate=self._checkpoints) if loss.requires_grad else []
+        try:
+            gradients = _gradients(loss, tensors, accumulate=self._checkpoints) if loss.requires_grad else []
+        except RuntimeError as error:
+            if "scaled_dot_product" not in str(error):
+                raise
+            raise RuntimeError(
+                f"{type(self).__name__}: the model differentiates within its pass, and the fast attentions of torch "
+                "have no second derivative; run the adapter within torch.nn.attention.sdpa_kernel(SDPBackend.MATH)"
+            ) from error
         if all(gradient is None for gradient in gradients):
             raise RuntimeError(
                 f"{type(self).__name__}: the loss depends on none of the {len(tensors)} adapted tensors "

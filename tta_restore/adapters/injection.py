@@ -96,6 +96,7 @@ def find_site(
         where = "any of its modules" if path == "auto" else repr(path)
         raise ValueError(
             f"{asker}: {where} of {type(root).__name__} puts out no features (B, C, H, W) or (B, L, C) exactly once"
+            + (" in the proportions of the frame; pass at=<path of a module>" if path == "auto" else "")
         )
     enough = min(_WIDE, max(site.channels for site in found))
     return min(
@@ -108,13 +109,17 @@ def expect_site(restorer: Restorer, path: str, *, asker: str) -> tuple[nn.Module
 
     Raises:
         ValueError: there is no such module.
-        TypeError: the model is a function, or was compiled.
+        TypeError: the model is a function, or was compiled or scripted.
     """
     root = restorer.module
     if not isinstance(root, nn.Module):
         raise TypeError(f"{asker}: expected a module to inject into, got a function")
     if hasattr(root, "_orig_mod"):
         raise TypeError(f"{asker}: hooks do not reach into a compiled module; wrap the module that was compiled")
+    if isinstance(root, torch.jit.ScriptModule):
+        raise TypeError(
+            f"{asker}: TorchScript hides the modules of a model; pass the module that was scripted or traced"
+        )
     path = getattr(root, "semantic_site", path) if path == "auto" else path
     names = [name for name, _ in root.named_modules() if name]
     if path != "auto" and path not in names:
