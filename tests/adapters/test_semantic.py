@@ -160,6 +160,8 @@ def test_what_cannot_be_injected_is_said():
         siam(net, "body.1x")
     with pytest.raises(TypeError, match="wrap the module that was compiled"):
         siam(torch.compile(net, backend="eager"), "body.0")
+    with pytest.raises(TypeError, match="pass the module that was scripted"):
+        siam(torch.jit.script(nn.Sequential(nn.Conv2d(3, 3, 1))), "auto")
     with pytest.raises(TypeError, match="expected a module to inject into, got a function"):
         siam(lambda x: x, "auto")
     with pytest.raises(ValueError, match="either at=<module path> or argument="):

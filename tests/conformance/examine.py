@@ -36,8 +36,9 @@ TABLE: dict[str, dict[str, Any]] = {
 HEADER = """# Which restorers work
 
 Every restoration architecture of spandrel 0.4 and spandrel_extra_arches 0.2, in a small configuration with random
-weights, runs the same steps: `models.probe` examines it, `SiamCTTA` wraps it with the options that the probe advises, and must plan, adapt on
-three frames of odd sizes, predict, reset, save, load and detach; afterwards the model must be unchanged bit by bit.
+weights, runs the same steps: `models.probe` examines it, `SiamCTTA` wraps it with the options that the probe advises,
+and must plan, adapt on three frames of odd sizes, predict, reset, save, load and detach; afterwards the model must be
+unchanged bit by bit.
 Written by `python tests/conformance/examine.py --write docs/conformance.md`; a part of it runs in the tests.
 
 *adapted*: share of the weights that a gradient reaches. *traps*: properties that the probe found without a declaration.

@@ -153,9 +153,9 @@ class Adapter(RecordedModule):
         checks.expect_choice(name, "out_of_range", out_of_range, ("report", "raise"))
         super().__init__()
         self.restorer = as_restorer(model, spec)
-        _expect_exchangeable(name, self.restorer.module, select)
         self.semantic = semantic
         self.injection = None if semantic is None else semantic.injection(self.restorer)
+        _expect_exchangeable(name, self.restorer.module, select)
         self._backbone = Backbone(
             self.restorer,
             self.injection,

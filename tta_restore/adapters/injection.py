@@ -121,7 +121,7 @@ def expect_site(restorer: Restorer, path: str, *, asker: str) -> tuple[nn.Module
             f"{asker}: TorchScript hides the modules of a model; pass the module that was scripted or traced"
         )
     path = getattr(root, "semantic_site", path) if path == "auto" else path
-    names = [name for name, _ in root.named_modules() if name]
+    names = [name for name, part in root.named_modules() if name and not isinstance(part, torch.jit.ScriptModule)]
     if path != "auto" and path not in names:
         near = ", ".join(get_close_matches(path, names, n=3, cutoff=0.4) or names[:6])
         hint = f"did you mean {near}?" if near else "it has no modules inside"
