@@ -16,7 +16,7 @@ from tta_restore.cli.main import main
 from tta_restore.data.io.image import read_image, write_image
 from tta_restore.data.io.pixels import Image
 from tta_restore.engine.evaluate import protocols, reproduction
-from tta_restore.engine.evaluate.reproduce import reproduce
+from tta_restore.engine.evaluate.reproduce import Cost, reproduce
 from tta_restore.engine.evaluate.tables import DataSet, Row, Table
 from tta_restore.engine.run.usage import UsageError
 from tta_restore.engine.train.files import write_weights
@@ -366,6 +366,87 @@ def test_causiam_five(data, weights, tmp_path):
     page = (tmp_path / "out/report.html").read_text()
     assert "PSNR over time" in page
     assert "<svg" in page
+
+
+def test_ifan_table1(data, tmp_path, monkeypatch):
+    """Each row is a network of its own shape, whose size is found in its file."""
+    monkeypatch.setattr(reproduction, "cost_of", lambda *_: Cost())  # seconds of full-size networks
+    shapes = {
+        "baseline": {"filters": False, "disparity": False},
+        "D": {"filters": False},
+        "F": {"disparity": False},
+        "F+D": {},
+        "F+R": {"disparity": False},
+        "IFAN": {},
+    }
+    files, psnr = {}, {}
+    blurry, sharp = (read(data / f"DPDD/test_c/{kind}/0.png", 8) for kind in ("source", "target"))
+    for number, (name, shape) in enumerate(shapes.items()):
+        sizes = {key: value for key, value in SMALL_IFAN.items() if key != "num_steps" or "filters" not in shape}
+        net = seeded(lambda: models.create_model("ifan", **sizes, **shape), number).eval()  # noqa: B023
+        files[name] = tmp_path / f"{name}.pth"
+        torch.save(net.state_dict(), files[name])
+        with torch.no_grad():
+            psnr[name] = mean_psnr([(net(blurry).clamp(0, 1), sharp)])
+    outcome, said = run("ifan-table1", tmp_path / "out", data={"DPDD": data / "DPDD"}, weights=files, limit=1)
+    assert not outcome.failed, said
+    rows = ("baseline", "D", "F", "F+D", "F+R", "F+D+R")
+    assert outcome.measured == rows
+    for row, name in zip(rows, shapes, strict=True):
+        assert outcome.entry(row, "DPDD", "psnr").measured == pytest.approx(psnr[name], abs=1e-4)
+
+
+def test_ifan_table4(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        reproduction, "cost_of", lambda restorer, _: Cost(sum(p.numel() for p in restorer.parameters()))
+    )
+    files = {}
+    for steps in (8, 17, 26):
+        net = seeded(lambda: models.create_model("ifan", **SMALL_IFAN | {"num_steps": steps}))  # noqa: B023
+        files["IFAN" if steps == 17 else f"IFAN_{steps}"] = tmp_path / f"{steps}.pth"
+        torch.save(net.state_dict(), tmp_path / f"{steps}.pth")
+    outcome, said = run("ifan-table4", tmp_path / "out", data={"DPDD": data / "DPDD"}, weights=files, limit=1)
+    assert not outcome.failed, said
+    assert outcome.measured == ("N = 8", "N = 17", "N = 26")
+    assert len({outcome.entry(row, "DPDD", "psnr").measured for row in outcome.measured}) == 3
+    assert outcome.costs["N = 44"][1].parameters > outcome.costs["N = 35"][1].parameters  # of the full size
+
+
+@pytest.mark.slow
+def test_jdrl_journal(data, weights, tmp_path):
+    journal = seeded(lambda: models.create_model("jdrl_journal", width=2))
+    torch.save(journal.state_dict(), tmp_path / "journal.pth")
+    files = {"UNet": weights / "UNet.pth", "UNet_journal": tmp_path / "journal.pth", "pwc": weights / "pwc-default"}
+    folders = {name: data / name for name in ("SDD", "RealDOF")}
+    outcome, said = run("jdrl-journal", tmp_path / "out", data=folders, weights=files, limit=1)
+    assert not outcome.failed, said
+    assert outcome.measured == ("input", "UNet (conference)", "UNet (journal)")
+    flow = protocols.create_flow("pwc", checkpoint=files["pwc"])
+    blurry, sharp = (read(data / f"RealDOF/{kind}/0.png", 16) for kind in ("source", "target"))
+    with torch.no_grad():
+        restored = journal.eval()(blurry)
+        restored = restored[0] if isinstance(restored, tuple) else restored
+    warped = warped_as_released(sharp, flow(restored, sharp))
+    found = outcome.entry("UNet (journal)", "RealDOF", "aligned_psnr").measured
+    assert found == pytest.approx(mean_psnr([(restored, warped)]), abs=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:CauSiam. two steps changed none")  # one view of an equal student: no difference
+def test_causiam_sweep(data, weights, tmp_path):
+    path, _ = save_tiny_clip(tmp_path)
+    files = {"DPDNet-S": weights / "deblur.pth", "CLIP": path}
+    options = {
+        "models": {"DPDNet-S": "_meta_networks:Deblur"},
+        "settings": ["causiam.semantic.encoder=open_clip/tiny-test", "causiam.lr=0.1"],
+    }
+    folders = {"DPDD": data / "DPDD"}
+    outcome, said = run("causiam-sweep", tmp_path / "out", data=folders, weights=files, **options)
+    assert not outcome.failed, said
+    found = {row: outcome.entry(row, "DPDD", "psnr").measured for row in outcome.measured}
+    assert len(found) == 16
+    assert {"CauSiam", "eta = 0.999", "K = 3", "N = d4", "alpha = 0.5", "p = 0.1"} < set(found)
+    assert len(set(found.values())) >= 15  # a restoration of one scalar in a thousand may meet none
 
 
 def test_rows_that_fail_do_not_stop_the_others(data, weights, tmp_path):
