@@ -1,6 +1,8 @@
-"""What every test gets: devices, seeds, poisoned memory, quiet threads, hypothesis profiles."""
+"""What every test gets: devices, seeds, poisoned memory, quiet threads, hypothesis profiles, its own registries."""
 
 import os
+import sys
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -41,6 +43,37 @@ def device(request) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         pytest.fail("--device cuda, but no CUDA device is available")
     return torch.device(name)
+
+
+_REGISTRIES = (
+    ("tta_restore.adapters.registry", "_methods"),
+    ("tta_restore.data.datasets.layouts", "CLIP_LAYOUTS"),
+    ("tta_restore.data.datasets.layouts", "LAYOUTS"),
+    ("tta_restore.degradations.registry", "_entries"),
+    ("tta_restore.models.registry", "_entries"),
+)
+
+
+def _is_shipped(entry):
+    """Whether an entry is the library's own, which its first use puts there."""
+    return str(getattr(entry, "origin", getattr(entry, "__module__", ""))).startswith("tta_restore.")
+
+
+@pytest.fixture(autouse=True)
+def own_registries(tmp_path_factory):
+    """Take away what a test registered, and the modules that it imported from temporary folders."""
+    held = [getattr(sys.modules[module], name) for module, name in _REGISTRIES if module in sys.modules]
+    before, modules = [dict(registry) for registry in held], set(sys.modules)
+    yield
+    for registry, kept in zip(held, before, strict=True):
+        kept |= {name: entry for name, entry in registry.items() if name not in kept and _is_shipped(entry)}
+        registry.clear()
+        registry.update(kept)
+    folder = tmp_path_factory.getbasetemp()
+    for name in set(sys.modules) - modules:
+        file = getattr(sys.modules[name], "__file__", None)
+        if file and folder in Path(file).parents:
+            del sys.modules[name]
 
 
 @pytest.fixture

@@ -5,8 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from tta_restore.adapters import registry
-
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs" / "guides").glob("*.md"))]
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -15,7 +13,6 @@ BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 @pytest.mark.parametrize("page", [page for page in PAGES if BLOCK.search(page.read_text())], ids=lambda page: page.stem)
 @pytest.mark.filterwarnings("ignore:'saved_variables' is deprecated")  # spandrel's NAFNet
 def test_the_code_on_a_page_runs(page, monkeypatch, tmp_path):
-    monkeypatch.setattr(registry, "_methods", dict(registry._methods))
     monkeypatch.chdir(tmp_path)
     names = {"__name__": f"page_{page.stem}"}
     for block in BLOCK.findall(page.read_text()):

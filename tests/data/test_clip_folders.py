@@ -5,7 +5,7 @@ import torch
 
 from tta_restore.data.datasets import layouts
 from tta_restore.data.datasets.clips import Clip, stack_frames, window
-from tta_restore.data.datasets.layouts import CLIP_LAYOUTS, clip_of_folder, find_clips
+from tta_restore.data.datasets.layouts import clip_of_folder, find_clips
 from tta_restore.data.io.image import write_image
 from tta_restore.data.io.pixels import Image
 
@@ -87,9 +87,7 @@ def test_raw_folders_mix_their_splits_only_where_a_list_tells_them_apart(tmp_pat
     assert [clip.name for clip in find_clips(tmp_path, "realblur", "train")] == ["scene3"]
 
 
-def test_a_registered_layout_is_known_by_its_name(tmp_path, monkeypatch):
-    monkeypatch.setattr(layouts, "CLIP_LAYOUTS", dict(CLIP_LAYOUTS))
-    monkeypatch.setattr(layouts, "LAYOUTS", dict(layouts.LAYOUTS))
+def test_a_registered_layout_is_known_by_its_name(tmp_path):
     layouts.register_layout("mine", clips=[("{split}/{video}/noisy", "{split}/{video}/clean")])
     layouts.register_layout("mine", pairs={"val": [("low", "high")]})
     for folder in ("val/a/noisy", "val/a/clean", "low", "high"):

@@ -15,7 +15,6 @@ from tta_restore.degradations import (
     create_degradation,
     list_degradations,
     register_degradation,
-    registry,
 )
 
 
@@ -36,20 +35,12 @@ class Darker(Degradation):
         return (a.white - b.white).abs()
 
 
-@pytest.fixture
-def clean_registry():
-    before = dict(registry._entries)
-    yield
-    registry._entries.clear()
-    registry._entries.update(before)
-
-
 def test_shipped_names():
     assert {"blur", "motion_blur", "noise", "resize", "jpeg", "clip", "quantize", "compose"} <= set(list_degradations())
     assert create_degradation("noise", read_std=0.1) == Noise(read_std=0.1)
 
 
-def test_own_degradations_have_names(clean_registry):
+def test_own_degradations_have_names():
     register_degradation("darker")(Darker)
     assert "darker" in list_degradations()
     made = create_degradation({"kind": "darker", "factor": 0.25})

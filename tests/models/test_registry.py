@@ -14,12 +14,6 @@ def build_small(width: int = 4) -> nn.Module:
     return nn.Conv2d(3, width, 1)
 
 
-@pytest.fixture(autouse=True)
-def own_registry(monkeypatch):
-    models.list_models()  # discovery is over before entries are swapped
-    monkeypatch.setattr(registry, "_entries", dict(registry._entries))
-
-
 def test_a_registered_builder_is_listed_under_its_kind_and_built_with_its_config():
     models.register_model("small", kind="estimator")(build_small)
     assert "small" in models.list_models()
