@@ -18,10 +18,10 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from tta_restore._core.ambient import with_usual_defaults
+from tta_restore.models.complexity import CountingMode
 from tta_restore.models.restorer.preserve import preserve_state
 from tta_restore.models.restorer.restorer import Restorer, as_restorer
 from tta_restore.models.restorer.spec import RestorerSpec
@@ -152,24 +152,15 @@ def multiply_adds(restorer: Restorer, frame: Tensor) -> float:
     return counter.total / 2
 
 
-class _Operations(TorchDispatchMode):
+class _Operations(CountingMode):
     """Counter of floating-point operations by torch's formulas.
 
     ``FlopCounterMode`` also follows modules, and fails on weights that one module passes to another without gradients.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.total = 0
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        out = func(*args, **(kwargs or {}))
+    def count(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> int:
         formula = flop_registry.get(func.overloadpacket)
-        if formula is not None:
-            self.total += formula(*args, **(kwargs or {}), out_val=out)
-        return out
+        return 0 if formula is None else formula(*args, **kwargs, out_val=out)
 
 
 def _gain(restorer: Restorer, sharp: Tensor, degraded: Tensor, weight: Tensor) -> float:

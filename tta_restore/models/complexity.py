@@ -44,25 +44,37 @@ class Macs:
         return "\n".join(f"{name:<{width}}  {number / 1e9:.3f} G" for name, number in rows.items())
 
 
-class _Biases(TorchDispatchMode):
-    """Mode that counts the additions of biases, for which torch has no formula."""
+class CountingMode(TorchDispatchMode):
+    """Mode that sums a count over the operators that run, in ``total``."""
 
     def __init__(self) -> None:
         super().__init__()
         self.total = 0
 
+    def count(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> int:
+        """Return the count of one call of an operator."""
+        raise NotImplementedError
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         out = func(*args, **(kwargs or {}))
+        self.total += self.count(func, args, kwargs or {}, out)
+        return out
+
+
+class _Biases(CountingMode):
+    """Mode that counts the additions of biases, for which torch has no formula."""
+
+    def count(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> int:
         name = func.overloadpacket.__name__
         if (name == "convolution" and args[2] is not None) or name == "addmm":
-            self.total += out.numel()
-        elif name == "iac_from_features":
+            return out.numel()
+        if name == "iac_from_features":
             # One bias per filter tap and pixel of the features.
             features, bias = args[1], args[3]
-            self.total += features.numel() // features.shape[1] * bias.numel()
-        return out
+            return features.numel() // features.shape[1] * bias.numel()
+        return 0
 
 
 def count_macs(model: nn.Module, *inputs: Tensor, **arguments: Any) -> Macs:

@@ -36,7 +36,6 @@ __all__ = [
     "finite_metrics",
     "identity",
     "inputs_of",
-    "run_stream",
     "scalars",
     "written",
 ]
@@ -179,7 +178,7 @@ class FrameRecord:
         return self.metrics[quantity] if quantity in self.metrics else getattr(self, quantity)
 
 
-def run_stream(
+def evaluate_stream(
     frames: Sequence[StreamFrame],
     methods: Mapping[str, Callable[[], StreamMethod]],
     *,
@@ -187,7 +186,7 @@ def run_stream(
     progress: bool = True,
     on_frame: Callable[[FrameRecord, Tensor, StreamMethod], None] | None = None,
     measures: metrics.ImageMetrics = metrics.ImageMetrics(),  # noqa: B008 (frozen)
-) -> list[FrameRecord]:
+) -> StreamResult:
     """Show the frames to each method in turn, from its construction on, and measure what comes out.
 
     Args:
@@ -202,7 +201,7 @@ def run_stream(
         ValueError: no frames or no methods, or an output of another shape than the sharp original.
     """
     if not frames or not methods:
-        raise ValueError(f"run_stream: expected frames and methods, got {len(frames)} and {len(methods)}")
+        raise ValueError(f"evaluate_stream: expected frames and methods, got {len(frames)} and {len(methods)}")
     records = []
     hidden = not (progress and sys.stderr.isatty())
     with tqdm(total=len(frames) * len(methods), unit="frame", disable=hidden, leave=False) as bar:
@@ -215,7 +214,7 @@ def run_stream(
                 if on_frame is not None:
                     on_frame(record, output, method)
                 bar.update()
-    return records
+    return StreamResult(tuple(records), settings={"measures": measures.as_dict()})
 
 
 def evaluate_frame(
@@ -236,7 +235,7 @@ def evaluate_frame(
     output = output.detach()
     if output.shape != sharp.shape:
         raise ValueError(
-            f"run_stream: {name} returned {tuple(output.shape)} for frame {index}, expected {tuple(sharp.shape)}"
+            f"evaluate_stream: {name} returned {tuple(output.shape)} for frame {index}, expected {tuple(sharp.shape)}"
         )
     sharp = sharp.to(output.device)
     values: dict[str, Any] = dict(finite_metrics(measures(output, sharp)))
@@ -308,24 +307,6 @@ QUANTITIES: dict[Quantity, tuple[str, str, int, bool]] = {
 def written(quantity: Quantity) -> tuple[str, str, int, bool]:
     """Return how a quantity is written, see :data:`QUANTITIES`; of a user's metric more counts as better."""
     return QUANTITIES.get(quantity, (quantity, "", 4, True))
-
-
-def evaluate_stream(
-    frames: Sequence[StreamFrame],
-    methods: Mapping[str, Callable[[], StreamMethod]],
-    *,
-    stream: int = 0,
-    progress: bool = True,
-    on_frame: Callable[[FrameRecord, Tensor, StreamMethod], None] | None = None,
-    measures: metrics.ImageMetrics = metrics.ImageMetrics(),  # noqa: B008 (frozen)
-) -> StreamResult:
-    """Run every method over the frames; the arguments are those of :func:`run_stream`.
-
-    Raises:
-        ValueError: no frames or no methods, or an output of another shape than the sharp original.
-    """
-    records = run_stream(frames, methods, stream=stream, progress=progress, on_frame=on_frame, measures=measures)
-    return StreamResult(tuple(records), settings={"measures": measures.as_dict()})
 
 
 @dataclass(frozen=True)

@@ -24,12 +24,14 @@ from tta_restore.engine.run.extensions import use_layout
 from tta_restore.engine.run.models import build_module
 from tta_restore.engine.run.names import SHIPPED_MODELS
 from tta_restore.engine.run.usage import UsageError
+from tta_restore.engine.train.config import MetaConfig, ReblurConfig
 from tta_restore.models import list_models
 from tta_restore.models.checkpoint import read_metadata, resolve
 
 __all__ = [
     "SHAKES",
     "Built",
+    "build_clip_networks",
     "build_network",
     "bundled_clips",
     "bundled_images",
@@ -74,6 +76,30 @@ def described(section: Mapping[str, Any], *, default: str) -> Built:
     if conditioned and name in list_models():
         return "blur_conditioned", {"restorer": name, "config": known.get("config", known) | options}
     return name, known | options | ({"blur_map": True} if conditioned else {})
+
+
+def build_clip_networks(
+    config: MetaConfig | ReblurConfig,
+) -> tuple[nn.Module | None, nn.Module, nn.Module | None, dict[str, Built]]:
+    """Return the restorer, the reblurring network and the discriminator of a training on clips, and their origins.
+
+    Raises:
+        ValueError: see :func:`build_network`.
+        TypeError: a name is not text.
+    """
+    sections = {
+        "restorer": (config.model, "lens_unet", "restorer"),
+        "reblur": (config.reblur, "video_reblur", "reblurrer"),
+        "discriminator": (config.discriminator, "patch_critic", "discriminator"),
+    }
+    networks: dict[str, Any] = dict.fromkeys(sections)
+    built: dict[str, Built] = {}
+    with seeded(config.run.seed):
+        for name, (section, default, kind) in sections.items():
+            if section is not None:
+                networks[name] = build_network(section, default=default, kind=kind)
+                built[name] = described(section, default=default)
+    return networks["restorer"], networks["reblur"], networks["discriminator"], built
 
 
 def _entries(section: Mapping[str, Any], default: str) -> tuple[str, Any, dict[str, Any]]:

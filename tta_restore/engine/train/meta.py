@@ -25,7 +25,7 @@ from tta_restore.adapters.state import ParameterSet
 from tta_restore.data.datasets.clips import Clip
 from tta_restore.engine.report.images import contact_sheet
 from tta_restore.engine.run.usage import UsageError
-from tta_restore.engine.train.build import build_network, clips_from, described, seeded, usage_errors
+from tta_restore.engine.train.build import build_clip_networks, clips_from, usage_errors
 from tta_restore.engine.train.config import MetaConfig, MetaSettings, TrainingRun, read_config, section_of
 from tta_restore.engine.train.loop import Objective, Optimizers, Processes, StepOutput, train
 from tta_restore.engine.train.windows import (
@@ -358,19 +358,13 @@ def meta_train_from_config(
     if chosen.model is None:
         raise UsageError("meta-training needs a section [model], the restorer")
     windows = chosen.windows
-    built = {"restorer": described(chosen.model, default="lens_unet")}
-    built["reblur"] = described(chosen.reblur, default="video_reblur")
     with usage_errors(config):
         inner = section_of("inner", InnerLoopSettings, chosen.inner)
         settings = section_of("settings", MetaSettings, {**chosen.settings, "inner": inner})
-        with seeded(chosen.run.seed):
-            restorer = build_network(chosen.model, default="lens_unet")
-            reblur = build_network(chosen.reblur, default="video_reblur", kind="reblurrer")
-            discriminator = None
-            if chosen.discriminator is not None:
-                discriminator = build_network(chosen.discriminator, default="patch_critic", kind="discriminator")
+        restorer, reblur, discriminator, built = build_clip_networks(chosen)
+        built.pop("discriminator", None)  # it is not exported
         return meta_train(
-            restorer,
+            restorer,  # type: ignore[bad-argument-type]
             reblur,
             clips_from(chosen.data),
             chosen.run,

@@ -299,8 +299,7 @@ def train_misaligned(
     Raises:
         UsageError: ``run.out`` holds the state of a run with other settings.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(run.seed)
+    with seeded(run.seed):
         objective = MisalignedObjective(restorer, reblur, flow=flow or LucasKanade(), settings=settings)
     objective.built = built or {}
     validate = None

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tta_restore import losses
 from tta_restore.data.datasets.clips import Clip
 from tta_restore.engine.report.images import contact_sheet
-from tta_restore.engine.train.build import build_network, clips_from, described, seeded, usage_errors
+from tta_restore.engine.train.build import build_clip_networks, clips_from, usage_errors
 from tta_restore.engine.train.config import ReblurConfig, ReblurSettings, TrainingRun, read_config
 from tta_restore.engine.train.loop import Objective, Optimizers, Processes, StepOutput, train
 from tta_restore.engine.train.windows import (
@@ -252,17 +252,8 @@ def pretrain_reblur_from_config(
         UsageError: the configuration, or the data it names, cannot be used.
     """
     chosen = read_config(config, ReblurConfig, out=out, steps=steps, device=device)
-    built = {"reblur": described(chosen.reblur, default="video_reblur")}
     with usage_errors(config):
-        with seeded(chosen.run.seed):
-            restorer = discriminator = None
-            if chosen.model is not None:
-                restorer = build_network(chosen.model, default="lens_unet")
-                built["restorer"] = described(chosen.model, default="lens_unet")
-            reblur = build_network(chosen.reblur, default="video_reblur", kind="reblurrer")
-            if chosen.discriminator is not None:
-                discriminator = build_network(chosen.discriminator, default="patch_critic", kind="discriminator")
-                built["discriminator"] = described(chosen.discriminator, default="patch_critic")
+        restorer, reblur, discriminator, built = build_clip_networks(chosen)
         return pretrain_reblur(
             reblur,
             clips_from(chosen.data),

@@ -215,8 +215,7 @@ def reblur_of(restorer: nn.Module, *, seed: int = 0) -> nn.Module | None:
     config = restorer.reblur_config if isinstance(restorer, (IFAN, IFANDual)) else None
     if config is None:
         return None
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         return create_model("ifan_reblur", **config)
 
 
