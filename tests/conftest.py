@@ -77,5 +77,14 @@ def own_registries(tmp_path_factory):
 
 
 @pytest.fixture
+def one_thread():
+    """Run a test with one thread: tiny tensors gain nothing from two."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
 def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)

@@ -30,13 +30,7 @@ run_small(sys.argv[1], int(sys.argv[2]))
 RATES = {"inner": InnerLoopSettings(1e-3, 1e-3), "reblur_lr": 1e-3, "lr": 1e-3}
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """As the processes have that are started here."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")  # as the processes have that are started here
 
 
 def run_small(out, steps, *, batch_size=1, **options):

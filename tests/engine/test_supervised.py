@@ -26,12 +26,7 @@ SMALL = {"base_channels": 4, "num_steps": 3, "num_res_blocks": 1}
 RUN = TrainingRun(Path(), batch_size=2, save_every=2, log_every=1, draw_every=0, progress=False)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def build(name="ifan", **config):

@@ -30,13 +30,7 @@ run_small({out!r}, steps={steps}, slow={slow})
 """
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """As the processes have that are started here; and their tensors are tiny."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")  # as the processes have that are started here
 
 
 class Small(torch.nn.Module):

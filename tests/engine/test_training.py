@@ -28,13 +28,7 @@ RUN = TrainingRun(Path(), batch_size=2, save_every=4, log_every=2, draw_every=6,
 forks = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork.*:DeprecationWarning")
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """As the forked processes need it; and tensors are tiny."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")  # as the forked processes need it; and tensors are tiny
 
 
 class Fit(Objective):
