@@ -473,8 +473,8 @@ Small networks in the styles of third-party code, each run through each method. 
 restored, and the network is unchanged. A number: the method refuses the network with the message below, before anything
 changes. The weights after three frames equal those of a plain training loop on copies of the network to 1e-5
 (`tests/adapters/test_styles.py`): for `SiamCTTA`, `DegradationPairs` and `SelfDenoise` on each network that a loop can
-train, for the other methods that learn on seven of them. `CauSiam` runs with an encoder that averages colors. Written
-by `python tests/adapters/styles.py docs/networks.md`.
+train, for the other methods that learn on those of seven that they take. `CauSiam` runs with an encoder that averages
+colors. Written by `python tests/adapters/styles.py docs/networks.md`.
 """
 
 
