@@ -258,6 +258,8 @@ def test_what_no_one_can_use_is_refused():
         ("defocus", 2.5, 40, 2.0, 0.4),
         ("sr", 0.6, 100, 2.0, 0.0),
         ("sr", 0.9, 100, 2.0, 1.0),
+        ("sr", 1.75, 100, 2.0, 0.5),
+        ("sr", 2.1, 100, 2.0, 0.0),
     ],
 )
 def test_trust_grows_with_the_lead_and_falls_with_what_is_read_badly(task, blur, quality, lead, share):

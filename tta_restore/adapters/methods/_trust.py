@@ -22,6 +22,7 @@ _SHARP = (0.8, 1.2)  # blur radii in pixels up to which the input may have all t
 # Blur radii in pixels between which the weight of a student that removes blur grows, and its limits
 _SURE_BLUR, _MIN_SHARE, _MAX_SHARE = (1.2, 2.0), 0.3, 0.8
 _SURE_BLUR_UPSCALING = (0.65, 0.85)  # soft content of small frames reads as up to 0.67 pixels
+_LARGE_BLUR_UPSCALING = (1.5, 2.0)  # and soft frames as more than any that is worth upscaling
 _EXCESS = (0.085, 0.15)  # correlation of the residual, beyond that on pairs, that is trusted fully and not any more
 
 
@@ -44,8 +45,10 @@ def max_student(lead: float, readings: Sequence[Reading], *, sharpens: bool, sca
     radius = min(reading.mean["blur_radius"] for reading in readings)
     if sharpens and scale == 1:
         share *= min(max(_position(radius, _SURE_BLUR), _MIN_SHARE), _MAX_SHARE)
-    elif sharpens and not any(is_noisy(reading) for reading in readings):
-        share *= _position(radius, _SURE_BLUR_UPSCALING)
+    elif sharpens:
+        share *= 1 - _position(max(reading.mean["blur_radius"] for reading in readings), _LARGE_BLUR_UPSCALING)
+        if not any(is_noisy(reading) for reading in readings):
+            share *= _position(radius, _SURE_BLUR_UPSCALING)
     compressed = any(reading.mean["jpeg_quality"] < MIN_QUALITY for reading in readings)
     return share / 2 if compressed else share
 
