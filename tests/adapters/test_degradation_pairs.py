@@ -307,7 +307,10 @@ def test_uncertain_lenses_are_mixed_with_common_ones():
     hedged = _hedged(reading)
     common = _common_pupils()
     assert len(hedged.pupils) == len(reading.pupils) + 2
-    assert torch.equal(hedged.pupils[2], common[0])
+    assert torch.equal(hedged.pupils[0], reading.pupils[0])
+    assert torch.equal(hedged.pupils[1:3], common)
+    twice = _hedged(dataclasses.replace(reading, frames=2))
+    assert torch.equal(twice.pupils[[2, 4]], common)
     sure = _hedged(dataclasses.replace(reading, frames=20))
     assert torch.equal(sure.pupils[-2:], common)
 

@@ -22,7 +22,7 @@ from tta_restore.models import SizeRequirements
 _MARGIN = 8  # input pixels at each side of a patch that mirrored borders of the blur may reach
 _TILE, _NUM_TILES = 96, 48  # dead leaves: side in pixels, and how many before softening
 _SOFT = 0.8  # fraction of the material that has soft content, as most of a photo has
-_HEDGE = 1  # estimated pupil functions of a single frame before each common one
+_HEDGE = 1  # rank of the first common pupil function per frame read, and of the second one after it
 _HELD_OUT = 4  # every fourth tile is never trained on
 _CLIPPED = 0.998  # value from which a pixel counts as clipped
 _MIN_CLIPPED = 0.003  # fraction of clipped pixels from which pairs get clipped highlights, too
