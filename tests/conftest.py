@@ -1,4 +1,4 @@
-"""What every test gets: devices, seeds, poisoned memory, quiet threads, hypothesis profiles, its own registries."""
+"""Fixtures of all tests: devices, seeds, poisoned memory, threads, hypothesis profiles, restored registries."""
 
 import os
 import sys
@@ -55,7 +55,7 @@ _REGISTRIES = (
 
 
 def _is_shipped(entry):
-    """Whether an entry is the library's own, which its first use puts there."""
+    """Return whether an entry is registered by the library itself."""
     return str(getattr(entry, "origin", getattr(entry, "__module__", ""))).startswith("tta_restore.")
 
 

@@ -86,6 +86,7 @@ for package in (t.engine, t.data, t.models):
 def test_every_name_that_a_package_of_data_exports_exists(package):
     module = getattr(tta_restore.data, package)
     assert all(getattr(module, name).__name__ == name for name in module.__all__)
+    assert set(module.__all__) <= set(dir(module))
 
 
 def test_floors_of_the_linter_are_all_packages():

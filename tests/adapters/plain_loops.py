@@ -1,4 +1,4 @@
-"""What each method does to a network, written out as a plain loop over a copy of the network that runs by itself.
+"""Each adaptation method as a plain training loop over a deep copy of the network.
 
 A loop is made next to an adapter and takes its frames one by one; ``generator`` holds the random numbers of the frame.
 """
@@ -547,4 +547,4 @@ LOOPS: dict[str, tuple[Callable[[Any], Adapter], type[Loop]]] = {
     ),
     "MetaTransfer": (_meta_transfer, MetaLoop),
 }
-"""How to make the adapter, and its loop."""
+"""Builder of the adapter, and the class of its plain loop."""

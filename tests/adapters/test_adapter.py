@@ -401,6 +401,18 @@ def test_a_method_refuses_unsuitable_models_as_soon_as_the_specification_is_know
 
     with pytest.raises(ValueError, match="SameSize: expected a model of scale 1, got scale 2"):
         SameSize(nn.Upsample(scale_factor=2), spec=RestorerSpec(scale=2))
+
+    class Own(Adapter):
+        def __init__(self, model, **options):
+            super().__init__(model, **options)
+            self.largest = 1
+
+        def expect_suitable(self, spec):
+            if spec.scale > self.largest:
+                raise ValueError("Own: too large")
+
+    with pytest.raises(ValueError, match="Own: too large"):
+        Own(nn.Upsample(scale_factor=2), spec=RestorerSpec(scale=2))(torch.rand(1, 3, 16, 16))
     measured = SameSize(nn.Upsample(scale_factor=2))
     with pytest.raises(ValueError, match="SameSize: expected a model of scale 1, got scale 2"):
         measured(torch.rand(1, 3, 16, 16))

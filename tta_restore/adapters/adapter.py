@@ -184,7 +184,7 @@ class Adapter(RecordedModule):
         self._remarked = False  # of what the backbone has to say
         self._detached = False
         if self.restorer.spec is not None:
-            self.expect_suitable(self.restorer.spec)
+            Adapter.expect_suitable(self, self.restorer.spec)  # a subclass is not complete yet
         _adapters.add(self)
 
     # What users call.
@@ -510,7 +510,7 @@ class Adapter(RecordedModule):
         return torch.optim.Adam(tensors, lr=getattr(self, "lr", 1e-4), betas=getattr(self, "betas", (0.9, 0.999)))
 
     def expect_suitable(self, spec: RestorerSpec) -> None:
-        """Raise ValueError for a model that the method cannot take; called when the specification is known."""
+        """Raise ValueError for a model that the method cannot take; called before the first frame is adapted on."""
         if self.keeps_size and spec.scale != 1:
             raise ValueError(f"{type(self).__name__}: expected a model of scale 1, got scale {spec.scale}")
 

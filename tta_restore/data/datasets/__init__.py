@@ -26,3 +26,8 @@ __all__ = [*_MODULES]
 def __getattr__(name: str) -> Any:
     """Import what is exported, or a module of this package, when it is first named."""
     return member(__name__, _MODULES, name)
+
+
+def __dir__() -> list[str]:
+    """List what is exported, for completion."""
+    return sorted([*globals(), *__all__])

@@ -294,7 +294,7 @@ def _expect_suitable(adapter: Any) -> None:
     if not isinstance(adapter, Adapter) or adapter.takes_clips:
         return
     restricted = adapter.keeps_size or type(adapter).expect_suitable is not Adapter.expect_suitable
-    if restricted and adapter.restorer.spec is None:
+    if restricted:
         frame = torch.rand(1, 3, 64, 64, generator=torch.Generator()).to(_weight(adapter))
         adapter.expect_suitable(adapter.restorer.known_spec(frame))
 

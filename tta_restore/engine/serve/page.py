@@ -144,7 +144,7 @@ class PageSettings:
 
 @dataclass(frozen=True)
 class RunProgress:
-    """What the page shows after each photo of a run.
+    """State of a run that the page shows after each photo.
 
     Attributes:
         line: one line on how far the run is, or why it ended.
