@@ -229,9 +229,9 @@ def measure(case: Case, condition: str, names: tuple[str, ...], count: int, seed
         ended = time.process_time()
         report = adapter.report
         yield {
-            "input": _score(before, sharp),
-            "self_ensemble": _score(ensemble, sharp),
-            "adapted": _score(restored, sharp),
+            "input": score(before, sharp),
+            "self_ensemble": score(ensemble, sharp),
+            "adapted": score(restored, sharp),
             "cpu_seconds_self_ensemble": middle - started,
             "cpu_seconds": ended - middle,
             "steps": report.steps,
@@ -244,7 +244,8 @@ def _numbers(report: Any) -> dict[str, float]:
     return dict(getattr(report, "metrics", None) or getattr(report, "extra", {}))
 
 
-def _score(image: Tensor, sharp: Tensor) -> float:
+def score(image: Tensor, sharp: Tensor) -> float:
+    """Return the PSNR without the border, at most 60 dB."""
     inner = slice(_BORDER, -_BORDER)
     return float(psnr(image.clamp(0, 1)[..., inner, inner], sharp[..., inner, inner]).clamp(max=60))
 

@@ -273,20 +273,60 @@ def test_trust_grows_with_the_lead_and_falls_with_what_is_read_badly(task, blur,
     assert _trust.max_input([reading]) == pytest.approx(min(max((1.2 - blur) / 0.4, 0), 1), abs=1e-3)
 
 
-def test_a_lens_that_the_student_fails_on_is_a_change():
+def test_a_lens_that_the_student_fails_on_is_a_change(monkeypatch):
     """The second doubtful frame of a steady camera makes it calibrate again; the first one is trusted less."""
     model = create_model("lens_unet", checkpoint="specialist").eval()
-    adapter = DegradationPairs(model, task="defocus", steps=24, calibration_frames=1, lr=1e-3)
+    options = {"calibration_frames": 1, "change_threshold": 100.0, "read_interval": 1}
+    adapter = DegradationPairs(model, task="defocus", steps=24, lr=1e-3, **options)
     ring, disk = (optics.Lens(n, f, (2.8, 3.4)) for n, f in (("ring", optics.ring(0.6)), ("disk", optics.disk)))
     stream = defocus.defocus_stream([ring, disk], photos.DEV[:1], frames_per_lens=3, size=112, seed=4)
     adapter.adapt(stream[0].blurry[None])
     assert adapter.phase == "steady"
-    adapter.memory["lead"] = 4.0  # which no other lens keeps half of
+    adapter.memory["lead"] = 4.0
+    leads = {"pooled": 4.0, "frame": 1.0}
+
+    def hold_out(frame, reading):
+        original(frame, reading)
+        return leads["frame" if reading is frame.scratch["read"] else "pooled"]
+
+    original = adapter._hold_out
+    monkeypatch.setattr(adapter, "_hold_out", hold_out)
     first = adapter.adapt(stream[3].blurry[None])
     assert first.steps == 0
     assert first.metrics["trust"] <= adapter.memory["weights"][2]
     assert any("may have changed" in message for message in first.messages)
+    leads["pooled"] = 1.5  # the scene: under the estimate of the camera the student leads by as little
+    scene = adapter.adapt(stream[1].blurry[None])
+    assert scene.steps == 0
+    assert not scene.messages
+    assert scene.metrics["lead_on_frame"] == 1.0
+    leads["pooled"] = 4.0
+    assert adapter.adapt(stream[3].blurry[None]).metrics["changed"] == 0
     assert adapter.adapt(stream[4].blurry[None]).metrics["changed"] == 1
+
+
+def test_an_earlier_camera_is_not_adapted_to_again():
+    model = create_model("small_unet", checkpoint="denoiser").eval()
+    adapter = DegradationPairs(model, task="denoise", steps=12, calibration_frames=1, lr=1e-3)
+    sharp = photos.load("grace_hopper")[None, :, 100:196, 100:196]
+    generator = torch.Generator().manual_seed(0)
+
+    def frame(std):
+        return (sharp + std / 255 * torch.randn(sharp.shape, generator=generator)).clamp(0, 1)
+
+    first = adapter.adapt(frame(40))
+    learned = adapter.memory["lead"]
+    second = adapter.adapt(frame(4))
+    assert first.steps == second.steps == 12
+    assert second.metrics["changed"] == 1
+    again = adapter.adapt(frame(40))
+    assert again.metrics["changed"] == 1
+    assert again.steps == 0
+    assert any("earlier camera" in message for message in again.messages)
+    assert adapter.phase == "steady"
+    assert adapter.memory["lead"] == learned
+    assert len(adapter.memory["readings"]) == 1
+    assert adapter.adapt(frame(40)).steps == 0
 
 
 def test_content_in_the_residual_is_not_trusted_as_noise():

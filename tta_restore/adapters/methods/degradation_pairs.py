@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from tta_restore._core import checks
 from tta_restore.adapters import state as parameter_sets
@@ -46,8 +47,10 @@ _DOUBTFUL = 2  # frames of a steady camera in a row without that lead, which are
 _MARGIN = 0.3  # dB by which remembered weights must lead over the source to be continued from
 _RECORRUPTION = 0.3  # strength of the noise that the frame is tested with, relative to its own
 _WINDOW = 256  # side in pixels of the part of a frame that is tested
+_SILENT = 10.0  # seconds of a frame's steps before their progress is shown
 _LR_HALF_LIFE = 192.0  # steps after which the learning rate has halved
 _DEBLURRING = ("defocus", "motion", "sr")
+_CAMERA = ("readings", "rate", "lead", "exported_lead", "weights", "unimproved", "adapted")  # what is kept of a camera
 _BUDGET = re.compile(r"(\d+(?:\.\d+)?)\s*(s|x)")
 
 
@@ -74,6 +77,9 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
     of them, it is *steady*: it then takes no steps and costs a self-ensemble and an estimate of the degradation now
     and then. A *changed* degradation makes it calibrate again, from the source or from weights that were learned for an
     earlier camera.
+
+    Attributes:
+        show_progress: whether frames that take more than 10 seconds show a progress bar on a terminal.
 
     Args:
         model: a restorer of single frames with 1 or 3 channels, of any scale; see :class:`Adapter`, as for ``options``.
@@ -107,6 +113,8 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
     Raises:
         ValueError: a setting is out of range, or a frame has other than 1 or 3 channels or is a clip.
     """
+
+    show_progress = True
 
     def __init__(
         self,
@@ -171,8 +179,7 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
     @property
     def reading(self) -> Reading | None:
         """Pooled estimate of the degradation; None before the first frame."""
-        readings = [Reading.from_tensors(dict(tensors)) for tensors in self.memory["readings"]]
-        return Reading.pool(readings, self.estimator) if readings else None
+        return self._pooled(self.memory["readings"]) if self.memory["readings"] else None
 
     def resolved_task(self) -> str:
         """Return the task given, declared in the spec or measured."""
@@ -233,7 +240,7 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         memory, notes = self.memory, frame.scratch
         reading = self._read(frame)
         if reading is None:
-            self._keep(frame, memory["weights"], memory["lead"])
+            self._keep(frame)
             return
         notes.update(read=reading, sampler=self._sampler(frame), clipped=clipped_fraction(frame.region))
         if self.phase == "steady" and not self._has_changed(frame, reading):
@@ -245,13 +252,16 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         changed = bool(notes.get("changed")) or (
             not self._one_camera and self._outdated(frame, reading, self.change_threshold)
         )
-        memory["readings"] = [*([] if changed else memory["readings"]), reading.tensors()][-self.window :]
-        notes["reading"] = self.reading
-        frame.metrics["changed"] = float(changed)
-        notes["held_out"] = self._pairs(frame, _HELD_OUT, held_out=True)
-        notes["source_error"] = self._errors("source", notes["held_out"])
         if changed:
-            self._change(frame)
+            self._hold_out(frame, reading)
+            if self._change(frame):
+                return
+        memory["readings"] = [*memory["readings"], reading.tensors()][-self.window :]
+        self._hold_out(frame, self.reading)
+        frame.metrics["changed"] = float(changed)
+        count = self.steps + (0 if memory["rate"] else len(_RATES) * self._trial_steps)
+        shown = None if self.show_progress else True
+        notes["bar"] = tqdm(total=count, desc="adapting", unit="step", delay=_SILENT, disable=shown, leave=False)
         if not memory["rate"]:
             self._find_rate(frame, forward)
         lead = self._lead(frame, "teacher")
@@ -270,6 +280,7 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         notes = frame.scratch
         self.update_teacher(self.ema)
         notes["taken"] += 1
+        notes["bar"].update()
         spent = time.perf_counter() - notes["started"]
         over = self._budget is not None and spent * (1 + 1 / notes["taken"]) > self._seconds(notes["forward"])
         last = notes["taken"] >= frame.steps or over
@@ -335,27 +346,45 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         frame.metrics.update(noise=255 * mean["noise_std"], blur=mean["blur_radius"], jpeg_quality=mean["jpeg_quality"])
         return reading
 
-    def _keep(self, frame: FrameContext, weights: list[float], lead: float) -> None:
-        """Restore a frame without steps."""
+    def _pooled(self, readings: list[dict[str, Tensor]]) -> Reading:
+        return Reading.pool([Reading.from_tensors(dict(tensors)) for tensors in readings], self.estimator)
+
+    def _keep(self, frame: FrameContext, lead: float | None = None) -> None:
+        """Restore a frame without steps; a ``lead`` that was measured on it limits the student's weight."""
+        plain, kept, new = self.memory["weights"]
+        if lead is not None:
+            allowed = min(new, self._max_share(lead, [frame.scratch["read"]], frame.scratch["sampler"]))
+            kept, new = kept + new - allowed, allowed
         frame.steps = 0
-        frame.scratch["weights"] = weights
-        frame.metrics.update(trust=weights[2], lead=lead, changed=0.0)
+        frame.scratch["weights"] = [plain, kept, new]
+        frame.metrics.update(trust=new, lead=self.memory["lead"] if lead is None else lead, changed=0.0)
+
+    def _hold_out(self, frame: FrameContext, reading: Reading | None) -> float:
+        """Draw held-out pairs of a degradation; return the teacher's lead on them in dB."""
+        notes = frame.scratch
+        notes["reading"] = reading
+        notes["held_out"] = self._pairs(frame, _HELD_OUT, held_out=True)
+        notes["source_error"] = self._errors("source", notes["held_out"])
+        return self._lead(frame, "teacher")
 
     def _outdated(self, frame: FrameContext, reading: Reading, threshold: float) -> bool:
-        """Return whether the estimate of a frame is far from the pooled one, or the student lost its lead on it."""
+        """Return whether the estimate of a frame is far from the pooled one, or costs the student its lead.
+
+        The leads under both estimates are measured on the same sharp material: that the student leads by less on the
+        scene of a frame is not a change of the camera.
+        """
         pooled = self.reading
         distance = 0.0 if pooled is None else reading.distance(pooled)
         frame.metrics["distance"] = distance
         if pooled is None or distance > threshold:
             return pooled is not None
-        wanted = _KEPT_LEAD * self.memory["lead"]
-        if wanted <= _MIN_PROGRESS:
+        if _KEPT_LEAD * self.memory["lead"] <= _MIN_PROGRESS:
             return False
-        frame.scratch["reading"] = reading
-        frame.scratch["held_out"] = self._pairs(frame, _HELD_OUT, held_out=True)
-        frame.scratch["source_error"] = self._errors("source", frame.scratch["held_out"])
-        frame.metrics["lead_on_frame"] = lead = self._lead(frame, "teacher")
-        return lead < wanted
+        drawn = self.generator.get_state()
+        expected = self._hold_out(frame, pooled)
+        self.generator.set_state(drawn)
+        frame.metrics["lead_on_frame"] = lead = self._hold_out(frame, reading)
+        return lead < _KEPT_LEAD * expected and _KEPT_LEAD * expected > _MIN_PROGRESS
 
     def _has_changed(self, frame: FrameContext, reading: Reading) -> bool:
         """Compare a frame of a steady camera with those that were adapted on; restore it if it is like them.
@@ -366,51 +395,72 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         memory = self.memory
         leads = _KEPT_LEAD * memory["lead"] > _MIN_PROGRESS
         threshold = self.change_threshold if leads else _WITHOUT_LEAD * self.change_threshold
-        if not self._outdated(frame, reading, threshold):
+        outdated = self._outdated(frame, reading, threshold)
+        lead = frame.metrics.get("lead_on_frame")
+        if not outdated:
             memory["interval"], memory["doubtful"] = min(2 * memory["interval"], self.read_interval), 0
-            self._keep(frame, memory["weights"], memory["lead"])
+            self._keep(frame, lead if lead is not None and lead < _KEPT_LEAD * memory["lead"] else None)
             return False
         memory["interval"], memory["doubtful"] = 1, memory["doubtful"] + 1
         if memory["doubtful"] >= _DOUBTFUL or frame.metrics["distance"] > self.change_threshold:
             memory["doubtful"], frame.scratch["changed"] = 0, True
             return True
-        if not leads:
-            self._keep(frame, memory["weights"], memory["lead"])
-            return False
-        lead = frame.metrics["lead_on_frame"]
-        plain, kept, new = memory["weights"]
-        allowed = min(new, self._max_share(lead, [reading], frame.scratch["sampler"]))
-        self._keep(frame, [plain, kept + new - allowed, allowed], lead)
-        frame.messages.append(
-            f"the degradation may have changed: the student leads by {lead:.1f} dB instead of {memory['lead']:.1f}"
-        )
+        self._keep(frame, lead)
+        if lead is not None:
+            frame.messages.append(
+                f"the degradation may have changed: the student leads by {lead:.1f} dB instead of {memory['lead']:.1f}"
+            )
         return False
 
-    def _change(self, frame: FrameContext) -> None:
-        """Keep what was learned; continue from the weights that restore the new pairs best."""
-        known: list[dict[str, Any]] = [*self.memory["known"], self.snapshot() | {"rate": self.memory["rate"]}]
-        leads = []
+    def _change(self, frame: FrameContext) -> bool:
+        """Return to an earlier camera, or start on a new one; return whether the frame is restored without steps.
+
+        An earlier camera is one whose estimates are like the frame's and whose student still leads on its pairs. A
+        new one starts from the weights that restore its pairs best.
+        """
+        memory, reading = self.memory, frame.scratch["read"]
+        left = {"teacher": parameter_sets.copy(self.teacher)} | {key: memory[key] for key in _CAMERA}
+        known: list[dict[str, Any]] = [*memory["known"], left]
+        leads, distances = [], []
         for entry in known:
-            self.restart(entry["student"], entry["teacher"])
+            self.restart(entry["teacher"])
             leads.append(self._lead(frame, "teacher"))
-        best = max(range(len(known)), key=lambda index: leads[index])
-        self.memory.update(phase="changed", rate=0.0, unimproved=0, adapted=0, interval=1)
-        if leads[best] > _MARGIN:
-            entry = known.pop(best)
-            self.restart(entry["student"], entry["teacher"])
-            self.memory["rate"] = entry["rate"]
-            frame.messages.append(
-                f"the degradation changed; continues from earlier weights, {leads[best]:.1f} dB ahead of the source"
-            )
-        else:
-            self.restart()
-            frame.messages.append("the degradation changed; starts from the source")
-        self.memory["known"] = known[max(len(known) - self.num_cached, 0) :]
+            near = entry is not left and leads[-1] >= _KEPT_LEAD * entry["lead"]
+            distances.append(reading.distance(self._pooled(entry["readings"])) if near else math.inf)
+        nearest = min(range(len(known)), key=distances.__getitem__)
+        best = max(range(len(known)), key=leads.__getitem__)
+        again = distances[nearest] <= self.change_threshold
+        lead = leads[nearest if again else best]
+        entry = known.pop(nearest if again else best) if again or lead > _MARGIN else {}
+        self.restart(entry.get("teacher"))
+        memory["known"] = known[max(len(known) - self.num_cached, 0) :]
+        memory.update(phase="changed", interval=1)
+        if not again:
+            memory.update(rate=entry.get("rate", 0.0), unimproved=0, adapted=0, readings=[])
+            start = f"earlier weights, {lead:.1f} dB ahead of the source" if entry else "the source"
+            frame.messages.append(f"the degradation changed; adaptation starts from {start}")
+            return False
+        memory.update({key: entry[key] for key in _CAMERA})
+        frame.messages.append("the degradation changed to that of an earlier camera, whose weights are used again")
+        if not self._is_complete():
+            return False
+        memory["phase"] = "steady"
+        self._keep(frame, lead)
+        frame.metrics["changed"] = 1.0
+        return True
+
+    def _is_complete(self) -> bool:
+        """Return whether the adaptation to a camera has ended."""
+        return self.memory["unimproved"] >= _STEADY or self.memory["adapted"] >= self.calibration_frames
+
+    @property
+    def _trial_steps(self) -> int:
+        """Steps at each learning rate that is tried."""
+        return min(max(self.steps // _TRIAL, 4), 8)
 
     def _find_rate(self, frame: FrameContext, forward: float) -> None:
         """Run a few steps at each of several learning rates on the same pairs; continue with the best."""
-        count = min(max(self.steps // _TRIAL, 4), 8)
-        batches = [self._pairs(frame, self.batch_size) for _ in range(count)]
+        batches = [self._pairs(frame, self.batch_size) for _ in range(self._trial_steps)]
         started, best = time.perf_counter(), None
         tried: list[str] = []
         rates = [self.lr] if self.lr is not None else list(_RATES)
@@ -423,6 +473,7 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
                     loss = self._loss(batch)
                 if math.isfinite(float(loss.detach())):
                     self.optimize(frame, loss)
+                frame.scratch["bar"].update()
             lead = self._lead(frame, "student")
             tried.append(f"{rate:g}: {lead:+.2f} dB")
             if best is None or lead > best[0]:
@@ -458,6 +509,7 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         """Return to the best weights of the frame, decide how far they are trusted, and whether to go on."""
         notes, memory = frame.scratch, self.memory
         notes["finished"] = True
+        notes["bar"].close()
         parameter_sets.assign(self.student, notes["kept"]["student"])
         parameter_sets.assign(self.teacher, notes["kept"]["teacher"])
         degraded, target = notes["held_out"]
@@ -479,8 +531,7 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         progress = notes["best"] - notes["first"]
         memory["unimproved"] = memory["unimproved"] + 1 if progress < _MIN_GAIN else 0
         memory["adapted"] += 1
-        ended = memory["unimproved"] >= _STEADY or memory["adapted"] >= self.calibration_frames
-        memory["phase"] = "steady" if ended else "calibrating"
+        memory["phase"] = "steady" if self._is_complete() else "calibrating"
         averaged = float(-10 * pairs[index].clamp(min=1e-6).log10().mean())
         self._merge(frame, averaged)
         frame.metrics.update(

@@ -248,6 +248,8 @@ def run_jobs(
     """
     say, output = say or _to_stderr, output or Output()
     summary = Summary()
+    if not progress and hasattr(method, "adapter"):
+        method.adapter.show_progress = False
     clip_method = method if whole_clips else FrameByFrame(method, device, fresh=state is None)
     with _opened_state(state, method) as keeper, _Progress(len(jobs), shown=progress, say=say) as bar:
         for job in jobs:
