@@ -83,8 +83,8 @@ def summarize(frames: list[dict[str, Any]]) -> dict[str, float]:
 def table(rows: list[dict[str, Any]]) -> str:
     """The results as a Markdown table."""
     lines = [
-        f"| restorer | condition | gain, frames 1-{EARLY} | others | worst | frames with steps | their cost | steady cost "
-        "| median |",
+        f"| restorer | condition | gain, frames 1-{EARLY} | others | worst | frames with steps | their cost "
+        "| steady cost | median |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:

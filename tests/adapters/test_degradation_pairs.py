@@ -249,7 +249,7 @@ def test_what_no_one_can_use_is_refused():
     ("task", "blur", "quality", "lead", "share"),
     [
         ("denoise", 0.3, 100, 0.4, 1.0),
-        ("denoise", 0.3, 100, 0.1, 0.25),
+        ("denoise", 0.3, 100, 0.1, 0.5),
         ("denoise", 0.3, 100, -1.0, 0.0),
         ("denoise", 0.3, 40, 0.4, 0.5),
         ("defocus", 2.5, 100, 2.0, 0.8),
@@ -336,8 +336,11 @@ def test_content_in_the_residual_is_not_trusted_as_noise():
     strokes = noise.clone()
     strokes[..., 8:40:8, :] -= 0.4  # lines that a restorer smooths away, equal in all channels
     pairs = flat + noise, flat
-    assert abs(_trust.structure_excess(pairs, pairs)) < 1e-6
-    assert _trust.structure_share(_trust.structure_excess((flat + strokes, flat), pairs)) == 0
+    assert _trust.structure_excess(pairs, pairs) == pytest.approx(-1 / 48)  # the standard error
+    assert _trust.structure_share(_trust.structure_excess((flat + strokes, flat), pairs), 2.0, scale=1) == 0
+    for excess, lead, share in ((0.05, 1.0, 1.0), (0.075, 1.0, 0.5), (0.15, 2.0, 0.5), (0.05, 0.25, 0), (0.01, -1, 0)):
+        assert _trust.structure_share(excess, lead, scale=1) == pytest.approx(share)
+        assert _trust.structure_share(excess, lead, scale=2) <= share
     gray = tuple(image.mean(1, keepdim=True) for image in (flat + strokes, flat))
     assert _trust.structure_excess(gray, tuple(image[:, :1] for image in pairs)) > 0.2
 

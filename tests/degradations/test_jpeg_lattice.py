@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from _degradation_base import seeded
 
 from tta_restore.data.synthetic import dead_leaves, photos
@@ -45,3 +46,38 @@ def test_gray_and_flat_images():
     assert estimate_jpeg(torch.full((3, 64, 64), 0.5)).probability == 0
     with pytest.raises(ValueError, match="estimate_jpeg: expected image"):
         estimate_jpeg(torch.rand(3, 8, 64))
+
+
+def _smooth(side=112):
+    """Soft hills with the saturated colors of a sunset."""
+    coarse = torch.rand(1, 3, 5, 5, generator=seeded()) * torch.tensor([1.0, 0.6, 0.4]).view(1, 3, 1, 1)
+    image = F.interpolate(coarse, size=(side, side), mode="bicubic", align_corners=True)[0] * 0.8
+    return (image.clamp(0, 1) * 255).round() / 255
+
+
+@pytest.mark.parametrize("quality", [10, 30, 60, 85])
+def test_smooth_images_are_recognized_by_few_coefficients_or_by_their_grid(quality):
+    assert estimate_jpeg(_smooth()).probability == 0
+    found = estimate_jpeg(compressed(_smooth(), quality))
+    assert found.probability > 0.5
+    assert abs(found.quality - quality) <= 2
+    assert found.offset == (0, 0)
+
+
+def test_clipped_colors_do_not_hide_the_lattice():
+    image = photos.load("grace_hopper")[:, 40:152, 60:172].clone()
+    image = ((image - 0.35) * 2.2).clamp(0, 1)  # some value of nearly every block is clipped
+    noisy = Noise(8 / 255).apply(image[None], Noise(8 / 255).sample(seeded(), 1), seeded())[0]
+    blocks = (compressed(noisy, 40) <= 0).any(0).unfold(0, 8, 8).unfold(1, 8, 8).any(-1).any(-1)
+    assert blocks.float().mean() > 0.5
+    found = estimate_jpeg(compressed(noisy, 40))
+    assert found.probability == 1
+    assert abs(found.quality - 40) <= 1  # clipping moves some coefficients
+
+
+def test_small_and_periodic_images_are_no_proof_of_a_grid():
+    side = torch.arange(112)
+    tiles = ((side[:, None] // 5 + side // 7) % 2).float()[None].expand(3, -1, -1) * 0.5 + 0.2
+    assert estimate_jpeg(tiles).probability == 0
+    flat = Quantize().apply(_smooth()[None, :, :40, :40], Quantize().sample(seeded(), 1))[0]
+    assert estimate_jpeg(flat).probability == 0

@@ -14,11 +14,21 @@ from tta_restore.degradations.jpeg import quality_tables
 __all__ = ["JpegReading", "estimate_jpeg"]
 
 _ROUNDING = 0.4  # standard deviation of a DCT coefficient by rounding of luminance and RGB after decoding, of 255
+_FLAT_ROUNDING, _FLAT = 1.5, 0.35  # the same of smooth blocks, which round alike, and how many these are
+_FLAT_FREQUENCIES = 2  # sum of the row and column up to which a coefficient of a smooth block is not zero
 _OUTLIER = 0.05  # fraction of coefficients that clipping and chroma move off the lattice
 _BLOCKS = 1024  # blocks that are looked at
 _SIDE = 2048  # of the center of larger images, pixels, in which these lie
 _QUALITIES = torch.arange(2.0, 98.0, dtype=torch.float32, device="cpu")
-_CERTAIN = 0.25  # gain in log-likelihood per informative coefficient that counts as proof; chance stays below 0.05
+_CHANCE, _CERTAIN = 0.05, 0.25  # gain in log-likelihood per informative coefficient up to which it is chance, and proof
+_FEW = 8.0  # what the sum of the gains needs beyond that, so that few coefficients are no proof by chance
+# How many more coefficients round to zero on the grid of the blocks than on others: a sign of compression, and proof
+_GRID = (0.06, 0.09)
+_FEW_BLOCKS, _FEW_ZEROS = 49, 0.6  # blocks, and fraction of zeros, up to which the grid is no proof
+_VISIBLE = 93.0  # quality above which the steps are too small to be told from rounding in smooth blocks
+_GUESS = 10.0  # uncertainty of a quality that only the grid speaks for
+_LUMA = (0.299, 0.587, 0.114)
+_DAMAGE = (0.0, 0.1, 1.0)  # clipping that a block may have: sum of the squared luminance weights of its clipped values
 
 
 @dataclass(frozen=True)
@@ -44,7 +54,8 @@ def estimate_jpeg(image: Tensor) -> JpegReading:
     """Read the JPEG quality of an image that was not changed since it was decoded, except by cropping.
 
     Each hypothesis is a quality of libjpeg. A DCT coefficient c gains ``log(T N(e; 0, s))`` against a continuous
-    distribution, with the step T, the distance e to the nearest multiple of T and the rounding noise s.
+    distribution, with the step T, the distance e to the nearest multiple of T and the rounding noise s. Images that are
+    too smooth for this are recognized by their grid: on it more coefficients are zero than next to it.
 
     Shape:
         - image: (1 or 3, H, W) in [0, 1], H and W at least 16
@@ -58,25 +69,40 @@ def estimate_jpeg(image: Tensor) -> JpegReading:
     # blocks keep their place on the grid
     top, left = (max(0, side - _SIDE) // 2 // 8 * 8 for side in image.shape[1:])
     values = image[:, top : top + _SIDE, left : left + _SIDE].detach().float().cpu()
-    luma = values[0] if len(values) == 1 else torch.einsum("chw,c->hw", values, torch.tensor([0.299, 0.587, 0.114]))
-    luma = luma * 255 - 128
-    clipped = ((values <= 0.5 / 255) | (values >= 1 - 0.5 / 255)).any(0)
-    best, gains, offset = -math.inf, torch.zeros(len(_QUALITIES)), (0, 0)
-    for place in dict.fromkeys([(0, 0), *_grids(luma)]):
-        found = _gains(luma[place[0] :, place[1] :], clipped[place[0] :, place[1] :])
-        if float(found.max()) > best:
-            best, gains, offset = float(found.max()), found, place
+    weights = torch.tensor(_LUMA if len(values) == 3 else (1.0,))
+    luma = torch.einsum("chw,c->hw", values, weights) * 255 - 128
+    clipped = ((values <= 0.5 / 255) | (values >= 1 - 0.5 / 255)).float()
+    damage = torch.einsum("chw,c->hw", clipped, weights.square())
+    best, probability, gains, offset = -math.inf, 0.0, torch.zeros(len(_QUALITIES)), (0, 0)
+    grid, places = _grids(luma)
+    for place in dict.fromkeys([(0, 0), *places]):
+        for limit in _DAMAGE:
+            found, count = _gains(luma[place[0] :, place[1] :], damage[place[0] :, place[1] :], limit)
+            mean, needed = float(found.max()), _FEW / max(count, 1)
+            certain = min(max((mean - _CHANCE - needed) / (_CERTAIN - _CHANCE + needed), 0.0), 1.0)
+            if (certain, mean) > (probability, best):
+                best, probability, gains, offset = mean, certain, found, place
+            if certain == 1 or not damage.any():
+                break
+    if grid > probability:
+        probability, offset = grid, places[0]
+        gains, _ = _gains(luma[offset[0] :, offset[1] :], damage[offset[0] :, offset[1] :], _DAMAGE[-1])
+        gains = gains.where(_QUALITIES <= _VISIBLE, -math.inf)
     index = int(gains.argmax())
-    probability = min(max((best - 0.05) / (_CERTAIN - 0.05), 0.0), 1.0)
     quality = float(_QUALITIES[index])
-    near = gains > best - 0.05 * abs(best)  # qualities with nearly the same tables
-    spread = float((_QUALITIES[near] - quality).abs().max()) if probability > 0 else 50.0
+    if probability == 0:
+        spread = 50.0
+    elif grid == probability:
+        spread = _GUESS
+    else:
+        near = gains > best - 0.05 * abs(best)  # qualities with nearly the same tables
+        spread = float((_QUALITIES[near] - quality).abs().max())
     tables = quality_tables(torch.tensor([quality]))[0]
     return JpegReading(probability, quality if probability > 0 else 100.0, max(spread, 0.5), tables, offset)
 
 
-def _grids(luma: Tensor) -> list[tuple[int, int]]:
-    """Rows and columns of the likely first blocks: there most coefficients are rounded to zero."""
+def _grids(luma: Tensor) -> tuple[float, list[tuple[int, int]]]:
+    """Return the probability of a grid, and where its first block likely is: there most coefficients are zero."""
     dct, shares = _dct_matrix(), {}
     for top in range(8):
         for left in range(8):
@@ -84,34 +110,55 @@ def _grids(luma: Tensor) -> list[tuple[int, int]]:
             blocks = luma[top : top + height, left : left + width].unfold(0, 8, 8).unfold(1, 8, 8).flatten(0, 1)
             blocks = blocks[torch.linspace(0, len(blocks) - 1, min(len(blocks), _BLOCKS // 4)).long()]
             shares[top, left] = float(((dct @ blocks @ dct.T).abs() < 1.5 * _ROUNDING).float().mean())
-    return sorted(shares, key=shares.__getitem__, reverse=True)[:2]
+    places = sorted(shares, key=shares.__getitem__, reverse=True)
+    if (luma.shape[0] // 8) * (luma.shape[1] // 8) <= _FEW_BLOCKS or shares[places[0]] <= _FEW_ZEROS:
+        return 0.0, places[:2]
+    excess = shares[places[0]] - shares[places[len(places) // 2]]
+    return min(max((excess - _GRID[0]) / (_GRID[1] - _GRID[0]), 0.0), 1.0), places[:2]
 
 
-def _gains(luma: Tensor, clipped: Tensor) -> Tensor:
-    """Return the mean gain per informative coefficient of each quality, (Q,)."""
+def _gains(luma: Tensor, damage: Tensor, limit: float) -> tuple[Tensor, int]:
+    """Return the mean gain per informative coefficient of each quality, (Q,), and the number of these coefficients.
+
+    Only blocks with a total ``damage`` by clipping of at most ``limit`` count: clipping moves all their coefficients.
+    """
     height, width = (side // 8 * 8 for side in luma.shape)
+    none = torch.zeros(len(_QUALITIES)), 0
     if not height or not width:
-        return torch.zeros(len(_QUALITIES))
-    blocks, touched = (part[:height, :width].unfold(0, 8, 8).unfold(1, 8, 8).flatten(0, 1) for part in (luma, clipped))
-    blocks = blocks[~touched.any((1, 2))]  # clipping moves all coefficients of a block
+        return none
+    blocks, damages = (part[:height, :width].unfold(0, 8, 8).unfold(1, 8, 8).flatten(0, 1) for part in (luma, damage))
+    blocks = blocks[damages.sum((1, 2)) <= limit + 1e-6]
     if not len(blocks):
-        return torch.zeros(len(_QUALITIES))
+        return none
     blocks = blocks[torch.linspace(0, len(blocks) - 1, min(len(blocks), _BLOCKS)).long()]
     dct = _dct_matrix()
     coefficients = (dct @ blocks @ dct.T).flatten(1)
-    informative = coefficients.abs() > 3 * _ROUNDING
-    informative[:, 0] = False  # the mean of a block lies on its lattice whatever the scene
+    flat = (torch.arange(8)[:, None] + torch.arange(8) <= _FLAT_FREQUENCIES).flatten()
+    informative = coefficients.abs() > 3 * torch.where(flat, _FLAT_ROUNDING, _ROUNDING)
+    informative[:, 0] = _is_first(coefficients[:, 0].round())  # flat areas repeat one mean
     count = int(informative.sum())
-    if count < 50:
-        return torch.zeros(len(_QUALITIES))
+    if not count:
+        return none
+    wide = _FLAT * flat.float()
     gains = []
     for steps in quality_tables(_QUALITIES)[:, 0].float():
         error = coefficients - (coefficients / steps).round() * steps
-        density = torch.exp(-error.square() / (2 * _ROUNDING**2)) * steps / (_ROUNDING * math.sqrt(2 * math.pi))
+        density = (1 - wide) * _normal(error, _ROUNDING) + wide * _normal(error, _FLAT_ROUNDING)
         # a step below the rounding noise explains everything and is no evidence
-        gain = torch.log((1 - _OUTLIER) * density + _OUTLIER).clamp(max=4) * (steps > 4 * _ROUNDING)
+        gain = torch.log((1 - _OUTLIER) * steps * density + _OUTLIER).clamp(max=4) * (steps > 4 * _ROUNDING)
         gains.append((gain * informative).sum() / count)
-    return torch.stack(gains)
+    return torch.stack(gains), count
+
+
+def _normal(error: Tensor, std: float) -> Tensor:
+    return torch.exp(-error.square() / (2 * std**2)) / (std * math.sqrt(2 * math.pi))
+
+
+def _is_first(values: Tensor) -> Tensor:
+    """Return whether each value of a vector is the first of its kind."""
+    _, kinds = values.unique(return_inverse=True)
+    first = torch.full((int(kinds.max()) + 1,), len(values)).scatter_reduce(0, kinds, torch.arange(len(values)), "amin")
+    return torch.arange(len(values)) == first[kinds]
 
 
 def _dct_matrix() -> Tensor:

@@ -17,20 +17,21 @@ from tta_restore.degradations import Reading
 MIN_MEASURED = 2.0  # noise in 1/255 from which the error on a frame is measured well
 MIN_QUALITY = 95.0  # JPEG quality below which the noise of a frame is not white, so that it is not tested
 # Lead in dB from which a student may have all the weight: one that keeps blur, one that removes it, one that upscales
-_FULL_LEAD_KEEPING, _FULL_LEAD, _FULL_LEAD_UPSCALING = 0.4, 1.2, 0.75
+_FULL_LEAD_KEEPING, _FULL_LEAD, _FULL_LEAD_UPSCALING = 0.2, 1.2, 0.75
 _SHARP = (0.8, 1.2)  # blur radii in pixels up to which the input may have all the weight, and from which none
 # Blur radii in pixels between which the weight of a student that removes blur grows, and its limits
 _SURE_BLUR, _MIN_SHARE, _MAX_SHARE = (1.2, 2.0), 0.3, 0.8
 _SURE_BLUR_UPSCALING = (0.65, 0.85)  # soft content of small frames reads as up to 0.67 pixels
 _LARGE_BLUR_UPSCALING = (1.5, 2.0)  # and soft frames as more than any that is worth upscaling
-_EXCESS = (0.085, 0.15)  # correlation of the residual, beyond that on pairs, that is trusted fully and not any more
+# Correlation of the residual, beyond that on pairs and per dB of lead, that is trusted fully and not any more
+_EXCESS, _EXCESS_UPSCALING = (0.05, 0.1), (0.04, 0.07)
 
 
 def max_student(lead: float, readings: Sequence[Reading], *, sharpens: bool, scale: int) -> float:
     """Return the largest weight of a student with a lead on pairs, 0 to 1.
 
     A small lead is not worth the risk. Small blur, which is read worst and which the source removes best, earns a part
-    of the weight. JPEG compression spoils the estimates of noise and blur: half of it then.
+    of the weight. JPEG compression spoils the estimates of noise and blur: twice the lead earns half of the weight.
 
     Args:
         lead: PSNR gain over the source on held-out pairs, dB.
@@ -38,7 +39,8 @@ def max_student(lead: float, readings: Sequence[Reading], *, sharpens: bool, sca
         sharpens: whether the student removes blur.
         scale: upscaling factor of the restorer.
     """
-    full = _FULL_LEAD_KEEPING
+    compressed = any(reading.mean["jpeg_quality"] < MIN_QUALITY for reading in readings)
+    full = _FULL_LEAD_KEEPING * (2 if compressed else 1)
     if sharpens:
         full = _FULL_LEAD if scale == 1 else _FULL_LEAD_UPSCALING
     share = min(max(lead / full, 0.0), 1.0)
@@ -49,7 +51,6 @@ def max_student(lead: float, readings: Sequence[Reading], *, sharpens: bool, sca
         share *= 1 - _position(max(reading.mean["blur_radius"] for reading in readings), _LARGE_BLUR_UPSCALING)
         if not any(is_noisy(reading) for reading in readings):
             share *= _position(radius, _SURE_BLUR_UPSCALING)
-    compressed = any(reading.mean["jpeg_quality"] < MIN_QUALITY for reading in readings)
     return share / 2 if compressed else share
 
 
@@ -63,9 +64,13 @@ def is_noisy(reading: Reading) -> bool:
     return 255 * reading.mean["noise_std"] >= MIN_MEASURED
 
 
-def structure_share(excess: float) -> float:
-    """Return the part of the weight that the residual's :func:`structure_excess` leaves, 0 to 1."""
-    return 1 - _position(excess, _EXCESS)
+def structure_share(excess: float, lead: float, *, scale: int) -> float:
+    """Return the part of the weight that the residual's :func:`structure_excess` leaves, 0 to 1.
+
+    A larger ``lead`` in dB outweighs more content that was taken for noise.
+    """
+    low, high = (limit * lead for limit in (_EXCESS if scale == 1 else _EXCESS_UPSCALING))
+    return 1 - _position(excess, (low, high)) if lead > 0 else 0.0
 
 
 def _position(value: float, between: tuple[float, float]) -> float:
@@ -76,6 +81,8 @@ def _position(value: float, between: tuple[float, float]) -> float:
 
 def structure_excess(frame: tuple[Tensor, Tensor], pairs: tuple[Tensor, Tensor]) -> float:
     """Return how much more the residual of a frame correlates, between channels or neighbors, than that of pairs.
+
+    One standard error of the correlation is subtracted: small frames of noise alone correlate by chance.
 
     Sensor noise is independent between channels and nearly so between pixels, the content of an image is not: a
     restorer that removes fine content, such as text, leaves a correlated residual, and the same content makes the
@@ -89,7 +96,7 @@ def structure_excess(frame: tuple[Tensor, Tensor], pairs: tuple[Tensor, Tensor])
     excess = _neighbor_correlation(first) - _neighbor_correlation(second)
     if first.shape[1] > 1:
         excess = max(excess, _channel_correlation(first) - _channel_correlation(second))
-    return excess
+    return excess - first[0, 0].numel() ** -0.5
 
 
 def _channel_correlation(residual: Tensor) -> float:

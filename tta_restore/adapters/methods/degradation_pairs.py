@@ -518,12 +518,13 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
             (upsampled(degraded, scale), self._image("source", degraded), self._image("teacher", degraded)), target
         )
         sharpens = notes["sampler"].sharpens
+        max_student, max_input = self._limits(frame)
         index = _blend.choose(
             pairs,
             self._frame_risk(frame),
             measured=not sharpens and _trust.is_noisy(notes["reading"]),
-            max_student=self._max_student(frame),
-            max_input=_trust.max_input([notes["read"], notes["reading"]]) if sharpens and scale == 1 else 1.0,
+            max_student=max_student,
+            max_input=max_input,
         )
         weights = _blend.grid()[index].tolist()
         notes["weights"] = weights
@@ -547,25 +548,33 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         if memory["phase"] == "steady":
             frame.messages.append("steady: further frames are restored without steps until the degradation changes")
 
-    def _max_student(self, frame: FrameContext) -> float:
-        """Return the largest weight that the student may have, 0 to 1."""
+    def _limits(self, frame: FrameContext) -> tuple[float, float]:
+        """Return the largest weights that the student and the input may have, 0 to 1."""
         notes = frame.scratch
-        sampler = notes["sampler"]
-        share = self._max_share(notes["best"], [notes["read"], notes["reading"]], sampler)
-        if sampler.sharpens and (sampler.scale == 1 or not _trust.is_noisy(notes["reading"])):
-            return share
+        sampler, readings = notes["sampler"], [notes["read"], notes["reading"]]
+        share = self._max_share(notes["best"], readings, sampler)
+        if sampler.sharpens and sampler.scale == 1:
+            return share, _trust.max_input(readings)
+        if sampler.sharpens and not _trust.is_noisy(notes["reading"]):
+            return share, 1.0
         degraded, _ = notes["held_out"]
-        images = notes["source"].image, self._image("source", degraded)
-        restored, on_pairs = (_downsampled(image.clamp(0, 1), sampler.scale) for image in images)
-        excess = _trust.structure_excess((frame.region, restored), (degraded, on_pairs))
+        excess = -math.inf
+        restorations = {"source": notes["source"].image}
+        if not sampler.sharpens:
+            restorations["teacher"] = self._image("teacher", frame.region)
+        for role, image in restorations.items():
+            restored, on_pairs = (
+                _downsampled(one.clamp(0, 1), sampler.scale) for one in (image, self._image(role, degraded))
+            )
+            excess = max(excess, _trust.structure_excess((frame.region, restored), (degraded, on_pairs)))
         frame.metrics["structure_excess"] = excess
-        kept = _trust.structure_share(excess)
+        kept = _trust.structure_share(excess, notes["best"], scale=sampler.scale)
         if kept < 1:
             frame.messages.append(
-                "the source removes content that is as fine as noise: the estimate of the noise is not trusted "
+                "restoration removes content that is as fine as noise: the estimate of the noise is not trusted "
                 f"(the residual correlates by {excess:.2f} more than noise)"
             )
-        return share * kept
+        return share * kept, kept if sampler.sharpens else 1.0
 
     @staticmethod
     def _max_share(lead: float, readings: list[Reading], sampler: PairSampler) -> float:
