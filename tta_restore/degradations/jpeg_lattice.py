@@ -136,18 +136,19 @@ def _gains(luma: Tensor, damage: Tensor, limit: float) -> tuple[Tensor, int]:
     flat = (torch.arange(8)[:, None] + torch.arange(8) <= _FLAT_FREQUENCIES).flatten()
     informative = coefficients.abs() > 3 * torch.where(flat, _FLAT_ROUNDING, _ROUNDING)
     informative[:, 0] = _is_first(coefficients[:, 0].round())  # flat areas repeat one mean
-    count = int(informative.sum())
-    if not count:
+    found, place = coefficients[informative], informative.nonzero()[:, 1]
+    if not len(found):
         return none
-    wide = _FLAT * flat.float()
+    wide = _FLAT * flat[place].float()
     gains = []
     for steps in quality_tables(_QUALITIES)[:, 0].float():
-        error = coefficients - (coefficients / steps).round() * steps
+        step = steps.flatten()[place]
+        error = found - (found / step).round() * step
         density = (1 - wide) * _normal(error, _ROUNDING) + wide * _normal(error, _FLAT_ROUNDING)
         # a step below the rounding noise explains everything and is no evidence
-        gain = torch.log((1 - _OUTLIER) * steps * density + _OUTLIER).clamp(max=4) * (steps > 4 * _ROUNDING)
-        gains.append((gain * informative).sum() / count)
-    return torch.stack(gains), count
+        gain = torch.log((1 - _OUTLIER) * step * density + _OUTLIER).clamp(max=4) * (step > 4 * _ROUNDING)
+        gains.append(gain.mean())
+    return torch.stack(gains), len(found)
 
 
 def _normal(error: Tensor, std: float) -> Tensor:
