@@ -75,8 +75,8 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
 
     While frames still gain, the adapter is *calibrating*; after two frames without progress, or ``calibration_frames``
     of them, it is *steady*: it then takes no steps and costs a self-ensemble and an estimate of the degradation now
-    and then. A *changed* degradation makes it calibrate again, from the source or from weights that were learned for an
-    earlier camera.
+    and then. A *changed* degradation makes it calibrate again, from the source or from weights that were learned for
+    another camera. That of an earlier camera is recognized: its weights, estimates and progress are taken up again.
 
     Attributes:
         show_progress: whether frames that take more than 10 seconds show a progress bar on a terminal.
