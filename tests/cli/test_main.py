@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +26,7 @@ from tta_restore.engine.demo import demo
 from tta_restore.engine.demo import train as train_demo
 from tta_restore.engine.evaluate import unseen_lenses
 from tta_restore.engine.run import methods, names
+from tta_restore.engine.run.restore import Summary
 from tta_restore.models import create_model, list_models
 
 MODEL = """
@@ -132,10 +134,25 @@ def test_bad_inputs_give_exit_code_1_and_a_line_each(folder, capsys):
     ]
 
 
+def test_a_run_without_a_result_reports_that_nothing_was_written(folder, capsys):
+    (folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    assert main(["restore", "broken.png", "-o", "out", "--model", "brightening:Brighten", "--method", "source"]) == 1
+    assert capsys.readouterr().err.splitlines()[-1] == "0 restored, 1 failed; nothing written to out"
+
+
+def test_the_closing_line_names_the_output_where_one_was_given():
+    closing_line = importlib.import_module("tta_restore.cli.main")._closing
+    done, nothing = Summary(restored=1, failed=1), Summary(failed=1)
+    assert closing_line(done, "out") == "1 restored, 1 failed; written to out"
+    assert closing_line(done, "-") == "1 restored, 1 failed; written to standard output"
+    assert closing_line(nothing, "a\nb") == "0 restored, 1 failed; nothing written to a b"
+    assert closing_line("ifan-dpdd: 1 of 2 rows measured", None) == "ifan-dpdd: 1 of 2 rows measured"
+
+
 def test_the_same_command_again_keeps_what_is_there(folder, capsys):
     restore("--method", "source")
     assert restore("--method", "source") == 0
-    assert "0 restored, 3 kept from before" in capsys.readouterr().err
+    assert capsys.readouterr().err.endswith("0 restored, 3 kept from before; nothing written to out\n")
     assert restore("--method", "source", "--quiet", "--overwrite") == 0
     assert capsys.readouterr().err == ""
 

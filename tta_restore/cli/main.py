@@ -104,9 +104,16 @@ def _run(command: Command, parsed: Parsed) -> int:
     if isinstance(result, str):
         print(result)
     elif hasattr(result, "exit_code") and not parsed.quiet and not parsed.options.get("dry_run"):
-        out = parsed.options["out"]
-        print(f"{result}; written to {'standard output' if str(out) == '-' else out}", file=sys.stderr)
+        print(_closing(result, parsed.options["out"]), file=sys.stderr)
     return int(getattr(result, "exit_code", OK))
+
+
+def _closing(result: Any, out: Any) -> str:
+    """Return the last line of a run: its result, and whether anything was written there."""
+    if out is None:  # the function chose where, and named it
+        return str(result)
+    there = "standard output" if str(out) == "-" else _line(str(out))
+    return f"{result}; {'written' if getattr(result, 'has_written', True) else 'nothing written'} to {there}"
 
 
 def _keep(command: Command, parsed: Parsed) -> None:

@@ -72,6 +72,11 @@ class Summary:
         """0 when every input has its whole result, 1 otherwise."""
         return 1 if self.failed or self.incomplete else 0
 
+    @property
+    def has_written(self) -> bool:
+        """Whether this run wrote a result."""
+        return self.restored > 0
+
     def __str__(self) -> str:
         parts = [f"{self.restored} restored"]
         if self.incomplete:
