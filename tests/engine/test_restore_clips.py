@@ -6,17 +6,19 @@ from pathlib import Path
 import pytest
 import torch
 from _meta_networks import Critic, seeded
+from PIL import Image as PilImage
 from safetensors.torch import save_file
 
 from tta_restore import adapters
 from tta_restore.adapters import create_adapter
 from tta_restore.cli import main
 from tta_restore.data.datasets.clips import stack_frames
+from tta_restore.data.io.atomic import exclusive_lock
 from tta_restore.data.io.image import read_image, write_image
 from tta_restore.data.io.pixels import Image, ImageError
 from tta_restore.engine.run import restore_clips
 from tta_restore.engine.run.methods import BY_MOTION, create_clip_method, load_discriminator, load_reblurrer
-from tta_restore.engine.run.restore import run_jobs
+from tta_restore.engine.run.restore import Output, run_jobs
 from tta_restore.engine.run.restore_plan import Job, plan_jobs
 from tta_restore.engine.run.usage import UsageError
 from tta_restore.models import as_restorer, create_model
@@ -96,7 +98,82 @@ def test_a_clip_that_fails_is_told_and_the_others_go_on(tmp_path):
     summary = run_jobs(jobs, breaks, whole_clips=True, say=said.append)
     assert summary.failed == 2
     assert said[0].endswith("a: RuntimeError: no memory")
-    assert "none.mp4: no such file" in said[1]
+    assert said[1] == f"note: {tmp_path / 'a'}: 1 of its frames lie in {tmp_path / 'out/a'}"
+    assert "none.mp4: no such file" in said[2]
+    assert summary.has_written
+
+
+def test_frames_keep_format_bits_and_metadata(tmp_path):
+    """A folder of frames loses nothing that a single image would keep, and its options mean the same."""
+    deep = torch.rand(3, 16, 24, generator=torch.Generator().manual_seed(1))
+    text = (("Title", "Harbor"),)
+    for number in range(3):
+        write_image(tmp_path / f"in/f{number}.png", Image(deep, bit_depth=16, text=text, resolution=(300.0, 300.0, 2)))
+    for suffix in ("jpg", "tif", "bmp"):
+        write_image(tmp_path / "in/g.png", Image(deep))
+        with PilImage.open(tmp_path / "in/g.png") as picture:
+            picture.save(tmp_path / f"in/g.{suffix}")
+    job, said = Job(tmp_path / "in", tmp_path / "out", "frames"), []
+    assert run_jobs([job], halved, whole_clips=True, say=said.append).exit_code == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "f0.png", "f1.png", "f2.png", "g.bmp.png", "g.jpg", "g.png", "g.tif",
+    ]  # fmt: skip
+    for number in range(3):
+        before, restored = read_image(tmp_path / f"in/f{number}.png"), read_image(tmp_path / f"out/f{number}.png")
+        assert (restored.bit_depth, restored.text, restored.resolution) == (16, text, before.resolution)
+        torch.testing.assert_close(restored.pixels, deep / 2, atol=1 / 65535, rtol=0)
+    assert said == []
+    jpeg = Job(tmp_path / "in", tmp_path / "jpeg", "frames", "jpeg")
+    options = Output(bit_depth=8, quality=60, strip=True)
+    assert run_jobs([jpeg], halved, output=options, whole_clips=True, say=said.append).exit_code == 0
+    assert {path.suffix for path in (tmp_path / "jpeg").iterdir()} == {".jpg"}
+    assert said == []
+    kept = Job(tmp_path / "in", tmp_path / "kept", "frames", "webp")
+    run_jobs([kept], halved, output=Output(bit_depth=8), whole_clips=True, say=said.append)
+    assert said == [
+        f"note: {tmp_path / 'in'}: resolution (DPI) left out: WEBP is written without it (4 frames)",
+        f"note: {tmp_path / 'in'}: text left out: Title (3 frames)",
+    ]
+    assert run_jobs([kept], halved, whole_clips=True, say=said.append).kept == 1
+    too_deep = Job(tmp_path / "in", tmp_path / "deep", "frames", "webp")
+    assert run_jobs([too_deep], halved, whole_clips=True, say=said.append).failed == 1
+    assert "f0.png: f0.webp cannot be written: WEBP holds 8 bits, the image has 16 bits" in said[-1]
+
+
+def test_a_damaged_frame_is_named_and_saved_by_choice(tmp_path):
+    folder(tmp_path / "in")
+    whole = (tmp_path / "in/f9.png").read_bytes()
+    (tmp_path / "in/f9.png").write_bytes(whole[: len(whole) * 2 // 3])
+    job, said = Job(tmp_path / "in", tmp_path / "out", "frames"), []
+    assert run_jobs([job], halved, whole_clips=True, say=said.append).failed == 1
+    assert said[0].startswith(f"error: {tmp_path / 'in/f9.png'}: truncated or damaged PNG")
+    summary = run_jobs([job], halved, output=Output(keep_going=True), whole_clips=True, say=said.append)
+    assert (summary.restored, summary.incomplete, summary.exit_code) == (1, 1, 1)
+    assert said[-1].startswith(f"warning: {tmp_path / 'in'}: f9.png: truncated or damaged PNG: ")
+    small = Output(max_pixels=100, keep_going=True)
+    assert run_jobs([job], halved, output=small, whole_clips=True, overwrite=True, say=said.append).failed == 1
+    assert "above the limit" in said[-2]
+
+
+def test_a_clip_that_another_run_is_writing_is_refused(tmp_path):
+    pytest.importorskip("av")
+    from tta_restore.data.io.video import write_video
+
+    write_video(tmp_path / "film.mp4", frames(4, 64))
+    long = "n" * 250 + ".mp4"
+    jobs = [
+        Job(tmp_path / "film.mp4", tmp_path / "out/film.mp4", "video"),
+        Job(tmp_path / "film.mp4", tmp_path / "out" / long, "video"),
+        Job(folder(tmp_path / "in"), tmp_path / "out/in", "frames"),
+    ]
+    for job in jobs:
+        said = []
+        with exclusive_lock(job.destination):
+            assert run_jobs([job], halved, whole_clips=True, say=said.append).failed == 1
+        assert said == [f"error: {job.destination}: another run is writing it"]
+        assert not job.destination.exists()
+        assert run_jobs([job], halved, whole_clips=True).restored == 1
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["film.mp4", "in", long]
 
 
 def test_a_video_from_end_to_end(tmp_path, capsys):

@@ -14,7 +14,7 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-__all__ = ["atomic_file", "exclusive_lock"]
+__all__ = ["atomic_file", "exclusive_lock", "hidden_path"]
 
 _LONGEST_NAME = 240  # bytes; file systems take 255, the affixes need 9
 
@@ -30,7 +30,7 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(_partial_name(path.name))
+    partial = hidden_path(path, "partial")
     lock = _open_locked(partial)
     try:
         mode = stat.S_IMODE(os.fstat(lock).st_mode)
@@ -62,7 +62,7 @@ def exclusive_lock(path: str | os.PathLike[str]) -> Iterator[None]:
     if fcntl is None:
         yield
         return
-    name = path.with_name(f".{path.name}.lock")
+    name = hidden_path(path, "lock")
     descriptor = _open_locked(name, wait=False)
     try:
         yield
@@ -71,10 +71,15 @@ def exclusive_lock(path: str | os.PathLike[str]) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _partial_name(name: str) -> str:
+def hidden_path(path: Path, suffix: str) -> Path:
+    """Return the path of a file or folder that accompanies another one: `.NAME.suffix`, in the same folder.
+
+    Of a name that leaves no room for the affixes its checksum is taken.
+    """
+    name = path.name
     if len(os.fsencode(name)) > _LONGEST_NAME:
         name = hashlib.sha256(os.fsencode(name)).hexdigest()
-    return f".{name}.partial"
+    return path.with_name(f".{name}.{suffix}")
 
 
 def _set_mode(partial: Path, path: Path, mode: int) -> None:

@@ -7,7 +7,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,7 @@ class Summary:
         failed: inputs without a result.
         incomplete: inputs of which a part is lost.
         left_out: number of files in the folders that are neither images nor videos, by kind.
+        fragments: frames that were written of clips that failed.
     """
 
     restored: int = 0
@@ -66,6 +67,7 @@ class Summary:
     failed: int = 0
     incomplete: int = 0
     left_out: Counter[str] = field(default_factory=Counter)
+    fragments: int = 0
 
     @property
     def exit_code(self) -> int:
@@ -75,7 +77,7 @@ class Summary:
     @property
     def has_written(self) -> bool:
         """Whether this run wrote a result."""
-        return self.restored > 0
+        return self.restored > 0 or self.fragments > 0
 
     def __str__(self) -> str:
         parts = [f"{self.restored} restored"]
@@ -268,13 +270,13 @@ def run_jobs(
                 else:
                     restore = restore_video if job.kind == "video" else restore_frames
                     is_whole = restore(job, clip_method, output, say)
-            except ImageError as error:
-                summary.failed += 1
-                say(f"error: {error}")
-                continue
             except (Exception, SystemExit) as error:  # whatever a third-party model raises concerns this input alone
                 summary.failed += 1
-                say(f"error: {job.source}: {type(error).__name__}: {_first_line(error)}")
+                known = isinstance(error, ImageError)
+                say(f"error: {error if known else f'{job.source}: {type(error).__name__}: {_first_line(error)}'}")
+                if written := _frames_there(job):
+                    summary.fragments += written
+                    say(f"note: {job.source}: {written} of its frames lie in {job.destination}")
                 continue
             if keeper is not None:
                 try:
@@ -375,6 +377,13 @@ def _is_done(job: Job, keeper: RestoreState | None) -> bool:
         return min(made.stat().st_mtime for _, made in files) >= max(source.stat().st_mtime for source, _ in files)
     except OSError:
         return False
+
+
+def _frames_there(job: Job) -> int:
+    """Return the number of frames of a folder job that have their result."""
+    with suppress(OSError):
+        return sum(made.is_file() for _, made in frame_files(job)) if job.kind == "frames" else 0
+    return 0
 
 
 def _expect_settings(output: Output) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ import torch
 from torch import Tensor
 
 from tta_restore.data.datasets.clips import ImageSequence
-from tta_restore.data.io.image import MAX_PIXELS, write_image
+from tta_restore.data.io.atomic import exclusive_lock, hidden_path
+from tta_restore.data.io.color import in_range, to_model_space
+from tta_restore.data.io.image import MAX_PIXELS, check_writable, read_image, write_image
 from tta_restore.data.io.parts import PartStore
-from tta_restore.data.io.pixels import Image, ImageError
+from tta_restore.data.io.pixels import Image, ImageError, one_line
 from tta_restore.data.io.video import VideoFile, write_video
 from tta_restore.engine.run.restore_plan import Job, frame_files
 
@@ -93,12 +96,28 @@ def restore_video(job: Job, method: Any, output: Output, say: Callable[[str], No
     """Restore one video file; return whether it could be read whole.
 
     With a method of frames whose state can be saved, a killed run continues behind the last stored part.
+
+    Raises:
+        ImageError: it cannot be read or written, or another process is writing the same result.
     """
     video = VideoFile(
         job.source, deinterlace=output.deinterlace, keep_going=output.keep_going, max_pixels=output.max_pixels
     )
     for note in video.notes:
         say(f"note: {job.source}: {note}")
+    with _locked(job.destination):
+        notes = _write_video(job, method, video, output, say)
+    for note in notes:
+        say(f"note: {job.source}: {note}")
+    for loss in video.losses:
+        say(f"warning: {job.source}: {loss}")
+    return not video.losses
+
+
+def _write_video(
+    job: Job, method: Any, video: VideoFile, output: Output, say: Callable[[str], None]
+) -> tuple[str, ...]:
+    """Restore the frames of a video into its result; return a line for each thing that was changed or left out."""
     parts = None
     if not isinstance(method, FrameByFrame):
         if video.info.frames:
@@ -124,26 +143,89 @@ def restore_video(job: Job, method: Any, output: Output, say: Callable[[str], No
         )
     if parts is not None:
         parts.remove()
-    for note in notes:
-        say(f"note: {job.source}: {note}")
-    for loss in video.losses:
-        say(f"warning: {job.source}: {loss}")
-    return not video.losses
+    return notes
 
 
 def restore_frames(job: Job, method: Any, output: Output, say: Callable[[str], None]) -> bool:
-    """Restore a folder of frames as one clip, a PNG file per frame; return whether it could be read whole."""
+    """Restore a folder of frames as one clip, a file per frame; return whether all frames could be read whole.
+
+    Every frame keeps its format, bits, color profile and metadata, as an image does.
+    """
     files = frame_files(job)
-    frames = ImageSequence(source for source, _ in files)
+    frames = _FrameFiles([source for source, _ in files], output)
+    first = frames.image(0)
+    check_writable(files[0][1], first, bit_depth=output.bit_depth, source=files[0][0])
     if not isinstance(method, FrameByFrame):
-        _announce_memory(job, len(files), frames[0][0].numel(), say)
-    results = method.stream(frames) if isinstance(method, FrameByFrame) else method(frames)
-    with sized(method, *frames[0].shape[-2:]) as note:
-        if note:
-            say(f"note: {job.source}: {note}")
-        for (_, path), picture in zip(files, results, strict=True):
-            write_image(path, Image(picture.detach().float().cpu()), bit_depth=output.bit_depth or 8)
-    return True
+        _announce_memory(job, len(files), first.pixels[0].numel(), say)
+    notes: Counter[str] = Counter(first.notes)
+    losses: dict[str, None] = {}
+    options = {} if output.quality is None else {"quality": output.quality}
+    with _locked(job.destination), sized(method, *first.pixels.shape[-2:]) as note:
+        notes.update([note] if note else [])
+        results = method.stream(frames) if isinstance(method, FrameByFrame) else method(frames)
+        for number, ((source, path), picture) in enumerate(zip(files, results, strict=True)):
+            restored = frames.back(number)(in_range(picture.detach().float().cpu()))
+            notes.update(restored.notes if number else ())
+            losses |= dict.fromkeys(f"{source.name}: {loss}" for loss in restored.losses)
+            notes.update(write_image(path, restored, bit_depth=output.bit_depth, strip=output.strip, **options))
+    for note, count in notes.items():
+        say(f"note: {job.source}: {note}" + (f" ({count} frames)" if count > 1 else ""))
+    for loss in losses:
+        say(f"warning: {job.source}: {loss}")
+    return not losses
+
+
+class _FrameFiles(ImageSequence):
+    """Frames in image files in the color space of restorers, with the way back; the latest one is kept.
+
+    Args:
+        paths: in time.
+        output: how they are read.
+    """
+
+    def __init__(self, paths: Sequence[Path], output: Output) -> None:
+        super().__init__(paths)
+        self._output = output
+        self._latest: tuple[int, Image, Tensor, Callable[[Tensor], Image]] | None = None
+
+    def __getitem__(self, index: int | slice) -> Any:
+        if isinstance(index, slice):
+            return _FrameFiles(self.paths[index], self._output)
+        return self._read(index)[2]
+
+    def image(self, number: int) -> Image:
+        """Return a frame with everything that its file carries."""
+        return self._read(number)[1]
+
+    def back(self, number: int) -> Callable[[Tensor], Image]:
+        """Return the function from the restored pixels of a frame to its image."""
+        return self._read(number)[3]
+
+    def _read(self, index: int) -> tuple[int, Image, Tensor, Callable[[Tensor], Image]]:
+        number = range(len(self.paths))[index]
+        if self._latest is None or self._latest[0] != number:
+            image = read_image(
+                self.paths[number], max_pixels=self._output.max_pixels, keep_going=self._output.keep_going
+            )
+            self._latest = (number, image, *to_model_space(image))
+        return self._latest
+
+
+@contextmanager
+def _locked(destination: Path) -> Iterator[None]:
+    """Keep other processes from writing the same clip while the block runs.
+
+    Raises:
+        ImageError: another one is writing it.
+    """
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(exclusive_lock(destination))
+        except BlockingIOError:
+            raise ImageError(f"{destination}: another run is writing it") from None
+        except OSError as error:
+            raise ImageError(f"{destination}: cannot be written ({one_line(error)})") from None
+        yield
 
 
 def _announce_memory(job: Job, frames: int, pixels: int, say: Callable[[str], None]) -> None:
@@ -171,7 +253,7 @@ def _open_parts(job: Job, method: FrameByFrame, output: Output) -> PartStore:
         "fresh": method.fresh,
         **asdict(output),
     }
-    return PartStore(job.destination.with_name(f".{job.destination.name}.parts"), key, save_state=method.method.save)
+    return PartStore(hidden_path(job.destination, "parts"), key, save_state=method.method.save)
 
 
 def _resumed(

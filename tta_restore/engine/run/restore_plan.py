@@ -39,11 +39,14 @@ class Job:
         source: image or video file, or a folder of frames.
         destination: file, or folder for a folder of frames.
         kind: ``"image"``, ``"video"`` or ``"frames"``.
+        image_format: of the resulting frames of a folder, one of :data:`tta_restore.data.io.image.FORMATS`; None keeps
+            the format of each frame.
     """
 
     source: Path
     destination: Path
     kind: Kind = "image"
+    image_format: str | None = None
 
 
 @dataclass
@@ -162,7 +165,7 @@ def _plan_folder(plan: Plan, entry: Path, out: Path, *, clips: bool, image_forma
     jobs: list[Job] = []
     if clips:
         folders = sorted({path.parent for path in found.images}, key=natural_order)
-        jobs += [Job(path, base / path.relative_to(entry), "frames") for path in folders]
+        jobs += [Job(path, base / path.relative_to(entry), "frames", image_format) for path in folders]
     else:
         jobs += _image_jobs(found.images, entry, base, image_format)
     jobs += _video_jobs(found.videos, entry, base)
@@ -243,7 +246,7 @@ def _expect_distinct(plan: Plan) -> None:
         if target in sources:
             raise UsageError(f"{target} is an input and would be overwritten by the result of {job.source}")
         if taken.get(target, source) != source and _is_renamed(job):
-            job = replace(job, destination=job.destination.with_name(job.source.name + job.destination.suffix))
+            job = replace(job, destination=_appended(job.source, job.destination))
             target = job.destination.resolve()
         other = taken.get(target)
         if other == source:
@@ -275,13 +278,19 @@ def _is_renamed(job: Job) -> bool:
 
 
 def frame_files(job: Job) -> list[tuple[Path, Path]]:
-    """Return the frames of a folder job, each with the PNG file that its result is written to."""
+    """Return the frames of a folder job, each with the file that its result is written to."""
     frames = scan_folder(job.source, recursive=False).images
-    names = Counter(path.stem for path in frames)
+    targets = [_renamed(job.destination / path.name, written_suffix(path, job.image_format)) for path in frames]
+    taken = Counter(target.name for target in targets)
     return [
-        (path, job.destination / (f"{path.stem}.png" if names[path.stem] == 1 else f"{path.name}.png"))
-        for path in frames
+        (path, target if taken[target.name] == 1 or target.name == path.name else _appended(path, target))
+        for path, target in zip(frames, targets, strict=True)
     ]
+
+
+def _appended(path: Path, target: Path) -> Path:
+    """Return a target named by the whole name of its source: "a.bmp.png" next to "a.png"."""
+    return target.with_name(path.name + target.suffix)
 
 
 def _others(others: Counter[str]) -> str:
