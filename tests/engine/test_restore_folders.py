@@ -110,6 +110,10 @@ def test_linked_folders_are_entered_once(tmp_path):
         (["in"], "file/below", {}, "file is not a folder"),
         (["in"], "out.png", {}, "named like a file"),
         (["in"], "out.jp2", {}, ".jp2 cannot be written"),
+        (["in/a.png"], "out.ppm", {}, ".ppm cannot be written; there are: png, jpeg"),
+        (["in/a.png"], "out.avi", {}, ".avi cannot be written; .* and for videos .mp4"),
+        (["in/a.png"], "out.mp4", {}, "a.png is an image, not written as .mp4"),
+        (["in/film.mkv"], "out.png", {}, "film.mkv is a video, not written as .png"),
         (["in"], "loop", {}, "output loop: a link that leads nowhere"),
         (["in/a.png", "in/b.png"], "out.webp", {}, "named like a file"),
         (["in"], "in", {}, "the originals would be overwritten"),
@@ -127,6 +131,7 @@ def test_wrong_usage_is_told_before_anything_is_done(inputs, out, options, match
     monkeypatch.chdir(tmp_path)
     put(tmp_path / "in/a.png")
     put(tmp_path / "in/b.png")
+    (tmp_path / "in/film.mkv").write_bytes(b"\x1a\x45\xdf\xa3")
     (tmp_path / "file").write_text("")
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     before = names(tmp_path)

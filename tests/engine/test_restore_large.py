@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+
 import numpy as np
 import pytest
 import tifffile
@@ -10,6 +12,7 @@ from PIL import Image as PilImage
 
 from tta_restore.adapters import Adapter
 from tta_restore.data.io import large as strips
+from tta_restore.data.io import png
 from tta_restore.data.io.image import read_image
 from tta_restore.data.io.pixels import ImageError
 from tta_restore.engine.run import methods, restore_large
@@ -167,3 +170,52 @@ def test_damaged_large_files_are_told(tmp_path):
             pass
     with pytest.raises(ImageError, match="declares 90 x 210"), strips.open_large(paths[-1], tmp_path, max_pixels=99):
         pass
+
+
+def pack_12(samples):
+    """Two samples of 12 bits in three bytes. Shape: (H, W) with an even W."""
+    first, second = samples[:, ::2], samples[:, 1::2]
+    packed = np.stack([first >> 4, (first & 15) << 4 | second >> 8, second & 255], -1)
+    return packed.astype(np.uint8).tobytes()
+
+
+def test_nothing_is_lost_in_strips_without_a_word(tmp_path, monkeypatch):
+    """Chunks behind the samples, bits in larger words, and what the other format cannot hold."""
+    monkeypatch.setattr(restore_large, "LARGE_PIXELS", 10000)
+    output, said = Output(max_pixels=10**9), []
+
+    def restore(source, name):
+        said.clear()
+        job = Job(tmp_path / source, tmp_path / name)
+        summary = run_jobs([job], lambda x: x, output=output, overwrite=True, say=said.append)
+        return summary, [line.split(": ", 2)[2] for line in said if "in strips" not in line]
+
+    PilImage.fromarray(RGB).save(tmp_path / "a.png")
+    content = (tmp_path / "a.png").read_bytes()
+    exif = PilImage.Exif()
+    exif[271] = "camera"
+    behind = png.chunk(b"tEXt", b"Title\0late") + png.chunk(b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0"))
+    (tmp_path / "a.png").write_bytes(content[:-12] + behind + png.chunk(b"oFFs", bytes(9)) + content[-12:])
+    assert restore("a.png", "b.png")[1] == []
+    found = read_image(tmp_path / "b.png")
+    assert found.text == (("Title", "late"),)
+    assert found.exif is not None
+    assert [extra.name for extra in found.extras] == ["oFFs"]
+    assert restore("a.png", "b.tif")[1] == [
+        "text left out: Title", "PNG chunks left out: oFFs",
+        "EXIF left out: a TIFF file of this size is written without it",
+    ]  # fmt: skip
+    tags = [(256, 90), (257, 210), (258, 12), (259, 1), (262, 1), (273, 122), (277, 1), (278, 210), (279, 210 * 135)]
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    head = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries
+    (tmp_path / "deep.tif").write_bytes(head.ljust(122, b"\0") + pack_12(RGB[..., 0].astype(np.uint16) * 16))
+    assert restore("deep.tif", "deep.png")[0].restored == 1
+    torch.testing.assert_close(read_image(tmp_path / "deep.png").pixels, read_image(tmp_path / "deep.tif").pixels)
+    PilImage.fromarray(RGB).save(tmp_path / "one.png", transparency=(1, 2, 3))
+    assert "with one transparent color" in restore("one.png", "c.png")[1][0]
+    shape = np.dstack([RGB, RGB[..., :1]])
+    tifffile.imwrite(tmp_path / "multiplied.tif", shape, photometric="rgb", extrasamples=["assocalpha"])
+    assert "PNG cannot hold premultiplied alpha" in restore("multiplied.tif", "d.png")[1][0]
+    gamma = png.chunk(b"gAMA", (100000).to_bytes(4, "big"))
+    (tmp_path / "gamma.png").write_bytes(content[:33] + gamma + content[33:])
+    assert "with a gamma of its own is written as PNG" in restore("gamma.png", "e.tif")[1][0]

@@ -10,13 +10,23 @@ __all__ = [
     "add_jpeg_xl_metadata",
     "avif_depth",
     "declared_size",
+    "jpeg_2000_metadata",
     "jpeg_2000_size",
+    "jpeg_xl_code_stream",
     "jpeg_xl_metadata",
-    "jpeg_xl_size",
 ]
 
-_CONTAINERS = {b"meta": 4, b"iprp": 0, b"ipco": 0}  # boxes in boxes, and the bytes before the first inner one
+_CONTAINERS = {
+    b"meta": 4,
+    b"iprp": 0,
+    b"ipco": 0,
+    b"jp2h": 0,
+    b"res ": 0,
+}  # boxes in boxes, and the bytes before the first inner one
+_UUID_XMP = bytes.fromhex("be7acfcb97a942e89c71999491e3afac")
+_UUID_EXIF = b"JpgTiffExif->JP2"
 _LARGEST_METADATA = 2**24  # bytes
+_CODE_STREAM_HEAD = 256  # bytes in which the header of a code stream lies
 
 
 def avif_depth(content: bytes) -> int:
@@ -46,50 +56,63 @@ def jpeg_2000_size(content: bytes) -> tuple[int, int, int]:
     return right - left, bottom - top, (content[at + 42] & 0x7F) + 1
 
 
-def jpeg_xl_size(content: bytes) -> tuple[int, int] | None:
-    """Return width and height that the code stream of a JPEG XL file declares."""
-    start = 0
-    if content[:2] != b"\xff\x0a":
-        for kind, data in _boxes(content):
-            if kind in (b"jxlc", b"jxlp"):
-                start = content.find(b"\xff\x0a", content.find(data[:16]))
-                break
-        else:
-            return None
-    bits = int.from_bytes(content[start + 2 : start + 18], "little")
+def jpeg_2000_metadata(content: bytes) -> dict[str, Any]:
+    """Return color profile, EXIF, XMP and resolution of a JPEG 2000 file, and notes on its other boxes."""
+    found: dict[str, Any] = {}
+    lost: dict[str, None] = {}
+    if content[4:8] != b"jP  ":
+        return found
+    for kind, data in _walk(content):
+        if kind == b"colr" and data[:1] in (b"\x02", b"\x03"):
+            found["icc"] = data[3:]
+        elif kind == b"uuid" and data[:16] == _UUID_XMP:
+            found["xmp"] = data[16:]
+        elif kind == b"uuid" and data[:16] == _UUID_EXIF:
+            found["exif"] = b"Exif\0\0" + data[16:]
+        elif kind in (b"resc", b"resd") and len(data) >= 10:  # as scanned, as displayed; per meter
+            rows, row_base, columns, column_base, row_power, column_power = struct.unpack_from(">4H2b", data)
+            if row_base and column_base:
+                per_inch = (columns / column_base * 10**column_power, rows / row_base * 10**row_power)
+                found["resolution"] = (per_inch[0] * 0.0254, per_inch[1] * 0.0254, 2)
+        elif kind in (b"uuid", b"xml ", b"asoc", b"jp2i", b"uinf"):
+            lost[kind.decode().strip()] = None
+    if lost:
+        found["notes"] = [f"JPEG 2000 boxes left out: {', '.join(lost)}"]
+    return found
 
-    def take(count: int) -> int:
-        nonlocal bits
-        value = bits & ((1 << count) - 1)
-        bits >>= count
-        return value
 
-    def side(small: int) -> int:
-        return (take(5) + 1) * 8 if small else take((9, 13, 18, 30)[take(2)]) + 1
-
-    small = take(1)
-    height = side(small)
-    ratio = take(3)
-    if ratio == 0:
-        return side(small), height
-    numerator, denominator = ((1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))[ratio - 1]
-    return height * numerator // denominator, height
+def jpeg_xl_code_stream(content: bytes) -> bytes:
+    """Return the start of the code stream of a JPEG XL file, empty where there is none."""
+    if content[:2] == b"\xff\x0a":
+        return content[:_CODE_STREAM_HEAD]
+    for kind, data in _boxes(content):
+        if kind in (b"jxlc", b"jxlp"):  # a part begins with its number
+            return data[4 if kind == b"jxlp" else 0 :][:_CODE_STREAM_HEAD]
+    return b""
 
 
 def jpeg_xl_metadata(content: bytes) -> dict[str, Any]:
-    """Return EXIF and XMP of a JPEG XL file."""
+    """Return EXIF and XMP of a JPEG XL file, and notes on its other boxes."""
     found: dict[str, Any] = {}
+    lost: dict[str, None] = {}
     for kind, data in _boxes(content):
         if kind == b"brob":
             import imagecodecs
 
-            kind, data = data[:4], bytes(imagecodecs.brotli_decode(data[4:]))
-            if len(data) > _LARGEST_METADATA:
+            kind = data[:4]
+            try:
+                data = bytes(imagecodecs.brotli_decode(data[4:], out=_LARGEST_METADATA))
+            except Exception:  # damaged, or larger than that
+                lost[kind.decode("latin-1").strip()] = None
                 continue
         if kind == b"Exif":
             found["exif"] = b"Exif\0\0" + data[4:]
         elif kind == b"xml ":
             found["xmp"] = data
+        elif kind in (b"jumb", b"jhgm"):
+            lost["JUMBF, such as content credentials" if kind == b"jumb" else "gain map"] = None
+    if lost:
+        found["notes"] = [f"JPEG XL boxes left out: {', '.join(lost)}"]
     return found
 
 

@@ -67,7 +67,8 @@ def is_srgb(image: Image) -> bool:
 def to_srgb(image: Image) -> Image:
     """Return an image converted to sRGB in [0, 1], without profile, gamma or cICP; high dynamic range is clipped."""
     transform = _find_transform(image)
-    plain = {"icc": None, "gamma": None, "cicp": None, "is_linear": False}
+    extras = tuple(extra for extra in image.extras if not extra.is_color or extra.format == "exr")
+    plain = {"icc": None, "gamma": None, "cicp": None, "is_linear": False, "extras": extras}
     if transform is None:
         return replace(image, **plain)
     converted = transform[0](image.as_rgb())

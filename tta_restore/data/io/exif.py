@@ -5,12 +5,13 @@ from __future__ import annotations
 import struct
 from typing import BinaryIO
 
-__all__ = ["embed_tiff_exif", "read_tiff_exif", "reset_orientation"]
+__all__ = ["DESCRIBING", "NESTED", "embed_tiff_exif", "read_tiff_exif", "reset_orientation"]
 
 _ORIENTATION = 0x0112
-_NESTED = (0x8769, 0x8825)  # exposure settings, position
-# Description, maker, model, software, time, artist, copyright; the other tags of a TIFF describe its own pixels.
-_DESCRIBING = (0x010E, 0x010F, 0x0110, 0x0131, 0x0132, 0x013B, 0x8298)
+#: Directories of exposure settings and position.
+NESTED = (0x8769, 0x8825)
+#: Description, maker, model, software, time, artist, copyright; the other tags of a TIFF describe its own pixels.
+DESCRIBING = (0x010E, 0x010F, 0x0110, 0x0131, 0x0132, 0x013B, 0x8298)
 
 
 def reset_orientation(block: bytes | None, notes: list[str]) -> tuple[bytes | None, int]:
@@ -49,10 +50,10 @@ def read_tiff_exif(file: BinaryIO, notes: list[str]) -> bytes | None:
         file.seek(0)
         found, block = PilImage.Exif(), PilImage.Exif()
         found.load_from_fp(file)
-        for tag in _DESCRIBING:
+        for tag in DESCRIBING:
             if tag in found:
                 block[tag] = found[tag]
-        for tag in _NESTED:
+        for tag in NESTED:
             if tag in found and (entries := found.get_ifd(tag)):
                 block.get_ifd(tag).update(entries)
                 block[tag] = entries
@@ -70,10 +71,10 @@ def embed_tiff_exif(content: bytes, block: bytes) -> bytes:
     exif = PilImage.Exif()
     exif.load(block)
     added = ImageFileDirectory_v2(ifh=content[:8])
-    for tag in _DESCRIBING:
+    for tag in DESCRIBING:
         if tag in exif:
             added[tag] = exif[tag]
-    for tag in _NESTED:
+    for tag in NESTED:
         if entries := exif.get_ifd(tag):
             added[tag] = entries
     order = "<" if content[:2] == b"II" else ">"

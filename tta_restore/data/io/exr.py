@@ -11,11 +11,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from tta_restore.data.io.pixels import Image, ImageError, too_large
+from tta_restore.data.io.pixels import Extra, Image, ImageError, too_large
 
 __all__ = ["decode_radiance", "encode_exr", "read_exr", "read_radiance_size"]
 
+_LARGEST_HALF = 65504
 _TILED, _DEEP, _PARTS = 0x200, 0x800, 0x1000
+#: Attributes that describe the samples and their layout, which are written anew.
+_STRUCTURE = (
+    "channels", "compression", "lineOrder", "type", "version", "chunkCount", "tiles", "name", "dwaCompressionLevel",
+)  # fmt: skip
+_WINDOWS = ("dataWindow", "displayWindow")
+_REC_709 = (0.64, 0.33, 0.3, 0.6, 0.15, 0.06, 0.3127, 0.329)
 _ROWS_PER_CHUNK = {0: 1, 1: 1, 2: 1, 3: 16, 4: 32, 5: 16, 6: 32, 7: 32, 8: 32, 9: 256}  # by compression
 
 
@@ -30,6 +37,7 @@ def read_exr(path: Path, content: bytes, *, max_pixels: int) -> Image:
     openexr = importlib.import_module("OpenEXR")
     with openexr.File(str(path), separate_channels=True) as file:
         channels = {name: channel.pixels for name, channel in file.channels().items()}
+        extras, notes = _attributes(file.header())
     by_name = {name.upper(): name for name in channels}
     names = ("R", "G", "B") if "R" in by_name else ("Y",)
     if missing := [name for name in names if name not in by_name]:
@@ -37,7 +45,6 @@ def read_exr(path: Path, content: bytes, *, max_pixels: int) -> Image:
             f"EXR with the channels {', '.join(sorted(channels))}: expected R, G, B or Y, missing {missing[0]}"
         )
     planes = [np.asarray(channels[by_name[name]]) for name in names]
-    notes = []
     used = {*names, "A"} if "A" in by_name else {*names}
     if rest := sorted(set(by_name) - used):
         notes.append(f"EXR channels left out: {', '.join(rest[:6])}")
@@ -51,27 +58,53 @@ def read_exr(path: Path, content: bytes, *, max_pixels: int) -> Image:
         bit_depth=32,
         is_linear=True,
         premultiplied=alpha is not None,
+        is_half=all(plane.dtype == np.float16 for plane in planes),
+        extras=extras,
         notes=tuple(notes),
     )
 
 
-def encode_exr(path: Path, image: Image) -> None:
-    """Write linear light as OpenEXR in half precision, or in float where values exceed it.
+def encode_exr(path: Path, image: Image, *, is_half: bool) -> None:
+    """Write linear light as OpenEXR, in half precision as far as that holds the values, or in float.
 
     Raises:
         ImportError: OpenEXR is not installed.
     """
     openexr = importlib.import_module("OpenEXR")
-    kind = np.float16 if float(image.pixels.abs().max()) < 65504 else np.float32
+    kind = np.float16 if is_half and float(image.pixels.abs().max()) < _LARGEST_HALF else np.float32
     names = "RGB" if image.pixels.shape[0] == 3 else "Y"
     channels: dict[str, Any] = {
         name: np.ascontiguousarray(plane.numpy().astype(kind)) for name, plane in zip(names, image.pixels, strict=True)
     }
     if image.alpha is not None:
         channels["A"] = np.ascontiguousarray(image.alpha[0].numpy().astype(kind))
-    header = {"compression": openexr.ZIP_COMPRESSION, "type": openexr.scanlineimage}
+    header: dict[str, Any] = {extra.name: extra.value for extra in image.extras if extra.format == "exr"}
+    header |= {"compression": openexr.ZIP_COMPRESSION, "type": openexr.scanlineimage}
     with openexr.File(header, channels) as file:
         file.write(os.fspath(path))
+
+
+def _attributes(header: dict[str, Any]) -> tuple[tuple[Extra, ...], list[str]]:
+    """Return the attributes that are written back, and notes on them."""
+    extras, notes = [], []
+    for name, value in header.items():
+        if name in _STRUCTURE:
+            continue
+        is_color = name == "chromaticities"
+        is_default = name in ("screenWindowCenter", "screenWindowWidth") or (name == "pixelAspectRatio" and value == 1)
+        if is_color:
+            is_default = bool(np.allclose(np.asarray(value, np.float64).ravel(), _REC_709, atol=1e-3))
+            if not is_default:
+                notes.append("primaries other than those of sRGB: the samples are restored as if they were sRGB's")
+        if name in _WINDOWS:
+            value = tuple(tuple(int(n) for n in corner) for corner in value)
+            is_default = header["dataWindow"][0].tolist() == [0, 0] and all(
+                np.array_equal(*pair) for pair in zip(header["dataWindow"], header["displayWindow"], strict=True)
+            )
+            if is_default:
+                continue  # follow from the size
+        extras.append(Extra("exr", name, value, is_color=is_color, is_default=is_default, is_sized=name in _WINDOWS))
+    return tuple(extras), notes
 
 
 def decode_radiance(content: bytes) -> Image:
@@ -83,7 +116,16 @@ def decode_radiance(content: bytes) -> Image:
     import imagecodecs
 
     array = np.array(imagecodecs.rgbe_decode(content), np.float32)
-    return Image(pixels=torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1))), bit_depth=32, is_linear=True)
+    pixels = torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)))
+    return Image(pixels=pixels, bit_depth=32, is_linear=True, notes=_radiance_notes(content))
+
+
+def _radiance_notes(content: bytes) -> tuple[str, ...]:
+    """Return a note on the header lines that are not carried along, such as EXPOSURE."""
+    head = content[:4096].split(b"\n\n", 1)[0].split(b"\n")[1:]
+    lines = [line.decode("latin-1").strip() for line in head if not line.startswith((b"FORMAT", b"#"))]
+    shown = ", ".join(line[:40] for line in lines[:4] if line)
+    return (f"header lines left out: {shown}",) if shown else ()
 
 
 def read_radiance_size(content: bytes) -> tuple[int, int] | None:

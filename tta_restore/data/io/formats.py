@@ -22,7 +22,8 @@ __all__ = [
 #: Suffixes of image files that are read; the content decides, whatever the name.
 IMAGE_SUFFIXES = (
     ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".tif", ".tiff", ".webp", ".avif", ".heic", ".heif",
-    ".hif", ".jxl", ".jp2", ".j2k", ".bmp", ".dib", ".gif", ".exr", ".hdr", ".pbm", ".pgm", ".ppm", ".pnm", ".pfm",
+    ".hif", ".jxl", ".jp2", ".j2k", ".bmp", ".dib", ".gif", ".exr", ".hdr", ".pbm", ".pgm", ".ppm", ".pnm", ".pam",
+    ".pfm",
 )  # fmt: skip
 #: Suffixes of camera files with sensor values.
 RAW_SUFFIXES = (
@@ -120,7 +121,7 @@ def detect_format(head: bytes, suffix: str = "") -> FileFormat | None:
         and head[14:18] in (b"\x0c\0\0\0", b"\x28\0\0\0", b"\x6c\0\0\0", b"\x7c\0\0\0")
     ):
         return FileFormat("BMP", "image")
-    if len(head) > 3 and head[:1] == b"P" and head[1:2] in b"123456fF" and head[2:3] in b" \t\r\n":
+    if len(head) > 3 and head[:1] == b"P" and head[1:2] in b"1234567fF" and head[2:3] in b" \t\r\n":
         return FileFormat("PNM", "image")
     for start in (0, 4):  # M2TS prefixes each packet with four bytes of time
         if len(head) > start + 188 + start and head[start] == 0x47 and head[2 * start + 188] == 0x47:

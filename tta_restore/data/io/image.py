@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from tta_restore.data.io import boxes, color, exif, exr, jpeg, png, raw, tiff
+from tta_restore.data.io import boxes, color, exif, exr, jpeg, jxl, netpbm, png, raw, tiff
 from tta_restore.data.io.atomic import atomic_file
+from tta_restore.data.io.carry import fit_format, strip_metadata
 from tta_restore.data.io.formats import FileFormat, detect_format, irregular_kind
 from tta_restore.data.io.pixels import (
     Image,
@@ -45,7 +46,7 @@ MAX_PIXELS = 160_000_000
 
 _GRAY_MODES = ("1", "L", "LA")
 # Formats that Pillow decodes: name here and in Pillow's registry.
-_PILLOW = {"PNG": "PNG", "JPEG": "JPEG", "WebP": "WEBP", "AVIF": "AVIF", "BMP": "BMP", "GIF": "GIF", "PNM": "PPM"}
+_PILLOW = {"PNG": "PNG", "JPEG": "JPEG", "WebP": "WEBP", "AVIF": "AVIF", "BMP": "BMP", "GIF": "GIF"}
 _DEPTHS = {
     "png": (8, 16),
     "jpeg": (8,),
@@ -53,17 +54,7 @@ _DEPTHS = {
     "webp": (8,),
     "avif": (8, 16),
     "jxl": (8, 16, 32),
-    "exr": (32,),
-}
-# What a format holds next to the samples; the rest is named in a note.
-_CARRIES = {
-    "png": {"icc", "exif", "xmp", "text", "gamma", "cicp", "resolution"},
-    "jpeg": {"icc", "exif", "xmp", "iptc", "comment", "resolution"},
-    "tiff": {"icc", "exif", "xmp", "iptc", "resolution"},
-    "webp": {"icc", "exif", "xmp"},
-    "avif": {"icc", "exif", "xmp"},
-    "jxl": {"exif", "xmp"},
-    "exr": set(),
+    "exr": (16, 32),
 }
 _LARGEST_SEGMENT = 65000  # bytes of one JPEG segment
 
@@ -129,7 +120,7 @@ def write_image(
         path: where to; its suffix decides the format, missing folders are made.
         image: pixels with what is to be carried along.
         bit_depth: 8, 16, or 32 (float: TIFF, JPEG XL, EXR); `None` keeps that of the image, as far as the format
-            holds it. Values are rounded, never truncated.
+            holds it. Values are rounded, never truncated. 16 bits of EXR are half precision.
         quality: of JPEG, WebP, AVIF and JPEG XL, 1 to 100; 100 is lossless but for JPEG. JPEG's chroma is not
             subsampled.
         strip: leave out EXIF, XMP, IPTC, text and resolution; the color profile stays.
@@ -151,11 +142,13 @@ def write_image(
     try:
         kind, depth = _target(path, image, bit_depth)
         if strip:
-            image = replace(image, exif=None, xmp=None, iptc=None, text=(), resolution=None)
-        image, notes = _fit(image, kind, depth)
+            image = strip_metadata(image)
+        samples = image.pixels.numel() + (0 if image.alpha is None else image.alpha.numel())
+        embeds_exif = samples * depth // 8 < tiff.LARGEST_WITH_EXIF
+        image, notes = fit_format(image, kind, depth, embeds_exif=embeds_exif)
         with atomic_file(path) as partial:
             if kind == "exr":
-                exr.encode_exr(partial, image)
+                exr.encode_exr(partial, image, is_half=depth == 16)
             else:
                 partial.write_bytes(_ENCODERS[kind](image, depth, quality))
     except ImageError as error:
@@ -197,8 +190,8 @@ def _target(path: Path, image: Image, bit_depth: int | None) -> tuple[str, int]:
     if depth not in (8, 16, 32):
         raise ImageError(f"expected a bit depth of 8, 16 or 32, got {depth}")
     possible = _DEPTHS[kind]
-    if kind == "exr":
-        depth = 32  # a float format
+    if kind == "exr":  # a float format: half precision holds 8 bits
+        depth = 16 if bit_depth == 16 or (bit_depth is None and (image.is_half or image.bit_depth == 8)) else 32
     elif depth not in possible:
         names = {8: "8 bits", 16: "16 bits", 32: "float samples"}
         other = {16: "PNG, TIFF or JPEG XL", 32: "TIFF, JPEG XL or EXR"}[depth]
@@ -211,50 +204,6 @@ def _target(path: Path, image: Image, bit_depth: int | None) -> tuple[str, int]:
     if image.alpha is not None and image.premultiplied and kind not in ("tiff", "exr"):
         raise ImageError(f"{kind.upper()} cannot hold premultiplied alpha: write TIFF")
     return kind, depth
-
-
-def _fit(image: Image, kind: str, depth: int) -> tuple[Image, list[str]]:
-    """Return an image as a format holds it, and a line for each part that it cannot hold."""
-    notes: list[str] = []
-    cicp = image.cicp
-    carries = _CARRIES[kind] if (kind, depth) != ("avif", 16) else set()  # imagecodecs writes those, without metadata
-    if kind == "exr":
-        if not image.is_linear:
-            image = color.to_linear(image)
-    elif image.is_linear:
-        clipped = float((image.pixels > 1).float().mean())
-        image = color.to_srgb(image)
-        if clipped:
-            notes.append(f"{clipped:.2%} of the samples are above 1: clipped, {kind.upper()} is written in sRGB")
-    elif (image.icc and "icc" not in carries) or (image.gamma and "gamma" not in carries):
-        what = "color profile" if image.icc else "gamma (gAMA)"
-        if not color.is_srgb(image):
-            notes.append(f"{what}: converted to sRGB, which {kind.upper()} is written in")
-        image = color.to_srgb(image)
-    comments = [value for keyword, value in image.text if keyword == "Comment"]
-    lost = {
-        "EXIF": image.exif and "exif" not in carries,
-        "XMP": image.xmp and "xmp" not in carries,
-        "IPTC": image.iptc and "iptc" not in carries,
-        "cICP": cicp and "cicp" not in carries,
-        "resolution (DPI)": image.resolution and "resolution" not in carries,
-    }
-    notes += [f"{name} left out: {kind.upper()} is written without it" for name, is_lost in lost.items() if is_lost]
-    if image.text and "text" not in carries:
-        kept = comments[:1] if "comment" in carries else []
-        if rest := [keyword for keyword, value in image.text if not (keyword == "Comment" and value in kept)]:
-            notes.append(f"text left out: {', '.join(rest[:8])}")
-    if kind == "jpeg":
-        sizes = {"EXIF": len(image.exif or b""), "XMP": len(image.xmp or b""), "IPTC": len(image.iptc or b"")}
-        large = {name for name, size in sizes.items() if size > _LARGEST_SEGMENT}
-        notes += [f"{name} left out: {sizes[name]} bytes, more than JPEG holds" for name in sorted(large)]
-        image = replace(
-            image,
-            exif=None if "EXIF" in large else image.exif,
-            xmp=None if "XMP" in large else image.xmp,
-            iptc=None if "IPTC" in large else image.iptc,
-        )
-    return image, notes
 
 
 def _read(path: Path, head: bytes, max_pixels: int, keep_going: bool) -> Image:
@@ -276,6 +225,8 @@ def _read(path: Path, head: bytes, max_pixels: int, keep_going: bool) -> Image:
         return _checked_floats(exr.read_exr(path, content, max_pixels=max_pixels))
     if found.name == "Radiance HDR":
         return _checked_floats(exr.decode_radiance(content))
+    if found.name == "PNM":
+        return _checked_floats(netpbm.decode_netpbm(content))
     if found.name == "JPEG XL":
         return _read_jpeg_xl(content)
     if found.name == "JPEG 2000":
@@ -304,12 +255,15 @@ def _declared_size(content: bytes, found: FileFormat) -> tuple[int, int] | None:
         return size[:2] if size else None
     if found.name == "Radiance HDR":
         return exr.read_radiance_size(content)
+    if found.name == "PNM":
+        return netpbm.read_netpbm_size(content)
     if found.name in ("AVIF", "HEIC"):
         return boxes.declared_size(content)
     if found.name == "JPEG 2000":
         return boxes.jpeg_2000_size(content)[:2]
     if found.name == "JPEG XL":
-        return boxes.jpeg_xl_size(content)
+        header = jxl.read_code_stream(boxes.jpeg_xl_code_stream(content))
+        return (header.width, header.height) if header else None
     return None  # Pillow reads the others' headers before it allocates
 
 
@@ -327,6 +281,8 @@ def _open(content: bytes, kind: str, max_pixels: int) -> Any:
 
 
 def _decode(content: bytes, kind: str, max_pixels: int) -> Image:
+    if kind == "JPEG" and (process := jpeg.unsupported_process(content)) is not None:
+        raise ImageError(f"{process}: not read, export it as PNG or TIFF")
     try:
         picture = _open(content, kind, max_pixels)
     except ImageError:
@@ -358,8 +314,6 @@ def _decode(content: bytes, kind: str, max_pixels: int) -> Image:
             elif picture.mode == "1":
                 notes.append("1-bit image: read as 8-bit gray")
                 picture = picture.convert("L")
-            elif picture.mode in ("I", "I;16", "I;16B") and kind == "PNM":
-                depth = 16
             elif picture.mode not in (*_GRAY_MODES, "RGB", "RGBA", "CMYK"):
                 raise ImageError(f"color mode {picture.mode}: convert it to RGB or gray first")
             array = np.asarray(picture)
@@ -367,8 +321,6 @@ def _decode(content: bytes, kind: str, max_pixels: int) -> Image:
                 array, note = color.cmyk_to_srgb(array, icc)
                 notes.append(note)
                 icc = None
-            if depth == 16:
-                array = array.astype(np.uint16)
     except (ImageError, ImportError, MemoryError):
         raise
     except Exception as error:
@@ -436,23 +388,32 @@ def _read_jpeg_xl(content: bytes) -> Image:
         notes.append(f"JPEG XL of {len(array)} images: the first one is read, the others are left out")
         array = array[0]
     carried = boxes.jpeg_xl_metadata(content)
+    notes += carried.pop("notes", [])
+    header = jxl.read_code_stream(boxes.jpeg_xl_code_stream(content))
+    if header is not None and header.encoding and not header.is_linear:
+        notes.append(f"JPEG XL with {header.encoding}: left out, the samples are taken for sRGB")
     block, _ = exif.reset_orientation(carried.pop("exif", None), notes)  # the decoder has turned the pixels
     if array.dtype.kind == "f":
         array = array.astype(np.float32)
         depth = 32
     else:
         depth = array.dtype.itemsize * 8
-    return _image_of(array, 1, bit_depth=depth, exif=block, notes=notes, **carried)
+    is_linear = header is not None and header.is_linear
+    return _image_of(array, 1, bit_depth=depth, exif=block, notes=notes, is_linear=is_linear, **carried)
 
 
 def _read_jpeg_2000(content: bytes) -> Image:
     import imagecodecs
 
+    notes: list[str] = []
     bits = boxes.jpeg_2000_size(content)[2]
+    carried = boxes.jpeg_2000_metadata(content)
+    notes += carried.pop("notes", [])
+    block, _ = exif.reset_orientation(carried.pop("exif", None), notes)
     array = np.asarray(imagecodecs.jpeg2k_decode(content))
     if array.dtype.kind != "u" or not 1 <= bits <= 16 or (array.ndim == 3 and array.shape[2] > 4):
         raise ImageError("JPEG 2000 with other than unsigned gray or RGB samples of up to 16 bits")
-    return _image_of(array, 1, bit_depth=8 if bits <= 8 else 16, levels=2**bits - 1, notes=[])
+    return _image_of(array, 1, bit_depth=8 if bits <= 8 else 16, levels=2**bits - 1, exif=block, notes=notes, **carried)
 
 
 def _read_deep_avif(content: bytes) -> Image:
@@ -554,14 +515,7 @@ def _encode_avif(image: Image, depth: int, quality: int) -> bytes:
 
 
 def _encode_jxl(image: Image, depth: int, quality: int) -> bytes:
-    import imagecodecs
-
-    array = array_from_tensors(image.pixels, image.alpha, depth)
-    if depth == 32:
-        array = array.clip(0, 1)
-    # libjxl's own relation of quality to the Butteraugli distance
-    options: dict[str, Any] = {"lossless": True} if quality == 100 else {"distance": 0.1 + (100 - quality) * 0.09}
-    content = bytes(imagecodecs.jpegxl_encode(np.ascontiguousarray(array), effort=5, usecontainer=True, **options))
+    content = jxl.encode_jpeg_xl(image, depth, quality)
     return boxes.add_jpeg_xl_metadata(content, exif=image.exif, xmp=image.xmp)
 
 

@@ -6,11 +6,16 @@ import struct
 from collections.abc import Iterator
 from typing import Any
 
-__all__ = ["add_iptc", "read_metadata", "read_size"]
+__all__ = ["add_iptc", "read_metadata", "read_size", "unsupported_process"]
 
+_JPEG_LS = 0xF7
+_LOSSLESS = {0xC3, 0xC7, 0xCB, 0xCF}
+#: How segments begin that are carried in another way, or that a decoder and an encoder need.
+_KNOWN = (b"JFIF\0", b"JFXX\0", b"Exif\0", b"http://ns.adobe.com/xap/1.0/\0", b"ICC_PROFILE\0", b"Adobe\0", b"MPF\0")
 _PHOTOSHOP = b"Photoshop 3.0\0"
 _XMP = b"http://ns.adobe.com/xap/1.0/\0"
 _IPTC = 0x0404
+_LASTING_RESOURCES = {*range(0x07D0, 0x0BB7), 0x0BB7, 0x040A, 0x0414, 0x0428, 0x0435}  # paths, copyright, aspect, ...
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # start of frame
 
 
@@ -23,19 +28,48 @@ def read_size(content: bytes) -> tuple[int, int, int] | None:
     return None
 
 
+def unsupported_process(content: bytes) -> str | None:
+    """Return what is special about a JPEG file that the decoder cannot read, None for an ordinary one."""
+    for marker, data in _segments(content):
+        if marker == _JPEG_LS:
+            return "JPEG-LS"
+        if marker in _FRAMES and data:
+            if marker in _LOSSLESS:
+                return "lossless JPEG"
+            return f"JPEG of {data[0]} bits per sample" if data[0] != 8 else None
+    return None
+
+
 def read_metadata(content: bytes) -> dict[str, Any]:
     """Return IPTC, XMP and comment of a JPEG file, as keywords of :class:`tta_restore.data.io.pixels.Image`."""
     found: dict[str, Any] = {}
+    lost: dict[str, None] = {}
     for marker, data in _segments(content):
         if marker == 0xED and data.startswith(_PHOTOSHOP):
             for kind, block in _resources(data[len(_PHOTOSHOP) :]):
                 if kind == _IPTC and block:
                     found["iptc"] = block
+                elif kind in _LASTING_RESOURCES:
+                    lost["Photoshop's image resources"] = None
         elif marker == 0xE1 and data.startswith(_XMP):
             found["xmp"] = data[len(_XMP) :]
         elif marker == 0xFE:
             found["text"] = (*found.get("text", ()), ("Comment", data.decode("utf-8", "replace")))
+        elif 0xE0 <= marker <= 0xEF and not data.startswith(_KNOWN):
+            lost[f"APP{marker - 0xE0} ({_identifier(data)})"] = None
+    if lost:
+        found["notes"] = [f"JPEG segments left out: {', '.join(list(lost)[:8])}"]
     return found
+
+
+def _identifier(data: bytes) -> str:
+    """Return the name at the start of a segment."""
+    if data[:2] == b"JP":
+        return "JUMBF, such as content credentials"
+    if data.startswith(b"http://ns.adobe.com/xmp/extension/"):
+        return "extended XMP"
+    name = data[:32].split(b"\0", 1)[0].decode("latin-1")
+    return name if name.isprintable() and name.strip() else "unnamed"
 
 
 def add_iptc(content: bytes, iptc: bytes) -> bytes:

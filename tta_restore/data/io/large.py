@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ __all__ = ["LargeImage", "declared_pixels", "open_large", "write_large"]
 
 _ROWS = 256  # rows decoded or encoded at a time
 _READ = 2**20  # bytes read at a time
+_LARGEST_CHUNK = 2**26  # bytes of metadata
 _CHANNELS = {0: 1, 2: 3, 4: 2, 6: 4}  # PNG color types without palette
 
 
@@ -137,12 +139,13 @@ def _read_tiff(path: Path, target: Path, max_pixels: int) -> LargeImage:
             place[...] = part[: place.shape[0], : place.shape[1]]
         block = exif.read_tiff_exif(stream, notes)
         carried = tiff.carried_by(page, block, notes)
-    return LargeImage(samples, carried, int(np.iinfo(samples.dtype).max))
+        bits = page.bitspersample if isinstance(page.bitspersample, int) else max(page.bitspersample)
+    return LargeImage(samples, carried, 2**bits - 1)  # 12 bits lie in words of 16
 
 
 def _read_png(path: Path, target: Path, max_pixels: int) -> LargeImage:
     with open(path, "rb") as file:
-        head = file.read(2**16)
+        head = file.read(64)
         header = png.read_header(head)
         if header is None:
             raise ImageError("truncated or damaged PNG: its header is incomplete")
@@ -167,9 +170,10 @@ def _read_png(path: Path, target: Path, max_pixels: int) -> LargeImage:
                 break
         if top < header.height:
             raise ImageError(f"truncated or damaged PNG: {top} of {header.height} rows")
-    metadata = png.read_metadata(head)
+        content = _without_samples(file)
+    metadata = png.read_metadata(content)
     notes = metadata.pop("notes", [])
-    icc, exif_block = png.profile_and_exif(head)
+    icc, exif_block = png.profile_and_exif(content)
     block, _ = exif.reset_orientation(exif_block, notes)
     carried = Image(
         torch.zeros(1, 1, 1), bit_depth=header.bit_depth, icc=icc, exif=block, notes=tuple(notes), **metadata
@@ -177,20 +181,35 @@ def _read_png(path: Path, target: Path, max_pixels: int) -> LargeImage:
     return LargeImage(samples, carried, int(np.iinfo(samples.dtype).max))
 
 
-def _scan_lines(file: object, row: int, rows: int) -> Iterator[np.ndarray]:
+def _without_samples(file: BinaryIO) -> bytes:
+    """Return a PNG file without its samples: header and metadata, in front of them and behind."""
+    file.seek(0)
+    kept = bytearray(file.read(8))
+    while len(head := file.read(8)) == 8:
+        length, kind = struct.unpack(">I4s", head)
+        if kind == b"tRNS":
+            raise ImageError("PNG of this size with one transparent color: convert it first")
+        if kind == b"IDAT" or length > _LARGEST_CHUNK:
+            file.seek(length + 4, os.SEEK_CUR)
+        else:
+            kept += head + file.read(length + 4)
+    return bytes(kept)
+
+
+def _scan_lines(file: BinaryIO, row: int, rows: int) -> Iterator[np.ndarray]:
     """Yield the filtered rows of a PNG file, some at a time, in bounded memory."""
     inflate, ready = zlib.decompressobj(), bytearray()
-    file.seek(8)  # type: ignore[attr-defined]
-    while len(head := file.read(8)) == 8:  # type: ignore[attr-defined]
+    file.seek(8)
+    while len(head := file.read(8)) == 8:
         length, kind = struct.unpack(">I4s", head)
         if kind != b"IDAT":
             if kind == b"IEND":
                 break
-            file.seek(length + 4, os.SEEK_CUR)  # type: ignore[attr-defined]
+            file.seek(length + 4, os.SEEK_CUR)
             continue
         left = length
         while left:
-            data = file.read(min(left, _READ))  # type: ignore[attr-defined]
+            data = file.read(min(left, _READ))
             if not data:
                 raise ImageError("truncated or damaged PNG: the pixel data ends early")
             left -= len(data)
@@ -200,7 +219,7 @@ def _scan_lines(file: object, row: int, rows: int) -> Iterator[np.ndarray]:
                 while len(ready) >= row * rows:
                     yield np.frombuffer(bytes(ready[: row * rows]), np.uint8)
                     del ready[: row * rows]
-        file.seek(4, os.SEEK_CUR)  # type: ignore[attr-defined]
+        file.seek(4, os.SEEK_CUR)
     ready += inflate.flush()
     if whole := len(ready) // row * row:
         yield np.frombuffer(bytes(ready[:whole]), np.uint8)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 __all__ = [
+    "Extra",
     "Image",
     "ImageError",
     "apply_orientation",
@@ -21,6 +23,27 @@ __all__ = [
 
 class ImageError(ValueError):
     """A file cannot be read or written as an image; the message is one line that begins with the path."""
+
+
+@dataclass(frozen=True)
+class Extra:
+    """An entry of a file that only its own format has: a PNG chunk, a TIFF tag, an EXR attribute.
+
+    Args:
+        format: ``"png"``, ``"tiff"`` or ``"exr"``.
+        name: of the entry, for messages.
+        value: as the writer of the format takes it.
+        is_color: whether it describes colors, and stays when metadata is left out.
+        is_default: whether it states what other formats assume without it.
+        is_sized: whether it counts pixels, and is wrong for an enlarged image.
+    """
+
+    format: str
+    name: str
+    value: Any
+    is_color: bool = False
+    is_default: bool = False
+    is_sized: bool = False
 
 
 @dataclass(frozen=True)
@@ -44,6 +67,8 @@ class Image:
         resolution: dots per unit in x and y and the TIFF unit code (1 none, 2 inch, 3 centimeter).
         premultiplied: the pixels are multiplied by alpha already (associated alpha, TIFF and EXR).
         is_linear: the samples are linear light (EXR, Radiance HDR), not sRGB-encoded.
+        is_half: the float samples have 16 bits (EXR).
+        extras: entries that only the format of the file has; they are written back to the same format.
         notes: messages for the user, a line each: what was converted on reading, what was left out.
         losses: messages about parts of a damaged file that could not be read.
     """
@@ -61,6 +86,8 @@ class Image:
     resolution: tuple[float, float, int] | None = None
     premultiplied: bool = False
     is_linear: bool = False
+    is_half: bool = False
+    extras: tuple[Extra, ...] = ()
     notes: tuple[str, ...] = ()
     losses: tuple[str, ...] = ()
 
@@ -110,7 +137,16 @@ class Image:
             alpha = torch.nn.functional.interpolate(alpha[None], scale_factor=scale, mode="bilinear")[0]
         if self.pixels.shape[0] == 1:
             pixels = pixels.mean(0, keepdim=True)
-        return replace(self, pixels=pixels, alpha=alpha)
+        return replace(self.without_sized(scale), pixels=pixels, alpha=alpha)
+
+    def without_sized(self, scale: int) -> Image:
+        """Return the image without entries that count pixels, named in a note, if it is enlarged."""
+        sized = [extra.name for extra in self.extras if extra.is_sized]
+        if scale == 1 or not sized:
+            return self
+        note = f"left out, since the image is {scale} times as large: {', '.join(sized)}"
+        extras = tuple(extra for extra in self.extras if not extra.is_sized)
+        return replace(self, extras=extras, notes=(*self.notes, note))
 
 
 def tensor_from_array(array: np.ndarray, orientation: int = 1, *, levels: int | None = None) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tta_restore.data.io.pixels import Image
+from tta_restore.data.io.pixels import Extra, Image
 
 __all__ = [
     "SIGNATURE",
@@ -29,6 +29,14 @@ SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _HEADER_END = 8 + 4 + 4 + 13 + 4  # signature, then the IHDR chunk: length, type, 13 bytes, checksum
 _XMP = "XML:com.adobe.xmp"
 _LONGEST_TEXT = 2**20  # bytes of a decompressed text chunk
+_COLOR = (b"cHRM", b"sRGB", b"mDCV", b"cLLI")
+_SIZED = (b"oFFs", b"pCAL", b"sCAL", b"sTER")
+#: Chunks that are read elsewhere, that the writer makes anew, or of which animations consist.
+_OWN = (
+    b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS", b"iCCP", b"eXIf", b"tIME", b"acTL", b"fcTL", b"fdAT",
+)  # fmt: skip
+_SRGB_CHROMATICITIES = struct.pack(">8I", 31270, 32900, 64000, 33000, 30000, 60000, 15000, 6000)
+_SAFE_TO_COPY = 0x20  # bit of the last letter of a chunk's type
 _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by color type
 
 
@@ -55,6 +63,8 @@ def read_metadata(content: bytes) -> dict[str, Any]:
     """Return what the chunks of a PNG file carry, as keywords of :class:`tta_restore.data.io.pixels.Image`."""
     found: dict[str, Any] = {}
     text: list[tuple[str, str]] = []
+    extras: list[Extra] = []
+    lost: list[str] = []
     for kind, data in _chunks(content):
         try:
             if kind == b"gAMA":
@@ -71,11 +81,30 @@ def read_metadata(content: bytes) -> dict[str, Any]:
                     found["xmp"] = value.encode()
                 else:
                     text.append((keyword, value))
+            elif kind in (*_COLOR, *_SIZED):
+                is_default = kind == b"sRGB" or (kind == b"cHRM" and data == _SRGB_CHROMATICITIES)
+                extras.append(
+                    Extra("png", _name(kind), (kind, data), kind in _COLOR, is_default, is_sized=kind in _SIZED)
+                )
+            elif kind not in _OWN:  # known ones describe samples of the file; unknown ones declare whether they do
+                is_kept = kind.isalpha() and kind[0] & kind[3] & _SAFE_TO_COPY and kind != b"sPLT"
+                if is_kept:
+                    extras.append(Extra("png", _name(kind), (kind, data)))
+                else:
+                    lost.append(_name(kind))
         except (struct.error, ValueError, IndexError, zlib.error):
             found.setdefault("notes", []).append(f"unreadable {kind.decode('latin-1')} chunk: left out")
     if text:
         found["text"] = tuple(text)
+    if extras:
+        found["extras"] = tuple(extras)
+    if lost:
+        found.setdefault("notes", []).append(f"PNG chunks left out: {', '.join(dict.fromkeys(lost[:8]))}")
     return found
+
+
+def _name(kind: bytes) -> str:
+    return kind.decode("latin-1")
 
 
 def profile_and_exif(content: bytes) -> tuple[bytes | None, bytes | None]:
@@ -115,6 +144,7 @@ def add_metadata(content: bytes, image: Image) -> bytes:
         extra += chunk(b"cICP", bytes(image.cicp))
     if image.gamma:
         extra += chunk(b"gAMA", struct.pack(">I", round(image.gamma * 100000)))
+    extra += b"".join(chunk(*entry.value) for entry in image.extras if entry.format == "png")
     if image.resolution is not None:
         x, y, unit = image.resolution
         per_meter = {2: 1 / 0.0254, 3: 100.0}.get(unit, 1.0)

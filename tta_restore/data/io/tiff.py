@@ -14,17 +14,41 @@ import numpy as np
 import torch
 
 from tta_restore.data.io import color, exif
-from tta_restore.data.io.pixels import Image, ImageError, array_from_tensors, tensor_from_array, too_large
+from tta_restore.data.io.pixels import Extra, Image, ImageError, array_from_tensors, tensor_from_array, too_large
 
-__all__ = ["SIGNATURES", "carried_by", "check_page", "encode_tiff", "main_page", "options_of", "quiet", "read_tiff"]
+__all__ = [
+    "LARGEST_WITH_EXIF",
+    "SIGNATURES",
+    "carried_by",
+    "check_page",
+    "encode_tiff",
+    "main_page",
+    "options_of",
+    "quiet",
+    "read_tiff",
+]
 
 #: Little and big endian, classic and BigTIFF.
 SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
-_DTYPES = {"bool": 8, "uint8": 8, "uint16": 16, "float16": 32, "float32": 32}
+#: Bytes of samples up to which EXIF is added.
+LARGEST_WITH_EXIF = 2**31
+
+_DTYPES = {"bool": 8, "uint8": 8, "uint16": 16, "float16": 32, "float32": 32, "float64": 32}
 _SAME_SHAPE = 0.03  # relative difference of two aspect ratios that rounding explains
 _MOST_PAGES = 1000  # of which the main one is looked for
 _XMP, _IPTC, _DNG, _CFA = 700, 33723, 50706, 33421
+#: Tags that describe the samples and how they are stored, which are written anew.
+_STRUCTURE = frozenset(
+    (*range(254, 260), 262, *range(263, 267), 273, 274, *range(277, 285), *range(288, 294), 296, 317, 320, 321, 322,
+     323, 324, 325, 330, *range(332, 342), 347, *range(512, 522), 529, 530, 531, 532, 559)
+)  # fmt: skip
+#: Tags that are carried as metadata of any format: XMP, IPTC, profile, EXIF, position.
+_CARRIED = frozenset((_XMP, _IPTC, 34675, 34665, 34853, 40965))
+_SIZELESS = frozenset((37724, 34377, 50838, 50839))  # layers, Photoshop's resources, ImageJ's data: of the old samples
+_COLOR = frozenset((301, 318, 319))  # transfer function, white point, primaries
+_SIZED = frozenset((33550, 33922, 34264))  # pixel scale, tie points, transformation to the map
+_WORDS = (1, 2, 6, 7)  # data types of text and bytes
 _REDUCED, _MASK = 1, 4  # bits of NewSubfileType
 _MOST_OUTSIDE = 0.5  # fraction of float samples outside [0, 1] above which another range is meant
 
@@ -103,7 +127,7 @@ def encode_tiff(image: Image, depth: int) -> bytes:
     import tifffile
 
     array = array_from_tensors(image.pixels, image.alpha, depth)
-    has_exif = image.exif is not None and array.nbytes < 2**31  # the EXIF directory is added to classic TIFF only
+    has_exif = image.exif is not None  # the EXIF directory is added to classic TIFF only
     stream = io.BytesIO()
     tifffile.imwrite(
         stream,
@@ -130,6 +154,7 @@ def options_of(image: Image, *, alpha: bool) -> dict[str, Any]:
         options["resolution"], options["resolutionunit"] = image.resolution[:2], image.resolution[2]
     tags = ((_XMP, image.xmp), (_IPTC, image.iptc))
     options["extratags"] = [(n, 7 if n == _IPTC else 1, len(value), value, True) for n, value in tags if value]
+    options["extratags"] += [extra.value for extra in image.extras if extra.format == "tiff"]
     return options
 
 
@@ -138,6 +163,7 @@ def carried_by(page: Any, block: bytes | None, notes: list[str]) -> Image:
     unit = page.tags.get("ResolutionUnit")
     dots = page.get_resolution() if "XResolution" in page.tags else None
     extra = [getattr(kind, "name", "") for kind in page.extrasamples]
+    extras = _own_tags(page, block, notes)
     return Image(
         pixels=torch.zeros(1, 1, 1),
         bit_depth=_DTYPES[str(page.dtype)],
@@ -147,8 +173,44 @@ def carried_by(page: Any, block: bytes | None, notes: list[str]) -> Image:
         iptc=_bytes_of(page, _IPTC),
         resolution=(*dots, int(unit.value) if unit is not None else 2) if dots is not None else None,
         premultiplied=extra[:1] == ["ASSOCALPHA"],
+        extras=extras,
         notes=tuple(notes),
     )
+
+
+def _own_tags(page: Any, block: bytes | None, notes: list[str]) -> tuple[Extra, ...]:
+    """Return the tags that are neither of the samples nor carried in another way, such as the position of a map."""
+    extras: list[Extra] = []
+    lost = ["EXIF" for tag in page.tags if tag.code in exif.NESTED and block is None and page.parent.is_bigtiff]
+    for tag in page.tags:
+        if tag.code in _STRUCTURE or tag.code in _CARRIED or (block is not None and tag.code in exif.DESCRIBING):
+            continue
+        value = _plain(tag)
+        if tag.code in _SIZELESS or value is None:
+            lost.append(_tag_name(tag))
+            continue
+        entry = (tag.code, int(tag.dtype), tag.count, value, True)
+        extras.append(Extra("tiff", _tag_name(tag), entry, tag.code in _COLOR, is_sized=tag.code in _SIZED))
+    if lost:
+        notes.append(f"TIFF tags left out: {', '.join(dict.fromkeys(lost[:8]))}")
+    return tuple(extras)
+
+
+def _plain(tag: Any) -> Any:
+    """Return the value of a tag as tifffile writes it, None where it cannot."""
+    value = tag.value
+    if isinstance(value, (str, bytes)):
+        return value if tag.dtype in _WORDS else None
+    if isinstance(value, (list, np.ndarray)):
+        value = tuple(np.asarray(value).ravel().tolist())
+    if isinstance(value, (int, float)):
+        return value
+    numbers = isinstance(value, tuple) and all(isinstance(number, (int, float)) for number in value)
+    return value if numbers else None
+
+
+def _tag_name(tag: Any) -> str:
+    return str(tag.name) if not str(tag.name).isdecimal() else f"tag {tag.code}"
 
 
 def _image_of(page: Any, array: np.ndarray, block: bytes | None, notes: list[str]) -> Image:
@@ -168,6 +230,8 @@ def _image_of(page: Any, array: np.ndarray, block: bytes | None, notes: list[str
     depth = _DTYPES[str(array.dtype)]
     levels = None
     if depth == 32:
+        if array.dtype == np.float64:
+            notes.append("float samples of 64 bits: read as 32 bits")
         array = array.astype(np.float32)
         _check_float(array, notes)
     elif 1 < bits < array.dtype.itemsize * 8:  # 12 bits in words of 16
@@ -214,7 +278,7 @@ def check_page(page: Any, file_size: int, max_pixels: int) -> None:
     if photometric == "SEPARATED" and page.samplesperpixel not in (4, 5):
         raise ImageError(f"TIFF with {page.samplesperpixel} inks: expected CMYK")
     if str(page.dtype) not in _DTYPES:
-        raise ImageError(f"TIFF samples of type {page.dtype}: expected 8 or 16 bits unsigned, or float")
+        raise ImageError(f"TIFF samples of type {page.dtype}: expected unsigned ones of 1 to 16 bits, or floats")
     if page.axes.strip("S") != "YX":
         raise ImageError(f"TIFF with axes {page.axes}: expected one image")
     if page.samplesperpixel > 5:

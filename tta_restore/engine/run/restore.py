@@ -295,7 +295,7 @@ def _restore_image(
     if is_large(job.source, output):
         return restore_large(job, method, device, output, say)
     image = read_image(job.source, max_pixels=output.max_pixels, keep_going=output.keep_going)
-    notes = list(image.notes)
+    notes: list[str] = []
     check_writable(job.destination, image, bit_depth=output.bit_depth, source=job.source)
     rgb, back = to_model_space(image)
     with sized(method, rgb.shape[-2], rgb.shape[-1]) as note:
@@ -312,6 +312,7 @@ def _restore_image(
     ):  # a copy of a large photo is hundreds of megabytes; the tensor may be the method's own
         result = result.clamp(0, 1)
     restored = back(result)
+    notes = [*restored.notes, *notes]
     del image, rgb, result, back  # the samples of a large photo are hundreds of megabytes
     options = {} if output.quality is None else {"quality": output.quality}
     notes += write_image(job.destination, restored, bit_depth=output.bit_depth, strip=output.strip, **options)

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from tta_restore.data.io.color import to_model_space
-from tta_restore.data.io.image import MAX_PIXELS
+from tta_restore.data.io.carry import fit_format, strip_metadata
+from tta_restore.data.io.color import is_srgb, to_model_space
+from tta_restore.data.io.image import MAX_PIXELS, check_writable
 from tta_restore.data.io.large import LargeImage, declared_pixels, open_large, samples_of, write_large
 from tta_restore.data.io.pixels import ImageError
 from tta_restore.engine.run.restore_clips import Output, is_constant, sized
@@ -50,6 +51,10 @@ def restore_large(
         depth = output.bit_depth or large.samples.dtype.itemsize * 8
         if depth not in (8, 16):
             raise ImageError(f"{job.source}: an image of this size is written with 8 or 16 bits, not {depth}")
+        corner = large.rows(0, 1, slice(1))
+        check_writable(job.destination, corner, bit_depth=depth, source=job.source)
+        if corner.gamma and not is_srgb(corner) and job.destination.suffix.lower() != ".png":
+            raise ImageError(f"{job.source}: a PNG file of this size with a gamma of its own is written as PNG")
         with TemporaryDirectory(dir=folder, prefix=".strips-") as name:
             with sized(method, *large.size) as note:
                 if note:
@@ -57,12 +62,16 @@ def restore_large(
                 restore, how = _adapted(large, method, device)
                 result = _restore_strips(large, restore, device, depth, Path(name) / "result")
             carried = replace(large.carried, bit_depth=depth)
+            carried = carried.without_sized(result.shape[0] // large.size[0])
+            notes = list(carried.notes)
             if output.strip:
-                carried = replace(carried, exif=None, xmp=None, iptc=None, text=(), resolution=None)
+                carried = strip_metadata(carried)
+            kind = "png" if job.destination.suffix.lower() == ".png" else "tiff"
+            carried, lost = fit_format(carried, kind, depth, embeds_exif=kind == "png")
             write_large(job.destination, result, carried)
         height, width = large.size
         say(f"note: {job.source}: {width} x {height} pixels restored in strips, {how}")
-        for note in large.carried.notes:
+        for note in [*notes, *lost]:
             say(f"note: {job.source}: {note}")
     return True
 

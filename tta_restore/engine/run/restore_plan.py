@@ -66,8 +66,8 @@ class Plan:
     left_out: Counter[str] = field(default_factory=Counter)
 
 
-#: Suffixes of image and video formats that are read or known, but not written.
-_UNWRITABLE = (".jp2", ".j2k", ".heic", ".heif", ".gif", ".bmp", ".dng", ".nef", ".cr2", ".cr3", ".arw", ".psd", ".pdf")
+#: Suffixes of documents that an output may be named like by mistake.
+_DOCUMENTS = (".psd", ".pdf", ".svg")
 
 
 def plan_jobs(
@@ -121,8 +121,7 @@ def check_output(plan: Plan, inputs: Sequence[str | Path], out: str | Path, stat
         UsageError: the output or the state cannot be written.
     """
     out = Path(out)
-    if out.suffix.lower() in _UNWRITABLE and not out.is_dir():
-        raise UsageError(f"output {out}: {out.suffix} cannot be written; there are: {', '.join(FORMATS)}")
+    _expect_known_format(plan, out)
     is_file = len(plan.jobs) == 1 and plan.jobs[0].destination == out
     if not is_file:
         if out.exists() and not out.is_dir():
@@ -144,6 +143,20 @@ def check_output(plan: Plan, inputs: Sequence[str | Path], out: str | Path, stat
             raise UsageError(f"--state {state}: cannot be written to")
         if any(state.resolve() in (job.source.resolve(), job.destination.resolve()) for job in plan.jobs):
             raise UsageError(f"--state {state}: is also an input or a result of this run")
+
+
+def _expect_known_format(plan: Plan, out: Path) -> None:
+    """Refuse an output that is named like a file of a format that is not written, or not of its input."""
+    suffix, kinds = out.suffix.lower(), {job.kind for job in plan.jobs}
+    wanted = SUFFIXES if kinds == {"image"} else WRITABLE_SUFFIXES if kinds == {"video"} else (suffix,)
+    if out.is_dir() or suffix not in (*IMAGE_SUFFIXES, *RAW_SUFFIXES, *VIDEO_SUFFIXES, *_DOCUMENTS):
+        return
+    there_are = f"there are: {', '.join(FORMATS)}, and for videos {', '.join(WRITABLE_SUFFIXES)}"
+    if suffix not in (*SUFFIXES, *WRITABLE_SUFFIXES):
+        raise UsageError(f"output {out}: {suffix} cannot be written; {there_are}")
+    if len(plan.jobs) == 1 and suffix not in wanted:
+        what = "a video" if "video" in kinds else "an image"
+        raise UsageError(f"output {out}: {plan.jobs[0].source.name} is {what}, not written as {suffix}; {there_are}")
 
 
 def _expect_writable(name: str, path: Path) -> None:

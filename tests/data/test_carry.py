@@ -1,0 +1,203 @@
+"""What a file says beside its samples: kept in its own format, named where another one is written."""
+
+import io
+import struct
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+from PIL import Image as PilImage
+
+from tta_restore.cli import main
+from tta_restore.data.io import png
+from tta_restore.data.io.image import read_image, write_image
+from tta_restore.data.io.pixels import Extra, Image
+
+pytest.importorskip("imagecodecs")
+RGB = np.random.default_rng(0).integers(0, 256, (12, 16, 3), np.uint8)
+WIDE = struct.pack(">8I", 31270, 32900, 68000, 32000, 26500, 69000, 15000, 6000)
+
+
+def png_file(path, *chunks):
+    stream = io.BytesIO()
+    PilImage.fromarray(RGB).save(stream, "PNG")
+    content = stream.getvalue()
+    path.write_bytes(content[:33] + b"".join(png.chunk(*entry) for entry in chunks) + content[33:])
+    return path
+
+
+def restored(path, out, capsys, *options):
+    """Restore a file by the command line; return the notes about it."""
+    arguments = ["restore", str(path), "-o", str(out), "--method", "source", "--model", "torch.nn:Identity", *options]
+    assert main(arguments) == 0
+    lines = capsys.readouterr().err.splitlines()
+    return [line.removeprefix(f"note: {path}: ") for line in lines if line.startswith("note: ")]
+
+
+def chunks(path):
+    content = path.read_bytes()
+    at, found = 8, []
+    while at < len(content):
+        (length,) = struct.unpack_from(">I", content, at)
+        found.append((content[at + 4 : at + 8], content[at + 8 : at + 8 + length]))
+        at += 12 + length
+    return [entry for entry in found if entry[0] not in (b"IHDR", b"IDAT", b"IEND")]
+
+
+def test_chunks_of_png_files(tmp_path, capsys):
+    kept = [
+        (b"cHRM", WIDE), (b"mDCV", bytes(range(24))), (b"cLLI", bytes(8)), (b"oFFs", bytes(9)), (b"prVt", b"copy me"),
+    ]  # fmt: skip
+    lost = [(b"bKGD", bytes(6)), (b"sBIT", b"\5\6\5"), (b"prVT", b"do not")]
+    path = png_file(tmp_path / "a.png", *kept, *lost, (b"tIME", bytes(7)))
+    assert restored(path, tmp_path / "b.png", capsys) == ["PNG chunks left out: bKGD, sBIT, prVT"]
+    assert chunks(tmp_path / "b.png") == kept
+    notes = restored(path, tmp_path / "b.tif", capsys)
+    assert notes[1:] == ["PNG chunks left out: cHRM, mDCV, cLLI, oFFs, prVt"]
+    restored(path, tmp_path / "c.png", capsys, "--strip")
+    assert chunks(tmp_path / "c.png") == kept[:3]  # those on color
+    usual = png_file(tmp_path / "srgb.png", (b"sRGB", b"\0"))
+    assert restored(usual, tmp_path / "srgb.jpg", capsys) == []
+
+
+def test_tags_of_tiff_files(tmp_path, capsys):
+    own = [
+        (269, 2, 0, "plan 7", True), (297, 3, 2, (0, 1), True), (33550, 12, 3, (0.5, 0.5, 0.0), True),
+        (42113, 2, 0, "-9999", True), (65000, 7, 4, b"abcd", True), (318, 5, 2, (3127, 10000, 329, 1000), True),
+    ]  # fmt: skip
+    for name, big in (("a.tif", False), ("big.tif", True)):
+        tifffile.imwrite(
+            tmp_path / name, RGB, photometric="rgb", metadata=None, extratags=own, bigtiff=big, description="harbor"
+        )
+        assert restored(tmp_path / name, tmp_path / f"out/{name}", capsys) == []
+        with tifffile.TiffFile(tmp_path / f"out/{name}") as file:
+            tags = file.pages[0].tags
+            assert tags[270].value == "harbor"
+            assert [tags[code].value for code, *_ in own] == [value for *_, value, _ in own]
+    notes = restored(tmp_path / "a.tif", tmp_path / "b.png", capsys)
+    named = "DocumentName, PageNumber, WhitePoint, ModelPixelScaleTag, GDAL_NODATA, tag 65000"
+    assert notes == [f"TIFF tags left out: {named}"]
+    layers = [(37724, 7, 8, b"8BIM" * 2, True)]
+    tifffile.imwrite(tmp_path / "c.tif", RGB, photometric="rgb", metadata=None, extratags=layers)
+    assert restored(tmp_path / "c.tif", tmp_path / "d.tif", capsys) == ["TIFF tags left out: ImageSourceData"]
+
+
+def test_the_position_on_a_map_does_not_survive_an_enlargement():
+    scale = Extra("tiff", "ModelPixelScaleTag", (33550, 12, 3, (1.0, 1.0, 0.0), True), is_sized=True)
+    title = Extra("tiff", "DocumentName", (269, 2, 0, "plan", True))
+    image = Image(torch.rand(3, 4, 4), extras=(scale, title))
+    assert image.with_rgb(torch.rand(3, 4, 4)).extras == (scale, title)
+    larger = image.with_rgb(torch.rand(3, 8, 8))
+    assert larger.extras == (title,)
+    assert larger.notes == ("left out, since the image is 2 times as large: ModelPixelScaleTag",)
+
+
+def test_attributes_and_precision_of_exr_files(tmp_path, capsys):
+    openexr = pytest.importorskip("OpenEXR")
+    wide = (0.68, 0.32, 0.265, 0.69, 0.15, 0.06, 0.3127, 0.329)
+    header = {
+        "compression": openexr.PIZ_COMPRESSION, "type": openexr.scanlineimage, "owner": "me", "whiteLuminance": 100.0,
+        "pixelAspectRatio": 2.0, "chromaticities": wide, "dataWindow": ((2, 3), (17, 14)),
+        "displayWindow": ((0, 0), (31, 31)),
+    }  # fmt: skip
+    values = (RGB / 255).astype(np.float32)
+    for dtype in (np.float16, np.float32):
+        openexr.File(header, {"RGB": values.astype(dtype)}).write(str(tmp_path / "a.exr"))
+        primaries = "primaries other than those of sRGB: the samples are restored as if they were sRGB's"
+        assert restored(tmp_path / "a.exr", tmp_path / "b.exr", capsys, "--overwrite") == [primaries]
+        with openexr.File(str(tmp_path / "b.exr")) as file:
+            found = file.header()
+            assert (found["owner"], found["whiteLuminance"], found["pixelAspectRatio"]) == ("me", 100.0, 2.0)
+            assert np.allclose(found["chromaticities"], wide)
+            windows = [np.array(found[name]).tolist() for name in ("dataWindow", "displayWindow")]
+            assert windows == [[[2, 3], [17, 14]], [[0, 0], [31, 31]]]
+            assert file.channels()["RGB"].pixels.dtype == dtype
+            assert np.array_equal(file.channels()["RGB"].pixels, values.astype(dtype))
+        deep = ("--bit-depth", "16", "--overwrite")
+        notes = restored(tmp_path / "a.exr", tmp_path / "b.png", capsys, *deep)
+        lost = "chromaticities, dataWindow, displayWindow, owner, pixelAspectRatio, whiteLuminance"
+        assert notes == [primaries, f"EXR attributes left out: {lost}"]
+
+
+@pytest.mark.parametrize(
+    ("image", "options", "dtype"),
+    [
+        (Image(torch.rand(3, 4, 4)), {}, np.float16),
+        (Image(torch.rand(3, 4, 4), bit_depth=16), {}, np.float32),
+        (Image(torch.rand(3, 4, 4), bit_depth=32, is_linear=True), {}, np.float32),
+        (Image(torch.rand(3, 4, 4), bit_depth=32, is_linear=True), {"bit_depth": 16}, np.float16),
+        (Image(torch.rand(3, 4, 4), bit_depth=32, is_linear=True, is_half=True), {}, np.float16),
+        (Image(torch.rand(3, 4, 4) * 1e6, bit_depth=32, is_linear=True, is_half=True), {}, np.float32),
+        (Image(torch.rand(3, 4, 4)), {"bit_depth": 32}, np.float32),
+    ],
+)
+def test_exr_keeps_the_bits_that_there_are(image, options, dtype, tmp_path):
+    openexr = pytest.importorskip("OpenEXR")
+    write_image(tmp_path / "a.exr", image, **options)
+    with openexr.File(str(tmp_path / "a.exr")) as file:
+        assert file.channels()["RGB"].pixels.dtype == dtype
+
+
+def segment(marker, data):
+    return b"\xff" + bytes([marker]) + struct.pack(">H", len(data) + 2) + data
+
+
+def test_segments_of_jpeg_files(tmp_path, capsys):
+    stream = io.BytesIO()
+    PilImage.fromarray(RGB).save(stream, "JPEG", quality=95)
+    content = stream.getvalue()
+    added = segment(0xEB, b"JP\0\1...jumb") + segment(0xE1, b"http://ns.adobe.com/xmp/extension/\0abc")
+    added += segment(0xEC, b"Ducky\0\1") + segment(0xEF, bytes(4))
+    added += segment(0xED, b"Photoshop 3.0\x008BIM\x07\xd0\0\0\0\0\0\2ab")
+    (tmp_path / "a.jpg").write_bytes(content[:2] + added + content[2:])
+    assert restored(tmp_path / "a.jpg", tmp_path / "b.jpg", capsys) == [
+        "JPEG segments left out: APP11 (JUMBF, such as content credentials), APP1 (extended XMP), APP12 (Ducky), "
+        "APP15 (unnamed), Photoshop's image resources"
+    ]
+
+
+def test_metadata_of_jpeg_2000_files(tmp_path, capsys):
+    imagecodecs = pytest.importorskip("imagecodecs")
+
+    def box(kind, data):
+        return struct.pack(">I4s", len(data) + 8, kind) + data
+
+    content = bytes(imagecodecs.jpeg2k_encode(RGB, level=0))
+    exif = PilImage.Exif()
+    exif[271] = "camera"
+    at = content.index(b"jp2c") - 4
+    xmp = b"<x:xmpmeta/>"
+    boxes = box(b"uuid", bytes.fromhex("be7acfcb97a942e89c71999491e3afac") + xmp)
+    boxes += box(b"uuid", b"JpgTiffExif->JP2" + exif.tobytes().removeprefix(b"Exif\0\0"))
+    boxes += box(b"res ", box(b"resc", struct.pack(">4H2b", 11811, 1, 11811, 1, 0, 0))) + box(b"xml ", b"<a/>")
+    (tmp_path / "a.jp2").write_bytes(content[:at] + boxes + content[at:])
+    assert restored(tmp_path / "a.jp2", tmp_path / "b.tif", capsys) == ["JPEG 2000 boxes left out: xml"]
+    image = read_image(tmp_path / "b.tif")
+    assert image.xmp == xmp
+    assert image.resolution[:2] == pytest.approx((299.9994, 299.9994))
+    written = PilImage.Exif()
+    written.load(image.exif)
+    assert written[271] == "camera"
+
+
+def test_header_lines_of_radiance_files_are_named(tmp_path, capsys):
+    imagecodecs = pytest.importorskip("imagecodecs")
+    pytest.importorskip("OpenEXR")
+    content = bytes(imagecodecs.rgbe_encode((RGB / 255).astype(np.float32)))
+    at = content.index(b"FORMAT")
+    (tmp_path / "a.hdr").write_bytes(content[:at] + b"EXPOSURE=2\n" + content[at:])
+    assert restored(tmp_path / "a.hdr", tmp_path / "b.exr", capsys)[0] == "header lines left out: EXPOSURE=2"
+
+
+def test_jpeg_kinds_that_are_not_read_are_named_as_such(tmp_path):
+    imagecodecs = pytest.importorskip("imagecodecs")
+    deep = RGB[..., 0].astype(np.uint16) * 16
+    kinds = {
+        "lossless JPEG": imagecodecs.ljpeg_encode(deep), "JPEG-LS": imagecodecs.jpegls_encode(RGB),
+        "JPEG of 12 bits per sample": imagecodecs.jpeg8_encode(deep, bitspersample=12),
+    }  # fmt: skip
+    for name, content in kinds.items():
+        (tmp_path / "a.jpg").write_bytes(content)
+        with pytest.raises(ValueError, match=f"a.jpg: {name}: not read, export it as PNG or TIFF"):
+            read_image(tmp_path / "a.jpg")
