@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import importlib
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -417,3 +419,30 @@ def test_results_of_a_running_command_are_kept_from_another(tmp_path, monkeypatc
     assert f"--out {out}: another run is using it" in err
     assert err.count("\n") == 1
     assert not (tmp_path / out).exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("deep.json", b"[" * 5000, "nested too deeply"),
+        ("deep.toml", b"a = " + b"[" * 5000, "nested too deeply"),
+        ("deep.yaml", b"[" * 5000, "nested too deeply"),
+        ("list.json", b'{"run": [1, 2]}', "expected the sections .*, got run as list"),
+        ("tables.toml", b"[[run]]\nsteps = 1\n", "expected the sections .*, got run as list"),
+        ("mark.toml", b"\xef\xbb\xbf[nonsense]\na = 1\n", "expected the sections .*, got nonsense"),
+        ("aliases.yaml", b"a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + b"".join(
+            b"a%d: &a%d [%s]\n" % (n, n, b", ".join([b"*a%d" % (n - 1)] * 10)) for n in range(1, 9)
+        ), "more than 100000 entries"),
+        ("pipe.toml", None, "not a regular file: a FIFO"),
+    ],
+)  # fmt: skip
+def test_configurations_that_mean_harm_are_one_line(name, content, message, tmp_path, capsys):
+    if content is None:
+        os.mkfifo(tmp_path / name)
+    else:
+        (tmp_path / name).write_bytes(content)
+    assert main(["train", "supervised", "--config", str(tmp_path / name), "--out", str(tmp_path / "run")]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert re.search(message, said)
+    assert not (tmp_path / "run").exists()

@@ -61,6 +61,19 @@ def test_chunks_of_png_files(tmp_path, capsys):
     assert restored(usual, tmp_path / "srgb.jpg", capsys) == []
 
 
+def test_damaged_metadata_is_no_reason_to_refuse_a_png_file(tmp_path, capsys):
+    path = png_file(tmp_path / "a.png", (b"pHYs", b"12"), (b"zTXt", b"k\0\0no deflate"), (b"gAMA", b"1"))
+    assert restored(path, tmp_path / "b.png", capsys) == [
+        "unreadable pHYs chunk: left out", "unreadable zTXt chunk: left out", "unreadable gAMA chunk: left out",
+    ]  # fmt: skip
+    assert torch.equal(read_image(tmp_path / "b.png").pixels, torch.from_numpy(RGB / np.float32(255)).permute(2, 0, 1))
+    damaged = bytearray(path.read_bytes())
+    damaged[damaged.index(b"IDAT") + 20] ^= 4  # samples that do not fit their checksum stay an error
+    (tmp_path / "c.png").write_bytes(damaged)
+    with pytest.raises(ValueError, match="truncated or damaged PNG"):
+        read_image(tmp_path / "c.png")
+
+
 def test_tags_of_tiff_files(tmp_path, capsys):
     own = [
         (269, 2, 0, "plan 7", True), (297, 3, 2, (0, 1), True), (33550, 12, 3, (0.5, 0.5, 0.0), True),

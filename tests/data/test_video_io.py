@@ -347,6 +347,29 @@ def test_damage_is_an_error_or_a_told_loss(tmp_path):
     assert whole.losses == []
 
 
+@pytest.mark.parametrize("sound", [False, True])
+def test_a_film_that_starts_late_or_ends_before_its_sound_is_whole(sound, tmp_path):
+    """Matroska declares when things end, counted from zero, and the length of its longest track."""
+    with av.open(str(tmp_path / "late.mkv"), "w") as container:
+        film = container.add_stream("ffv1", rate=25)
+        film.width, film.height, film.pix_fmt = 32, 32, "yuv420p"
+        track = container.add_stream("flac", rate=8000, layout="mono") if sound else None
+        for number in range(10):
+            picture = av.VideoFrame.from_ndarray(np.full((32, 32, 3), number, np.uint8), format="rgb24")
+            picture.pts, picture.time_base = 100 + number, Fraction(1, 25)
+            container.mux(film.encode(picture.reformat(format="yuv420p")))
+        container.mux(film.encode())
+        for number in range(80 if sound else 0):
+            tone = av.AudioFrame.from_ndarray(np.zeros((1, 1000), np.int16), format="s16", layout="mono")
+            tone.sample_rate, tone.pts, tone.time_base = 8000, 32000 + 1000 * number, Fraction(1, 8000)
+            container.mux(track.encode(tone))
+        if sound:
+            container.mux(track.encode())
+    video = VideoFile(tmp_path / "late.mkv")
+    assert len(list(video)) == 10
+    assert video.losses == []
+
+
 def test_gaps_in_an_even_video_are_told(tmp_path):
     """Matroska's demuxer skips a damaged stretch without an error."""
     record(tmp_path / "a.mkv", "ffv1", count=60)

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from tta_restore.engine.run.models import load_restorer
 from tta_restore.engine.run.names import SHIPPED_MODELS
-from tta_restore.models import Restorer, list_models
+from tta_restore.models import Restorer, create_model, list_models
 
 
 @pytest.fixture
@@ -116,4 +116,20 @@ def test_a_missing_spandrel_says_what_to_install(tmp_path, monkeypatch):
     (tmp_path / "a.pth").write_bytes(b"")
     monkeypatch.setitem(sys.modules, "spandrel", None)
     with pytest.raises(ImportError, match=r"pip install 'tta-restore\[restorers\]'"):
+        load_restorer(str(tmp_path / "a.pth"))
+
+
+def test_weights_of_a_failed_training_are_refused(tmp_path):
+    weights = create_model("lens_unet", widths=(4, 4, 4), blocks=1).state_dict()
+    weights["head.bias"][1] = float("nan")
+    torch.save(weights, tmp_path / "net.pth")
+    with pytest.raises(ValueError, match=r"net.pth: the weights of head.bias hold NaN"):
+        load_restorer("lens_unet", checkpoint=tmp_path / "net.pth", config={"widths": (4, 4, 4), "blocks": 1})
+
+
+@pytest.mark.parametrize("content", [[1, 2], 3, "text"])
+def test_a_file_without_weights_by_name_is_refused(content, tmp_path):
+    pytest.importorskip("spandrel")
+    torch.save(content, tmp_path / "a.pth")
+    with pytest.raises(ValueError, match="a.pth: expected weights by name, got"):
         load_restorer(str(tmp_path / "a.pth"))

@@ -20,7 +20,7 @@ from torch import Tensor
 from tta_restore.data.io.image import read_image, write_image
 from tta_restore.data.io.pixels import Image
 from tta_restore.engine.run.restore import run_jobs
-from tta_restore.engine.run.restore_plan import Job, plan_jobs
+from tta_restore.engine.run.restore_plan import Job, check_output, plan_jobs
 from tta_restore.engine.run.usage import UsageError
 
 
@@ -231,6 +231,9 @@ def test_states_that_do_not_fit_are_usage_errors(folder, tmp_path):
     with pytest.raises(UsageError, match="not a readable state file"):
         run_jobs(jobs, Learner(), state=tmp_path / "s")
     save_file({"other": torch.ones(1)}, tmp_path / "t")
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(UsageError, match="--state .*loop: a link that leads nowhere"):
+        check_output(plan_jobs([folder], tmp_path / "out"), [folder], tmp_path / "out", tmp_path / "loop")
     with pytest.raises(UsageError, match="belongs to another method"):
         run_jobs(jobs, Learner(), state=tmp_path / "t")
     assert not (tmp_path / "out").exists()

@@ -1,4 +1,5 @@
 import collections
+import os
 
 import pytest
 import torch
@@ -6,6 +7,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from tta_restore import models
+from tta_restore.models import checkpoint
 
 
 def small() -> nn.Sequential:
@@ -109,6 +111,51 @@ def test_damaged_files_are_named(name, tmp_path):
             models.load_checkpoint(small(), path)
     with pytest.raises(ValueError, match="there is no file"):
         models.load_checkpoint(small(), tmp_path / "absent.pth")
+
+
+def test_files_are_read_by_content_whatever_their_suffix(tmp_path):
+    trained = small()
+    save_file(trained.state_dict(), tmp_path / "weights.pth")
+    torch.save(trained.state_dict(), tmp_path / "weights.safetensors")
+    for name in ("weights.pth", "weights.safetensors"):
+        assert_same_weights(models.load_checkpoint(small(), tmp_path / name), trained)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n",
+            "is a pointer of Git LFS .* git lfs pull",
+        ),
+        (b"\n<!DOCTYPE html><html>Not found</html>", "is a web page and no checkpoint"),
+        (b"<HTML>", "is a web page"),
+    ],
+)
+def test_what_downloads_leave_in_place_of_a_checkpoint_is_named(content, message, tmp_path):
+    (tmp_path / "net.pth").write_bytes(content)
+    with pytest.raises(ValueError, match=f"net.pth {message}"):
+        models.load_checkpoint(small(), tmp_path / "net.pth")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match="is not a regular file"):
+        checkpoint.read(tmp_path / "pipe")
+
+
+def test_weights_of_another_kind_of_number_are_refused(tmp_path):
+    weights = small().state_dict()
+    name = next(iter(weights))
+    for dtype in (torch.int32, torch.bool, torch.complex64):
+        changed = {key: value.to(dtype) for key, value in weights.items()}
+        with pytest.raises(ValueError, match=f"{name} of Sequential is of type torch.float32, .* brings {dtype}"):
+            models.load_checkpoint(small(), changed)
+    for dtype in (torch.float16, torch.bfloat16, torch.float64):
+        models.load_checkpoint(small(), {key: value.to(dtype) for key, value in weights.items()})
+    counting = nn.BatchNorm2d(3)
+    models.load_checkpoint(counting, {key: value.half() for key, value in counting.state_dict().items()})
+    torch.save({key: value.to_sparse() for key, value in weights.items()}, tmp_path / "sparse.pth")
+    loaded = models.load_checkpoint(small(), tmp_path / "sparse.pth")
+    torch.testing.assert_close(loaded.state_dict(), weights)
 
 
 def test_a_misfit_is_explained_before_anything_is_written():

@@ -88,8 +88,10 @@ def read(path: str | Path) -> dict[str, Any]:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
     except KeyError:
         raise ValueError(f"load: {path} is a safetensors file, but holds no adapter state") from None
-    except (SafetensorError, json.JSONDecodeError, OSError) as error:
+    except (SafetensorError, json.JSONDecodeError, RecursionError, OSError) as error:
         raise ValueError(f"load: {path} is damaged or no adapter state: {error}") from error
+    if not isinstance(header, dict):
+        raise ValueError(f"load: {path} is damaged: its header is no table")
     if header.pop("checksum", None) != _checksum(tensors):
         raise ValueError(f"load: {path} is damaged: its checksum does not match")
     return header | {"tensors": tensors}

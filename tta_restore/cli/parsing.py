@@ -101,7 +101,8 @@ def _parse_sections(
     common = {key: found.pop(key, default) for key, default in _COMMON.items()}
     shortcuts = {key: found.pop(key) for key in ("out", "steps", "device") if key in found}
     sections = merge(given, _as_plain(found))
-    run = merge(sections.get("run") or {}, shortcuts)
+    held = sections.get("run")  # whatever the file gives there; the recipe checks it
+    run = merge(held if isinstance(held, Mapping) else {}, shortcuts)
     defaults = _as_plain(parser.get_defaults().as_dict())
     shown = {name: entry for name, entry in defaults.items() if isinstance(entry, Mapping)}
     text = yaml_text(merge(merge(shown, sections), {"run": run}))

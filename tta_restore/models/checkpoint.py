@@ -19,6 +19,7 @@ _WRAPPERS = ("params_ema", "state_dict_ema", "model_ema", "params", "state_dict"
 _AVERAGED = re.compile(r"(^|[._])(ema|swa|averaged?)([._]|$)")
 _DEPTH = 4  # of nested dictionaries that are searched
 _PREFIXES = ("module.", "_orig_mod.")
+_HEAD = 64  # bytes by which files are told apart
 _BARE_WORD = re.compile(r"[A-Za-z0-9_-]+")
 
 M = TypeVar("M", bound=nn.Module)
@@ -59,7 +60,7 @@ def load(module: M, content: Any, source: str) -> M:
         if callable(convert):
             weights = convert(weights)
     _check_fit(target, expected, weights, source)
-    target.load_state_dict(weights)
+    target.load_state_dict({name: value.to_dense() if value.is_sparse else value for name, value in weights.items()})
     return module
 
 
@@ -86,14 +87,41 @@ def resolve(checkpoint: str | Path) -> Path:
 
 def read_metadata(path: Path) -> dict[str, Any]:
     """Metadata of a safetensors file, ``config`` parsed from JSON; empty for any other file."""
-    if path.suffix != ".safetensors":
+    try:
+        if not _is_safetensors(path):
+            return {}
+    except ValueError:  # raised again where the weights are read
         return {}
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
         return {key: json.loads(value) if key == "config" else value for key, value in metadata.items()}
-    except (SafetensorError, json.JSONDecodeError) as error:
+    except (SafetensorError, json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"load_checkpoint: {path} is not a readable safetensors file: {error}") from error
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Return whether a file is read as safetensors: by its content, or by its suffix where that is unknown.
+
+    Raises:
+        ValueError: it is no regular file, or something that downloads leave in place of a checkpoint.
+    """
+    try:
+        if not path.is_file():
+            raise ValueError(f"load_checkpoint: {path} is not a regular file")
+        with open(path, "rb") as file:
+            head = file.read(_HEAD)
+    except OSError as error:
+        raise ValueError(f"load_checkpoint: {path}: {(error.strerror or str(error)).lower()}") from None
+    if not head:
+        raise ValueError(f"load_checkpoint: {path} is empty")
+    if head.startswith(b"version https://git-lfs"):
+        raise ValueError(f"load_checkpoint: {path} is a pointer of Git LFS and not the file itself: run git lfs pull")
+    if head.lstrip()[:1] == b"<" and b"html" in head.lower():
+        raise ValueError(f"load_checkpoint: {path} is a web page and no checkpoint: download the file itself")
+    if head[:4] == b"PK\x03\x04" or head[:1] == b"\x80":
+        return False
+    return head[8:9] == b"{" or path.suffix == ".safetensors"
 
 
 def infer_config(kind: Any, content: Any, source: str) -> dict[str, Any]:
@@ -112,17 +140,24 @@ def read(path: Path) -> Any:
         ValueError: it is unreadable, or holds anything else.
     """
     try:
-        if path.suffix == ".safetensors":
+        if _is_safetensors(path):
             with safe_open(path, framework="pt") as file:
                 return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(), open(path, "rb") as file:  # given a path, torch goes by its suffix
+            warnings.simplefilter("ignore")  # torch's, on sparse tensors
+            return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        if "TorchScript" in str(error):
+            raise ValueError(
+                f"load_checkpoint: {path} is a TorchScript program: load it by torch.jit.load in a function of your own"
+            ) from error
         raise ValueError(
-            f"load_checkpoint: {path} holds pickled Python objects besides tensors, or is damaged; such files can run "
-            "code and are refused. Re-save only its state dict where you trust it."
+            f"load_checkpoint: {path} is damaged, or holds Python objects besides tensors, which could run code; save "
+            "only its state dict where you trust it"
         ) from error
-    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
-        raise ValueError(f"load_checkpoint: {path} is damaged or no checkpoint: {error}") from error
+    except (SafetensorError, RuntimeError, EOFError, OSError, KeyError, IndexError, AttributeError) as error:
+        first = next(iter(str(error).splitlines()), "")
+        raise ValueError(f"load_checkpoint: {path} is damaged or no checkpoint ({first or 'it ends early'})") from error
 
 
 def _fitting(content: Any, expected: Mapping[str, Tensor], source: str) -> dict[str, Tensor] | None:
@@ -211,4 +246,10 @@ def _check_fit(module: nn.Module, expected: Mapping[str, Tensor], weights: Mappi
             raise ValueError(
                 f"load_checkpoint: {name} of {kind} has shape {tuple(tensor.shape)}, "
                 f"{source} brings {tuple(weights[name].shape)}"
+            )
+        given = weights[name]
+        is_quantized = tensor.is_floating_point() and not (given.is_floating_point() or given.is_complex())
+        if is_quantized or (given.is_complex() and not tensor.is_complex()):
+            raise ValueError(
+                f"load_checkpoint: {name} of {kind} is of type {tensor.dtype}, {source} brings {given.dtype}"
             )

@@ -281,10 +281,24 @@ def _open(content: bytes, kind: str, max_pixels: int) -> Any:
 
 
 def _decode(content: bytes, kind: str, max_pixels: int) -> Image:
+    try:
+        return _decode_by_pillow(content, kind, max_pixels)
+    except ImageError:
+        if kind != "PNG" or len(samples := png.without_metadata(content)) == len(content):
+            raise
+        try:
+            return _decode_by_pillow(content, kind, max_pixels, samples=samples)
+        except ImageError:
+            pass  # it was not the metadata
+        raise
+
+
+def _decode_by_pillow(content: bytes, kind: str, max_pixels: int, *, samples: bytes | None = None) -> Image:
+    """Return an image; `samples` is the file without metadata where Pillow refuses that."""
     if kind == "JPEG" and (process := jpeg.unsupported_process(content)) is not None:
         raise ImageError(f"{process}: not read, export it as PNG or TIFF")
     try:
-        picture = _open(content, kind, max_pixels)
+        picture = _open(samples or content, kind, max_pixels)
     except ImageError:
         raise
     except (OSError, SyntaxError, struct.error, ValueError, IndexError, KeyError, TypeError) as error:
@@ -293,17 +307,18 @@ def _decode(content: bytes, kind: str, max_pixels: int) -> Image:
     if (count := getattr(picture, "n_frames", 1)) > 1:
         name = "MPO" if picture.format == "MPO" else "animated PNG" if kind == "PNG" else kind
         notes.append(f"{name} of {count} images: the first one is read, the others are left out")
-    block, orientation = exif.reset_orientation(picture.info.get("exif"), notes)
+    icc, block = picture.info.get("icc_profile") or None, picture.info.get("exif")
+    if samples is not None:
+        icc, block = png.profile_and_exif(content)
+    block, orientation = exif.reset_orientation(block, notes)
     depth = 8
     header = png.read_header(content) if kind == "PNG" else None
     if header is not None and header.bit_depth == 16:
         depth = 16
     transparent = picture.info.get("transparency")
-    icc = picture.info.get("icc_profile") or None
-    levels = None
     try:
         if kind == "PNG" and depth == 16:
-            array = png.decode_16_bit(content)
+            array = png.decode_16_bit(samples or content)
         else:
             picture.load()
             if picture.mode in ("P", "PA"):
@@ -333,7 +348,7 @@ def _decode(content: bytes, kind: str, max_pixels: int) -> Image:
         array = np.concatenate([array, opaque.astype(array.dtype) * np.iinfo(array.dtype).max], axis=2)
     carried = _carried(content, kind, picture)
     notes += carried.pop("notes", [])
-    return _image_of(array, orientation, bit_depth=depth, icc=icc, exif=block, notes=notes, levels=levels, **carried)
+    return _image_of(array, orientation, bit_depth=depth, icc=icc, exif=block, notes=notes, **carried)
 
 
 def _image_of(

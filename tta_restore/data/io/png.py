@@ -23,6 +23,7 @@ __all__ = [
     "read_header",
     "read_metadata",
     "repair",
+    "without_metadata",
 ]
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -156,6 +157,20 @@ def add_metadata(content: bytes, image: Image) -> bytes:
     for keyword, value in image.text:
         extra += _text_chunk(keyword, value)
     return content[:_HEADER_END] + extra + content[_HEADER_END:]
+
+
+def without_metadata(content: bytes) -> bytes:
+    """Return a PNG file with nothing but its samples, its palette and its transparent color.
+
+    A damaged piece of metadata, for which decoders refuse a file, is no reason to lose the samples.
+    """
+    kept, at = [SIGNATURE], 8
+    while at + 12 <= len(content):
+        (length,) = struct.unpack_from(">I", content, at)
+        if content[at + 4] < ord("a") or content[at + 4 : at + 8] == b"tRNS":  # a capital: needed for the samples
+            kept.append(content[at : at + 12 + length])  # with its checksum, whether it fits or not
+        at += 12 + length
+    return b"".join(kept)
 
 
 def repair(content: bytes) -> tuple[bytes, float] | None:

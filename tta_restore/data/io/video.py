@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 from array import array
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -47,6 +48,7 @@ _BT709 = 1
 _HDR_CURVES = {16: "PQ", 18: "HLG"}
 _CLOCK = 90000  # ticks per second of the frames' times
 _LONGEST_GROUP = 10  # seconds after damage for which a key frame is awaited
+_CLOCK_TIME = re.compile(r"(\d+):(\d+):(\d+(?:\.\d+)?)")
 _EVEN = 0.95  # fraction of equal steps in time from which on a gap means lost frames
 _TRIED_FRAMES = 5  # of which one has to be interlaced for the video to count as such
 
@@ -366,22 +368,31 @@ class VideoFile:
             size = self.path.stat().st_size
             if all(size % packet for packet in (188, 192, 204)):
                 self.losses.append("truncated: the file ends within a packet")
-        expected = None
-        if stream.duration and stream.time_base:
-            expected = Fraction(stream.duration) * stream.time_base
-        elif container.duration:
-            expected = Fraction(container.duration, 1_000_000)
+        expected, is_own = _declared_length(container, stream)
         if expected is None or last is None:
             return
         end = Fraction(last + step, _CLOCK)
         # A container's length is that of its longest track; sound may outlast the frames a little.
         slack = max(Fraction(3 * step, _CLOCK), expected / 50 if self.info.sound else Fraction(0))
-        if not stream.duration and self.info.sound:
+        if not is_own and self.info.sound:
             slack = max(slack, Fraction(1))
         if end + slack < expected and not self.losses:
             self.losses.append(
                 f"damaged or truncated: the video ends after {float(end):.1f} of {float(expected):.1f} s"
             )
+
+
+def _declared_length(container: Any, stream: Any) -> tuple[Fraction | None, bool]:
+    """Return the seconds from the first to the last frame that a file declares, and whether for the film alone."""
+    if stream.duration and stream.time_base:
+        return Fraction(stream.duration) * stream.time_base, True
+    if container.format.name.startswith("matroska"):  # counts from zero, wherever the film starts
+        start = _start_of(container)
+        if found := _CLOCK_TIME.fullmatch(stream.metadata.get("DURATION", "")):
+            hours, minutes, seconds = map(Fraction, found.groups())
+            return 3600 * hours + 60 * minutes + seconds - start, True
+        return (Fraction(container.duration, 1_000_000) - start if container.duration else None), False
+    return (Fraction(container.duration, 1_000_000) if container.duration else None), False
 
 
 def check_codec(name: str, quality: int | None = None) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from tta_restore.engine.run.settings import Named
 from tta_restore.engine.run.usage import UsageError
 from tta_restore.engine.run.user_code import guarded, import_named, is_named, plugins
 from tta_restore.models import Restorer, as_restorer, create_model, list_models, load_checkpoint
-from tta_restore.models.checkpoint import read_metadata
+from tta_restore.models.checkpoint import read, read_metadata
 from tta_restore.models.jdrl import BlurConditioned
 
 __all__ = ["build_module", "expect_restorer", "load_restorer", "module_from_code"]
@@ -73,8 +72,22 @@ def load_restorer(
     except TypeError as error:
         raise ValueError(f"{name} returns no restorer: {error}") from error
     if isinstance(restorer.module, nn.Module):
+        _expect_finite(restorer.module, str(name if checkpoint is None else checkpoint))
         restorer.module.eval().requires_grad_(False)
     return restorer.to(device)
+
+
+def _expect_finite(module: nn.Module, source: str) -> None:
+    """Refuse weights with which nothing but NaN can come out.
+
+    Raises:
+        ValueError: a parameter holds NaN.
+    """
+    for name, parameter in module.named_parameters():
+        if parameter.is_meta or not (parameter.is_floating_point() or parameter.is_complex()):
+            continue
+        if bool(parameter.isnan().any()):
+            raise ValueError(f"{source}: the weights of {name} hold NaN: the training of this model has failed")
 
 
 def build_module(
@@ -192,14 +205,10 @@ def _recognize(path: Path) -> Any:
         raise ImportError(
             f"{path}: recognizing a checkpoint needs spandrel: pip install 'tta-restore[restorers]'", name="spandrel"
         ) from None
+    weights = read(path)  # here and not by spandrel, which goes by the suffix: only tensors are taken
+    if not isinstance(weights, dict):
+        raise ValueError(f"{path}: expected weights by name, got {type(weights).__name__}")
     try:
-        # Read here and not by spandrel, which goes by the suffix: only tensors are taken, whatever the file is called.
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            weights = load_file(path)
-        else:
-            weights = torch.load(path, map_location="cpu", weights_only=True)
         registry = _architectures(spandrel)
         return spandrel.ModelLoader(registry=registry).load_from_state_dict(spandrel.canonicalize_state_dict(weights))
     except spandrel.UnsupportedModelError:
@@ -207,9 +216,7 @@ def _recognize(path: Path) -> Any:
             f"{path}: not an architecture that spandrel {spandrel.__version__} recognizes (spandrel_extra_arches adds "
             "some); build the model in a function of your own and name that: module.path:callable"
         ) from None
-    except pickle.UnpicklingError:
-        raise ValueError(f"{path}: damaged, or holds Python objects besides tensors, which could run code") from None
-    except Exception as error:  # torch, safetensors and spandrel each have their own for a damaged file
+    except Exception as error:  # whatever spandrel stumbles over in weights that it does not know
         first = next(iter(str(error).splitlines()), "")
         raise ValueError(f"{path}: cannot be read as a checkpoint ({type(error).__name__}: {first})") from error
 

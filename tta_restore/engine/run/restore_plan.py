@@ -137,6 +137,8 @@ def check_output(plan: Plan, inputs: Sequence[str | Path], out: str | Path, stat
         if state.is_dir():
             raise UsageError(f"--state {state}: is a folder, expected a file")
         _expect_writable("--state", state.parent)
+        if state.is_symlink() and not state.exists():
+            raise UsageError(f"--state {state}: a link that leads nowhere")
         if state.exists() and (special := irregular_kind(state)) is not None:
             raise UsageError(f"--state {state}: not a regular file: {special}")
         if state.exists() and not os.access(state, os.W_OK):

@@ -9,9 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tta_restore.data.io.formats import irregular_kind
 from tta_restore.engine.run.usage import UsageError
 
 __all__ = ["Named", "merge", "nested", "parse_setting", "read_settings", "tidy", "typed_value"]
+
+
+_MOST_ENTRIES = 100_000  # of a configuration
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,9 @@ def read_settings(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        if (special := irregular_kind(path)) is not None:
+            raise UsageError(f"{path}: not a regular file: {special}")
+        text = path.read_text(encoding="utf-8-sig")  # editors on Windows put a mark first
         if path.suffix == ".json":
             content = json.loads(text)
         elif path.suffix == ".toml":
@@ -55,6 +61,7 @@ def read_settings(path: str | Path) -> dict[str, Any]:
 
             try:
                 content = yaml.safe_load(text)
+                _expect_small(content, path)
             except yaml.YAMLError as error:
                 raise UsageError(f"{path}: {' '.join(str(error).split())}") from None
         else:
@@ -63,6 +70,8 @@ def read_settings(path: str | Path) -> dict[str, Any]:
         raise UsageError(f"{path}: {(error.strerror or str(error)).lower()}") from None
     except UsageError:
         raise
+    except RecursionError:
+        raise UsageError(f"{path}: nested too deeply") from None
     except ValueError as error:  # the errors of tomllib and json, and of text that is not UTF-8
         raise UsageError(f"{path}: {error}") from None
     if not content:
@@ -70,6 +79,23 @@ def read_settings(path: str | Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UsageError(f"{path}: expected names and values, got {type(content).__name__}")
     return content
+
+
+def _expect_small(content: Any, path: Path) -> None:
+    """Refuse a file whose aliases stand for more entries than any configuration has.
+
+    Raises:
+        UsageError: it does.
+    """
+    left = _MOST_ENTRIES
+    waiting = [content]
+    while waiting:
+        entry = waiting.pop()
+        inner = list(entry.values()) if isinstance(entry, dict) else entry if isinstance(entry, list) else []
+        left -= len(inner)
+        if left < 0:
+            raise UsageError(f"{path}: more than {_MOST_ENTRIES} entries")
+        waiting += inner
 
 
 def parse_setting(text: str, flag: str = "--set") -> tuple[str, Any]:

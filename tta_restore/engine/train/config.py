@@ -526,10 +526,11 @@ def read_config(
     content = dict(source) if isinstance(source, Mapping) else read_settings(source)
     content = nested(content)
     names = [entry.name for entry in fields(kind)]  # type: ignore[bad-argument-type]
-    strange = [
-        name for name, section in content.items() if name not in names or not isinstance(section, (Mapping, type(None)))
-    ]
-    if strange:
+    if strange := [
+        name if name not in names else f"{name} as {type(section).__name__}"
+        for name, section in content.items()
+        if name not in names or not isinstance(section, (Mapping, type(None)))
+    ]:
         raise UsageError(f"{where}expected the sections {', '.join(names)}, got {', '.join(strange)}")
     overrides = {"out": out, "steps": steps, "device": device}
     content["run"] = merge(content.get("run", {}), {k: v for k, v in overrides.items() if v is not None})
