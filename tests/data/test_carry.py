@@ -214,3 +214,13 @@ def test_jpeg_kinds_that_are_not_read_are_named_as_such(tmp_path):
         (tmp_path / "a.jpg").write_bytes(content)
         with pytest.raises(ValueError, match=f"a.jpg: {name}: not read, export it as PNG or TIFF"):
             read_image(tmp_path / "a.jpg")
+
+
+def test_xmp_of_gif_files(tmp_path, capsys):
+    stream = io.BytesIO()
+    PilImage.fromarray(RGB).quantize(32).save(stream, "GIF")
+    content, packet = stream.getvalue(), b"<x:xmpmeta>Harbor</x:xmpmeta>"
+    trailer = b"\x01" + bytes(range(255, -1, -1)) + b"\0"
+    (tmp_path / "a.gif").write_bytes(content[:-1] + b"\x21\xff\x0bXMP DataXMP" + packet + trailer + b";")
+    assert restored(tmp_path / "a.gif", tmp_path / "a.png", capsys) == []
+    assert read_image(tmp_path / "a.png").xmp == packet

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tta_restore.data.datasets.clips import stack_frames
+from tta_restore.data.io.formats import detect_format
 from tta_restore.data.io.pixels import ImageError
 from tta_restore.data.io.video import VideoFile, write_video
 
@@ -264,6 +265,7 @@ def test_a_cover_picture_is_not_the_film(tmp_path):
         ("a.avi", "adpcm_ima_wav", "b.mkv", "flac"),
         ("a.mkv", "pcm_s16le", "b.mkv", "pcm_s16le"),
         ("a.mp4", "aac", "b.mp4", "aac"),
+        ("a.avi", "mp3", "b.mp4", "mp3"),
     ],
 )
 def test_every_sound_track_goes_along(tmp_path, name, codec, target, expected):
@@ -289,7 +291,7 @@ def test_every_sound_track_goes_along(tmp_path, name, codec, target, expected):
             container.mux(track.encode())
     written, notes = copy(tmp_path / name, tmp_path / target)
     with av.open(str(written.path)) as container:
-        assert [stream.codec_context.name for stream in container.streams.audio] == [expected] * 2
+        assert [stream.codec_context.codec.canonical_name for stream in container.streams.audio] == [expected] * 2
         samples = sum(frame.samples for frame in container.decode(audio=1))
     assert abs(samples - 48000) <= 4096
     assert len(notes) == (0 if expected == codec else 2)
@@ -470,6 +472,10 @@ def test_color_tags_of_high_dynamic_range_are_kept(tmp_path):
         ("a.3gp", "3gp", "libx264"),
         ("a.flv", "flv", "flv"),
         ("a.wmv", "asf", "wmv2"),
+        ("a.h264", "h264", "libx264"),
+        ("a.ivf", "ivf", "libvpx-vp9"),
+        ("a.nut", "nut", "ffv1"),
+        ("a.m4v", "m4v", "mpeg4"),
     ],
 )
 def test_videos_are_read_by_content(tmp_path, name, container, codec):
@@ -477,6 +483,26 @@ def test_videos_are_read_by_content(tmp_path, name, container, codec):
     (tmp_path / name).rename(tmp_path / "film")
     assert len(list(VideoFile(tmp_path / "film"))) == 4
     assert VideoFile(tmp_path / "film").times == []
+
+
+def test_streams_without_a_container_are_timed_by_their_rate(tmp_path):
+    for name, codec, options in (("a.h264", "libx264", {}), ("a.hevc", "libx265", {"x265-params": "log-level=none"})):
+        record(tmp_path / name, codec, count=5, format=name[2:], options=options)
+        assert detect_format((tmp_path / name).read_bytes()).kind == "video"
+        written, notes = copy(tmp_path / name, tmp_path / "b.mkv")
+        assert len(list(written)) == 5
+        assert written.times == [Fraction(number, 25) for number in range(5)]
+        assert notes == ()
+
+
+def test_nonsense_rates_and_alpha_in_packets_of_its_own(tmp_path):
+    record(tmp_path / "a.dv", "dvvideo", format="dv", size=(576, 720))
+    video = VideoFile(tmp_path / "a.dv")
+    assert video.info.frame_rate == 25
+    written, _ = copy(tmp_path / "a.dv", tmp_path / "b.mp4")
+    assert len(list(written)) == 12
+    record(tmp_path / "a.webm", "libvpx-vp9", "yuva420p")
+    assert VideoFile(tmp_path / "a.webm").notes == ["alpha channel left out"]
 
 
 def test_names_with_a_colon_are_files(tmp_path):

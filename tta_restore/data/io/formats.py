@@ -33,7 +33,8 @@ RAW_SUFFIXES = (
 #: Suffixes of video files; FFmpeg decides by the content.
 VIDEO_SUFFIXES = (
     ".mp4", ".mov", ".mkv", ".m4v", ".avi", ".webm", ".mts", ".m2ts", ".mpg", ".mpeg", ".m2v", ".vob", ".3gp", ".3g2",
-    ".ts", ".flv", ".f4v", ".wmv", ".asf", ".ogv", ".mxf", ".dv", ".y4m", ".qt",
+    ".ts", ".flv", ".f4v", ".wmv", ".asf", ".ogv", ".mxf", ".dv", ".y4m", ".qt", ".h264", ".264",
+    ".h265", ".265", ".hevc", ".ivf", ".nut", ".rm", ".rmvb", ".m2t", ".divx",
 )  # fmt: skip
 #: Suffixes of sound, whose containers are those of videos.
 AUDIO_SUFFIXES = (".mp3", ".m4a", ".aac", ".ogg", ".oga", ".opus", ".wma", ".flac", ".wav", ".mka", ".aiff", ".aif")
@@ -84,6 +85,11 @@ _SIGNATURES: tuple[tuple[int, bytes, str, Kind], ...] = (
     (0, b"\0\0\x01\xb3", "MPEG video", "video"),
     (0, b"OggS", "Ogg", "video"),
     (0, b"YUV4MPEG2", "YUV4MPEG", "video"),
+    (0, b"DKIF\0\0", "IVF", "video"),
+    (0, b"nut/multimedia container", "NUT", "video"),
+    (0, b".RMF\0", "RealMedia", "video"),
+    (0, b"\x1f\x07\x00", "DV", "video"),
+    (0, b"\0\0\x01\xb0", "MPEG-4 video", "video"),
     (0, b"\x06\x0e\x2b\x34", "MXF", "video"),
     (4, b"moov", "QuickTime", "video"),
     (4, b"mdat", "QuickTime", "video"),
@@ -126,6 +132,11 @@ def detect_format(head: bytes, suffix: str = "") -> FileFormat | None:
     for start in (0, 4):  # M2TS prefixes each packet with four bytes of time
         if len(head) > start + 188 + start and head[start] == 0x47 and head[2 * start + 188] == 0x47:
             return FileFormat("MPEG transport stream", "video")
+    if head[:4] == b"\0\0\0\x01" and len(head) > 5:  # a stream without container: how its first unit begins
+        if head[4] & 0x9F in (7, 9):
+            return FileFormat("H.264 stream", "video")
+        if head[4] in (0x40, 0x42, 0x46) and head[5] == 1:
+            return FileFormat("H.265 stream", "video")
     if head.lstrip()[:5] in (b"<?xml", b"<svg ") and b"<svg" in head:
         return FileFormat("SVG", "unsupported")
     return None

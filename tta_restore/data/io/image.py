@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import os
+import re
 import struct
 import warnings
 from collections.abc import Callable
@@ -56,6 +57,8 @@ _DEPTHS = {
     "jxl": (8, 16, 32),
     "exr": (16, 32),
 }
+# An application extension whose data is the packet itself, closed by a trailer that ends every reading of blocks.
+_GIF_XMP = re.compile(rb"\x21\xff\x0bXMP DataXMP(.*?)\x01\xff\xfe\xfd", re.DOTALL)
 _LARGEST_SEGMENT = 65000  # bytes of one JPEG segment
 
 
@@ -369,6 +372,8 @@ def _carried(content: bytes, kind: str, picture: Any) -> dict[str, Any]:
         found = jpeg.read_metadata(content)
     elif picture.info.get("xmp"):
         found["xmp"] = bytes(picture.info["xmp"])
+    elif kind == "GIF" and (packet := _GIF_XMP.search(content)) is not None:
+        found["xmp"] = packet[1]
     if kind == "GIF" and picture.info.get("comment"):
         found["text"] = (("Comment", bytes(picture.info["comment"]).decode("utf-8", "replace")),)
     dpi = picture.info.get("dpi")

@@ -99,7 +99,7 @@ class SideTracks:
         self._source.close()
 
     def _add_sound(self, stream: Any, number: int, kind: str) -> None:
-        codec = stream.codec_context.name
+        codec = _codec_name(stream)
         copied = _COPIED_SOUND[kind]
         if (codec in copied) if copied is not None else (codec not in _NOT_IN_MATROSKA):
             output = self._target.add_stream_from_template(stream)
@@ -118,7 +118,7 @@ class SideTracks:
     def _add_subtitles(self, kind: str) -> None:
         left_out: dict[str, int] = {}
         for stream in self._source.streams.subtitles:
-            codec = stream.codec_context.name if stream.codec_context else "unknown"
+            codec = _codec_name(stream)
             if codec in _COPIED_SUBTITLES[kind]:
                 output = self._target.add_stream_from_template(stream)
                 carry_stream_tags(stream, output)
@@ -282,6 +282,12 @@ def needs_free_tags(source: Any) -> bool:
         or (not _is_own(key) and key.lower() not in _MP4_TAGS)
         for key, value in source.metadata.items()
     )
+
+
+def _codec_name(stream: Any) -> str:
+    """Return the name of a track's codec, whichever decoder is used for it ("mp3", not "mp3float")."""
+    context = stream.codec_context
+    return str(context.codec.canonical_name or context.name) if context is not None else "unknown"
 
 
 def _data_name(stream: Any) -> str:

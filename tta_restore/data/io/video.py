@@ -47,6 +47,7 @@ _UNSPECIFIED = 2  # of a color matrix, in the numbers of ISO/IEC 23001-8
 _BT709 = 1
 _HDR_CURVES = {16: "PQ", 18: "HLG"}
 _CLOCK = 90000  # ticks per second of the frames' times
+_HIGHEST_RATE = 2000  # frames per second; more are nonsense in a header
 _LONGEST_GROUP = 10  # seconds after damage for which a key frame is awaited
 _CLOCK_TIME = re.compile(r"(\d+):(\d+):(\d+(?:\.\d+)?)")
 _EVEN = 0.95  # fraction of equal steps in time from which on a gap means lost frames
@@ -183,7 +184,7 @@ class VideoFile:
             self.info = VideoInfo(
                 height=height,
                 width=width,
-                frame_rate=stream.average_rate or stream.guessed_rate or Fraction(25),
+                frame_rate=_rate_of(stream),
                 bit_depth=max(component.bits for component in first.format.components),
                 frames=stream.frames or None,
                 sound=bool(container.streams.audio),
@@ -252,7 +253,8 @@ class VideoFile:
             self.notes.append("cover picture left out")
         self.side_data |= kinds_of(first)
         self.notes += describe_lost(self.side_data)
-        if first.format.name.startswith(("yuva", "rgba", "bgra", "gbra", "argb", "abgr")):
+        has_alpha = first.format.name.startswith(("yuva", "rgba", "bgra", "gbra", "argb", "abgr"))
+        if has_alpha or stream.metadata.get("alpha_mode") == "1":  # WebM: in packets of its own
             self.notes.append("alpha channel left out")
 
     def _samples(self) -> Iterator[Tensor]:
@@ -380,6 +382,12 @@ class VideoFile:
             self.losses.append(
                 f"damaged or truncated: the video ends after {float(end):.1f} of {float(expected):.1f} s"
             )
+
+
+def _rate_of(stream: Any) -> Fraction:
+    """Return the frames per second; of some files, such as DV, the average is nonsense."""
+    rates = (Fraction(rate) for rate in (stream.average_rate, stream.guessed_rate, stream.base_rate) if rate)
+    return next((rate for rate in rates if 0 < rate <= _HIGHEST_RATE), Fraction(25))
 
 
 def _declared_length(container: Any, stream: Any) -> tuple[Fraction | None, bool]:
@@ -611,7 +619,7 @@ class _Output:
 def _close(container: Any, path: Path) -> None:
     try:
         container.close()
-    except OSError as error:
+    except (OSError, importlib.import_module("av.error").FFmpegError) as error:
         raise ImageError(f"{path}: cannot be written ({_line(error)})") from None
 
 
