@@ -210,7 +210,7 @@ def main() -> None:
         if row["outcome"] == "failure":
             print(f"FAILURE {row['kind']}/{row['name']!r}: {row['why']}")
     if options.out is not None:
-        facts = {"command": " ".join(["python -m benchmarks.hostile_inputs", *sys.argv[1:]]), "commit": _commit()}
+        facts = {"command": " ".join(["python -m benchmarks.hostile_inputs", *sys.argv[1:]]), "commit": commit()}
         facts |= {"date": time.strftime("%Y-%m-%d"), "machine": platform.platform(), "load": os.getloadavg()}
         facts |= {"inputs": len(rows), "outcomes": Counter(row["outcome"] for row in rows)}
         facts |= {
@@ -228,7 +228,7 @@ def _listed(folder: Path) -> list[tuple[str, Made]]:
     return [(kind, Made(Path(os.fsdecode(bytes.fromhex(path))), is_whole)) for kind, path, is_whole in rows]
 
 
-def _commit() -> str:
+def commit() -> str:
     """Return the commit of the checkout, with a plus where it has changes."""
     command = ["git", "describe", "--always", "--abbrev=10", "--dirty=+"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent, check=False)

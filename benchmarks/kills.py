@@ -3,9 +3,10 @@
     python -m benchmarks.kills [--kills 100] [--seed 0] [--interpreters 4] [--out results.json]
 
 Every trial runs `restore` on a folder of images with a state, or on a video, in a process of its own, kills it after a
-random part of its time, and checks that each result that is there is whole. A second process continues to the end: the
-results and the state have to be those of an uninterrupted run. Processes are forked from one that has imported the
-package; `--interpreters` of the trials start the command line anew instead.
+random part of its time, half of the times while results are being written, and checks that each result that is there is
+whole. A second process continues to the end: the results and the state have to be those of an uninterrupted run.
+Processes are forked from one that has imported the package; `--interpreters` of the trials start the command line anew
+instead.
 """
 
 from __future__ import annotations
@@ -23,12 +24,14 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.hostile_inputs import commit
 from tta_restore.data.io.image import read_image, write_image
 from tta_restore.data.io.parts import PartStore
 from tta_restore.data.io.pixels import Image
@@ -121,20 +124,35 @@ def damaged(out: Path, reference: dict[str, str]) -> list[str]:
     return found
 
 
-def trial(
-    folder: Path, kind: str, number: int, fraction: float, duration: float, reference: dict, *, anew: bool
-) -> dict:
-    """Kill one run and continue it; return what was found."""
+def timed(folder: Path, kind: str, out: Path, *, anew: bool) -> tuple[dict[str, str], float, float]:
+    """Run to the end; return the checksums, and the seconds to the first result or part and to the end."""
+    begun, first = time.perf_counter(), None
+    waiting = threading.Thread(target=start(folder, kind, out, anew=anew).wait)
+    waiting.start()
+    while waiting.is_alive():
+        if first is None and any(results_of(out)):
+            first = time.perf_counter() - begun
+        time.sleep(0.002)
+    duration = time.perf_counter() - begun
+    return digests(out), duration if first is None else first, duration
+
+
+def results_of(out: Path) -> tuple[int, int]:
+    """Return the number of images and of parts of the video that are there."""
+    return len(list(out.rglob("*.png"))), len(list(out.glob(".film.mkv.parts/*.part")))
+
+
+def trial(folder: Path, kind: str, number: int, moment: float, reference: dict, *, anew: bool) -> dict:
+    """Kill one run after some seconds and continue it; return what was found."""
     out = folder / f"trial-{number}"
     process = start(folder, kind, out, anew=anew)
-    time.sleep(fraction * duration)
+    time.sleep(moment)
     with contextlib.suppress(ProcessLookupError):
         os.kill(process.pid, signal.SIGKILL)
     process.wait()
     code = process.returncode if anew else process.exitcode
     problems = damaged(out, reference) if out.exists() else []
-    done = len(list(out.rglob("*.png"))) if out.exists() else 0
-    parts = len(list(out.glob(".film.mkv.parts/*.part"))) if out.exists() else 0
+    done, parts = results_of(out)
     start(folder, kind, out, anew=anew).wait()
     found = digests(out)
     if found != reference:
@@ -142,7 +160,7 @@ def trial(
     shutil.rmtree(out, ignore_errors=True)
     out.with_suffix(".state").unlink(missing_ok=True)
     return {
-        "kind": kind, "anew": anew, "after": round(fraction * duration, 3), "killed": code == -9, "images": done,
+        "kind": kind, "anew": anew, "after": round(moment, 3), "killed": code == -9, "images": done,
         "parts": parts, "problems": problems,
     }  # fmt: skip
 
@@ -162,7 +180,7 @@ def main() -> None:
         sys.path.insert(0, str(folder))
         make_inputs(folder)
         anew_from = options.kills - options.interpreters
-        known: dict[tuple[str, bool], tuple[dict, float]] = {}
+        known: dict[tuple[str, bool], tuple[dict, float, float]] = {}
         kills, tried = 0, 0
         while kills < options.kills and tried < 3 * options.kills:
             kind, anew = ("images", "video")[kills % 2], kills >= anew_from
@@ -171,13 +189,13 @@ def main() -> None:
                 for _ in range(2):  # the first one also warms caches
                     shutil.rmtree(out, ignore_errors=True)
                     out.with_suffix(".state").unlink(missing_ok=True)
-                    begun = time.perf_counter()
-                    start(folder, kind, out, anew=anew).wait()
-                    known[kind, anew] = digests(out), time.perf_counter() - begun
+                    known[kind, anew] = timed(folder, kind, out, anew=anew)
                 shutil.rmtree(out)
                 out.with_suffix(".state").unlink(missing_ok=True)
-            reference, duration = known[kind, anew]
-            row = trial(folder, kind, tried, moments.random(), duration, reference, anew=anew)
+            reference, first, duration = known[kind, anew]
+            begin = first if kills % 4 < 2 else 0.0  # half of the moments lie where results are being written
+            moment = begin + moments.random() * (duration - begin)
+            row = trial(folder, kind, tried, moment, reference, anew=anew)
             tried += 1
             kills += row["killed"]  # else it was done before
             rows.append(row)
@@ -195,7 +213,12 @@ def main() -> None:
             print("FAILURE", row)
     if options.out is not None:
         facts = {"command": f"benchmarks.kills --kills {options.kills} --seed {options.seed}", "python": sys.version}
-        facts |= {"machine": platform.processor(), "load": os.getloadavg(), "date": time.strftime("%Y-%m-%d")}
+        facts |= {
+            "machine": platform.platform(),
+            "commit": commit(),
+            "load": os.getloadavg(),
+            "date": time.strftime("%Y-%m-%d"),
+        }
         facts |= {"killed": len(killed), "same": good, "seconds": round(seconds), "trials": rows}
         options.out.write_text(json.dumps(facts, indent=1) + "\n")
     sys.exit(good != len(killed) or len(killed) < options.kills)

@@ -23,6 +23,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from benchmarks.hostile_inputs import commit
 from tta_restore.data.io.parts import PART_FRAMES
 from tta_restore.data.io.video import VideoFile, write_video
 
@@ -94,7 +95,8 @@ def main() -> None:
         f"and {found['end']:.0f} MB at the end; load {os.getloadavg()[0]:.1f}"
     )
     if options.out is not None:
-        facts = {"command": " ".join(sys.argv), "date": time.strftime("%Y-%m-%d"), "machine": platform.processor()}
+        facts = {"command": " ".join(sys.argv), "date": time.strftime("%Y-%m-%d"), "machine": platform.platform()}
+        facts |= {"commit": commit()}
         options.out.write_text(json.dumps(facts | {"load": os.getloadavg()} | found, indent=1) + "\n")
     sys.exit(written != options.frames)
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from tta_restore.data.io.atomic import atomic_file
+from tta_restore.data.io.tensors import save_tensors
 
 __all__ = ["PART_FRAMES", "EncodedPacket", "PartStore"]
 
@@ -91,7 +91,7 @@ class PartStore:
         }
         metadata = {"key": self._key, "frames": json.dumps({"frames": frames, "size": list(size)})}
         with atomic_file(self._part(self.count)) as partial:
-            save_file(content, partial, metadata)
+            save_tensors(partial, content, metadata)
         if self.count:
             self._state_of(self.count - 1).unlink(missing_ok=True)
         self.count, self.frames, self.size = self.count + 1, self.frames + frames, size

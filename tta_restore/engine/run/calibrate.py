@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tta_restore import adapters
@@ -21,6 +20,7 @@ from tta_restore.data.io.color import to_model_space
 from tta_restore.data.io.files import printable, scan_folder
 from tta_restore.data.io.image import read_image
 from tta_restore.data.io.pixels import ImageError
+from tta_restore.data.io.tensors import save_tensors
 from tta_restore.engine.run.device import resolve_device
 from tta_restore.engine.run.methods import expect_one_input
 from tta_restore.engine.run.models import expect_restorer
@@ -164,7 +164,7 @@ def write_checkpoint(model: nn.Module, path: str | Path, metadata: Mapping[str, 
     """Write the weights of a model under its own keys, completely or not at all."""
     weights = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
     with atomic_file(path) as partial:
-        save_file(weights, partial, dict(metadata))
+        save_tensors(partial, weights, metadata)
 
 
 def _photos(inputs: Sequence[str | Path]) -> tuple[list[Path], Counter[str]]:

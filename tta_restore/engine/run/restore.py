@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load, save_file
+from safetensors.torch import load
 from torch import Tensor
 from tqdm import tqdm
 
@@ -23,6 +23,7 @@ from tta_restore.data.io.color import to_model_space
 from tta_restore.data.io.files import printable
 from tta_restore.data.io.image import MAX_PIXELS, check_writable, read_image, write_image
 from tta_restore.data.io.pixels import ImageError
+from tta_restore.data.io.tensors import save_tensors
 from tta_restore.data.io.video import VideoFile, check_codec
 from tta_restore.engine.run.device import resolve_device
 from tta_restore.engine.run.methods import CLIP_METHODS, create_clip_method, create_method
@@ -501,7 +502,7 @@ class RestoreState:
             with safe_open(partial, framework="pt") as file:
                 metadata = file.metadata() or {}
             # From a copy in memory: tensors mapped from a file must not be written over it.
-            save_file(load(partial.read_bytes()), partial, metadata | {_KEY: json.dumps(list(self._seen))})
+            save_tensors(partial, load(partial.read_bytes()), metadata | {_KEY: json.dumps(list(self._seen))})
 
     def has_seen(self, source: Path) -> bool:
         """Return whether the adapter has learned from an input."""

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tta_restore.data.io.atomic import atomic_file
+from tta_restore.data.io.tensors import save_tensors
 from tta_restore.engine.run.usage import UsageError
 
 __all__ = [
@@ -94,7 +94,7 @@ def write_weights(
             model, config = built[name]
             metadata = {"model": model, "config": json.dumps(dict(config))}
         with atomic_file(folder / f"{name}.safetensors") as partial:
-            save_file(weights, partial, metadata)
+            save_tensors(partial, weights, metadata)
 
 
 def keep_best(out: Path, step: int, scores: Mapping[str, float], write: Callable[[Path], None]) -> None:

@@ -1,0 +1,35 @@
+"""Safetensors files are the same bytes in every process."""
+
+import subprocess
+import sys
+
+import numpy as np
+import torch
+from safetensors import safe_open
+
+from tta_restore.data.io.tensors import save_tensors
+
+SCRIPT = """
+import sys, torch
+from tta_restore.data.io.tensors import save_tensors
+save_tensors(sys.argv[1], {"b": torch.arange(3.0), "a": torch.ones(2, 2)}, {name: name * 3 + '"\\n\\x01é' for name in "xyzuvw"})
+"""  # noqa: E501 (one line of another program)
+
+
+def test_the_same_content_gives_the_same_bytes_in_every_process(tmp_path):
+    made = set()
+    for number in range(4):
+        path = tmp_path / f"{number}.safetensors"
+        subprocess.run([sys.executable, "-c", SCRIPT, str(path)], check=True)
+        made.add(path.read_bytes())
+        with safe_open(path, framework="pt") as file:
+            assert file.metadata() == {name: name * 3 + '"\n\x01é' for name in "xyzuvw"}
+            assert torch.equal(file.get_tensor("b"), torch.arange(3.0))
+    assert len(made) == 1
+
+
+def test_arrays_and_files_without_metadata(tmp_path):
+    save_tensors(tmp_path / "a", {"a": np.arange(3)})
+    with safe_open(tmp_path / "a", framework="numpy") as file:
+        assert file.metadata() is None
+        assert np.array_equal(file.get_tensor("a"), np.arange(3))
