@@ -155,6 +155,12 @@ def test_the_same_command_again_keeps_what_is_there(folder, capsys):
     restore("--method", "source")
     assert restore("--method", "source") == 0
     assert capsys.readouterr().err.endswith("0 restored, 3 kept from before; nothing written to out\n")
+    assert restore("--method", "self-ensemble", "--quality", "80") == 0
+    assert capsys.readouterr().err.splitlines() == [
+        "note: 3 results were kept that were made with other settings (method, quality): --overwrite makes them again",
+        "0 restored, 3 kept from before; nothing written to out",
+    ]
+    assert yaml.safe_load((folder / "out/tta-restore.yaml").read_text())["method"] == "source"  # theirs
     assert restore("--method", "source", "--quiet", "--overwrite") == 0
     assert capsys.readouterr().err == ""
 
@@ -175,6 +181,9 @@ def test_a_state_holds_adapter_and_inputs(folder):
         (["--model", "brightening:nothing"], "has no nothing"),
         (["-o", "in"], "originals would be overwritten"),
         (["--device", "quantum"], "quantum"),
+        (["--device", "meta"], "--device meta: expected a device such as cpu or cuda:0"),
+        (["--model", "brightening.py:Brighten"], "name the module, not its file: brightening:Brighten"),
+        (["--format", "gif"], "no format 'gif'"),
     ],
 )
 def test_wrong_usage_is_one_line_and_exit_code_2(arguments, message, folder, capsys):
@@ -201,6 +210,7 @@ def test_a_state_of_another_method_is_wrong_usage(folder, capsys):
         (["dance"], "no command 'dance'; there are: info, restore"),
         (["train", "nothing"], "expected a KIND, one of supervised, misaligned, reblur, meta, got 'nothing'"),
         (["restore", "a.png", "-o", "b", "--nothing"], "unrecognized arguments: --nothing"),
+        (["restore", "a.png", "-o", "b", "--max-pixels", "many"], "--max-pixels: expected int, got many"),
         (["train", "supervised", "--run.steps", "two"], "run.steps"),
         (["demo", "--frames", "0"], "expected a whole number >= 1, got 0"),
         (["demo", "--seed", "-1"], "expected a whole number >= 0, got -1"),
@@ -446,3 +456,23 @@ def test_configurations_that_mean_harm_are_one_line(name, content, message, tmp_
     assert said.count("\n") == 1
     assert re.search(message, said)
     assert not (tmp_path / "run").exists()
+
+
+def test_formats_are_named_by_suffix_or_in_capitals_too(folder, capsys):
+    for name, suffix in (("jpg", ".jpg"), ("TIF", ".tif"), (".WebP", ".webp")):
+        assert restore("--method", "source", "--format", name, "--bit-depth", "8", "-o", f"as{suffix[1:]}") == 0
+        assert {path.suffix for path in (folder / f"as{suffix[1:]}").rglob("*.*")} >= {suffix}
+        assert (folder / f"as{suffix[1:]}/a{suffix}").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["calibrate", "in", "--model", "brightening:Brighten", "-o", "c.safetensors", "--crop", "-5"], "--crop: "),
+        (["export", "--model", "brightening:Brighten", "-o", "c.pth"], "--out c.pth: expected a file that ends in"),
+        (["train", "supervised", "--config", ""], "--config: expected a value, got an empty argument"),
+    ],
+)
+def test_values_are_checked_before_they_mean_something(arguments, message, folder, capsys):
+    assert main(arguments) == 2
+    assert message in capsys.readouterr().err

@@ -205,6 +205,14 @@ def test_files_hold_the_records_and_the_summary(known, tmp_path):
     assert content["settings"] == {"seed": 0}
 
 
+def test_results_that_are_not_finite_are_counted(known):
+    broken = replace(known.records[-1], psnr=float("nan"))
+    text = text_table(StreamResult((*known.records[:-1], broken)), "base")
+    count = len(known.of(broken.method))
+    assert text.endswith(f"{broken.method}: 1 of {count} results are NaN or infinite.")
+    assert "NaN" not in text_table(known, "base")
+
+
 def test_text_table_shows_each_number_once(known):
     text = text_table(known, "base")
     gains = next(part for part in text.split("\n\n") if part.startswith("PSNR gain over base"))

@@ -18,6 +18,8 @@ __all__ = ["INTERRUPTED", "OK", "SOME_FAILED", "USAGE", "main"]
 
 OK, SOME_FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 CONFIG_FILE = "tta-restore.yaml"
+#: Options that results of `restore` do not depend on.
+_NOT_OF_RESULTS = ("inputs", "out", "state", "overwrite", "dry_run", "max_pixels", "keep_going", "device", "progress")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -93,6 +95,7 @@ def _run(command: Command, parsed: Parsed) -> int:
     options = _without_defaults(parsed.options, command)
     if parsed.quiet:
         options |= _quiet(called)
+    earlier = _earlier(command, parsed)
     try:
         result = called(**options)
     except UsageError:  # nothing was done
@@ -100,7 +103,14 @@ def _run(command: Command, parsed: Parsed) -> int:
     except BaseException:
         _keep(command, parsed)
         raise
-    _keep(command, parsed)
+    if getattr(result, "has_written", True):
+        _keep(command, parsed)
+    if getattr(result, "kept", 0) and (changed := _changed(earlier, parsed)) and not parsed.quiet:
+        print(
+            f"note: {result.kept} results were kept that were made with other settings ({', '.join(changed)}): "
+            "--overwrite makes them again",
+            file=sys.stderr,
+        )
     if isinstance(result, str):
         print(result)
     elif hasattr(result, "exit_code") and not parsed.quiet and not parsed.options.get("dry_run"):
@@ -129,6 +139,32 @@ def _keep(command: Command, parsed: Parsed) -> None:
 
         with atomic_file(parsed.folder / CONFIG_FILE) as partial:
             partial.write_text(parsed.text, encoding="utf-8")
+
+
+def _earlier(command: Command, parsed: Parsed) -> str | None:
+    """Return the configuration that lies next to the results, None where there is none that can be read."""
+    if not command.folder or parsed.folder is None:
+        return None
+    try:
+        return (parsed.folder / CONFIG_FILE).read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return None
+
+
+def _changed(earlier: str | None, parsed: Parsed) -> list[str]:
+    """Return the names of the settings on which results depend and that differ from an earlier configuration."""
+    import yaml
+
+    if earlier is None:
+        return []
+    try:
+        before, now = yaml.safe_load(earlier), yaml.safe_load(parsed.text)
+    except yaml.YAMLError:
+        return []
+    if not (isinstance(before, dict) and isinstance(now, dict)):
+        return []
+    names = (name for name in (*now, *(name for name in before if name not in now)) if name not in _NOT_OF_RESULTS)
+    return [name for name in names if before.get(name) != now.get(name)]
 
 
 def _without_defaults(options: Mapping[str, Any], command: Command) -> dict[str, Any]:

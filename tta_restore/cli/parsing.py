@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib
+import re
 import sys
 import textwrap
 import types
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from tta_restore.cli.commands import HELP, Command
 from tta_restore.cli.signatures import REQUIRED, Parameter, plain_text, read_documentation, read_function
-from tta_restore.engine.run.settings import merge, nested, parse_setting, read_settings, tidy
+from tta_restore.engine.run.settings import merge, nested, parse_setting, read_settings, tidy, tidy_text
 from tta_restore.engine.run.usage import UsageError
 
 if TYPE_CHECKING:
@@ -126,7 +127,7 @@ def build_parser(name: str, command: Command) -> ArgumentParser:
         """A parser whose errors take one line."""
 
         def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-            line = " ".join(str(message).split())
+            line = re.sub(r'Parser key "([\w.]+)":', _as_flag, tidy_text(message))
             print(f"{self.prog}: error: {line}; see {self.prog} --help", file=sys.stderr)
             raise SystemExit(2)
 
@@ -343,6 +344,10 @@ def _with_default(text: str, default: Any) -> str:
         return text
     shown = " ".join(map(str, default)) if isinstance(default, (list, tuple)) else str(default)
     return f"{text.removesuffix('.')} (default: {shown})" if shown else text
+
+
+def _as_flag(found: re.Match[str]) -> str:
+    return f"--{found[1].replace('_', '-')}:"
 
 
 def _at_least(minimum: int) -> Any:

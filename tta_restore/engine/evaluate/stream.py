@@ -73,8 +73,8 @@ def bootstrap_mean(
     """Interval of the mean of `values`.
 
     With `blocks`, whole blocks are drawn: frames of one lens share its difficulty and the state of the adapter, so
-    intervals that treat them as independent are too narrow. A single block (or value) has no interval: its
-    ends are NaN.
+    intervals that treat them as independent are too narrow. A single block (or value) has no interval, nor
+    have values that are not finite: its ends are NaN.
 
     Args:
         values: one number per frame.
@@ -99,7 +99,7 @@ def bootstrap_mean(
     for index, label in enumerate(labels):
         members.setdefault(label, []).append(index)
     mean = float(array.mean())
-    if len(members) < 2:
+    if len(members) < 2 or not np.isfinite(array).all():
         return Interval(mean, float("nan"), float("nan"), len(members), over, level)
     sums = np.array([array[rows].sum() for rows in members.values()])
     sizes = np.array([len(rows) for rows in members.values()])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import isnan
+from math import isfinite, isnan
 
 from tta_restore.engine.evaluate.stream import Interval, StreamResult, written
 
@@ -45,6 +45,10 @@ def text_table(result: StreamResult, baseline: str, *, group: str = "lens") -> s
         f"{count} frames, {len(families)} {called}. Intervals are 95 % bootstrap intervals of the mean:\n"
         f"± is half the interval over frames, brackets are the interval over whole {plural(group)} (stream x family)."
     )
+    for method in result.methods:
+        broken = sum(not isfinite(r.value(quantity)) for r in result.of(method) for quantity in result.quantities[:1])
+        if broken:
+            note += f"\n{method}: {broken} of {len(result.of(method))} results are NaN or infinite."
     return "\n\n".join([*parts, note])
 
 

@@ -110,6 +110,8 @@ def calibrate_model(
     Raises:
         UsageError: the command cannot be carried out as given; nothing was written.
     """
+    if crop < 0:
+        raise UsageError(f"--crop: expected a number of pixels, or 0 for whole photos, got {crop}")
     expect_file(out)
     if Path(out).suffix != ".safetensors":
         raise UsageError(f"--out {out}: expected a file that ends in .safetensors")

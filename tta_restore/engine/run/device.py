@@ -24,6 +24,8 @@ def resolve_device(device: str | torch.device | None = None) -> str:
         chosen = torch.device(device)
     except (RuntimeError, TypeError) as error:
         raise UsageError(f"--device {device}: expected a device such as cpu or cuda:0") from error
+    if chosen.type == "meta":  # tensors without values
+        raise UsageError(f"--device {device}: expected a device such as cpu or cuda:0")
     try:
         torch.empty(0, device=chosen)
     except Exception as error:  # every backend has its own for a device that it lacks

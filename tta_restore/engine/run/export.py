@@ -83,6 +83,8 @@ def export_model(
     sides = None if size is None else _parse_size(size)
     if onnx is not None:
         _expect_onnx()
+    if out is not None and Path(out).suffix != ".safetensors":
+        raise UsageError(f"--out {out}: expected a file that ends in .safetensors")
     restorer = expect_restorer(model, device=resolve_device(device), checkpoint=checkpoint, config=config)
     exported = restorer.module
     if state is not None:

@@ -38,7 +38,15 @@ from tta_restore.engine.run.restore_clips import (
     sized,
 )
 from tta_restore.engine.run.restore_large import is_large, restore_large
-from tta_restore.engine.run.restore_plan import Job, Plan, check_output, describe_others, frame_files, plan_jobs
+from tta_restore.engine.run.restore_plan import (
+    Job,
+    Plan,
+    check_output,
+    describe_others,
+    format_named,
+    frame_files,
+    plan_jobs,
+)
 from tta_restore.engine.run.usage import UsageError
 
 __all__ = ["Output", "RestoreMethod", "RestoreState", "Summary", "restore_files", "run_jobs"]
@@ -162,6 +170,8 @@ def restore_files(
     arguments: dict[str, Any] = dict(locals())
     say = say or _to_stderr
     inputs = [inputs] if isinstance(inputs, (str, Path)) else inputs
+    format = format_named(format)
+    arguments["format"] = format
     if is_piped(inputs, out):
         if clips or method in CLIP_METHODS:
             raise UsageError(f"{PIPE} stands for one image, and clips were asked for")

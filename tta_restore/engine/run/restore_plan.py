@@ -23,7 +23,16 @@ from tta_restore.data.io.image import FORMATS, SUFFIXES
 from tta_restore.data.io.video import WRITABLE_SUFFIXES
 from tta_restore.engine.run.usage import UsageError
 
-__all__ = ["Job", "Plan", "check_output", "describe_others", "frame_files", "plan_jobs", "written_suffix"]
+__all__ = [
+    "Job",
+    "Plan",
+    "check_output",
+    "describe_others",
+    "format_named",
+    "frame_files",
+    "plan_jobs",
+    "written_suffix",
+]
 
 Kind = Literal["image", "video", "frames"]
 
@@ -95,8 +104,7 @@ def plan_jobs(
             raise UsageError(f"expected the {name} to be a path, got {str(value)!r}")
     if not inputs:
         raise UsageError("expected at least one input, got none")
-    if image_format is not None and image_format not in FORMATS:
-        raise UsageError(f"no format {image_format!r}; there are: {', '.join(FORMATS)}")
+    image_format = format_named(image_format)
     out, plan = Path(out), Plan()
     if out.is_symlink() and not out.exists():
         raise UsageError(f"output {out}: a link that leads nowhere")
@@ -112,6 +120,21 @@ def plan_jobs(
             plan.problems.append(f"{entry}: {str(error).lower()}")
     _expect_distinct(plan)
     return plan
+
+
+def format_named(name: str | None) -> str | None:
+    """Return the format of a name or a suffix, in capitals or not: ``"jpg"`` is ``"jpeg"``.
+
+    Raises:
+        UsageError: there is no such format.
+    """
+    if name is None:
+        return None
+    word = name.lower().removeprefix(".")
+    found = next((known for known, suffixes in FORMATS.items() if word == known or f".{word}" in suffixes), None)
+    if found is None:
+        raise UsageError(f"no format {name!r}; there are: {', '.join(FORMATS)}")
+    return found
 
 
 def check_output(plan: Plan, inputs: Sequence[str | Path], out: str | Path, state: str | Path | None) -> None:

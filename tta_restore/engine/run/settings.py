@@ -12,7 +12,7 @@ from typing import Any
 from tta_restore.data.io.formats import irregular_kind
 from tta_restore.engine.run.usage import UsageError
 
-__all__ = ["Named", "merge", "nested", "parse_setting", "read_settings", "tidy", "typed_value"]
+__all__ = ["Named", "merge", "nested", "parse_setting", "read_settings", "tidy", "tidy_text", "typed_value"]
 
 
 _MOST_ENTRIES = 100_000  # of a configuration
@@ -45,6 +45,8 @@ def read_settings(path: str | Path) -> dict[str, Any]:
     Raises:
         UsageError: the file cannot be read, is empty, or holds no table.
     """
+    if not str(path):
+        raise UsageError("--config: expected a value, got an empty argument")
     path = Path(path)
     try:
         if (special := irregular_kind(path)) is not None:
@@ -152,7 +154,12 @@ def typed_value(name: str, hint: Any, value: Any) -> Any:
 
 def tidy(error: Exception) -> str:
     """Return the message of a parser of jsonargparse in one line and in the words of this package."""
-    text = " ".join(str(error).split()).removeprefix('Parser key "value": ')
+    return tidy_text(str(error)).removeprefix('Parser key "value": ')
+
+
+def tidy_text(message: str) -> str:
+    """Return what :func:`tidy` does of the text of an error."""
+    text = " ".join(message.split())
     text = re.sub(r"Expected an? <class '([\w.]+)'>", r"expected \1", text)
     text = re.sub(r"Expected a typing\.Literal\[(.*?)\]", r"expected one of \1", text)
     return re.sub(r"\. Got value: ", ", got ", text)

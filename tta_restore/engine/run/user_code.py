@@ -28,6 +28,8 @@ def import_named(source: str) -> Any:
         ValueError: the module cannot be imported, or has no such name.
     """
     module, _, name = source.partition(":")
+    if module.endswith(".py"):
+        raise ValueError(f"{source}: name the module, not its file: {module.removesuffix('.py')}:{name}")
     with _current_folder_importable(), guarded(source, importing=True):
         found: Any = importlib.import_module(module)
     for part in name.split("."):
