@@ -11,7 +11,9 @@ import time
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
+from tta_restore.data.io import parts
 from tta_restore.engine.run import restore_clips
 from tta_restore.engine.run.methods import create_method
 from tta_restore.engine.run.restore import run_jobs
@@ -73,6 +75,20 @@ def test_an_interrupted_video_continues_bit_for_bit(film, tmp_path, frames):
     assert said == ([f"note: {film}: continued behind its first {frames // 5 * 5} frames"] if frames >= 5 else [])
     assert (tmp_path / "cut.mkv").read_bytes() == (tmp_path / "whole.mkv").read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cut.mkv", "film.mkv", "whole.mkv"]
+
+
+def test_a_disk_that_refuses_a_part_is_one_line(film, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(parts, "save_tensors", full)
+    said = []
+    job = Job(film, tmp_path / "out.mkv", "video")
+    assert run_jobs([job], method(), say=said.append).failed == 1
+    assert said == [
+        f"error: {tmp_path / '.out.mkv.parts'}: cannot be written (I/O error: No space left on device (os error 28))"
+    ]
+    assert [path.name for path in tmp_path.iterdir()] == ["film.mkv"]
 
 
 def test_parts_of_another_method_or_of_other_settings_are_not_continued(film, tmp_path):

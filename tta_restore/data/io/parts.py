@@ -13,6 +13,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from tta_restore.data.io.atomic import atomic_file
+from tta_restore.data.io.pixels import ImageError, one_line
 from tta_restore.data.io.tensors import save_tensors
 
 __all__ = ["PART_FRAMES", "EncodedPacket", "PartStore"]
@@ -80,7 +81,22 @@ class PartStore:
                 at += length
 
     def add(self, packets: Sequence[EncodedPacket], frames: int, size: tuple[int, ...]) -> None:
-        """Write a part and the state after it."""
+        """Write a part and the state after it.
+
+        Raises:
+            ImageError: the disk refuses.
+        """
+        try:
+            self._write(packets, frames, size)
+        except (OSError, SafetensorError) as error:
+            if self.count == 0:
+                self.remove()
+            raise ImageError(f"{self.folder}: cannot be written ({one_line(error)})") from None
+        if self.count:
+            self._state_of(self.count - 1).unlink(missing_ok=True)
+        self.count, self.frames, self.size = self.count + 1, self.frames + frames, size
+
+    def _write(self, packets: Sequence[EncodedPacket], frames: int, size: tuple[int, ...]) -> None:
         if self._save_state is not None:
             with atomic_file(self._state_of(self.count)) as partial:
                 self._save_state(partial)
@@ -92,9 +108,6 @@ class PartStore:
         metadata = {"key": self._key, "frames": json.dumps({"frames": frames, "size": list(size)})}
         with atomic_file(self._part(self.count)) as partial:
             save_tensors(partial, content, metadata)
-        if self.count:
-            self._state_of(self.count - 1).unlink(missing_ok=True)
-        self.count, self.frames, self.size = self.count + 1, self.frames + frames, size
 
     def remove(self) -> None:
         """Remove all parts."""
