@@ -108,6 +108,10 @@ def digests(out: Path) -> dict[str, str]:
     }
 
 
+def _runs(process: Any) -> bool:
+    return process.poll() is None if isinstance(process, subprocess.Popen) else process.is_alive()
+
+
 def damaged(out: Path, reference: dict[str, str]) -> list[str]:
     """Return the results under their final names that are not whole; hidden files are work in progress."""
     found = []
@@ -142,10 +146,14 @@ def results_of(out: Path) -> tuple[int, int]:
     return len(list(out.rglob("*.png"))), len(list(out.glob(".film.mkv.parts/*.part")))
 
 
-def trial(folder: Path, kind: str, number: int, moment: float, reference: dict, *, anew: bool) -> dict:
-    """Kill one run after some seconds and continue it; return what was found."""
+def trial(
+    folder: Path, kind: str, number: int, moment: float, reference: dict, *, anew: bool, from_first: bool
+) -> dict:
+    """Kill one run some seconds after its start or its first result, and continue it; return what was found."""
     out = folder / f"trial-{number}"
     process = start(folder, kind, out, anew=anew)
+    while from_first and not any(results_of(out)) and _runs(process):
+        time.sleep(0.002)
     time.sleep(moment)
     with contextlib.suppress(ProcessLookupError):
         os.kill(process.pid, signal.SIGKILL)
@@ -193,9 +201,9 @@ def main() -> None:
                 shutil.rmtree(out)
                 out.with_suffix(".state").unlink(missing_ok=True)
             reference, first, duration = known[kind, anew]
-            begin = first if kills % 4 < 2 else 0.0  # half of the moments lie where results are being written
-            moment = begin + moments.random() * (duration - begin)
-            row = trial(folder, kind, tried, moment, reference, anew=anew)
+            begins = kills % 4 < 2  # half of the moments are counted from the first result
+            moment = moments.random() * (duration - first if begins else duration)
+            row = trial(folder, kind, tried, moment, reference, anew=anew, from_first=begins)
             tried += 1
             kills += row["killed"]  # else it was done before
             rows.append(row)

@@ -253,3 +253,21 @@ def test_images_and_videos_in_one_run(tmp_path):
     assert summary.restored == 2
     assert seen == [(1, 3, 9, 12)] + [(1, 3, 32, 32)] * 3
     assert len(list(VideoFile(tmp_path / "out/film.mp4"))) == 3
+
+
+def test_names_that_are_no_text_are_restored(tmp_path):
+    """Bytes of another encoding, as old archives hold; libraries refuse such names."""
+    pytest.importorskip("OpenEXR")
+    pytest.importorskip("av")
+    from tta_restore.data.io.video import VideoFile, write_video
+
+    strange = os.fsdecode(b"caf\xe9")
+    put(tmp_path / f"in/{strange}.png")
+    write_image(tmp_path / "a.exr", Image(torch.rand(3, 9, 12)))
+    (tmp_path / "a.exr").rename(tmp_path / f"in/{strange}.exr")
+    write_video(tmp_path / "a.mkv", torch.rand(3, 3, 32, 32))
+    (tmp_path / "a.mkv").rename(tmp_path / f"in/{strange}.mkv")
+    assert restore([tmp_path / "in"], tmp_path / "out").restored == 3
+    assert names(tmp_path / "out") == sorted(f"{strange}.{suffix}" for suffix in ("exr", "mkv", "png"))
+    assert len(list(VideoFile(tmp_path / f"out/{strange}.mkv"))) == 3
+    assert restore([tmp_path / f"in/{strange}.png"], tmp_path / f"{strange}.exr").restored == 1

@@ -14,7 +14,7 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-__all__ = ["atomic_file", "exclusive_lock", "hidden_path"]
+__all__ = ["atomic_file", "exclusive_lock", "hidden_path", "is_text"]
 
 _LONGEST_NAME = 240  # bytes; file systems take 255, the affixes need 9
 
@@ -74,12 +74,21 @@ def exclusive_lock(path: str | os.PathLike[str]) -> Iterator[None]:
 def hidden_path(path: Path, suffix: str) -> Path:
     """Return the path of a file or folder that accompanies another one: `.NAME.suffix`, in the same folder.
 
-    Of a name that leaves no room for the affixes its checksum is taken.
+    Of a name that leaves no room for the affixes, or that is no text and that libraries refuse, its checksum is taken.
     """
     name = path.name
-    if len(os.fsencode(name)) > _LONGEST_NAME:
+    if len(os.fsencode(name)) > _LONGEST_NAME or not is_text(path):
         name = hashlib.sha256(os.fsencode(name)).hexdigest()
     return path.with_name(f".{name}.{suffix}")
+
+
+def is_text(path: Path) -> bool:
+    """Return whether a path is text that can be encoded as UTF-8, and no bytes of another encoding."""
+    try:
+        path.name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _set_mode(partial: Path, path: Path, mode: int) -> None:

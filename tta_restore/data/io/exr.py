@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import struct
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from tta_restore.data.io.atomic import is_text
 from tta_restore.data.io.pixels import Extra, Image, ImageError, too_large
 
 __all__ = ["decode_radiance", "encode_exr", "read_exr", "read_radiance_size"]
@@ -35,7 +37,8 @@ def read_exr(path: Path, content: bytes, *, max_pixels: int) -> Image:
     """
     size = _check_structure(content, max_pixels)
     openexr = importlib.import_module("OpenEXR")
-    with openexr.File(str(path), separate_channels=True) as file:
+    source = str(path) if is_text(path) else io.BytesIO(content)
+    with openexr.File(source, separate_channels=True) as file:
         channels = {name: channel.pixels for name, channel in file.channels().items()}
         extras, notes = _attributes(file.header())
     by_name = {name.upper(): name for name in channels}

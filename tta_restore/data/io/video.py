@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import re
 from array import array
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from tta_restore.data.datasets.clips import Clip
-from tta_restore.data.io.atomic import atomic_file
+from tta_restore.data.io.atomic import atomic_file, is_text
 from tta_restore.data.io.formats import irregular_kind
 from tta_restore.data.io.parts import EncodedPacket, PartStore
 from tta_restore.data.io.pixels import ImageError, array_from_tensors, too_large
@@ -739,13 +740,21 @@ def _as_float(samples: Tensor) -> Tensor:
     return samples.to(torch.float32) / (255 if samples.dtype == torch.uint8 else 65535)
 
 
+class _SelfClosing(io.FileIO):
+    """A file whose name libav refuses; a container leaves it open."""
+
+    def __del__(self) -> None:
+        self.close()
+
+
 def _opened(path: Path) -> Any:
     av = _av(path)
     try:
         if (special := irregular_kind(path)) is not None:
             raise ImageError(f"{path}: not a regular file: {special}")
         # "file:" keeps names with a colon from being taken for the protocol of an address
-        container = av.open(f"file:{path}", metadata_errors="replace")
+        source = f"file:{path}" if is_text(path) else _SelfClosing(path)
+        container = av.open(source, metadata_errors="replace")
     except ImageError:
         raise
     except OSError as error:  # libav's errors among them
