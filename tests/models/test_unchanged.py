@@ -1,3 +1,7 @@
+import threading
+import types
+
+import numpy as np
 import torch
 from torch import nn
 
@@ -89,5 +93,53 @@ def test_tensors_left_by_inference_mode_take_part_in_autograd():
     assert cache.is_inference()
     with preserve_state(module):
         module(x).sum().backward()
-    assert module.scale.grad is not None
+        assert module.scale.grad is not None
+    assert module.scale.grad is None
     assert module.cache is cache
+
+
+class Hoarding(nn.Module):
+    """Keeps what it saw in everything that an attribute can hold."""
+
+    __slots__ = ("slot",)
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 1)
+        self.by_name, self.listed, self.nested = {}, [1], ({"inner": []},)
+        self.box = types.SimpleNamespace(seen=None)
+        self.table, self.array = torch.zeros(2), np.zeros(2)
+        self.generator = torch.Generator().manual_seed(1)
+        self.pool = threading.Event()
+
+    def forward(self, x):
+        self.slot = self.box.seen = self.by_name["x"] = x
+        self.listed.append(x)
+        self.nested[0]["inner"].append(x)
+        self.table.add_(1)
+        self.array += 1
+        self.pool.set()
+        y = self.conv(x)
+        with torch.enable_grad():
+            self.conv(x).sum().backward()
+        return y + torch.rand(x.shape, generator=self.generator)
+
+
+def test_contents_of_containers_objects_tensors_and_arrays_are_put_back():
+    module, x = Hoarding(), torch.rand(1, 3, 4, 4)
+    module.conv.weight.grad = torch.ones_like(module.conv.weight)
+    state = module.generator.get_state()
+    for block in range(2):  # undone each time
+        with preserve_state(module):
+            module(x)
+            assert module.by_name
+            assert module.conv.bias.grad is not None
+        assert (module.by_name, module.listed, module.nested) == ({}, [1], ({"inner": []},)), block
+        assert module.box.seen is None
+        assert not hasattr(module, "slot")
+        assert not module.table.any()
+        assert not module.array.any()
+        assert torch.equal(module.generator.get_state(), state)
+        assert torch.equal(module.conv.weight.grad, torch.ones_like(module.conv.weight))
+        assert module.conv.bias.grad is None
+    assert module.pool.is_set()  # what threads wait for is not data
