@@ -189,6 +189,11 @@ FRAMEWORKS = {
     "mmagic": lambda w, raw: _under("generator.", raw) | _under("generator_ema.", w) | {"step": torch.zeros(1)},
     "netG": lambda w, raw: {"netG": w, "netD": {}},
     "ema": lambda w, raw: {"ema": w, "model": raw},
+    "EMA": lambda w, raw: {"EMA": w, "model": raw},
+    "modelEma": lambda w, raw: {"modelEma": w, "model": raw},
+    "avg_model": lambda w, raw: {"model": raw, "avg_model": w},
+    "shadow": lambda w, raw: {"model": raw, "shadow": w},
+    "twice": lambda w, raw: {"best": w, "model": w},
     "AveragedModel": lambda w, raw: {"n_averaged": torch.tensor(5)} | _under("module.", w),
     "any prefix": lambda w, raw: _under("a.b.c.", w),
     "deep": lambda w, raw: {"checkpoint": {"weights": {"best": w}}, "optimizer": {"state": {}}},
@@ -212,4 +217,10 @@ def test_averaged_weights_are_reported_and_several_raw_ones_refused():
     before = {name: value.clone() for name, value in net.state_dict().items()}
     with pytest.raises(ValueError, match="holds several sets of weights that fit, at netG, netF"):
         models.load_checkpoint(net, {"netG": wanted.state_dict(), "netF": raw.state_dict()})
+    with pytest.raises(ValueError, match="holds several sets of weights that fit, at polished, model"):
+        models.load_checkpoint(net, {"polished": wanted.state_dict(), "model": raw.state_dict()})
+    weights = dict(wanted.named_parameters())
+    for part in (weights, {"decay": 0.999, "shadow_params": list(weights.values())}):
+        with pytest.raises(ValueError, match=r"holds raw weights at model, and averaged ones at ema.* that lack names"):
+            models.load_checkpoint(net, {"ema": part, "model": raw.state_dict()})
     assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 WEIGHTS = Path(__file__).parent / "weights"
 # Where training code puts the weights inside a larger dictionary, the averaged ones first.
 _WRAPPERS = ("params_ema", "state_dict_ema", "model_ema", "params", "state_dict", "model_state_dict", "model", "net")
-_AVERAGED = re.compile(r"(^|[._])(ema|swa|averaged?)([._]|$)")
+_AVERAGED = frozenset(["ema", "swa", "avg", "average", "averaged", "shadow", "polyak"])
+_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")  # of names such as state_dict_ema, modelEma, EMAModel
 _DEPTH = 4  # of nested dictionaries that are searched
 _PREFIXES = ("module.", "_orig_mod.")
 _HEAD = 64  # bytes by which files are told apart
@@ -166,26 +167,62 @@ def _fitting(content: Any, expected: Mapping[str, Tensor], source: str) -> dict[
     Averaged weights go before raw ones, which a warning reports unless their wrapper is a known one. None if none fit.
 
     Raises:
-        ValueError: several sets of weights fit, and none of them is the averaged one.
+        ValueError: several different sets of weights fit, and none of them is the averaged one, or the averaged one is
+            there in part, such as without its buffers.
     """
     if not expected or not isinstance(content, Mapping):
         return None
     found = dict(_groups(content, expected, "", 0))
-    averaged = [place for place in found if _AVERAGED.search(place)]
+    averaged = [place for place in found if _is_averaged(place)]
     places = averaged or list(found)
+    if not places:
+        return None
     known = [name for name in _WRAPPERS if name in places]
-    if len(places) > 1 and not (known or averaged):
+    place = (known or places)[0]
+    others = [other for other in places if not _are_equal(found[other], found[place])]
+    if others and not averaged:
         raise ValueError(
             f"load_checkpoint: {source} holds several sets of weights that fit, at {', '.join(places)}; "
             "pass the one that is meant as a state dict"
         )
-    if not places:
-        return None
-    place = (known or places)[0]
+    partly = None if averaged else next(_parts_of_averaged(content, expected, "", 0), None)
+    if partly is not None:
+        raise ValueError(
+            f"load_checkpoint: {source} holds raw weights at {place or 'the top'}, and averaged ones at {partly} that "
+            "lack names or buffers; pass the weights that are meant as a state dict"
+        )
     if averaged and len(averaged) < len(found) and place not in _WRAPPERS:
         raw = ", ".join(name or "the top" for name in found if name not in averaged)
         warnings.warn(f"load_checkpoint: takes the averaged weights {place} of {source}, not {raw}", stacklevel=4)
     return found[place]
+
+
+def _is_averaged(place: str) -> bool:
+    return not _AVERAGED.isdisjoint(word.lower() for word in _WORD.findall(place))
+
+
+def _are_equal(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
+    return a is b or all(torch.equal(a[name], b[name]) for name in a)
+
+
+def _parts_of_averaged(
+    content: Mapping[Any, Any], expected: Mapping[str, Tensor], place: str, depth: int
+) -> Iterator[str]:
+    """Places, by name of averaged weights, that hold some of the expected ones: by name, or in a list by shape."""
+    shapes = {tensor.shape for tensor in expected.values()}
+    for key, value in content.items():
+        here = f"{place}.{key}" if place else str(key)
+        if isinstance(value, Mapping):
+            tensors = {name: entry for name, entry in value.items() if isinstance(entry, Tensor)}
+            if _is_averaged(here) and tensors and all(
+                name in expected and entry.shape == expected[name].shape for name, entry in tensors.items()
+            ):  # fmt: skip
+                yield here
+            elif depth < _DEPTH:
+                yield from _parts_of_averaged(value, expected, here, depth + 1)
+        elif isinstance(value, (list, tuple)) and value and _is_averaged(here):
+            fits = all(isinstance(entry, Tensor) and entry.shape in shapes for entry in value)
+            yield from [here] * fits
 
 
 def _groups(
