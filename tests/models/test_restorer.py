@@ -83,7 +83,8 @@ def test_a_declared_output_wins():
 
 @pytest.mark.parametrize("net", [
     Strict(), Strict(1), Strict(2, silent=True), Strict(16, minimum=48), Strict(8, scale=2), Strict(128, square=True),
-    Strict(3 * 0 + 4, scale=3),
+    Strict(3 * 0 + 4, scale=3), Strict(3), Strict(6), Strict(7), Strict(14, minimum=28), Strict(12, scale=2),
+    Strict(24, square=True), Strict(48), Strict(112),
 ])  # fmt: skip
 def test_sizes_and_scale_are_measured_and_any_frame_runs(net):
     restorer = as_restorer(net)

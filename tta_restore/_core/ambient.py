@@ -1,17 +1,19 @@
-"""Keep the caller's default dtype and device out of the tensors that the library creates."""
+"""Keep the caller's defaults and random numbers apart from those of the library and the models that it runs."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Mapping
+import random
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ParamSpec, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["usual_defaults", "with_usual_defaults"]
+__all__ = ["GlobalRandom", "global_random", "usual_defaults", "with_usual_defaults"]
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -22,6 +24,46 @@ _FLOATING = frozenset(
     ]
 )  # fmt: skip
 _INFERRED = frozenset([torch.arange, torch.tensor, torch.as_tensor, torch.full])
+
+
+class GlobalRandom:
+    """Global random numbers of torch, NumPy and Python, while they are borrowed."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._cuda = device if device.type == "cuda" else None
+        self._seeded = self._states()
+
+    def seed(self, seed: int) -> None:
+        """Start all of them from a seed."""
+        torch.manual_seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002 (the one that models draw from)
+        random.seed(seed)
+        self._seeded = self._states()
+
+    def drawn(self) -> bool:
+        """Return whether numbers have been drawn since."""
+        now = self._states()
+        tensors = zip(self._seeded[0], now[0], strict=True)
+        return self._seeded[1:] != now[1:] or any(not torch.equal(a, b) for a, b in tensors)
+
+    def _states(self) -> tuple[list[Tensor], Any, Any]:
+        torches = [torch.get_rng_state()]
+        if self._cuda is not None:
+            torches.append(torch.cuda.get_rng_state(self._cuda))
+        _, keys, position, *_ = np.random.get_state(legacy=True)  # noqa: NPY002
+        return torches, (keys.tobytes(), position), random.getstate()
+
+
+@contextlib.contextmanager
+def global_random(device: torch.device) -> Iterator[GlobalRandom]:
+    """Borrow the global random numbers, which go on afterwards as if nothing had drawn from them."""
+    numpy, python = np.random.get_state(), random.getstate()  # noqa: NPY002
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        try:
+            yield GlobalRandom(device)
+        finally:
+            np.random.set_state(numpy)  # noqa: NPY002
+            random.setstate(python)
 
 
 class _Float32(TorchFunctionMode):

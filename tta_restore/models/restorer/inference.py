@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tta_restore._core.ambient import with_usual_defaults
+from tta_restore._core.ambient import global_random, with_usual_defaults
 from tta_restore.models.restorer.outputs import describe_output, infer_border, infer_scale, is_vector, leaves
 from tta_restore.models.restorer.preserve import preserve_state
 from tta_restore.models.restorer.spec import RestorerSpec, SizeRequirements
 
-_MULTIPLES = (1, 2, 4, 8, 16, 32, 64, 128)
+_MULTIPLES = ((1, 2, 4, 8, 16, 32, 64, 128), (3, 5, 6, 7, 9, 10, 12, 14, 18, 20, 24, 28, 40, 48, 56, 80, 96, 112))
 _SIDES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128)
 _AGREEING = 3  # trials that have to lack the same border
 
@@ -26,8 +26,9 @@ def infer_spec(
     """Infer the specification of a model from runs on small noise with the channels, dtype and device of ``like``.
 
     The multiple is the smallest power of two of which odd multiples near 64 pixels run and give an image of the right
-    size; a few larger sides are not tried, so a declared spec is to be preferred. A model whose image depends on the
-    others of its batch is run image by image. Nothing stays changed in the module.
+    size, else, for a model that refuses sizes, the smallest other number up to 112; a few larger sides are not tried,
+    so a declared spec is to be preferred. A model whose image depends on the others of its batch is run image by image.
+    Nothing stays changed in the module.
 
     Shape: like (B, C, H, W) or (B, T, C, H, W), RGB in [0, 1].
 
@@ -41,19 +42,27 @@ def infer_spec(
             (1, *like.shape[1:-2], height, width), generator=generator, dtype=torch.float32, device="cpu"
         )
         try:
-            raw = module(noise.to(like), **_resized(arguments or {}, like, height, width))
+            raw = module(noise.to(like), **_resized(arguments or {}, like, height, width, 1))
         except Exception:  # whatever a third-party model raises for a size it cannot take
             return None
         return raw if all(leaf.isfinite().all() for _, leaf in leaves(raw)) else None
 
     def requirement() -> tuple[int, SizeRequirements, int] | None:
         lacking: list[tuple[int, int, int]] = []  # scale, border and multiple of outputs that lack a border
-        for square in (False, True):
-            for multiple in _MULTIPLES:
-                side = multiple * (64 // multiple | 1)  # an odd multiple: not by chance one of 2 * multiple as well
+        refused = False
+        for square, multiples in ((square, multiples) for multiples in _MULTIPLES for square in (False, True)):
+            if multiples is _MULTIPLES[1] and not refused:
+                break  # what it returns is no image
+            for multiple in multiples:
+                # odd multiples, two of them where smaller divisors are possible: their only common divisors divide it
+                side = multiple * (64 // multiple | 1)
                 sides = (side, side if square else side + 2 * multiple)
                 raw = run(*sides)
+                refused |= raw is None
                 scale = infer_scale(raw, sides, clips=clips)
+                if scale is not None and square and side > multiple:
+                    larger = (side + 2 * multiple,) * 2
+                    scale = scale if infer_scale(run(*larger), larger, clips=clips) == scale else None
                 if scale is not None:
                     return scale, SizeRequirements(smallest(multiple, scale), multiple, square), 0
                 found = None if square else infer_border(raw, sides, clips=clips)
@@ -74,11 +83,11 @@ def infer_spec(
 
     def takes_batches(height: int, width: int) -> bool:
         pair = torch.rand((2, *like.shape[1:-2], height, width), generator=generator, dtype=torch.float32, device="cpu")
-        keywords = _resized(arguments or {}, like, height, width)
+        one, two = (_resized(arguments or {}, like, height, width, batch) for batch in (1, 2))
         pair = pair.to(like)
-        first, again, second = (dict(leaves(module(pair[i : i + 1].clone(), **keywords))) for i in (0, 0, 1))
+        first, again, second = (dict(leaves(module(pair[i : i + 1].clone(), **one))) for i in (0, 0, 1))
         try:
-            both = dict(leaves(module(pair.clone(), **keywords)))
+            both = dict(leaves(module(pair.clone(), **two)))
         except Exception:  # whatever a third-party model raises for two images at once
             return False
         tolerance = 1e-4 if like.dtype in (torch.float32, torch.float64) else 3e-2
@@ -88,7 +97,7 @@ def infer_spec(
         return all(_near(torch.cat([first[path], second[path]]), both.get(path), tolerance) for path in images)
 
     kept = preserve_state(module, training=False) if isinstance(module, nn.Module) else contextlib.nullcontext()
-    with kept, torch.no_grad():
+    with kept, global_random(like.device), torch.no_grad():
         found = requirement()
         if found is None:  # a model of one fixed size, perhaps this one
             size = (like.shape[-2], like.shape[-1])
@@ -103,7 +112,8 @@ def infer_spec(
                 hint = " (channels come before rows and columns: move the last axis)" if last else ""
                 raise ValueError(
                     f"restorer: expected x of a shape that the model takes, got {letters} = {tuple(like.shape)}{hint}; "
-                    f"the model raised {type(error).__name__}: {problem}"
+                    f"the model raised {type(error).__name__}: {problem}; sizes that it takes can be declared in a "
+                    "RestorerSpec"
                 ) from error
             if [leaf.shape[0] for _, leaf in leaves(raw) if is_vector(leaf)] == [like.shape[0]]:
                 return RestorerSpec(frames=None if like.ndim == 5 else 1, dense=False)
@@ -122,14 +132,18 @@ def infer_spec(
     return RestorerSpec(scale=scale, size=size, frames=None if clips else 1, border=border, batched=batched)
 
 
-def _resized(arguments: Mapping[str, Any], like: Tensor, height: int, width: int) -> dict[str, Any]:
-    """Keywords for noise of these sides: maps of the frame's size are continued by their first value."""
-    return {
-        name: value[..., :1, :1].expand(*value.shape[:-2], height, width)
-        if isinstance(value, Tensor) and value.ndim >= 3 and value.shape[-2:] == like.shape[-2:]
-        else value
-        for name, value in arguments.items()
-    }
+def _resized(arguments: Mapping[str, Any], like: Tensor, height: int, width: int, batch: int) -> dict[str, Any]:
+    """Keywords for noise of these sides: maps and rows of the frame's size are continued by their first value."""
+    fitted = dict(arguments)
+    for name, value in arguments.items():
+        if not isinstance(value, Tensor):
+            continue
+        if value.ndim >= 3 and value.shape[-2:] == like.shape[-2:]:
+            value = value[..., :1, :1].expand(*value.shape[:-2], height, width)
+        if value.ndim and len(value) == len(like) > 1:  # one for each image
+            value = value[:1].expand(batch, *value.shape[1:])
+        fitted[name] = value
+    return fitted
 
 
 def _near(a: Tensor, b: Tensor | None, tolerance: float) -> bool:

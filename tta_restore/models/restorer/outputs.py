@@ -1,4 +1,4 @@
-"""Walk and rebuild what models return: tensors in lists, tuples, mappings and dataclasses, nested as they like."""
+"""Walk and rebuild what models return: tensors in lists, tuples, mappings and objects, nested as they like."""
 
 from __future__ import annotations
 
@@ -58,6 +58,10 @@ def _children(value: Any) -> list[tuple[int | str, Any]]:
         return list(enumerate(value))
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return [(entry.name, getattr(value, entry.name)) for entry in dataclasses.fields(value)]
+    if isinstance(value, Tensor) or callable(value):
+        return []
+    if isinstance(getattr(value, "__dict__", None), dict):  # a plain object
+        return [(k, v) for k, v in vars(value).items() if isinstance(v, (Tensor, Mapping, list, tuple))]
     return []
 
 

@@ -176,7 +176,13 @@ class Restorer(nn.Module):
     def _weight(self) -> Tensor | None:
         if not isinstance(self.module, nn.Module):
             return None
-        return next((p for p in self.module.parameters() if p.is_floating_point()), None)
+        first = None
+        for parameter in self.module.parameters():
+            if parameter.is_floating_point():
+                if parameter.ndim > 1:  # a kernel: single factors may be more precise
+                    return parameter
+                first = parameter if first is None else first
+        return first
 
     def _cast(self, x: Tensor) -> Tensor:
         weight = self._weight()
