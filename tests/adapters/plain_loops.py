@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from adapters.recipes import look, make_meta_transfer
-from adapters.styles import ARGUMENTS, CachedWeights, Output, build, pairs
+from adapters.styles import ARGUMENTS, build, pairs
 from torch import Tensor, nn
 
 from tta_restore import adapters, ops
@@ -53,11 +53,15 @@ def images_of(style: str, net: nn.Module) -> Callable[[Tensor], Tensor]:
         inputs = x.clone()
         if style == "multiple of 64":
             inputs = F.pad(inputs, (0, -width % 64, 0, -height % 64), mode="replicate")
+        elif style == "multiple of 6":
+            inputs = F.pad(inputs, (0, -width % 6, 0, -height % 6), mode="reflect")
         elif style == "eats its border":
             inputs = F.pad(inputs, (2, 2, 2, 2), mode="reflect")
         out = net(inputs, **ARGUMENTS.get(style, {}))
         out = out[1] if isinstance(out, (list, tuple)) else out["image"] if isinstance(out, dict) else out
-        out = out.image if isinstance(out, Output) else out
+        out = out if isinstance(out, Tensor) else out.image
+        if style == "returns its own memory":
+            out = out.clone()
         return out[..., :height, :width]
 
     return run
@@ -65,8 +69,8 @@ def images_of(style: str, net: nn.Module) -> Callable[[Tensor], Tensor]:
 
 def forget(net: nn.Module) -> None:
     """Empty what a network computed from weights that have been stepped since."""
-    if isinstance(net, CachedWeights):
-        net.cache.clear()
+    if hasattr(net, "forget"):
+        net.forget()
 
 
 class Plain:

@@ -8,16 +8,18 @@ from __future__ import annotations
 import re
 import sys
 import textwrap
-import threading
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from adapters.body import Body, changed, conv
+from adapters.keeping import KEEPING, NOT_EXCHANGED
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 from torch.utils.checkpoint import checkpoint
@@ -26,21 +28,6 @@ from tta_restore import adapters
 from tta_restore.adapters import Adapter
 from tta_restore.degradations import Estimator
 from tta_restore.models import create_model
-
-
-def conv(inputs: int, outputs: int, **options: Any) -> nn.Conv2d:
-    return nn.Conv2d(inputs, outputs, 3, **{"padding": 1} | options)
-
-
-class Body(nn.Module):
-    """A residual network; the styles change how it is run."""
-
-    def __init__(self, channels: int = 3, **options: Any):
-        super().__init__()
-        self.a, self.b = conv(channels, 6, **options), conv(6, channels, **options)
-
-    def forward(self, x: Tensor) -> Any:
-        return x + self.b(F.gelu(self.a(x)))
 
 
 class Checkpointed(Body):
@@ -53,6 +40,35 @@ class Checkpointed(Body):
         if not y.requires_grad:
             return x + self.b(F.gelu(y))
         return x + checkpoint(lambda z: self.b(F.gelu(z)), y, use_reentrant=self.reentrant)
+
+
+class Coupling(torch.autograd.Function):
+    """A reversible block, which computes its input anew in the backward pass and adds to the weights' gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, part: nn.Module) -> Tensor:
+        first, second = x.chunk(2, 1)
+        with torch.no_grad():
+            out = torch.cat([first + F.gelu(part(second)), second], 1)
+        ctx.kept, ctx.part = out, part
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        first, second = gradient.chunk(2, 1)
+        with torch.enable_grad():
+            inputs = ctx.kept.chunk(2, 1)[1].detach().requires_grad_()
+            F.gelu(ctx.part(inputs)).backward(first)
+        return torch.cat([first, second + inputs.grad], 1), None
+
+
+class Reversible(Body):
+    def __init__(self):
+        super().__init__()
+        self.c = conv(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.b(Coupling.apply(self.a(x), self.c))
 
 
 class HookedSkip(Body):
@@ -100,6 +116,17 @@ class Recurrent(Body):
         batch, channels, height, width = y.shape
         rows, _ = self.rows(y.permute(0, 2, 3, 1).reshape(batch * height, width, channels))
         return x + self.b(rows.reshape(batch, height, width, channels).permute(0, 3, 1, 2))
+
+
+class SeveralDtypes(Body):
+    """Its first weight is a factor of another dtype than its kernels."""
+
+    def __init__(self):
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones((), dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.b(F.gelu(self.a(x))) * self.gain.float()
 
 
 class Spectral(Body):
@@ -157,10 +184,14 @@ class NonBlind(Body):
         return x + self.b(F.gelu(self.a(torch.cat([x, torch.full_like(x[:, :1], sigma)], 1))))
 
 
-class Multiple64(Body):
+class Multiple(Body):
+    def __init__(self, multiple: int):
+        super().__init__()
+        self.multiple = multiple
+
     def forward(self, x: Tensor) -> Tensor:
-        if x.shape[-1] % 64 or x.shape[-2] % 64:
-            raise RuntimeError("sides must be multiples of 64")
+        if x.shape[-1] % self.multiple or x.shape[-2] % self.multiple:
+            raise RuntimeError(f"sides must be multiples of {self.multiple}")
         return super().forward(x)
 
 
@@ -175,14 +206,6 @@ class InPlace(Body):
         y = self.b(F.relu_(self.a(x)))
         y += x
         return y.add_(0.5)
-
-
-def changed(change: Callable[[nn.Module], Any]) -> Callable[[], nn.Module]:
-    def make() -> nn.Module:
-        net = Body()
-        return change(net) or net
-
-    return make
 
 
 def weight_norm(net: nn.Module) -> None:
@@ -212,69 +235,6 @@ class Lazy(Body):
         self.a = nn.LazyConv2d(6, 3, padding=1)
 
 
-class Remembering(Body):
-    """Keeps activations on itself, in attributes and in containers, as for a loss of features."""
-
-    def __init__(self):
-        super().__init__()
-        self.kept, self.by_name = [], {}
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.features = self.a(x)
-        self.kept.append(self.features)
-        self.by_name["features"] = self.features
-        return x + self.b(F.gelu(self.features))
-
-
-class CachedWeights(Body):
-    """Keeps what it computed from its weights, by the size of the frame."""
-
-    def __init__(self):
-        super().__init__()
-        self.cache = {}
-
-    def forward(self, x: Tensor) -> Tensor:
-        if x.shape not in self.cache:
-            self.cache[x.shape] = 2 * self.a.weight.detach()
-        return x + self.b(F.gelu(F.conv2d(x, self.cache[x.shape], self.a.bias, padding=1)))
-
-
-class SwappedParameter(Body):
-    """Assigns to a weight within a pass, which wants a Parameter."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        kept = self.a.weight
-        self.a.weight = kept
-        return super().forward(x)
-
-
-class Locked(Body):
-    """Holds what cannot be copied."""
-
-    def __init__(self):
-        super().__init__()
-        self.lock = threading.Lock()
-
-    def forward(self, x: Tensor) -> Tensor:
-        with self.lock:
-            return super().forward(x)
-
-
-class Stateful(Body):
-    """Recurrent over calls."""
-
-    def __init__(self):
-        super().__init__()
-        self.hidden = None
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.a(x)
-        if self.hidden is not None and self.hidden.shape == y.shape:
-            y = y + 0.1 * self.hidden
-        self.hidden = y.detach()
-        return x + self.b(F.gelu(y))
-
-
 class Output3(NamedTuple):
     aux: None
     image: Tensor
@@ -290,20 +250,6 @@ class Guided(Body):
             y = super().forward(z)
             (towards,) = torch.autograd.grad((y - x).square().sum(), z, create_graph=True)
         return y - 0.1 * towards
-
-
-def replaced_forward(net: nn.Module) -> None:
-    """Set a forward from outside that holds the module in its closure, as loaders and offloaders do."""
-    part = net.a
-    part.forward = lambda x: F.conv2d(x, part.weight, part.bias, padding=1)
-
-
-_found_by_name: list[nn.Module] = []
-
-
-def forward_by_global_name(net: nn.Module) -> None:
-    _found_by_name[:] = [net]
-    net.a.forward = lambda x: F.conv2d(x, _found_by_name[0].a.weight, _found_by_name[0].a.bias, padding=1)
 
 
 def scripted_part(net: nn.Module) -> None:
@@ -362,6 +308,7 @@ STYLES: dict[str, Callable[[], nn.Module]] = {
     "plain": Body,
     "activation checkpointing": lambda: Checkpointed(False),
     "reentrant checkpointing": lambda: Checkpointed(True),
+    "reversible": Reversible,
     "skip by a hook": HookedSkip,
     "skip by a function's hook": HookedFromOutside,
     "tied weights": TiedWeights,
@@ -369,6 +316,7 @@ STYLES: dict[str, Callable[[], nn.Module]] = {
     "TorchScript": lambda: torch.jit.script(nn.Sequential(conv(3, 6), nn.ReLU(), conv(6, 3))),
     "quantized": quantized,
     "complex weights": Spectral,
+    "several dtypes": SeveralDtypes,
     "weight norm": changed(weight_norm),
     "spectral norm": changed(spectral_norm),
     "lazy": Lazy,
@@ -376,40 +324,34 @@ STYLES: dict[str, Callable[[], nn.Module]] = {
     "list output": lambda: Wrapped(lambda y: [F.avg_pool2d(y, 2), y]),
     "dict output": lambda: Wrapped(lambda y: {"score": y.mean(), "image": y}),
     "dataclass output": lambda: Wrapped(lambda y: Output(y.mean(), y)),
+    "object output": lambda: Wrapped(lambda y: SimpleNamespace(image=y, score=y.mean())),
     "eats its border": Valid,
     "second input": NonBlind,
     "1 channel": lambda: Body(1),
     "2 channels": lambda: Body(2),
     "4 channels": lambda: Body(4),
     "6 channels": lambda: Body(6),
-    "multiple of 64": Multiple64,
+    "multiple of 64": lambda: Multiple(64),
+    "multiple of 6": lambda: Multiple(6),
     "non-deterministic": Random,
     "in place": InPlace,
-    "keeps activations": Remembering,
-    "keeps products of weights": CachedWeights,
-    "assigns to a weight": SwappedParameter,
-    "holds a lock": Locked,
-    "depends on earlier calls": Stateful,
     "named tuple with None": lambda: Wrapped(lambda y: Output3(None, y, {"none": None})),
     "differentiates inside": Guided,
-    "forward set from outside": changed(replaced_forward),
     "backward hook": changed(backward_hook),
     "made under inference_mode": under_inference_mode,
     "exported program": exported,
-    "finds itself by a global": changed(forward_by_global_name),
     "TorchScript inside": changed(scripted_part),
     "weights hold tensors": changed(integers_with_scale),
     "weights without values": changed(without_values),
-}
+} | KEEPING
 ARGUMENTS: dict[str, dict[str, Any]] = {"second input": {"sigma": 0.1}}
 REFUSED = {
     "TorchScript": "TorchScript hides the weights of a model",
     "TorchScript inside": "TorchScript hides the weights of a;",
     "lazy": "lazy weights",
-    "finds itself by a global": "something in it refers to the module by a global name",
     "weights hold tensors": 'a.weight is a Holding, which holds other tensors.*"!a.weight"',
     "weights without values": "weights without values",
-}
+} | NOT_EXCHANGED
 """Styles that methods refuse, by a part of the message."""
 COMPARED = tuple(
     name

@@ -1,16 +1,20 @@
 """Private copies of a model: other threads, caches, functions from outside, the model itself is not run."""
 
 import functools
+import random
 import threading
+import types
 import warnings
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from adapters.styles import CachedWeights, Locked, NonBlind, build
+from adapters.keeping import CachedWeights, Locked
+from adapters.styles import NonBlind, build
 from torch import nn
 
-from tta_restore.adapters import Adapter, SelfEnsemble, SiamCTTA
+from tta_restore.adapters import Adapter, CauSiam, SelfEnsemble, Semantic, SiamCTTA
 from tta_restore.adapters.replica import Replica, copy_module
 from tta_restore.models import RestorerSpec, as_restorer
 
@@ -191,3 +195,85 @@ def test_a_model_whose_image_depends_on_its_batch_is_run_image_by_image():
 def test_a_first_frame_out_of_range_of_a_model_with_a_second_input():
     with pytest.warns(UserWarning, match="expected values in"):
         assert SelfEnsemble(NonBlind())(1.2 * frame(), sigma=0.1).shape == (1, 3, 24, 24)
+
+
+class Configured(Noted):
+    """Reads settings that its user may change."""
+
+    def __init__(self):
+        super().__init__()
+        self.settings, self.nested, self.pair = types.SimpleNamespace(gain=1.0), {"a": {"gain": 1.0}}, ([1.0],)
+        self.array, self.table = np.ones(1, np.float32), torch.ones(1)
+
+    def forward(self, x):
+        gains = self.settings.gain * self.nested["a"]["gain"] * self.pair[0][0] * float(self.array[0]) * self.table
+        return gains * self.conv(x)
+
+
+CHANGES = {
+    "namespace": lambda net: setattr(net.settings, "gain", 2.0),
+    "nested": lambda net: net.nested["a"].update(gain=2.0),
+    "list in a tuple": lambda net: net.pair[0].__setitem__(0, 2.0),
+    "array": lambda net: net.array.fill(2.0),
+    "tensor": lambda net: net.table.fill_(2.0),
+    "weight": lambda net: net.conv.weight.data.mul_(2),
+    "hook": lambda net: net.conv.register_forward_hook(lambda module, inputs, output: 2 * output),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_what_the_user_changes_between_frames_counts(change):
+    net, x = Configured(), frame()
+    adapter = SelfEnsemble(net, views="identity")
+    before = adapter(x)
+    change(net)
+    with torch.no_grad():
+        expected = net(x)
+    assert not torch.allclose(before, expected)
+    assert torch.equal(adapter(x), expected)
+
+
+class Grainy(Noted):
+    def forward(self, x):
+        grain = torch.randn_like(x) + float(np.random.rand()) + random.random()  # noqa: NPY002
+        return self.conv(x) + 0.01 * grain
+
+
+def test_a_random_model_draws_from_the_seed_and_leaves_global_random_numbers_alone():
+    def states():
+        return torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
+
+    torch.manual_seed(0)
+    net, frames = Grainy(), [frame(seed) for seed in range(3)]
+    before = states()
+    outputs = [siam(net)(x) for x in frames]
+    semantic = Semantic(lambda image: image.mean((2, 3)), at="conv", num_heads=1)
+    CauSiam(net, semantic=semantic)(frames[0])
+    assert states() == before
+    torch.manual_seed(5)
+    random.seed(5)
+    assert all(torch.equal(siam(net)(x), output) for x, output in zip(frames, outputs, strict=True))
+    assert not torch.equal(siam(net, seed=1)(frames[0]), outputs[0])
+
+
+class Both(nn.Module):
+    """Runs a part of its own and one of another model, which has a lock of its own."""
+
+    def __init__(self, other):
+        super().__init__()
+        self.other, self.conv = other, nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, x):
+        return self.conv(self.other(x))
+
+
+def test_models_that_share_weights_are_adapted_apart():
+    inner = build("plain")
+    outer = Both(inner)
+    start = [parameter.detach().clone() for parameter in outer.parameters()]
+    adapters = siam(inner), siam(outer)
+    for seed in range(2):
+        for adapter in adapters:
+            adapter(frame(seed))
+    assert all(map(torch.equal, start, outer.parameters()))
+    assert not torch.equal(adapters[0].student["a.weight"], adapters[1].student["other.a.weight"])

@@ -127,3 +127,18 @@ def test_weights_that_a_module_passes_on_are_counted():
             return F.conv2d(x, weight, padding=1)
 
     assert multiply_adds(as_restorer(Passing()), torch.rand(1, 3, 10, 10)) == 3 * 3 * 9 * 100
+
+
+def test_fused_layers_of_transformers_are_counted():
+    class Tokens(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Linear(3, 8), nn.Linear(8, 3)
+            self.layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, dropout=0.0)
+
+        def forward(self, x):
+            y = self.layer(self.first(x.flatten(2).mT))
+            return self.last(y).mT.reshape(x.shape)
+
+    per_pixel = 2 * 3 * 8 + 4 * 8 * 8 + 2 * 8 * 16
+    assert multiply_adds(as_restorer(Tokens().eval()), torch.rand(1, 3, 10, 10)) == per_pixel * 100

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from adapters.styles import build as build_style
 from torch import nn
 
 from tta_restore.models import as_restorer, probe
@@ -176,3 +177,14 @@ def test_models_that_take_long_get_smaller_frames(monkeypatch):
     assert sides.count(32) > 10
     assert len(sides) <= light + 1
     assert str(found).splitlines()[:10] == str(report).splitlines()[:10]
+
+
+@pytest.mark.parametrize("style", ["activation checkpointing", "reentrant checkpointing", "reversible", "recurrent"])
+def test_weights_of_passes_that_are_run_again_are_found(style):
+    net = build_style(style)
+    net.a.weight.grad = torch.ones_like(net.a.weight)
+    report = probe(net)
+    assert report.backward_in_eval is None
+    assert not report.without_gradient
+    assert all(parameter.grad is None for name, parameter in net.named_parameters() if name != "a.weight")
+    assert torch.equal(net.a.weight.grad, torch.ones_like(net.a.weight))

@@ -50,8 +50,8 @@ class GlobalRandom:
         torches = [torch.get_rng_state()]
         if self._cuda is not None:
             torches.append(torch.cuda.get_rng_state(self._cuda))
-        _, keys, position, *_ = np.random.get_state(legacy=True)  # noqa: NPY002
-        return torches, (keys.tobytes(), position), random.getstate()
+        state: Any = np.random.get_state(legacy=False)["state"]  # noqa: NPY002
+        return torches, (state["key"].tobytes(), state["pos"]), random.getstate()
 
 
 @contextlib.contextmanager

@@ -40,6 +40,14 @@ def expect_tensor(function: str, **tensors: object) -> None:
             raise TypeError(f"{function}: expected {name} to be a torch.Tensor, got {type(value).__name__}")
 
 
+def expect_values(function: str, **tensors: Tensor) -> None:
+    """Raise ValueError for the first tensor whose values cannot be read, such as a sparse one."""
+    for name, value in tensors.items():
+        if value.is_meta or value.layout != torch.strided:
+            kind = "device meta" if value.is_meta else str(value.layout)
+            raise ValueError(f"{function}: expected {name} to be a dense tensor with values, got {kind}")
+
+
 def expect_shape(
     function: str, name: str, tensor: Tensor, letters: str, sizes: Sequence[int | None] | None = None
 ) -> tuple[int, ...]:

@@ -22,18 +22,20 @@ from tta_restore._core.forks import delay_forks
 from tta_restore.adapters import checkpoint, registry
 from tta_restore.adapters import plan as plans
 from tta_restore.adapters import state as parameter_sets
+from tta_restore.adapters.arguments import fit, in_view, name_inputs
 from tta_restore.adapters.backbone import Backbone
+from tta_restore.adapters.examination import expect_exchangeable, expect_unsharded
 from tta_restore.adapters.frame import FrameContext, StepReport
 from tta_restore.adapters.guards import Guards
 from tta_restore.adapters.injection import Semantic
 from tta_restore.adapters.select import Select, select_parameters, subspaces
 from tta_restore.adapters.settings import RecordedModule
 from tta_restore.adapters.state import ParameterSet, State, map_tensors
-from tta_restore.adapters.tiling import CenterCrop, Tiles, Windows, by_frames, is_map
+from tta_restore.adapters.tiling import CenterCrop, Tiles, Windows, by_frames
 from tta_restore.adapters.views import NAMED, View, Views, resolve_views
 from tta_restore.models import Restoration, RestorerSpec, as_restorer
 from tta_restore.models.restorer import outputs
-from tta_restore.models.restorer.second_order import own_functions
+from tta_restore.models.restorer.second_order import differentiate, third_party_functions
 
 if TYPE_CHECKING:
     from tta_restore.adapters.calibration import CalibrationReport
@@ -43,11 +45,6 @@ __all__ = ["Adapter"]
 _DIVERGED_FRAMES = 2
 _BYTES = 32.0  # no image in [0, 1] reaches this, nearly all of bytes do
 _ROUNDING = 1e-3  # values this far outside [0, 1] are not reported
-_SHARDED = (
-    "the model's weights are sharded over processes (DTensor, FSDP2); make the adapter around the model before "
-    "fully_shard, shard the adapter as a whole and call it (FSDP2 gathers weights during a call only), or use a copy "
-    "with full weights"
-)
 _adapters: weakref.WeakSet[Adapter] = weakref.WeakSet()
 
 
@@ -116,6 +113,8 @@ class Adapter(RecordedModule):
     """Sets that a method keeps of the selected tensors; the default ``emit`` returns the last one's restoration."""
     keeps_size: ClassVar[bool] = False
     """True if a method takes models at scale 1 only."""
+    keeps_channels: ClassVar[bool] = False
+    """True if a method compares restorations with the frame, so that both have the same channels."""
     takes_clips: ClassVar[bool] = False
     """True if a *frame* of this method is a clip (T, C, H, W), restored frame by frame by ``run`` and ``ensemble``."""
 
@@ -152,10 +151,12 @@ class Adapter(RecordedModule):
         checks.expect_choice(name, "bad_frames", bad_frames, ("raise", "pass"))
         checks.expect_choice(name, "out_of_range", out_of_range, ("report", "raise"))
         super().__init__()
+        if isinstance(model, Adapter):
+            raise TypeError(f"{name}: expected a model, got an adapter; pass its export() or restorer.module")
         self.restorer = as_restorer(model, spec)
         self.semantic = semantic
         self.injection = None if semantic is None else semantic.injection(self.restorer)
-        _expect_exchangeable(name, self.restorer.module, select)
+        expect_exchangeable(name, self.restorer.module, select)
         self._backbone = Backbone(
             self.restorer,
             self.injection,
@@ -179,7 +180,7 @@ class Adapter(RecordedModule):
         self._generator: torch.Generator | None = None
         self._frame: FrameContext | None = None  # the one in work
         self._moved = False  # whether a step ever changed the student, so that it need not be watched any more
-        self._checkpoints: bool | None = None  # whether the model uses reentrant activation checkpointing
+        self._accumulates = False  # whether gradients are found in .grad, see :func:`differentiate`
         self._warned = False  # of values outside [0, 1]
         self._remarked = False  # of what the backbone has to say
         self._detached = False
@@ -189,8 +190,8 @@ class Adapter(RecordedModule):
 
     # What users call.
 
-    def forward(self, x: Tensor, **arguments: Any) -> Any:
-        """Adapt on a frame and restore it; ``arguments`` go to every call of the model.
+    def forward(self, x: Tensor, *inputs: Any, **arguments: Any) -> Any:
+        """Adapt on a frame and restore it; further ``inputs`` and ``arguments`` go to every call of the model.
 
         Shape:
             - x: (B, C, H, W), or (B, T, C, H, W) for a model of clips, RGB in [0, 1]
@@ -201,25 +202,27 @@ class Adapter(RecordedModule):
                 model.
             TypeError: ``x`` is no floating-point tensor.
         """
-        return self._adapt_and_restore(x, arguments).output()
+        return self._adapt_and_restore(x, self._named(inputs, arguments)).output()
 
-    def restore(self, x: Tensor, **arguments: Any) -> Tensor:
+    def restore(self, x: Tensor, *inputs: Any, **arguments: Any) -> Tensor:
         """Adapt on a frame and return its restored image alone, whatever else the model returns."""
-        return self._adapt_and_restore(x, arguments).image
+        return self._adapt_and_restore(x, self._named(inputs, arguments)).image
 
-    def adapt(self, x: Tensor, **arguments: Any) -> StepReport:
+    def adapt(self, x: Tensor, *inputs: Any, **arguments: Any) -> StepReport:
         """Adapt on a frame without restoring it, and report what happened. Takes and raises what a call does."""
+        arguments = self._named(inputs, arguments)
         problem, messages = self._inspect(x, arguments)
         problem = problem or self._frozen_reason()
         if problem is not None:
             return self._skip(problem)
         return self._transact(x, arguments, messages, emit=False)[0]
 
-    def predict(self, x: Tensor, **arguments: Any) -> Any:
+    def predict(self, x: Tensor, *inputs: Any, **arguments: Any) -> Any:
         """Restore a frame with what was learned so far; nothing changes.
 
         Takes and returns what a call does, and raises for bytes as it does; NaN passes through.
         """
+        arguments = self._named(inputs, arguments)
         self._inspect(x, arguments, adapting=False)
         return self._predict(x, arguments).output()
 
@@ -387,7 +390,7 @@ class Adapter(RecordedModule):
     @property
     def source(self) -> ParameterSet:
         """The model's own tensors, at least float32."""
-        _expect_exchangeable(type(self).__name__, self.restorer.module, self.adapted or None)
+        expect_exchangeable(type(self).__name__, self.restorer.module, self.adapted or None)
         own = self._backbone.parameters()
         return {
             name: own[name].detach().to(torch.promote_types(own[name].dtype, torch.float32)) for name in self.adapted
@@ -410,7 +413,7 @@ class Adapter(RecordedModule):
     def run_view(self, role: str, image: Tensor, view: View) -> Restoration:
         """Restore a view of an image as :meth:`run` does, with its maps in that view, and transform the image back."""
         there, back = view
-        restoration = self._run(role, there(image), _viewed(self._keywords(role, image), there, image))
+        restoration = self._run(role, there(image), in_view(self._keywords(role, image), there, image))
         return restoration.with_image(back(restoration.image))
 
     def ensemble(self, role: str | Mapping[str, float], image: Tensor, **arguments: Any) -> Restoration:
@@ -422,7 +425,7 @@ class Adapter(RecordedModule):
         if isinstance(role, str):
             tensors, arguments = self._tensors(role), self._keywords(role, image) | arguments
             with torch.no_grad():
-                return self._in_parts(self._restore_views, tensors, image, arguments)
+                return self._with_channels(image, self._in_parts(self._restore_views, tensors, image, arguments))
         parts = [(weight, self._tensors(name), self._context(name)) for name, weight in role.items()]
         with torch.no_grad():
             return self._in_parts(self._restore_weighted, parts, image, self._keywords("source", image) | arguments)
@@ -465,10 +468,9 @@ class Adapter(RecordedModule):
             RuntimeError: it depends on none, or an operator has no second derivative.
         """
         tensors = [tensor for role in roles for tensor in self.state.sets[role].values()]
-        if self._checkpoints is None:
-            self._checkpoints = any("CheckpointFunction" in type(node).__name__ for node in own_functions(loss))
+        self._accumulates = self._accumulates or any(True for _ in third_party_functions(loss))
         try:
-            gradients = _gradients(loss, tensors, accumulate=self._checkpoints) if loss.requires_grad else []
+            gradients = differentiate(loss, tensors, accumulate=self._accumulates) if loss.requires_grad else []
         except RuntimeError as error:
             if "scaled_dot_product" not in str(error):
                 raise
@@ -551,6 +553,7 @@ class Adapter(RecordedModule):
         """Read a frame once: why it is not adapted on, if it is not, and messages on it."""
         name = type(self).__name__
         checks.expect_floating(name, x=x)
+        checks.expect_values(name, x=x)
         if not x.numel():
             return "the batch is empty: there is no frame", []
         low, high = (float(bound) for bound in x.aminmax())
@@ -724,20 +727,19 @@ class Adapter(RecordedModule):
     def _session(self, x: Tensor, arguments: dict[str, Any] | None = None) -> Iterator[FrameContext]:
         arguments = arguments or {}
         self._expect_attached()
-        _expect_exchangeable(type(self).__name__, self.restorer.module, self.adapted or None)
+        expect_exchangeable(type(self).__name__, self.restorer.module, self.adapted or None)
         with torch.inference_mode(False):
             image = self._clip_of(x.clone() if x.is_inference() else x.detach())
         companions = [module for name, module in self.named_children() if name != "restorer"]
         with contextlib.ExitStack() as stack:
-            stack.enter_context(self._backbone.session(image, companions, arguments))
+            stack.enter_context(
+                self._backbone.session(image, companions, arguments, lambda: self.state.generator().initial_seed())
+            )
             if self.adapted and self._backbone.problem:
                 raise TypeError(
                     f"{type(self).__name__}: {type(self._backbone.root).__name__} cannot be run with other weights on "
                     f"a private copy, and other threads must not get adapted weights: {self._backbone.problem}"
                 )
-            if self._backbone.training:  # dropout draws from the global generator
-                stack.enter_context(torch.random.fork_rng([image.device] if image.is_cuda else []))
-                torch.manual_seed(self.state.generator().initial_seed())
             self._expect_dense(image)
             region = image if self.region is None else self.region(image, self.restorer.known_spec(image).size)
             self._backbone.share(region)
@@ -779,15 +781,26 @@ class Adapter(RecordedModule):
     def _run(self, role: str, image: Tensor, arguments: dict[str, Any]) -> Restoration:
         tensors = self._tensors(role)
         if role == "student" and torch.is_grad_enabled():
-            return self._backbone.restore(tensors, image, **arguments)
+            return self._with_channels(image, self._backbone.restore(tensors, image, **arguments))
         with torch.no_grad():
-            return self._in_parts(self._restore_plainly, tensors, image, arguments)
+            return self._with_channels(image, self._in_parts(self._restore_plainly, tensors, image, arguments))
+
+    def _with_channels(self, image: Tensor, restoration: Restoration) -> Restoration:
+        if self.keeps_channels and restoration.image.ndim > 3 and restoration.image.shape[-3] != image.shape[-3]:
+            raise ValueError(
+                f"{type(self).__name__}: expected a model that returns as many channels as it takes, "
+                f"{image.shape[-3]}, got {restoration.image.shape[-3]}: this method compares its output with the frame"
+            )
+        return restoration
 
     def _tensors(self, role: str) -> ParameterSet | None:
         if role != "source" and role not in self._kept_roles():
             known = ", ".join(["source", *self._kept_roles()])
             raise ValueError(f"{type(self).__name__}: expected one of the roles {known}, got {role!r}")
         return None if role == "source" else self.state.sets[role]
+
+    def _named(self, inputs: tuple[Any, ...], arguments: dict[str, Any]) -> dict[str, Any]:
+        return name_inputs(type(self).__name__, self._backbone.root, inputs, arguments)
 
     def _keywords(self, role: str, image: Tensor) -> dict[str, Any]:
         """Keywords for the model: those of the call, cut as the image is cut from the frame, and the context."""
@@ -796,7 +809,7 @@ class Adapter(RecordedModule):
             return {}
         arguments = frame.arguments
         if arguments:
-            arguments = _fitted(type(self).__name__, arguments, frame, image)
+            arguments = fit(type(self).__name__, arguments, frame, image)
         return arguments | self._context(role)
 
     def _context(self, role: str) -> dict[str, Any]:
@@ -834,13 +847,13 @@ class Adapter(RecordedModule):
 
     def _restore_views(self, image: Tensor, tensors: ParameterSet | None, arguments: dict) -> Restoration:
         there, back = self.views[0]
-        first = self._backbone.restore(tensors, there(image), **_viewed(arguments, there, image))
+        first = self._backbone.restore(tensors, there(image), **in_view(arguments, there, image))
         restored = back(first.image)
         if len(self.views) == 1:
             return first.with_image(restored)
         total = restored.float()
         for there, back in self.views[1:]:
-            other = self._backbone.restore(tensors, there(image), **_viewed(arguments, there, image))
+            other = self._backbone.restore(tensors, there(image), **in_view(arguments, there, image))
             total = total + back(other.image).float()
         return first.with_image((total / len(self.views)).to(restored.dtype))
 
@@ -897,77 +910,12 @@ class Adapter(RecordedModule):
 
     def _expect_whole(self) -> None:
         """Raise where the model's weights have no values here, or are sharded over processes."""
-        name = type(self).__name__
-        if any(kind.__name__ == "FSDPModule" for part in self.modules() for kind in type(part).__mro__):
-            raise TypeError(f"{name}: {_SHARDED}")
-        _expect_exchangeable(name, self.restorer.module, self.adapted or None)
+        expect_unsharded(type(self).__name__, self)
+        expect_exchangeable(type(self).__name__, self.restorer.module, self.adapted or None)
 
     def _expect_attached(self) -> None:
         if self._detached:
             raise RuntimeError(f"{type(self).__name__}: was detached from its model; make a new adapter")
-
-
-def _gradients(loss: Tensor, tensors: list[Tensor], *, accumulate: bool) -> list[Tensor | None]:
-    if not accumulate:
-        return list(torch.autograd.grad(loss, tensors, allow_unused=True))
-    # Reentrant activation checkpointing runs backward inside backward, which adds to .grad only. The replicas' frozen
-    # weights require no gradient, so that nothing else is reached.
-    loss.backward()
-    gradients = [tensor.grad for tensor in tensors]
-    for tensor in tensors:
-        tensor.grad = None
-    return gradients
-
-
-def _fitted(name: str, arguments: dict[str, Any], frame: FrameContext, image: Tensor) -> dict[str, Any]:
-    """Keywords of a call for another image than the frame: maps are cut to the region, or refused."""
-    whole, sides = frame.image.shape[-2:], image.shape[-2:]
-    if image is frame.image or sides == whole:
-        return arguments
-    fitted = {}
-    for key, value in arguments.items():
-        if not is_map(value, whole):
-            fitted[key] = value
-        elif sides == frame.region.shape[-2:]:
-            top, left = ((side - part) // 2 for side, part in zip(whole, sides, strict=True))
-            fitted[key] = value[..., top : top + sides[0], left : left + sides[1]]
-        else:
-            raise ValueError(
-                f"{name}: {key} has a value for each pixel of the frame ({whole[0]}x{whole[1]}), and this method runs "
-                f"the model on images of {sides[0]}x{sides[1]}; pass one value for the frame"
-            )
-    return fitted
-
-
-def _viewed(arguments: dict[str, Any], there: Any, image: Tensor) -> dict[str, Any]:
-    """Keywords for a view of an image: maps are transformed as the image is."""
-    sides = image.shape[-2:]
-    if not any(is_map(value, sides) for value in arguments.values()):
-        return arguments
-    return {key: there(value) if is_map(value, sides) else value for key, value in arguments.items()}
-
-
-def _expect_exchangeable(name: str, module: Any, select: Any) -> None:
-    """Raise where the weights of a model cannot be exchanged, with the remedy."""
-    root = getattr(module, "_orig_mod", module)
-    if not isinstance(root, nn.Module):
-        if select is not None:
-            raise TypeError(f"{name}: a function has no weights to select; expected a module")
-        return
-    if any(kind.__name__ == "FullyShardedDataParallel" for part in root.modules() for kind in type(part).__mro__):
-        raise TypeError(f"{name}: the model is sharded by FullyShardedDataParallel; pass the module that it wraps")
-    if any(parameter.is_meta for parameter in root.parameters()):
-        raise ValueError(f"{name}: the model has weights without values (device meta); load its weights first")
-    if select is None:
-        return
-    for path, part in root.named_modules():
-        if isinstance(part, torch.jit.ScriptModule):
-            raise TypeError(
-                f"{name}: TorchScript hides the weights of {path or 'a model'}; pass the module that was scripted or "
-                "traced"
-            )
-    if any(hasattr(parameter, "full_tensor") for parameter in root.parameters()):
-        raise TypeError(f"{name}: {_SHARDED}")
 
 
 def _after_fork() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
@@ -13,11 +13,14 @@ from weakref import WeakKeyDictionary, WeakSet
 import torch
 from torch import Tensor, nn
 
-from tta_restore._core.ambient import usual_defaults
+from tta_restore._core.ambient import global_random, usual_defaults
+from tta_restore.adapters.examination import examine
 from tta_restore.adapters.injection import CONTEXT, Injection
 from tta_restore.adapters.prefix_cache import PrefixCache
-from tta_restore.adapters.replica import Outside, Replica, Watch, outputs_agree, outside_functions, signature
+from tta_restore.adapters.replica import Outside, Replica, outside_functions
 from tta_restore.models import Restoration, Restorer, RestorerSpec
+from tta_restore.models.restorer import outputs
+from tta_restore.models.restorer.contents import fingerprint
 from tta_restore.models.restorer.preserve import preserve_state
 
 __all__ = ["Backbone", "lock_of"]
@@ -30,7 +33,6 @@ _REMEMBERS = (
     "the model's output depends on its earlier calls; each pass starts from the state that the model is in, as if its "
     "frame were the first one"
 )
-_TRIED = 64  # side in pixels of the crops on which a replica is compared with its module
 
 
 def lock_of(module: Any) -> threading.RLock:
@@ -85,6 +87,10 @@ class Backbone:
         """Why replicas do not work."""
         self.remark = ""
         """Messages for the user about how the module behaves when it is run."""
+        self.reuses_memory = True
+        """Whether the module may return the same memory from call to call."""
+        self._draws: bool | None = None
+        """Whether the model draws global random numbers in eval mode; None until a session was run."""
         self._with_graph: Replica | Outside | None = None
         self._without: Replica | Outside | None = None
         self._held = contextlib.ExitStack()
@@ -100,6 +106,7 @@ class Backbone:
             memory_format=self.memory_format,
         )
         twin.copies, twin.problem, twin.remark = self.copies, self.problem, self.remark
+        twin.reuses_memory, twin._draws = self.reuses_memory, self._draws
         return twin
 
     def __getstate__(self) -> dict[str, Any]:
@@ -141,11 +148,14 @@ class Backbone:
             self.prefix.share(frame)
 
     @contextlib.contextmanager
-    def session(self, frame: Tensor, companions: list[nn.Module], arguments: Mapping[str, Any]) -> Iterator[None]:
+    def session(
+        self, frame: Tensor, companions: list[nn.Module], arguments: Mapping[str, Any], seed: Callable[[], int]
+    ) -> Iterator[None]:
         """Open the time in which passes may run; afterwards everything is as it was.
 
         Gradients are off inside until switched on, an outer ``inference_mode`` does not reach in, and autocast does not
-        cache its casts: it would keep using weights of before a step. ``companions`` run in eval mode.
+        cache its casts: it would keep using weights of before a step. ``companions`` run in eval mode. A model that
+        draws global random numbers, as in train mode, gets those of ``seed``.
         """
         with contextlib.ExitStack() as stack:
             for module in sorted({self.root, *companions}, key=id):  # one order for all, or two could wait for ever
@@ -157,13 +167,20 @@ class Backbone:
             if torch.is_autocast_enabled(device):
                 dtype = torch.get_autocast_dtype(device)
                 stack.enter_context(torch.autocast(device, dtype=dtype, cache_enabled=False))
+            drawn = None
+            if self.training or self._draws is not False:
+                drawn = stack.enter_context(global_random(frame.device))
             self.measure(frame, arguments)
             stack.callback(self._end)
             if not self._start(frame, arguments) and isinstance(self.root, nn.Module):
                 stack.enter_context(preserve_state(self.root, training=self.training))
             for module in companions:
                 stack.enter_context(preserve_state(module, training=False))
+            if drawn is not None:
+                drawn.seed(seed())
             yield
+            if drawn is not None and self._draws is None:
+                self._draws = drawn.drawn()
 
     def measure(self, frame: Tensor, arguments: Mapping[str, Any]) -> RestorerSpec:
         """Return the specification; where it is not known yet, it is measured on a replica if there can be one."""
@@ -196,7 +213,7 @@ class Backbone:
         call, context = host.module, arguments.get(CONTEXT)
         if tensors is None:
             host.reset()
-            return self.restorer.restore(frame, call=call, memory_format=self.memory_format, **arguments)
+            return self._kept(self.restorer.restore(frame, call=call, memory_format=self.memory_format, **arguments))
         own = self.parameters()
         used = {name: tensor.to(own[name].dtype) for name, tensor in tensors.items()}
         with contextlib.ExitStack() as stack:
@@ -211,7 +228,14 @@ class Backbone:
                     stack.enter_context(self.injection.active(host.root, used, context))
                 else:
                     call = partial(self._with_context, host, used)  # each image with its own context
-            return self.restorer.restore(frame, call=call, memory_format=self.memory_format, **arguments)
+            return self._kept(self.restorer.restore(frame, call=call, memory_format=self.memory_format, **arguments))
+
+    def _kept(self, restoration: Restoration) -> Restoration:
+        """Return an output that the next pass does not write into."""
+        if not self.reuses_memory or torch.is_grad_enabled():
+            return restoration
+        raw = outputs.transform(restoration.raw, lambda _, leaf: leaf.clone())
+        return Restoration(restoration.image.clone(), raw, restoration.path)
 
     def _with_context(
         self, host: Replica | Outside, used: Mapping[str, Tensor], inputs: Tensor, **keywords: Any
@@ -229,19 +253,27 @@ class Backbone:
     def _start(self, frame: Tensor, arguments: Mapping[str, Any]) -> bool:
         """Make the replicas ready; return whether there are any."""
         if self.copies is None:
-            self.problem = self._examine_replicas(frame, arguments)
+            found = examine(
+                self._replica,
+                self.restorer,
+                frame,
+                arguments,
+                training=self.training,
+                memory_format=self.memory_format,
+            )
+            self.problem, self.reuses_memory = found.problem, found.reuses_memory
+            self.remark = _REMEMBERS if found.remembers else ""
             self.copies = not self.problem
         if not self.copies:
             if self._without is None:
                 self._with_graph = self._without = Outside(self.restorer.module, self.root)
             return False
-        now = signature(self.root)
+        now = fingerprint(self.root)
         replicas = [host for host in (self._with_graph, self._without) if isinstance(host, Replica)]
-        if len(replicas) < 2 or any(replica.signature != now for replica in replicas):
+        if len(replicas) < 2 or any(replica.fingerprint != now for replica in replicas):
             self._with_graph, self._without = replicas = [self._replica(), self._replica()]
-        buffers: dict[int, Tensor] = {}
         for replica in replicas:
-            replica.start(buffers, training=self.training)
+            replica.start(training=self.training)
         return True
 
     def _end(self) -> None:
@@ -254,70 +286,3 @@ class Backbone:
 
     def _replica(self) -> Replica:
         return Replica(self.root, None if self.root is self.restorer.module else self.restorer.module)
-
-    def _examine_replicas(self, frame: Tensor, arguments: Mapping[str, Any]) -> str:
-        """Return why the module cannot be run on replicas; empty where it can.
-
-        Two replicas have to agree on two frames in opposite order, without a trace of one pass in the other and without
-        touching a tensor of the module. Where functions of the user's take part, the module is run as well.
-        """
-        try:
-            replicas = self._replica(), self._replica()
-        except Exception as error:  # whatever copying a third-party module raises
-            return f"copying it raises {type(error).__name__}: {error}"
-        frames = self.restorer.known_spec(frame).frames
-        if frame.ndim == 4 and frames != 1:  # a clip, for methods that restore it frame by frame
-            frame = frame[torch.arange(frames or len(frame)) % len(frame)][None]
-        for crop in (frame if arguments else frame[:1, ..., :_TRIED, :_TRIED], frame):
-            pair = [crop, 0.9 - 0.8 * crop.flip(-1)]
-            try:
-                return self._compare(replicas, pair, arguments)
-            except Exception as error:  # whatever a third-party module raises for a size it cannot take
-                problem = f"a copy of it raises {type(error).__name__}: {error}"
-        return problem if self._module_runs(pair, arguments) else ""
-
-    def _compare(self, replicas: tuple[Replica, Replica], frames: list[Tensor], arguments: Mapping[str, Any]) -> str:
-        devices = sorted({p.device.index or 0 for p in self.root.parameters() if p.device.type == "cuda"})
-
-        found, watch = [], Watch([*self.root.parameters(), *self.root.buffers()])
-
-        def run(module: nn.Module, x: Tensor, *, fresh: bool = True) -> Any:
-            def call(*inputs: Any, **keywords: Any) -> Any:
-                with watch if module is not self.root else contextlib.nullcontext():
-                    return module(*inputs, **keywords)
-
-            torch.manual_seed(0)
-            if fresh:
-                replica.reset()
-            return self.restorer.restore(x, call=call, memory_format=self.memory_format, **arguments).raw
-
-        with torch.random.fork_rng(devices), torch.no_grad():
-            for replica, order in zip(replicas, (1, -1), strict=True):
-                replica.start({}, training=self.training)
-                try:
-                    found.append([run(replica.root, x) for x in frames[::order]][::order])
-                    repeats = len(found) > 1 or outputs_agree(found[0][0], run(replica.root, frames[0]))
-                    if repeats and not outputs_agree(found[0][0], run(replica.root, frames[0], fresh=False)):
-                        self.remark = _REMEMBERS
-                finally:
-                    replica.end()
-                if not repeats:  # a random model says nothing
-                    found = []
-                    break
-            if found and outside_functions(self.root):
-                with preserve_state(self.root, training=self.training):
-                    found.append([run(self.root, x) for x in frames])
-        if watch.touched:
-            return "something in it refers to the module by a global name, so that a copy would run the original"
-        if any(not outputs_agree(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True)):
-            return "a copy of it gives other images, as where a function keeps what it saw in the module"
-        return ""
-
-    def _module_runs(self, frames: list[Tensor], arguments: Mapping[str, Any]) -> bool:
-        """Return whether the module itself takes frames that its replica failed on."""
-        with preserve_state(self.root, training=self.training), torch.no_grad():
-            try:
-                self.restorer.restore(frames[0], call=self.root, memory_format=self.memory_format, **arguments)
-            except Exception:  # it raises, and will again
-                return False
-        return True

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from tta_restore._core import checks
-from tta_restore._core.ambient import with_usual_defaults
+from tta_restore._core.ambient import global_random, with_usual_defaults
 from tta_restore.adapters.settings import RecordedModule
 from tta_restore.models import Restorer
 from tta_restore.models.restorer.preserve import preserve_state
@@ -91,6 +91,15 @@ def find_site(
         TypeError: the model is a function, or was compiled.
     """
     root, path, names = expect_site(restorer, path, asker=asker)
+    if frame is None:
+        try:
+            frame = example_frame(restorer)
+        except ValueError as error:
+            raise ValueError(
+                f"{asker}: {type(root).__name__} takes no frame by itself, which finds out the size of its features; "
+                f"wrap it in a module whose forward(x) passes its other inputs ({error.__cause__})"
+            ) from error
+        frame = frame if frame.ndim == 5 else torch.cat([frame, frame[..., : frame.shape[-1] // 2]], -1)  # not square
     found = _observe(restorer, root, names if path == "auto" else [path], frame, arguments)
     if not found:
         where = "any of its modules" if path == "auto" else repr(path)
@@ -130,15 +139,13 @@ def expect_site(restorer: Restorer, path: str, *, asker: str) -> tuple[nn.Module
 
 
 def _observe(
-    restorer: Restorer, root: nn.Module, paths: list[str], frame: Tensor | None, arguments: dict[str, Any]
+    restorer: Restorer, root: nn.Module, paths: list[str], frame: Tensor, arguments: dict[str, Any]
 ) -> list[Site]:
     """Sites among the modules at ``paths``, in the order in which they finish."""
     outputs: dict[str, list[Any]] = {}
     handles = []
-    if frame is None:
-        frame = example_frame(restorer)
-        frame = frame if frame.ndim == 5 else torch.cat([frame, frame[..., : frame.shape[-1] // 2]], -1)  # not square
-    with torch.inference_mode(False), torch.no_grad(), preserve_state(root, training=False):
+    drawn = global_random(frame.device)
+    with drawn, torch.inference_mode(False), torch.no_grad(), preserve_state(root, training=False):
         spec = restorer.known_spec(frame, **arguments)
 
         def note(path: str, output: Any) -> None:

@@ -77,14 +77,14 @@ class PrefixCache:
     def _recorded(
         self, names: Iterable[str], run: Pass, root: nn.Module, tensors: Any, frame: Tensor, arguments: dict[str, Any]
     ) -> Restoration:
-        calls: dict[str, list[tuple[Any, int]]] = {}
+        calls: dict[str, list[tuple[Any, int | None]]] = {}
         recording = {name: _recording(root.get_submodule(name).forward, calls.setdefault(name, [])) for name in names}
         with _swapped(root, recording):
             restoration = run(tensors, frame, arguments)
         self._records = {
             name: seen[0][0]
             for name, seen in calls.items()
-            if len(seen) == 1 and isinstance(seen[0][0], Tensor) and seen[0][0]._version == seen[0][1]
+            if len(seen) == 1 and seen[0][1] is not None and _version(seen[0][0]) == seen[0][1]
         }
         return restoration
 
@@ -93,13 +93,18 @@ def _replaying(output: Tensor) -> Callable[..., Any]:
     return lambda *_inputs, **_keywords: output
 
 
-def _recording(forward: Callable[..., Any], seen: list[tuple[Any, int]]) -> Callable[..., Any]:
+def _recording(forward: Callable[..., Any], seen: list[tuple[Any, int | None]]) -> Callable[..., Any]:
     def run(*inputs: Any, **keywords: Any) -> Any:
         output = forward(*inputs, **keywords)
-        seen.append((output, getattr(output, "_version", -1)))
+        seen.append((output, _version(output)))
         return output
 
     return run
+
+
+def _version(output: Any) -> int | None:
+    """Return how often a tensor was written into; None where that is not counted."""
+    return output._version if isinstance(output, Tensor) and not output.is_inference() else None
 
 
 @contextmanager

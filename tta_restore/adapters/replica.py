@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from types import CellType, FunctionType, MethodType
@@ -15,12 +16,12 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from tta_restore.models.restorer import outputs
+from tta_restore.models.restorer.contents import Contents, fingerprint, held
 from tta_restore.models.restorer.preserve import put_back, set_mode
 
-__all__ = ["Outside", "Replica", "Watch", "copy_module", "outputs_agree", "outside_functions", "signature"]
+__all__ = ["Outside", "Replica", "Watch", "copy_module", "outputs_agree", "outside_functions"]
 
 _PLAIN = (bool, int, float, str, bytes, type(None))
-_TABLES = frozenset(vars(nn.Module())) | {"forward"}
 _Cached = type(functools.lru_cache(int))
 
 
@@ -43,8 +44,8 @@ class Replica:
     """A copy of a module's objects that shares the memory of its weights.
 
     The copied parameters require no gradient, its buffers are copies of those of the module at the start of a session,
-    and what a forward pass sets or writes stays in the replica. The module itself is never run or changed. Around a
-    module that was compiled, the copy is compiled in the same way.
+    and what a forward pass sets or writes stays in the replica, until the next pass starts from the same state again.
+    The module itself is never run or changed. Around a module that was compiled, the copy is compiled in the same way.
 
     Raises:
         Exception: whatever copying the module raises.
@@ -53,24 +54,34 @@ class Replica:
     def __init__(self, root: nn.Module, compiled: Any = None) -> None:
         self.original = root
         memo: dict[int, Any] = {}
-        for part in root.modules():
-            for parameter in part._parameters.values():
-                if parameter is not None and id(parameter) not in memo:
-                    data = parameter.clone() if parameter.is_inference() else parameter.detach()
-                    memo[id(parameter)] = nn.Parameter(data, requires_grad=False)
-            for value in _tensors((part._buffers, part.__dict__)):
-                if id(value) not in memo:
-                    memo[id(value)] = value.clone() if value.is_inference() else value.detach()
+        parts = list(root.modules())
+        weights = {id(p): p for part in parts for p in part._parameters.values() if p is not None}
+        for number, parameter in weights.items():
+            data = parameter.clone() if parameter.is_inference() else parameter.detach()
+            memo[number] = nn.Parameter(data, requires_grad=False)
+        memory = {_memory(parameter) for parameter in weights.values()} - {None}
+        aliases: list[Tensor] = []
+        for value, first in held(parts):
+            if first and isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
+                memo[id(value)] = value.clone() if value.is_inference() else value.detach().clone()
+                if _memory(value) in memory:
+                    aliases.append(memo[id(value)])
+        for value in _tensors([part._buffers for part in parts]):
+            if id(value) not in memo:
+                memo[id(value)] = value.clone() if value.is_inference() else value.detach()
         self.root: nn.Module = copy_module(root, memo)
         self.module: Any = self.root if compiled is None else type(compiled)(self.root, compiled.dynamo_ctx)
-        self.parts = list(zip(root.modules(), self.root.modules(), strict=True))
+        self.parts = list(zip(parts, self.root.modules(), strict=True))
         self.places = _places(root, {id(part): twin for part, twin in self.parts})
-        self.signature = signature(root)
+        self.fingerprint = fingerprint(root)
         self._own = [(twin, dict(twin.__dict__), dict(twin._parameters)) for _, twin in self.parts]
-        self._parameters = {name: _at(self.places[name][0]) for name in self.places}
-        held = [value for twin in self.root.modules() for key, value in vars(twin).items() if key not in _TABLES]
-        self._containers = [(value, copy.copy(value)) for value in _containers(held[:])][1:]
-        self._caches = [*_leaves(held, _Cached), *_class_caches(self.root)]
+        self.weights = {name: _at(self.places[name][0]) for name in self.places}
+        self.aliases = aliases
+        """Tensors in attributes that share the memory of a weight, which an exchange does not reach."""
+        self._buffers: list[tuple[dict[str, Tensor | None], dict[str, Tensor | None]]] = []
+        self._used: dict[int, tuple[Tensor, int]] = {}
+        self._contents = Contents(self.root.modules(), exact=False)
+        self._caches = [*_leaves([vars(twin) for _, twin in self.parts], _Cached), *_class_caches(self.root)]
 
     @contextlib.contextmanager
     def holding(self, tensors: Mapping[str, Tensor]) -> Iterator[None]:
@@ -79,62 +90,60 @@ class Replica:
             _put(self.places, tensors)
             yield
         finally:
-            _put(self.places, {name: self._parameters[name] for name in tensors if name in self._parameters})
+            _put(self.places, {name: self.weights[name] for name in tensors if name in self.weights})
 
-    def start(self, buffers: dict[int, Tensor], *, training: bool) -> None:
-        """Begin a session; ``buffers`` holds copies of the original's by their id, for all replicas of a session."""
+    def start(self, *, training: bool) -> None:
+        """Begin a session, with copies of the module's buffers."""
         if any(twin.training != training for _, twin in self.parts):
             set_mode(self.root, training)
-        for part, twin in self.parts:
-            for name, buffer in part._buffers.items():
-                if buffer is not None:
-                    if id(buffer) not in buffers:
-                        buffers[id(buffer)] = buffer.clone()
-                    twin._buffers[name] = buffers[id(buffer)]
+        copies: dict[int, Tensor] = {}
+        self._buffers = [
+            (twin._buffers, {
+                name: None if buffer is None else copies.setdefault(id(buffer), buffer.clone())
+                for name, buffer in part._buffers.items()
+            })
+            for part, twin in self.parts
+            if part._buffers or twin._buffers
+        ]  # fmt: skip
+        self._used = {}
+        self._reset_buffers()
 
     def reset(self) -> None:
-        """Undo what a pass left in attributes: what it computed from some weights must not serve a pass with others."""
+        """Undo what a pass left behind: what it computed from some weights must not serve a pass with others."""
         tables: list[tuple[dict, dict]] = []
         for twin, attributes, parameters in self._own:
             kept = {key: twin.__dict__[key] for key in ("training", "forward") if key in twin.__dict__}
             tables += [(twin.__dict__, attributes | kept), (twin._parameters, parameters)]
         put_back(tables)
-        for container, content in self._containers:
-            container.clear()
-            container.extend(content) if isinstance(container, (list, deque)) else container.update(content)
+        self._contents.restore()
+        self._reset_buffers()
         for cache in self._caches:
             cache.cache_clear()
+
+    def _reset_buffers(self) -> None:
+        """Give the next pass buffers of the values at the start, new ones where a pass wrote into them."""
+        used: dict[int, tuple[Tensor, int]] = {}
+        for table, start in self._buffers:
+            for number, values in ((id(values), values) for values in start.values() if values is not None):
+                if number not in used:
+                    buffer, version = self._used.get(number, (values, -1))
+                    if buffer._version != version or self.root.training:  # batch_norm does not raise the version
+                        buffer = values.clone()
+                    used[number] = buffer, buffer._version
+            fresh = {name: None if values is None else used[id(values)][0] for name, values in start.items()}
+            put_back([(table, fresh)])
+        self._used = used
 
     def end(self) -> None:
         """Undo whatever the passes of a session left in the replica's objects."""
         self.reset()
+        self._buffers, self._used = [], {}
         for twin, attributes, _ in self._own:
             if "forward" not in attributes:
                 twin.__dict__.pop("forward", None)
             for name, buffer in twin._buffers.items():
                 if buffer is not None:
                     twin._buffers[name] = buffer.detach()[:0] if buffer.ndim else buffer
-
-
-def signature(root: nn.Module) -> list[Any]:
-    """Return what tells whether a module has been changed since: its parts, weights, hooks and attributes."""
-    found: list[Any] = []
-    for part in root.modules():
-        found.append(id(part))
-        for key, value in part.__dict__.items():
-            if key == "training":
-                continue
-            if key == "_parameters":
-                found += [(k, None if p is None else (id(p), p.data_ptr(), p.dtype)) for k, p in value.items()]
-            elif key == "_buffers":
-                found += list(value)
-            elif isinstance(value, dict):
-                found.append((key, [(k, _mark(v)) for k, v in value.items()]))
-            elif isinstance(value, (list, tuple, set)):
-                found.append((key, [_mark(v) for v in value]))
-            else:
-                found.append((key, _mark(value)))
-    return found
 
 
 def copy_module(root: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
@@ -180,6 +189,10 @@ def copy_module(root: nn.Module, memo: dict[int, Any] | None = None) -> nn.Modul
                 mine.cell_contents = _with_twins(cell.cell_contents, parts, functions, memo)
         twin.__defaults__ = _with_twins(function.__defaults__, parts, functions, memo)
         twin.__kwdefaults__ = _with_twins(function.__kwdefaults__, parts, functions, memo)
+    for part in copied.modules():
+        for name, value in part.__dict__.items():
+            if isinstance(value, weakref.ref) and id(value()) in parts:
+                part.__dict__[name] = weakref.ref(memo[id(value())])
     return copied
 
 
@@ -242,17 +255,16 @@ def _leaves(value: Any, kind: type = object, depth: int = 6) -> Iterator[Any]:
             yield from _leaves(child, kind, depth - 1)
 
 
-def _containers(value: Any, depth: int = 6) -> Iterator[Any]:
-    """Yield the lists, dicts and sets within a value, itself included."""
-    if isinstance(value, (list, dict, set, deque)):
-        yield value
-    if depth:
-        for child in list(_children(value)):
-            yield from _containers(child, depth - 1)
-
-
 def _tensors(value: Any) -> Iterator[Tensor]:
     return _leaves(value, Tensor)
+
+
+def _memory(tensor: Tensor) -> int | None:
+    """Return where the values of a tensor are; None without any."""
+    try:
+        return tensor.untyped_storage().data_ptr() or None
+    except (RuntimeError, NotImplementedError):  # a tensor that holds others
+        return None
 
 
 def _functions(value: Any) -> Iterator[FunctionType]:

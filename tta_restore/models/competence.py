@@ -41,6 +41,7 @@ _MIN_GAIN = 0.2  # dB at the best level, from which a kind counts as removed
 _SIDE, _COUNT, _DISKS = 96, 2, 60
 _SIDE_OF_HEAVY = 48  # for models that would take more than _MAX_MACS for all images of _SIDE
 _MAX_MACS = 4e11
+_FUSED = ("_transformer_encoder_layer_fwd", "_native_multi_head_attention")  # torch's fast paths without gradients
 _CLEAN = 50.0  # PSNR in dB up to which outputs are told apart; higher ones count as equal
 
 
@@ -160,7 +161,12 @@ class _Operations(CountingMode):
 
     def count(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> int:
         formula = flop_registry.get(func.overloadpacket)
-        return 0 if formula is None else formula(*args, **kwargs, out_val=out)
+        if formula is not None:
+            return formula(*args, **kwargs, out_val=out)
+        if func.overloadpacket.__name__ in _FUSED:
+            matrices = [value for value in args[1:] if isinstance(value, Tensor) and value.ndim == 2]
+            return 2 * args[0].numel() // args[0].shape[-1] * sum(matrix.numel() for matrix in matrices)
+        return 0
 
 
 def _gain(restorer: Restorer, sharp: Tensor, degraded: Tensor, weight: Tensor) -> float:

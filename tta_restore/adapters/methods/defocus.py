@@ -120,6 +120,7 @@ class DefocusAdapter(Adapter):
     """
 
     keeps_size: ClassVar[bool] = True
+    keeps_channels: ClassVar[bool] = True
 
     def __init__(self, model: Any, estimator: nn.Module | None = None, **options: Any) -> None:
         super().__init__(model, **options)

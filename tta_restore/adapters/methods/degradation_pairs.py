@@ -7,7 +7,7 @@ import math
 import re
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -114,6 +114,7 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         ValueError: a setting is out of range, or a frame has other than 1 or 3 channels or is a clip.
     """
 
+    keeps_channels: ClassVar[bool] = True
     show_progress = True
 
     def __init__(

@@ -95,6 +95,7 @@ class MetaTransfer(Adapter, method="meta_transfer"):
 
     roles: ClassVar[tuple[str, ...]] = ("student",)
     keeps_size: ClassVar[bool] = True
+    keeps_channels: ClassVar[bool] = True
     takes_clips: ClassVar[bool] = True
 
     def __init__(

@@ -46,6 +46,7 @@ class SelfDenoise(Adapter, method="self_denoise"):
     """
 
     keeps_size: ClassVar[bool] = True
+    keeps_channels: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -9,9 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from tta_restore._core.ambient import with_usual_defaults
+from tta_restore._core.ambient import global_random, with_usual_defaults
 from tta_restore.models.competence import Competence, multiply_adds
 from tta_restore.models.competence import competence as measure_competence
 from tta_restore.models.restorer import outputs
@@ -19,7 +18,7 @@ from tta_restore.models.restorer.normalization import normalization_layers
 from tta_restore.models.restorer.outputs import infer_scale
 from tta_restore.models.restorer.preserve import preserve_state
 from tta_restore.models.restorer.restorer import Restoration, Restorer, as_restorer
-from tta_restore.models.restorer.second_order import own_functions
+from tta_restore.models.restorer.second_order import differentiate, third_party_functions
 from tta_restore.models.restorer.spec import RestorerSpec
 
 _CHANNELS = (3, 1, 2, 4, 6)
@@ -161,7 +160,7 @@ def example_frame(restorer: Restorer) -> Tensor:
         frame = torch.rand(1, *clip, channels, 64, 64, generator=torch.Generator().manual_seed(0)).to(weight.device)
         trial = Restorer(module, restorer.spec)
         try:
-            with torch.no_grad(), preserve_state(module, training=False):
+            with global_random(frame.device), torch.no_grad(), preserve_state(module, training=False):
                 trial(frame)
             restorer.spec = trial.spec
             return frame
@@ -242,24 +241,37 @@ def _writes_input(restorer: Restorer, frame: Tensor) -> bool:
 def _backward(
     restorer: Restorer, module: nn.Module, frame: Tensor
 ) -> tuple[str | None, tuple[str, ...], tuple[str, ...]]:
-    """Return why there is no backward pass, the weights without gradient, and the Python Functions in the graph."""
-    weights = {n: p.detach().requires_grad_() for n, p in module.named_parameters() if p.is_floating_point()}
+    """Return why there is no backward pass, the weights without gradient, and the Python Functions in the graph.
+
+    The module's weights are exchanged and stay so until :func:`preserve_state` puts them back: activation checkpointing
+    runs parts of the module again in the backward pass.
+    """
+    own = {name: parameter for name, parameter in module.named_parameters() if parameter.is_floating_point()}
     functions: tuple[str, ...] = ()
-    if not weights:
+    if not own:
         return "the model has no weights", (), functions
+    if any(isinstance(part, torch.jit.ScriptModule) for part in module.modules()):
+        return "TorchScript hides weights", (), functions
+    weights = {name: nn.Parameter(parameter.detach()) for name, parameter in own.items()}
+    _exchange(module, {id(parameter): weights[name] for name, parameter in own.items()})
     try:
         with torch.enable_grad():
-            image = restorer.restore(frame, call=lambda x: functional_call(module, weights, (x,))).image
-            kinds: set[Any] = {type(node) for node in own_functions(image)}
-            functions = tuple(sorted(kind.__name__.removesuffix("Backward") for kind in kinds if not _is_ours(kind)))
-            gradients = torch.autograd.grad(image.float().square().mean(), list(weights.values()), allow_unused=True)
+            image = restorer.restore(frame).image
+            kinds = {type(node).__name__.removesuffix("Backward") for node in third_party_functions(image)}
+            functions = tuple(sorted(kinds))
+            loss = image.float().square().mean()
+            gradients = differentiate(loss, list(weights.values()), accumulate=bool(functions))
     except Exception as error:  # whatever a third-party model raises
         return f"{type(error).__name__}: {str(error).splitlines()[0]}", (), functions
     return None, tuple(n for n, g in zip(weights, gradients, strict=True) if g is None), functions
 
 
-def _is_ours(kind: Any) -> bool:
-    return kind._forward_cls.__module__.startswith("tta_restore.")  # differentiable twice, and tested to be
+def _exchange(module: nn.Module, others: dict[int, nn.Parameter]) -> None:
+    for part in module.modules():
+        for name, parameter in part._parameters.items():
+            part._parameters[name] = others.get(id(parameter), parameter)
+        if isinstance(part, nn.RNNBase):  # keeps a second list of its weights
+            part._flat_weights = [getattr(part, name, None) for name in part._flat_weights_names]
 
 
 def _close(a: Tensor, b: Tensor) -> bool:
