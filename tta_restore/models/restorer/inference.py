@@ -16,7 +16,6 @@ from tta_restore.models.restorer.spec import RestorerSpec, SizeRequirements
 
 _MULTIPLES = ((1, 2, 4, 8, 16, 32, 64, 128), (3, 5, 6, 7, 9, 10, 12, 14, 18, 20, 24, 28, 40, 48, 56, 80, 96, 112))
 _SIDES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128)
-_AGREEING = 3  # trials that have to lack the same border
 
 
 @with_usual_defaults
@@ -48,7 +47,6 @@ def infer_spec(
         return raw if all(leaf.isfinite().all() for _, leaf in leaves(raw)) else None
 
     def requirement() -> tuple[int, SizeRequirements, int] | None:
-        lacking: list[tuple[int, int, int]] = []  # scale, border and multiple of outputs that lack a border
         refused = False
         for square, multiples in ((square, multiples) for multiples in _MULTIPLES for square in (False, True)):
             if multiples is _MULTIPLES[1] and not refused:
@@ -66,12 +64,10 @@ def infer_spec(
                 if scale is not None:
                     return scale, SizeRequirements(smallest(multiple, scale), multiple, square), 0
                 found = None if square else infer_border(raw, sides, clips=clips)
-                if found is not None:
-                    lacking.append((*found, multiple))
-                # A model that drops what exceeds its multiple lacks another border at every multiple.
-                if len(lacking) >= _AGREEING and len({entry[:2] for entry in lacking[-_AGREEING:]}) == 1:
-                    scale, border, multiple = lacking[-_AGREEING]
-                    return scale, SizeRequirements(smallest(multiple, scale, border), multiple), border
+                if found is not None:  # a model that drops what exceeds its multiple lacks something else there
+                    larger = (sides[0] + multiple, sides[1] + multiple)
+                    if infer_border(run(*larger), larger, clips=clips) == found:
+                        return found[0], SizeRequirements(smallest(multiple, *found), multiple), found[1]
         return None
 
     def smallest(multiple: int, scale: int, border: int = 0) -> int:
@@ -127,7 +123,7 @@ def infer_spec(
             fixed = size[0] if size[0] == size[1] else 1
             found = scale, SizeRequirements(fixed, fixed, fixed > 1), 0
         scale, size, border = found
-        sides = size.fit(32 + 2 * border, 32 + 2 * border)
+        sides = size.fit(*(max(32 - border, 8) + 2 * border,) * 2)
         batched = takes_batches(*(sides if run(*sides) is not None else like.shape[-2:]))
     return RestorerSpec(scale=scale, size=size, frames=None if clips else 1, border=border, batched=batched)
 

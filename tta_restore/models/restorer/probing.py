@@ -175,7 +175,9 @@ def _lighter(restorer: Restorer, frame: Tensor) -> Tensor:
     with preserve_state(module, training=False):
         if multiply_adds(restorer, frame) <= _MAX_MACS:
             return frame
-        height, width = restorer.known_spec(frame).size.fit(_SIDE_OF_HEAVY, _SIDE_OF_HEAVY)
+        spec = restorer.known_spec(frame)
+        side = max(_SIDE_OF_HEAVY - spec.border, 8)  # a border is added to it, and is part of the size
+        height, width = (max(part - 2 * spec.border, 1) for part in spec.padded(side, side))
         part = frame[..., :height, :width]
         with torch.no_grad():
             return part if _holds(lambda: restorer(part).isfinite().all()) else frame
@@ -193,18 +195,20 @@ def _report(restorer: Restorer, module: nn.Module, frame: Tensor) -> ProbeReport
         spec = trial.known_spec(frame)
         restored = trial.restore(frame)
         alone = torch.cat([restored.image, trial(frame.flip(-1))])
-        repeatable = torch.equal(trial(frame), restored.image)
+        writes_input, again = _writes_input(trial, frame)
+        repeatable = torch.equal(again, restored.image)
         pair = torch.cat([frame, frame.flip(-1)])
         batch = spec.batched and _holds(
             lambda: (both := trial(pair)).shape == alone.shape and (not repeatable or _close(both, alone))
         )
-        writes_input = _writes_input(trial, frame)
     with preserve_state(module, training=False):
         backward_in_eval, unreached, functions = _backward(trial, module, frame)
     with preserve_state(module, training=True):
         backward_in_train, unreached_in_train, _ = _backward(trial, module, frame)
     with preserve_state(module, training=True), torch.no_grad():
-        random_in_train = _holds(lambda: any(not torch.equal(trial(frame), trial(frame)) for _ in range(3)))
+        random_in_train = _holds(
+            lambda: (first := trial(frame)) is not None and any(not torch.equal(trial(frame), first) for _ in range(3))
+        )
     return ProbeReport(
         model=type(getattr(module, "_orig_mod", module)).__name__,
         parameters=sum(parameter.numel() for parameter in module.parameters()),
@@ -225,7 +229,7 @@ def _report(restorer: Restorer, module: nn.Module, frame: Tensor) -> ProbeReport
     )
 
 
-def _writes_input(restorer: Restorer, frame: Tensor) -> bool:
+def _writes_input(restorer: Restorer, frame: Tensor) -> tuple[bool, Tensor]:
     changed = []
 
     def watched(inputs: Tensor) -> Any:
@@ -234,8 +238,8 @@ def _writes_input(restorer: Restorer, frame: Tensor) -> bool:
         changed.append(not torch.equal(before, inputs))
         return raw
 
-    restorer.restore(frame, call=watched)
-    return any(changed)
+    image = restorer.restore(frame, call=watched).image
+    return any(changed), image
 
 
 def _backward(
