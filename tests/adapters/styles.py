@@ -1,18 +1,11 @@
-"""Restorers written in many styles, and what each method does with them; run as a script, write the table of the docs.
-
-python tests/adapters/styles.py docs/networks.md
-"""
+"""Restorers written in many styles, and what each method does with them."""
 
 from __future__ import annotations
 
-import re
-import sys
-import textwrap
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -410,16 +403,6 @@ METHODS: dict[str, Callable[[Any], Adapter]] = {
 }
 
 
-INTRODUCTION = """
-Small networks in the styles of third-party code, each run through each method. *yes*: two frames are adapted on and
-restored, and the network is unchanged. A number: the method refuses the network with the message below, before anything
-changes. The weights after three frames equal those of a plain training loop on copies of the network to 1e-5
-(`tests/adapters/test_styles.py`): for `SiamCTTA`, `DegradationPairs` and `SelfDenoise` on each network that a loop can
-train, for the other methods that learn on those of seven that they take. `CauSiam` runs with an encoder that averages
-colors. Written by `python tests/adapters/styles.py docs/networks.md`.
-"""
-
-
 def build(style: str) -> nn.Module:
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -459,37 +442,3 @@ def outcome(method: str, style: str) -> str:
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before), "the network was changed"
     return said
-
-
-def main() -> None:
-    """Write the table of methods and styles."""
-    warnings.simplefilter("ignore")
-    notes: dict[str, int] = {}
-    rows = []
-    for style in STYLES:
-        cells = []
-        for method in METHODS:
-            said = outcome(method, style)
-            said = re.sub(rf"^{method}: ", "*method*: ", said)
-            said = re.sub(r"(got|shape) \(\d, \d, \d+, \d+\)", r"\1 ...", said)
-            cells.append("yes" if said == "yes" else f"[{notes.setdefault(said, len(notes) + 1)}]")
-        rows.append(f"| {style} | {' | '.join(cells)} |")
-        print(rows[-1], flush=True)
-    text = [
-        "# Networks and methods",
-        "",
-        *textwrap.wrap(INTRODUCTION.strip(), 120),
-        "",
-        f"| network | {' | '.join(METHODS)} |",
-        f"|---|{'---|' * len(METHODS)}",
-        *rows,
-        "",
-        *(f"{number}. `{said.splitlines()[0]}`" for said, number in notes.items()),
-    ]
-    Path(sys.argv[1]).write_text("\n".join(text) + "\n", encoding="utf-8")
-
-
-if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parents[1]))
-    torch.set_num_threads(1)
-    main()

@@ -74,5 +74,5 @@ def test_an_adapter_is_no_model():
 
 
 def test_a_second_input_and_injection_are_refused_with_the_remedy():
-    with pytest.raises(ValueError, match=r"Scaled takes no frame by itself.*wrap it in a module whose forward"):
+    with pytest.raises(ValueError, match=r"Scaled takes no frame by itself.*missing.*gain.*wrap it in a module"):
         METHODS["CauSiam"](Scaled())

@@ -22,7 +22,7 @@ from tta_restore._core.forks import delay_forks
 from tta_restore.adapters import checkpoint, registry
 from tta_restore.adapters import plan as plans
 from tta_restore.adapters import state as parameter_sets
-from tta_restore.adapters.arguments import fit, in_view, name_inputs
+from tta_restore.adapters.arguments import fit_arguments, name_inputs, view_arguments
 from tta_restore.adapters.backbone import Backbone
 from tta_restore.adapters.examination import expect_exchangeable, expect_unsharded
 from tta_restore.adapters.frame import FrameContext, StepReport
@@ -413,7 +413,7 @@ class Adapter(RecordedModule):
     def run_view(self, role: str, image: Tensor, view: View) -> Restoration:
         """Restore a view of an image as :meth:`run` does, with its maps in that view, and transform the image back."""
         there, back = view
-        restoration = self._run(role, there(image), in_view(self._keywords(role, image), there, image))
+        restoration = self._run(role, there(image), view_arguments(self._keywords(role, image), there, image))
         return restoration.with_image(back(restoration.image))
 
     def ensemble(self, role: str | Mapping[str, float], image: Tensor, **arguments: Any) -> Restoration:
@@ -809,7 +809,7 @@ class Adapter(RecordedModule):
             return {}
         arguments = frame.arguments
         if arguments:
-            arguments = fit(type(self).__name__, arguments, frame, image)
+            arguments = fit_arguments(type(self).__name__, arguments, frame, image)
         return arguments | self._context(role)
 
     def _context(self, role: str) -> dict[str, Any]:
@@ -847,13 +847,13 @@ class Adapter(RecordedModule):
 
     def _restore_views(self, image: Tensor, tensors: ParameterSet | None, arguments: dict) -> Restoration:
         there, back = self.views[0]
-        first = self._backbone.restore(tensors, there(image), **in_view(arguments, there, image))
+        first = self._backbone.restore(tensors, there(image), **view_arguments(arguments, there, image))
         restored = back(first.image)
         if len(self.views) == 1:
             return first.with_image(restored)
         total = restored.float()
         for there, back in self.views[1:]:
-            other = self._backbone.restore(tensors, there(image), **in_view(arguments, there, image))
+            other = self._backbone.restore(tensors, there(image), **view_arguments(arguments, there, image))
             total = total + back(other.image).float()
         return first.with_image((total / len(self.views)).to(restored.dtype))
 

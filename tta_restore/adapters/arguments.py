@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tta_restore.adapters.frame import FrameContext
 from tta_restore.adapters.tiling import is_map
 
-__all__ = ["fit", "in_view", "name_inputs"]
+__all__ = ["fit_arguments", "name_inputs", "view_arguments"]
 
 
 def name_inputs(name: str, module: Any, inputs: Sequence[Any], keywords: dict[str, Any]) -> dict[str, Any]:
@@ -36,7 +36,7 @@ def name_inputs(name: str, module: Any, inputs: Sequence[Any], keywords: dict[st
     return given | keywords
 
 
-def fit(name: str, arguments: dict[str, Any], frame: FrameContext, image: Tensor) -> dict[str, Any]:
+def fit_arguments(name: str, arguments: dict[str, Any], frame: FrameContext, image: Tensor) -> dict[str, Any]:
     """Return the keywords of a frame for another image: maps are cut to the region, or refused.
 
     Raises:
@@ -65,7 +65,7 @@ def fit(name: str, arguments: dict[str, Any], frame: FrameContext, image: Tensor
     return fitted
 
 
-def in_view(arguments: dict[str, Any], there: Any, image: Tensor) -> dict[str, Any]:
+def view_arguments(arguments: dict[str, Any], there: Any, image: Tensor) -> dict[str, Any]:
     """Return the keywords for a view of an image: maps are transformed as the image is."""
     sides = image.shape[-2:]
     if not any(is_map(value, sides) for value in arguments.values()):

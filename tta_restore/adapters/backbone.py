@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from tta_restore._core.ambient import global_random, usual_defaults
-from tta_restore.adapters.examination import examine
+from tta_restore.adapters.examination import examine_copies
 from tta_restore.adapters.injection import CONTEXT, Injection
 from tta_restore.adapters.prefix_cache import PrefixCache
 from tta_restore.adapters.replica import Outside, Replica, outside_functions
@@ -253,7 +253,7 @@ class Backbone:
     def _start(self, frame: Tensor, arguments: Mapping[str, Any]) -> bool:
         """Make the replicas ready; return whether there are any."""
         if self.copies is None:
-            found = examine(
+            found = examine_copies(
                 self._replica,
                 self.restorer,
                 frame,

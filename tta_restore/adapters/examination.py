@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from tta_restore.adapters.replica import Replica, Watch, outputs_agree, outside_functions
+from tta_restore.adapters.tiling import is_map
 from tta_restore.models import Restorer
 from tta_restore.models.restorer import outputs
 from tta_restore.models.restorer.preserve import preserve_state
 
-__all__ = ["Findings", "examine", "expect_exchangeable", "expect_unsharded"]
+__all__ = ["Findings", "examine_copies", "expect_exchangeable", "expect_unsharded"]
 
 _SIDE = 64  # in pixels, of the crops that are tried first
 _BY_NAME = (
@@ -55,7 +56,7 @@ class Findings:
     reuses_memory: bool = False
 
 
-def examine(
+def examine_copies(
     make: Callable[[], Replica],
     restorer: Restorer,
     frame: Tensor,
@@ -89,11 +90,14 @@ def examine(
         torch.manual_seed(0)
         if reset and isinstance(host, Replica):
             host.reset()
-        return restorer.restore(x, call=watched, memory_format=memory_format, **arguments).raw
+        return restorer.restore(x, call=watched, memory_format=memory_format, **given).raw
 
-    problem, pair = "", [frame]
-    for crop in (frame if arguments else frame[:1, ..., :_SIDE, :_SIDE], frame):
+    problem, pair, given = "", [frame], dict(arguments)
+    for side in (_SIDE, None):
+        crop = (frame if arguments else frame[:1])[..., :side, :side]
         pair = [crop, 0.9 - 0.8 * crop.flip(-1)]
+        for key, value in arguments.items():
+            given[key] = value[..., :side, :side] if is_map(value, frame.shape[-2:]) else value
         try:
             with torch.random.fork_rng(_devices(root)), torch.no_grad():
                 return _compare(root, replicas, run, pair, training=training)

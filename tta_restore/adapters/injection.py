@@ -15,6 +15,7 @@ from torch.func import functional_call
 
 from tta_restore._core import checks
 from tta_restore._core.ambient import global_random, with_usual_defaults
+from tta_restore.adapters.examination import expect_exchangeable
 from tta_restore.adapters.settings import RecordedModule
 from tta_restore.models import Restorer
 from tta_restore.models.restorer.preserve import preserve_state
@@ -96,8 +97,8 @@ def find_site(
             frame = example_frame(restorer)
         except ValueError as error:
             raise ValueError(
-                f"{asker}: {type(root).__name__} takes no frame by itself, which finds out the size of its features; "
-                f"wrap it in a module whose forward(x) passes its other inputs ({error.__cause__})"
+                f"{asker}: {type(root).__name__} takes no frame by itself, on which its features would be measured "
+                f"({error.__cause__}); wrap it in a module that does"
             ) from error
         frame = frame if frame.ndim == 5 else torch.cat([frame, frame[..., : frame.shape[-1] // 2]], -1)  # not square
     found = _observe(restorer, root, names if path == "auto" else [path], frame, arguments)
@@ -129,6 +130,7 @@ def expect_site(restorer: Restorer, path: str, *, asker: str) -> tuple[nn.Module
         raise TypeError(
             f"{asker}: TorchScript hides the modules of a model; pass the module that was scripted or traced"
         )
+    expect_exchangeable(asker, root, None)
     path = getattr(root, "semantic_site", path) if path == "auto" else path
     names = [name for name, part in root.named_modules() if name and not isinstance(part, torch.jit.ScriptModule)]
     if path != "auto" and path not in names:

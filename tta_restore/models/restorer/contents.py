@@ -16,10 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Contents", "fingerprint", "held", "table_names"]
+__all__ = ["Contents", "fingerprint", "held"]
 
-table_names = frozenset(vars(nn.Module())) | {"forward"}
-"""Attributes of every module: weights, buffers, parts, hooks and modes."""
+_TABLES = frozenset(vars(nn.Module())) | {"forward"}  # weights, buffers, parts, hooks and modes
 _PLAIN = frozenset([bool, int, float, complex, str, bytes, type(None)])
 _CLOSED = (type, ModuleType, FunctionType, BuiltinFunctionType, Tensor, np.ndarray, torch.Generator, Enum)
 _PROXIES = frozenset(weakref.ProxyTypes)
@@ -97,7 +96,7 @@ def held(modules: Iterable[nn.Module]) -> Iterator[tuple[Any, bool]]:
     parts = list(modules)
     seen = {id(part) for part in parts}
     for part in parts:
-        own = [value for name, value in list(part.__dict__.items()) if name not in table_names]
+        own = [value for name, value in list(part.__dict__.items()) if name not in _TABLES]
         waiting = [*reversed(own), *_slots(part).values()]
         while waiting:
             value = waiting.pop()
@@ -122,7 +121,7 @@ def fingerprint(root: nn.Module) -> list[Any]:
                 found += [(k, None if p is None else (id(p), p.data_ptr(), p.dtype)) for k, p in table.items()]
             elif name == "_buffers":
                 found += list(table)
-            elif name not in table_names:
+            elif name not in _TABLES:
                 found.append(name)
             elif isinstance(table, dict):
                 found.append((name, [(key, id(value)) for key, value in table.items()]))
