@@ -277,3 +277,15 @@ def test_models_that_share_weights_are_adapted_apart():
             adapter(frame(seed))
     assert all(map(torch.equal, start, outer.parameters()))
     assert not torch.equal(adapters[0].student["a.weight"], adapters[1].student["other.a.weight"])
+
+
+@pytest.mark.parametrize("wrap", [lambda net: net, lambda net: lambda x: net(x)], ids=["module", "function"])
+def test_models_that_return_the_same_memory_again_are_averaged_over_views(wrap):
+    net, x = build("returns its own memory"), frame()
+    with torch.no_grad():
+        views = [net(x.rot90(k, (2, 3))).clone().rot90(-k, (2, 3)) for k in range(4)]
+    found = SelfEnsemble(wrap(net))(x)
+    torch.testing.assert_close(found, torch.stack(views).mean(0))
+    kept = found.clone()
+    SelfEnsemble(wrap(net), views="identity")(frame(1))
+    assert torch.equal(found, kept)
