@@ -1,6 +1,7 @@
 """Private copies of a model: other threads, caches, functions from outside, the model itself is not run."""
 
 import functools
+import logging
 import random
 import threading
 import types
@@ -14,7 +15,7 @@ from adapters.keeping import CachedWeights, Locked
 from adapters.styles import NonBlind, build
 from torch import nn
 
-from tta_restore.adapters import Adapter, CauSiam, SelfEnsemble, Semantic, SiamCTTA
+from tta_restore.adapters import Adapter, CauSiam, SelfEnsemble, Semantic, SiamCTTA, backbone
 from tta_restore.adapters.replica import Replica, copy_module
 from tta_restore.models import RestorerSpec, as_restorer
 
@@ -289,3 +290,49 @@ def test_models_that_return_the_same_memory_again_are_averaged_over_views(wrap):
     kept = found.clone()
     SelfEnsemble(wrap(net), views="identity")(frame(1))
     assert torch.equal(found, kept)
+
+
+def test_a_copy_is_made_again_where_another_thread_sets_attributes_meanwhile(monkeypatch):
+    made = []
+
+    class Disturbed(Replica):
+        def __init__(self, *arguments):
+            made.append(self)
+            if len(made) == 1:
+                raise RuntimeError("dictionary changed size during iteration")
+            super().__init__(*arguments)
+
+    monkeypatch.setattr(backbone, "Replica", Disturbed)
+    adapter = siam(build("plain"))
+    assert adapter.adapt(frame()).updated
+    assert len(made) > 2
+
+
+class Logged(Noted):
+    """Holds objects that are never copied: a logger, and one with a lock."""
+
+    def __init__(self):
+        super().__init__()
+        self.log, self.counter = logging.getLogger("tta_restore.test"), Counter()
+
+    def forward(self, x):
+        self.counter.calls += 1
+        self.log.setLevel(logging.WARNING)
+        return super().forward(x)
+
+
+class Counter:
+    def __init__(self):
+        self.lock, self.calls = threading.Lock(), 0
+
+
+def test_what_is_not_copied_stays_the_users_own():
+    net, x = Logged(), frame()
+    net.log.setLevel(logging.DEBUG)
+    adapter = siam(net)
+    adapter(x)
+    assert net.log.level == logging.WARNING
+    calls = net.counter.calls
+    assert calls > 10
+    adapter(x)
+    assert net.counter.calls > calls

@@ -34,6 +34,8 @@ _REMEMBERS = (
     "frame were the first one"
 )
 
+_ATTEMPTS = 20  # to copy a module that other threads call
+
 
 def lock_of(module: Any) -> threading.RLock:
     """Return the lock of a module, the same for every caller; functions share one."""
@@ -285,4 +287,12 @@ class Backbone:
             self.prefix.share(None)
 
     def _replica(self) -> Replica:
-        return Replica(self.root, None if self.root is self.restorer.module else self.restorer.module)
+        root, module = self.root, self.restorer.module
+        compiled = module if hasattr(module, "_orig_mod") else None
+        for _ in range(_ATTEMPTS):
+            try:
+                return Replica(root, compiled)
+            except RuntimeError as error:  # another thread calls the module, which sets attributes
+                if "changed size during iteration" not in str(error):
+                    raise
+        return Replica(root, compiled)

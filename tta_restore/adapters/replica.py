@@ -80,7 +80,8 @@ class Replica:
         """Tensors in attributes that share the memory of a weight, which an exchange does not reach."""
         self._buffers: list[tuple[dict[str, Tensor | None], dict[str, Tensor | None]]] = []
         self._used: dict[int, tuple[Tensor, int]] = {}
-        self._contents = Contents(self.root.modules(), exact=False)
+        shared = {id(value) for value, _ in held(parts)}  # what could not be copied is the module's own
+        self._contents = Contents(self.root.modules(), exact=False, foreign=shared)
         self._caches = [*_leaves([vars(twin) for _, twin in self.parts], _Cached), *_class_caches(self.root)]
 
     @contextlib.contextmanager

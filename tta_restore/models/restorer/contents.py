@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 import functools
+import logging
 import weakref
 import zlib
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from enum import Enum
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
@@ -20,7 +21,10 @@ __all__ = ["Contents", "fingerprint", "held"]
 
 _TABLES = frozenset(vars(nn.Module())) | {"forward"}  # weights, buffers, parts, hooks and modes
 _PLAIN = frozenset([bool, int, float, complex, str, bytes, type(None)])
-_CLOSED = (type, ModuleType, FunctionType, BuiltinFunctionType, Tensor, np.ndarray, torch.Generator, Enum)
+_CLOSED = (
+    type, ModuleType, FunctionType, BuiltinFunctionType, Tensor, np.ndarray, torch.Generator, Enum, logging.Logger,
+    logging.Handler,
+)  # fmt: skip
 _PROXIES = frozenset(weakref.ProxyTypes)
 _CONTAINERS = (list, dict, set, deque)
 _LARGE = 10_000  # entries from which on a container is taken for data
@@ -36,9 +40,10 @@ class Contents:
     Args:
         modules: all modules of a tree; their own tables of attributes are not part of it.
         exact: compare the values of tensors, which also finds what was written without raising a version.
+        foreign: ids of what belongs to others, and is left alone.
     """
 
-    def __init__(self, modules: Iterable[nn.Module], *, exact: bool) -> None:
+    def __init__(self, modules: Iterable[nn.Module], *, exact: bool, foreign: Container[int] = ()) -> None:
         parts = list(modules)
         self._exact = exact
         self._containers: list[tuple[Any, Any]] = []
@@ -47,7 +52,7 @@ class Contents:
         self._arrays: list[tuple[np.ndarray, np.ndarray]] = []
         self._generators: list[tuple[torch.Generator, Tensor]] = []
         for value, first in held(parts):
-            if not first or type(value) in _PLAIN:
+            if not first or type(value) in _PLAIN or id(value) in foreign:
                 continue
             if isinstance(value, Tensor):
                 if not isinstance(value, nn.Parameter) and not value.is_inference() and not value.requires_grad:
@@ -67,8 +72,7 @@ class Contents:
         """Put everything back that has changed since."""
         for container, content in self._containers:
             if not _same_entries(container, content):
-                container.clear()
-                container.extend(content) if isinstance(container, (list, deque)) else container.update(content)
+                _refill(container, content)
         for owner, values in self._slots:
             for name, value in values.items():
                 if getattr(owner, name, _missing) is value:
@@ -116,7 +120,7 @@ def fingerprint(root: nn.Module) -> list[Any]:
     found: list[Any] = []
     for part in parts:
         found.append(id(part))
-        for name, table in part.__dict__.items():
+        for name, table in list(part.__dict__.items()):  # another thread may call the module meanwhile
             if name == "_parameters":
                 found += [(k, None if p is None else (id(p), p.data_ptr(), p.dtype)) for k, p in table.items()]
             elif name == "_buffers":
@@ -124,7 +128,7 @@ def fingerprint(root: nn.Module) -> list[Any]:
             elif name not in _TABLES:
                 found.append(name)
             elif isinstance(table, dict):
-                found.append((name, [(key, id(value)) for key, value in table.items()]))
+                found.append((name, [(key, id(value)) for key, value in list(table.items())]))
             elif name == "forward":
                 found.append(id(table))
     found += [_mark(value) for value, _ in held(parts)]
@@ -199,6 +203,21 @@ def _slot_names(kind: type) -> tuple[str, ...]:
 
 def _slots(value: Any) -> dict[str, Any]:
     return {name: getattr(value, name, _missing) for name in _slot_names(type(value))}
+
+
+def _refill(container: Any, content: Any) -> None:
+    """Give a container its entries back; dicts and lists are never empty in between, as other threads may read them."""
+    if isinstance(container, list):
+        container[:] = content
+        return
+    if isinstance(container, dict):
+        for key in [key for key in container if key not in content]:
+            del container[key]
+        container.update(content)
+        if list(container) == list(content):
+            return
+    container.clear()
+    container.extend(content) if isinstance(container, deque) else container.update(content)
 
 
 def _same_entries(container: Any, content: Any) -> bool:
