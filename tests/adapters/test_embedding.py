@@ -166,9 +166,15 @@ def test_another_thread_always_gets_the_sources_answers():
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork")
 def test_a_child_forked_while_a_thread_adapts_can_adapt():
-    net, x = network(), frame()
-    long = siam(net, steps=3000)
-    threading.Thread(target=long, args=(x,), daemon=True).start()
+    net, x, stop = network(), frame(), threading.Event()
+
+    class Long(SiamCTTA):
+        def objective(self, frame):
+            return None if stop.is_set() else super().objective(frame)
+
+    long = Long(net, steps=3000, spec=RestorerSpec())
+    thread = threading.Thread(target=long, args=(x,))
+    thread.start()
     time.sleep(0.3)
     child = os.fork()
     if child == 0:
@@ -178,8 +184,10 @@ def test_a_child_forked_while_a_thread_adapts_can_adapt():
             os._exit(0 if long._live is None else 4)
         except BaseException:
             os._exit(3)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    long.steps = 0
+    status = os.waitpid(child, 0)[1]
+    stop.set()
+    thread.join()
+    assert os.waitstatus_to_exitcode(status) == 0
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork")
