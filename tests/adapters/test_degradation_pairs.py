@@ -256,6 +256,7 @@ def test_what_no_one_can_use_is_refused():
         ("defocus", 2.5, 100, 0.6, 0.4),
         ("defocus", 1.2, 100, 2.0, 0.3),
         ("defocus", 2.5, 40, 2.0, 0.4),
+        ("defocus", 0.9, 40, 2.0, 0.15),
         ("sr", 0.6, 100, 2.0, 0.0),
         ("sr", 0.9, 100, 2.0, 1.0),
         ("sr", 1.75, 100, 2.0, 0.5),
@@ -270,7 +271,8 @@ def test_trust_grows_with_the_lead_and_falls_with_what_is_read_badly(task, blur,
     )
     found = _trust.max_student(lead, [reading], sharpens=task != "denoise", scale=2 if task == "sr" else 1)
     assert found == pytest.approx(share, abs=1e-3)
-    assert _trust.max_input([reading]) == pytest.approx(min(max((1.2 - blur) / 0.4, 0), 1), abs=1e-3)
+    sharp, blurred = (0.8, 1.2) if quality == 100 else (0.6, 0.85)
+    assert _trust.max_input([reading]) == pytest.approx(min(max((blurred - blur) / (blurred - sharp), 0), 1), abs=1e-3)
 
 
 def test_a_lens_that_the_student_fails_on_is_a_change(monkeypatch):

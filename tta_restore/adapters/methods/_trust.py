@@ -18,7 +18,9 @@ MIN_MEASURED = 2.0  # noise in 1/255 from which the error on a frame is measured
 MIN_QUALITY = 95.0  # JPEG quality below which the noise of a frame is not white, so that it is not tested
 # Lead in dB from which a student may have all the weight: one that keeps blur, one that removes it, one that upscales
 _FULL_LEAD_KEEPING, _FULL_LEAD, _FULL_LEAD_UPSCALING = 0.2, 1.2, 0.75
-_SHARP = (0.8, 1.2)  # blur radii in pixels up to which the input may have all the weight, and from which none
+# Blur radii in pixels up to which the input may have all the weight, and from which none: smaller under compression,
+# which lets blur appear smaller
+_SHARP, _SHARP_COMPRESSED = (0.8, 1.2), (0.6, 0.85)
 # Blur radii in pixels between which the weight of a student that removes blur grows, and its limits
 _SURE_BLUR, _MIN_SHARE, _MAX_SHARE = (1.2, 2.0), 0.3, 0.8
 _SURE_BLUR_UPSCALING = (0.65, 0.85)  # soft content of small frames reads as up to 0.67 pixels
@@ -39,7 +41,7 @@ def max_student(lead: float, readings: Sequence[Reading], *, sharpens: bool, sca
         sharpens: whether the student removes blur.
         scale: upscaling factor of the restorer.
     """
-    compressed = any(reading.mean["jpeg_quality"] < MIN_QUALITY for reading in readings)
+    compressed = _is_compressed(readings)
     full = _FULL_LEAD_KEEPING * (2 if compressed else 1)
     if sharpens:
         full = _FULL_LEAD if scale == 1 else _FULL_LEAD_UPSCALING
@@ -56,7 +58,12 @@ def max_student(lead: float, readings: Sequence[Reading], *, sharpens: bool, sca
 
 def max_input(readings: Sequence[Reading]) -> float:
     """Return the largest weight of the input next to a restorer that removes blur, 0 to 1: none if it is blurred."""
-    return 1 - _position(max(reading.mean["blur_radius"] for reading in readings), _SHARP)
+    limits = _SHARP_COMPRESSED if _is_compressed(readings) else _SHARP
+    return 1 - _position(max(reading.mean["blur_radius"] for reading in readings), limits)
+
+
+def _is_compressed(readings: Sequence[Reading]) -> bool:
+    return any(reading.mean["jpeg_quality"] < MIN_QUALITY for reading in readings)
 
 
 def is_noisy(reading: Reading) -> bool:
