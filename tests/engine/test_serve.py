@@ -210,7 +210,7 @@ def test_the_command_in_the_note_runs(photo, tmp_path, monkeypatch):
     ("choice", "file", "message"),
     [
         ("a model file of yours", None, "drop a model file, or choose a shipped model"),
-        ("a model file of yours", b"damaged", "net.pth: "),
+        ("a model file of yours", b"damaged", "load_checkpoint: net.pth is damaged"),
         ("os:system", None, "there is no model 'os:system'"),
     ],
 )

@@ -112,6 +112,7 @@ def _is_safetensors(path: Path) -> bool:
             raise ValueError(f"load_checkpoint: {path} is not a regular file")
         with open(path, "rb") as file:
             head = file.read(_HEAD)
+        length, size = int.from_bytes(head[:8], "little"), path.stat().st_size
     except OSError as error:
         raise ValueError(f"load_checkpoint: {path}: {(error.strerror or str(error)).lower()}") from None
     if not head:
@@ -120,9 +121,11 @@ def _is_safetensors(path: Path) -> bool:
         raise ValueError(f"load_checkpoint: {path} is a pointer of Git LFS and not the file itself: run git lfs pull")
     if head.lstrip()[:1] == b"<" and b"html" in head.lower():
         raise ValueError(f"load_checkpoint: {path} is a web page and no checkpoint: download the file itself")
+    if head[8:9] == b"{" and 8 + length <= size:
+        return True  # its length may begin like a pickle
     if head[:4] == b"PK\x03\x04" or head[:1] == b"\x80":
         return False
-    return head[8:9] == b"{" or path.suffix == ".safetensors"
+    return path.suffix == ".safetensors"
 
 
 def infer_config(kind: Any, content: Any, source: str) -> dict[str, Any]:
@@ -153,8 +156,8 @@ def read(path: Path) -> Any:
                 f"load_checkpoint: {path} is a TorchScript program: load it by torch.jit.load in a function of your own"
             ) from error
         raise ValueError(
-            f"load_checkpoint: {path} is damaged, or holds Python objects besides tensors, which could run code; save "
-            "only its state dict where you trust it"
+            f"load_checkpoint: {path} is damaged, or holds pickled Python objects besides tensors, which could run "
+            "code; save only its state dict where you trust it"
         ) from error
     except (SafetensorError, RuntimeError, EOFError, OSError, KeyError, IndexError, AttributeError) as error:
         first = next(iter(str(error).splitlines()), "")
