@@ -85,6 +85,7 @@ def cases(real: Path | None) -> dict[str, Case]:
                 "weaker": (_camera(noise=5), "photo"),
                 "none": (_camera(), "photo"),
                 "mixed": (_camera(noise=15, jpeg=50), "photo"),
+                "far, mixed": (_camera(noise=30, jpeg=80), "photo"),
                 "night": (_camera(noise=15), "night"),
                 "text": (_camera(noise=30), "text"),
             },

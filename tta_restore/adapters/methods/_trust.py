@@ -15,9 +15,11 @@ from torch import Tensor
 from tta_restore.degradations import Reading
 
 MIN_MEASURED = 2.0  # noise in 1/255 from which the error on a frame is measured well
-MIN_QUALITY = 95.0  # JPEG quality below which the noise of a frame is not white, so that it is not tested
+MIN_QUALITY = 95.0  # JPEG quality below which a frame counts as compressed
 # Lead in dB from which a student may have all the weight: one that keeps blur, one that removes it, one that upscales
 _FULL_LEAD_KEEPING, _FULL_LEAD, _FULL_LEAD_UPSCALING = 0.2, 1.2, 0.75
+_LEAD_COMPRESSED = (0.25, 0.5)  # leads in dB that earn a student that keeps blur nothing, and half of the weight
+_HIDDEN_NOISE = (7.0, 10.0)  # noise in 1/255 that texture is taken for in compressed frames: sometimes, and often
 # Blur radii in pixels up to which the input may have all the weight, and from which none: smaller under compression,
 # which lets blur appear smaller
 _SHARP, _SHARP_COMPRESSED = (0.8, 1.2), (0.6, 0.85)
@@ -29,20 +31,25 @@ _LARGE_BLUR_UPSCALING = (1.5, 2.0)  # and soft frames as more than any that is w
 _EXCESS, _EXCESS_UPSCALING = (0.05, 0.1), (0.04, 0.07)
 
 
-def max_student(lead: float, readings: Sequence[Reading], *, sharpens: bool, scale: int) -> float:
+def max_student(lead: float, readings: Sequence[Reading], *, sharpens: bool, scale: int, denoises: bool) -> float:
     """Return the largest weight of a student with a lead on pairs, 0 to 1.
 
     A small lead is not worth the risk. Small blur, which is read worst and which the source removes best, earns a part
-    of the weight. JPEG compression spoils the estimates of noise and blur: twice the lead earns half of the weight.
+    of the weight. JPEG compression spoils the estimates of noise and blur: half of the weight then, and nothing for a
+    model that removes no noise where much noise was read.
 
     Args:
         lead: PSNR gain over the source on held-out pairs, dB.
         readings: of the frame, and pooled.
         sharpens: whether the student removes blur.
         scale: upscaling factor of the restorer.
+        denoises: whether the restorer was made to remove noise.
     """
-    compressed = _is_compressed(readings)
-    full = _FULL_LEAD_KEEPING * (2 if compressed else 1)
+    compressed = is_compressed(readings)
+    if compressed and not sharpens:
+        noise = 255 * max(reading.mean["noise_std"] for reading in readings)
+        return _position(lead, _LEAD_COMPRESSED) / 2 * (1 if denoises else 1 - _position(noise, _HIDDEN_NOISE))
+    full = _FULL_LEAD_KEEPING
     if sharpens:
         full = _FULL_LEAD if scale == 1 else _FULL_LEAD_UPSCALING
     share = min(max(lead / full, 0.0), 1.0)
@@ -58,11 +65,12 @@ def max_student(lead: float, readings: Sequence[Reading], *, sharpens: bool, sca
 
 def max_input(readings: Sequence[Reading]) -> float:
     """Return the largest weight of the input next to a restorer that removes blur, 0 to 1: none if it is blurred."""
-    limits = _SHARP_COMPRESSED if _is_compressed(readings) else _SHARP
+    limits = _SHARP_COMPRESSED if is_compressed(readings) else _SHARP
     return 1 - _position(max(reading.mean["blur_radius"] for reading in readings), limits)
 
 
-def _is_compressed(readings: Sequence[Reading]) -> bool:
+def is_compressed(readings: Sequence[Reading]) -> bool:
+    """Return whether a frame was compressed, so that its noise is not white."""
     return any(reading.mean["jpeg_quality"] < MIN_QUALITY for reading in readings)
 
 

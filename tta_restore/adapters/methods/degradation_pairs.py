@@ -556,7 +556,7 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         share = self._max_share(notes["best"], readings, sampler)
         if sampler.sharpens and sampler.scale == 1:
             return share, _trust.max_input(readings)
-        if sampler.sharpens and not _trust.is_noisy(notes["reading"]):
+        if _trust.is_compressed(readings) if not sampler.sharpens else not _trust.is_noisy(notes["reading"]):
             return share, 1.0
         degraded, _ = notes["held_out"]
         excess = -math.inf
@@ -577,9 +577,9 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
             )
         return share * kept, kept if sampler.sharpens else 1.0
 
-    @staticmethod
-    def _max_share(lead: float, readings: list[Reading], sampler: PairSampler) -> float:
-        return _trust.max_student(lead, readings, sharpens=sampler.sharpens, scale=sampler.scale)
+    def _max_share(self, lead: float, readings: list[Reading], sampler: PairSampler) -> float:
+        denoises = self.resolved_task() in ("denoise", "any")
+        return _trust.max_student(lead, readings, sharpens=sampler.sharpens, scale=sampler.scale, denoises=denoises)
 
     def _merge(self, frame: FrameContext, averaged: float) -> None:
         """Measure the weights between source and student that come nearest to the averaged output.
@@ -607,7 +607,7 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         """
         notes = frame.scratch
         sampler, reading = notes["sampler"], notes["reading"]
-        if reading.mean["jpeg_quality"] < _trust.MIN_QUALITY:
+        if _trust.is_compressed([reading]):
             return None
         height, width = (min(side, _WINDOW) for side in frame.region.shape[-2:])
         y = frame.region[..., :height, :width]
