@@ -19,7 +19,8 @@ MIN_QUALITY = 95.0  # JPEG quality below which a frame counts as compressed
 # Lead in dB from which a student may have all the weight: one that keeps blur, one that removes it, one that upscales
 _FULL_LEAD_KEEPING, _FULL_LEAD, _FULL_LEAD_UPSCALING = 0.2, 1.2, 0.75
 _LEAD_COMPRESSED = (0.25, 0.5)  # leads in dB that earn a student that keeps blur nothing, and half of the weight
-_HIDDEN_NOISE = (7.0, 10.0)  # noise in 1/255 that texture is taken for in compressed frames: sometimes, and often
+# Noise in 1/255 that texture is taken for in compressed frames, sometimes and often; for denoisers per unit of quality
+_HIDDEN_NOISE, _HIDDEN_NOISE_DENOISING = (7.0, 10.0), (0.4, 0.6)
 # Blur radii in pixels up to which the input may have all the weight, and from which none: smaller under compression,
 # which lets blur appear smaller
 _SHARP, _SHARP_COMPRESSED = (0.8, 1.2), (0.6, 0.85)
@@ -35,8 +36,8 @@ def max_student(lead: float, readings: Sequence[Reading], *, sharpens: bool, sca
     """Return the largest weight of a student with a lead on pairs, 0 to 1.
 
     A small lead is not worth the risk. Small blur, which is read worst and which the source removes best, earns a part
-    of the weight. JPEG compression spoils the estimates of noise and blur: half of the weight then, and nothing for a
-    model that removes no noise where much noise was read.
+    of the weight. JPEG compression spoils the estimates of noise and blur: half of the weight then, and nothing where
+    more noise was read than the compression would have left.
 
     Args:
         lead: PSNR gain over the source on held-out pairs, dB.
@@ -48,7 +49,10 @@ def max_student(lead: float, readings: Sequence[Reading], *, sharpens: bool, sca
     compressed = is_compressed(readings)
     if compressed and not sharpens:
         noise = 255 * max(reading.mean["noise_std"] for reading in readings)
-        return _position(lead, _LEAD_COMPRESSED) / 2 * (1 if denoises else 1 - _position(noise, _HIDDEN_NOISE))
+        if denoises:
+            noise /= min(reading.mean["jpeg_quality"] for reading in readings)
+        hidden = _position(noise, _HIDDEN_NOISE_DENOISING if denoises else _HIDDEN_NOISE)
+        return _position(lead, _LEAD_COMPRESSED) / 2 * (1 - hidden)
     full = _FULL_LEAD_KEEPING
     if sharpens:
         full = _FULL_LEAD if scale == 1 else _FULL_LEAD_UPSCALING
