@@ -18,6 +18,7 @@ MIN_MEASURED = 2.0  # noise in 1/255 from which the error on a frame is measured
 MIN_QUALITY = 95.0  # JPEG quality below which a frame counts as compressed
 # Lead in dB from which a student may have all the weight: one that keeps blur, one that removes it, one that upscales
 _FULL_LEAD_KEEPING, _FULL_LEAD, _FULL_LEAD_UPSCALING = 0.2, 1.2, 0.75
+_LEAD_UNTRAINED = (1.4, 1.8)  # leads in dB that earn nothing and all where the model was not made to remove noise
 _LEAD_COMPRESSED = (0.25, 0.5)  # leads in dB that earn a student that keeps blur nothing, and half of the weight
 # Noise in 1/255 that texture is taken for in compressed frames, sometimes and often; for denoisers per unit of quality
 _HIDDEN_NOISE, _HIDDEN_NOISE_DENOISING = (7.0, 10.0), (0.4, 0.6)
@@ -57,6 +58,8 @@ def max_student(lead: float, readings: Sequence[Reading], *, sharpens: bool, sca
     if sharpens:
         full = _FULL_LEAD if scale == 1 else _FULL_LEAD_UPSCALING
     share = min(max(lead / full, 0.0), 1.0)
+    if not sharpens and not denoises:
+        share = _position(lead, _LEAD_UNTRAINED)  # true noise leaves it much to gain
     radius = min(reading.mean["blur_radius"] for reading in readings)
     if sharpens and scale == 1:
         share *= min(max(_position(radius, _SURE_BLUR), _MIN_SHARE), _MAX_SHARE)
