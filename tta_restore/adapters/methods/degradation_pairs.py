@@ -556,7 +556,9 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         share = self._max_share(notes["best"], readings, sampler)
         if sampler.sharpens and sampler.scale == 1:
             return share, _trust.max_input(readings)
-        if _trust.is_compressed(readings) if not sampler.sharpens else not _trust.is_noisy(notes["reading"]):
+        if sampler.sharpens and not _trust.is_noisy(notes["reading"]):
+            return share, 1.0
+        if not sampler.sharpens and _trust.is_compressed(readings):
             return share, 1.0
         degraded, _ = notes["held_out"]
         excess = -math.inf
