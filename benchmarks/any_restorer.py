@@ -298,7 +298,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--frames", type=int, default=4)
     parser.add_argument("--seeds", type=int, nargs="+", default=[7], help="--frames of each")
     parser.add_argument("--worst", type=Path, help="folder for a picture of the worst frame of each row")
-    parser.add_argument("--output", type=Path, help="JSON file, written after each condition; rows in it are kept")
+    parser.add_argument("--output", type=Path, help="JSON file, written after each frame; other rows in it are kept")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     if options.action == "table":
@@ -318,28 +318,19 @@ def main(arguments: list[str] | None = None) -> None:
         for condition in case.conditions:
             if options.only and name not in options.only and f"{name}:{condition}" not in options.only:
                 continue
-            frames = [
-                frame | {"seed": seed}
-                for seed in options.seeds
-                for frame in measure(case, condition, names, options.frames, seed)
-            ]
-            if options.worst:
-                save_worst(frames, options.worst / f"{name}-{condition.replace(' ', '_')}.png")
-            for frame in frames:
-                del frame["images"]
-            row = {
-                "restorer": name,
-                "condition": condition,
-                "commit": commit,
-                "seeds": options.seeds,
-                "summary": summarize(frames),
-                "each": frames,
-            }
-            print(table({"rows": [row]}).splitlines()[-1], flush=True)
-            content["rows"] = [r for r in content["rows"] if (r["restorer"], r["condition"]) != (name, condition)]
-            content["rows"].append(row)
-            if options.output:
-                options.output.write_text(json.dumps(content, indent=1) + "\n")
+            others = [r for r in content["rows"] if (r["restorer"], r["condition"]) != (name, condition)]
+            row = {"restorer": name, "condition": condition, "commit": commit, "seeds": options.seeds}
+            frames: list[dict[str, Any]] = []
+            for seed in options.seeds:
+                for frame in measure(case, condition, names, options.frames, seed):
+                    frames.append(frame | {"seed": seed})
+                    if options.worst:
+                        save_worst(frames, options.worst / f"{name}-{condition.replace(' ', '_')}.png")
+                    each = [{key: value for key, value in one.items() if key != "images"} for one in frames]
+                    content["rows"] = [*others, row | {"summary": summarize(frames), "each": each}]
+                    if options.output:
+                        options.output.write_text(json.dumps(content, indent=1) + "\n")
+            print(table({"rows": content["rows"][-1:]}).splitlines()[-1], flush=True)
 
 
 if __name__ == "__main__":

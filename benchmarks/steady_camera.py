@@ -1,4 +1,4 @@
-"""What adaptation to one camera costs and gains, frame by frame, over a stream of different scenes.
+"""Measure cost and gain per frame of a stream from one camera.
 
     python -m benchmarks.steady_camera --photos test --output benchmarks/results/steady_camera.json \
         --picture docs/steady_camera.png

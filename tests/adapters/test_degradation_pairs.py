@@ -382,3 +382,47 @@ def test_a_camera_change_is_noticed_where_nothing_was_learned(monkeypatch):
     monkeypatch.setattr(Reading, "distance", lambda self, other: 0.9)
     steady = DegradationPairs(Filter(), spec=DENOISE, steps=4, lr=1e-6, calibration_frames=1)
     assert [steady.adapt(_frame(15, seed)[0]).metrics["changed"] for seed in range(4)] == [0, 0, 0, 0]
+
+
+def test_the_residuals_of_source_and_student_both_count(monkeypatch):
+    """Either of them may remove content; of an upscaler only the source is asked."""
+    asked = []
+
+    def excess(frame, pairs):
+        asked.append(frame)
+        return 9.0 if len(asked) % 2 == 0 else 0.0
+
+    monkeypatch.setattr(_trust, "structure_excess", excess)
+    adapter = DegradationPairs(Filter(), spec=DENOISE, steps=12, lr=1e-3)
+    assert adapter.adapt(_frame(20)[0]).metrics["trust"] == 0
+    assert len(asked) == 2
+    assert adapter.report.metrics["structure_excess"] == 9
+    DegradationPairs(Upscaler(), steps=12, lr=1e-3).adapt(_frame(20, size=48)[0])
+    assert len(asked) == 3
+
+
+def test_progress_is_shown_late_and_not_where_it_is_switched_off(monkeypatch):
+    bars = []
+
+    class Bar:
+        def __init__(self, **options):
+            self.options, self.count, self.closed = options, 0, False
+            bars.append(self)
+
+        def update(self):
+            self.count += 1
+
+        def close(self):
+            self.closed = True
+
+    monkeypatch.setattr("tta_restore.adapters.methods.degradation_pairs.tqdm", Bar)
+    adapter = DegradationPairs(Filter(), spec=DENOISE, steps=12)
+    report = adapter.adapt(_frame(20)[0])
+    assert bars[0].closed
+    assert bars[0].options["disable"] is None  # tqdm: shown on terminals only
+    assert bars[0].options["delay"] >= 5
+    assert bars[0].count > report.steps  # the trials of learning rates count
+    adapter.show_progress = False
+    adapter.reset()
+    adapter.adapt(_frame(20)[0])
+    assert bars[1].options["disable"] is True

@@ -90,9 +90,9 @@ class Backbone:
         self.remark = ""
         """Messages for the user about how the module behaves when it is run."""
         self.reuses_memory = True
-        """Whether the module may return the same memory from call to call."""
+        """True if the module may return the same memory from call to call."""
         self._draws: bool | None = None
-        """Whether the model draws global random numbers in eval mode; None until a session was run."""
+        """True if the model draws global random numbers in eval mode; None before the first session."""
         self._with_graph: Replica | Outside | None = None
         self._without: Replica | Outside | None = None
         self._held = contextlib.ExitStack()

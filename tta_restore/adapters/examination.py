@@ -43,7 +43,7 @@ _SHARDED = (
 
 @dataclass(frozen=True)
 class Findings:
-    """How a module behaves on private copies.
+    """Behavior of a module on private copies.
 
     Attributes:
         problem: why copies do not work; empty where they do.

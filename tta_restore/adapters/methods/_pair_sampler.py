@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tta_restore._core.color import linear_to_srgb, srgb_to_linear
+from tta_restore.adapters.methods._trust import is_compressed
 from tta_restore.data.datasets.mining import random_patches
 from tta_restore.data.synthetic import dead_leaves
 from tta_restore.data.synthetic.soften import soften
@@ -26,7 +27,6 @@ _HEDGE = 1  # rank of the first common pupil function per frame read, and of the
 _HELD_OUT = 4  # every fourth tile is never trained on
 _CLIPPED = 0.998  # value from which a pixel counts as clipped
 _MIN_CLIPPED = 0.003  # fraction of clipped pixels from which pairs get clipped highlights, too
-_MIN_QUALITY = 95.0  # JPEG quality below which compression hides noise that was there before
 _HIDDEN_NOISE = 20 / 255  # standard deviation up to which it may
 _MAX_GAIN = 12.0  # linear light of a highlight relative to white
 
@@ -94,7 +94,7 @@ class PairSampler:
         parts = PARTS if self.sharpens else PARTS[1:]
         camera = reading.degradation(parts, scale=self.scale)
         parameters = _hedged(reading).sample(generator, count, parts, scale=self.scale, spread=self.spread)
-        if reading.mean["jpeg_quality"] < _MIN_QUALITY:
+        if is_compressed([reading]):  # noise from before the compression may be hidden
             parameters = _with_hidden_noise(parameters, generator)
         degraded = sharp
         for stage, part in zip(camera.degradations, parameters.parts, strict=True):

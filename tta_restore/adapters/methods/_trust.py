@@ -14,8 +14,8 @@ from torch import Tensor
 
 from tta_restore.degradations import Reading
 
-MIN_MEASURED = 2.0  # noise in 1/255 from which the error on a frame is measured well
-MIN_QUALITY = 95.0  # JPEG quality below which a frame counts as compressed
+_MIN_MEASURED = 2.0  # noise in 1/255 from which the error on a frame is measured well
+_MIN_QUALITY = 95.0  # JPEG quality below which a frame counts as compressed
 # Lead in dB from which a student may have all the weight: one that keeps blur, one that removes it, one that upscales
 _FULL_LEAD_KEEPING, _FULL_LEAD, _FULL_LEAD_UPSCALING = 0.2, 1.2, 0.75
 _LEAD_UNTRAINED = (1.4, 1.8)  # leads in dB that earn nothing and all where the model was not made to remove noise
@@ -78,12 +78,12 @@ def max_input(readings: Sequence[Reading]) -> float:
 
 def is_compressed(readings: Sequence[Reading]) -> bool:
     """Return whether a frame was compressed, so that its noise is not white."""
-    return any(reading.mean["jpeg_quality"] < MIN_QUALITY for reading in readings)
+    return any(reading.mean["jpeg_quality"] < _MIN_QUALITY for reading in readings)
 
 
 def is_noisy(reading: Reading) -> bool:
     """Return whether the noise is strong enough to measure errors on a frame."""
-    return 255 * reading.mean["noise_std"] >= MIN_MEASURED
+    return 255 * reading.mean["noise_std"] >= _MIN_MEASURED
 
 
 def structure_share(excess: float, lead: float, *, scale: int) -> float:

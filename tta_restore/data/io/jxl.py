@@ -27,7 +27,7 @@ _LINEAR, _SRGB = 8, 13  # numbers of curves, both coded as an offset of 2 and fo
 
 @dataclass(frozen=True)
 class CodeStreamHeader:
-    """What the header of a code stream declares.
+    """Size and color encoding in the header of a code stream.
 
     Attributes:
         width: in pixels, before the orientation is applied.

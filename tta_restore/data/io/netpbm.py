@@ -17,7 +17,7 @@ _CHANNELS = {"1": 1, "2": 1, "3": 3, "4": 1, "5": 1, "6": 3, "f": 1, "F": 3}
 
 @dataclass(frozen=True)
 class _Header:
-    """What a header declares: kind, size, channels, largest sample (scale of a PFM file), comments, and its length."""
+    """Header of a Netpbm file; ``largest`` is the largest sample, or the scale of a PFM file."""
 
     kind: str
     width: int

@@ -85,7 +85,7 @@ class Summary:
 
     @property
     def has_written(self) -> bool:
-        """Whether this run wrote a result."""
+        """True if this run wrote a result."""
         return self.restored > 0 or self.fragments > 0
 
     def __str__(self) -> str:

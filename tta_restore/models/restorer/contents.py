@@ -1,4 +1,4 @@
-"""What modules hold in their attributes besides weights and buffers: containers, objects, tensors, arrays."""
+"""Record and restore the attributes of modules: containers, objects, tensors and arrays besides the weights."""
 
 from __future__ import annotations
 
