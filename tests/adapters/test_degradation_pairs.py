@@ -12,7 +12,7 @@ from tta_restore.adapters import DegradationPairs, SelfEnsemble, calibrate, crea
 from tta_restore.adapters.methods import _blend, _trust
 from tta_restore.adapters.methods._pair_sampler import PairSampler, _common_pupils, _hedged, patch_size_for
 from tta_restore.data.synthetic import dead_leaves, defocus, photos
-from tta_restore.degradations import Estimator, Reading
+from tta_restore.degradations import Estimator, Jpeg, Reading
 from tta_restore.degradations import lens as optics
 from tta_restore.metrics import psnr
 from tta_restore.models import RestorerSpec, SizeRequirements, create_model
@@ -296,7 +296,10 @@ def test_a_lens_that_the_student_fails_on_is_a_change(monkeypatch):
     adapter.memory["lead"] = 4.0
     leads = {"pooled": 4.0, "frame": 1.0}
 
+    states = []
+
     def hold_out(frame, reading):
+        states.append(adapter.generator.get_state())
         original(frame, reading)
         return leads["frame" if reading is frame.scratch["read"] else "pooled"]
 
@@ -305,6 +308,8 @@ def test_a_lens_that_the_student_fails_on_is_a_change(monkeypatch):
     first = adapter.adapt(stream[3].blurry[None])
     assert first.steps == 0
     assert first.metrics["trust"] <= adapter.memory["weights"][2]
+    assert len(states) == 2
+    assert torch.equal(*states)  # the same sharp material for both estimates
     assert any("may have changed" in message for message in first.messages)
     leads["pooled"] = 1.5  # the scene: under the estimate of the camera the student leads by as little
     scene = adapter.adapt(stream[1].blurry[None])
@@ -397,8 +402,26 @@ def test_the_residuals_of_source_and_student_both_count(monkeypatch):
     assert adapter.adapt(_frame(20)[0]).metrics["trust"] == 0
     assert len(asked) == 2
     assert adapter.report.metrics["structure_excess"] == 9
-    DegradationPairs(Upscaler(), steps=12, lr=1e-3).adapt(_frame(20, size=48)[0])
+    limits = {}
+    choose = _blend.choose
+    monkeypatch.setattr(_blend, "choose", lambda *a, **options: limits.update(options) or choose(*a, **options))
+    upscaler = DegradationPairs(Upscaler(), steps=12, lr=1e-3)
+    upscaler.adapt(_frame(20, size=48)[0])
     assert len(asked) == 3
+    assert limits["max_input"] == 1
+    upscaler.reset()
+    monkeypatch.setattr(_trust, "structure_excess", lambda frame, pairs: 9.0)
+    upscaler.adapt(_frame(20, size=48)[0])
+    assert limits["max_student"] == limits["max_input"] == 0  # pairs of a wrong noise say nothing of either
+
+
+def test_residuals_of_compressed_frames_are_not_compared(monkeypatch):
+    monkeypatch.setattr(_trust, "structure_excess", lambda frame, pairs: pytest.fail("the noise is not white"))
+    frame = _frame(20, size=96)[0]
+    jpeg = Jpeg(quality=50)
+    compressed = jpeg.apply(frame, jpeg.sample(torch.Generator(), 1), torch.Generator())
+    report = DegradationPairs(Filter(), spec=DENOISE, steps=12, lr=1e-3).adapt(compressed)
+    assert report.metrics["jpeg_quality"] == 50
 
 
 def test_progress_is_shown_late_and_not_where_it_is_switched_off(monkeypatch):

@@ -9,6 +9,7 @@ import sys
 import textwrap
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -83,6 +84,15 @@ def test_outputs_inside_the_input_folder_are_not_restored_again(folder):
     run_jobs(jobs, Learner())
     again = plan_jobs([folder], folder / "out").jobs
     assert [job.source for job in again] == [job.source for job in jobs]
+
+
+def test_a_quiet_run_switches_off_the_progress_of_its_adapter(tmp_path):
+    method = Learner()
+    method.adapter = SimpleNamespace(show_progress=True)
+    run_jobs([], method)
+    assert method.adapter.show_progress
+    run_jobs([], method, progress=False)
+    assert not method.adapter.show_progress
 
 
 def test_single_files_go_into_a_folder_or_to_a_name(folder, tmp_path):

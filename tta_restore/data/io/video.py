@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import io
-import os
 import re
 from array import array
 from collections import deque
@@ -20,22 +19,27 @@ from torch import Tensor
 
 from tta_restore.data.datasets.clips import Clip
 from tta_restore.data.io.atomic import atomic_file, is_text
+from tta_restore.data.io.codecs import (
+    CLOCK,
+    CODECS,
+    Encoder,
+    check_codec,
+    interpolation,
+    written_depth,
+)  # fmt: skip
 from tta_restore.data.io.formats import irregular_kind
 from tta_restore.data.io.parts import EncodedPacket, PartStore
-from tta_restore.data.io.pixels import ImageError, array_from_tensors, too_large
+from tta_restore.data.io.pixels import ImageError, too_large
 from tta_restore.data.io.side_data import Hdr10, describe_lost, kinds_of, orientation_of, read_hdr10
 from tta_restore.data.io.tracks import SideTracks, carry_stream_tags, carry_tags, needs_free_tags
 
 __all__ = [
-    "CODECS",
     "CONTAINERS",
     "MAX_FRAME_PIXELS",
     "WRITABLE_SUFFIXES",
-    "Codec",
     "DecodedFrames",
     "VideoFile",
     "VideoInfo",
-    "check_codec",
     "write_video",
 ]
 
@@ -44,47 +48,12 @@ CONTAINERS = {".mp4": "mp4", ".mov": "mov", ".m4v": "mp4", ".mkv": "matroska"}
 WRITABLE_SUFFIXES = tuple(CONTAINERS)
 #: Default limit on the pixels of a frame.
 MAX_FRAME_PIXELS = 160_000_000
-_UNSPECIFIED = 2  # of a color matrix, in the numbers of ISO/IEC 23001-8
-_BT709 = 1
 _HDR_CURVES = {16: "PQ", 18: "HLG"}
-_CLOCK = 90000  # ticks per second of the frames' times
 _HIGHEST_RATE = 2000  # frames per second; more are nonsense in a header
 _LONGEST_GROUP = 10  # seconds after damage for which a key frame is awaited
 _CLOCK_TIME = re.compile(r"(\d+):(\d+):(\d+(?:\.\d+)?)")
 _EVEN = 0.95  # fraction of equal steps in time from which on a gap means lost frames
 _TRIED_FRAMES = 5  # of which one has to be interlaced for the video to count as such
-
-
-@dataclass(frozen=True)
-class Codec:
-    """Options of the video encoder.
-
-    Attributes:
-        encoder: FFmpeg's name.
-        quality: default constant rate factor, a nearly invisible loss.
-        worst: largest constant rate factor.
-        depths: bits per sample that it takes.
-        chroma: chroma subsampling that it takes, for each of these depths.
-        options: further options.
-    """
-
-    encoder: str
-    quality: int
-    worst: int
-    depths: tuple[int, ...]
-    chroma: tuple[str, ...]
-    options: tuple[tuple[str, str], ...] = ()
-
-
-#: Codecs by name.
-CODECS = {
-    # frames that the encoder looks ahead are memory: 40 by default, 1.6 MB each at 640x480
-    "h264": Codec("libx264", 14, 51, (8, 10), ("420", "422", "444"), (("x264-params", "rc-lookahead=20"),)),
-    "hevc": Codec("libx265", 16, 51, (8, 10, 12), ("420", "422", "444"), (("x265-params", "log-level=none"),)),
-    "av1": Codec("libsvtav1", 18, 63, (8, 10), ("420",), (("preset", "6"),)),
-    "vp9": Codec("libvpx-vp9", 15, 63, (8,), ("420", "422", "444"), (("b", "0"), ("row-mt", "1"), ("cpu-used", "2"))),
-    "ffv1": Codec("ffv1", 0, 0, (8, 10, 12), ("420", "422", "444"), (("level", "3"), ("slicecrc", "1"))),
-}
 
 
 @dataclass(frozen=True)
@@ -203,7 +172,7 @@ class VideoFile:
     @property
     def times(self) -> list[Fraction]:
         """Seconds at which the frames that were decoded so far are shown, counted from the start of the file."""
-        return [Fraction(ticks, _CLOCK) for ticks in self._ticks]
+        return [Fraction(ticks, CLOCK) for ticks in self._ticks]
 
     def ticks_of(self, number: int) -> int | None:
         """Return the time of a frame in 1/90000 s, None where it has not been decoded."""
@@ -270,14 +239,14 @@ class VideoFile:
             frames = self._decoded(container, stream)
             if self.deinterlace and self.info.is_interlaced:
                 frames = _deinterlaced(frames, stream)
-            step = round(_CLOCK / self.info.frame_rate)
+            step = round(CLOCK / self.info.frame_rate)
             last: int | None = None
             has_times = True
             for frame in frames:
                 if last is None:
                     has_times = frame.pts is not None
                 if has_times and frame.pts is not None:
-                    ticks = round((frame.time_base * frame.pts - offset) * _CLOCK)
+                    ticks = round((frame.time_base * frame.pts - offset) * CLOCK)
                 else:  # AVI stores no times of reordered frames
                     ticks = 0 if last is None else last + step
                 if last is not None and ticks <= last:
@@ -287,7 +256,7 @@ class VideoFile:
                 picture = frame.reformat(
                     format="rgb48le" if deep else "rgb24",
                     src_color_range=frame.color_range,
-                    interpolation=_interpolation(),
+                    interpolation=interpolation(),
                 )
                 samples = torch.from_numpy(picture.to_ndarray()).permute(2, 0, 1)
                 self.side_data |= kinds_of(frame)
@@ -364,7 +333,7 @@ class VideoFile:
             steps = np.diff(np.frombuffer(self._ticks, np.int64)) if len(self._ticks) > 2 else np.zeros(0)
             gaps = steps > 1.5 * step
             if gaps.any() and (abs(steps - step) < 0.1 * step + 100).mean() >= min(_EVEN, 1 - 2 / len(steps)):
-                at = self._ticks[int(gaps.argmax())] / _CLOCK
+                at = self._ticks[int(gaps.argmax())] / CLOCK
                 missing = int((steps[gaps] / step).round().sum() - gaps.sum())
                 self.losses.append(f"damaged or incomplete: {missing} frames are missing from {at:.1f} s on")
         if container.format.name == "mpegts" and not self.losses:
@@ -374,9 +343,9 @@ class VideoFile:
         expected, is_own = _declared_length(container, stream)
         if expected is None or last is None:
             return
-        end = Fraction(last + step, _CLOCK)
+        end = Fraction(last + step, CLOCK)
         # A container's length is that of its longest track; sound may outlast the frames a little.
-        slack = max(Fraction(3 * step, _CLOCK), expected / 50 if self.info.sound else Fraction(0))
+        slack = max(Fraction(3 * step, CLOCK), expected / 50 if self.info.sound else Fraction(0))
         if not is_own and self.info.sound:
             slack = max(slack, Fraction(1))
         if end + slack < expected and not self.losses:
@@ -402,19 +371,6 @@ def _declared_length(container: Any, stream: Any) -> tuple[Fraction | None, bool
             return 3600 * hours + 60 * minutes + seconds - start, True
         return (Fraction(container.duration, 1_000_000) - start if container.duration else None), False
     return (Fraction(container.duration, 1_000_000) if container.duration else None), False
-
-
-def check_codec(name: str, quality: int | None = None) -> None:
-    """Refuse an unknown codec, or a quality that it does not have.
-
-    Raises:
-        ValueError: the codec is unknown, or the constant rate factor is out of range.
-    """
-    if name not in CODECS:
-        raise ValueError(f"no codec {name!r}; there are: {', '.join(CODECS)}")
-    codec = CODECS[name]
-    if quality is not None and not 0 <= quality <= codec.worst:
-        raise ValueError(f"expected a constant rate factor from 0 to {codec.worst} for {name}, got {quality}")
 
 
 def write_video(
@@ -456,10 +412,10 @@ def write_video(
         raise ImageError(f"{path}: videos are written as {', '.join(WRITABLE_SUFFIXES)}")
     check_codec(codec, quality)
     notes: list[str] = []
-    depth = _written_depth(path, codec, bit_depth, like, notes)
+    depth = written_depth(path, codec, bit_depth, like, notes)
     av = _av(path)
-    rate = Fraction(frame_rate).limit_denominator(_CLOCK) if like is None else Fraction(like.info.frame_rate)
-    encoder = _Encoder(av, CODECS[codec], depth, quality, rate, like, notes)
+    rate = Fraction(frame_rate).limit_denominator(CLOCK) if like is None else Fraction(like.info.frame_rate)
+    encoder = Encoder(av, CODECS[codec], depth, quality, rate, like, notes)
     with atomic_file(path) as partial:
         source = None if like is None else _opened(like.path)
         known: set[str] = set()
@@ -501,7 +457,7 @@ def write_video(
 def _encode(
     path: Path,
     frames: Iterable[Tensor],
-    encoder: _Encoder,
+    encoder: Encoder,
     output: _Output,
     like: VideoFile | None,
     rate: Fraction,
@@ -527,7 +483,7 @@ def _encode(
         if context is None:
             context = encoder.create(size, like=output.stream.codec_context)
         ticks = like.ticks_of(number) if like is not None else None
-        last = max(round(number * _CLOCK / rate) if ticks is None else ticks, last + 1)
+        last = max(round(number * CLOCK / rate) if ticks is None else ticks, last + 1)
         waiting += encoder.encode(context, frame, last)
         number, in_part = number + 1, in_part + 1
         if parts is not None and in_part == parts.part_frames:
@@ -544,57 +500,6 @@ def _encode(
     return number
 
 
-class _Encoder:
-    """Makes encoders of equal settings, and packets of frames."""
-
-    def __init__(
-        self,
-        av: Any,
-        settings: Codec,
-        depth: int,
-        quality: int | None,
-        rate: Fraction,
-        like: VideoFile | None,
-        notes: list[str],
-    ) -> None:
-        self.av, self.settings, self.depth, self.rate, self.like, self.notes = av, settings, depth, rate, like, notes
-        self.options = {"crf": str(settings.quality if quality is None else quality), **dict(settings.options)}
-        if settings.encoder == "ffv1":
-            del self.options["crf"]
-        if like is not None and like.info.hdr10 is not None:
-            found = like.info.hdr10.encoder_options(settings.encoder)
-            if found is None:
-                notes.append(f"HDR10 metadata left out: {settings.encoder} does not write it; h264, hevc and av1 do")
-            for name, value in (found or {}).items():
-                self.options[name] = ":".join(part for part in (self.options.get(name), value) if part)
-        if settings.encoder == "libsvtav1":
-            os.environ.setdefault("SVT_LOG", "1")  # errors only; it prints a page otherwise
-
-    def prepare(self, context: Any, size: tuple[int, ...]) -> None:
-        """Set an encoder up for frames of a size."""
-        _prepare(context, size, self.depth, self.settings, self.like, self.notes)
-        context.options = dict(self.options)
-
-    def create(self, size: tuple[int, ...], *, like: Any) -> Any:
-        """Return an encoder, with its headers where those of another one are."""
-        context = self.av.CodecContext.create(self.settings.encoder, "w")
-        context.framerate = self.rate
-        context.flags |= like.flags
-        self.prepare(context, size)
-        return context
-
-    def encode(self, context: Any, frame: Tensor | None, ticks: int) -> list[EncodedPacket]:
-        """Return the packets that are ready after a frame; None for the rest."""
-        picture = None
-        if frame is not None:
-            picture = _picture(self.av, frame, context, self.depth)
-            picture.time_base, picture.pts = Fraction(1, _CLOCK), ticks
-        return [
-            EncodedPacket(bytes(p), p.pts, p.dts if p.dts is not None else p.pts, p.duration or 0, p.is_keyframe)
-            for p in context.encode(picture)
-        ]
-
-
 class _Output:
     """A container with the film's stream and its side tracks, written in step."""
 
@@ -602,19 +507,19 @@ class _Output:
         self.av, self.container, self.stream = av, container, stream
         self.tracks: SideTracks | None = None
         self._last: int | None = None
-        stream.time_base = Fraction(1, _CLOCK)
+        stream.time_base = Fraction(1, CLOCK)
 
     def write(self, encoded: EncodedPacket) -> None:
         packet = self.av.Packet(encoded.data)
         # Where parts meet, the decoding times of uneven frames may overlap.
         dts = encoded.dts if self._last is None else max(encoded.dts, self._last + 1)
         packet.pts, packet.dts, packet.duration = encoded.pts, min(dts, encoded.pts), encoded.duration
-        packet.time_base, packet.is_keyframe = Fraction(1, _CLOCK), encoded.is_key
+        packet.time_base, packet.is_keyframe = Fraction(1, CLOCK), encoded.is_key
         packet.stream = self.stream
         self._last = dts
         self.container.mux(packet)
         if self.tracks is not None:
-            self.tracks.advance(Fraction(max(encoded.dts, 0), _CLOCK))
+            self.tracks.advance(Fraction(max(encoded.dts, 0), CLOCK))
 
 
 def _close(container: Any, path: Path) -> None:
@@ -622,56 +527,6 @@ def _close(container: Any, path: Path) -> None:
         container.close()
     except (OSError, importlib.import_module("av.error").FFmpegError) as error:
         raise ImageError(f"{path}: cannot be written ({_line(error)})") from None
-
-
-def _written_depth(path: Path, codec: str, wanted: int | None, like: VideoFile | None, notes: list[str]) -> int:
-    depths = CODECS[codec].depths
-    if wanted is not None:
-        if wanted not in depths:
-            raise ImageError(
-                f"{path}: expected a bit depth of {' or '.join(map(str, depths))} for {codec}, got {wanted}"
-            )
-        return wanted
-    have = 8 if like is None else like.info.bit_depth
-    depth = next((depth for depth in depths if depth >= have), depths[-1])
-    if depth < have:
-        notes.append(f"{have} bits written as {depth}, which is what {codec} holds; --codec hevc holds 12")
-    return depth
-
-
-def _prepare(
-    codec: Any, size: tuple[int, ...], depth: int, settings: Codec, like: VideoFile | None, notes: list[str]
-) -> None:
-    """Set size, samples, times and color tags of an encoder."""
-    if len(size) != 3 or size[0] != 3:
-        raise ImageError(f"write_video: expected frames of shape (3, H, W), got {size}")
-    codec.height, codec.width = size[1:]
-    chroma = "420" if like is None else like.info.chroma
-    if (chroma == "420" and size[1] % 2) or (chroma != "444" and size[2] % 2):
-        chroma = "444"
-    if chroma not in settings.chroma:
-        notes.append(f"chroma subsampled to 4:2:0, which is all that {settings.encoder} holds")
-        chroma = "420"
-    codec.pix_fmt = f"yuv{chroma}p" + ("" if depth == 8 else f"{depth}le")
-    matrix, primaries, curve = (_BT709, _BT709, _BT709) if like is None else like.info.colors
-    if matrix == 0:  # RGB, which is encoded as Y'CbCr here
-        matrix = _BT709
-    codec.time_base = Fraction(1, _CLOCK)
-    # Without tags decoders assume BT.601: that is encoded, and the file stays without tags.
-    codec.colorspace, codec.color_primaries, codec.color_trc = matrix, primaries, curve
-    codec.color_range = 1
-    if like is not None and like.info.sample_aspect_ratio != 1:
-        codec.sample_aspect_ratio = like.info.sample_aspect_ratio
-
-
-def _picture(av: Any, frame: Tensor, codec: Any, depth: int) -> Any:
-    array = array_from_tensors(frame, None, 8 if depth == 8 else 16)
-    picture = av.VideoFrame.from_ndarray(array, format="rgb24" if depth == 8 else "rgb48le")
-    matrix = int(codec.colorspace)
-    wanted = av.video.reformatter.Colorspace.ITU601 if matrix in (_UNSPECIFIED, 6) else matrix
-    return picture.reformat(
-        format=codec.pix_fmt, dst_colorspace=wanted, dst_color_range=1, interpolation=_interpolation()
-    )
 
 
 def _deinterlaced(frames: Iterator[Any], stream: Any) -> Iterator[Any]:
@@ -728,12 +583,6 @@ def _is_cover(stream: Any) -> bool:
 def _start_of(container: Any) -> Fraction:
     """Return the seconds at which a container starts; transport streams start anywhere."""
     return max(Fraction(0), Fraction(container.start_time or 0, 1_000_000))
-
-
-def _interpolation() -> Any:
-    """Return the interpolation of chroma. The fast default repeats and truncates samples, visible on colored edges."""
-    kind = importlib.import_module("av.video.reformatter").Interpolation
-    return kind.BICUBIC | kind.FULL_CHR_H_INT | kind.FULL_CHR_H_INP | kind.ACCURATE_RND
 
 
 def _as_float(samples: Tensor) -> Tensor:

@@ -19,12 +19,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from tta_restore.data.io.atomic import atomic_file, exclusive_lock
+from tta_restore.data.io.codecs import check_codec
 from tta_restore.data.io.color import to_model_space
 from tta_restore.data.io.files import printable
 from tta_restore.data.io.image import MAX_PIXELS, check_writable, read_image, write_image
 from tta_restore.data.io.pixels import ImageError
 from tta_restore.data.io.tensors import save_tensors
-from tta_restore.data.io.video import VideoFile, check_codec
+from tta_restore.data.io.video import VideoFile
 from tta_restore.engine.run.device import resolve_device
 from tta_restore.engine.run.methods import CLIP_METHODS, create_clip_method, create_method
 from tta_restore.engine.run.models import load_restorer
