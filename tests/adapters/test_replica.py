@@ -257,6 +257,36 @@ def test_a_random_model_draws_from_the_seed_and_leaves_global_random_numbers_alo
     assert not torch.equal(siam(net, seed=1)(frames[0]), outputs[0])
 
 
+class OwnGrain(Noted):
+    """Adds noise from a generator of its own, of about the difference up to which outputs count as equal."""
+
+    def __init__(self, std):
+        super().__init__()
+        self.std = std
+
+    def forward(self, x):
+        return self.conv(x) + self.std * SYSTEM.gauss(0, 1)
+
+
+SYSTEM = random.SystemRandom()
+
+
+@pytest.mark.parametrize("std", [1e-5, 3e-5, 1e-4, 1e-3])
+def test_a_model_with_little_randomness_of_its_own_is_adapted(std):
+    for _ in range(8):
+        siam(OwnGrain(std), spec=RestorerSpec())(frame(size=16))
+
+
+@pytest.mark.parametrize("source", [np.random.rand, random.random])
+def test_numbers_of_numpy_and_python_do_not_pass_for_a_memory(source):
+    class Drawing(Noted):
+        def forward(self, x):
+            return self.conv(x) + 2e-5 * source()
+
+    for _ in range(8):
+        siam(Drawing(), spec=RestorerSpec())(frame(size=16))
+
+
 class Both(nn.Module):
     """Runs a part of its own and one of another model, which has a lock of its own."""
 

@@ -285,6 +285,20 @@ def test_a_border_of_half_pixels_and_a_multiple_are_measured_together():
     assert (restorer.spec.scale, restorer.spec.border, restorer.spec.size.multiple_of) == (2, 4, 4)
 
 
+@pytest.mark.parametrize(("multiple", "minimum", "square"), [(1, 70, False), (2, 92, False), (4, 80, True)])
+def test_a_minimum_above_the_sides_tried_first_does_not_pass_for_a_multiple(multiple, minimum, square):
+    restorer = as_restorer(Strict(multiple, minimum=minimum, square=square))
+    assert restorer(torch.rand(1, 3, 21, 33)).shape == (1, 3, 21, 33)
+    size = restorer.spec.size
+    assert (size.minimum, size.multiple_of, size.square) == (96, multiple, square)
+
+
+def test_a_border_above_the_sides_tried_first_does_not_pass_for_a_multiple():
+    restorer = as_restorer(valid(layers=17))
+    assert restorer(torch.rand(1, 3, 21, 33)).shape == (1, 3, 21, 33)
+    assert (restorer.spec.border, restorer.spec.size.multiple_of) == (34, 1)
+
+
 def test_frames_smaller_than_the_border_repeat_their_edge():
     assert as_restorer(valid(layers=8), RestorerSpec(border=16))(torch.rand(1, 3, 3, 9)).shape == (1, 3, 3, 9)
 

@@ -38,9 +38,9 @@ _LEVELS: dict[str, tuple[float, ...]] = {
 }
 _TASKS = {"defocus": "defocus", "motion": "motion", "noise": "denoise", "jpeg": "jpeg"}
 _MIN_GAIN = 0.2  # dB at the best level, from which a kind counts as removed
-_SIDE, _COUNT, _DISKS = 96, 2, 60
-_SIDE_OF_HEAVY = 48  # for models that would take more than _MAX_MACS for all images of _SIDE
-_MAX_MACS = 4e11
+_DISKS = 60  # of a synthetic image
+_SETUPS = ((2, 96), (2, 48), (1, 48))  # images and their side in pixels: the first of at most _MAX_MACS, else the last
+_MAX_MACS = 4e11  # of all passes, about 4 s of two CPU cores
 _FUSED = ("_transformer_encoder_layer_fwd", "_native_multi_head_attention")  # torch's fast paths without gradients
 _CLEAN = 50.0  # PSNR in dB up to which outputs are told apart; higher ones count as equal
 
@@ -102,8 +102,9 @@ class Competence:
 def competence(model: Any, spec: RestorerSpec | None = None, *, seed: int = 0) -> Competence:
     """Measure what a restorer removes, by about twenty small forward passes on synthetic images.
 
-    The images have 96 pixels a side, or 48 for a model of more than about 1.4 million multiply-adds per pixel. Nothing
-    stays changed in the model, and global random state is not used.
+    There are two images of 96 pixels a side, of 48 for a model of more than about 1.4 million multiply-adds per pixel,
+    and one for a model of more than 5.8 million. Nothing stays changed in the model, and global random state is not
+    used.
 
     Args:
         model: module, function, spandrel descriptor or :class:`tta_restore.models.Restorer` of single frames.
@@ -128,12 +129,12 @@ def competence(model: Any, spec: RestorerSpec | None = None, *, seed: int = 0) -
         known = restorer.known_spec(example)
         if not known.dense or known.frames != 1:
             raise ValueError("competence: expected a restorer that returns an image for a single frame")
-        passes = _COUNT * sum(map(len, _LEVELS.values()))
-        per_pixel = multiply_adds(restorer, example) / example[0, 0].numel()
-        heavy = per_pixel * passes * _SIDE**2 > _MAX_MACS
-        side = _SIDE_OF_HEAVY if heavy else _SIDE
+        per_pixel = multiply_adds(restorer, example) / math.prod(known.padded(64, 64))
+        count, side = next(
+            (setup for setup in _SETUPS if per_pixel * _num_pixels(known, *setup) <= _MAX_MACS), _SETUPS[-1]
+        )
         scale, height = known.scale, known.size.fit(side, side)[0]
-        sharp = _sharp_images(_COUNT, height * scale, generator)
+        sharp = _sharp_images(count, height * scale, generator)
         if channels == 1:
             sharp = sharp.mean(1, keepdim=True)
         gains: dict[str, dict[float, float]] = {}
@@ -143,6 +144,11 @@ def competence(model: Any, spec: RestorerSpec | None = None, *, seed: int = 0) -
                 for level in levels
             }
     return Competence(gains, scale, getattr(known, "task", None))
+
+
+def _num_pixels(spec: RestorerSpec, count: int, side: int) -> int:
+    """Return the pixels that a model without padding sees in all passes, its border among them."""
+    return count * sum(map(len, _LEVELS.values())) * math.prod(spec.padded(side, side))
 
 
 def multiply_adds(restorer: Restorer, frame: Tensor) -> float:

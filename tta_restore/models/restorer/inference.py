@@ -46,28 +46,38 @@ def infer_spec(
             return None
         return raw if all(leaf.isfinite().all() for _, leaf in leaves(raw)) else None
 
+    def fit(multiple: int, square: bool, length: int) -> tuple[tuple[int, int] | None, bool]:
+        """Scale and border with sides near a length that are odd multiples, and whether the model refused them."""
+        # two of them where smaller divisors are possible: their only common divisors divide the multiple
+        side = multiple * (length // multiple | 1)
+        sides = (side, side if square else side + 2 * multiple)
+        raw = run(*sides)
+        scale = infer_scale(raw, sides, clips=clips)
+        if scale is not None and square and side > multiple:
+            larger = (side + 2 * multiple,) * 2
+            scale = scale if infer_scale(run(*larger), larger, clips=clips) == scale else None
+        if scale is not None:
+            return (scale, 0), False
+        found = None if square else infer_border(raw, sides, clips=clips)
+        if found is not None:  # a model that drops what exceeds its multiple lacks something else there
+            larger = (sides[0] + multiple, sides[1] + multiple)
+            found = found if infer_border(run(*larger), larger, clips=clips) == found else None
+        return found, raw is None
+
     def requirement() -> tuple[int, SizeRequirements, int] | None:
         refused = False
         for square, multiples in ((square, multiples) for multiples in _MULTIPLES for square in (False, True)):
             if multiples is _MULTIPLES[1] and not refused:
                 break  # what it returns is no image
             for multiple in multiples:
-                # odd multiples, two of them where smaller divisors are possible: their only common divisors divide it
-                side = multiple * (64 // multiple | 1)
-                sides = (side, side if square else side + 2 * multiple)
-                raw = run(*sides)
-                refused |= raw is None
-                scale = infer_scale(raw, sides, clips=clips)
-                if scale is not None and square and side > multiple:
-                    larger = (side + 2 * multiple,) * 2
-                    scale = scale if infer_scale(run(*larger), larger, clips=clips) == scale else None
-                if scale is not None:
-                    return scale, SizeRequirements(smallest(multiple, scale), multiple, square), 0
-                found = None if square else infer_border(raw, sides, clips=clips)
-                if found is not None:  # a model that drops what exceeds its multiple lacks something else there
-                    larger = (sides[0] + multiple, sides[1] + multiple)
-                    if infer_border(run(*larger), larger, clips=clips) == found:
-                        return found[0], SizeRequirements(smallest(multiple, *found), multiple), found[1]
+                found, without_output = fit(multiple, square, 64)
+                if found is not None:
+                    # smaller multiples may have been refused because their sides were a little shorter
+                    finer = (part for part in multiples if refused and part < multiple and multiple % part == 0)
+                    length = multiple * (64 // multiple | 1)
+                    multiple = next((part for part in finer if fit(part, square, length)[0] == found), multiple)
+                    return found[0], SizeRequirements(smallest(multiple, *found), multiple, square), found[1]
+                refused |= without_output
         return None
 
     def smallest(multiple: int, scale: int, border: int = 0) -> int:

@@ -109,6 +109,8 @@ class ProbeReport:
         square = ", square" if size.square else ""
         rows["in_channels"] = self.spec.in_channels
         rows["scale"] = self.spec.scale
+        if self.spec.border:
+            rows["border"] = f"{self.spec.border} pixels are cut off at each side; frames are extended by as many"
         rows["size"] = f"multiple of {size.multiple_of}, at least {size.minimum}{square}"
         width = max(map(len, rows))
         lines = [f"{name.replace('_', ' '):<{width}}  {_shown(value)}" for name, value in rows.items()]
