@@ -245,6 +245,9 @@ def test_info_probes_a_model(folder, capsys):
     assert "Brighten" in text
     assert "84" in text  # its weights
     assert "at 1280x720:\nmultiply-adds" in text
+    for flagged in (["--model", "brightening:Brighten"], ["--model=brightening:Brighten"]):
+        assert main(["info", *flagged]) == 0
+        assert capsys.readouterr().out == text
     assert main(["info", "nonsense"]) == 2
 
 
