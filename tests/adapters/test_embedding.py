@@ -13,6 +13,7 @@ from typing import ClassVar
 
 import pytest
 import torch
+from _fresh import in_new_interpreter
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -164,14 +165,18 @@ def test_another_thread_always_gets_the_sources_answers():
     assert all(seen), f"{wrong} of {len(seen)}"
 
 
-@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork")
-def test_a_child_forked_while_a_thread_adapts_can_adapt():
-    net, x, stop = network(), frame(), threading.Event()
+class Long(SiamCTTA):
+    """Takes steps until it is stopped."""
 
-    class Long(SiamCTTA):
-        def objective(self, frame):
-            return None if stop.is_set() else super().objective(frame)
+    stop = threading.Event()
 
+    def objective(self, frame):
+        return None if self.stop.is_set() else super().objective(frame)
+
+
+def adapt_in_a_child():
+    """Fork while a thread adapts; return the exit code of a child that adapts."""
+    net, x = network(), frame()
     long = Long(net, steps=3000, spec=RestorerSpec())
     thread = threading.Thread(target=long, args=(x,))
     thread.start()
@@ -185,32 +190,44 @@ def test_a_child_forked_while_a_thread_adapts_can_adapt():
         except BaseException:
             os._exit(3)
     status = os.waitpid(child, 0)[1]
-    stop.set()
+    Long.stop.set()
     thread.join()
-    assert os.waitstatus_to_exitcode(status) == 0
+    return os.waitstatus_to_exitcode(status)
 
 
-@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork")
-def test_a_fork_waits_until_an_optimizer_has_been_made():
-    """The first optimizer of a process imports modules, whose locks a child would never get."""
+def test_a_child_forked_while_a_thread_adapts_can_adapt():
+    assert in_new_interpreter(adapt_in_a_child) == 0
+
+
+class Slow(SiamCTTA):
+    """Takes long to make its optimizer."""
+
     making, made = threading.Event(), threading.Event()
 
-    class Slow(SiamCTTA):
-        def make_optimizer(self, tensors, role="student"):
-            making.set()
-            time.sleep(0.5)
-            made.set()
-            return super().make_optimizer(tensors, role)
+    def make_optimizer(self, tensors, role="student"):
+        self.making.set()
+        time.sleep(0.5)
+        self.made.set()
+        return super().make_optimizer(tensors, role)
 
+
+def fork_while_an_optimizer_is_made():
+    """Return the exit code of a child: 0 if the optimizer was made before the fork."""
     adapter = Slow(network(), select="all", spec=RestorerSpec())
     thread = threading.Thread(target=adapter, args=(frame(),))
     thread.start()
-    making.wait()
+    Slow.making.wait()
     child = os.fork()
     if child == 0:
-        os._exit(0 if made.is_set() else 1)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        os._exit(0 if Slow.made.is_set() else 1)
+    status = os.waitpid(child, 0)[1]
     thread.join()
+    return os.waitstatus_to_exitcode(status)
+
+
+def test_a_fork_waits_until_an_optimizer_has_been_made():
+    """The first optimizer of a process imports modules, whose locks a child would never get."""
+    assert in_new_interpreter(fork_while_an_optimizer_is_made) == 0
 
 
 @contextlib.contextmanager

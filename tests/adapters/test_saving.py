@@ -6,6 +6,7 @@ import time
 
 import pytest
 import torch
+from _fresh import in_new_interpreter
 from adapters._base import same_bits
 from adapters.recipes import make_pairs, make_siam_ctta
 from adapters.zoo import Residual, build, frames
@@ -191,10 +192,10 @@ def stream(folder, stop):
         os._exit(1)
 
 
-@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork")
-def test_killed_in_mid_stream_it_resumes_bit_by_bit(tmp_path):
+def kill_and_resume(folder):
+    """Kill a stream in mid-frame, resume it, and compare it with an uninterrupted one."""
     count = 400
-    interrupted, whole = tmp_path / "interrupted", tmp_path / "whole"
+    interrupted, whole = folder / "interrupted", folder / "whole"
     interrupted.mkdir()
     whole.mkdir()
     first = stream(interrupted, count)
@@ -206,7 +207,11 @@ def test_killed_in_mid_stream_it_resumes_bit_by_bit(tmp_path):
     assert os.waitstatus_to_exitcode(os.waitpid(first, 0)[1]) == -signal.SIGKILL
     done = len(list(interrupted.glob("*.pt")))
     assert 5 <= done < count
-    for folder in (interrupted, whole):
-        assert os.waitstatus_to_exitcode(os.waitpid(stream(folder, done + 6), 0)[1]) == 0
+    for run in (interrupted, whole):
+        assert os.waitstatus_to_exitcode(os.waitpid(stream(run, done + 6), 0)[1]) == 0
     for i in range(done + 6):
         assert torch.equal(torch.load(interrupted / f"{i}.pt"), torch.load(whole / f"{i}.pt"))
+
+
+def test_killed_in_mid_stream_it_resumes_bit_by_bit(tmp_path):
+    in_new_interpreter(kill_and_resume, tmp_path)

@@ -35,7 +35,11 @@ class GlobalRandom:
 
     def seed(self, seed: int) -> None:
         """Start all of them from a seed."""
-        torch.manual_seed(seed)
+        # torch.manual_seed formats a stack trace at each call as long as no GPU is in use, which costs more than a pass
+        torch.default_generator.manual_seed(seed)
+        if self._cuda is not None:
+            with torch.cuda.device(self._cuda):
+                torch.cuda.manual_seed(seed)
         np.random.seed(seed % 2**32)  # noqa: NPY002 (the one that models draw from)
         random.seed(seed)
         self._seeded = self._states()

@@ -266,6 +266,8 @@ class Backbone:
             self.problem, self.reuses_memory = found.problem, found.reuses_memory
             self.remark = _REMEMBERS if found.remembers else ""
             self.copies = not self.problem
+            if found.replicas is not None:
+                self._with_graph, self._without = found.replicas
         if not self.copies:
             if self._without is None:
                 self._with_graph = self._without = Outside(self.restorer.module, self.root)

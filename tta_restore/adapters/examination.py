@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -49,11 +49,13 @@ class Findings:
 
     Attributes:
         problem: why copies do not work; empty where they do.
+        replicas: the copies that were examined, where they work.
         remembers: whether its output depends on its earlier calls.
         reuses_memory: whether it returns the same memory from call to call, with new values.
     """
 
     problem: str = ""
+    replicas: tuple[Replica, Replica] | None = None
     remembers: bool = False
     reuses_memory: bool = False
 
@@ -102,7 +104,8 @@ def examine_copies(
             given[key] = value[..., :side, :side] if is_map(value, frame.shape[-2:]) else value
         try:
             with global_random(frame.device) as drawn, torch.no_grad():
-                return _compare(root, replicas, run, pair, training=training)
+                found = _compare(root, replicas, run, pair, training=training)
+                return found if found.problem else replace(found, replicas=replicas)
         except Exception as error:  # whatever a third-party module raises for a size it cannot take
             problem = f"a copy of it raises {type(error).__name__}: {error}"
     with global_random(frame.device) as drawn, preserve_state(root, training=training), torch.no_grad():
