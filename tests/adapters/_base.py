@@ -1,4 +1,4 @@
-"""Invariants of every adapter around every model: all methods on four networks, all networks with two methods."""
+"""Invariants of every adapter around every model: all methods on a demanding network, all networks with one or two."""
 
 from __future__ import annotations
 
@@ -16,17 +16,26 @@ from tta_restore.adapters import Adapter
 from tta_restore.models import as_restorer
 from tta_restore.models.restorer import outputs as structure
 
-NETWORKS = ("batch_norm", "caching", "bfloat16", "multiple_of_8")
-"""Networks that every method is run on."""
-METHODS = ("siam_ctta", "pairs")
-"""Methods that every network is run with."""
 
-CASES = [
-    pytest.param(recipe, network, id=f"{recipe}-{network}")
-    for recipe, kind in RECIPES.items()
-    for network in ZOO
-    if (recipe in METHODS or network in NETWORKS) and kind.suits(network) and recipe in LARGE.get(network, (recipe,))
-]
+def table(methods: tuple[str, ...] = ("siam_ctta",), networks: tuple[str, ...] = ("demanding",)) -> Any:
+    """Run a test with every method on ``networks`` and with ``methods`` on every network, where they suit."""
+    return pytest.mark.parametrize(
+        ("recipe", "network"),
+        [
+            pytest.param(recipe, network, id=f"{recipe}-{network}")
+            for recipe, kind in RECIPES.items()
+            for network in ZOO
+            if (recipe in methods or network in networks)
+            and kind.suits(network)
+            and recipe in LARGE.get(network, (recipe,))
+        ],
+    )
+
+
+BOTH = ("siam_ctta", "pairs")
+"""One method that compares views of a frame, and one that uses every hook."""
+TYPES = ("demanding", "bfloat16")
+"""Networks for what the code of a method has a part in: sizes, dtypes and buffers."""
 
 
 def leaves(output: Any) -> dict[tuple, torch.Tensor]:
@@ -60,14 +69,14 @@ def picture(net: nn.Module) -> tuple:
 
 @pytest.mark.filterwarnings("ignore:.*torch.nn.utils.weight_norm.* is deprecated")
 @pytest.mark.filterwarnings("ignore:'saved_variables' is deprecated")
-@pytest.mark.parametrize(("recipe", "network"), CASES)
 class AdapterTests:
-    """The table; ``recipe`` and ``network`` run over all pairs that suit each other."""
+    """The invariants; ``recipe`` and ``network`` run over tables of methods and networks."""
 
     @staticmethod
     def make(recipe: str, network: str, net: nn.Module | None = None, **options: Any) -> Adapter:
         return RECIPES[recipe].make(build(network) if net is None else net, **{"spec": declared(network)} | options)
 
+    @table(BOTH, TYPES)
     def test_a_stream_leaves_the_model_as_it_was_and_can_be_repeated(self, recipe, network):
         net = build(network)
         before = picture(net)
@@ -95,6 +104,7 @@ class AdapterTests:
         with pytest.raises(RuntimeError, match="was detached"):
             adapter(stream[0])
 
+    @table(BOTH, TYPES)
     def test_the_output_has_the_models_own_structure(self, recipe, network):
         net, x = build(network), frames(network, 1)[0]
         path = as_restorer(net, declared(network)).restore(x).path
@@ -113,6 +123,7 @@ class AdapterTests:
                 assert not leaf.is_inference()
             assert torch.is_floating_point(found[path])
 
+    @table(BOTH)
     def test_saved_in_mid_stream_and_forked_it_goes_on_bit_by_bit(self, recipe, network, tmp_path):
         stream = frames(network, 5)
         adapter = self.make(recipe, network)
@@ -131,6 +142,7 @@ class AdapterTests:
         assert same_bits([resumed(x) for x in stream[2:]], uninterrupted)
         assert same_bits(resumed.state_dict(), adapter.state_dict())
 
+    @table()
     def test_callers_without_gradients_get_the_same(self, recipe, network):
         stream = frames(network, 2)
         expected = list(self.make(recipe, network).stream(stream))
@@ -140,6 +152,7 @@ class AdapterTests:
                 outputs = [adapter(x + 0) for x in stream]
             assert same_bits([leaves(y) for y in outputs], [leaves(y) for y in expected])
 
+    @table()
     def test_bad_frames_and_interrupts_leave_the_state_alone(self, recipe, network):
         good = frames(network, 3)
         bad = good[2].clone()
@@ -168,6 +181,7 @@ class AdapterTests:
         other(good[0])
         assert same_bits(adapter(good[1]), other(good[1]))
 
+    @table()
     def test_it_learns_inside_one_autocast(self, recipe, network):
         adapter, stream = self.make(recipe, network), frames(network, 3)
         with torch.autocast("cpu", torch.bfloat16):
@@ -177,6 +191,7 @@ class AdapterTests:
             assert adapter.report.updated == RECIPES[recipe].learns
             assert same_bits(leaves(adapter.predict(stream[0])), first) != RECIPES[recipe].learns
 
+    @table(networks=TYPES)
     def test_batches_and_odd_sizes(self, recipe, network):
         adapter = self.make(recipe, network)
         for batch, height, width in [(2, 16, 24), (1, 13, 19), (2, 21, 10)]:

@@ -140,6 +140,24 @@ class Caching(Residual):
         return super().forward(x) * self.mask + 0.1 * x
 
 
+class Demanding(UNet):
+    """Has batch normalization and multiples of 8, and keeps a mask, a counter and a replaced buffer, as ``Caching``."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3)
+        self.register_buffer("calls", torch.zeros(()))
+        self.register_buffer("mean", torch.zeros(1))
+        self.size, self.mask = None, None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.size != x.shape:
+            self.size, self.mask = x.shape, torch.ones_like(x) * 0.9
+        self.calls += 1
+        self.mean = self.mean.type_as(x)
+        return super().forward(x) * self.mask + 0.1 * self.norm(x)
+
+
 class OneAtATime(Residual):
     spec = RestorerSpec(batched=False)
 
@@ -149,8 +167,8 @@ class OneAtATime(Residual):
         return super().forward(x)
 
 
-def batch_norm() -> nn.Module:
-    net = Residual(conv(3, 8), nn.BatchNorm2d(8), nn.ReLU(), conv(8, 3))
+def after_training(net: nn.Module) -> nn.Module:
+    """The network with running statistics of batches."""
     for _ in range(3):
         net(torch.rand(4, 3, 8, 8))
     return net
@@ -184,7 +202,7 @@ ZOO: dict[str, Callable[[], nn.Module]] = {
     "dict": lambda: Returning(lambda y: {"features": y.repeat(1, 4, 1, 1), "image": y}),
     "dataclass": lambda: Returning(lambda y: Result(y.mean((1, 2, 3)), y)),
     "model_output": lambda: Returning(lambda y: ModelOutput(reconstruction=y, hidden_states=(y.mean((2, 3)),))),
-    "batch_norm": batch_norm,
+    "batch_norm": lambda: after_training(Residual(conv(3, 8), nn.BatchNorm2d(8), nn.ReLU(), conv(8, 3))),
     "new_weight_norm": new_weight_norm,
     "old_weight_norm": old_weight_norm,
     "in_place_relu": lambda: Residual(conv(3, 8), nn.ReLU(inplace=True), conv(8, 8), nn.ReLU(inplace=True), conv(8, 3)),
@@ -196,6 +214,7 @@ ZOO: dict[str, Callable[[], nn.Module]] = {
     "super_resolution": SuperResolution,
     "bytes": Bytes,
     "caching": Caching,
+    "demanding": lambda: after_training(Demanding()),
     "one_at_a_time": OneAtATime,
     "bfloat16": lambda: Residual().to(torch.bfloat16),
     "frozen": lambda: Residual().requires_grad_(False),
@@ -207,7 +226,7 @@ ZOO: dict[str, Callable[[], nn.Module]] = {
         "RCAN.__arch.rcan_arch", "RCAN", scale=1, n_resgroups=1, n_resblocks=1, n_feats=4, reduction=2
     ),
 }  # fmt: skip
-MULTIPLES = {"tokens": 4, "multiple_of_8": 8, "ifan": 8}
+MULTIPLES = {"tokens": 4, "multiple_of_8": 8, "demanding": 8, "ifan": 8}
 SCALES = {"super_resolution": 2}
 #: A whole network of 158 tensors: the recipes that run it by default; the others are slow.
 LARGE = {"ifan": ("self_ensemble", "siam_ctta")}
