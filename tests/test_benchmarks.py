@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from _base import needs_extension
 
+from benchmarks import report
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -48,11 +50,11 @@ def test_a_report_has_times_stream_memory_and_machine(tmp_path):
         (["--rounds", "x"], "--rounds: invalid .* value: 'x'"),
     ],
 )
-def test_wrong_options_are_usage_errors(options, message, tmp_path):
+def test_wrong_options_are_usage_errors(options, message, tmp_path, capsys):
     """Not minutes of measuring, and then a table of nothing."""
     file = tmp_path / "report.json"
-    command = [sys.executable, "-m", "benchmarks", "report", *options, "--output", file]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert run.returncode == 2
-    assert re.search(message, run.stderr, re.DOTALL)
+    with pytest.raises(SystemExit) as stopped:
+        report.main(["report", *options, "--output", str(file)])
+    assert stopped.value.code == 2
+    assert re.search(message, capsys.readouterr().err, re.DOTALL)
     assert not file.exists()
