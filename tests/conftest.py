@@ -18,8 +18,10 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    # Two workers of xdist share two cores.
-    torch.set_num_threads(1 if os.environ.get("PYTEST_XDIST_WORKER") else min(2, os.cpu_count() or 1))
+    # Two workers of xdist, and the processes that they start, share two cores.
+    threads = 1 if os.environ.get("PYTEST_XDIST_WORKER") else min(2, os.cpu_count() or 1)
+    torch.set_num_threads(threads)
+    os.environ["OMP_NUM_THREADS"] = str(threads)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic products on a GPU
     # Memory that nobody wrote reads as NaN: torch.empty and its relatives, also when C++ kernels call them.
     torch.set_deterministic_debug_mode("warn")  # without the import of the compiler

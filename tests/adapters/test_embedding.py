@@ -537,3 +537,35 @@ def test_sharded_weights_are_refused_with_the_remedy(shard):
 def test_lazy_weights_are_refused_with_the_remedy():
     with pytest.raises(ValueError, match="lazy weights without a shape; run the model on a frame first"):
         siam(nn.LazyConv2d(3, 3, padding=1))
+
+
+class Around(nn.Module):
+    """A user's module that calls a method of an adapter."""
+
+    def __init__(self, adapter):
+        super().__init__()
+        self.adapter = adapter
+
+    def forward(self, x):
+        return self.adapter.restore(x)
+
+
+@pytest.mark.parametrize("wrap", [lambda a: a, lambda a: a.forward, lambda a: nn.Sequential(a, nn.Identity()), Around])
+def test_compiled_programs_run_an_adapter_as_it_is(wrap):
+    net, x = network(), frame()
+    plain = siam(net)
+    expected = [plain(x) for _ in range(3)]
+    torch._dynamo.reset()
+    adapter = siam(net)
+    compiled = torch.compile(wrap(adapter), backend="eager")
+    assert all(torch.equal(compiled(x), y) for y in expected)
+    assert adapter.state.frames == 3
+    assert torch.equal(torch.compile(adapter.predict, backend="eager")(x), plain.predict(x))
+
+
+def test_an_adapter_is_not_exported():
+    adapter, x = siam(network()), frame()
+    with pytest.raises(TypeError, match=r"SiamCTTA: an adapter changes from frame .* pass what adapter.export\(\)"):
+        torch.export.export(adapter, (x,))
+    assert adapter.state.frames == 0
+    assert torch.equal(torch.export.export(adapter.export("source").eval(), (x,)).module()(x), network()(x))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["GlobalRandom", "global_random", "usual_defaults", "with_usual_defaults"]
+__all__ = ["GlobalRandom", "global_random", "outside_of_graphs", "usual_defaults", "with_usual_defaults"]
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -115,5 +115,20 @@ def with_usual_defaults(function: Callable[_P, _R]) -> Callable[_P, _R]:
         weights = (weight for module in modules for weight in module.parameters() if weight.is_floating_point())
         with usual_defaults(next(weights, None)):
             return function(*arguments, **keywords)
+
+    return run
+
+
+def outside_of_graphs(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Run a function as it is where ``torch.compile`` reaches it, such as in a compiled module that holds an adapter.
+
+    ``torch.compiler.disable`` would do as much, and import the compiler with the library.
+    """
+
+    @functools.wraps(function)
+    def run(*arguments: _P.args, **keywords: _P.kwargs) -> _R:
+        if torch.compiler.is_compiling():
+            return torch.compiler.disable(function)(*arguments, **keywords)
+        return function(*arguments, **keywords)
 
     return run

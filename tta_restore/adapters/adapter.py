@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from tta_restore._core import checks
+from tta_restore._core.ambient import outside_of_graphs
 from tta_restore._core.forks import delay_forks
 from tta_restore.adapters import checkpoint, registry
 from tta_restore.adapters import plan as plans
@@ -190,6 +191,7 @@ class Adapter(RecordedModule):
 
     # What users call.
 
+    @outside_of_graphs
     def forward(self, x: Tensor, *inputs: Any, **arguments: Any) -> Any:
         """Adapt on a frame and restore it; further ``inputs`` and ``arguments`` go to every call of the model.
 
@@ -204,10 +206,12 @@ class Adapter(RecordedModule):
         """
         return self._adapt_and_restore(x, self._named(inputs, arguments)).output()
 
+    @outside_of_graphs
     def restore(self, x: Tensor, *inputs: Any, **arguments: Any) -> Tensor:
         """Adapt on a frame and return its restored image alone, whatever else the model returns."""
         return self._adapt_and_restore(x, self._named(inputs, arguments)).image
 
+    @outside_of_graphs
     def adapt(self, x: Tensor, *inputs: Any, **arguments: Any) -> StepReport:
         """Adapt on a frame without restoring it, and report what happened. Takes and raises what a call does."""
         arguments = self._named(inputs, arguments)
@@ -217,6 +221,7 @@ class Adapter(RecordedModule):
             return self._skip(problem)
         return self._transact(x, arguments, messages, emit=False)[0]
 
+    @outside_of_graphs
     def predict(self, x: Tensor, *inputs: Any, **arguments: Any) -> Any:
         """Restore a frame with what was learned so far; nothing changes.
 
@@ -552,6 +557,11 @@ class Adapter(RecordedModule):
     def _inspect(self, x: Tensor, arguments: dict[str, Any], *, adapting: bool = True) -> tuple[str | None, list[str]]:
         """Read a frame once: why it is not adapted on, if it is not, and messages on it."""
         name = type(self).__name__
+        if torch.compiler.is_exporting():
+            raise TypeError(
+                f"{name}: an adapter changes from frame to frame and cannot be exported; pass what adapter.export() "
+                "returns, a plain model with the adapted weights"
+            )
         checks.expect_floating(name, x=x)
         checks.expect_values(name, x=x)
         if not x.numel():
