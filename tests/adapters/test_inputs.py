@@ -8,7 +8,7 @@ from adapters.body import Body, conv
 from adapters.styles import METHODS, build
 from torch import nn
 
-from tta_restore.adapters import Adapter, DegradationPairs, SelfDenoise, SelfEnsemble, SiamCTTA
+from tta_restore.adapters import Adapter, DegradationPairs, SelfDenoise, SelfEnsemble, SiamCTTA, recommended
 
 frame = torch.rand(1, 3, 24, 20, generator=torch.Generator().manual_seed(0))
 
@@ -71,6 +71,10 @@ def test_models_of_other_output_channels_are_refused_where_the_frame_is_the_targ
 def test_an_adapter_is_no_model():
     with pytest.raises(TypeError, match="SiamCTTA: expected a model, got an adapter; pass its export"):
         SiamCTTA(SelfEnsemble(build("plain")))
+    with pytest.raises(TypeError, match="DegradationPairs: expected a model, got an adapter; pass its export"):
+        recommended(SelfEnsemble(build("plain")))
+    with pytest.raises(TypeError, match="as_restorer: expected a module, got the class Conv2d; pass an instance of it"):
+        recommended(torch.nn.Conv2d)
 
 
 def test_a_second_input_and_injection_are_refused_with_the_remedy():

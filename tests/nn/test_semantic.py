@@ -91,6 +91,16 @@ def test_callers_modes_change_nothing(tiny_clip):
     assert torch.equal(encoder(image), expected)
 
 
+def test_a_hub_out_of_reach_is_reported_at_once(monkeypatch, tmp_path, caplog):
+    constants = pytest.importorskip("huggingface_hub.constants")
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(ValueError, match="OpenClipEncoder: cannot load 'ViT-B-32', 'openai': "):
+        nn.OpenClipEncoder("ViT-B-32", "openai")(torch.rand(1, 3, 32, 32))
+    assert not any("Retrying" in record.getMessage() for record in caplog.records)
+    assert constants.HF_HUB_OFFLINE is False
+
+
 def test_what_cannot_be_had_is_said(tmp_path):
     image = torch.rand(1, 3, 32, 32)
     with pytest.raises(ValueError, match="OpenClipEncoder: cannot load 'no-such', '.*tag'"):

@@ -152,9 +152,9 @@ class Adapter(RecordedModule):
         checks.expect_choice(name, "bad_frames", bad_frames, ("raise", "pass"))
         checks.expect_choice(name, "out_of_range", out_of_range, ("report", "raise"))
         super().__init__()
-        if isinstance(model, Adapter):
-            raise TypeError(f"{name}: expected a model, got an adapter; pass its export() or restorer.module")
         self.restorer = as_restorer(model, spec)
+        if isinstance(self.restorer.module, Adapter):
+            raise TypeError(f"{name}: expected a model, got an adapter; pass its export() or restorer.module")
         self.semantic = semantic
         self.injection = None if semantic is None else semantic.injection(self.restorer)
         expect_exchangeable(name, self.restorer.module, select)

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import os
+import socket
 import threading
+import urllib.parse
 import warnings
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -173,7 +179,8 @@ class _Encoder(nn.Module, ABC):
                         stacklevel=4,
                     )
                 # Fixed initial weights without touching the global generator.
-                with torch.random.fork_rng(devices=[]):
+                local = self.pretrained is None or Path(self.pretrained).is_file()
+                with torch.random.fork_rng(devices=[]), contextlib.nullcontext() if local else _without_retries():
                     torch.manual_seed(0)
                     self._tower = (self._build().eval().requires_grad_(False),)
             (tower,) = self._tower
@@ -308,3 +315,32 @@ class TimmEncoder(_Encoder):
     def _patches(self, tower: Any, image: Tensor) -> Tensor:
         (found,) = tower.forward_intermediates(image, indices=1, norm=False, output_fmt="NCHW", intermediates_only=True)
         return found.flatten(2).transpose(1, 2)
+
+
+@contextlib.contextmanager
+def _without_retries() -> Iterator[None]:
+    """Make Hugging Face's client fail at once, without retries, if its server cannot be reached."""
+    try:
+        from huggingface_hub import constants
+    except ImportError:
+        yield
+        return
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = before or not _reachable(constants.ENDPOINT)
+    root = logging.getLogger()
+    disabled, root.disabled = root.disabled, True  # open_clip logs the error that it also raises
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE, root.disabled = before, disabled
+
+
+def _reachable(endpoint: str, *, seconds: float = 3.0) -> bool:
+    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
+        return True  # the proxy decides
+    parts = urllib.parse.urlsplit(endpoint)
+    try:
+        with socket.create_connection((parts.hostname or "", parts.port or 443), timeout=seconds):
+            return True
+    except OSError:
+        return False

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import inspect
-import logging
-import os
-import socket
 import typing
-import urllib.parse
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -47,7 +43,6 @@ __all__ = [
     "find_method",
     "load_discriminator",
     "load_reblurrer",
-    "quick_hub",
     "typed_settings",
 ]
 
@@ -193,8 +188,7 @@ def create_method(
         if isinstance(settings.get("semantic"), (str, Mapping)):
             settings["semantic"] = create_semantic(settings["semantic"], variant=settings.get("variant", "official"))
         settings = typed_settings(kind, settings)
-        with quick_hub() if kind is adapters.CauSiam or "semantic" in settings else nullcontext():
-            adapter = build(restorer, **({"seed": seed, "tiles": adapters.Tiles(size=tile)} | settings))
+        adapter = build(restorer, **({"seed": seed, "tiles": adapters.Tiles(size=tile)} | settings))
         _expect_suitable(adapter)
     except (ValueError, TypeError, RuntimeError, OSError) as error:
         raise UsageError(f"method {named.name!r}: {error}") from error
@@ -401,36 +395,6 @@ def load_discriminator(path: str | Path) -> nn.Module:
     content = read(resolve(path))
     vgg = isinstance(content, Mapping) and any("features." in str(name) for name in content)
     return create_model("vgg19_critic" if vgg else "patch_critic", checkpoint=path)
-
-
-@contextmanager
-def quick_hub() -> Iterator[None]:
-    """Make Hugging Face's client fail at once, without retries, if its server cannot be reached."""
-    try:
-        from huggingface_hub import constants
-    except ImportError:
-        yield
-        return
-    before = constants.HF_HUB_OFFLINE
-    constants.HF_HUB_OFFLINE = before or not _reachable(constants.ENDPOINT)
-    root = logging.getLogger()
-    disabled, root.disabled = root.disabled, True  # open_clip logs the error that it also raises
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE, root.disabled = before, disabled
-
-
-@cache
-def _reachable(endpoint: str, *, seconds: float = 3.0) -> bool:
-    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
-        return True  # the proxy decides
-    parts = urllib.parse.urlsplit(endpoint)
-    try:
-        with socket.create_connection((parts.hostname or "", parts.port or 443), timeout=seconds):
-            return True
-    except OSError:
-        return False
 
 
 def _frame_by_frame(method: Any, device: str | torch.device, size: SizeRequirements) -> ClipMethod:

@@ -213,6 +213,8 @@ def as_restorer(model: Any, spec: RestorerSpec | None = None) -> Restorer:
         return Restorer(model, spec or (own if isinstance(own, RestorerSpec) else None))
     if isinstance(getattr(model, "model", None), nn.Module) and hasattr(model, "size_requirements"):
         return Restorer(model.model, spec or _spec_of_descriptor(model))
+    if isinstance(model, type):
+        raise TypeError(f"as_restorer: expected a module, got the class {model.__name__}; pass an instance of it")
     if callable(model):
         return Restorer(model, spec)
     raise TypeError(f"as_restorer: expected a module, a function or a spandrel descriptor, got {type(model).__name__}")
