@@ -171,7 +171,7 @@ def _compare(
             others.append([_cloned(run(root, x)) for x in frames])
     keeps = changed is not None and again is not None and not outputs_agree(changed[0], again[0])
     differs = any(not outputs_agree(a, b) for other in others for a, b in zip(found, other, strict=True))
-    if keeps or differs:
+    if keeps or differs or remembers:
         with _started(first, training=training):  # randomness near the tolerance may pass for none at first
             once = _cloned(run(first, frames[0]))
             if any(not outputs_agree(once, run(first, frames[0])) for _ in range(_REPEATS)):
