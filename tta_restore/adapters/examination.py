@@ -19,7 +19,7 @@ from tta_restore.models.restorer.preserve import preserve_state
 
 __all__ = ["Findings", "examine_copies", "expect_exchangeable", "expect_unsharded"]
 
-_REPEATS = 8
+_REPEATS = 32
 _SIDE = 64  # in pixels, of the crops that are tried first
 _BY_NAME = (
     "something in it refers to the module by a global name, a function's closure or an object that is not copied, so "
