@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ _ROUNDING = 0.4  # standard deviation of a DCT coefficient by rounding of lumina
 _FLAT_ROUNDING, _FLAT = 1.5, 0.35  # the same of smooth blocks, which round alike, and how many these are
 _FLAT_FREQUENCIES = 2  # sum of the row and column up to which a coefficient of a smooth block is not zero
 _OUTLIER = 0.05  # fraction of coefficients that clipping and chroma move off the lattice
+_VALUES = 1 << 15  # coefficients times qualities that are compared at once
 _BLOCKS = 1024  # blocks that are looked at
 _SIDE = 2048  # of the center of larger images, pixels, in which these lie
 _QUALITIES = torch.arange(2.0, 98.0, dtype=torch.float32, device="cpu")
@@ -140,15 +142,24 @@ def _gains(luma: Tensor, damage: Tensor, limit: float) -> tuple[Tensor, int]:
     if not len(found):
         return none
     wide = _FLAT * flat[place].float()
-    gains = []
-    for steps in quality_tables(_QUALITIES)[:, 0].float():
-        step = steps.flatten()[place]
-        error = found - (found / step).round() * step
-        density = (1 - wide) * _normal(error, _ROUNDING) + wide * _normal(error, _FLAT_ROUNDING)
-        # a step below the rounding noise explains everything and is no evidence
-        gain = torch.log((1 - _OUTLIER) * step * density + _OUTLIER).clamp(max=4) * (step > 4 * _ROUNDING)
-        gains.append(gain.mean())
-    return torch.stack(gains), len(found)
+    rows = max(_VALUES // len(found), 1)
+    gains = [_gain(found, tables[:, place], wide) for tables in _luma_tables().split(rows)]
+    return torch.cat(gains), len(found)
+
+
+def _gain(found: Tensor, steps: Tensor, wide: Tensor) -> Tensor:
+    """Return the mean gain of coefficients (K,) under several hypotheses of their steps (Q, K), of shape (Q,)."""
+    error = found - (found / steps).round() * steps
+    density = (1 - wide) * _normal(error, _ROUNDING) + wide * _normal(error, _FLAT_ROUNDING)
+    # a step below the rounding noise explains everything and is no evidence
+    gain = torch.log((1 - _OUTLIER) * steps * density + _OUTLIER).clamp(max=4) * (steps > 4 * _ROUNDING)
+    return gain.mean(1)
+
+
+@functools.cache
+def _luma_tables() -> Tensor:
+    """Return the luma table of each quality, (Q, 64)."""
+    return quality_tables(_QUALITIES)[:, 0].float().flatten(1)
 
 
 def _normal(error: Tensor, std: float) -> Tensor:
