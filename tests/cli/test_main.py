@@ -45,6 +45,8 @@ class Brighten(torch.nn.Module):
                 self.mix.weight[c, c, 1, 2] = 0.02  # no symmetry: views of a frame differ
     def forward(self, x):
         return [self.mix(x), {"nothing": 1}]
+def wide(width: int, rate: float | None = None):
+    return torch.nn.Conv2d(3, 3, 2 * width + 1, padding=width)
 """
 
 
@@ -184,6 +186,11 @@ def test_a_state_holds_adapter_and_inputs(folder):
         (["--device", "meta"], "--device meta: expected a device such as cpu or cuda:0"),
         (["--model", "brightening.py:Brighten"], "name the module, not its file: brightening:Brighten"),
         (["--format", "gif"], "no format 'gif'"),
+        (["--model", "brightening:wide", "--model.width", "x"], "brightening:wide: width: expected int, got x"),
+        (["--model", "brightening:wide", "--model.rate", "x"], "rate: expected float or none, got x"),
+        (["--method", "siam-ctta", "--method.select", "3"], "select: expected str, type[Module], "),
+        (["--budget", "5s"], "SelfEnsemble has no budget"),
+        (["--method", "recommended", "--budget", "soon"], """expected budget such as "60s" or "10x" (times"""),
     ],
 )
 def test_wrong_usage_is_one_line_and_exit_code_2(arguments, message, folder, capsys):

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from tta_restore.engine.run.names import SHIPPED_MODELS
-from tta_restore.engine.run.settings import Named
+from tta_restore.engine.run.settings import Named, typed_keywords
 from tta_restore.engine.run.usage import UsageError
 from tta_restore.engine.run.user_code import guarded, import_named, is_named, plugins
 from tta_restore.models import Restorer, as_restorer, create_model, list_models, load_checkpoint
@@ -147,8 +147,12 @@ def module_from_code(source: str, **keywords: Any) -> Any:
         return found
     if not callable(found):
         raise ValueError(f"{source}: expected a module or a function that returns one, got {type(found).__name__}")
+    try:
+        typed = typed_keywords(found, keywords)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
     with guarded(source):
-        return found(**keywords)
+        return found(**typed)
 
 
 def _unknown(name: str) -> str:

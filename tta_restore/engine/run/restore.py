@@ -114,6 +114,7 @@ def restore_files(
     reblur: str | Path | None = None,
     discriminator: str | Path | None = None,
     method_options: Mapping[str, Any] | None = None,
+    budget: str | None = None,
     format: str | None = None,
     quality: int | None = None,
     bit_depth: int | None = None,
@@ -147,6 +148,8 @@ def restore_files(
         reblur: file of the reblurring network, for ``"meta-transfer"``; None for one that needs no training.
         discriminator: file of the discriminator, for ``"meta-transfer"``.
         method_options: keywords of the method.
+        budget: time that adaptation to one image or frame may take, such as 20s, or 10x for ten passes through the
+            model; short for ``--method.budget``.
         format: format of the resulting images: png, jpeg, tiff, webp, avif, jxl or exr; None keeps that of each input.
         quality: of JPEG, WebP, AVIF and JPEG XL, 1 to 100; None for 95.
         bit_depth: bits per sample of the results: 8, 16 or 32 (float) for images, 8, 10 or 12 for videos; None keeps
@@ -197,7 +200,7 @@ def restore_files(
     device = resolve_device(device)
     try:
         restorer = load_restorer(model, device=device, checkpoint=checkpoint, config=config)
-        options = dict(method_options or {})
+        options = dict(method_options or {}) | ({} if budget is None else {"budget": budget})
         if method in CLIP_METHODS:
             runner: Any = create_clip_method(
                 method, restorer, reblur=reblur, discriminator=discriminator, seed=seed, device=device, **options

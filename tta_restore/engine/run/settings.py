@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+import types
+import typing
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,17 @@ from typing import Any
 from tta_restore.data.io.formats import irregular_kind
 from tta_restore.engine.run.usage import UsageError
 
-__all__ = ["Named", "merge", "nested", "parse_setting", "read_settings", "tidy", "tidy_text", "typed_value"]
+__all__ = [
+    "Named",
+    "merge",
+    "nested",
+    "parse_setting",
+    "read_settings",
+    "tidy",
+    "tidy_text",
+    "typed_keywords",
+    "typed_value",
+]
 
 
 _MOST_ENTRIES = 100_000  # of a configuration
@@ -152,6 +164,32 @@ def typed_value(name: str, hint: Any, value: Any) -> Any:
         raise ValueError(f"{name}: {tidy(error)}") from error
 
 
+def typed_keywords(function: Callable[..., Any], keywords: Mapping[str, Any]) -> dict[str, Any]:
+    """Return keywords of a user's function or class with the numbers and texts of its annotations.
+
+    Raises:
+        ValueError: a value is of another type.
+    """
+    try:
+        hints = typing.get_type_hints(function.__init__ if isinstance(function, type) else function)
+    except (NameError, TypeError, AttributeError):  # annotations that exist for type checkers only
+        return dict(keywords)
+    plain = {name: hint for name, hint in hints.items() if _is_plain(hint)}
+    return {name: typed_value(name, plain[name], value) if name in plain else value for name, value in keywords.items()}
+
+
+def _is_plain(hint: Any) -> bool:
+    """Return whether a hint is made of numbers, texts and sequences of them."""
+    if typing.get_origin(hint) is typing.Literal:
+        return True
+    if typing.get_origin(hint) in (typing.Union, types.UnionType, tuple, list):
+        return all(part is Ellipsis or _is_plain(part) for part in typing.get_args(hint))
+    return hint in (bool, int, float, str, type(None))
+
+
+_UNION = r"Does not validate against any of the Union subtypes Subtypes: \[(.*?)\] Errors: .* Given value: (.*)"
+
+
 def tidy(error: Exception) -> str:
     """Return the message of a parser of jsonargparse in one line and in the words of this package."""
     return tidy_text(str(error)).removeprefix('Parser key "value": ')
@@ -160,6 +198,14 @@ def tidy(error: Exception) -> str:
 def tidy_text(message: str) -> str:
     """Return what :func:`tidy` does of the text of an error."""
     text = " ".join(message.split())
+    text = re.sub(_UNION, lambda found: f"expected {_words(found[1])}, got {found[2]}", text)
     text = re.sub(r"Expected an? <class '([\w.]+)'>", r"expected \1", text)
     text = re.sub(r"Expected a typing\.Literal\[(.*?)\]", r"expected one of \1", text)
     return re.sub(r"\. Got value: ", ", got ", text)
+
+
+def _words(names: str) -> str:
+    """Return the types of a union, as jsonargparse lists them, in words."""
+    names = re.sub(r"<class '([\w.]+)'>", r"\1", names)
+    names = re.sub(r"\b(?:\w+\.)+(?=\w)", "", names).replace("NoneType", "none")
+    return re.sub(r", (?=[^,\]]*$)", " or ", names)
