@@ -23,9 +23,9 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from tta_restore import __version__
+from tta_restore._core.progress import ProgressBar
 from tta_restore.data.datasets.mining import random_patches
 from tta_restore.data.synthetic import dead_leaves, defocus, photos
 from tta_restore.degradations import Clip, Compose, Jpeg, Noise, Quantize, Resize
@@ -187,7 +187,7 @@ def _fit(
         optimizer, lambda t: min((t + 1) / 100, 0.5 * (1 + math.cos(math.pi * t / steps)) + 1e-3)
     )
     losses = []
-    for _ in tqdm(range(steps), desc=name, disable=None if progress else True):
+    for _ in ProgressBar(range(steps), desc=name, unit="step", shown=progress):
         sharp = random_patches(bank, count, size + MARGIN, generator)
         chosen = [_source_lens(generator) if name == "specialist" else optics.random_lens(generator) for _ in sharp]
         blurry, _, target = defocus.render(sharp, chosen, generator, levels=4, knots=3)
@@ -211,7 +211,7 @@ def _fit_degraded(name: str, model: nn.Module, *, steps: int, seed: int, device:
     rate = 1e-3
     optimizer = torch.optim.Adam(model.parameters(), lr=rate)
     losses = []
-    for step in tqdm(range(steps), desc=name, disable=None if progress else True):
+    for step in ProgressBar(range(steps), desc=name, unit="step", shown=progress):
         sharp = random_patches(bank, 8, side, generator)
         degraded = camera.apply(sharp, camera.sample(generator, len(sharp)), generator)
         loss = (model(degraded.to(device)) - sharp.to(device)).abs().mean()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import glob
 import json
 import shutil
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -13,9 +12,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor
-from tqdm import tqdm
 
 from tta_restore import metrics
+from tta_restore._core.progress import ProgressBar
 from tta_restore.data.datasets.layouts import FolderFrame
 from tta_restore.data.io.atomic import atomic_file
 from tta_restore.engine.evaluate.stream import FrameRecord, StreamFrame, evaluate_frame, inputs_of
@@ -70,8 +69,7 @@ def run_resumable(
     log.write_text("".join(_line(record) for record in records), encoding="utf-8")
     if done:
         method.load(states[-1])
-    hidden = not (progress and sys.stderr.isatty())
-    bar = tqdm(range(done, len(frames)), desc=name, unit="frame", disable=hidden, leave=False)
+    bar = ProgressBar(range(done, len(frames)), desc=name, unit="frame", shown=progress, leave=False)
     with log.open("a", encoding="utf-8") as lines_file:
         for index in bar:
             frame = frames[index]
@@ -117,9 +115,9 @@ def run_units(
         processes: those that torchrun started. Each runs its share of the units, and all return all records; several
             processes need a folder.
     """
-    hidden = not (progress and processes.first and sys.stderr.isatty())
+    shown = progress and processes.first
     found: dict[str, list[FrameRecord]] = {}
-    for number, unit in enumerate(tqdm(units, disable=hidden, leave=False)):
+    for number, unit in enumerate(ProgressBar(units, unit="part", shown=shown, leave=False)):
         path = None if folder is None else folder / f"{unit.name}.jsonl"
         if number % processes.count != processes.rank or (path is not None and path.exists()):
             continue

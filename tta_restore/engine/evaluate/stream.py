@@ -6,7 +6,6 @@ import csv
 import dataclasses
 import json
 import math
-import sys
 import time
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -16,9 +15,9 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from tta_restore import metrics
+from tta_restore._core.progress import ProgressBar
 from tta_restore.data.io.atomic import atomic_file
 
 __all__ = [
@@ -193,7 +192,7 @@ def evaluate_stream(
         frames: in the order of the stream.
         methods: name -> factory; the factory's result maps (1, C, H, W) to (1, C, H, W) and may keep state.
         stream: number written into the records, such as the seed that made the frames.
-        progress: show a bar on stderr where it is a terminal.
+        progress: show progress on stderr.
         on_frame: called after each frame with the record, the output (1, C, H, W) and the method.
         measures: how the outputs are measured.
 
@@ -203,8 +202,7 @@ def evaluate_stream(
     if not frames or not methods:
         raise ValueError(f"evaluate_stream: expected frames and methods, got {len(frames)} and {len(methods)}")
     records = []
-    hidden = not (progress and sys.stderr.isatty())
-    with tqdm(total=len(frames) * len(methods), unit="frame", disable=hidden, leave=False) as bar:
+    with ProgressBar(total=len(frames) * len(methods), unit="frame", shown=progress, leave=False) as bar:
         for name, factory in methods.items():
             bar.set_description(name)
             method = factory()

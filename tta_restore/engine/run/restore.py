@@ -200,7 +200,7 @@ def restore_files(
     device = resolve_device(device)
     try:
         restorer = load_restorer(model, device=device, checkpoint=checkpoint, config=config)
-        options = dict(method_options or {}) | ({} if budget is None else {"budget": budget})
+        options: dict[str, Any] = dict(method_options or {}) | ({} if budget is None else {"budget": budget})
         if method in CLIP_METHODS:
             runner: Any = create_clip_method(
                 method, restorer, reblur=reblur, discriminator=discriminator, seed=seed, device=device, **options

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
+from tta_restore._core.progress import ProgressBar
 from tta_restore.data.datasets.mining import random_patches
 from tta_restore.data.synthetic import defocus
 from tta_restore.data.synthetic.soften import soften
@@ -42,7 +42,7 @@ class LensLibrary:
         spectra_of = WindowSpectra()
         taper = (spectra_of.taper / spectra_of.taper.sum())[None, None]
         spectra, log_radius, apertures = [], [], []
-        with tqdm(total=count, desc="lenses", disable=None if progress else True) as bar:
+        with ProgressBar(total=count, desc="lenses", unit="lens", shown=progress) as bar:
             for half in range(2):
                 generator = torch.Generator().manual_seed(2000 + 2 * seed + half)
                 for _ in range(count // 2):
@@ -83,7 +83,7 @@ def fit_estimator(
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.99), weight_decay=1e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps, pct_start=0.15)
     losses = []
-    for _ in tqdm(range(steps), desc="lens_estimator", disable=None if progress else True):
+    for _ in ProgressBar(range(steps), desc="lens_estimator", unit="step", shown=progress):
         chosen = order[torch.randint(0, len(order), (_LENSES_PER_STEP,))]
         loss = _loss(model, *(part.to(device) for part in library.batch(chosen)))
         optimizer.zero_grad()

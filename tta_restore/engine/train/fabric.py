@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
+from tta_restore._core.progress import ProgressBar
 from tta_restore.data.io.atomic import atomic_file
 from tta_restore.engine.run.usage import UsageError
 from tta_restore.engine.train.config import TrainingRun
@@ -94,9 +94,8 @@ def train_with_fabric(
     first = _resume(fabric, run.out, identity, carried, set_up)
     with open_log(run.out, first, silent=not fabric.is_global_zero, logger=run.logger) as log:
         steps = range(first, run.steps)
-        bar = tqdm(
-            steps, initial=first, total=run.steps, disable=None if run.progress and fabric.is_global_zero else True
-        )
+        shown = run.progress and fabric.is_global_zero
+        bar = ProgressBar(steps, initial=first, total=run.steps, unit="step", shown=shown)
         for step in bar:
             for name, optimizer in zip(optimizers, set_up, strict=True):
                 for group, rate in zip(optimizer.param_groups, rates[name], strict=True):

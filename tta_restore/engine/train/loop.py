@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from tqdm import tqdm
 
+from tta_restore._core.progress import ProgressBar
 from tta_restore.data.io.image import write_image
 from tta_restore.data.io.pixels import Image
 from tta_restore.engine.run.outputs import locked_output
@@ -160,7 +160,7 @@ def train(
         with open_log(run.out, first, silent=not processes.first, logger=run.logger) as log:
             steps = range(first, run.steps)
             shown = run.progress and processes.first
-            bar = tqdm(steps, initial=first, total=run.steps, disable=None if shown else True)
+            bar = ProgressBar(steps, initial=first, total=run.steps, unit="step", shown=shown)
             for step, batch in zip(bar, _batches(source, run, steps, processes.rank), strict=True):
                 for name, optimizer in optimizers.items():
                     for group, rate in zip(optimizer.param_groups, rates[name], strict=True):
