@@ -107,7 +107,15 @@ def test_a_least_squares_critic_meta_trains_and_every_result_loads_by_its_file(t
             assert all(math.isfinite(line["inner_adversarial_loss"]) for line in lines)
         for file in ("restorer.safetensors", "state.pt"):
             assert load_restorer(str(out / file))(images).shape == images.shape
-        assert (
-            load_reblurrer(out / "reblur.safetensors")(images[:, None].expand(-1, 5, -1, -1, -1)).shape == images.shape
-        )
-    assert load_discriminator(tmp_path / "reblur/discriminator.safetensors")(images).ndim == 4
+        for file in ("reblur.safetensors", "state.pt"):
+            reblurred = load_reblurrer(out / file)(images[:, None].expand(-1, 5, -1, -1, -1))
+            assert reblurred.shape == images.shape
+    for file in ("discriminator.safetensors", "state.pt"):
+        assert load_discriminator(tmp_path / "reblur" / file)(images).ndim == 4
+    state = str(tmp_path / "reblur/state.pt")  # every network of it is trained on by its name
+    words = ["train", "meta", "--data.pictures", "bundled", "--data.frames", "5", "--data.size", "40", "-q"]
+    words += ["--data.length", "2", "--data.num_subframes", "3", "--windows.patch_size", "32", "--run.steps", "1"]
+    words += ["--windows.num_patches", "1", "--windows.query_frames", "1", "--run.out", str(tmp_path / "on")]
+    words += ["--model.name", state, "--reblur.name", state, "--discriminator.name", state, "--run.batch_size", "1"]
+    assert main(words) == 0
+    assert load_restorer(str(tmp_path / "on/restorer.safetensors"))(images).shape == images.shape

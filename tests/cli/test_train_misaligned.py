@@ -179,3 +179,30 @@ def test_presets_need_epochs_and_validation_needs_pairs(tmp_path, capsys):
         (tmp_path / "c.toml").write_text(text.replace(*change))
         assert main(["train", "misaligned", "--config", str(tmp_path / "c.toml"), "--out", str(tmp_path / "out")]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_the_recorded_configuration_trains_as_the_preset(tmp_path):
+    words = ["train", "misaligned", "--model.width", "2", "--data.pictures", "bundled", "--data.size", "32", "-q"]
+    words += ["--reblur.width", "2", "--flow.name", "lucas_kanade", "--run.steps", "1", "--run.batch_size", "1"]
+    preset = ["--settings.preset", "journal", "--settings.steps_per_epoch", "3", "--settings.map_weight", "0.25"]
+    assert main([*words, *preset, "--run.out", str(tmp_path / "first")]) == 0
+    recorded = tmp_path / "first/tta-restore.yaml"
+    assert main(["train", "misaligned", "--config", str(recorded), "--run.out", str(tmp_path / "again"), "-q"]) == 0
+    first, again = (torch.load(tmp_path / name / "state.pt")["identity"] for name in ("first", "again"))
+    assert first == again
+    assert (first["lr"], first["warm_up"], first["map_weight"]) == (1e-5, 45, 0.25)
+
+
+@pytest.mark.parametrize("file", ["restorer.safetensors", "state.pt"])
+@pytest.mark.parametrize("entry", ["name", "checkpoint"])
+def test_a_result_is_trained_on_by_its_file_alone(tmp_path, file, entry):
+    words = ["train", "misaligned", "--data.pictures", "bundled", "--data.size", "32", "-q", "--reblur.width", "2"]
+    words += ["--flow.name", "lucas_kanade", "--run.steps", "1", "--run.batch_size", "1", "--run.draw_every", "0"]
+    first = ["--model.width", "2", "--model.blur_map", "true", "--run.out", str(tmp_path / "first")]
+    assert main([*words, *first]) == 0
+    start = [f"--model.{entry}", str(tmp_path / "first" / file), "--settings.lr", "1e-9"]
+    assert main([*words, *start, "--run.out", str(tmp_path / "on")]) == 0
+    before = load_file(tmp_path / "first/restorer.safetensors")
+    for result in ("restorer.safetensors", "state.pt"):  # each of its files says what it was built from
+        after = load_restorer(str(tmp_path / "on" / result)).module.state_dict()
+        torch.testing.assert_close(after, before, atol=1e-6, rtol=1e-5)

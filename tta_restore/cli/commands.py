@@ -17,8 +17,6 @@ HELP = {
     "checkpoint": "weights of a registered model, or of what module.path:callable returns",
     "device": "such as cpu or cuda (default: cuda where there is one)",
     "seed": "of everything random",
-    "reblur": "file of a reblurring network, for meta-transfer (default: one that needs no training)",
-    "discriminator": "file of a discriminator, for meta-transfer",
 }
 
 

@@ -106,6 +106,10 @@ def _parse_sections(
     run = merge(held if isinstance(held, Mapping) else {}, shortcuts)
     defaults = _as_plain(parser.get_defaults().as_dict())
     shown = {name: entry for name, entry in defaults.items() if isinstance(entry, Mapping)}
+    for name, entry in shown.items():
+        own = sections.get(name)
+        if isinstance(own, Mapping) and own.get("preset", entry.get("preset")) != entry.get("preset"):
+            shown[name] = {}  # the preset has other values for entries that are not given
     text = yaml_text(merge(merge(shown, sections), {"run": run}))
     if printing:
         print(text, end="")

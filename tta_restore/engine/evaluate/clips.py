@@ -138,7 +138,7 @@ def evaluate_clips_dataset(
         config: keywords of the model's builder.
         method: meta-transfer, any method for images, or module.path:Class.
         method_options: settings of the method.
-        reblur: file of a reblurring network, for meta-transfer.
+        reblur: file of a reblurring network, for meta-transfer (default: one that needs no training)
         discriminator: file of a discriminator, for meta-transfer.
         limit: first frames of each video only.
         metrics: further metrics, by the name of a plug-in or by module.path:function; columns of the CSV file.

@@ -19,6 +19,7 @@ from tta_restore import adapters
 from tta_restore.adapters import Adapter, Plan, StepReport
 from tta_restore.data.datasets.clips import Frames, stack_frames
 from tta_restore.engine.run.encoders import create_semantic
+from tta_restore.engine.run.models import load_named
 from tta_restore.engine.run.names import CLIP_METHODS
 from tta_restore.engine.run.settings import Named, typed_value
 from tta_restore.engine.run.usage import UsageError
@@ -381,6 +382,9 @@ def load_reblurrer(path: str | Path | None) -> nn.Module:
     """
     if path is None:
         return create_model("motion_reblur")
+    found = load_named(resolve(path), "reblurrer")
+    if found is not None:
+        return found
     content = read(resolve(path))
     motion = isinstance(content, Mapping) and set(content) == {"exposure"}
     return create_model("motion_reblur" if motion else "video_reblur", checkpoint=str(path))
@@ -392,6 +396,9 @@ def load_discriminator(path: str | Path) -> nn.Module:
     Raises:
         ValueError: the file is missing, damaged, or of another network.
     """
+    found = load_named(resolve(path), "discriminator")
+    if found is not None:
+        return found
     content = read(resolve(path))
     vgg = isinstance(content, Mapping) and any("features." in str(name) for name in content)
     return create_model("vgg19_critic" if vgg else "patch_critic", checkpoint=path)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,12 @@ from tta_restore.models import Restorer, as_restorer, create_model, list_models,
 from tta_restore.models.checkpoint import read, read_metadata
 from tta_restore.models.jdrl import BlurConditioned
 
-__all__ = ["build_module", "expect_restorer", "load_restorer", "module_from_code"]
+__all__ = ["build_module", "expect_restorer", "load_named", "load_restorer", "module_from_code", "read_origin"]
 
 #: Keys of the state that :func:`tta_restore.engine.train.files.save_state` writes.
 _TRAINING_STATE = {"step", "identity", "weights", "optimizers"}
+#: Kind of network -> its name among the exports of a training.
+_EXPORTS = {"restorer": "restorer", "reblurrer": "reblur", "discriminator": "discriminator"}
 
 
 def load_restorer(
@@ -114,11 +115,11 @@ def build_module(
     if options.pop("blur_map", False):
         if name != "jdrl_unet":
             conditioned = BlurConditioned(build_module(name, config=options, kind=kind))
-            state = _training_state(checkpoint)
+            state = _training_state(checkpoint, kind)
             weights = checkpoint if state is None else state[1]
             return conditioned if weights is None else load_checkpoint(conditioned, weights)
         name = "jdrl_journal"
-    state = _training_state(checkpoint)
+    state = _training_state(checkpoint, kind)
     if is_named(name):
         module = module_from_code(name, **options)
         if checkpoint is not None:
@@ -168,8 +169,29 @@ def _unknown(name: str) -> str:
     )
 
 
-def _training_state(path: str | Path | None) -> tuple[dict[str, Any], dict[str, Any]] | None:
-    """Metadata and weights of the restorer in the state of an unfinished training; None for any other file."""
+def read_origin(path: str | Path, kind: str | None = None, *, run: bool = False) -> dict[str, Any]:
+    """Return "model" and "config" that a checkpoint or the state of a training was built from; empty if unknown.
+
+    Args:
+        path: file of weights, or ``state.pt``.
+        kind: network of a state that has several, see :func:`build_module`; None for the first one.
+        run: whether the model is to be built by what the file names, which code of a user may not be.
+
+    Raises:
+        ValueError: the state has no network of this kind, or the file names code of a user that is to be run.
+    """
+    state = _training_state(path, kind)
+    origin = read_metadata(Path(path)) if state is None else state[0]
+    name = origin.get("model")
+    if run and name is not None and is_named(name):
+        raise ValueError(
+            f"{path}: holds weights of {name}; code is not run because a file names it: give --model {name}"
+        )
+    return origin
+
+
+def _training_state(path: str | Path | None, kind: str | None = None) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    """Return origin and weights of a network in the state of an unfinished training; None for any other file."""
     if path is None or Path(path).suffix != ".pt" or not Path(path).is_file():
         return None
     try:
@@ -178,26 +200,38 @@ def _training_state(path: str | Path | None) -> tuple[dict[str, Any], dict[str, 
         return None
     if not (isinstance(content, Mapping) and set(content) >= _TRAINING_STATE):
         return None
-    prefix = "restorer." if any(key.startswith("restorer.") for key in content["weights"]) else "reblur."
+    held = {name.partition(".")[0] for name in content["weights"]}
+    wanted = [export for own, export in _EXPORTS.items() if kind in (None, own) and export in held]
+    if not wanted:
+        raise ValueError(f"{path}: the state of a training without a {kind or 'network'}")
+    prefix = f"{wanted[0]}."
     weights = {key.removeprefix(prefix): value for key, value in content["weights"].items() if key.startswith(prefix)}
-    return dict(content.get("built", {}).get(prefix.rstrip("."), {})), weights
+    return dict(content.get("built", {}).get(wanted[0], {})), weights
+
+
+def load_named(path: str | Path, kind: str | None = None) -> nn.Module | None:
+    """Return the network of a checkpoint, or of the state of a training, that names a registered model; else None.
+
+    Args:
+        path: file.
+        kind: "restorer", "reblurrer", "discriminator" or "estimator"; None for any.
+
+    Raises:
+        ValueError: the file is damaged, or names code of a user, which is not run for that.
+    """
+    origin = read_origin(path, kind, run=True)
+    name = origin.get("model")
+    known = [own for own in ("restorer", "reblurrer", "discriminator", "estimator") if kind in (None, own)]
+    found = next((own for own in known if name in list_models(own)), None)
+    return None if found is None else build_module(name, checkpoint=path, config=origin.get("config"), kind=found)
 
 
 def _from_file(path: Path) -> Any:
     """Return the model of a checkpoint file that names it, or that spandrel recognizes."""
-    state = _training_state(path)
-    metadata = read_metadata(path) if state is None else state[0]
-    name = metadata.get("model")
-    if name is not None and is_named(name):
-        raise ValueError(
-            f"{path}: holds weights of {name}; code is not run because a file names it: give --model {name}"
-        )
-    if name in list_models():
-        config = metadata.get("config") or {}
-        config = json.loads(config) if isinstance(config, str) else config
-        kind = next(k for k in ("restorer", "reblurrer", "discriminator", "estimator") if name in list_models(k))
-        return build_module(name, checkpoint=path, config=config, kind=kind)
-    if state is not None:
+    found = load_named(path)
+    if found is not None:
+        return found
+    if _training_state(path) is not None:
         raise ValueError(f"{path}: the state of a training of an unregistered network; name it by --model")
     return _recognize(path)
 

@@ -145,8 +145,8 @@ def restore_files(
         checkpoint: weights of a registered model.
         config: keywords of the model's builder.
         clips: restore every folder of images as one clip.
-        reblur: file of the reblurring network, for ``"meta-transfer"``; None for one that needs no training.
-        discriminator: file of the discriminator, for ``"meta-transfer"``.
+        reblur: file of a reblurring network, for meta-transfer (default: one that needs no training)
+        discriminator: file of a discriminator, for meta-transfer
         method_options: keywords of the method.
         budget: time that adaptation to one image or frame may take, such as 20s, or 10x for ten passes through the
             model; short for ``--method.budget``.

@@ -21,12 +21,12 @@ from tta_restore.data.synthetic import photos
 from tta_restore.data.synthetic.camera_shake import ShakenClips
 from tta_restore.degradations.motion import CameraShake
 from tta_restore.engine.run.extensions import use_layout
-from tta_restore.engine.run.models import build_module
+from tta_restore.engine.run.models import build_module, read_origin
 from tta_restore.engine.run.names import SHIPPED_MODELS
 from tta_restore.engine.run.usage import UsageError
 from tta_restore.engine.train.config import MetaConfig, ReblurConfig
 from tta_restore.models import list_models
-from tta_restore.models.checkpoint import read_metadata, resolve
+from tta_restore.models.checkpoint import resolve
 
 __all__ = [
     "SHAKES",
@@ -51,24 +51,24 @@ def build_network(section: Mapping[str, Any], *, default: str, kind: str = "rest
 
     Args:
         section: of the configuration; the name is that of a registered network, of shipped weights such as
-            ``specialist``, or ``module.path:callable``.
-        default: name where the section has none.
+            ``specialist``, ``module.path:callable``, or a file written by a training.
+        default: name where neither the section nor the checkpoint has one.
         kind: of registered networks.
 
     Raises:
         ValueError: there is no such network or checkpoint, or the builder does not take one of the keywords.
         TypeError: the name is not text.
     """
-    name, checkpoint, options = _entries(section, default)
+    name, checkpoint, options = _entries(section, default, kind)
     return build_module(name, checkpoint=checkpoint, config=options, kind=kind)
 
 
-def described(section: Mapping[str, Any], *, default: str) -> Built:
+def described(section: Mapping[str, Any], *, default: str, kind: str = "restorer") -> Built:
     """Return what a network of :func:`build_network` is built from, for the metadata of its weights."""
-    name, checkpoint, options = _entries(section, default)
+    name, checkpoint, options = _entries(section, default, kind)
     known: dict[str, Any] = {}
     if checkpoint is not None:
-        known = dict(read_metadata(resolve(checkpoint)).get("config") or {})
+        known = dict(read_origin(resolve(checkpoint), kind).get("config") or {})
     name = SHIPPED_MODELS.get(name, name)
     conditioned = options.pop("blur_map", False)
     if conditioned and name == "jdrl_unet":
@@ -98,16 +98,24 @@ def build_clip_networks(
         for name, (section, default, kind) in sections.items():
             if section is not None:
                 networks[name] = build_network(section, default=default, kind=kind)
-                built[name] = described(section, default=default)
+                built[name] = described(section, default=default, kind=kind)
     return networks["restorer"], networks["reblur"], networks["discriminator"], built
 
 
-def _entries(section: Mapping[str, Any], default: str) -> tuple[str, Any, dict[str, Any]]:
-    """Return the name of a network, its checkpoint or None, and the other entries."""
+def _entries(section: Mapping[str, Any], default: str, kind: str) -> tuple[str, Any, dict[str, Any]]:
+    """Return the name of a network, its checkpoint or None, and the other entries.
+
+    A file in the place of the name is the checkpoint; without a name that of the model in its metadata is taken.
+    """
     options = dict(section)
-    name, checkpoint = options.pop("name", default), options.pop("checkpoint", None)
-    if not isinstance(name, str):
+    name, checkpoint = options.pop("name", None), options.pop("checkpoint", None)
+    if not isinstance(name, (str, type(None))):
         raise TypeError(f"expected the name of a network, got {name!r}")
+    if name and name not in list_models(kind) and checkpoint is None and Path(name).is_file():
+        name, checkpoint = None, name
+    if name is None:
+        origin = None if checkpoint is None else read_origin(resolve(checkpoint), kind, run=True).get("model")
+        name = default if origin is None or options.get("blur_map") else origin
     if name in SHIPPED_MODELS and checkpoint is None:
         return SHIPPED_MODELS[name], name, options
     return name, checkpoint, options
