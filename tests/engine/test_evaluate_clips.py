@@ -6,6 +6,7 @@ import pytest
 import torch
 from _meta_networks import Deblur
 from safetensors.torch import load_file
+from torch import nn
 
 from tta_restore import metrics
 from tta_restore.cli import main
@@ -17,7 +18,9 @@ from tta_restore.degradations.motion import CameraShake
 from tta_restore.engine.evaluate.clips import evaluate_clips, summarize
 from tta_restore.engine.evaluate.runner import Unit, run_units
 from tta_restore.engine.evaluate.stream import FrameRecord
+from tta_restore.engine.run.methods import create_clip_method
 from tta_restore.engine.train.loop import Processes
+from tta_restore.models import RestorerSpec, as_restorer
 
 
 def clip(frames=2):
@@ -132,3 +135,27 @@ def test_the_weights_of_every_clip_are_kept(tmp_path, capsys):
     assert main([*arguments, "--method.distance", "math:nothing"]) == 2
     assert "math:nothing: math has no nothing" in capsys.readouterr().err
     assert main([*arguments, "--method.distance", "3"]) == 2
+
+
+class Averaged(nn.Module):
+    """Mean over the frames that it is given, for the middle frame or for each frame."""
+
+    def __init__(self, frames):
+        super().__init__()
+        self.spec = RestorerSpec(frames=frames)
+
+    def forward(self, x):
+        mean = x.mean(1)
+        return mean if self.spec.frames else mean[:, None].expand_as(x)
+
+
+@pytest.mark.parametrize("frames", [3, None])
+def test_the_source_of_a_model_of_clips_gets_windows_or_the_clip(frames):
+    clip = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    found = torch.stack(list(create_clip_method("source", as_restorer(Averaged(frames)))(clip)))
+    if frames is None:
+        expected = clip.mean(0, keepdim=True).expand_as(clip)
+    else:
+        padded = clip[[0, 0, 1, 2, 3, 3]]
+        expected = torch.stack([padded[t : t + 3].mean(0) for t in range(4)])
+    torch.testing.assert_close(found, expected)

@@ -19,6 +19,7 @@ from tta_restore.engine.evaluate import protocols, reproduction
 from tta_restore.engine.evaluate.reproduce import Cost, reproduce
 from tta_restore.engine.evaluate.tables import DataSet, Row, Table
 from tta_restore.engine.run.usage import UsageError
+from tta_restore.engine.run.user_code import import_named
 from tta_restore.engine.train.files import write_weights
 from tta_restore.models.ifan.checkpoint import official_names
 from tta_restore.models.pwc_net import PWCNet
@@ -321,6 +322,108 @@ def test_meta_table2(data, weights, tmp_path, monkeypatch):
     assert list(measured) == rows
     assert len(set(measured.values())) == 4  # each loss moves the weights elsewhere
     assert (tmp_path / "tta-restore.yaml").exists()
+
+
+MIMO = """
+import torch.nn.functional as F
+from torch import nn
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3, padding=1)
+    def forward(self, x):
+        y = x + 0.1 * self.conv(x)
+        half = F.interpolate(y, scale_factor=0.5, mode="bilinear")
+        return [F.interpolate(half, scale_factor=0.5, mode="bilinear"), half, y]
+def build_net(name):
+    assert name == "MIMO-UNetPlus"
+    return Net()
+"""
+CDVD = """
+from torch import nn
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3, padding=1)
+    def forward(self, x):
+        assert x.shape[1] == 5
+        first, second, third = (x[:, t] + 0.1 * self.conv(x[:, t]) for t in (1, 2, 3))
+        return first, second, third, 0.9 * second + 0.05 * (first + third), None
+def make_model(arguments):
+    return Net()
+"""
+ADAPTERS = """
+import sys
+sys.path.insert(0, "{folder}")
+def mimo():
+    from copy_of_mimo import build_net
+    return build_net("MIMO-UNetPlus")
+def cdvd():
+    from copy_of_cdvd import make_model
+    return make_model(None)
+"""
+
+
+def test_meta_rows_of_a_users_copies(data, weights, tmp_path, monkeypatch, capsys):
+    """The guide's adapters around made-up copies: files have the networks' own keys, as the authors' have."""
+    for name, text in (("copy_of_mimo", MIMO), ("copy_of_cdvd", CDVD), ("our_adapters", ADAPTERS)):
+        (tmp_path / f"{name}.py").write_text(text.replace("{folder}", str(tmp_path)))
+    monkeypatch.chdir(tmp_path)
+    nets = {"MIMOUNet+": "mimo", "CDVD-TSP": "cdvd"}
+    files = [f"{name}={weights / name}.safetensors" for name in ("reblur", "discriminator")]
+    built = {}
+    for name, function in nets.items():
+        built[name] = seeded(lambda: import_named(f"our_adapters:{function}")())  # noqa: B023
+        torch.save({"model": built[name].state_dict()}, tmp_path / f"{function}.pkl")
+        files += [f"{name}={function}.pkl", f"{name}-meta={function}.pkl"]
+    words = ["reproduce", "meta-table2", "--data", f"DVD={data / 'DVD'}", "--device", "cpu", "--out", "out", "-q"]
+    assert main([*words[:4], "--dry-run"]) == 0
+    assert (
+        "--weights CDVD-TSP-meta=FILE   with --models CDVD-TSP=module.path:callable, which returns CDVD-TSP of your "
+        "copy: five frames (B, 5, 3, H, W) in" in capsys.readouterr().out
+    )
+    words += ["--models", *(f"{name}=our_adapters:{function}" for name, function in nets.items()), "--weights", *files]
+    words += ["--settings", *META["settings"], "meta-transfer.lr=0.01", "meta-transfer.reblur_lr=0.01"]
+    assert main(words) == 0
+    content = json.loads((tmp_path / "out/results.json").read_text())
+    measured = {v["row"]: v["measured"] for v in content["values"] if v["measured"] is not None}
+    assert list(measured) == [f"{name} ({what})" for name in nets for what in ("baseline", "cycle", "GAN", "GAN+cycle")]
+    assert len(set(measured.values())) == 8  # each loss moves the weights elsewhere
+    pairs = {name: [] for name in nets}
+    for video in ("one", "two"):
+        blurry, sharp = (
+            torch.cat(
+                [F.pad(read(data / f"DVD/{video}/{kind}/{t:05d}.png"), (0, 16, 0, 24), "reflect") for t in (0, 1)]
+            )
+            for kind in ("input", "GT")
+        )
+        for t in (0, 1):
+            around = blurry[[max(0, min(1, t + o)) for o in range(-2, 3)]][None]
+            with torch.no_grad():
+                made = {"MIMOUNet+": built["MIMOUNet+"](blurry[t, None])[2], "CDVD-TSP": built["CDVD-TSP"](around)[3]}
+            for name, image in made.items():
+                pairs[name].append(((image.clamp(0, 1) * 255).round() / 255, sharp[t, None]))
+    for name in nets:
+        assert measured[f"{name} (baseline)"] == pytest.approx(mean_psnr(pairs[name]), abs=1e-3)
+
+
+class Centered(nn.Module):
+    def forward(self, x):
+        return x - x.mean((-2, -1), keepdim=True) + 0.5
+
+
+def test_meta_rows_restore_frames_whole(tmp_path, monkeypatch):
+    """Frames of 1280 x 720 are larger than the tiles that other commands restore images in."""
+    sharp, blurry = photo(3, 32, 1056)
+    for kind, image in (("input", blurry), ("GT", sharp)):
+        write_image(tmp_path / f"DVD/test/one/{kind}/0.png", Image(image))
+    monkeypatch.setattr(reproduction, "load_restorer", lambda source, **options: models.as_restorer(Centered()))
+    options = {"data": {"DVD": tmp_path / "DVD"}, "models": {"MPRNet": "a:b"}, "rows": ["MPRNet (baseline)"]}
+    outcome, _ = run("meta-table2", tmp_path / "out", **options)
+    blurry, sharp = (read(tmp_path / f"DVD/test/one/{kind}/0.png") for kind in ("input", "GT"))
+    restored = (Centered()(blurry).clamp(0, 1) * 255).round() / 255
+    found = outcome.entry("MPRNet (baseline)", "DVD", "psnr").measured
+    assert found == pytest.approx(mean_psnr([(restored, sharp)]), abs=1e-4)
 
 
 def test_causiam_five(data, weights, tmp_path):

@@ -137,7 +137,7 @@ def meta(job: Job) -> list[FrameRecord]:
         else:
             method = create_clip_method(
                 replace(job.row.method, settings=job.settings()), job.restorer,
-                multiple=multiple, device=job.device, **networks,
+                multiple=multiple, tile=_WHOLE, device=job.device, **networks,
             )  # fmt: skip
         first = {number: sum(_length(job, clip) for clip in clips[:number]) for number in range(len(clips))}
 

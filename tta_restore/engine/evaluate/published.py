@@ -238,6 +238,14 @@ _DEBLURRERS: dict[str, dict[str, Any]] = {
     "Restormer": {},
     "CDVD-TSP": {},
 }
+#: Deblurrer that spandrel does not know -> entries of its specification, and what a function of the user has to return.
+_COPIES: dict[str, tuple[dict[str, Any], str]] = {
+    "MIMOUNet+": ({}, "MIMO-UNet+ of your copy: an image in, three scales out, the last one of full size"),
+    "CDVD-TSP": (
+        {"frames": 5, "output": 3},
+        "CDVD-TSP of your copy: five frames (B, 5, 3, H, W) in, a tuple out whose fourth entry is the middle one",
+    ),
+}
 _META_NOTES = (
     "Results are rounded to 8 bits; identical frames count 100 dB; SSIM is that of the luma. DVD and REDS are "
     "measured with the rows that the official loader pads by reflection, to multiples of 32. RealBlur: brightness and "
@@ -246,19 +254,23 @@ _META_NOTES = (
     "Meta-trained weights, and those of the reblurring network and the discriminator, were not published: give your "
     "own of `tta-restore train reblur` and `train meta`. Values were read from a scan of the paper.",
     "MIMOUNet+, MPRNet, Restormer and CDVD-TSP are networks of other projects: --weights takes a checkpoint that "
-    "spandrel recognizes, --models a module.path:callable of your copy; the guide has adapters.",
+    "spandrel recognizes (MPRNet, Restormer), --models a module.path:callable of your copy.",
+    "The released code can neither build CDVD-TSP nor run its loss: its rows adapt with the L1 distance of the middle "
+    "frame.",
 )
 
 
 def _meta_row(
     name: str, model: str, published: Mapping[str, Mapping[str, float]], *, gan: bool, cycle: bool, meta: bool = True
 ) -> Row:
+    spec, about = _COPIES.get(model, ({}, ""))
     if not gan and not cycle:
-        return Row(name, published, slot=model)
+        return Row(name, published, slot=model, spec=spec, about=about)
     own = _META | _DEBLURRERS[model] | ({} if cycle else {"adversarial_weight": 1.0})
     networks = {"reblur": "reblur"} | ({"discriminator": "discriminator"} if gan else {})
     slot = f"{model}-meta" if meta else model
-    return Row(name, published, slot=slot, method=Named("meta-transfer", own), networks=networks)
+    method = Named("meta-transfer", own)
+    return Row(name, published, slot=slot, spec=spec, about=about, method=method, networks=networks)
 
 
 def _two(dvd: tuple[float, float], reds: tuple[float, float], realblur: tuple[float, float]) -> dict[str, Any]:

@@ -408,6 +408,9 @@ def _missing_weights(table: Table, files: Mapping[str, str], sources: Mapping[st
             about = what.get(argument, f"the {argument} network")
         elif first.model:
             about = f"the model {first.model}"
+        elif first.about:
+            model = name.removesuffix("-meta")
+            about = f"with --models {model}=module.path:callable, which returns {first.about}"
         else:
             about = "a network of another project; without a checkpoint that spandrel recognizes, also "
             about += f"--models {name}=module.path:callable"

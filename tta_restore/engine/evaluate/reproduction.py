@@ -40,7 +40,7 @@ from tta_restore.engine.run.extensions import find_metrics
 from tta_restore.engine.run.models import build_module, load_restorer
 from tta_restore.engine.run.user_code import is_named, plugins
 from tta_restore.engine.train.loop import Processes
-from tta_restore.models import Restorer, count_macs, list_models
+from tta_restore.models import Restorer, RestorerSpec, as_restorer, count_macs, list_models
 
 __all__ = ["Reproduction", "cost_of"]
 
@@ -181,7 +181,8 @@ class Reproduction:
         if not source:
             return load_restorer(str(file), device=device)
         own = row.config if source == row.model else {}
-        return load_restorer(source, device=device, checkpoint=file, config=own)
+        found = load_restorer(source, device=device, checkpoint=file, config=own)
+        return as_restorer(found.module, RestorerSpec(**row.spec)) if row.spec and found.spec is None else found
 
     def _cost_without_weights(self, row: Row) -> Cost:
         """Return parameters and MACs of a built-in network that has no weights here."""

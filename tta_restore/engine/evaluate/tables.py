@@ -62,6 +62,8 @@ class Row:
             which ``--models NAME=MODEL`` or a checkpoint that spandrel recognizes provides.
         slot: NAME of ``--weights NAME=FILE`` and ``--models NAME=MODEL``; empty for a row without a network.
         config: keywords of the model's builder.
+        spec: of a network of another project that has none, keywords of :class:`tta_restore.models.RestorerSpec`.
+        about: what such a network takes and returns, for the list of what is missing.
         method: method around the restorer, see ``evaluate --methods``, with its settings.
         networks: further networks of the method or the protocol: argument -> NAME of ``--weights``.
         parameters: published number of parameters, in millions.
@@ -77,6 +79,8 @@ class Row:
     model: str = ""
     slot: str = ""
     config: Mapping[str, Any] = field(default_factory=dict)
+    spec: Mapping[str, Any] = field(default_factory=dict)
+    about: str = ""
     method: Named = _SOURCE
     networks: Mapping[str, str] = field(default_factory=dict)
     parameters: float | None = None

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from tta_restore import adapters
 from tta_restore.adapters import Adapter, Plan, StepReport
-from tta_restore.data.datasets.clips import Frames, stack_frames
+from tta_restore.data.datasets.clips import Frames, stack_frames, window
 from tta_restore.engine.run.encoders import create_semantic
 from tta_restore.engine.run.models import load_named
 from tta_restore.engine.run.names import CLIP_METHODS
@@ -105,7 +105,7 @@ class ImageMethod:
 
     def _image_in(self, output: Any, x: Tensor) -> Tensor:
         spec = self.adapter.restorer.known_spec(x)
-        return outputs.at(output, find_image(output, spec, (x.shape[-2], x.shape[-1])))
+        return outputs.at(output, find_image(output, spec, (x.shape[-2], x.shape[-1]), clips=x.ndim == 5))
 
     @property
     def report(self) -> StepReport | None:
@@ -322,6 +322,7 @@ def create_clip_method(
     reblur: str | Path | None = None,
     discriminator: str | Path | None = None,
     multiple: int = 1,
+    tile: int = 1024,
     seed: int = 0,
     device: str | torch.device = "cpu",
     **options: Any,
@@ -335,6 +336,7 @@ def create_clip_method(
         discriminator: file of a discriminator, for "meta-transfer"; None for no adversarial loss.
         multiple: restore frames that are extended by reflection at the right and the bottom to a multiple of this, and
             return them whole; adaptation sees the clip as it is.
+        tile: see :func:`create_method`, for methods of single frames.
         seed: of the method.
         device: where the frames go.
         options: settings of the method; those of "meta-transfer" with "motion_reblur" override :data:`BY_MOTION`.
@@ -349,7 +351,8 @@ def create_clip_method(
         networks = (("reblur", reblur), ("discriminator", discriminator))
         if given := [n for n, value in networks if value is not None]:
             raise UsageError(f"method {named.name!r} takes no {given[0]}; that is for {', '.join(CLIP_METHODS)}")
-        return _frame_by_frame(create_method(Named(named.name, settings), restorer, seed=seed), device, size)
+        plain = create_method(Named(named.name, settings), restorer, seed=seed, tile=tile)
+        return _frame_by_frame(plain, device, size)
     try:
         modules = [load_reblurrer(reblur).to(device)]
         settings = typed_settings(adapters.MetaTransfer, settings)
@@ -404,11 +407,21 @@ def load_discriminator(path: str | Path) -> nn.Module:
     return create_model("vgg19_critic" if vgg else "patch_critic", checkpoint=path)
 
 
-def _frame_by_frame(method: Any, device: str | torch.device, size: SizeRequirements) -> ClipMethod:
+def _frame_by_frame(method: ImageMethod, device: str | torch.device, size: SizeRequirements) -> ClipMethod:
+    """Return a method for clips that gives a method each frame, or what a model of clips takes for it."""
+
     def restore(frames: Frames) -> Iterator[Tensor]:
         method.adapter.reset()
-        for time in range(len(frames)):
-            yield method(pad(frames[time][None].to(device), size))[0]
+        spec, length = method.adapter.restorer.spec, len(frames)
+        if spec is not None and spec.frames is None:
+            yield from method(pad(stack_frames(frames)[None].to(device), size))[0]
+            return
+        for time in range(length):
+            if spec is None or spec.frames == 1:
+                around = frames[time]
+            else:
+                around = stack_frames(frames, window(time, length, spec.frames))
+            yield method(pad(around[None].to(device), size))[0]
 
     restore.adapter = method.adapter  # type: ignore[missing-attribute]
     return restore

@@ -220,7 +220,7 @@ def load_named(path: str | Path, kind: str | None = None) -> nn.Module | None:
         ValueError: the file is damaged, or names code of a user, which is not run for that.
     """
     origin = read_origin(path, kind, run=True)
-    name = origin.get("model")
+    name = origin.get("model", "")
     known = [own for own in ("restorer", "reblurrer", "discriminator", "estimator") if kind in (None, own)]
     found = next((own for own in known if name in list_models(own)), None)
     return None if found is None else build_module(name, checkpoint=path, config=origin.get("config"), kind=found)

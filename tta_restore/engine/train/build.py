@@ -109,13 +109,13 @@ def _entries(section: Mapping[str, Any], default: str, kind: str) -> tuple[str, 
     """
     options = dict(section)
     name, checkpoint = options.pop("name", None), options.pop("checkpoint", None)
-    if not isinstance(name, (str, type(None))):
+    if name is not None and not isinstance(name, str):
         raise TypeError(f"expected the name of a network, got {name!r}")
     if name and name not in list_models(kind) and checkpoint is None and Path(name).is_file():
         name, checkpoint = None, name
     if name is None:
         origin = None if checkpoint is None else read_origin(resolve(checkpoint), kind, run=True).get("model")
-        name = default if origin is None or options.get("blur_map") else origin
+        name = default if origin is None or options.get("blur_map") else str(origin)
     if name in SHIPPED_MODELS and checkpoint is None:
         return SHIPPED_MODELS[name], name, options
     return name, checkpoint, options
