@@ -150,3 +150,10 @@ def test_the_command_line_reaches_it(domains, tmp_path, capsys):
     assert "no method 'nothing'" in capsys.readouterr().err
     assert main(["evaluate", "--out", str(tmp_path / "y"), "--data", f"a={tmp_path / 'nowhere'}"]) == 2
     assert main(["evaluate", "--data", "nameless"]) == 2
+
+
+def test_data_without_originals_alone_is_refused(tmp_path):
+    write_image(tmp_path / "CUHK/image/out.png", Image(torch.rand(3, 20, 20)))
+    with pytest.raises(UsageError, match="CUHK: no originals, nothing to measure; `tta-restore restore --method`"):
+        run_continual({"CUHK": tmp_path / "CUHK"}, tmp_path / "out", methods=["source"], device="cpu")
+    assert not (tmp_path / "out").exists()

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -135,6 +136,7 @@ def test_ifan_dpdd(data, weights, tmp_path, monkeypatch):
     assert "the published values are of 76 images" in said
     assert "--weights DPDNet-S=FILE   the model dpdnet_s; for DPDNet-S" in said
     assert "LPIPS is left out" in said
+    assert "--lpips-weights FILE   alexnet-owt-7be5be79.pth of torchvision" in said.partition("\n\n")[0]
     # values
     pairs = [[read(data / f"DPDD/test_c/{kind}/{i}.png", 8) for kind in ("source", "target")] for i in range(2)]
     model = models.create_model("ifan", checkpoint=weights / "IFAN.pytorch").eval()
@@ -162,6 +164,9 @@ def test_ifan_dpdd(data, weights, tmp_path, monkeypatch):
     assert content["costs"]["IFAN"]["published"]["seconds"] == 0.014
     page = (tmp_path / "report.html").read_text()
     assert "25.37" in page
+    assert '<table class="many">' in page  # four quantities fit by smaller print
+    assert "<td>1172.5</td>" in page.replace(' class="published first"', "")  # costs as printed
+    assert "105.800" not in page
     assert page.count("data:image/png") == 3  # input, IFAN and the original of the middle image
 
     # a second run with more weights measures only what is new
@@ -471,6 +476,25 @@ def test_causiam_five(data, weights, tmp_path):
     assert "<svg" in page
 
 
+class Tokens(nn.Module):
+    """Semantic encoder of somebody: the mean color."""
+
+    def forward(self, x):
+        return x.mean((-2, -1)).repeat(1, 4)
+
+
+def test_causiam_with_another_encoder_needs_no_clip(data, weights, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "somebodys_encoder", sys.modules[__name__])
+    words = ["reproduce", "causiam-five", "--data", f"RTF={data / 'RTF'}", "--rows", "CauSiam", "--device", "cpu"]
+    words += ["--models", "DPDNet-S=_meta_networks:Deblur", "--weights", f"DPDNet-S={weights / 'deblur.pth'}"]
+    words += ["--out", str(tmp_path)]
+    assert main(words) == 2
+    assert "--weights CLIP=FILE" in capsys.readouterr().out
+    assert main([*words, "--settings", "causiam.semantic.encoder=somebodys_encoder:Tokens"]) == 0
+    assert "CLIP=FILE" not in capsys.readouterr().out
+    assert json.loads((tmp_path / "results.json").read_text())["failed"] == {}
+
+
 def test_ifan_table1(data, tmp_path, monkeypatch):
     """Each row is a network of its own shape, whose size is found in its file."""
     monkeypatch.setattr(reproduction, "cost_of", lambda *_: Cost())  # seconds of full-size networks
@@ -623,8 +647,6 @@ OWN = Table(
 
 
 def test_own_table_with_own_model_and_protocol(data, tmp_path, monkeypatch, capsys):
-    import sys
-
     monkeypatch.setitem(sys.modules, "test_own_table", sys.modules[__name__])
     arguments = ["reproduce", "test_own_table:OWN", "--data", f"Mine={data / 'RTF'}", "--out", str(tmp_path)]
     assert main(arguments) == 0

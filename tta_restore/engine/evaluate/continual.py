@@ -79,7 +79,7 @@ def run_continual(
         say: takes the text for the user.
 
     Raises:
-        UsageError: a method, folder or package is missing; nothing was run.
+        UsageError: a method, folder or package is missing, or no image has an original; nothing was run.
     """
     require_packages("torchmetrics", "jinja2", "matplotlib")
     names = ALL if methods is None else list(dict.fromkeys([BASELINE, *methods]))
@@ -92,6 +92,10 @@ def run_continual(
         restorer = load_restorer(model, device=device, checkpoint=checkpoint, config=config)
     except (ValueError, TypeError, ImportError, RuntimeError) as error:
         raise UsageError(str(error)) from error
+    if all(frame.sharp_path is None for frame in frames):
+        raise UsageError(
+            f"{', '.join(domains)}: no originals, nothing to measure; `tta-restore restore --method` writes the results"
+        )
     out = Path(out)
     lpips, without = open_lpips(lpips_weights, device)
     measures = metrics.ImageMetrics(lpips=lpips, more=find_metrics(more_metrics))

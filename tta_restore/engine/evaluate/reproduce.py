@@ -154,12 +154,14 @@ def reproduce(
     folders = _known(named_folders(data or ()), [d.name for d in chosen.data], "--data")
     files = _known(named_values(weights or (), "--weights", "FILE"), chosen.slots, "--weights")
     sources = _known(named_values(models or (), "--models", "MODEL"), _model_slots(chosen), "--models")
-    chosen = _with_settings(chosen, settings or ())
+    chosen = _with_settings(chosen, settings or (), files)
     out = expect_folder(Path("runs") / chosen.name.replace(":", ".") if out is None else out)
     counts, missing = _examine(chosen, folders, files, limit)
     domains = {d.name: folders[d.name] for d in chosen.data if d.name in counts}
     runnable = [row for row in chosen.rows if row.measurable and not _lacks(row, files, sources)]
     missing += _missing_weights(chosen, files, sources)
+    if lpips_weights is None and domains and any("lpips" in data.quantities for data in chosen.data):
+        missing += _missing_lpips()
     if missing and os.environ.get("RANK", "0") == "0":  # of torchrun's processes one is enough
         say("\n".join(["Missing:", *(f"  {line}" for line in missing), ""]))
     if dry_run:
@@ -263,7 +265,7 @@ def side_by_side(outcome: Outcome) -> list[tuple[str, list[str], list[list[str]]
               "measured"]  # fmt: skip
     rows = [
         [row, *(text for name, digits in (("parameters", 3), ("gmacs", 1), ("seconds", 3))
-                for text in (_number(getattr(printed, name), digits), _number(getattr(own, name), digits)))]
+                for text in (_printed(getattr(printed, name)), _number(getattr(own, name), digits)))]
         for row, (printed, own) in outcome.costs.items()
     ]  # fmt: skip
     rows = [cells for cells in rows if any(cell != "-" for cell in cells[1:])]
@@ -311,6 +313,10 @@ def _number(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
+def _printed(value: float | None) -> str:
+    return "-" if value is None else f"{value:g}"
+
+
 def _known(given: Mapping[str, Any], names: Sequence[str], flag: str) -> dict[str, Any]:
     """Return values under the table's spelling of their names."""
     spelled = {name.lower(): name for name in names}
@@ -326,18 +332,40 @@ def _model_slots(table: Table) -> list[str]:
     return list(dict.fromkeys(row.slot for row in table.rows if row.measurable and row.slot))
 
 
-def _with_settings(table: Table, texts: Sequence[str]) -> Table:
-    """Return the table with settings, METHOD.KEY=VALUE, in place of those of the rows of these methods."""
+def _missing_lpips() -> list[str]:
+    """Return a line where torchvision's file for LPIPS is not where torch keeps downloads."""
+    import torch
+
+    from tta_restore.metrics.lpips import WEIGHTS
+
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    return (
+        []
+        if (folder / WEIGHTS).is_file()
+        else [f"--lpips-weights FILE   {WEIGHTS} of torchvision, or put it in {folder}"]
+    )
+
+
+def _with_settings(table: Table, texts: Sequence[str], files: Mapping[str, str]) -> Table:
+    """Return the table with settings, METHOD.KEY=VALUE, in place of those of the rows of these methods.
+
+    Another semantic encoder needs no file of CLIP; its weights are the setting ``semantic.pretrained``, or that file.
+    """
     given = nested(dict(parse_setting(text, "--settings") for text in texts))
     methods = {row.method.name for row in table.rows}
     for method, own in given.items():
         if method not in methods or not isinstance(own, Mapping):
             raise UsageError(f"--settings: expected METHOD.KEY=VALUE with a method of {', '.join(sorted(methods))}")
-    rows = tuple(
-        replace(row, method=replace(row.method, settings=merge(row.method.settings, given.get(row.method.name, {}))))
-        for row in table.rows
-    )
-    return replace(table, rows=rows)
+    rows = []
+    for row in table.rows:
+        method = replace(row.method, settings=merge(row.method.settings, given.get(row.method.name, {})))
+        semantic = method.settings.get("semantic", {})
+        semantic = semantic if isinstance(semantic, Mapping) else {"encoder": semantic}
+        slot, networks = row.networks.get("semantic.pretrained"), dict(row.networks)
+        if slot and ("pretrained" in semantic or ("encoder" in semantic and slot not in files)):
+            del networks["semantic.pretrained"]
+        rows.append(replace(row, method=method, networks=networks))
+    return replace(table, rows=tuple(rows))
 
 
 def _examine(

@@ -12,6 +12,7 @@ from tta_restore.engine.report.page import Sample, environment, require_packages
 
 __all__ = ["Comparison", "render_comparison", "write_comparison"]
 
+_COLUMNS = 10  # from which the print is smaller, so that the page shows them all
 _DASH = "–"  # noqa: RUF001 (an en dash, for people)
 
 
@@ -85,6 +86,7 @@ def _table(
     ]
     return {
         "title": title,
+        "many": len(header) > _COLUMNS,
         "groups": groups,
         "rows": [
             {

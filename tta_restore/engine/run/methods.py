@@ -413,14 +413,12 @@ def _frame_by_frame(method: ImageMethod, device: str | torch.device, size: SizeR
     def restore(frames: Frames) -> Iterator[Tensor]:
         method.adapter.reset()
         spec, length = method.adapter.restorer.spec, len(frames)
-        if spec is not None and spec.frames is None:
+        count = 1 if spec is None else spec.frames
+        if count is None:
             yield from method(pad(stack_frames(frames)[None].to(device), size))[0]
             return
         for time in range(length):
-            if spec is None or spec.frames == 1:
-                around = frames[time]
-            else:
-                around = stack_frames(frames, window(time, length, spec.frames))
+            around = frames[time] if count == 1 else stack_frames(frames, window(time, length, count))
             yield method(pad(around[None].to(device), size))[0]
 
     restore.adapter = method.adapter  # type: ignore[missing-attribute]
