@@ -1,7 +1,11 @@
 """Published values of `reproduce`, compared with the specifications of the papers, value by value."""
 
+import re
+from pathlib import Path
+
 import pytest
 
+import tta_restore
 from tta_restore.engine.evaluate.published import TABLES
 from tta_restore.engine.evaluate.tables import INPUT
 from tta_restore.models import list_models
@@ -145,3 +149,86 @@ def test_every_row_can_be_measured_or_says_why():
                 assert row.model in list_models("restorer"), (table.name, row.name)
             if row.measurable and row.model != INPUT:
                 assert row.slot, (table.name, row.name)
+
+
+SPECIFICATIONS = Path(tta_restore.__file__).parents[2] / "shared/specs"
+
+
+def spec(name):
+    path = SPECIFICATIONS / f"{name}.md"
+    if not path.is_file():
+        pytest.skip("the specifications are not part of the repository")
+    return path.read_text(encoding="utf-8")
+
+
+def cells_below(text, heading, count):
+    """The first ``count`` rows of the table below a line that starts with ``heading``."""
+    lines = text[text.index(f"\n{heading}") + 1 :].splitlines()[1:]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+    return rows[2 : 2 + count]
+
+
+def numbers(text):
+    return [float(number) for number in re.findall(r"\d*\.\d+", text)]
+
+
+def test_ifan_against_the_text_of_the_specification():
+    text = spec("ifan")
+    found = cells_below(text, "**Confirmed by the project page", 7)
+    for row, (name, psnr, ssim, mae, lpips, *costs) in zip(TABLES["ifan-dpdd"].rows, found, strict=True):
+        assert row.name == name
+        printed = dict(zip(("psnr", "ssim", "mae", "lpips"), map(float, (psnr, ssim, mae, lpips)), strict=True))
+        assert row.published["DPDD"] == pytest.approx(printed | {"mae": printed["mae"] / 10})
+        assert [row.parameters, row.gmacs, row.seconds] == [float(c) if numbers(c) else None for c in costs]
+    for table, sentence, names in (
+        ("ifan-table1", "Ablation on DPDD", dict(zip(("baseline", "D", "F", "F+D", "F+R", "F+D+R"),
+                                                     ("none", "D", "IFAN", "IFAN+D", "IFAN+R", "all"), strict=True))),
+        ("ifan-realdof", "RealDOF (PSNR", {}),
+    ):  # fmt: skip
+        (line,) = re.findall(rf"^{re.escape(sentence)}.*$", text, re.MULTILINE)
+        parts = line.partition(": ")[2].rstrip(".").split("; ")
+        assert len(parts) == len(TABLES[table].rows)
+        for row, part in zip(TABLES[table].rows, parts, strict=True):
+            name, _, values = part.partition(" ")
+            assert name == names.get(row.name, row.name)
+            psnr, ssim, mae, lpips, *costs = numbers(values)
+            (found,) = row.published.values()
+            assert found == pytest.approx({"psnr": psnr, "ssim": ssim, "mae": mae / 10, "lpips": lpips})
+            if table == "ifan-table1" and costs:
+                assert [row.parameters, row.gmacs] == costs
+
+
+def test_jdrl_against_the_text_of_the_specification():
+    found = [row for row in cells_below(spec("jdrl"), "### 6.7", 9) if row[0].startswith("MPRNet*") and numbers(row[2])]
+    expected = {("SDD" if "SDD" in row[1] else "DPDD", *numbers(f"{row[2]} {row[3]}")) for row in found}
+    assert len(expected) == 3
+    tables = [TABLES[name] for name in ("jdrl-sdd", "jdrl-dpdd", "jdrl-journal")]
+    printed = [item for table in tables for row in table.rows for item in row.published.items()]
+    assert {(data, *values.values()) for data, values in printed} == expected
+
+
+def test_meta_against_the_text_of_the_specification():
+    text = spec("meta")
+    found = cells_below(text, "Table 1 (PSNR/SSIM", 8)
+    for row, (_, what, *values) in zip(TABLES["meta-table1"].rows, found, strict=True):
+        assert row.name.endswith(f"({what.lower()})")
+        assert [list(row.published[data].values()) for data in row.published] == [numbers(value) for value in values]
+    assert [name for name, *_ in found if name] == [
+        row.name.partition(" ")[0] for row in TABLES["meta-table1"].rows[::2]
+    ]
+    for name, *values in cells_below(text, "Table 2 (DVD PSNR", 4):
+        rows = [row for row in TABLES["meta-table2"].rows if row.name.startswith(f"{name} (")]
+        assert [row.published["DVD"]["psnr"] for row in rows] == [numbers(value)[0] for value in values]
+
+
+def test_causiam_against_the_text_of_the_specification():
+    table = TABLES["causiam-five"]
+    before, after = row_of("causiam-five", "source"), row_of("causiam-five", "CauSiam")
+    for name, images, source, psnr, _, ssim in cells_below(spec("causiam"), "### 6.2", 5):
+        if name == "average":
+            own = [table.average_published[row] for row in ("source", "CauSiam")]
+            assert sum(data.images for data in table.data) == int(images)
+        else:
+            own = [before.published[name], after.published[name]]
+            assert table.data_set(name).images == int(images)
+        assert own == [{"psnr": float(source)}, {"psnr": float(psnr), "ssim": float(ssim)}]
