@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from tta_restore._core import checks
 from tta_restore.data.datasets.clips import Clip
 from tta_restore.data.datasets.layouts import CLIP_LAYOUTS, find_clips
 from tta_restore.data.datasets.mining import random_patches
+from tta_restore.data.datasets.misaligned import load_sharp_images
 from tta_restore.data.io.files import images_below
 from tta_restore.data.io.image import read_image
 from tta_restore.data.io.pixels import ImageError
@@ -24,7 +25,7 @@ from tta_restore.engine.run.extensions import use_layout
 from tta_restore.engine.run.models import build_module, read_origin
 from tta_restore.engine.run.names import SHIPPED_MODELS
 from tta_restore.engine.run.usage import UsageError
-from tta_restore.engine.train.config import MetaConfig, ReblurConfig
+from tta_restore.engine.train.config import MetaConfig, ReblurConfig, read_config
 from tta_restore.models import list_models
 from tta_restore.models.checkpoint import resolve
 
@@ -35,12 +36,18 @@ __all__ = [
     "build_network",
     "bundled_clips",
     "bundled_images",
+    "bundled_pairs",
     "clips_from",
+    "configured",
     "described",
     "expect_size",
     "seeded",
-    "usage_errors",
+    "sharp_images",
+    "take_layout",
 ]
+
+P = TypeVar("P")
+T = TypeVar("T")
 
 #: Registered name, or ``module.path:callable``, and the keywords that a network was built from.
 Built = tuple[str, dict[str, Any]]
@@ -127,6 +134,51 @@ def bundled_images(size: int, names: Sequence[str] = photos.TRAIN) -> Tensor:
     return torch.cat([random_patches(photos.load(name)[None], 8, size, generator) for name in names])
 
 
+def sharp_images(pictures: str | Path, size: int) -> Tensor:
+    """Return crops of sharp images: of "bundled" photos, or of those in a folder. Shape: (N, 3, size, size)."""
+    return bundled_images(size) if pictures == "bundled" else load_sharp_images(Path(pictures), size=size)
+
+
+def bundled_pairs(
+    section: Mapping[str, Any], default: int, make: Callable[..., Callable[..., P]], margin: int
+) -> list[P]:
+    """Return validation pairs of the photos that are kept for development: entries ``size`` and ``count``.
+
+    Args:
+        section: the other entries are keywords of ``make``.
+        default: size where the section has none, in pixels.
+        make: maps crops, (N, 3, size + margin, size + margin), ``size`` and keywords to a source of batches.
+        margin: pixels that the crops are larger.
+
+    Raises:
+        ValueError: the size is not a whole number of pixels.
+    """
+    options = {key: value for key, value in section.items() if key != "pictures"}
+    size, count = expect_size(options.pop("size", default), "validation"), options.pop("count", 4)
+    source = make(bundled_images(size + margin, photos.DEV), size=size, **options)
+    generator = torch.Generator().manual_seed(1)
+    return [source(1, generator) for _ in range(count)]
+
+
+def take_layout(name: str, options: dict[str, Any], known: Mapping[str, Any], more: str = "") -> tuple[str, Any]:
+    """Take layout and root of a data set out of the entries of a section.
+
+    Args:
+        name: of the section.
+        options: its entries; both are removed.
+        known: registered layouts.
+        more: what the message says that may be given instead.
+
+    Raises:
+        ValueError: there is no such layout, or no root.
+    """
+    layout, root = use_layout(options.pop("layout", None)), options.pop("root", None)
+    if layout not in known or root is None:
+        there = "" if layout is None else f", got {layout!r} in {root}"
+        raise ValueError(f"[{name}] expected root and layout, one of {', '.join(known)}{more}{there}")
+    return layout, root
+
+
 def expect_size(size: Any, section: str = "data") -> int:
     """Return the side of crops.
 
@@ -147,11 +199,18 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 @contextmanager
-def usage_errors(source: str | Path | Mapping[str, Any]) -> Iterator[None]:
-    """Turn errors of a configuration, and of the data it names, into a :class:`UsageError` of one line."""
-    where = "" if isinstance(source, Mapping) else f"{source}: "
+def configured(config: str | Path | Mapping[str, Any], kind: type[T], **overrides: Any) -> Iterator[T]:
+    """Read a configuration, and turn errors of what it names into a :class:`UsageError` of one line.
+
+    Args:
+        config: file, or sections by name.
+        kind: dataclass of the sections.
+        overrides: see :func:`tta_restore.engine.train.config.read_config`.
+    """
+    chosen = read_config(config, kind, **overrides)
+    where = "" if isinstance(config, Mapping) else f"{config}: "
     try:
-        yield
+        yield chosen
     except UsageError:
         raise
     except (TypeError, ValueError, ImageError, ImportError) as error:
@@ -198,9 +257,7 @@ def clips_from(section: Mapping[str, Any]) -> Sequence[Clip]:
     """
     options = dict(section)
     if "layout" in options:
-        layout, root = use_layout(options.pop("layout")), options.pop("root", None)
-        if layout not in CLIP_LAYOUTS or root is None:
-            raise ValueError(f"[data] expected root and layout, one of {', '.join(CLIP_LAYOUTS)}, got {dict(section)}")
+        layout, root = take_layout("data", options, CLIP_LAYOUTS)
         checks.expect_keywords("[data]", find_clips, options)
         return find_clips(root, layout, **({"split": "train"} | options))
     pictures = options.pop("pictures", "bundled")

@@ -25,8 +25,8 @@ from tta_restore.adapters.state import ParameterSet
 from tta_restore.data.datasets.clips import Clip
 from tta_restore.engine.report.images import contact_sheet
 from tta_restore.engine.run.usage import UsageError
-from tta_restore.engine.train.build import build_clip_networks, clips_from, usage_errors
-from tta_restore.engine.train.config import MetaConfig, MetaSettings, TrainingRun, read_config, section_of
+from tta_restore.engine.train.build import build_clip_networks, clips_from, configured
+from tta_restore.engine.train.config import MetaConfig, MetaSettings, TrainingRun, section_of
 from tta_restore.engine.train.loop import Objective, Optimizers, Processes, StepOutput, train
 from tta_restore.engine.train.windows import (
     Distance,
@@ -354,11 +354,10 @@ def meta_train_from_config(
     Raises:
         UsageError: the configuration, or the data it names, cannot be used.
     """
-    chosen = read_config(config, MetaConfig, out=out, steps=steps, device=device)
-    if chosen.model is None:
-        raise UsageError("meta-training needs a section [model], the restorer")
-    windows = chosen.windows
-    with usage_errors(config):
+    with configured(config, MetaConfig, out=out, steps=steps, device=device) as chosen:
+        if chosen.model is None:
+            raise UsageError("meta-training needs a section [model], the restorer")
+        windows = chosen.windows
         inner = section_of("inner", InnerLoopSettings, chosen.inner)
         settings = section_of("settings", MetaSettings, {**chosen.settings, "inner": inner})
         restorer, reblur, discriminator, built = build_clip_networks(chosen)

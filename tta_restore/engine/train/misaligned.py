@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,23 +24,22 @@ from tta_restore.data.datasets.misaligned import (
     MisalignedPair,
     Misalignment,
     inverse_motion,
-    load_sharp_images,
 )
 from tta_restore.data.io.image import read_image
-from tta_restore.data.synthetic import photos
 from tta_restore.engine.report.images import contact_sheet
-from tta_restore.engine.run.extensions import use_layout
 from tta_restore.engine.run.settings import nested, read_settings
 from tta_restore.engine.train.build import (
     Built,
     build_network,
-    bundled_images,
+    bundled_pairs,
+    configured,
     described,
     expect_size,
     seeded,
-    usage_errors,
+    sharp_images,
+    take_layout,
 )
-from tta_restore.engine.train.config import MisalignedConfig, MisalignedSettings, TrainingRun, read_config, section_of
+from tta_restore.engine.train.config import MisalignedConfig, MisalignedSettings, TrainingRun, section_of
 from tta_restore.engine.train.loop import Objective, StepOutput, train
 from tta_restore.models import as_restorer
 from tta_restore.models.jdrl import BlurConditioned, JDRLReblur
@@ -355,8 +355,7 @@ def train_misaligned_from_config(
     Raises:
         UsageError: the configuration, or the data it names, cannot be used.
     """
-    chosen = read_config(config, MisalignedConfig, out=out, steps=steps, device=device)
-    with usage_errors(config):
+    with configured(config, MisalignedConfig, out=out, steps=steps, device=device) as chosen:
         source = _source(chosen.data)
         content = nested(config if isinstance(config, Mapping) else read_settings(config))
         settings = _with_preset(content.get("settings") or {}, chosen, source)
@@ -410,19 +409,17 @@ class _WholePairs:
 def _validation(section: Mapping[str, Any]) -> Iterable[MisalignedPair]:
     """Whole pairs of a data set, or ``pictures = "bundled"``: generated pairs of the photos kept for development."""
     options = dict(section)
-    if options.pop("pictures", None) == "bundled":
-        size, count = expect_size(options.pop("size", 96), "validation"), options.pop("count", 4)
-        checks.expect_keywords("[validation]", Misalignment, options)
-        source = GeneratedPairs(bundled_images(size + 64, photos.DEV), size=size, misalignment=Misalignment(**options))
-        generator = torch.Generator().manual_seed(1)
-        return [source(1, generator) for _ in range(count)]
-    layout, limit = use_layout(options.pop("layout", None)), options.pop("limit", None)
-    if layout not in LAYOUTS or "root" not in options:
-        raise ValueError(f"[validation] expected root and layout, one of {', '.join(LAYOUTS)}, or pictures = 'bundled'")
+    if options.get("pictures") == "bundled":
+        own = {key: value for key, value in options.items() if key not in ("pictures", "size", "count")}
+        checks.expect_keywords("[validation]", Misalignment, own)
+        source = partial(GeneratedPairs, misalignment=Misalignment(**own))
+        return bundled_pairs({key: options[key] for key in options if key not in own}, 96, source, 64)
+    limit = options.pop("limit", None)
+    layout, root = take_layout("validation", options, LAYOUTS, ", or pictures = 'bundled'")
     splits = LAYOUTS[layout]
     split = options.pop("split", "val" if callable(splits) or "val" in splits else "test")
     checks.expect_keywords("[validation]", find_pairs, options)
-    return _WholePairs(find_pairs(options.pop("root"), layout, split)[:limit])
+    return _WholePairs(find_pairs(root, layout, split)[:limit])
 
 
 def _source(section: Mapping[str, Any]) -> MisalignedPairSource:
@@ -430,14 +427,10 @@ def _source(section: Mapping[str, Any]) -> MisalignedPairSource:
     options = dict(section)
     size = expect_size(options.pop("size", 96))
     if "layout" in options:
-        layout = use_layout(options.pop("layout"))
-        if layout not in LAYOUTS or "root" not in options:
-            raise ValueError(f"[data] expected root and layout, one of {', '.join(LAYOUTS)}, got {dict(section)}")
+        layout, root = take_layout("data", options, LAYOUTS)
         checks.expect_keywords("[data]", find_pairs, options)
-        return FolderPairs(find_pairs(options.pop("root"), layout, **options), size=size)
+        return FolderPairs(find_pairs(root, layout, **options), size=size)
     pictures = options.pop("pictures", "bundled")
     checks.expect_keywords("[data]", Misalignment, options)
-    misalignment = Misalignment(**options)
-    if pictures != "bundled":
-        return GeneratedPairs(load_sharp_images(Path(pictures), size=size + 96), size=size, misalignment=misalignment)
-    return GeneratedPairs(bundled_images(size + 64), size=size, misalignment=misalignment)
+    margin = 64 if pictures == "bundled" else 96
+    return GeneratedPairs(sharp_images(pictures, size + margin), size=size, misalignment=Misalignment(**options))

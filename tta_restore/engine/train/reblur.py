@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from tta_restore import losses
 from tta_restore.data.datasets.clips import Clip
 from tta_restore.engine.report.images import contact_sheet
-from tta_restore.engine.train.build import build_clip_networks, clips_from, usage_errors
-from tta_restore.engine.train.config import ReblurConfig, ReblurSettings, TrainingRun, read_config
+from tta_restore.engine.train.build import build_clip_networks, clips_from, configured
+from tta_restore.engine.train.config import ReblurConfig, ReblurSettings, TrainingRun
 from tta_restore.engine.train.loop import Objective, Optimizers, Processes, StepOutput, train
 from tta_restore.engine.train.windows import (
     Distance,
@@ -251,8 +251,7 @@ def pretrain_reblur_from_config(
     Raises:
         UsageError: the configuration, or the data it names, cannot be used.
     """
-    chosen = read_config(config, ReblurConfig, out=out, steps=steps, device=device)
-    with usage_errors(config):
+    with configured(config, ReblurConfig, out=out, steps=steps, device=device) as chosen:
         restorer, reblur, discriminator, built = build_clip_networks(chosen)
         return pretrain_reblur(
             reblur,

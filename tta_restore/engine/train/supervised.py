@@ -18,24 +18,22 @@ from torch import Tensor, nn
 from tta_restore import losses, metrics
 from tta_restore.data.datasets.augmentation import Augmentation
 from tta_restore.data.datasets.layouts import LAYOUTS, PairFiles, find_files, has_views
-from tta_restore.data.datasets.misaligned import load_sharp_images
 from tta_restore.data.datasets.pairs import FolderCrops, LensPairs, Pair, read_images
-from tta_restore.data.synthetic import photos
 from tta_restore.engine.report.images import contact_sheet
-from tta_restore.engine.run.extensions import use_layout
 from tta_restore.engine.train.build import (
     build_network,
-    bundled_images,
+    bundled_pairs,
+    configured,
     described,
     expect_size,
     seeded,
-    usage_errors,
+    sharp_images,
+    take_layout,
 )
 from tta_restore.engine.train.config import (
     SupervisedConfig,
     SupervisedSettings,
     TrainingRun,
-    read_config,
     section_of,
 )
 from tta_restore.engine.train.loop import Objective, Optimizers, StepOutput, train
@@ -251,9 +249,8 @@ def train_supervised_from_config(
     Raises:
         UsageError: the configuration, or the data it names, cannot be used.
     """
-    chosen = read_config(config, SupervisedConfig, out=out, steps=steps, device=device)
-    run, settings = chosen.run, chosen.settings
-    with usage_errors(config):
+    with configured(config, SupervisedConfig, out=out, steps=steps, device=device) as chosen:
+        run, settings = chosen.run, chosen.settings
         with seeded(run.seed):
             restorer = build_network(chosen.model, default="ifan")
         augmentation = section_of("augmentation", Augmentation, chosen.augmentation)
@@ -313,21 +310,16 @@ def _source(section: Mapping[str, Any], augmentation: Augmentation, *, views: bo
     if options:
         raise ValueError(f"[data] expected layout and root, or pictures, views and size, got {', '.join(options)}")
     margin = 64  # enough for the lens, and room for crops at other places
-    if pictures == "bundled":
-        return LensPairs(bundled_images(size + margin), size=size, views=views)
-    return LensPairs(load_sharp_images(Path(pictures), size=size + margin), size=size, views=views)
+    return LensPairs(sharp_images(pictures, size + margin), size=size, views=views)
 
 
 def _validation(section: Mapping[str, Any], *, views: bool) -> Iterable[Pair]:
     """Whole pictures of a data set, or ``pictures = "bundled"``: pairs of the photographs kept for development."""
     options = dict(section)
-    if options.pop("pictures", None) == "bundled":
-        size, count = expect_size(options.pop("size", 160), "validation"), options.pop("count", 4)
-        if options:
-            raise ValueError(f"[validation] has no {', '.join(options)} with pictures; there are: size, count")
-        sharp = bundled_images(size + 16, photos.DEV)
-        generator = torch.Generator().manual_seed(1)
-        return [LensPairs(sharp, size=size, views=views)(1, generator) for _ in range(count)]
+    if options.get("pictures") == "bundled":
+        if strange := set(options) - {"pictures", "size", "count"}:
+            raise ValueError(f"[validation] has no {', '.join(strange)} with pictures; there are: size, count")
+        return bundled_pairs(options | {"views": views}, 160, LensPairs, 16)
     if "layout" not in options:
         raise ValueError("[validation] expected layout and root, or pictures = 'bundled'")
     bit_depth, limit = options.pop("bit_depth", None), options.pop("limit", None)
@@ -338,9 +330,7 @@ def _validation(section: Mapping[str, Any], *, views: bool) -> Iterable[Pair]:
 
 
 def _files(name: str, options: dict[str, Any], split: str, *, views: bool) -> list[PairFiles]:
-    layout, root = use_layout(options.pop("layout")), options.pop("root", None)
-    if layout not in LAYOUTS or root is None:
-        raise ValueError(f"[{name}] expected root and layout, one of {', '.join(LAYOUTS)}, got {layout!r} in {root}")
+    layout, root = take_layout(name, options, LAYOUTS)
     views, split = options.pop("views", views and has_views(layout)), options.pop("split", split)
     if options:
         raise ValueError(f"[{name}] has no {', '.join(options)}")
