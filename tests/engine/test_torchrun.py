@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import signal
 import subprocess
@@ -12,10 +13,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from tta_restore.data.io.image import write_image
 from tta_restore.data.io.pixels import Image
+from tta_restore.data.synthetic import photos
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name != "posix", reason="kills by signals")]
 
@@ -168,3 +171,32 @@ def test_evaluation_shared_killed_and_resumed_has_one_result(data, kind):
     run(data, [*words, f"killed{ending}"])
     assert rows_of(result("killed")) == rows_of(result("alone"))
     assert len(rows_of(result("alone"))) >= 4
+
+
+def test_calibration_shared_by_two_processes_has_the_result_of_one(data):
+    """Every step averages the gradients of two halves of the batch; held-out pairs are shared as well."""
+    axis = torch.arange(-3, 4)
+    disk = (axis[:, None] ** 2 + axis**2 <= 6.5).float()
+    for number, name in enumerate(photos.DEV[:2]):
+        blurred = F.conv2d(photos.load(name)[:, None, :160, :160], (disk / disk.sum())[None, None])[:, 0]
+        write_image(data / f"camera/{number}.png", Image(blurred.clamp(0, 1)))
+    words = ["calibrate", "camera", "--model", "specialist", "-o", "{}.safetensors", "--device", "cpu"]
+    words += ["--method.steps", "24"]
+    alone = subprocess.run(
+        [sys.executable, "-c", "import sys; from tta_restore.cli import main; sys.exit(main(sys.argv[1:]))",
+         *(word.format("alone") for word in words)], cwd=data, capture_output=True, text=True, timeout=300,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert alone.returncode == 0, alone.stderr[-3000:]
+    output = run(data, [word.format("shared") for word in words])
+    assert output.count("Checkpoint: shared.safetensors") == 1  # one report
+    reports = [json.loads((data / f"{name}.json").read_text()) for name in ("alone", "shared")]
+    assert reports[0]["gain"] > 0.5
+    assert reports[0]["steps"] == reports[1]["steps"]
+    assert reports[1]["gain"] == pytest.approx(reports[0]["gain"], abs=1e-3)
+    one, two = (load_file(data / f"{name}.safetensors") for name in ("alone", "shared"))
+    difference = max((two[name] - one[name]).abs().max().item() for name in one)
+    assert difference < 1e-4
+    few = launch(data, [*(word.format("few") for word in words), "--method.batch_size", "1"])
+    assert "expected batch_size >= 2 processes, got 1" in few.communicate(timeout=300)[1]
+    assert few.returncode != 0

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from tta_restore._core import checks
 from tta_restore._core.ambient import outside_of_graphs
 from tta_restore._core.forks import delay_forks
+from tta_restore._core.processes import Processes
 from tta_restore.adapters import checkpoint, registry
 from tta_restore.adapters import plan as plans
 from tta_restore.adapters import state as parameter_sets
@@ -118,6 +119,8 @@ class Adapter(RecordedModule):
     """True if a method compares restorations with the frame, so that both have the same channels."""
     takes_clips: ClassVar[bool] = False
     """True if a *frame* of this method is a clip (T, C, H, W), restored frame by frame by ``run`` and ``ensemble``."""
+    processes: Processes = Processes()
+    """Processes that adapt on the same frames and average their gradients; see :func:`calibrate`."""
 
     def __init_subclass__(cls, method: str | None = None, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
@@ -488,6 +491,7 @@ class Adapter(RecordedModule):
                 f"{type(self).__name__}: the loss depends on none of the {len(tensors)} adapted tensors "
                 f"({', '.join(self.adapted[:3])}, ...); models.probe shows which weights a gradient reaches"
             )
+        self.processes.average([gradient for gradient in gradients if gradient is not None])
         return gradients
 
     def step(self, frame: FrameContext, gradients: list[Tensor | None]) -> str | None:

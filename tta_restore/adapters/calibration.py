@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from tta_restore._core.processes import Processes
 from tta_restore.adapters.adapter import Adapter
 from tta_restore.adapters.methods.degradation_pairs import DegradationPairs
 from tta_restore.adapters.recommended import recommended
@@ -80,7 +81,14 @@ class CalibrationReport:
         return "\n".join([*lines, *(f"               {message}" for message in self.messages)])
 
 
-def calibrate(model: Any, frames: Iterable[Tensor], *, budget: str | None = None, **options: Any) -> CalibrationReport:
+def calibrate(
+    model: Any,
+    frames: Iterable[Tensor],
+    *,
+    budget: str | None = None,
+    processes: Processes | None = None,
+    **options: Any,
+) -> CalibrationReport:
     """Adapt a restorer to the camera that took a few frames, once, and export the result.
 
     Frames are used one after another until the adapter is steady, the frames end, or the budget is spent. 5 to 25
@@ -92,13 +100,16 @@ def calibrate(model: Any, frames: Iterable[Tensor], *, budget: str | None = None
         frames: degraded frames (B, C, H, W) or (C, H, W), RGB in [0, 1], on the model's device. Read one at a time.
         budget: total time such as ``"60s"``; None for no limit. ``"10x"`` limits each frame to 10 times a plain forward
             pass.
+        processes: those of ``torchrun``; all of them call this with the same model and frames, share the pairs of every
+            step, and return the same weights, up to rounding those of one process; None for one process.
         options: options of the adapter that :func:`recommended` makes for a model, such as ``task`` or ``seed``.
 
     Raises:
-        ValueError: there is no frame, the budget is malformed, or the adapter has no weights to adapt.
+        ValueError: there is no frame, the budget is malformed, the adapter has no weights to adapt, or there are more
+            processes than pairs in a batch.
         TypeError: ``options`` are given with an adapter.
     """
-    seconds = _seconds(budget)
+    seconds, processes = _seconds(budget), processes or Processes()
     if isinstance(model, Adapter):
         if options:
             raise TypeError(f"calibrate: an adapter takes no options, got {', '.join(options)}")
@@ -108,11 +119,14 @@ def calibrate(model: Any, frames: Iterable[Tensor], *, budget: str | None = None
     if not adapter.adapted:
         raise ValueError(f"calibrate: expected an adapter with weights to adapt, got {type(adapter).__name__}")
     pairs = adapter if isinstance(adapter, DegradationPairs) else None
+    if pairs is not None and processes.count > pairs.batch_size:
+        raise ValueError(f"calibrate: expected batch_size >= {processes.count} processes, got {pairs.batch_size}")
+    adapter.processes = processes
     started, steps, count = time.perf_counter(), 0, 0
     gains: list[float] = []
     messages: list[str] = []
     for frame in frames:
-        left = None if seconds is None else seconds - (time.perf_counter() - started)
+        left = None if seconds is None else processes.agree(seconds - (time.perf_counter() - started))
         if left is not None and left <= 0:
             messages.append(f"the budget of {budget} was spent after {count} frames")
             break

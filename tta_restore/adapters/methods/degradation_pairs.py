@@ -284,6 +284,7 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         notes["bar"].update()
         spent = time.perf_counter() - notes["started"]
         over = self._budget is not None and spent * (1 + 1 / notes["taken"]) > self._seconds(notes["forward"])
+        over = bool(self.processes.agree(over))
         last = notes["taken"] >= frame.steps or over
         if last or notes["taken"] % _INTERVAL == 0:
             self._test(frame)
@@ -480,7 +481,8 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
             if best is None or lead > best[0]:
                 optimizer = self.state.optimizers["student"]
                 best = lead, rate, parameter_sets.copy(self.student), optimizer, self.state.updates
-            if self._budget is not None and time.perf_counter() - started > 0.5 * self._seconds(forward):
+            slow = self._budget is not None and time.perf_counter() - started > 0.5 * self._seconds(forward)
+            if self.processes.agree(slow):
                 break
             if not rates and self.lr is None:
                 rates = _next_rates(rate, best[1], best[0])
@@ -527,6 +529,7 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
             max_student=max_student,
             max_input=max_input,
         )
+        index = int(self.processes.agree(index))
         weights = _blend.grid()[index].tolist()
         notes["weights"] = weights
         memory["weights"], memory["lead"] = weights, notes["best"]
@@ -662,20 +665,37 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         return degraded.to(image), target.to(image.device)
 
     def _loss(self, pairs: tuple[Tensor, Tensor]) -> Tensor:
-        degraded, target = pairs
+        """Return the loss of a batch; with several processes its gradient is that of this one's part."""
+        whole, (rank, count) = len(pairs[0]), (self.processes.rank, self.processes.count)
+        degraded, target = (part[rank::count] for part in pairs)
+        share = count * len(degraded) / whole  # the average over processes is then the mean over the batch
         error = _distances(self.run("student", degraded).image, target)
-        if not self.no_harm_weight:
-            return error.mean()
-        with torch.no_grad():
-            before = _distances(self.run("source", degraded).image, target)
-        lost = (error / before.clamp(min=1e-4) - 1).clamp(min=0).mean()
-        return error.mean() + self.no_harm_weight * before.mean() * lost
+        loss = share * error.mean()
+        if self.no_harm_weight:
+            with torch.no_grad():
+                before = _distances(self.run("source", degraded).image, target)
+                level = self._mean(share * before.mean())
+            lost = (error / before.clamp(min=1e-4) - 1).clamp(min=0).mean()
+            loss = loss + self.no_harm_weight * level * (share * lost)
+        return loss if count == 1 else loss + (self._mean(loss) - loss).detach()
+
+    def _mean(self, value: Tensor) -> Tensor:
+        """Return the mean of a value over the processes."""
+        if self.processes.count == 1:
+            return value
+        value = value.detach().clone()
+        self.processes.average([value])
+        return value
 
     @torch.no_grad()
     def _errors(self, role: str, pairs: tuple[Tensor, Tensor]) -> Tensor:
-        """Return the mean squared error on each pair."""
-        degraded, target = pairs
-        return (self._image(role, degraded) - target).square().mean((1, 2, 3)).nan_to_num(1.0, 1.0).clamp(min=1e-7)
+        """Return the mean squared error on each pair; every process measures some of them."""
+        rank, count = self.processes.rank, self.processes.count
+        degraded, target = (part[rank::count] for part in pairs)
+        errors = torch.zeros(len(pairs[0]), device=target.device)
+        if len(degraded):
+            errors[rank::count] = count * (self._image(role, degraded) - target).square().mean((1, 2, 3))
+        return self._mean(errors).nan_to_num(1.0, 1.0).clamp(min=1e-7)
 
     def _lead(self, frame: FrameContext, role: str) -> float:
         """Return the mean PSNR gain of a role over the source on the held-out pairs, dB."""

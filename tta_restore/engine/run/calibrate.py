@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from tta_restore import adapters
+from tta_restore._core.processes import Processes
 from tta_restore.adapters import calibration
 from tta_restore.data.io.atomic import atomic_file
 from tta_restore.data.io.color import to_model_space
@@ -84,13 +85,13 @@ def calibrate_model(
     device: str | None = None,
     seed: int = 0,
     say: Callable[[str], None] = print,
-) -> Calibration:
+) -> Calibration | None:
     """Adapt a restorer once to the camera that took some photos, and write a checkpoint with the model's own keys.
 
     The photos need no sharp originals: the degradation is estimated from them, and the model is trained on pairs with
     that degradation. The checkpoint is written with a report; if nothing was gained it holds the original weights, and
     the verdict says so. Photos that are not needed because the model is steady before are read all the same, so that
-    damaged ones are named.
+    damaged ones are named. torchrun shares the pairs of every step among its processes.
 
     Args:
         inputs: photos of one camera, or folders of them; 5 to 25 are a good number.
@@ -106,6 +107,9 @@ def calibrate_model(
         device: where everything runs.
         seed: of everything random.
         say: receives the text for the user.
+
+    Returns:
+        The outcome; None in all processes but the first.
 
     Raises:
         UsageError: the command cannot be carried out as given; nothing was written.
@@ -124,8 +128,9 @@ def calibrate_model(
     problems: list[str] = []
     remaining = deque(paths)
     try:
-        frames = _frames(remaining, crop, chosen, problems)
-        report = adapters.calibrate(restorer, frames, budget=budget, **options)
+        with Processes.join(chosen) as processes:
+            frames = _frames(remaining, crop, chosen, problems)
+            report = adapters.calibrate(restorer, frames, budget=budget, processes=processes, **options)
     except (ValueError, TypeError, RuntimeError) as error:
         told = f"; {problems[0]}" if problems else ""
         raise UsageError(f"{error}{told}") from error
@@ -134,6 +139,8 @@ def calibrate_model(
             read_image(path)
         except ImageError as error:
             problems.append(str(error))
+    if not processes.first:
+        return None
     for problem in problems:
         print(f"error: {printable(problem)}", file=sys.stderr)  # noqa: T201
     unused, unopened = len(paths) - report.frames - len(problems), len(found) - len(paths)

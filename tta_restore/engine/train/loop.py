@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -13,9 +12,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
+from tta_restore._core.processes import Processes
 from tta_restore._core.progress import ProgressBar
 from tta_restore.data.io.image import write_image
 from tta_restore.data.io.pixels import Image
@@ -267,58 +266,3 @@ def _draw(objective: Objective, found: StepOutput, out: Path, step: int, show: C
         return
     write_image(out / "pictures" / f"{step:06d}.png", Image(picture))
     show(step, picture)
-
-
-@dataclass(frozen=True)
-class Processes:
-    """This process among those that train together.
-
-    Attributes:
-        rank: of this one, from 0.
-        count: of all.
-    """
-
-    rank: int = 0
-    count: int = 1
-
-    @staticmethod
-    @contextmanager
-    def join(device: str) -> Iterator[Processes]:
-        """Meet the other processes that ``torchrun`` started, if it did; a group that is there already is used."""
-        if dist.is_available() and dist.is_initialized():
-            yield Processes(dist.get_rank(), dist.get_world_size())
-            return
-        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-            yield Processes()
-            return
-        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
-        try:
-            yield Processes(dist.get_rank(), dist.get_world_size())
-        finally:
-            dist.destroy_process_group()
-
-    @property
-    def first(self) -> bool:
-        """Return whether this is the one that writes files."""
-        return self.rank == 0
-
-    def broadcast(self, tensors: Iterable[Tensor]) -> None:
-        """Overwrite the tensors with those of the first process."""
-        if self.count > 1:
-            for tensor in tensors:
-                dist.broadcast(tensor, 0)
-
-    def average(self, tensors: Sequence[Tensor]) -> None:
-        """Overwrite the tensors with their means over the processes, which must all bring the same ones."""
-        if self.count == 1 or not tensors:
-            return
-        flat = torch.cat([tensor.flatten() for tensor in tensors])
-        dist.all_reduce(flat)
-        flat /= self.count
-        for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
-            tensor.copy_(part.view_as(tensor))
-
-    def wait(self) -> None:
-        """Go on when all processes are here."""
-        if self.count > 1:
-            dist.barrier()
