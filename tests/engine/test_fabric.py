@@ -125,23 +125,25 @@ from engine.test_fabric import Fit, objective, source, RUN
 import dataclasses
 from tta_restore.engine.train.loop import train
 run = dataclasses.replace(RUN, out=Path(sys.argv[1]), engine=sys.argv[2], steps=int(sys.argv[3]),
-                          fabric={"devices": 2, "strategy": "ddp"} if sys.argv[2] == "fabric" else {})
+                          fabric={"devices": 2, "strategy": sys.argv[4]} if sys.argv[2] == "fabric" else {})
 train(objective(), source, run)
 """
 
 
 @pytest.mark.slow
-def test_two_processes_of_ddp_take_the_steps_of_our_loop_and_continue(tmp_path):
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_two_processes_take_the_steps_of_our_loop_and_continue(tmp_path, strategy):
     pytest.importorskip("lightning_fabric")
     (tmp_path / "program.py").write_text(PROGRAM)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "program.py"]
-    for words in (["own", "own", "4"], ["fabric", "fabric", "2"], ["fabric", "fabric", "4"]):
+    for words in (["own", "own", "4", ""], ["fabric", "fabric", "2", strategy], ["fabric", "fabric", "4", strategy]):
         done = subprocess.run(
             [*launcher, *words], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
         )
         assert done.returncode == 0, done.stderr[-3000:]
     torch.testing.assert_close(weights(tmp_path / "fabric"), weights(tmp_path / "own"), atol=1e-6, rtol=1e-5)
+    assert [path.name for path in (tmp_path / "fabric/fabric").glob("*.ckpt")] == ["4.ckpt"]
 
 
 def test_the_command_line_with_a_recipe_of_the_package(tmp_path, capsys):
@@ -154,3 +156,5 @@ def test_the_command_line_with_a_recipe_of_the_package(tmp_path, capsys):
     assert load_file(tmp_path / "out/restorer.safetensors").keys() == Deblur().state_dict().keys()
     assert main([*words, "--run.fabric.strategy", "nix"]) == 2
     assert "[fabric] You selected an invalid strategy" in capsys.readouterr().err
+    assert main([*words, "--run.fabric", '{"strategy": "fsdp2", "devices": "auto"}']) == 2
+    assert "[fabric] strategy 'fsdp2': expected a number of devices, got 'auto'" in capsys.readouterr().err

@@ -68,7 +68,7 @@ class TrainingRun:
             TensorBoard where it is installed.
         accumulate: batches per step and process, whose gradients are averaged.
         engine: ``"own"``, the loop of this package, which resumes bit for bit; ``"fabric"``, Lightning Fabric.
-        fabric: for that engine: ``strategy`` ("ddp", "fsdp"), ``devices``, ``num_nodes``, ``precision``,
+        fabric: for that engine: ``strategy`` ("ddp", "fsdp", "fsdp2"), ``devices``, ``num_nodes``, ``precision``,
             ``accelerator``.
     """
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -34,7 +35,9 @@ def create_fabric(run: TrainingRun, **options: Any) -> Any:
     Args:
         run: its device chooses the accelerator.
         options: of Fabric: ``accelerator``, ``strategy`` ("ddp", "fsdp", ...), ``devices``, ``num_nodes``,
-            ``precision`` ("32-true", "bf16-mixed", ...).
+            ``precision`` ("32-true", "bf16-mixed", ...). The strategy "fsdp2" shards weights, gradients and states of
+            optimizers by ``torch.distributed.fsdp.fully_shard`` over all ``devices`` of all nodes, on CPUs as well;
+            during a step the weights are whole.
 
     Raises:
         UsageError: Lightning Fabric is not installed, or does not take the options.
@@ -49,8 +52,17 @@ def create_fabric(run: TrainingRun, **options: Any) -> Any:
         raise UsageError("[run] engine: fabric is not installed: pip install lightning-fabric")
     kind, _, index = run.device.partition(":")
     devices: Any = [int(index)] if index else "auto" if kind == "cuda" else 1
+    chosen = {"accelerator": kind, "devices": devices} | options
     try:
-        return fabric.Fabric(**{"accelerator": kind, "devices": devices} | options)
+        if chosen.get("strategy") == "fsdp2":
+            if not isinstance(chosen["devices"], int):
+                raise ValueError(f"strategy 'fsdp2': expected a number of devices, got {chosen['devices']!r}")
+            strategies = importlib.import_module(f"{fabric.__name__}.strategies")
+            count = chosen["devices"] * int(chosen.get("num_nodes", 1))
+            chosen["strategy"] = strategies.ModelParallelStrategy(
+                _shard, data_parallel_size=count, tensor_parallel_size=1
+            )
+        return fabric.Fabric(**chosen)
     except (ValueError, TypeError, RuntimeError) as error:
         raise UsageError(f"[fabric] {' '.join(str(error).split())}") from error
 
@@ -87,9 +99,11 @@ def train_with_fabric(
     fabric = create_fabric(run) if fabric is None else fabric
     fabric.launch()
     objective.train()
-    optimizers = objective.optimizers()
+    carried = fabric.setup_module(_Carrier(objective), move_to_device=True)
+    optimizers = objective.optimizers()  # after sharding, which replaces the parameters
     rates = {name: [group["lr"] for group in o.param_groups] for name, o in optimizers.items()}
-    carried, *set_up = fabric.setup(_Carrier(objective), *optimizers.values(), move_to_device=True)
+    made = fabric.setup_optimizers(*optimizers.values())
+    set_up = list(made) if len(optimizers) > 1 else [made]
     identity = objective.identity() | {"batch_size": run.batch_size, "accumulate": run.accumulate, "seed": run.seed}
     first = _resume(fabric, run.out, identity, carried, set_up)
     with open_log(run.out, first, silent=not fabric.is_global_zero, logger=run.logger) as log:
@@ -120,6 +134,13 @@ def train_with_fabric(
     fabric.barrier()
     objective.eval()
     return objective
+
+
+def _shard(module: nn.Module, mesh: Any) -> nn.Module:
+    """Shard all parameters in one group, which is whole during a step: networks use weights outside their layers."""
+    from torch.distributed.fsdp import fully_shard
+
+    return fully_shard(module, mesh=mesh["data_parallel"])  # type: ignore[bad-return]
 
 
 class _Held:
@@ -236,8 +257,8 @@ def _save(
         with atomic_file(out / "fabric" / "state.json") as partial:
             partial.write_text(text, encoding="utf-8")
         for old in (out / "fabric").glob("*.ckpt"):
-            if old.is_file() and old.stem != str(step):
-                old.unlink()
+            if old.stem != str(step):
+                shutil.rmtree(old) if old.is_dir() else old.unlink()
     fabric.barrier()
 
 
