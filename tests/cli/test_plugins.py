@@ -40,6 +40,7 @@ for words in (
      "--run.batch_size", "1", "--run.draw_every", "0", "--run.out", "trained", "-q"],
     ["restore", "photo.png", "-o", "trained.png", "--model", "trained/restorer.safetensors", "--method", "source"],
     ["reproduce", "tta_example:TABLE", "--data", "Flat=flat", "--out", "table", "-q"],
+    ["reproduce", "tta_example:STREAM", "--data", "Flat=flat", "--out", "stream", "-q"],
 ):
     code = main(words)
     if code:
@@ -111,6 +112,12 @@ def test_reproduce_takes_a_table_with_model_layout_and_metric(folder):
     assert found["brighter", "example-brightness"]["measured"] == pytest.approx(1.25, abs=0.01)
     assert found["input", "psnr"]["measured"] == 100.0
     assert found["brighter", "psnr"]["published"] == 20.0
+
+
+def test_reproduce_takes_a_method_and_a_layout_for_every_protocol(folder):
+    values = json.loads((folder / "stream/results.json").read_text())["values"]
+    found = {value["row"]: value["measured"] for value in values if value["quantity"] == "example-brightness"}
+    assert found == {"brighter": pytest.approx(1.25, abs=0.01), "halved": pytest.approx(0.625, abs=0.01)}
 
 
 def test_what_is_not_there_is_one_line(folder, monkeypatch, capsys):

@@ -76,6 +76,9 @@ def test_blur_maps_kernels_and_masks_are_written(data, capsys):
     torch.testing.assert_close(tensors["weights"], weights, atol=1e-5, rtol=1e-4)
     mask = read_image(data / "maps/0000_0.mask.png").as_rgb()
     assert torch.equal(mask[:1], tensors["mask"][0])
-    assert {path.name for path in (data / "maps").iterdir()} == {
-        f"000{i}_{i}{end}" for i in range(2) for end in (".safetensors", ".png", ".mask.png", ".blur_radius.png")
-    }
+    drawn = read_image(data / "maps/0000_0.blur_map.png").as_rgb()
+    strength = tensors["blur_map"][0].square().mean(0).sqrt()
+    strength = (strength - strength.min()) / (strength.max() - strength.min())
+    assert (drawn - strength).abs().max() <= 0.5 / 255 + 1e-6
+    ends = (".safetensors", ".png", ".mask.png", ".blur_radius.png", ".blur_map.png")
+    assert {path.name for path in (data / "maps").iterdir()} == {f"000{i}_{i}{end}" for i in range(2) for end in ends}

@@ -13,6 +13,7 @@ from tta_restore.data.datasets.clips import Clip, ImageSequence
 from tta_restore.degradations import Degradation, Parameters
 from tta_restore.degradations.degradation import quantity
 from tta_restore.engine.evaluate.tables import DataSet, Row, Table
+from tta_restore.engine.run.settings import Named
 
 
 class Brighter(nn.Module):
@@ -85,4 +86,10 @@ LAYOUT = {"pairs": flat_pairs, "clips": flat_clips}
 TABLE = Table(
     "example", "A table of the plug-in", "jdrl", (DataSet("Flat", "example-flat", ("psnr", "example-brightness")),),
     (Row("input", {}, "input"), Row("brighter", {"Flat": {"psnr": 20.0}}, "example-brighter")), "nobody, nowhere",
+)  # fmt: skip
+STREAM = Table(
+    "example-stream", "A stream of the plug-in", "causiam",
+    (DataSet("Flat", "example-flat", ("psnr", "example-brightness")),),
+    (Row("brighter", {}, "example-brighter"), Row("halved", {}, "example-brighter", method=Named("example-halving"))),
+    "nobody, nowhere", stream=True,
 )  # fmt: skip

@@ -243,7 +243,12 @@ class FolderFrame:
 
 
 def folder_frames(
-    domains: Mapping[str, str | Path], *, rounds: int = 1, limit: int | None = None, views: bool = False
+    domains: Mapping[str, str | Path],
+    *,
+    rounds: int = 1,
+    limit: int | None = None,
+    views: bool = False,
+    layouts: Mapping[str, str] | None = None,
 ) -> list[FolderFrame]:
     """Return the images of several data sets one after the other, the whole sequence ``rounds`` times.
 
@@ -257,6 +262,7 @@ def folder_frames(
         rounds: number of passes over the whole sequence.
         limit: number of images taken of each data set, None for all.
         views: whether the dual-pixel views are looked for, too.
+        layouts: layouts of data sets that are not named like theirs.
 
     Raises:
         ValueError: a folder is missing, holds no images or several folders of unknown names with images, or its
@@ -265,29 +271,31 @@ def folder_frames(
     frames = []
     for _ in range(rounds):
         for family, folder in domains.items():
+            files = _files(family, Path(folder), views, (layouts or {}).get(family, family))
             frames += [
                 FolderFrame(f.blurry, f.sharp, family, f.blurry.stem, position, f.right, f.left)
-                for position, f in enumerate(_files(family, Path(folder), views)[:limit])
+                for position, f in enumerate(files[:limit])
             ]
     return frames
 
 
-def _files(family: str, folder: Path, views: bool) -> Sequence[PairFiles]:
+def _files(family: str, folder: Path, views: bool, layout: str) -> Sequence[PairFiles]:
     if not folder.is_dir():
         raise ValueError(f"{family}: there is no folder {folder}")
     inside = {path.name.lower(): path for path in folder.iterdir() if path.is_dir()}
-    known = LAYOUTS.get(family, LAYOUTS.get(family.lower(), {}))
+    layout = layout if layout in LAYOUTS else layout.lower()
+    known = LAYOUTS.get(layout, {})
     if callable(known):
         return _listed_files(known, folder, family, "test")
     layouts = known.get("test", ())
     try:
         if views or any((folder / blurry).is_dir() for blurry, _ in layouts if blurry != "."):
-            return find_files(folder, family.lower(), "test", views=views)
+            return find_files(folder, layout, "test", views=views)
         blurry, sharp = (next((inside[name] for name in names if name in inside), None) for names in (_BLURRY, _SHARP))
         if blurry is not None and sharp is not None:
             return [PairFiles(*pair) for pair in match_files(blurry, sharp)]
         if layouts and None not in (sharp for _, sharp in layouts):
-            return find_files(folder, family.lower(), "test")  # which says what is missing of a known data set
+            return find_files(folder, layout, "test")  # which says what is missing of a known data set
     except ValueError as error:
         raise ValueError(f"{family}: {error}") from None
     if blurry is not None or sharp is not None:

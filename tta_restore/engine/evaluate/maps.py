@@ -91,7 +91,8 @@ def write_maps(stem: Path, maps: Mapping[str, Tensor]) -> None:
     """Write maps: the tensors to ``<stem>.safetensors``, one of a channel to ``<stem>.<name>.png``, a pair's sheet too.
 
     A map with one channel is stretched from its least to its greatest value, but for masks and the blur radius, which
-    is drawn from 0 to 6 pixels. The images of a pair are on the sheet ``<stem>.png`` and not among the tensors.
+    is drawn from 0 to 6 pixels; of a blur map, which has a channel for each kernel value, the root mean square over
+    channels is drawn. The images of a pair are on the sheet ``<stem>.png`` and not among the tensors.
     """
     stem.parent.mkdir(parents=True, exist_ok=True)
     pictures = ("blurry", "sharp", "restored", "warped", "reblurred")
@@ -100,6 +101,8 @@ def write_maps(stem: Path, maps: Mapping[str, Tensor]) -> None:
         with atomic_file(stem.with_name(f"{stem.name}.safetensors")) as partial:
             save_file(tensors, partial)
     for name, tensor in tensors.items():
+        if name == "blur_map":
+            tensor = tensor.square().mean(1, keepdim=True).sqrt()
         if tensor.shape[1] == 1:
             write_image(stem.with_name(f"{stem.name}.{name}.png"), Image(_shown(name, tensor[0]).expand(3, -1, -1)))
     if "blurry" in maps and "sharp" in maps:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from tta_restore import metrics
-from tta_restore.data.datasets.layouts import find_clips, find_pairs, folder_frames
+from tta_restore.data.datasets.layouts import FolderFrame, find_clips, find_pairs, folder_frames
 from tta_restore.engine.evaluate.clips import evaluate_clips
 from tta_restore.engine.evaluate.dpdd import FrameOfFiles, Plain, PublishedFrame, takes_views
 from tta_restore.engine.evaluate.pairs import evaluate_pairs
@@ -87,7 +87,7 @@ Protocol = Callable[[Job], list[FrameRecord]]
 def ifan(job: Job) -> list[FrameRecord]:
     """Measure as IFAN was: cropped to multiples of 8, whole images, floats, uniform 7 x 7 SSIM."""
     views = job.restorer is not None and takes_views(job.restorer)
-    frames = [PublishedFrame(f, job.table.bits) for f in folder_frames(job.domains, limit=job.limit, views=views)]
+    frames = [PublishedFrame(f, job.table.bits) for f in _frames(job, views=views)]
     psnr, ssim = metrics.protocols["ifan"]
     measures = metrics.ImageMetrics(psnr, ssim, job.lpips, job.more)
     method = Plain(job.restorer)
@@ -159,7 +159,7 @@ def causiam(job: Job) -> list[FrameRecord]:
     """
     frames = [
         _PaddedFrame(frame, SizeRequirements(1, max(job.table.data_set(frame.family).multiple, 1)))
-        for frame in folder_frames(job.domains, limit=job.limit)
+        for frame in _frames(job)
     ]
     if job.restorer is None:
         method: Any = Plain(None)
@@ -220,7 +220,12 @@ def find_images(data: DataSet, folder: Path, protocol: str, limit: int | None) -
         return sum(min(len(clip), limit or len(clip)) for clip in find_clips(folder, data.layout, "test"))
     if protocol == "jdrl":
         return len(find_pairs(folder, data.layout, "test")[:limit])
-    return len(folder_frames({data.name: folder}, limit=limit))
+    return len(folder_frames({data.name: folder}, limit=limit, layouts={data.name: data.layout or data.name}))
+
+
+def _frames(job: Job, *, views: bool = False) -> list[FolderFrame]:
+    layouts = {data.name: data.layout for data in job.table.data if data.layout}
+    return folder_frames(job.domains, limit=job.limit, views=views, layouts=layouts)
 
 
 def _units(job: Job, units: Sequence[Unit]) -> list[FrameRecord]:
