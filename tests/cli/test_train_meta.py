@@ -119,3 +119,18 @@ def test_a_least_squares_critic_meta_trains_and_every_result_loads_by_its_file(t
     words += ["--model.name", state, "--reblur.name", state, "--discriminator.name", state, "--run.batch_size", "1"]
     assert main(words) == 0
     assert load_restorer(str(tmp_path / "on/restorer.safetensors"))(images).shape == images.shape
+
+
+@pytest.mark.parametrize("kind", ["reblur", "meta"])
+def test_the_loss_of_the_restorer_is_named(tmp_path, monkeypatch, kind):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own_loss.py").write_text("def scaled(a, b, factor):\n    return factor * (a - b).abs().mean()\n")
+    (tmp_path / "c.toml").write_text(NETWORKS.format(reblur=""))
+    words = ["train", kind, "--config", "c.toml", "--run.steps", "1", "-q"]
+    words += ["--inner.lr", "0", "--inner.reblur_lr", "0"] if kind == "meta" else []
+    part, losses = {"reblur": "cycle", "meta": "deblur"}[kind], []
+    for number, distance in enumerate((None, '{"name": "own_loss:scaled", "factor": 3.0}')):
+        named = [] if distance is None else ["--windows.distance", distance]
+        assert main([*words, *named, "--run.out", str(number)]) == 0
+        losses.append(json.loads((tmp_path / f"{number}/log.jsonl").read_text().splitlines()[0])[part])
+    assert losses[1] == pytest.approx(3 * losses[0], rel=1e-5)

@@ -44,6 +44,7 @@ __all__ = [
     "find_method",
     "load_discriminator",
     "load_reblurrer",
+    "named_function",
     "typed_settings",
 ]
 
@@ -256,6 +257,15 @@ def _named_callable(name: str, hint: Any, value: Any) -> Any:
     members = typing.get_args(hint) or (hint,) if typing.get_origin(hint) is not Callable else (hint,)
     if not any(typing.get_origin(member) is Callable for member in members) or not isinstance(value, (str, Mapping)):
         return None
+    return named_function(name, value)
+
+
+def named_function(name: str, value: str | Mapping[str, Any]) -> Callable[..., Any]:
+    """Return the function for ``module.path:function``, or for a mapping with that ``name`` and keywords.
+
+    Raises:
+        ValueError: it cannot be imported, or is no function; the message starts with ``name``.
+    """
     source, keywords = (value, {}) if isinstance(value, str) else (value.get("name", ""), dict(value))
     if not is_named(str(source)):
         raise ValueError(f"{name}: expected module.path:function, got {value!r}")

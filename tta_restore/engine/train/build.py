@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tta_restore._core import checks
@@ -22,10 +23,11 @@ from tta_restore.data.synthetic import photos
 from tta_restore.data.synthetic.camera_shake import ShakenClips
 from tta_restore.degradations.motion import CameraShake
 from tta_restore.engine.run.extensions import use_layout
+from tta_restore.engine.run.methods import named_function
 from tta_restore.engine.run.models import build_module, read_origin
 from tta_restore.engine.run.names import SHIPPED_MODELS
 from tta_restore.engine.run.usage import UsageError
-from tta_restore.engine.train.config import MetaConfig, ReblurConfig, read_config
+from tta_restore.engine.train.config import MetaConfig, ReblurConfig, WindowSettings, read_config
 from tta_restore.models import list_models
 from tta_restore.models.checkpoint import resolve
 
@@ -40,6 +42,7 @@ __all__ = [
     "clips_from",
     "configured",
     "described",
+    "distance_of",
     "expect_size",
     "seeded",
     "sharp_images",
@@ -177,6 +180,16 @@ def take_layout(name: str, options: dict[str, Any], known: Mapping[str, Any], mo
         there = "" if layout is None else f", got {layout!r} in {root}"
         raise ValueError(f"[{name}] expected root and layout, one of {', '.join(known)}{more}{there}")
     return layout, root
+
+
+def distance_of(windows: WindowSettings) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return the loss of two images that the section [windows] names.
+
+    Raises:
+        ValueError: it cannot be imported, or is no function.
+    """
+    chosen = windows.distance
+    return F.l1_loss if chosen is None else named_function("[windows] distance", chosen)
 
 
 def expect_size(size: Any, section: str = "data") -> int:

@@ -384,6 +384,8 @@ class WindowSettings:
         query_frames: pairs per clip in the outer loop; 0 for one of every frame.
         num_extra_times: further time steps of each patch, whose blur is a target, too.
         outputs: "main", or "all" for a restorer that is trained on all stages or scales that it returns.
+        distance: the restorer's own loss of two images: module.path:function, or a table of its ``name`` and keywords,
+            such as tta_restore.losses:charbonnier_edge_loss for MPRNet; None for the mean absolute difference.
     """
 
     patch_size: int = 256
@@ -391,6 +393,7 @@ class WindowSettings:
     query_frames: int = 0
     num_extra_times: int = 0
     outputs: Literal["main", "all"] = "main"
+    distance: str | dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         for name in ("patch_size", "num_patches"):

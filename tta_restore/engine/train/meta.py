@@ -25,7 +25,7 @@ from tta_restore.adapters.state import ParameterSet
 from tta_restore.data.datasets.clips import Clip
 from tta_restore.engine.report.images import contact_sheet
 from tta_restore.engine.run.usage import UsageError
-from tta_restore.engine.train.build import build_clip_networks, clips_from, configured
+from tta_restore.engine.train.build import build_clip_networks, clips_from, configured, distance_of
 from tta_restore.engine.train.config import MetaConfig, MetaSettings, TrainingRun, section_of
 from tta_restore.engine.train.loop import Objective, Optimizers, Processes, StepOutput, train
 from tta_restore.engine.train.windows import (
@@ -373,6 +373,7 @@ def meta_train_from_config(
             patch_size=windows.patch_size,
             query_frames=windows.query_frames or None,
             num_extra_times=windows.num_extra_times,
+            distance=distance_of(windows),
             outputs=windows.outputs,
             built=built,
         )

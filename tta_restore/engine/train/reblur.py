@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tta_restore import losses
 from tta_restore.data.datasets.clips import Clip
 from tta_restore.engine.report.images import contact_sheet
-from tta_restore.engine.train.build import build_clip_networks, clips_from, configured
+from tta_restore.engine.train.build import build_clip_networks, clips_from, configured, distance_of
 from tta_restore.engine.train.config import ReblurConfig, ReblurSettings, TrainingRun
 from tta_restore.engine.train.loop import Objective, Optimizers, Processes, StepOutput, train
 from tta_restore.engine.train.windows import (
@@ -261,6 +261,7 @@ def pretrain_reblur_from_config(
             discriminator=discriminator,
             settings=chosen.settings,
             size=chosen.windows.patch_size,
+            distance=distance_of(chosen.windows),
             outputs=chosen.windows.outputs,
             built=built,
         )
