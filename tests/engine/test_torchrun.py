@@ -83,6 +83,8 @@ def data(tmp_path):
         image = torch.rand(3, 48, 48, generator=generator)
         for folder, shade in (("blurry", 0.9), ("sharp", 1.0)):
             write_image(tmp_path / "pairs" / folder / f"{number}.png", Image(image * shade))
+        for folder, shade in (("blur", 0.9), ("sharp", 1.0)):
+            write_image(tmp_path / f"clips/test/{number:03d}/{folder}/00000000.png", Image(image * shade))
         for split in ("train_c", "test_c"):
             for folder in ("source", "target"):
                 write_image(tmp_path / "DPDD" / split / folder / f"{number}.png", Image(image))
@@ -142,13 +144,26 @@ EVALUATIONS = {
         ["evaluate-pairs", "pairs", "--layout", "folders", "--model", "network:Net", "--flow", "lucas_kanade", "--out"],
         "", "*.run/*.jsonl",
     ),
+    "evaluate --methods": (
+        ["evaluate", "--data", "DPDD=DPDD", "--model", "network:Net", "--methods", "siam-ctta", "-q", "--out"],
+        "frames.csv", "run/*.jsonl",
+    ),
+    "evaluate-clips": (
+        ["evaluate-clips", "clips", "--layout", "reds", "--model", "network:Net", "--out"], "", "*.run/*.jsonl",
+    ),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", EVALUATIONS)
 def test_evaluation_shared_killed_and_resumed_has_one_result(data, kind):
     (data / "network.py").write_text(
-        "import torch\nclass Net(torch.nn.Module):\n    def forward(self, x):\n        return x * 0.95\n"
+        "import torch\n"
+        "class Net(torch.nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.gain = torch.nn.Parameter(torch.tensor(0.95))\n"
+        "    def forward(self, x):\n"
+        "        return x * self.gain\n"
     )
     words, table, records = EVALUATIONS[kind]
     ending = "" if table else ".csv"
