@@ -121,7 +121,6 @@ def calibrate(
     pairs = adapter if isinstance(adapter, DegradationPairs) else None
     if pairs is not None and processes.count > pairs.batch_size:
         raise ValueError(f"calibrate: expected batch_size >= {processes.count} processes, got {pairs.batch_size}")
-    adapter.processes = processes
     started, steps, count = time.perf_counter(), 0, 0
     gains: list[float] = []
     messages: list[str] = []
@@ -131,8 +130,12 @@ def calibrate(
             messages.append(f"the budget of {budget} was spent after {count} frames")
             break
         limit = budget if seconds is None else f"{left:.3f}s"
-        with contextlib.nullcontext() if pairs is None else pairs.calibrating(limit, continued=count > 0):
-            report = adapter.adapt(frame[None] if frame.ndim == 3 else frame)
+        adapter.processes = processes
+        try:
+            with contextlib.nullcontext() if pairs is None else pairs.calibrating(limit, continued=count > 0):
+                report = adapter.adapt(frame[None] if frame.ndim == 3 else frame)
+        finally:
+            adapter.processes = Processes()  # further frames are this process's own
         count, steps = count + 1, steps + report.steps
         if pairs is not None:
             gains.append(report.metrics.get("lead", 0.0))
