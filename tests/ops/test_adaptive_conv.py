@@ -1,11 +1,12 @@
 """sac, iac and iac_from_features against their definition, their calculus and the official tensors."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
-from _base import Bad, OpTests, Sample, gradients, random
+from _base import Bad, OpTests, Sample, gradients, needs_extension, random
 from _compare import Tolerance, assert_agrees
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -320,6 +321,60 @@ def test_states_are_made_again_while_filters_stay_in_the_cache(generator, monkey
     with_states, saved = held_and_gradients()
     assert (alone, with_states) == (inputs, inputs + (steps - 1) * x.numel())
     assert all(torch.equal(a, b) for a, b in zip(again, saved, strict=True))
+
+
+# Fewer channels than a vector, whole vectors, vectors that overlap, and more than one group
+@pytest.mark.parametrize("channels", [3, 4, 32, 37, 129])
+@pytest.mark.parametrize("kernel_size", [3, 5, 7, 9])
+@pytest.mark.parametrize("horizontal", ["own", "vertical"])
+@pytest.mark.parametrize("backend", ["reference", None])
+def test_channels_last_filters(generator, channels, kernel_size, horizontal, backend):
+    """Filters with adjacent channels give the same results, and gradients of their own memory format."""
+    options = {"num_steps": 3, "kernel_size": kernel_size, "horizontal": horizontal, "activate_last": channels % 2 == 0}
+    x = random(2, channels, 4, 5, generator=generator, low=-1)
+    filters = taps(2, 3 * channels * (2 * kernel_size + 1), 4, 5, generator=generator)
+    with tta_restore.backend(backend) if backend else nullcontext():
+        expected, wanted = gradients(ops.iac, Sample((x, filters), options))
+        leaves = x.clone().requires_grad_(), filters.contiguous(memory_format=torch.channels_last).requires_grad_()
+        out = ops.iac(*leaves, **options)
+        found = torch.autograd.grad(out, leaves, torch.ones_like(out))
+    assert_agrees(out, expected)
+    for got, want in zip(found, wanted, strict=True):
+        assert_agrees(got, want, what="gradient")
+    assert found[0].is_contiguous()
+    assert found[1].is_contiguous(memory_format=torch.channels_last)
+
+
+def test_slices_of_channels_last_filters(generator):
+    """The halves of one channels_last tensor, as ``chunk`` makes them, are read where they are, too."""
+    x, both = random(2, 5, 4, 6, generator=generator), taps(2, 2 * 15, 4, 6, generator=generator)
+    expected, wanted = gradients(ops.sac, Sample((x, *both.chunk(2, 1))))
+    leaves = x.clone().requires_grad_(), both.contiguous(memory_format=torch.channels_last).requires_grad_()
+    out = ops.sac(leaves[0], *leaves[1].chunk(2, 1))
+    found = torch.autograd.grad(out, leaves, torch.ones_like(out))
+    assert_agrees(out, expected)
+    assert_agrees(found[0], wanted[0])
+    assert_agrees(found[1], torch.cat(wanted[1:], 1))
+
+
+@needs_extension
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("width", [13, 70])
+@pytest.mark.parametrize("kernel_size", [3, 5, 9])
+def test_cropped_filters_give_the_same_bits(generator, dtype, width, kernel_size):
+    x = random(2, 3, 7, width, generator=generator, low=-1).to(dtype)
+    wide = taps(2, 2 * 3 * (2 * kernel_size + 1), 7, width + 5, generator=generator).to(dtype)
+    cropped, options = wide[..., 2 : 2 + width], {"num_steps": 2, "kernel_size": kernel_size}
+
+    def results(filters):
+        leaves = x.clone().requires_grad_(), filters.detach().requires_grad_()
+        assert leaves[1].stride() == filters.stride()
+        out = ops.iac(*leaves, **options)
+        return out, *torch.autograd.grad(out, leaves, torch.ones_like(out))
+
+    assert all(torch.equal(a, b) for a, b in zip(results(cropped), results(cropped.contiguous()), strict=True))
+    one = [t.contiguous() for t in cropped.split(3 * kernel_size, 1)[:2]]
+    assert torch.equal(ops.sac(x, *one), ops.sac(x, *cropped.split(3 * kernel_size, 1)[:2]))
 
 
 def test_third_derivative_refuses(generator):

@@ -128,6 +128,14 @@ def check_states():
     assert none.numel() == 0
     saved, again = (launchers.iac_backward(torch.ones_like(out), x, filters, s, *options, True) for s in (states, none))
     assert all(torch.equal(a, b) for a, b in zip(saved, again, strict=True))
+    # Of channels_last filters, states and gradients have adjacent channels.
+    last = filters.contiguous(memory_format=torch.channels_last)
+    _, moved = launchers.iac(x, last, *options, True)
+    assert torch.equal(moved, states)
+    assert moved.stride(2) == 1
+    found = launchers.iac_backward(torch.ones_like(out), x, last, moved, *options, True)
+    assert found[1].is_contiguous(memory_format=torch.channels_last)
+    assert all(torch.equal(a, b) for a, b in zip(found, saved, strict=True))
 
 
 def check_second_order_of_one_step():

@@ -11,11 +11,13 @@ from tta_restore._core import checks as _checks
 from tta_restore._core import library
 from tta_restore._core.library import autocast_dtype
 from tta_restore.ops.adaptive_conv.autograd import Iac, IacFromFeatures, Sac
+from tta_restore.ops.adaptive_conv.reference import is_channels_last
 
 Horizontal = Literal["own", "vertical"]
 
 # Largest size in bytes of one channel's filters for which the CPU recomputes the states of `iac` in the backward pass.
-# Up to there the filters stay in the cache for the backward pass; beyond, they would be read from memory twice.
+# Up to there the filters stay in the cache for the backward pass; beyond, they would be read from memory twice, and so
+# would channels_last filters, which are read for many channels at a time.
 _CHANNEL_IN_CACHE = 4 << 20
 
 
@@ -85,8 +87,9 @@ def iac(
         - filters: (B, N*C*(2K+1), H, W)
         - output: (B, C, H, W), contiguous
 
-    Under autocast ``x`` is converted to the dtype of ``filters``, which are too large to convert. On the CPU,
-    channels_last filters with ``kernel_size=3`` are read in place; other non-contiguous filters are copied.
+    Under autocast ``x`` is converted to the dtype of ``filters``, which are too large to convert. On the CPU, filters
+    that are contiguous, cropped, or channels_last with ``kernel_size`` 3, 5 or 7 are read in place; others are copied.
+    The gradient of channels_last filters is channels_last.
 
     Raises:
         TypeError: an argument is not a floating-point tensor or integer, or dtypes differ outside autocast.
@@ -106,6 +109,7 @@ def iac(
     _checks.expect_shape("iac", "filters", filters, "(B, N*C*(2K+1), H, W)", (b, channels, h, w))
     x, filters = _one_dtype("iac", x, filters)
     cached = not x.is_cuda and num_steps * (2 * kernel_size + 1) * h * w * filters.element_size() <= _CHANNEL_IN_CACHE
+    cached = cached and not is_channels_last(filters)
     save = not cached and torch.is_grad_enabled() and (x.requires_grad or filters.requires_grad)
     own = horizontal == "own"
     options = num_steps, kernel_size, float(negative_slope), bool(activate_last), own

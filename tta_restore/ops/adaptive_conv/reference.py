@@ -13,6 +13,27 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+
+def is_channels_last(filters: Tensor) -> bool:
+    """Return whether the channels of every pixel are adjacent, in all of a channels_last tensor or in a slice of it."""
+    if filters.stride(1) != 1 or filters.shape[1] < 2 or filters.is_contiguous():
+        return False
+    _, c, h, w = filters.shape
+    return filters.stride(3) >= c and (h == 1 or filters.stride(2) == w * filters.stride(3))
+
+
+def in_format_of(filters: Tensor, grad: Tensor) -> Tensor:
+    """Return a gradient of filters in the memory format that convolutions beside them expect: channels_last as they."""
+    if grad.ndim != 4 or not is_channels_last(filters):
+        return grad
+    return grad.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+
+
+def states_in_format_of(filters: Tensor, states: Tensor) -> Tensor:
+    """Return states (B, N-1, C, H, W) with adjacent channels where the filters have them."""
+    return states.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3) if is_channels_last(filters) else states
+
+
 COLUMN, ROW = 2, 3  # the axis along which the taps of the vertical and of the horizontal pass lie
 
 
@@ -87,8 +108,8 @@ def sac_backward(
         return grad_x, x.new_empty(0), x.new_empty(0)
     grad_vertical = tap_gradient(g_middle, plane, k1.shape[2], COLUMN)
     grad_horizontal = tap_gradient(g, filter_axis(plane, k1, COLUMN), k2.shape[2], ROW)
-    shape = vertical.shape
-    return grad_x, grad_vertical.reshape(shape).to(x.dtype), grad_horizontal.reshape(shape).to(x.dtype)
+    grad_vertical, grad_horizontal = (g.reshape(vertical.shape).to(x.dtype) for g in (grad_vertical, grad_horizontal))
+    return grad_x, in_format_of(vertical, grad_vertical), in_format_of(horizontal, grad_horizontal)
 
 
 def _steps(
@@ -113,7 +134,7 @@ def iac(x: Tensor, filters: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
     states, *_ = _steps(plane, taps, *settings)
     saved = states[1:-1] if save_states else []
     inner = torch.stack(saved, 1) if saved else states[0].new_empty(len(x), 0, *x.shape[1:])
-    return states[-1].to(x.dtype), inner
+    return states[-1].to(x.dtype), states_in_format_of(filters, inner)
 
 
 def iac_backward(grad: Tensor, x: Tensor, filters: Tensor, states: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
@@ -134,7 +155,7 @@ def iac_backward(grad: Tensor, x: Tensor, filters: Tensor, states: Tensor, *opti
     if not need_filters:
         return g.to(x.dtype), x.new_empty(0)
     grad_filters = _join_filters(grad_vertical, grad_horizontal, torch.stack(grad_bias, 1), own)
-    return g.to(x.dtype), grad_filters.to(filters.dtype)
+    return g.to(x.dtype), in_format_of(filters, grad_filters.to(filters.dtype))
 
 
 def iac_double_backward(

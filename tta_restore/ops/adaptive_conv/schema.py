@@ -20,10 +20,17 @@ def _dense(like: Tensor, needed: bool = True) -> Tensor:
     return torch.empty_like(like, memory_format=torch.contiguous_format) if needed else like.new_empty(0)
 
 
+def _gradient(filters: Tensor, needed: bool) -> Tensor:
+    if not needed or not reference.is_channels_last(filters):
+        return _dense(filters, needed)
+    b, c, h, w = filters.shape
+    return filters.new_empty(b, h, w, c).permute(0, 3, 1, 2)
+
+
 def _iac_fake(x: Tensor, filters: Tensor, num_steps: int, *options: Any) -> tuple[Tensor, Tensor]:
     steps = num_steps - 1 if options[-1] else 0
     states = x.new_empty(x.shape[0], steps, *x.shape[1:], dtype=_WIDE.get(x.dtype, x.dtype))
-    return _dense(x), states
+    return _dense(x), reference.states_in_format_of(filters, states)
 
 
 sac = library.define(
@@ -37,7 +44,11 @@ sac_backward = library.define(
     " -> (Tensor, Tensor, Tensor)",
     reference=reference.sac_backward,
     triton=_TRITON,
-    fake=lambda grad, x, vertical, horizontal, need: (_dense(x), _dense(vertical, need), _dense(horizontal, need)),
+    fake=lambda grad, x, vertical, horizontal, need: (
+        _dense(x),
+        _gradient(vertical, need),
+        _gradient(horizontal, need),
+    ),
 )
 iac = library.define(
     f"iac(Tensor x, Tensor filters, {_OPTIONS}, bool save_states) -> (Tensor, Tensor)",
@@ -50,7 +61,7 @@ iac_backward = library.define(
     " -> (Tensor, Tensor)",
     reference=reference.iac_backward,
     triton=_TRITON,
-    fake=lambda grad, x, filters, states, *options: (_dense(x), _dense(filters, options[-1])),
+    fake=lambda grad, x, filters, states, *options: (_dense(x), _gradient(filters, options[-1])),
 )
 iac_double_backward = library.define(
     f"iac_double_backward(Tensor? dx, Tensor? dfilters, Tensor grad, Tensor x, Tensor filters, {_OPTIONS})"

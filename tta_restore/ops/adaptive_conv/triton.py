@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import triton_kernels as kernels
+from .reference import in_format_of, states_in_format_of
 
 STEP = {"BLOCK": 1024, "num_warps": 8}
 # One compiled form per kernel and dtype of the predictor: (channels, depth, pixels) of a tile, and warps.
@@ -127,6 +128,7 @@ def sac_backward(
     grad: Tensor, x: Tensor, vertical: Tensor, horizontal: Tensor, need_taps: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Launch the backward of the one step."""
+    given = vertical, horizontal
     grad, x, vertical, horizontal = (t.contiguous() for t in (grad, x, vertical, horizontal))
     grad_x = torch.empty_like(x)
     grad_vertical, grad_horizontal = (
@@ -137,7 +139,7 @@ def sac_backward(
             steps = _Steps(x, (vertical, horizontal, None), vertical.shape[1] // x.shape[1], True, [1.0])
             taps = (grad_vertical, grad_horizontal, grad_horizontal) if need_taps else None
             steps.backward(0, x, None, grad, _wide(x), grad_x, taps)
-    return grad_x, grad_vertical, grad_horizontal
+    return grad_x, in_format_of(given[0], grad_vertical), in_format_of(given[1], grad_horizontal)
 
 
 def iac(
@@ -145,7 +147,7 @@ def iac(
     own: bool, save_states: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Launch step after step."""
-    x, filters = x.contiguous(), filters.contiguous()
+    given, x, filters = filters, x.contiguous(), filters.contiguous()
     out = torch.empty_like(x)
     states, inner = _states(x, num_steps, save_states)
     if out.numel():
@@ -157,7 +159,7 @@ def iac(
             steps, planes = _Steps(x, taps, kernel_size, own, slopes), [x, *inner, out]
             for n in range(num_steps):
                 steps.forward(n, planes[n], planes[n + 1])
-    return out, states
+    return out, states_in_format_of(given, states)
 
 
 def iac_backward(
@@ -165,10 +167,10 @@ def iac_backward(
     activate_last: bool, own: bool, need_filters: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Launch two kernels per step, from the last to the first."""
-    grad, x, filters, channels = grad.contiguous(), x.contiguous(), filters.contiguous(), x.shape[1]
+    given, grad, x, filters, channels = filters, grad.contiguous(), x.contiguous(), filters.contiguous(), x.shape[1]
     grad_x, grad_filters = torch.empty_like(x), torch.empty_like(filters) if need_filters else x.new_empty(0)
     if x.numel() == 0:
-        return grad_x, grad_filters
+        return grad_x, in_format_of(given, grad_filters)
     grad_taps = _taps(grad_filters, num_steps, channels, kernel_size) if need_filters else None
     if need_filters and not own:  # the horizontal taps are never read
         halves = grad_filters[:, : num_steps * 2 * channels * kernel_size]
@@ -190,7 +192,7 @@ def iac_backward(
         grads = [grad_x, *(spare[n % 2] for n in range(num_steps - 1)), grad]
         for n in reversed(range(num_steps)):
             steps.backward(n, planes[n], [*inner, last][n], grads[n + 1], middle, grads[n], grad_taps)
-    return grad_x, grad_filters
+    return grad_x, in_format_of(given, grad_filters)
 
 
 def _predict_and_apply(

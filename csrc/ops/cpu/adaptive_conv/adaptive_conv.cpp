@@ -95,24 +95,51 @@ void forward(const tta::AdaptiveConvForward<S>& args) {
                               [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
 }
 
+// Whether gradients of filters and states have their channels adjacent; schema.py: is_channels_last.
+bool is_channels_last(const Tensor& filters) { return !filters.is_contiguous() && tta::is_channels_last(filters); }
+
 // Whether channels_last filters are read where they are, because a contiguous copy costs more than the op.
 bool reads_channels_last(const AdaptiveConv& conv, const Tensor& filters) {
-  return !filters.is_contiguous() && tta::is_channels_last(filters) && (conv.K == 3 || conv.K == 5 || conv.K == 7) &&
+  return is_channels_last(filters) && (conv.K == 3 || conv.K == 5 || conv.K == 7) &&
          conv.C >= 16 / (filters.scalar_type() == ScalarType::Double ? 8 : 4);
+}
+
+// The number of groups of channels that are computed together. Wide ones read long runs of memory; every thread needs one.
+template <typename S>
+int64_t channel_groups(const AdaptiveConv& conv) {
+  constexpr int64_t WIDEST = 512 / sizeof(tta::accumulate_t<S>), NARROWEST = 64 / sizeof(tta::accumulate_t<S>);
+  const int64_t threads = torch::stable::get_num_threads();
+  int64_t group = (conv.B * conv.C + threads - 1) / threads;
+  group = group < NARROWEST ? NARROWEST : group > WIDEST ? WIDEST : group;
+  return (conv.C + group - 1) / group;
+}
+
+// In memory (B, N-1, H, W, C)
+Tensor empty_states_channels_last(const AdaptiveConv& conv, const Tensor& x, int64_t count) {
+  const Tensor states = torch::stable::new_empty(x, {conv.B, count, conv.H, conv.W, conv.C}, tta::computing_type(x));
+  return tta::channels_to_front(states);
+}
+
+// A gradient of filters in the memory format that those have
+Tensor in_format_of(const Tensor& filters, const Tensor& grad) {
+  if (grad.dim() != 4 || !is_channels_last(filters)) return grad;
+  return torch::stable::contiguous(grad, torch::headeronly::MemoryFormat::ChannelsLast);
 }
 
 template <typename S>
 void forward_channels_last(const AdaptiveConv& conv, const S* x, const Taps<const S>& taps, int64_t pixel, S* out,
                            tta::accumulate_t<S>* states) {
-  // Wide groups read long runs of memory; every thread needs one.
-  constexpr int64_t WIDEST = 512 / sizeof(tta::accumulate_t<S>), NARROWEST = 64 / sizeof(tta::accumulate_t<S>);
-  const int64_t threads = torch::stable::get_num_threads();
-  int64_t group = (conv.B * conv.C + threads - 1) / threads;
-  group = group < NARROWEST ? NARROWEST : group > WIDEST ? WIDEST : group;
-  const int64_t groups = (conv.C + group - 1) / group;
+  const int64_t groups = channel_groups<S>(conv);
   const tta::AdaptiveConvForwardChannelsLast<S> args{conv, x, taps, pixel, groups, out, states};
   const auto kernel = TTA_BEST_ISA(adaptive_conv_forward_channels_last<S>);
   torch::stable::parallel_for(0, conv.B * groups, 1, [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
+}
+
+template <typename S>
+void backward_channels_last(const tta::AdaptiveConvBackwardChannelsLast<S>& args) {
+  const auto kernel = TTA_BEST_ISA(adaptive_conv_backward_channels_last<S>);
+  torch::stable::parallel_for(0, args.conv.B * args.groups, 1,
+                              [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
 }
 
 template <typename S>
@@ -152,35 +179,55 @@ std::tuple<Tensor, Tensor, Tensor> sac_backward(const Tensor& grad_in, const Ten
   STD_TORCH_CHECK(tta::same_shape(grad_in, x_in), "sac_backward: expected grad like x");
   const bool alike = same_strides(vertical_in, horizontal_in);
   const Tensor grad = tta::dense(grad_in), x = tta::dense(x_in);
+  Tensor grad_x = empty_contiguous(x);
+  if (alike && reads_channels_last(conv, vertical_in)) {
+    const auto result = [&] {
+      return need_taps ? tta::empty_channels_last(x, conv.B, conv.C * conv.K, conv.H, conv.W) : torch::stable::new_empty(x, {0});
+    };
+    Tensor grad_vertical = result(), grad_horizontal = result();
+    if (x.numel() == 0) return {grad_x, grad_vertical, grad_horizontal};
+    tta::dispatch("sac_backward", x.scalar_type(), [&]<typename S>() {
+      Taps<S> grad_taps{};
+      if (need_taps)
+        grad_taps = separate_taps(tta::mutable_data<S>(grad_vertical), tta::mutable_data<S>(grad_horizontal), conv,
+                                  Strides(grad_vertical));
+      backward_channels_last<S>(
+          {conv, tta::data<S>(grad), tta::data<S>(x),
+           separate_taps(tta::data<S>(vertical_in), tta::data<S>(horizontal_in), conv, Strides(vertical_in)),
+           vertical_in.stride(3), channel_groups<S>(conv), nullptr, tta::mutable_data<S>(grad_x), grad_taps,
+           conv.C * conv.K, streams(grad_vertical, sizeof(S))});
+    });
+    return {grad_x, grad_vertical, grad_horizontal};
+  }
   const Tensor vertical = alike ? readable(vertical_in) : tta::dense(vertical_in);
   const Tensor horizontal = alike ? readable(horizontal_in) : tta::dense(horizontal_in);
-  Tensor grad_x = empty_contiguous(x);
   Tensor grad_vertical = need_taps ? empty_contiguous(vertical) : torch::stable::new_empty(x, {0});
   Tensor grad_horizontal = need_taps ? empty_contiguous(horizontal) : torch::stable::new_empty(x, {0});
-  if (x.numel() == 0) return {grad_x, grad_vertical, grad_horizontal};
-  tta::dispatch("sac_backward", x.scalar_type(), [&]<typename S>() {
-    S* none = nullptr;
-    backward<S>({conv, tta::data<S>(grad), tta::data<S>(x),
-                 separate_taps(tta::data<S>(vertical), tta::data<S>(horizontal), conv, Strides(vertical)), nullptr,
-                 tta::mutable_data<S>(grad_x),
-                 separate_taps(need_taps ? tta::mutable_data<S>(grad_vertical) : none,
-                               need_taps ? tta::mutable_data<S>(grad_horizontal) : none, conv,
-                               Strides(need_taps ? grad_vertical : vertical)),
-                 streams(grad_vertical, sizeof(S))});
-  });
-  return {grad_x, grad_vertical, grad_horizontal};
+  if (x.numel() > 0)
+    tta::dispatch("sac_backward", x.scalar_type(), [&]<typename S>() {
+      S* none = nullptr;
+      backward<S>({conv, tta::data<S>(grad), tta::data<S>(x),
+                   separate_taps(tta::data<S>(vertical), tta::data<S>(horizontal), conv, Strides(vertical)), nullptr,
+                   tta::mutable_data<S>(grad_x),
+                   separate_taps(need_taps ? tta::mutable_data<S>(grad_vertical) : none,
+                                 need_taps ? tta::mutable_data<S>(grad_horizontal) : none, conv,
+                                 Strides(need_taps ? grad_vertical : vertical)),
+                   streams(grad_vertical, sizeof(S))});
+    });
+  return {grad_x, in_format_of(vertical_in, grad_vertical), in_format_of(horizontal_in, grad_horizontal)};
 }
 
 std::tuple<Tensor, Tensor> iac(const Tensor& x_in, const Tensor& filters_in, int64_t num_steps, int64_t kernel_size,
                                double slope, bool activate_last, bool own, bool save_states) {
   const AdaptiveConv conv = all_steps("iac", x_in, filters_in, num_steps, kernel_size, slope, activate_last, own);
   const Tensor x = tta::dense(x_in);
+  const bool last = reads_channels_last(conv, filters_in);
+  const int64_t count = save_states ? conv.N - 1 : 0;
   Tensor out = empty_contiguous(x);
-  Tensor states = torch::stable::new_empty(
-      x, {conv.B, save_states ? conv.N - 1 : 0, conv.C, conv.H, conv.W}, tta::computing_type(x));
+  Tensor states = last ? empty_states_channels_last(conv, x, count)
+                       : torch::stable::new_empty(x, {conv.B, count, conv.C, conv.H, conv.W}, tta::computing_type(x));
   tta::prefer_huge_pages(states.mutable_data_ptr(), states.numel() * int64_t(states.element_size()));
   if (out.numel() == 0) return {out, states};
-  const bool last = reads_channels_last(conv, filters_in);
   const Tensor filters = last ? filters_in : readable(filters_in);
   tta::dispatch("iac", x.scalar_type(), [&]<typename S>() {
     using T = tta::accumulate_t<S>;
@@ -191,7 +238,11 @@ std::tuple<Tensor, Tensor> iac(const Tensor& x_in, const Tensor& filters_in, int
     else
       forward<S>({conv, tta::data<S>(x), taps, tta::mutable_data<S>(out), kept});
   });
-  return {out, states};
+  if (last || !is_channels_last(filters_in)) return {out, states};
+  const Tensor moved = empty_states_channels_last(conv, x, count);
+  Tensor to = moved;
+  torch::stable::copy_(to, states);
+  return {out, moved};
 }
 
 std::tuple<Tensor, Tensor> iac_backward(const Tensor& grad_in, const Tensor& x_in, const Tensor& filters_in,
@@ -201,22 +252,40 @@ std::tuple<Tensor, Tensor> iac_backward(const Tensor& grad_in, const Tensor& x_i
       all_steps("iac_backward", x_in, filters_in, num_steps, kernel_size, slope, activate_last, own);
   STD_TORCH_CHECK(tta::same_shape(grad_in, x_in) && states_in.scalar_type() == tta::computing_type(x_in),
                   "iac_backward: expected grad like x, and states in the computing type");
-  const Tensor grad = tta::dense(grad_in), x = tta::dense(x_in), filters = readable(filters_in),
-               states = tta::dense(states_in);
-  const bool saved = states.numel() == (conv.N - 1) * x.numel();
+  const Tensor grad = tta::dense(grad_in), x = tta::dense(x_in);
+  const bool saved = states_in.numel() == (conv.N - 1) * x.numel();
   Tensor grad_x = empty_contiguous(x);
+  if (reads_channels_last(conv, filters_in)) {
+    Tensor grad_filters =
+        need_filters ? tta::empty_channels_last(x, conv.B, filters_in.size(1), conv.H, conv.W) : torch::stable::new_empty(x, {0});
+    if (x.numel() == 0) return {grad_x, grad_filters};
+    // Of another memory format where the filters' was another in the forward pass
+    const bool usable = saved && states_in.dim() == 5 && tta::channels_to_back(states_in).is_contiguous();
+    tta::dispatch("iac_backward", x.scalar_type(), [&]<typename S>() {
+      using T = tta::accumulate_t<S>;
+      Taps<S> grad_taps{};
+      if (need_filters) grad_taps = filter_taps(tta::mutable_data<S>(grad_filters), conv, Strides(grad_filters));
+      backward_channels_last<S>({conv, tta::data<S>(grad), tta::data<S>(x),
+                                 filter_taps(tta::data<S>(filters_in), conv, Strides(filters_in)), filters_in.stride(3),
+                                 channel_groups<S>(conv), usable ? tta::data<T>(states_in) : nullptr,
+                                 tta::mutable_data<S>(grad_x), grad_taps, filters_in.size(1),
+                                 streams(grad_filters, sizeof(S))});
+    });
+    return {grad_x, grad_filters};
+  }
+  const Tensor filters = readable(filters_in), states = tta::dense(states_in);
   Tensor grad_filters = need_filters ? empty_contiguous(filters) : torch::stable::new_empty(x, {0});
-  if (x.numel() == 0) return {grad_x, grad_filters};
-  tta::dispatch("iac_backward", x.scalar_type(), [&]<typename S>() {
-    using T = tta::accumulate_t<S>;
-    S* none = nullptr;
-    backward<S>({conv, tta::data<S>(grad), tta::data<S>(x), filter_taps(tta::data<S>(filters), conv, Strides(filters)),
-                 saved ? tta::data<T>(states) : nullptr, tta::mutable_data<S>(grad_x),
-                 filter_taps(need_filters ? tta::mutable_data<S>(grad_filters) : none, conv,
-                             Strides(need_filters ? grad_filters : filters)),
-                 streams(grad_filters, sizeof(S))});
-  });
-  return {grad_x, grad_filters};
+  if (x.numel() > 0)
+    tta::dispatch("iac_backward", x.scalar_type(), [&]<typename S>() {
+      using T = tta::accumulate_t<S>;
+      S* none = nullptr;
+      backward<S>({conv, tta::data<S>(grad), tta::data<S>(x), filter_taps(tta::data<S>(filters), conv, Strides(filters)),
+                   saved ? tta::data<T>(states) : nullptr, tta::mutable_data<S>(grad_x),
+                   filter_taps(need_filters ? tta::mutable_data<S>(grad_filters) : none, conv,
+                               Strides(need_filters ? grad_filters : filters)),
+                   streams(grad_filters, sizeof(S))});
+    });
+  return {grad_x, in_format_of(filters_in, grad_filters)};
 }
 
 // Second derivatives are rare and short: half types are converted before and after, not in the loops.

@@ -50,7 +50,7 @@ struct AdaptiveConvForwardChannelsLast {
   int64_t pixel;
   int64_t groups;  // of about C / groups channels, at least 16 bytes, which are computed together
   S* out;
-  accumulate_t<S>* states;  // as above
+  accumulate_t<S>* states;  // u_1 .. u_{N-1}, (B, N-1, H, W, C), or null
 };
 
 template <typename S>
@@ -62,6 +62,21 @@ struct AdaptiveConvBackward {
   S* grad_x;
   Taps<S> grad_taps;
   bool stream;  // write grad_taps past the cache
+};
+
+// Backward with taps, their gradients and the states in channels_last memory, as above.
+template <typename S>
+struct AdaptiveConvBackwardChannelsLast {
+  AdaptiveConv conv;
+  const S *grad, *x;
+  Taps<const S> taps;
+  int64_t pixel;
+  int64_t groups;
+  const accumulate_t<S>* states;  // null: computed again
+  S* grad_x;
+  Taps<S> grad_taps;
+  int64_t grad_pixel;  // of grad_taps
+  bool stream;
 };
 
 // Gradients of <grad, J (dx, dtaps)> in grad, x and taps, J the Jacobian at (x, taps); reference.py derives them.
@@ -85,6 +100,9 @@ TTA_DECLARE_FOR_EACH_ISA(
     template <typename S>
     void adaptive_conv_forward_channels_last(const AdaptiveConvForwardChannelsLast<S>& args, int64_t begin,
                                              int64_t end);
+    template <typename S>
+    void adaptive_conv_backward_channels_last(const AdaptiveConvBackwardChannelsLast<S>& args, int64_t begin,
+                                              int64_t end);
     template <typename S>
     void adaptive_conv_backward(const AdaptiveConvBackward<S>& args, int64_t begin, int64_t end);
     template <typename S>

@@ -24,7 +24,10 @@ class Steps {
 
   // u -> z, which must not overlap; `next` are the taps that are read after these.
   void run(const Taps<const S>& taps, const Taps<const S>& next, T slope, const T* u, T* z) {
-    if (fused_ && taps.layout.row == conv_.W) return fused_frame<LANES<T>>(conv_, in_place(taps), in_place(next), slope, u, z);
+    if (fused_) {
+      const RowStrides rows{taps.layout.row, taps.bias ? taps.layout.row : 0};
+      return fused_frame<LANES<T>>(conv_, in_place(taps), in_place(next), rows, slope, u, z);
+    }
     for_each_block(conv_, rows_, [&](const Block& block, int64_t first, int64_t pixels) {
       forward_block<T>(block, reader_.read(taps, first, pixels), slope, u, middle_, z + first);
     });

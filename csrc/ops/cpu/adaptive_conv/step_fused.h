@@ -98,14 +98,39 @@ BlockTaps<const S> from_pixel(const BlockTaps<const S>& taps, int64_t i) {
   return {taps.vertical + i, taps.horizontal + i, taps.bias + i, taps.stride};
 }
 
+// Distances of rows, which may be further apart than they are long, as those of a cropped tensor
+struct RowStrides {
+  int64_t taps, bias;  // bias 0: one row serves all
+};
+template <typename S>
+BlockTaps<const S> from_row(const BlockTaps<const S>& taps, const RowStrides& rows, int64_t y) {
+  return {taps.vertical + y * rows.taps, taps.horizontal + y * rows.taps, taps.bias + y * rows.bias, taps.stride};
+}
+
 // As forward_block for a whole frame for which can_fuse() holds, with taps where they are kept; `next` are read after
 // them. V u is kept nowhere; u and z must not overlap. In vectors of L, or shorter ones for narrow frames.
 template <int L, typename S, typename T>
-void fused_frame(const AdaptiveConv& conv, const BlockTaps<const S>& taps, const BlockTaps<const S>& next, T slope,
-                 const T* u, T* z) {
+void fused_frame(const AdaptiveConv& conv, const BlockTaps<const S>& taps, const BlockTaps<const S>& next,
+                 const RowStrides& rows, T slope, const T* u, T* z) {
   if constexpr (L * int64_t(sizeof(T)) > SHORTEST_VECTOR)
-    if (conv.W < 3 * L) return fused_frame<L / 2>(conv, taps, next, slope, u, z);
+    if (conv.W < 3 * L) return fused_frame<L / 2>(conv, taps, next, rows, slope, u, z);
   constexpr int64_t AHEAD = 1024 / sizeof(S);
+  if (rows.taps != conv.W) {
+    const int64_t rows_ahead = (AHEAD + conv.W - 1) / conv.W;
+    with_taps<T>(conv.K, [&]<int KS>() {
+      if constexpr (KS > 0)
+        for (int64_t y = 0; y < conv.H; ++y) {
+          const T* source[KS];
+          for (int t = 0; t < KS; ++t) source[t] = u + clamp(y + t - KS / 2, conv.H - 1) * conv.W;
+          const int64_t row = y + rows_ahead;
+          const PrefetchRange<S> later{row < conv.H ? from_row(taps, rows, row) : from_row(next, rows, clamp(row - conv.H, conv.H - 1)),
+                                       conv.W};
+          const PrefetchRange<S> ahead[] = {later, later};
+          fused_rows<KS, L, S, T>(from_row(taps, rows, y), ahead, slope, source, conv.W, conv.W, z + y * conv.W);
+        }
+    });
+    return;
+  }
   const int64_t turn = conv.H * conv.W - AHEAD;  // the pixel beside which the first one of `next` is fetched
   with_taps<T>(conv.K, [&]<int KS>() {
     if constexpr (KS > 0)

@@ -29,6 +29,22 @@ bool is_channels_last(const torch::stable::Tensor& tensor) {
          (tensor.size(2) == 1 || tensor.stride(2) == tensor.size(3) * tensor.stride(3));
 }
 
+torch::stable::Tensor channels_to_front(const torch::stable::Tensor& tensor) {
+  const int64_t last = tensor.dim() - 1;
+  return torch::stable::transpose(torch::stable::transpose(tensor, last - 2, last), last - 1, last);
+}
+
+torch::stable::Tensor channels_to_back(const torch::stable::Tensor& tensor) {
+  const int64_t last = tensor.dim() - 1;
+  return torch::stable::transpose(torch::stable::transpose(tensor, last - 1, last), last - 2, last);
+}
+
+torch::stable::Tensor empty_channels_last(const torch::stable::Tensor& like, int64_t B, int64_t C, int64_t H, int64_t W) {
+  torch::stable::Tensor out = torch::stable::new_empty(like, {B, H, W, C});
+  prefer_huge_pages(out.mutable_data_ptr(), out.numel() * int64_t(out.element_size()));
+  return channels_to_front(out);
+}
+
 torch::stable::Tensor dense(const torch::stable::Tensor& tensor) {
   if (tensor.is_contiguous() || tensor.numel() == 0 || !is_channels_last(tensor)) return torch::stable::contiguous(tensor);
   torch::stable::Tensor out =
