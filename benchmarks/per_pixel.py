@@ -1,4 +1,4 @@
-"""Cases of per-pixel convolution and of the product convolution, next to what they replace."""
+"""Cases of per-pixel and product convolution and of the oriented Gaussian, next to what they replace."""
 
 from __future__ import annotations
 
@@ -131,6 +131,43 @@ class ProductConv(Case):
         return {"ours": ours, "original": convolved, "fft": transformed}
 
 
+@dataclass(frozen=True)
+class AnisotropicReblur(Case):
+    """``anisotropic_reblur`` next to its reference, which holds no kernels either."""
+
+    shape: tuple[int, int, int, int]
+    kernel_size: int
+    dtype: torch.dtype = torch.float32
+
+    op = "anisotropic_reblur"
+
+    def settings(self) -> tuple[str, ...]:
+        return (f"K{self.kernel_size}",)
+
+    def tensors(self, device: str) -> tuple[Tensor, ...]:
+        generator = torch.Generator().manual_seed(0)
+        b, _, h, w = self.shape
+        made = (
+            torch.rand(self.shape, generator=generator),
+            torch.rand(b, 2, h, w, generator=generator) * 2 + 0.5,
+            torch.rand(b, 1, h, w, generator=generator) * 3,
+        )
+        return tuple(t.to(device, self.dtype) for t in made)
+
+    def least_bytes(self, direction: str) -> int:
+        b, c, h, w = self.shape
+        planes = 3 + 2 * c if direction == "forward" else 9 + 5 * c
+        return planes * b * h * w * _bytes(self.dtype)
+
+    def operations(self, direction: str) -> int:
+        b, c, h, w = self.shape
+        use = b * c * h * w * 2 * self.kernel_size**2
+        return use if direction == "forward" else 3 * use
+
+    def contenders(self, device: str) -> dict[str, Callable[..., Tensor]]:
+        return _ours_and_reference(partial(ops.anisotropic_reblur, kernel_size=self.kernel_size), device)
+
+
 FRAME, PHOTO = (1, 128, 70, 105), (1, 3, 256, 256)
 
 
@@ -143,4 +180,5 @@ def cases(device: str) -> list[Case]:
         PixelConv(FRAME, 5, 128, memory_format=torch.channels_last),
         PixelConv((1, 64, 128, 128), 7, 1),
         *(ProductConv(PHOTO, size, 6) for size in (5, 15, 31)),
+        *(AnisotropicReblur(PHOTO, size) for size in (7, 15, 31)),
     ]

@@ -83,6 +83,25 @@ inline __attribute__((always_inline)) void store_vector(T* to, Vector<T, L> valu
   *reinterpret_cast<typename VectorTypes<T, L>::in_memory*>(to) = values;
 }
 
+// visit<L>(x) for whole vectors, then for halves of one, down to a single value
+template <int L, typename Visit>
+inline __attribute__((always_inline)) void each_vector(int64_t n, Visit&& visit, int64_t x = 0) {
+  for (; x + L <= n; x += L) visit.template operator()<L>(x);
+  if constexpr (L > 1) each_vector<L / 2>(n, visit, x);
+}
+
+// Values of any type as a vector of those that are computed with
+template <int L, typename T, typename E>
+inline __attribute__((always_inline)) Vector<T, L> take(const E* from) {
+  if constexpr (L == 1) {
+    Vector<T, 1> value{};
+    value[0] = load(*from);
+    return value;
+  } else {
+    return load_vector<L>(from);
+  }
+}
+
 // first, first + 1, ...
 template <int L, typename T>
 inline __attribute__((always_inline)) Vector<T, L> count_from(T first) {

@@ -4,10 +4,11 @@ import math
 
 import pytest
 import torch
-from _base import Bad, OpTests, Sample, random
+from _base import Bad, OpTests, Sample, gradients, needs_extension, random
 from _compare import assert_agrees
 from torch.nn import functional as F
 
+import tta_restore
 from tta_restore import ops
 
 
@@ -74,6 +75,42 @@ def test_the_default_window(generator):
     found, expected = (torch.autograd.grad(out, leaves, weights) for out in results)
     for got, want in zip(found, expected, strict=True):
         assert_agrees(got, want, what="gradient")
+
+
+@needs_extension
+def test_wide_frames_on_several_threads(generator):
+    """Rows of several tiles, and bands of rows that each belong to a thread: the same bits on one."""
+    tensors = draw(1, 5, 41, 150, generator=generator)
+    weights = random(1, 5, 41, 150, generator=generator)
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            results.append(gradients(lambda *t: ops.anisotropic_reblur(*t, kernel_size=3), Sample(tensors), weights))
+    finally:
+        torch.set_num_threads(before)
+    (out, found), (again, found_again) = results
+    assert torch.equal(out, again)
+    assert all(torch.equal(a, b) for a, b in zip(found, found_again, strict=True))
+    expected, wanted = gradients(lambda *t: literal(*t, kernel_size=3), Sample(tensors), weights)
+    for got, want in zip((out, *found), (expected, *wanted), strict=True):
+        assert_agrees(got, want)
+
+
+@needs_extension
+def test_float32_gradients_are_those_of_float64(generator):
+    """Gradients in widths and angles are differences of sums over taps, which float32 alone would round too much."""
+    tensors = tuple(t.float() for t in draw(1, 1, 16, 16, generator=generator))
+    options = {"kernel_size": 9, "padding_mode": "replicate"}
+
+    def worst(backend):
+        with tta_restore.backend(backend):
+            found = gradients(lambda *t: ops.anisotropic_reblur(*t, **options), Sample(tensors))[1]
+        return max(((a - b).norm() / b.norm()).item() for a, b in zip(found[1:], exact[1:], strict=True))
+
+    doubles = Sample(tuple(t.double() for t in tensors))
+    exact = gradients(lambda *t: ops.anisotropic_reblur(*t, **options), doubles)[1]
+    assert worst("cpu") < worst("reference") / 2
 
 
 def test_no_width_is_the_identity(generator):

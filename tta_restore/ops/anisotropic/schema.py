@@ -9,6 +9,8 @@ from tta_restore._core import library
 
 from . import reference
 
+_WIDE = (torch.float32, torch.float64)  # the public function computes half types in float32
+
 
 def _dense(like: Tensor, needed: bool = True) -> Tensor:
     return torch.empty_like(like, memory_format=torch.contiguous_format) if needed else like.new_empty(0)
@@ -18,7 +20,7 @@ anisotropic_reblur = library.define(
     "anisotropic_reblur(Tensor padded, Tensor precision, int kernel_size) -> Tensor",
     reference=reference.anisotropic_reblur,
     fake=lambda padded, precision, kernel_size: padded.new_empty(*padded.shape[:2], *precision.shape[2:]),
-    cpu=False,
+    cpu_dtypes=_WIDE,
     triton="tta_restore.ops.anisotropic.triton",
 )
 anisotropic_reblur_backward = library.define(
@@ -29,7 +31,7 @@ anisotropic_reblur_backward = library.define(
         _dense(padded, need_image),
         _dense(precision, need_precision),
     ),
-    cpu=False,
+    cpu_dtypes=_WIDE,
     triton="tta_restore.ops.anisotropic.triton",
 )
 anisotropic_reblur_double_backward = library.define(

@@ -102,24 +102,6 @@ void fill_rows(const PixelConv& conv, const PaddedRows& padded, const S* plane, 
   }
 }
 
-// visit<L>(x) for whole vectors, then for halves of one, down to a single value
-template <int L, typename Visit>
-inline __attribute__((always_inline)) void each_vector(int64_t n, Visit&& visit, int64_t x = 0) {
-  for (; x + L <= n; x += L) visit.template operator()<L>(x);
-  if constexpr (L > 1) each_vector<L / 2>(n, visit, x);
-}
-
-template <int L, typename T, typename E>
-inline __attribute__((always_inline)) Vector<T, L> take(const E* from) {
-  if constexpr (L == 1) {
-    Vector<T, 1> value{};
-    value[0] = load(*from);
-    return value;
-  } else {
-    return load_vector<L>(from);
-  }
-}
-
 // acc[c][x] += sum over the K taps of a row: taps[j][x] * source[c][offset j + x], for N channels
 template <int KS, int N, typename E, typename T>
 void apply_row(int64_t K, const E* taps, int64_t tap_stride, const T* source, int64_t source_stride,
