@@ -17,7 +17,16 @@ ROOT = Path(__file__).parents[1]
 @needs_extension
 def test_a_report_has_times_stream_memory_and_machine(tmp_path):
     """`make bench-gpu` runs this command where no test ever does."""
-    options = ["--only", "x256x256 float32", "--contenders", "ours", "--directions", "forward", "--allocators", "default"]
+    options = [
+        "--only",
+        "x256x256 float32",
+        "--contenders",
+        "ours",
+        "--directions",
+        "forward",
+        "--allocators",
+        "default",
+    ]
     file = tmp_path / "report.json"
     run = subprocess.run(
         [sys.executable, "-m", "benchmarks", "report", *options, "--threads", "1", "--rounds", "2", "--output", file],

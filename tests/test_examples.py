@@ -29,6 +29,29 @@ def test_own_layer(monkeypatch):
     assert after < before
 
 
+@pytest.mark.parametrize("network", ["kpn", "ifan", "upsampler"])
+def test_kernel_networks(monkeypatch, network):
+    torch._dynamo.reset()
+    words = ["kernel_networks.py", "--network", network, "--steps", "40", "--size", "32", "--compiler", "aot_eager"]
+    monkeypatch.setattr(sys, "argv", words)
+    before, after = load("kernel_networks").main()
+    assert after < before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("network", ["kpn", "ifan", "upsampler"])
+def test_kernel_networks_in_two_processes(network):
+    """Compiled by inductor; the example itself compares the weights of the processes."""
+    words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    words += [EXAMPLES / "kernel_networks.py", "--network", network, "--steps", "40", "--size", "32"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, *words], env=environment, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith(f"{network}: ")]
+    before, after = (float(line.split()[i]) for i in (-4, -2))
+    assert after < before
+
+
 @pytest.mark.filterwarnings("ignore")  # of Lightning itself
 def test_lightning_ifan(monkeypatch):
     if not any(map(importlib.util.find_spec, ("lightning", "pytorch_lightning"))):
