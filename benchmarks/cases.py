@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
@@ -214,6 +215,7 @@ def _with_backend(backend: str, function: Callable[..., Tensor]) -> Callable[...
         with tta_restore.backend(backend):
             return function(*tensors)
 
+    run.backend = backend  # for the backward pass
     return run
 
 
@@ -278,6 +280,8 @@ def runner(function: Callable[..., Tensor], tensors: tuple[Tensor, ...], directi
     weights = torch.ones_like(tensors[0])
 
     def both() -> None:
-        torch.autograd.grad(function(*leaves), leaves, weights)
+        name = getattr(function, "backend", None)
+        with tta_restore.backend(name) if name else nullcontext():  # the backward pass, too
+            torch.autograd.grad(function(*leaves), leaves, weights)
 
     return both

@@ -9,9 +9,26 @@ from pathlib import Path
 import pytest
 from _base import needs_extension
 
-from benchmarks import report
+from benchmarks import cases, report
+from tta_restore._core import dispatch
 
 ROOT = Path(__file__).parents[1]
+
+
+def test_backward_passes_run_on_the_backend_of_their_contender():
+    case = cases.IsotropicReblur((1, 1, 9, 9), kernel_sizes=(3,))
+    before = dispatch.Operator._kernel
+    chosen = []
+
+    def record(self, name):
+        chosen.append((self.name, name))
+        return before(self, name)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dispatch.Operator, "_kernel", record)
+        cases.runner(case.contenders("cpu")["reference"], case.tensors("cpu"), "forward+backward")()
+    assert ("isotropic_reblur_backward", "reference") in chosen
+    assert {name for _, name in chosen} == {"reference"}
 
 
 @needs_extension
