@@ -21,6 +21,6 @@ nitpick_ignore_regex = [
     # private types and parts of the core in signatures
     (
         r"py:class",
-        r"(tta_restore\.(.*\._Class|adapters\.state\.State|adapters\.injection\.Injection|models\.defocus\..*)|Tensor)",
+        r"(tta_restore\.(.*\._Class|_core\.processes\.Processes|adapters\.state\.State|adapters\.injection\.Injection|models\.defocus\..*)|Tensor)",
     ),
 ]

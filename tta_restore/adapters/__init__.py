@@ -1,5 +1,6 @@
 """Adapters: restorers that change at test time, around models that never change."""
 
+from tta_restore._core.processes import Processes
 from tta_restore.adapters.adapter import Adapter
 from tta_restore.adapters.baselines.cotta import CoTTA
 from tta_restore.adapters.baselines.eata import EATA
@@ -43,6 +44,7 @@ __all__ = [
     "MetaTransfer",
     "Muon",
     "Plan",
+    "Processes",
     "ReblurConsistency",
     "ReblurPairs",
     "RoTTA",

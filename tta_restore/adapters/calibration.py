@@ -100,8 +100,9 @@ def calibrate(
         frames: degraded frames (B, C, H, W) or (C, H, W), RGB in [0, 1], on the model's device. Read one at a time.
         budget: total time such as ``"60s"``; None for no limit. ``"10x"`` limits each frame to 10 times a plain forward
             pass.
-        processes: those of ``torchrun``; all of them call this with the same model and frames, share the pairs of every
-            step, and return the same weights, up to rounding those of one process; None for one process.
+        processes: those of ``torchrun``, as :class:`Processes` joins them; None for one process. All of them call this
+            with the same model and frames, share the pairs of every step, and return the same weights, up to rounding
+            those of one process.
         options: options of the adapter that :func:`recommended` makes for a model, such as ``task`` or ``seed``.
 
     Raises:
