@@ -15,6 +15,6 @@ def in_new_interpreter(function: Callable[..., Any], *arguments: Any) -> Any:
     Children of a process in which torch has started threads for autograd cannot differentiate: tests that fork need a
     process in which no earlier test has run.
     """
-    one_thread = torch.set_num_threads, (1,)  # as in the tests; children of a process with OpenMP's threads would wait
-    with multiprocessing.get_context("spawn").Pool(1, *one_thread) as pool:
+    # one thread, as in the tests: children of a process with OpenMP's threads would wait for ever
+    with multiprocessing.get_context("spawn").Pool(1, torch.set_num_threads, (1,)) as pool:
         return pool.apply(function, arguments)

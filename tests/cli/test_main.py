@@ -256,6 +256,8 @@ def test_info_probes_a_model(folder, capsys):
         assert main(["info", *flagged]) == 0
         assert capsys.readouterr().out == text
     assert main(["info", "nonsense"]) == 2
+    with pytest.raises(SystemExit, match="2"):
+        main(["info", "--model"])
 
 
 def test_commands_pass_their_arguments_on(monkeypatch, tmp_path):

@@ -1,6 +1,7 @@
 """Videos and folders of frames as clips: what is planned, written, kept and told."""
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from PIL import Image as PilImage
 from safetensors.torch import save_file
 
 from tta_restore import adapters
+from tta_restore._core import progress
 from tta_restore.adapters import create_adapter
 from tta_restore.cli import main
 from tta_restore.data.datasets.clips import stack_frames
@@ -82,6 +84,23 @@ def test_folders_keep_their_frames_and_what_is_done_is_kept(tmp_path):
     os.utime(tmp_path / "in/f8.png")
     assert run_jobs([job], halved, whole_clips=True).restored == 1
     assert run_jobs([job], halved, whole_clips=True, overwrite=True).restored == 1
+
+
+@pytest.mark.parametrize("kind", ["frames", "video"])
+def test_progress_within_a_clip_and_between_inputs(kind, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(progress, "_INTERVAL", 1e-9)  # a line for every frame
+    source = folder(tmp_path / "in", 3)
+    if kind == "video":
+        video = pytest.importorskip("tta_restore.data.io.video")
+        source = tmp_path / "film.mp4"  # which declares the number of frames
+        video.write_video(source, frames(3))
+    jobs = [Job(source, tmp_path / f"out{number}{source.suffix}", kind) for number in range(2)]
+    run_jobs(jobs, halved, whole_clips=True)
+    lines = capsys.readouterr().err.splitlines()
+    assert any(re.fullmatch(rf"{source.name}: 2 of 3 after [\d:]+, about [\d:?]+ left", line) for line in lines)
+    assert any(re.fullmatch(rf"1 of 2 after [\d:]+, about [\d:?]+ left, {source.name}", line) for line in lines)
+    run_jobs(jobs, halved, whole_clips=True, progress=False, overwrite=True)
+    assert not capsys.readouterr().err
 
 
 def test_a_clip_that_fails_is_told_and_the_others_go_on(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from typing import Any, TextIO
 
 from tqdm import tqdm
@@ -11,6 +12,8 @@ __all__ = ["ProgressBar"]
 
 _INTERVAL = 30.0  # seconds between lines, and before the first one
 _LINE = "{desc}{n_fmt} of {total_fmt} after {elapsed}, about {remaining} left{postfix}"
+_LINE_WITHOUT_TOTAL = "{desc}{n_fmt} after {elapsed}{postfix}"
+_UP = "\x1b[A"  # moves the cursor to the line of an outer bar
 
 
 class _Lines:
@@ -20,8 +23,9 @@ class _Lines:
         self.stream = stream
 
     def write(self, text: str) -> None:
-        if text.strip():  # else it only moves the cursor
-            self.stream.write(text.strip() + "\n")
+        text = text.replace(_UP, "").strip()
+        if text:
+            self.stream.write(text + "\n")
 
     def flush(self) -> None:
         self.stream.flush()
@@ -37,7 +41,8 @@ class ProgressBar(tqdm):
     """
 
     def __init__(self, *arguments: Any, shown: bool = True, **options: Any) -> None:
-        if not sys.stderr.isatty():
+        self._next_line = None if sys.stderr.isatty() else time.monotonic() + _INTERVAL
+        if self._next_line is not None:
             options |= {
                 "file": _Lines(sys.stderr),
                 "mininterval": _INTERVAL,
@@ -48,3 +53,13 @@ class ProgressBar(tqdm):
                 "desc": f"{options['desc']}: " if options.get("desc") else None,
             }
         super().__init__(*arguments, **{"disable": not shown} | options)
+        if self._next_line is not None and self.total is None:
+            self.bar_format = _LINE_WITHOUT_TOTAL
+
+    def refresh(self, *arguments: Any, **options: Any) -> Any:
+        """Show the state now, or where lines are written, if the last one is old enough."""
+        if self._next_line is not None:
+            if time.monotonic() < self._next_line:
+                return None
+            self._next_line = time.monotonic() + _INTERVAL
+        return super().refresh(*arguments, **options)

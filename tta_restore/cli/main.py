@@ -77,7 +77,7 @@ def _select(words: Sequence[str]) -> tuple[str, Command, list[str]]:
             _refuse(f"{chosen}: expected a KIND, one of {', '.join(command)}{got}")
         return f"{chosen} {rest[0]}", command[rest[0]], rest[1:]
     assert isinstance(command, Command)  # noqa: S101 (narrows the type)
-    if "model" in command.positional:  # --model NET, as every other command takes it
+    if "model" in command.positional and rest[-1:] != ["--model"]:  # --model NET, as every other command takes it
         rest = [word.removeprefix("--model=") for word in rest if word != "--model"]
     return chosen, command, rest
 

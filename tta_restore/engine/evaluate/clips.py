@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tta_restore import metrics
+from tta_restore._core.processes import Processes
 from tta_restore.data.datasets.clips import Clip
 from tta_restore.data.datasets.layouts import find_clips
 from tta_restore.engine.evaluate.runner import Unit, run_folder, run_units
@@ -24,7 +25,6 @@ from tta_restore.engine.run.models import expect_restorer
 from tta_restore.engine.run.outputs import expect_file, expect_folder, locks_output
 from tta_restore.engine.run.settings import Named
 from tta_restore.engine.run.usage import UsageError
-from tta_restore.engine.train.loop import Processes
 from tta_restore.models.restorer.restorer import pad
 from tta_restore.models.restorer.spec import SizeRequirements
 

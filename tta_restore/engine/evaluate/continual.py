@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tta_restore import metrics
+from tta_restore._core.processes import Processes
 from tta_restore.data.datasets.layouts import folder_frames
 from tta_restore.engine.evaluate.rows import Row, row_of
 from tta_restore.engine.evaluate.runner import claim, open_lpips, run_resumable, task_of
@@ -22,7 +23,6 @@ from tta_restore.engine.run.methods import ImageMethod, create_method, expect_on
 from tta_restore.engine.run.models import load_restorer
 from tta_restore.engine.run.names import METHODS
 from tta_restore.engine.run.usage import UsageError
-from tta_restore.engine.train.loop import Processes
 
 __all__ = ["ALL", "BASELINE", "LIMITS", "run_continual"]
 

@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tta_restore import __version__, metrics
+from tta_restore._core.processes import Processes
 from tta_restore.data.datasets.layouts import FolderFrame, folder_frames
 from tta_restore.data.io.atomic import atomic_file
 from tta_restore.data.io.image import read_image, write_image
@@ -44,7 +45,6 @@ from tta_restore.engine.run.device import resolve_device
 from tta_restore.engine.run.extensions import find_metrics
 from tta_restore.engine.run.models import load_restorer
 from tta_restore.engine.run.usage import UsageError
-from tta_restore.engine.train.loop import Processes
 from tta_restore.models import Restorer
 
 __all__ = [

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tta_restore import metrics, ops
+from tta_restore._core.processes import Processes
 from tta_restore.data.datasets.layouts import find_pairs
 from tta_restore.data.io.image import read_image
 from tta_restore.engine.evaluate.maps import pair_maps, write_maps
@@ -24,7 +25,6 @@ from tta_restore.engine.run.models import build_module, expect_restorer
 from tta_restore.engine.run.outputs import expect_file, expect_folder, locks_output
 from tta_restore.engine.run.settings import Named
 from tta_restore.engine.run.usage import UsageError
-from tta_restore.engine.train.loop import Processes
 from tta_restore.models import Restorer
 from tta_restore.models.jdrl import JDRLReblur
 from tta_restore.models.optical_flow import create_flow

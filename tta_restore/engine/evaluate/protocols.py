@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from tta_restore import metrics
+from tta_restore._core.processes import Processes
 from tta_restore.data.datasets.layouts import FolderFrame, find_clips, find_pairs, folder_frames
 from tta_restore.engine.evaluate.clips import evaluate_clips
 from tta_restore.engine.evaluate.dpdd import FrameOfFiles, Plain, PublishedFrame, takes_views
@@ -27,7 +28,6 @@ from tta_restore.engine.run.extensions import use_layout
 from tta_restore.engine.run.methods import create_clip_method, create_method
 from tta_restore.engine.run.settings import merge, nested
 from tta_restore.engine.run.user_code import import_named, is_named
-from tta_restore.engine.train.loop import Processes
 from tta_restore.models import Restorer
 from tta_restore.models.optical_flow import create_flow
 from tta_restore.models.restorer.restorer import pad

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from tta_restore import __version__
+from tta_restore._core.processes import Processes
 from tta_restore.data.io.atomic import atomic_file
 from tta_restore.data.io.image import read_image, write_image
 from tta_restore.data.io.pixels import Image
@@ -39,7 +40,6 @@ from tta_restore.engine.run.device import resolve_device
 from tta_restore.engine.run.extensions import find_metrics
 from tta_restore.engine.run.models import build_module, load_restorer
 from tta_restore.engine.run.user_code import is_named, plugins
-from tta_restore.engine.train.loop import Processes
 from tta_restore.models import Restorer, RestorerSpec, as_restorer, count_macs, list_models
 
 __all__ = ["Reproduction", "cost_of"]

@@ -7,7 +7,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from safetensors.torch import load
 from torch import Tensor
 from tqdm import tqdm
 
+from tta_restore._core.progress import ProgressBar
 from tta_restore.data.io.atomic import atomic_file, exclusive_lock
 from tta_restore.data.io.codecs import check_codec
 from tta_restore.data.io.color import to_model_space
@@ -56,7 +57,6 @@ __all__ = ["Output", "RestoreMethod", "RestoreState", "Summary", "restore_files"
 RestoreMethod = Callable[[Tensor], Tensor]
 
 _HEADERS = 2**28  # bytes of metadata that an image on standard input may have
-_PROGRESS_INTERVAL = 30.0  # seconds between progress lines where stderr is not a terminal
 
 
 @dataclass
@@ -273,9 +273,12 @@ def run_jobs(
     if not progress and hasattr(method, "adapter"):
         method.adapter.show_progress = False
     clip_method = method if whole_clips else FrameByFrame(method, device, fresh=state is None)
-    with _opened_state(state, method) as keeper, _Progress(len(jobs), shown=progress, say=say) as bar:
-        for job in jobs:
-            bar.start(job.source.name)
+    total = len(jobs)
+    with _opened_state(state, method) as keeper, ProgressBar(total=total, unit="file", shown=progress) as bar:
+        for number, job in enumerate(jobs):
+            bar.set_postfix_str(printable(job.source.name), refresh=False)
+            bar.update(number - bar.n)
+            bar.refresh()
             if not overwrite and _is_done(job, keeper):
                 summary.kept += 1
                 continue
@@ -284,7 +287,7 @@ def run_jobs(
                     is_whole = _restore_image(job, method, device, output, say)
                 else:
                     restore = restore_video if job.kind == "video" else restore_frames
-                    is_whole = restore(job, clip_method, output, say)
+                    is_whole = restore(job, clip_method, output, say, progress=progress)
             except (Exception, SystemExit) as error:  # whatever a third-party model raises concerns this input alone
                 summary.failed += 1
                 known = isinstance(error, ImageError)
@@ -300,6 +303,7 @@ def run_jobs(
                     raise StateError(f"cannot be written ({error})") from error
             summary.restored += 1
             summary.incomplete += not is_whole
+        bar.update(total - bar.n)
     return summary
 
 
@@ -423,29 +427,6 @@ def _first_line(error: BaseException) -> str:
 def _to_stderr(line: str) -> None:
     # Lines and bar share stderr: tqdm.write lifts the bar for a line.
     tqdm.write(printable(line), file=sys.stderr)
-
-
-class _Progress(AbstractContextManager["_Progress"]):
-    """A bar on a terminal; a line every half minute elsewhere."""
-
-    def __init__(self, total: int, *, shown: bool, say: Callable[[str], None]) -> None:
-        is_terminal = sys.stderr.isatty()
-        self._bar = tqdm(total=total, unit="file", disable=not (shown and is_terminal))
-        self._lines = shown and not is_terminal
-        self._total, self._started, self._said, self._say = total, 0, time.monotonic(), say
-
-    def start(self, name: str) -> None:
-        """Note that the next input begins."""
-        self._bar.update(self._started > self._bar.n)
-        self._started += 1
-        self._bar.set_postfix_str(printable(name))
-        if self._lines and time.monotonic() - self._said > _PROGRESS_INTERVAL:
-            self._said = time.monotonic()
-            self._say(f"{self._started} of {self._total}: {name}")
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.update(self._started - self._bar.n)
-        self._bar.close()
 
 
 _KEY = "restored_inputs"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,9 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tta_restore._core.progress import ProgressBar
 from tta_restore.data.datasets.clips import ImageSequence
 from tta_restore.data.io.atomic import exclusive_lock, hidden_path
 from tta_restore.data.io.color import in_range, to_model_space
+from tta_restore.data.io.files import printable
 from tta_restore.data.io.image import MAX_PIXELS, check_writable, read_image, write_image
 from tta_restore.data.io.parts import PartStore
 from tta_restore.data.io.pixels import Image, ImageError, one_line
@@ -92,7 +94,7 @@ class FrameByFrame:
             yield run(frame[None].to(self.device))[0]
 
 
-def restore_video(job: Job, method: Any, output: Output, say: Callable[[str], None]) -> bool:
+def restore_video(job: Job, method: Any, output: Output, say: Callable[[str], None], *, progress: bool = True) -> bool:
     """Restore one video file; return whether it could be read whole.
 
     With a method of frames whose state can be saved, a killed run continues behind the last stored part.
@@ -106,7 +108,7 @@ def restore_video(job: Job, method: Any, output: Output, say: Callable[[str], No
     for note in video.notes:
         say(f"note: {job.source}: {note}")
     with _locked(job.destination):
-        notes = _write_video(job, method, video, output, say)
+        notes = _write_video(job, method, video, output, say, progress=progress)
     for note in notes:
         say(f"note: {job.source}: {note}")
     for loss in video.losses:
@@ -115,7 +117,7 @@ def restore_video(job: Job, method: Any, output: Output, say: Callable[[str], No
 
 
 def _write_video(
-    job: Job, method: Any, video: VideoFile, output: Output, say: Callable[[str], None]
+    job: Job, method: Any, video: VideoFile, output: Output, say: Callable[[str], None], *, progress: bool
 ) -> tuple[str, ...]:
     """Restore the frames of a video into its result; return a line for each thing that was changed or left out."""
     parts = None
@@ -131,9 +133,11 @@ def _write_video(
     with sized(method, video.info.height, video.info.width) as note:
         if note:
             say(f"note: {job.source}: {note}")
+        done = 0 if parts is None else parts.frames
+        counted = _counted(frames, job, video.info.frames, done=done, progress=progress)
         notes = write_video(
             job.destination,
-            (picture.detach().float().cpu() for picture in frames),
+            (picture.detach().float().cpu() for picture in counted),
             like=video,
             codec=output.codec,
             bit_depth=output.bit_depth,
@@ -146,7 +150,7 @@ def _write_video(
     return notes
 
 
-def restore_frames(job: Job, method: Any, output: Output, say: Callable[[str], None]) -> bool:
+def restore_frames(job: Job, method: Any, output: Output, say: Callable[[str], None], *, progress: bool = True) -> bool:
     """Restore a folder of frames as one clip, a file per frame; return whether all frames could be read whole.
 
     Every frame keeps its format, bits, color profile and metadata, as an image does.
@@ -163,7 +167,8 @@ def restore_frames(job: Job, method: Any, output: Output, say: Callable[[str], N
     with _locked(job.destination), sized(method, *first.pixels.shape[-2:]) as note:
         notes.update([note] if note else [])
         results = method.stream(frames) if isinstance(method, FrameByFrame) else method(frames)
-        for number, ((source, path), picture) in enumerate(zip(files, results, strict=True)):
+        counted = _counted(results, job, len(files), done=0, progress=progress)
+        for number, ((source, path), picture) in enumerate(zip(files, counted, strict=True)):
             restored = frames.back(number)(in_range(picture.detach().float().cpu()))
             notes.update(restored.notes if number else ())
             losses |= dict.fromkeys(f"{source.name}: {loss}" for loss in restored.losses)
@@ -173,6 +178,12 @@ def restore_frames(job: Job, method: Any, output: Output, say: Callable[[str], N
     for loss in losses:
         say(f"warning: {job.source}: {loss}")
     return not losses
+
+
+def _counted(frames: Iterable[Tensor], job: Job, total: int | None, *, done: int, progress: bool) -> Iterable[Tensor]:
+    """Return the frames behind the first ``done`` ones, with their progress on stderr."""
+    name = printable(job.source.name)
+    return ProgressBar(frames, total=total, initial=done, desc=name, unit="frame", shown=progress, leave=False)
 
 
 class _FrameFiles(ImageSequence):

@@ -22,7 +22,7 @@ from tta_restore.engine.run.outputs import locked_output
 from tta_restore.engine.train.config import TrainingRun
 from tta_restore.engine.train.files import keep_best, open_log, resume_state, save_state, write_weights
 
-__all__ = ["BatchSource", "Objective", "Optimizers", "Processes", "StepOutput", "moved", "step_seed", "train"]
+__all__ = ["BatchSource", "Objective", "Optimizers", "StepOutput", "moved", "step_seed", "train"]
 
 Optimizers = dict[str, torch.optim.Optimizer]
 BatchSource = Callable[[int, torch.Generator], Any]

@@ -18,6 +18,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tta_restore import losses
+from tta_restore._core.processes import Processes
 from tta_restore.adapters.methods.clip_model import restored_images
 from tta_restore.adapters.methods.discriminator import DiscriminatorTrainer
 from tta_restore.adapters.methods.inner_loop import InnerLoop, InnerLoopSettings
@@ -27,7 +28,7 @@ from tta_restore.engine.report.images import contact_sheet
 from tta_restore.engine.run.usage import UsageError
 from tta_restore.engine.train.build import build_clip_networks, clips_from, configured, distance_of
 from tta_restore.engine.train.config import MetaConfig, MetaSettings, TrainingRun, section_of
-from tta_restore.engine.train.loop import Objective, Optimizers, Processes, StepOutput, train
+from tta_restore.engine.train.loop import Objective, Optimizers, StepOutput, train
 from tta_restore.engine.train.windows import (
     Distance,
     MetaTask,

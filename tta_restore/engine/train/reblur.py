@@ -16,11 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tta_restore import losses
+from tta_restore._core.processes import Processes
 from tta_restore.data.datasets.clips import Clip
 from tta_restore.engine.report.images import contact_sheet
 from tta_restore.engine.train.build import build_clip_networks, clips_from, configured, distance_of
 from tta_restore.engine.train.config import ReblurConfig, ReblurSettings, TrainingRun
-from tta_restore.engine.train.loop import Objective, Optimizers, Processes, StepOutput, train
+from tta_restore.engine.train.loop import Objective, Optimizers, StepOutput, train
 from tta_restore.engine.train.windows import (
     Distance,
     Outputs,
