@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tta_restore.adapters import DegradationPairs, SelfEnsemble, calibrate, create_adapter, recommended
+from tta_restore.adapters import DegradationPairs, Processes, SelfEnsemble, calibrate, create_adapter, recommended
 from tta_restore.adapters.methods import _blend, _trust
 from tta_restore.adapters.methods._pair_sampler import PairSampler, _common_pupils, _hedged, patch_size_for
 from tta_restore.data.synthetic import dead_leaves, defocus, photos
@@ -170,6 +170,17 @@ def test_calibration_refuses_nothing_to_learn_from():
         calibrate(SelfEnsemble(Filter()), [_frame(5)[0]])
     with pytest.raises(ValueError, match='expected budget such as "60s"'):
         calibrate(Filter(), [_frame(5)[0]], budget="soon")
+
+
+def test_an_adapter_is_alone_again_after_a_shared_calibration():
+    adapter = DegradationPairs(Filter(), spec=DENOISE, steps=4)
+    with pytest.raises(ValueError, match="process group"):  # none was joined
+        calibrate(adapter, [_frame(20)[0]], processes=Processes(0, 2))
+    assert adapter.processes == Processes()
+    adapter(_frame(20)[0])
+    assert adapter.report.steps > 0
+    with pytest.raises(ValueError, match="calibrate: expected batch_size >= 99 processes, got"):
+        calibrate(adapter, [_frame(20)[0]], processes=Processes(0, 99))
 
 
 def test_frozen_adapters_take_no_steps():
