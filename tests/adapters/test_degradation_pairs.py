@@ -239,13 +239,61 @@ def test_weights_minimize_the_error_on_pairs():
     generator = torch.Generator().manual_seed(0)
     target = torch.rand(4, 3, 16, 16, generator=generator) * 0.5 + 0.25
     first, second, third = (0.1 * torch.randn(target.shape, generator=generator) for _ in range(3))
-    risk = _blend.pair_risk((target + 10 * third, target + first, target + second), target)
+    risk = _blend.pair_risk((target + 10 * third, target + first, target + second), target)[:, None]
     weights = _blend.grid()[_blend.choose(risk, None)]
     assert weights[0] <= 0.05
     assert 0.35 <= weights[1] <= 0.65  # independent errors of like size: half of each
-    vetoed = _blend.FrameRisk(torch.where(_blend.grid()[:, 2] > 0.1, 1.0, -1.0), torch.zeros(len(_blend.grid())), 1.0)
+    none, student = torch.zeros(len(_blend.grid())), _blend.grid()[:, 2]
     assert _blend.grid()[_blend.choose(risk, None, max_student=0.2)][2] <= 0.2 + 1e-6
-    assert _blend.grid()[_blend.choose(risk, vetoed)][2] <= 0.1
+    for vetoed in (
+        _blend.FrameRisk(torch.where(student > 0.1, 1.0, -1.0), none, 1.0, none),
+        _blend.FrameRisk(none - 1, none, 1.0, torch.where(student > 0.1, 2.0, 0.0)),
+    ):
+        assert _blend.grid()[_blend.choose(risk, vetoed)][2] <= 0.1
+    worse = _blend.pair_risk((target + 10 * third, target + first, target + 3 * second), target)[:, None]
+    cautious = _blend.grid()[_blend.choose(torch.cat([risk, worse], 1), None)]
+    assert 0.05 <= cautious[2] <= 0.15  # independent errors of three times the size: a tenth
+
+
+def test_the_error_on_a_frame_needs_no_reference_but_the_noise():
+    """True differences of errors are found; where the noise may be larger, restorations that leave it are doubted."""
+    generator = torch.Generator().manual_seed(0)
+    sharp = torch.full((1, 3, 96, 96), 0.5)
+    y = sharp + 0.05 * torch.randn(sharp.shape, generator=generator)
+
+    def restore(x, kept):
+        return sharp + kept * (x - sharp)
+
+    def risk(level, log_std):
+        z = level * torch.randn(y.shape, generator=generator)
+        noises = [z, -z]
+        candidates = [tuple(restore(y + 0.3 * one, kept) for kept in (1.0, 0.4, 0.1)) for one in noises]
+        return _blend.frame_risk(candidates, noises, y, strength=0.3, log_std=log_std)
+
+    rows = [int((_blend.grid()[:, index] == 1).nonzero()) for index in range(3)]
+    certain = risk(0.05, 0.0)
+    # errors inside of the border, with the noise that was added
+    error = [(restore(y, kept) - sharp)[..., 8:-8, 8:-8].square().mean() for kept in (1.0, 0.4, 0.1)]
+    added = [(0.3 * 0.05 * kept) ** 2 for kept in (1.0, 0.4, 0.1)]
+    for row, one, more in zip(rows, error, added, strict=True):
+        assert float(certain.difference[row]) == pytest.approx(float(one - error[1]) + more - added[1], abs=6e-5)
+    assert certain.doubt.abs().max() == 0
+    assert certain.excluded[rows[0]]
+    assert not certain.excluded[rows[2]]
+    # half of the noise was read: the input looks good, and is doubted as the reading is
+    assert not risk(0.02, 0.0).excluded[rows[0]]
+    doubted = risk(0.02, 1.0)
+    assert doubted.excluded[rows[0]]
+    assert float(doubted.doubt[rows[0]]) == pytest.approx(2 * 0.02**2 * math.expm1(2) * 0.6, rel=0.05)
+    assert not doubted.excluded[rows[1]]
+
+
+def test_frames_that_show_no_blur_earn_no_trust_in_it():
+    reading = dataclasses.replace(Estimator().read(_frame(0)[0]), blur=torch.tensor([math.log(0.3), 1.1]))
+    assert _trust.max_input([reading]) == 0
+    options = {"sharpens": True, "scale": 1, "denoises": False}
+    assert _trust.max_student(9.0, [reading], **options) == 0
+    assert _trust.max_input([dataclasses.replace(reading, blur=torch.tensor([math.log(0.3), 0.5]))]) == 1
 
 
 def test_what_no_one_can_use_is_refused():
@@ -362,14 +410,14 @@ def test_content_in_the_residual_is_not_trusted_as_noise():
     noise = 0.1 * torch.randn(flat.shape, generator=generator)
     strokes = noise.clone()
     strokes[..., 8:40:8, :] -= 0.4  # lines that a restorer smooths away, equal in all channels
-    pairs = flat + noise, flat
-    assert _trust.structure_excess(pairs, pairs) == pytest.approx(-1 / 48)  # the standard error
-    assert _trust.structure_share(_trust.structure_excess((flat + strokes, flat), pairs), 2.0, scale=1) == 0
+    expected = _trust.residual_correlation(flat + noise, flat)
+    assert _trust.structure_excess((flat + noise, flat), expected) == pytest.approx(-1 / 48)  # the standard error
+    assert _trust.structure_share(_trust.structure_excess((flat + strokes, flat), expected), 2.0, scale=1) == 0
     for excess, lead, share in ((0.05, 1.0, 1.0), (0.075, 1.0, 0.5), (0.15, 2.0, 0.5), (0.05, 0.25, 0), (0.01, -1, 0)):
         assert _trust.structure_share(excess, lead, scale=1) == pytest.approx(share)
         assert _trust.structure_share(excess, lead, scale=2) <= share
     gray = tuple(image.mean(1, keepdim=True) for image in (flat + strokes, flat))
-    assert _trust.structure_excess(gray, tuple(image[:, :1] for image in pairs)) > 0.2
+    assert _trust.structure_excess(gray, _trust.residual_correlation((flat + noise)[:, :1], flat[:, :1])) > 0.2
 
 
 def test_uncertain_lenses_are_mixed_with_common_ones():
@@ -424,6 +472,27 @@ def test_the_residuals_of_source_and_student_both_count(monkeypatch):
     monkeypatch.setattr(_trust, "structure_excess", lambda frame, pairs: 9.0)
     upscaler.adapt(_frame(20, size=48)[0])
     assert limits["max_student"] == limits["max_input"] == 0  # pairs of a wrong noise say nothing of either
+
+
+def test_content_that_a_steady_student_removes_is_kept():
+    """A frame of a known camera with strokes as fine as its noise gets more of the source."""
+    adapter = DegradationPairs(Filter(), spec=DENOISE, steps=24, lr=1e-3, calibration_frames=1)
+    adapter.adapt(_frame(40)[0])
+    assert adapter.phase == "steady"
+    trust = adapter.memory["weights"][2]
+    assert trust > 0
+    like_it = _frame(40, seed=9)[0]
+    adapter(like_it)
+    assert adapter.report.metrics["trust"] == trust
+    strokes = like_it.clone()
+    strokes[..., ::4, :] = (strokes[..., ::4, :] - 0.45).clamp(0, 1)
+    restored = adapter(strokes)
+    assert adapter.report.metrics["trust"] < trust
+    assert any("as fine as noise" in message for message in adapter.report.messages)
+    weights = adapter.report.metrics["trust"]
+    with torch.no_grad():
+        parts = [adapter.ensemble(role, strokes).image for role in ("source", "teacher")]
+    torch.testing.assert_close(restored, ((1 - weights) * parts[0] + weights * parts[1]).clamp(0, 1), atol=2e-3, rtol=0)
 
 
 def test_residuals_of_compressed_frames_are_not_compared(monkeypatch):

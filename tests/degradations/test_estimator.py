@@ -6,6 +6,7 @@ from _degradation_base import seeded
 
 from tta_restore.data.synthetic import defocus, photos
 from tta_restore.degradations import Blur, Clip, Compose, Estimator, Jpeg, Noise, Quantize, quality_tables
+from tta_restore.degradations.estimator import _below
 
 
 @pytest.fixture(scope="module")
@@ -82,3 +83,14 @@ def test_visible_blur_is_read_without_a_large_bias():
         errors.append(float(Estimator().read(frame.blurry).blur[0] - true))
     assert abs(sum(errors) / len(errors)) < 0.2
     assert max(map(abs, errors)) < 0.4
+
+
+def test_noise_is_read_below_what_the_frame_can_have():
+    """Mean and deviation of the estimate are those of its distribution below the bound."""
+    samples = 1.0 + 0.5 * torch.randn(400_000, generator=seeded())
+    for bound in (0.2, 1.0, 1.6, 5.0):
+        kept = samples[samples < bound]
+        found = _below(torch.tensor([1.0, 0.5]), torch.tensor(bound))
+        torch.testing.assert_close(found, torch.stack([kept.mean(), kept.std()]), atol=0.01, rtol=0)
+    torch.testing.assert_close(_below(torch.tensor([1.0, 0.5]), torch.tensor(float("inf"))), torch.tensor([1.0, 0.5]))
+    assert float(_below(torch.tensor([1.0, 0.01]), torch.tensor(-3.0))[0]) == -3.0

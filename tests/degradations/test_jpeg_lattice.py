@@ -86,6 +86,29 @@ def test_lattices_are_read_where_every_block_is_clipped():
     assert abs(found.quality - 85) <= 1
 
 
+@pytest.mark.parametrize("quality", [60, 80, 92])
+@pytest.mark.parametrize("level", [0.03, 0.97])
+def test_noise_near_black_and_white_shows_compression(level, quality):
+    """Every block is clipped and full of noise, so that no coefficient lies on the lattice."""
+    image = (_smooth() * 0.05 + level - 0.025)[None]
+    noisy = Noise(30 / 255).apply(image, Noise(30 / 255).sample(seeded(), 1), seeded())
+    plain = Quantize().apply(noisy.clamp(0, 1), Quantize().sample(seeded(), 1))[0]
+    assert estimate_jpeg(plain).probability == 0
+    found = estimate_jpeg(compressed(plain, quality))
+    assert found.probability == 1
+    assert abs(found.quality - quality) <= 15
+    after = Noise(5 / 255).apply(compressed(plain, quality)[None], Noise(5 / 255).sample(seeded(), 1), seeded())[0]
+    assert estimate_jpeg(after).probability == 0
+
+
+def test_the_pattern_of_a_color_filter_is_no_grid():
+    """Detail that repeats after two pixels, and gray texture, are not those of blocks."""
+    image = photos.load("gravel")[:, :192, :192].clone()
+    image[:, ::2] *= 0.97
+    image[:, :, ::2] *= 0.97
+    assert estimate_jpeg((image * 255).round() / 255).probability == 0
+
+
 def test_small_and_periodic_images_are_no_proof_of_a_grid():
     side = torch.arange(112)
     tiles = ((side[:, None] // 5 + side // 7) % 2).float()[None].expand(3, -1, -1) * 0.5 + 0.2

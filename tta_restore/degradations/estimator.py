@@ -141,8 +141,7 @@ class Estimator(nn.Module):
         # compression removes the noise that its dependence on brightness would be read from
         shot = torch.zeros(2)
         if quality == 100:
-            bound = largest_noise(original).cpu().clamp(min=_MIN_NOISE).log()
-            noise = torch.stack([torch.minimum(noise[0], bound), noise[1]])
+            noise = _below(noise, largest_noise(original).cpu().clamp(min=_MIN_NOISE).log())
             shot = _shot_noise(image)
             noise = _without_shot(noise, shot, image)
         radius = math.exp(float(blur[0]))
@@ -200,6 +199,16 @@ def _fused_radius(joint: Tensor, estimate: DefocusEstimate, noise_std: float) ->
     spread = weight * (1 - weight) * (defocus - corrected) ** 2
     variance = (1 - weight) ** 2 * deviation**2 + (weight * _DEFOCUS_STD * (1 + noisy)) ** 2 + spread
     return torch.tensor([mean, math.sqrt(variance)])
+
+
+def _below(value: Tensor, bound: Tensor) -> Tensor:
+    """Return mean and standard deviation (2,) of a normal distribution that is cut off above a bound."""
+    mean, deviation = value.double()
+    normal = torch.distributions.Normal(torch.zeros_like(mean), torch.ones_like(mean))
+    beta = ((bound.double() - mean) / deviation).clamp(-5, 5)
+    ratio = (normal.log_prob(beta).exp() / normal.cdf(beta)).float()
+    kept = (1 - beta * ratio - ratio.square()).clamp(min=0.01)
+    return torch.stack([torch.minimum(mean - deviation * ratio, bound.double()), deviation * kept.sqrt()]).to(value)
 
 
 def _shot_noise(image: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tta_restore._core import checks
 from tta_restore.degradations.jpeg import quality_tables
+from tta_restore.degradations.jpeg_traces import detail_grid, lacks_color, zeros_grid
 
 __all__ = ["JpegReading", "estimate_jpeg"]
 
@@ -24,11 +25,9 @@ _SIDE = 2048  # of the center of larger images, pixels, in which these lie
 _QUALITIES = torch.arange(2.0, 98.0, dtype=torch.float32, device="cpu")
 _CHANCE, _CERTAIN = 0.05, 0.25  # gain in log-likelihood per informative coefficient up to which it is chance, and proof
 _FEW = 8.0  # what the sum of the gains needs beyond that, so that few coefficients are no proof by chance
-# How many more coefficients round to zero on the grid of the blocks than on others: a sign of compression, and proof
-_GRID = (0.06, 0.09)
-_FEW_BLOCKS, _FEW_ZEROS = 49, 0.6  # blocks, and fraction of zeros, up to which the grid is no proof
 _VISIBLE = 93.0  # quality above which the steps are too small to be told from rounding in smooth blocks
-_GUESS = 10.0  # uncertainty of a quality that only the grid speaks for
+_TYPICAL = 85.0  # quality where even that is not visible
+_GUESS = 10.0  # uncertainty of a quality that only other traces speak for
 _LUMA = (0.299, 0.587, 0.114)
 _DAMAGE = (0.0, 0.1, 1.0)  # clipping that a block may have: sum of the squared luminance weights of its clipped values
 
@@ -57,7 +56,8 @@ def estimate_jpeg(image: Tensor) -> JpegReading:
 
     Each hypothesis is a quality of libjpeg. A DCT coefficient c gains ``log(T N(e; 0, s))`` against a continuous
     distribution, with the step T, the distance e to the nearest multiple of T and the rounding noise s. Images that are
-    too smooth for this are recognized by their grid: on it more coefficients are zero than next to it.
+    too smooth or too saturated for this are recognized by other traces: on the grid of the blocks more coefficients
+    are zero than next to it, across its lines there is more detail, and noise in the colors is missing.
 
     Shape:
         - image: (1 or 3, H, W) in [0, 1], H and W at least 16
@@ -76,7 +76,7 @@ def estimate_jpeg(image: Tensor) -> JpegReading:
     clipped = ((values <= 0.5 / 255) | (values >= 1 - 0.5 / 255)).float()
     damage = torch.einsum("chw,c->hw", clipped, weights.square())
     best, probability, gains, offset = -math.inf, 0.0, torch.zeros(len(_QUALITIES)), (0, 0)
-    grid, places = _grids(luma)
+    grid, places = zeros_grid(luma, _dct_matrix(), 1.5 * _ROUNDING)
     for place in dict.fromkeys([(0, 0), *places]):
         for limit in _DAMAGE:
             found, count = _gains(luma[place[0] :, place[1] :], damage[place[0] :, place[1] :], limit)
@@ -86,37 +86,28 @@ def estimate_jpeg(image: Tensor) -> JpegReading:
                 best, probability, gains, offset = mean, certain, found, place
             if certain == 1 or not damage.any():
                 break
-    if grid > probability:
-        probability, offset = grid, places[0]
-        gains, _ = _gains(luma[offset[0] :, offset[1] :], damage[offset[0] :, offset[1] :], _DAMAGE[-1])
+    traces = [(grid, places[0])]
+    if len(values) == 3:  # noise that was added since is in the colors, too
+        colorless, noisy = lacks_color(values)
+        traces += [detail_grid(luma)] * colorless + [(1.0, (0, 0))] * noisy
+    trace, place = max(traces, key=lambda found: found[0])
+    guessed = trace > probability == 0  # otherwise the lattice tells the quality
+    if guessed:
+        offset = place
+        gains, _ = _gains(luma[place[0] :, place[1] :], damage[place[0] :, place[1] :], _DAMAGE[-1])
         gains = gains.where(_QUALITIES <= _VISIBLE, -math.inf)
-    index = int(gains.argmax())
-    quality = float(_QUALITIES[index])
-    if probability == 0:
-        spread = 50.0
-    elif grid == probability:
-        spread = _GUESS
-    else:
+    probability = max(probability, trace)
+    quality = float(_QUALITIES[int(gains.argmax())])
+    if guessed:
+        # the coarsest lattice fits best what no lattice fits
+        quality, spread = quality if quality > float(_QUALITIES[0]) else _TYPICAL, _GUESS
+    elif probability:
         near = gains > best - 0.05 * abs(best)  # qualities with nearly the same tables
         spread = float((_QUALITIES[near] - quality).abs().max())
+    else:
+        quality, spread = 100.0, 50.0
     tables = quality_tables(torch.tensor([quality]))[0]
-    return JpegReading(probability, quality if probability > 0 else 100.0, max(spread, 0.5), tables, offset)
-
-
-def _grids(luma: Tensor) -> tuple[float, list[tuple[int, int]]]:
-    """Return the probability of a grid, and where its first block likely is: there most coefficients are zero."""
-    dct, shares = _dct_matrix(), {}
-    for top in range(8):
-        for left in range(8):
-            height, width = (side // 8 * 8 for side in (luma.shape[0] - top, luma.shape[1] - left))
-            blocks = luma[top : top + height, left : left + width].unfold(0, 8, 8).unfold(1, 8, 8).flatten(0, 1)
-            blocks = blocks[torch.linspace(0, len(blocks) - 1, min(len(blocks), _BLOCKS // 4)).long()]
-            shares[top, left] = float(((dct @ blocks @ dct.T).abs() < 1.5 * _ROUNDING).float().mean())
-    places = sorted(shares, key=shares.__getitem__, reverse=True)
-    if (luma.shape[0] // 8) * (luma.shape[1] // 8) <= _FEW_BLOCKS or shares[places[0]] <= _FEW_ZEROS:
-        return 0.0, places[:2]
-    excess = shares[places[0]] - shares[places[len(places) // 2]]
-    return min(max((excess - _GRID[0]) / (_GRID[1] - _GRID[0]), 0.0), 1.0), places[:2]
+    return JpegReading(probability, quality, max(spread, 0.5), tables, offset)
 
 
 def _gains(luma: Tensor, damage: Tensor, limit: float) -> tuple[Tensor, int]:

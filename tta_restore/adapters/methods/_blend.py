@@ -6,6 +6,7 @@ them: on held-out pairs, where the target is known, and on the frame itself by r
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cache
 
@@ -15,6 +16,7 @@ from torch import Tensor
 _STEP = 20  # weights are multiples of 1 / 20
 _HARM = 1.0  # weight of the loss on pairs that the average restores worse than the source
 _SIGNIFICANT = 1.0  # standard errors by which the frame must contradict the pairs
+_BORDER = 8  # pixels at each side that do not count: models see no neighbors there
 
 
 @cache
@@ -44,12 +46,19 @@ class FrameRisk:
     Attributes:
         difference: error of each average less the source's, (M,).
         tolerance: standard error of ``difference``, (M,).
-        source: error of the source; at least a hundredth of the noise's variance.
+        source: error of the source; at least what another average gains, and a hundredth of the noise's variance.
+        doubt: by how much ``difference`` may be too small if the noise was read too small, (M,).
     """
 
     difference: Tensor
     tolerance: Tensor
     source: float
+    doubt: Tensor
+
+    @property
+    def excluded(self) -> Tensor:
+        """Whether each average may be worse than the source beyond chance, (M,)."""
+        return self.difference + self.doubt > self.tolerance
 
     @property
     def relative(self) -> Tensor:
@@ -57,30 +66,54 @@ class FrameRisk:
         return (1 + self.difference / self.source).clamp(min=0)
 
 
-def frame_risk(candidates: list[tuple[Tensor, Tensor, Tensor]], others: list[Tensor], variance: float) -> FrameRisk:
+def frame_risk(
+    candidates: list[tuple[Tensor, Tensor, Tensor]],
+    noises: list[Tensor],
+    frame: Tensor,
+    *,
+    strength: float,
+    log_std: float,
+) -> FrameRisk:
     """Estimate the errors of averages on a frame by recorruption.
 
     Candidates that were made from ``y + a z`` are compared with ``y - z / a``, z being noise of the frame's strength:
     the noise of the two is independent, so the difference of two candidates' errors is unbiased. Several z are
-    averaged.
+    averaged. If the noise is not of the strength of z, the estimate is off by twice the difference of the variances
+    times the divergence of a candidate, which its response to z measures: a weaker restoration looks better on frames
+    whose noise was read too small. (Content that was read as noise is the matter of ``_trust.structure_excess``.)
 
     Args:
         candidates: restorations (input, source, student) of the recorrupted frame, for each z.
-        others: what they are compared with, for each z.
-        variance: variance of the noise in ``others``.
+        noises: z, in pairs of opposite sign.
+        frame: y.
+        strength: a.
+        log_std: standard deviation of the logarithm of the noise that was read.
 
     Source: Pang et al., "Recorrupted-to-Recorrupted", CVPR 2021.
     """
-    risks, deviations = [], []
-    for images, other in zip(candidates, others, strict=True):
-        errors = torch.stack([(one - other).flatten() for one in images]).double().cpu()
+    inner = [slice(_BORDER, -_BORDER) if side >= 4 * _BORDER else slice(None) for side in frame.shape[-2:]]
+    inside = (..., *inner)
+    risks, deviations, divergences, variances = [], [], [], []
+    for images, noise in zip(candidates, noises, strict=True):
+        z = noise[inside]
+        stack = torch.stack([one[inside].flatten() for one in images]).double().cpu()
+        errors = stack - (frame[inside] - z / strength).flatten().double().cpu()
+        z = z.flatten().double().cpu()
         risks.append(torch.einsum("mi,ij,mj->m", grid(), errors @ errors.T / errors.shape[1], grid()))
         deviations.append((errors[2].square() - errors[1].square()).std() / errors.shape[1] ** 0.5)
-    risk = torch.stack(risks).mean(0)
-    source = risk[grid()[:, 1] == 1]
+        divergences.append(grid() @ (stack @ z) / (strength * z.square().sum()))
+        variances.append(float(z.square().mean()))
+    risk, divergence = torch.stack(risks).mean(0), torch.stack(divergences).mean(0)
+    variance = sum(variances) / len(variances)
+    reference = grid()[:, 1] == 1
+    source = risk[reference]
     deviation = torch.stack(deviations).mean() / len(deviations) ** 0.5
     tolerance = _SIGNIFICANT * deviation * (1 - grid()[:, 1])
-    return FrameRisk(risk - source, tolerance, max(float(source) - variance, 0.01 * variance, 1e-7))
+    doubt = 2 * variance * (divergence - divergence[reference]).clamp(min=0) * math.expm1(2 * log_std)
+    difference = risk - source
+    # less the noise, whose variance is not known exactly; no error is negative
+    error = max(float(source) - variance * (1 + 1 / strength**2), -float(difference.min()), 0.01 * variance, 1e-7)
+    return FrameRisk(difference, tolerance, error, doubt)
 
 
 def choose(
@@ -89,16 +122,17 @@ def choose(
     """Return the row of :func:`grid` with the smallest error on pairs among those that the frame permits.
 
     Args:
-        pairs: relative errors of :func:`pair_risk`; losses to the source count twice.
-        frame: risk on the frame; averages that are significantly worse there than the source are excluded.
+        pairs: relative errors of :func:`pair_risk`, (M, G, N): of G degradations that are possible, the one that suits
+            an average least counts. Losses to the source count twice.
+        frame: risk on the frame; averages that may be worse there than the source are excluded.
         measured: whether ``frame`` measures the error itself and not only the part of it that the degradation leaves
             visible; it then counts as much as the pairs.
         max_student: largest weight of the student.
         max_input: largest weight of the input.
     """
-    score = pairs.mean(1) + _HARM * (pairs - 1).clamp(min=0).mean(1)
+    score = (pairs.mean(2) + _HARM * (pairs - 1).clamp(min=0).mean(2)).amax(1)
     excluded = (grid()[:, 2] > max_student + 1e-6) | (grid()[:, 0] > max_input + 1e-6)
     if frame is not None:
-        excluded = excluded | (frame.difference > frame.tolerance)
+        excluded = excluded | frame.excluded
         score = score + frame.relative if measured else score
     return int(torch.where(excluded, score.new_tensor(float("inf")), score).argmin())

@@ -130,6 +130,16 @@ def patch_size_for(size: SizeRequirements, scale: int, wanted: int | None = None
     return max(size.fit(wanted, wanted))
 
 
+def moved(reading: Reading, steps: float) -> Reading:
+    """Return a reading with strengths that many standard deviations away, and certain of them."""
+    noise, blur = (
+        torch.stack([mean + steps * deviation, 0 * deviation]) for mean, deviation in (reading.noise, reading.blur)
+    )
+    probability, quality, deviation = reading.jpeg
+    jpeg = torch.stack([probability, (quality - steps * deviation).clamp(2, 100), 0 * deviation])
+    return replace(reading, noise=noise, blur=blur, jpeg=jpeg)
+
+
 def _hedged(reading: Reading) -> Reading:
     """Add the pupil functions of common lenses, the less likely the more frames were read."""
     pupils = list(reading.pupils)

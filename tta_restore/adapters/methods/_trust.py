@@ -25,6 +25,7 @@ _HIDDEN_NOISE, _HIDDEN_NOISE_DENOISING = (7.0, 10.0), (0.4, 0.6)
 # Blur radii in pixels up to which the input may have all the weight, and from which none: smaller under compression,
 # which lets blur appear smaller
 _SHARP, _SHARP_COMPRESSED = (0.8, 1.2), (0.6, 0.85)
+_UNKNOWN = (0.8, 1.0)  # standard deviations of the log radius from which it is less and not known
 # Blur radii in pixels between which the weight of a student that removes blur grows, and its limits
 _SURE_BLUR, _MIN_SHARE, _MAX_SHARE = (1.2, 2.0), 0.3, 0.8
 _SURE_BLUR_UPSCALING = (0.65, 0.85)  # soft content of small frames reads as up to 0.67 pixels
@@ -62,7 +63,7 @@ def max_student(lead: float, readings: Sequence[Reading], *, sharpens: bool, sca
         share = _position(lead, _LEAD_UNTRAINED)  # true noise leaves it much to gain
     radius = min(reading.mean["blur_radius"] for reading in readings)
     if sharpens and scale == 1:
-        share *= min(max(_position(radius, _SURE_BLUR), _MIN_SHARE), _MAX_SHARE)
+        share *= min(max(_position(radius, _SURE_BLUR), _MIN_SHARE), _MAX_SHARE) * _known(readings)
     elif sharpens:
         share *= 1 - _position(max(reading.mean["blur_radius"] for reading in readings), _LARGE_BLUR_UPSCALING)
         if not any(is_noisy(reading) for reading in readings):
@@ -71,9 +72,13 @@ def max_student(lead: float, readings: Sequence[Reading], *, sharpens: bool, sca
 
 
 def max_input(readings: Sequence[Reading]) -> float:
-    """Return the largest weight of the input next to a restorer that removes blur, 0 to 1: none if it is blurred."""
+    """Return the largest weight of the input next to a restorer that removes blur, 0 to 1.
+
+    None if the input is blurred, or if nothing in it shows whether it is.
+    """
     limits = _SHARP_COMPRESSED if is_compressed(readings) else _SHARP
-    return 1 - _position(max(reading.mean["blur_radius"] for reading in readings), limits)
+    sharp = 1 - _position(max(reading.mean["blur_radius"] for reading in readings), limits)
+    return sharp * _known(readings)
 
 
 def is_compressed(readings: Sequence[Reading]) -> bool:
@@ -95,14 +100,19 @@ def structure_share(excess: float, lead: float, *, scale: int) -> float:
     return 1 - _position(excess, (low, high)) if lead > 0 else 0.0
 
 
+def _known(readings: Sequence[Reading]) -> float:
+    """Return how far the frames show whether they are blurred, 0 to 1."""
+    return 1 - _position(max(float(reading.blur[1]) for reading in readings), _UNKNOWN)
+
+
 def _position(value: float, between: tuple[float, float]) -> float:
     """Return where a value lies between two others, 0 to 1."""
     low, high = between
     return min(max((value - low) / (high - low), 0.0), 1.0)
 
 
-def structure_excess(frame: tuple[Tensor, Tensor], pairs: tuple[Tensor, Tensor]) -> float:
-    """Return how much more the residual of a frame correlates, between channels or neighbors, than that of pairs.
+def structure_excess(frame: tuple[Tensor, Tensor], expected: tuple[float, float]) -> float:
+    """Return how much more the residual of a frame correlates, between channels or neighbors, than that of noise.
 
     One standard error of the correlation is subtracted: small frames of noise alone correlate by chance.
 
@@ -112,13 +122,16 @@ def structure_excess(frame: tuple[Tensor, Tensor], pairs: tuple[Tensor, Tensor])
 
     Args:
         frame: degraded frame and its restoration, (B, C, H, W).
-        pairs: the same of pairs, (N, C, h, w).
+        expected: :func:`residual_correlation` of pairs.
     """
-    first, second = ((degraded - restored).float() for degraded, restored in (frame, pairs))
-    excess = _neighbor_correlation(first) - _neighbor_correlation(second)
-    if first.shape[1] > 1:
-        excess = max(excess, _channel_correlation(first) - _channel_correlation(second))
-    return excess - first[0, 0].numel() ** -0.5
+    found = residual_correlation(*frame)
+    return max(one - other for one, other in zip(found, expected, strict=True)) - frame[0][0, 0].numel() ** -0.5
+
+
+def residual_correlation(degraded: Tensor, restored: Tensor) -> tuple[float, float]:
+    """Return the mean correlation of what was removed between channels, 0 for a single one, and between neighbors."""
+    residual = (degraded - restored).float()
+    return _channel_correlation(residual) if residual.shape[1] > 1 else 0.0, _neighbor_correlation(residual)
 
 
 def _channel_correlation(residual: Tensor) -> float:

@@ -20,7 +20,7 @@ from tta_restore.adapters.adapter import Adapter
 from tta_restore.adapters.frame import FrameContext
 from tta_restore.adapters.methods import _blend, _trust
 from tta_restore.adapters.methods._muon import Muon
-from tta_restore.adapters.methods._pair_sampler import PairSampler, clipped_fraction, patch_size_for, upsampled
+from tta_restore.adapters.methods._pair_sampler import PairSampler, clipped_fraction, moved, patch_size_for, upsampled
 from tta_restore.adapters.select import Select
 from tta_restore.adapters.tiling import Windows
 from tta_restore.adapters.views import Views
@@ -36,6 +36,7 @@ _LOWER = (3e-5, 1e-5)  # tried one after another if all of those fall behind the
 _TRIAL = 16  # a trial takes this part of a frame's steps, from 4 to 8 of them
 _INTERVAL = 12  # steps between two looks at the held-out pairs
 _HELD_OUT = 12  # held-out pairs
+_DOUBT = (-1.0, 0.0, 1.0)  # standard deviations by which the estimate may be wrong where the output is decided
 _BACK_OFF = 0.15  # dB below its best from which the student returns to its best, at half the rate
 _PATIENCE = 3  # looks without a new best after which a frame's steps end
 _MIN_PROGRESS = 0.05  # dB by which a new best has to be better
@@ -50,7 +51,8 @@ _WINDOW = 256  # side in pixels of the part of a frame that is tested
 _SILENT = 10.0  # seconds of a frame's steps before their progress is shown
 _LR_HALF_LIFE = 192.0  # steps after which the learning rate has halved
 _DEBLURRING = ("defocus", "motion", "sr")
-_CAMERA = ("readings", "rate", "lead", "exported_lead", "weights", "unimproved", "adapted")  # what is kept of a camera
+# What is kept of a camera
+_CAMERA = ("readings", "rate", "lead", "exported_lead", "weights", "correlation", "unimproved", "adapted")
 _BUDGET = re.compile(r"(\d+(?:\.\d+)?)\s*(s|x)")
 
 
@@ -216,6 +218,7 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
             "lead": 0.0,
             "exported_lead": 0.0,
             "weights": [0.0, 1.0, 0.0],
+            "correlation": [],
             "unimproved": 0,
             "adapted": 0,
             "unread": 0,
@@ -295,7 +298,8 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         """Return the weighted average of input, source and student."""
         if "kept" in frame.scratch and not frame.scratch.get("finished"):
             self._finish(frame)  # all steps were rejected, or there was none to take
-        return self._average(frame, frame.scratch.get("weights") or self.memory["weights"])
+        weights = frame.scratch.get("weights") or self.memory["weights"]
+        return self._average(frame, weights if "kept" in frame.scratch else self._tested(frame, weights))
 
     def export(self, role: str | None = None) -> nn.Module:
         """Return a copy of the plain model with the weights of a role.
@@ -515,17 +519,12 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         notes["bar"].close()
         parameter_sets.assign(self.student, notes["kept"]["student"])
         parameter_sets.assign(self.teacher, notes["kept"]["teacher"])
-        degraded, target = notes["held_out"]
-        scale = notes["sampler"].scale
-        pairs = _blend.pair_risk(
-            (upsampled(degraded, scale), self._image("source", degraded), self._image("teacher", degraded)), target
-        )
-        sharpens = notes["sampler"].sharpens
+        pairs = torch.stack([self._pair_risk(frame, moved(notes["reading"], steps)) for steps in _DOUBT], 1)
         max_student, max_input = self._limits(frame)
         index = _blend.choose(
             pairs,
             self._frame_risk(frame),
-            measured=not sharpens and _trust.is_noisy(notes["reading"]),
+            measured=not notes["sampler"].sharpens and _trust.is_noisy(notes["reading"]),
             max_student=max_student,
             max_input=max_input,
         )
@@ -537,7 +536,7 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         memory["unimproved"] = memory["unimproved"] + 1 if progress < _MIN_GAIN else 0
         memory["adapted"] += 1
         memory["phase"] = "steady" if self._is_complete() else "calibrating"
-        averaged = float(-10 * pairs[index].clamp(min=1e-6).log10().mean())
+        averaged = float(-10 * pairs[index, len(_DOUBT) // 2].clamp(min=1e-6).log10().mean())
         self._merge(frame, averaged)
         frame.metrics.update(
             trust=weights[2], input_weight=weights[0], lead=notes["best"], rate=memory["rate"], taken=notes["taken"]
@@ -552,11 +551,18 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         if memory["phase"] == "steady":
             frame.messages.append("steady: further frames are restored without steps until the degradation changes")
 
+    def _pair_risk(self, frame: FrameContext, reading: Reading) -> Tensor:
+        """Return the relative errors of all averages on new held-out pairs of a degradation, (M, N)."""
+        degraded, target = self._pairs(frame, _HELD_OUT, held_out=True, reading=reading)
+        x = upsampled(degraded, frame.scratch["sampler"].scale)
+        return _blend.pair_risk((x, self._image("source", degraded), self._image("teacher", degraded)), target)
+
     def _limits(self, frame: FrameContext) -> tuple[float, float]:
         """Return the largest weights that the student and the input may have, 0 to 1."""
         notes = frame.scratch
         sampler, readings = notes["sampler"], [notes["read"], notes["reading"]]
         share = self._max_share(notes["best"], readings, sampler)
+        self.memory["correlation"] = []
         if sampler.sharpens and sampler.scale == 1:
             return share, _trust.max_input(readings)
         if sampler.sharpens and not _trust.is_noisy(notes["reading"]):
@@ -564,15 +570,16 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         if not sampler.sharpens and _trust.is_compressed(readings):
             return share, 1.0
         degraded, _ = notes["held_out"]
-        excess = -math.inf
-        restorations = {"source": notes["source"].image}
+        images = {"source": notes["source"].image}
         if not sampler.sharpens:
-            restorations["teacher"] = self._image("teacher", frame.region)
-        for role, image in restorations.items():
-            restored, on_pairs = (
-                _downsampled(one.clamp(0, 1), sampler.scale) for one in (image, self._image(role, degraded))
-            )
-            excess = max(excess, _trust.structure_excess((frame.region, restored), (degraded, on_pairs)))
+            images["teacher"] = self._image("teacher", frame.region)
+        excesses = []
+        for role, image in images.items():
+            on_pairs = _downsampled(self._image(role, degraded), sampler.scale)
+            expected = _trust.residual_correlation(degraded, on_pairs)
+            excesses.append(self._structure_excess(frame.region, image, expected))
+            self.memory["correlation"] = list(expected) if role == "teacher" else []
+        excess = max(excesses)
         frame.metrics["structure_excess"] = excess
         kept = _trust.structure_share(excess, notes["best"], scale=sampler.scale)
         if kept < 1:
@@ -581,6 +588,33 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
                 f"(the residual correlates by {excess:.2f} more than noise)"
             )
         return share * kept, kept if sampler.sharpens else 1.0
+
+    def _structure_excess(self, x: Tensor, restored: Tensor, expected: tuple[float, float]) -> float:
+        scale = restored.shape[-1] // x.shape[-1]
+        return _trust.structure_excess((x, _downsampled(restored.float().clamp(0, 1), scale)), expected)
+
+    def _tested(self, frame: FrameContext, weights: list[float]) -> list[float]:
+        """Return the weights for a frame without steps: less of a student that removes more content than noise."""
+        plain, kept, new = weights
+        if not self.memory["correlation"] or new == 0:
+            return weights
+        if frame.cropped:
+            image = self._image("teacher", frame.region)
+        else:
+            frame.scratch["teacher"] = self.ensemble("teacher", frame.image)
+            image = frame.scratch["teacher"].image
+        across, near = self.memory["correlation"]
+        excess = self._structure_excess(frame.region, image, (across, near))
+        share = _trust.structure_share(excess, self.memory["lead"], scale=1)
+        frame.metrics["structure_excess"] = excess
+        if share == 1:
+            return weights
+        frame.metrics["trust"] = share * new
+        frame.messages.append(
+            f"the student removes content that is as fine as noise here: its weight is {share * new:.2f} instead of "
+            f"{new:.2f} (the residual correlates by {excess:.2f} more than noise)"
+        )
+        return [plain, kept + (1 - share) * new, share * new]
 
     def _max_share(self, lead: float, readings: list[Reading], sampler: PairSampler) -> float:
         denoises = self.resolved_task() in ("denoise", "any")
@@ -627,23 +661,22 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
                 for stage, part in zip(camera.degradations, parameters.parts, strict=True)
                 if stage.kind in ("blur", "resize")
             ]
-        candidates, others = [], []
-        for signed in (noise, -noise):
+        candidates, noises = [], [noise, -noise]
+        for signed in noises:
             first = y + _RECORRUPTION * signed
             images = [upsampled(first, sampler.scale), self._image("source", first), self._image("teacher", first)]
             for stage, part in stages:
                 images = [stage.apply(one.clamp(0, 1), part, self.generator) for one in images]
             candidates.append((images[0], images[1], images[2]))
-            others.append(y - signed / _RECORRUPTION)
-        variance = reading.mean["noise_std"] ** 2 * (1 + 1 / _RECORRUPTION**2)
-        return _blend.frame_risk(candidates, others, variance)
+        return _blend.frame_risk(candidates, noises, y, strength=_RECORRUPTION, log_std=float(reading.noise[1]))
 
     def _average(self, frame: FrameContext, weights: list[float]) -> Restoration:
         scale = self.restorer.known_spec(frame.image).scale
         total: Restoration | None = None
         roles = [(role, weight) for role, weight in zip(("source", "teacher"), weights[1:], strict=True) if weight > 0]
         if weights[0] == 0 and len(roles) == 1 and roles[0][0] == "teacher":
-            return self.ensemble("teacher", frame.image)
+            student = frame.scratch.get("teacher")
+            return self.ensemble("teacher", frame.image) if student is None else student
         if not roles:
             roles = [("source", 0.0)]  # for the structure that the model returns
         if frame.cropped:  # large: in one round of tiles
@@ -651,16 +684,23 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
             return total.with_image(total.image.add_(upsampled(frame.image, scale), alpha=weights[0]))
         image = weights[0] * upsampled(frame.image, scale) if weights[0] else 0.0
         for role, weight in roles:
-            kept = frame.scratch.get("source") if role == "source" else None
+            kept = frame.scratch.get(role)
             total = kept if kept is not None else self.ensemble(role, frame.image)
             image = image + weight * total.image
         assert total is not None  # noqa: S101
         return total.with_image(image if isinstance(image, Tensor) else total.image)
 
-    def _pairs(self, frame: FrameContext, count: int, *, held_out: bool = False) -> tuple[Tensor, Tensor]:
+    def _pairs(
+        self, frame: FrameContext, count: int, *, held_out: bool = False, reading: Reading | None = None
+    ) -> tuple[Tensor, Tensor]:
         notes, image = frame.scratch, frame.image
         degraded, target = notes["sampler"].draw(
-            notes["reading"], notes.get("scene"), count, self.generator, clipped=notes["clipped"], held_out=held_out
+            reading or notes["reading"],
+            notes.get("scene"),
+            count,
+            self.generator,
+            clipped=notes["clipped"],
+            held_out=held_out,
         )
         return degraded.to(image), target.to(image.device)
 
