@@ -5,6 +5,7 @@ in PSNR over the self-ensemble of the same restorer, with nothing but the model 
 
     python -m benchmarks.any_restorer run        # photos.DEV: choose settings on these
     python -m benchmarks.any_restorer run --photos test --frames 4 --seeds 1 2 3 --output any_restorer.json
+    python -m benchmarks.any_restorer run --photos test --scenes extreme --frames 30 --output any_restorer-extreme.json
     python -m benchmarks.any_restorer table benchmarks/results/any_restorer.json
 
 ``--real DIR`` adds published restorers, see ``--help``: their weights are not part of the project.
@@ -41,6 +42,7 @@ from tta_restore.engine.run.names import SHIPPED_MODELS
 from tta_restore.metrics import psnr
 from tta_restore.models import RestorerSpec, SizeRequirements, create_model
 
+EXTREMES = ("bright", "dark", "smooth", "detailed", "overexposed")  # crops that estimates fail on most often
 _BORDER = 6  # pixels at each side that do not count
 
 
@@ -165,9 +167,11 @@ def _real_cases(folder: Path) -> dict[str, Case]:
 
 
 def scene(kind: str, index: int, names: tuple[str, ...], size: int, generator: torch.Generator) -> Tensor:
-    """A sharp scene (1, 3, S, S): a crop of a photograph, the same by night with lamps, or text."""
+    """A sharp scene (1, 3, S, S): a crop of a photograph, the same by night with lamps, one of EXTREMES, or text."""
     if kind == "text":
         return _text(size, index)
+    if kind == "extreme":
+        return _extreme(index, names, size, generator)
     photo = photos.load(names[index % len(names)])
     top, left = (int(torch.randint(0, side - size + 1, (), generator=generator)) for side in photo.shape[1:])
     crop = photo[None, :, top : top + size, left : left + size]
@@ -180,6 +184,21 @@ def scene(kind: str, index: int, names: tuple[str, ...], size: int, generator: t
         inside = (axis[:, None] - y).square() + (axis - x).square() <= (radius + 1) ** 2
         lamps = torch.maximum(lamps, inside.float())
     return dark * (1 - lamps) + 3.0 * lamps  # light beyond the sensor's range; targets are clipped
+
+
+def _extreme(index: int, names: tuple[str, ...], size: int, generator: torch.Generator) -> Tensor:
+    """The brightest, darkest, smoothest or most detailed of 32 crops of a photograph, or its brightest, overexposed."""
+    photo, kind = photos.load(names[index // len(EXTREMES) % len(names)]), EXTREMES[index % len(EXTREMES)]
+    crops = []
+    for _ in range(32):
+        top, left = (int(torch.randint(0, side - size + 1, (), generator=generator)) for side in photo.shape[1:])
+        crops.append(photo[None, :, top : top + size, left : left + size])
+    if kind in ("smooth", "detailed"):
+        detail = [float(one.diff(dim=-1).abs().mean() + one.diff(dim=-2).abs().mean()) for one in crops]
+        return crops[detail.index((min if kind == "smooth" else max)(detail))]
+    level = [float(one.mean()) for one in crops]
+    crop = crops[level.index((min if kind == "dark" else max)(level))]
+    return (crop * 0.98 / crop.mean()).clamp(0, 1) if kind == "overexposed" else crop
 
 
 def _text(size: int, index: int) -> Tensor:
@@ -209,9 +228,12 @@ def _text(size: int, index: int) -> Tensor:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255
 
 
-def measure(case: Case, condition: str, names: tuple[str, ...], count: int, seed: int) -> Iterator[dict[str, Any]]:
-    """Measure frame by frame; each is adapted on from the start."""
+def measure(
+    case: Case, condition: str, names: tuple[str, ...], count: int, seed: int, scenes: str | None = None
+) -> Iterator[dict[str, Any]]:
+    """Measure frame by frame; each is adapted on from the start. ``scenes`` replaces the condition's own."""
     camera, kind = case.conditions[condition]
+    kind = scenes or kind
     model, spec = case.load()
     generator = torch.Generator().manual_seed(seed)
     options = ({} if spec is None else {"spec": spec}) | (case.options or {})
@@ -295,6 +317,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--real", type=Path, help="folder of published packages; REAL_RESTORERS names their loaders'")
     parser.add_argument("--only", nargs="*", default=[], help="restorers, or restorer:condition")
     parser.add_argument("--photos", choices=("dev", "test"), default="dev")
+    parser.add_argument("--scenes", choices=("extreme",), help=f"other scenes than the conditions': {EXTREMES} crops")
     parser.add_argument("--frames", type=int, default=4)
     parser.add_argument("--seeds", type=int, nargs="+", default=[7], help="--frames of each")
     parser.add_argument("--worst", type=Path, help="folder for a picture of the worst frame of each row")
@@ -310,6 +333,7 @@ def main(arguments: list[str] | None = None) -> None:
         "date": datetime.date.today().isoformat(),
         "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, torch {torch.__version__}, 1 thread",
         "photos": options.photos,
+        "scenes": options.scenes or "of the conditions",
         "rows": [],
     }
     if options.output and options.output.is_file():
@@ -322,7 +346,7 @@ def main(arguments: list[str] | None = None) -> None:
             row = {"restorer": name, "condition": condition, "commit": commit, "seeds": options.seeds}
             frames: list[dict[str, Any]] = []
             for seed in options.seeds:
-                for frame in measure(case, condition, names, options.frames, seed):
+                for frame in measure(case, condition, names, options.frames, seed, options.scenes):
                     frames.append(frame | {"seed": seed})
                     if options.worst:
                         save_worst(frames, options.worst / f"{name}-{condition.replace(' ', '_')}.png")

@@ -284,7 +284,7 @@ def test_the_error_on_a_frame_needs_no_reference_but_the_noise():
     assert not risk(0.02, 0.0).excluded[rows[0]]
     doubted = risk(0.02, 1.0)
     assert doubted.excluded[rows[0]]
-    assert float(doubted.doubt[rows[0]]) == pytest.approx(2 * 0.02**2 * math.expm1(2) * 0.6, rel=0.05)
+    assert float(doubted.doubt[rows[0]]) == pytest.approx(2 * 0.02**2 * math.expm1(3) * 0.6, rel=0.05)
     assert not doubted.excluded[rows[1]]
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 _STEP = 20  # weights are multiples of 1 / 20
 _HARM = 1.0  # weight of the loss on pairs that the average restores worse than the source
 _SIGNIFICANT = 1.0  # standard errors by which the frame must contradict the pairs
+_DOUBT = 1.5  # standard deviations by which the noise may be larger than was read
 _BORDER = 8  # pixels at each side that do not count: models see no neighbors there
 
 
@@ -62,8 +63,8 @@ class FrameRisk:
 
     @property
     def relative(self) -> Tensor:
-        """Error of each average relative to the source's, (M,)."""
-        return (1 + self.difference / self.source).clamp(min=0)
+        """Error that each average may have, relative to the source's, (M,)."""
+        return (1 + (self.difference + self.doubt) / self.source).clamp(min=0)
 
 
 def frame_risk(
@@ -109,7 +110,7 @@ def frame_risk(
     source = risk[reference]
     deviation = torch.stack(deviations).mean() / len(deviations) ** 0.5
     tolerance = _SIGNIFICANT * deviation * (1 - grid()[:, 1])
-    doubt = 2 * variance * (divergence - divergence[reference]).clamp(min=0) * math.expm1(2 * log_std)
+    doubt = 2 * variance * (divergence - divergence[reference]).clamp(min=0) * math.expm1(2 * _DOUBT * log_std)
     difference = risk - source
     # less the noise, whose variance is not known exactly; no error is negative
     error = max(float(source) - variance * (1 + 1 / strength**2), -float(difference.min()), 0.01 * variance, 1e-7)

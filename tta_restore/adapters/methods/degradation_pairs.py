@@ -664,7 +664,8 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         candidates, noises = [], [noise, -noise]
         for signed in noises:
             first = y + _RECORRUPTION * signed
-            images = [upsampled(first, sampler.scale), self._image("source", first), self._image("teacher", first)]
+            restored = [self.ensemble(role, first).image.float().clamp(0, 1) for role in ("source", "teacher")]
+            images = [upsampled(first, sampler.scale), *restored]
             for stage, part in stages:
                 images = [stage.apply(one.clamp(0, 1), part, self.generator) for one in images]
             candidates.append((images[0], images[1], images[2]))
