@@ -25,7 +25,7 @@ def test_costs_are_counted_in_self_ensembles():
 
 
 def test_a_run_that_is_cut_keeps_its_frames(tmp_path, monkeypatch):
-    def measure(case, condition, names, count, seed):
+    def measure(case, condition, names, count, seed, scenes):
         for index in range(count):
             if index == 2:
                 raise KeyboardInterrupt
@@ -40,3 +40,18 @@ def test_a_run_that_is_cut_keeps_its_frames(tmp_path, monkeypatch):
     (row,) = json.loads(output.read_text())["rows"]
     assert row["summary"]["frames"] == len(row["each"]) == 2
     assert row["summary"]["mean"] == 1
+
+
+def test_extreme_scenes_are_the_extremes_of_their_photograph():
+    names = ("gravel", "grace_hopper")
+
+    def scene(index):
+        return any_restorer.scene("extreme", index, names, 64, torch.Generator().manual_seed(0))
+
+    def detail(image):
+        return float(image.diff(dim=-1).abs().mean())
+
+    bright, dark, smooth, detailed, overexposed = (scene(index) for index in range(5, 10))  # of the second photograph
+    assert dark.mean() < smooth.mean() < bright.mean() < overexposed.mean()
+    assert detail(smooth) < detail(bright) < detail(detailed)
+    assert overexposed.max() == 1
