@@ -474,6 +474,19 @@ def test_the_residuals_of_source_and_student_both_count(monkeypatch):
     assert limits["max_student"] == limits["max_input"] == 0  # pairs of a wrong noise say nothing of either
 
 
+def test_one_frame_does_not_decide_for_the_camera(monkeypatch):
+    chosen = iter([[0.0, 0.2, 0.8], [0.0, 0.1, 0.9], [0.0, 1.0, 0.0]])
+    monkeypatch.setattr(_blend, "choose", lambda *a, **options: _blend.grid().tolist().index(next(chosen)))
+    adapter = DegradationPairs(Filter(), spec=DENOISE, steps=2, lr=1e-4, calibration_frames=9)
+    monkeypatch.setattr(adapter, "_is_complete", lambda: False)
+    trusted, weights = [], []
+    for seed in range(3):
+        trusted.append(adapter.adapt(_frame(40, seed)[0]).metrics["trust"])
+        weights.append(adapter.memory["weights"][2])
+    assert trusted == [0.8, 0.9, 0.0]
+    assert weights == [0.8, 0.8, 0.8]
+
+
 def test_content_that_a_steady_student_removes_is_kept():
     """A frame of a known camera with strokes as fine as its noise gets more of the source."""
     adapter = DegradationPairs(Filter(), spec=DENOISE, steps=24, lr=1e-3, calibration_frames=1)

@@ -36,12 +36,14 @@ _LOWER = (3e-5, 1e-5)  # tried one after another if all of those fall behind the
 _TRIAL = 16  # a trial takes this part of a frame's steps, from 4 to 8 of them
 _INTERVAL = 12  # steps between two looks at the held-out pairs
 _HELD_OUT = 12  # held-out pairs
+_RECENT = 3  # frames whose weights are compared for the camera's
 _DOUBT = (-1.0, 0.0, 1.0)  # standard deviations by which the estimate may be wrong where the output is decided
 _BACK_OFF = 0.15  # dB below its best from which the student returns to its best, at half the rate
 _PATIENCE = 3  # looks without a new best after which a frame's steps end
 _MIN_PROGRESS = 0.05  # dB by which a new best has to be better
 _STEADY = 2  # frames in a row that gain less than _MIN_GAIN each, after which adaptation ends
 _MIN_GAIN = 0.1  # dB of lead; the best of several looks at few pairs is a little too good
+_STEADY_LEAD = 0.8  # dB of lead that count at most against content that a steady student removes from a frame
 _KEPT_LEAD = 0.5  # part of the lead that the student must keep on a frame of the same camera
 _WITHOUT_LEAD = 0.4  # part of the threshold of a change for a student that has no lead
 _DOUBTFUL = 2  # frames of a steady camera in a row without that lead, which are a change
@@ -52,7 +54,7 @@ _SILENT = 10.0  # seconds of a frame's steps before their progress is shown
 _LR_HALF_LIFE = 192.0  # steps after which the learning rate has halved
 _DEBLURRING = ("defocus", "motion", "sr")
 # What is kept of a camera
-_CAMERA = ("readings", "rate", "lead", "exported_lead", "weights", "correlation", "unimproved", "adapted")
+_CAMERA = ("readings", "rate", "lead", "exported_lead", "weights", "recent", "correlation", "unimproved", "adapted")
 _BUDGET = re.compile(r"(\d+(?:\.\d+)?)\s*(s|x)")
 
 
@@ -218,6 +220,7 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
             "lead": 0.0,
             "exported_lead": 0.0,
             "weights": [0.0, 1.0, 0.0],
+            "recent": [],
             "correlation": [],
             "unimproved": 0,
             "adapted": 0,
@@ -442,7 +445,7 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         memory["known"] = known[max(len(known) - self.num_cached, 0) :]
         memory.update(phase="changed", interval=1)
         if not again:
-            memory.update(rate=entry.get("rate", 0.0), unimproved=0, adapted=0, readings=[])
+            memory.update(rate=entry.get("rate", 0.0), unimproved=0, adapted=0, readings=[], recent=[])
             start = f"earlier weights, {lead:.1f} dB ahead of the source" if entry else "the source"
             frame.messages.append(f"the degradation changed; adaptation starts from {start}")
             return False
@@ -531,13 +534,16 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         index = int(self.processes.agree(index))
         weights = _blend.grid()[index].tolist()
         notes["weights"] = weights
-        memory["weights"], memory["lead"] = weights, notes["best"]
+        memory["recent"] = [*memory["recent"], weights][-_RECENT:]
+        # one frame that the student does not suit does not decide for the camera
+        memory["weights"] = sorted(memory["recent"], key=lambda one: one[2])[(len(memory["recent"]) - 1) // 2]
+        memory["lead"] = notes["best"]
         progress = notes["best"] - notes["first"]
         memory["unimproved"] = memory["unimproved"] + 1 if progress < _MIN_GAIN else 0
         memory["adapted"] += 1
         memory["phase"] = "steady" if self._is_complete() else "calibrating"
-        averaged = float(-10 * pairs[index, len(_DOUBT) // 2].clamp(min=1e-6).log10().mean())
-        self._merge(frame, averaged)
+        index = _blend.grid().tolist().index(memory["weights"])
+        self._merge(frame, float(-10 * pairs[index, len(_DOUBT) // 2].clamp(min=1e-6).log10().mean()))
         frame.metrics.update(
             trust=weights[2], input_weight=weights[0], lead=notes["best"], rate=memory["rate"], taken=notes["taken"]
         )
@@ -605,7 +611,7 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
             image = frame.scratch["teacher"].image
         across, near = self.memory["correlation"]
         excess = self._structure_excess(frame.region, image, (across, near))
-        share = _trust.structure_share(excess, self.memory["lead"], scale=1)
+        share = _trust.structure_share(excess, min(self.memory["lead"], _STEADY_LEAD), scale=1)
         frame.metrics["structure_excess"] = excess
         if share == 1:
             return weights
