@@ -43,7 +43,7 @@ _PATIENCE = 3  # looks without a new best after which a frame's steps end
 _MIN_PROGRESS = 0.05  # dB by which a new best has to be better
 _STEADY = 2  # frames in a row that gain less than _MIN_GAIN each, after which adaptation ends
 _MIN_GAIN = 0.1  # dB of lead; the best of several looks at few pairs is a little too good
-_STEADY_LEAD = 0.8  # dB of lead that count at most against content that a steady student removes from a frame
+_STEADY_LEAD = 0.8  # part of the lead that counts against content that a steady student removes from a frame
 _KEPT_LEAD = 0.5  # part of the lead that the student must keep on a frame of the same camera
 _WITHOUT_LEAD = 0.4  # part of the threshold of a change for a student that has no lead
 _DOUBTFUL = 2  # frames of a steady camera in a row without that lead, which are a change
@@ -611,7 +611,7 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
             image = frame.scratch["teacher"].image
         across, near = self.memory["correlation"]
         excess = self._structure_excess(frame.region, image, (across, near))
-        share = _trust.structure_share(excess, min(self.memory["lead"], _STEADY_LEAD), scale=1)
+        share = _trust.structure_share(excess, _STEADY_LEAD * self.memory["lead"], scale=1)
         frame.metrics["structure_excess"] = excess
         if share == 1:
             return weights
