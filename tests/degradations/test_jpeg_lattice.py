@@ -101,6 +101,14 @@ def test_noise_near_black_and_white_shows_compression(level, quality):
     assert estimate_jpeg(after).probability == 0
 
 
+def test_gray_noise_in_gray_images_is_no_sign_of_compression():
+    noise = Noise(20 / 255)
+    image = noise.apply(photos.load("moon")[None, :1, :128, :128], noise.sample(seeded(), 1), seeded())
+    image = (image.clamp(0, 1) * 255).round() / 255
+    assert estimate_jpeg(image[0].expand(3, -1, -1)).probability == 0
+    assert estimate_jpeg(image[0]).probability == 0
+
+
 def test_the_pattern_of_a_color_filter_is_no_grid():
     """Detail that repeats after two pixels, and gray texture, are not those of blocks."""
     image = photos.load("gravel")[:, :192, :192].clone()
