@@ -288,6 +288,13 @@ def test_the_error_on_a_frame_needs_no_reference_but_the_noise():
     assert not doubted.excluded[rows[1]]
 
 
+def test_noise_that_may_be_there_counts():
+    reading = dataclasses.replace(Estimator().read(_frame(0)[0]), noise=torch.tensor([math.log(1.6 / 255), 0.3]))
+    assert not _trust.is_noisy(reading)
+    assert _trust.is_noisy(reading, doubt=1.0)
+    assert not _trust.is_noisy(dataclasses.replace(reading, noise=torch.tensor([math.log(1.6 / 255), 0.2])), doubt=1.0)
+
+
 def test_frames_that_show_no_blur_earn_no_trust_in_it():
     reading = dataclasses.replace(Estimator().read(_frame(0)[0]), blur=torch.tensor([math.log(0.3), 1.1]))
     assert _trust.max_input([reading]) == 0

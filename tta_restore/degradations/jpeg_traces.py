@@ -23,7 +23,6 @@ _COLOR_NOISE = 0.3  # noise in differences of channels relative to that of lumin
 _COLORED = 1.0  # mean range of the channels from which an image is not gray
 _ROUNDING = 0.7  # detail in differences of channels by rounding
 _MIN_LINES = 6  # borders of blocks that are enough to judge by
-_SMOOTHEST = 5  # the inverse of the part of the blocks that shows the noise
 
 
 def zeros_grid(luma: Tensor, dct: Tensor, zero: float) -> tuple[float, list[tuple[int, int]]]:
@@ -81,10 +80,10 @@ def lacks_color(image: Tensor) -> tuple[bool, bool]:
     colored = _blocks(_haar(*_quads(color))[0], 8).mean(0)
     height, width = (min(sides) for sides in zip(fine.shape[1:], half.shape[1:], strict=True))
     fine, half, colored = (part[..., :height, :width].flatten(-2) for part in (fine, half, colored))
-    smooth = fine[0].argsort()[: max(fine.shape[1] // _SMOOTHEST, 4)]
-    diagonal, across, down = fine[:, smooth].mean(1).sqrt().tolist()
-    level = float(colored[smooth].mean().sqrt())
-    white = max(across, down) < _WHITE * diagonal and float(half[0, smooth].mean()) < (_WHITE_SCALE * diagonal) ** 2
+    smooth = fine[0].argsort()[: max(fine.shape[1] // 2, 4)]  # medians: a few of them have edges
+    diagonal, across, down = fine[:, smooth].median(1).values.sqrt().tolist()
+    coarser, level = (float(part[smooth].median().sqrt()) for part in (half[0], colored))
+    white = max(across, down) < _WHITE * diagonal and coarser < _WHITE_SCALE * diagonal
     lacking = level < _COLOR_NOISE * diagonal
     return lacking or level < _ROUNDING, lacking and white and diagonal > _MIN_NOISE
 

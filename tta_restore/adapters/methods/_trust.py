@@ -7,6 +7,7 @@ were chosen.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -86,9 +87,9 @@ def is_compressed(readings: Sequence[Reading]) -> bool:
     return any(reading.mean["jpeg_quality"] < _MIN_QUALITY for reading in readings)
 
 
-def is_noisy(reading: Reading) -> bool:
-    """Return whether the noise is strong enough to measure errors on a frame."""
-    return 255 * reading.mean["noise_std"] >= _MIN_MEASURED
+def is_noisy(reading: Reading, doubt: float = 0.0) -> bool:
+    """Return whether the noise is strong enough to measure errors on a frame, or may be, by some standard deviations."""
+    return 255 * reading.mean["noise_std"] * math.exp(doubt * float(reading.noise[1])) >= _MIN_MEASURED
 
 
 def structure_share(excess: float, lead: float, *, scale: int) -> float:

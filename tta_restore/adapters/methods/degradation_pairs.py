@@ -571,8 +571,8 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         self.memory["correlation"] = []
         if sampler.sharpens and sampler.scale == 1:
             return share, _trust.max_input(readings)
-        if sampler.sharpens and not _trust.is_noisy(notes["reading"]):
-            return share, 1.0
+        if sampler.sharpens and not _trust.is_noisy(notes["reading"], doubt=1.0):
+            return share, float(_trust.is_compressed(readings))  # bicubic upsampling adds no noise or artifacts
         if not sampler.sharpens and _trust.is_compressed(readings):
             return share, 1.0
         degraded, _ = notes["held_out"]
