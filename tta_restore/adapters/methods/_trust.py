@@ -88,7 +88,7 @@ def is_compressed(readings: Sequence[Reading]) -> bool:
 
 
 def is_noisy(reading: Reading, doubt: float = 0.0) -> bool:
-    """Return whether the noise suffices to measure errors on a frame, or may do so with ``doubt`` standard deviations."""
+    """Return whether the noise, or ``doubt`` standard deviations more, suffices to measure errors on a frame."""
     return 255 * reading.mean["noise_std"] * math.exp(doubt * float(reading.noise[1])) >= _MIN_MEASURED
 
 
