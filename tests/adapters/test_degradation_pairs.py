@@ -303,6 +303,18 @@ def test_frames_that_show_no_blur_earn_no_trust_in_it():
     assert _trust.max_input([dataclasses.replace(reading, blur=torch.tensor([math.log(0.3), 0.5]))]) == 1
 
 
+def test_soft_content_earns_little_trust_in_a_lens():
+    """Where a frame has no detail, any blur reads alike; noise is another matter."""
+    options = {"sharpens": True, "scale": 1, "denoises": False}
+    reading = dataclasses.replace(
+        Estimator().read(_frame(0)[0]), blur=torch.tensor([math.log(2.5), 0.2]), jpeg=torch.tensor([0.0, 100.0, 1.0])
+    )
+    for confidence, level, share in ((3.2, 1, 0.8), (2.9, 1, 0.4), (2.2, 1, 0.12), (2.2, 5, 0.8)):
+        noise = torch.tensor([math.log(level / 255), 0.1])
+        one = dataclasses.replace(reading, weights=torch.tensor([1.0, confidence, 9.0]), noise=noise)
+        assert _trust.max_student(2.0, [one], **options) == pytest.approx(share, abs=1e-3)
+
+
 def test_what_no_one_can_use_is_refused():
     for options, words in (({"task": "fog"}, "task"), ({"batch_size": 0}, "batch_size"), ({"lr": 0.0}, "lr")):
         with pytest.raises(ValueError, match=f"DegradationPairs: expected {words}"):
@@ -338,6 +350,7 @@ def test_trust_grows_with_the_lead_and_falls_with_what_is_read_badly(task, blur,
         Estimator().read(_frame(0)[0]),
         blur=torch.tensor([math.log(blur), 0.1]),
         jpeg=torch.tensor([float(quality < 100), quality, 1.0]),
+        weights=torch.full((4,), 3.2),
     )
     sharpens = task in ("defocus", "sr")
     options = {"sharpens": sharpens, "scale": 2 if task == "sr" else 1, "denoises": task == "denoise"}

@@ -29,6 +29,9 @@ _SHARP, _SHARP_COMPRESSED = (0.8, 1.2), (0.6, 0.85)
 _UNKNOWN = (0.8, 1.0)  # standard deviations of the log radius from which it is less and not known
 # Blur radii in pixels between which the weight of a student that removes blur grows, and its limits
 _SURE_BLUR, _MIN_SHARE, _MAX_SHARE = (1.2, 2.0), 0.3, 0.8
+# Confidence of the estimator in the middle of the places of a frame without noise: soft content reads as blur below,
+# and says nothing of the lens; and the part of the weight that is left then
+_CONFIDENT, _UNSURE_SHARE = (2.6, 3.2), 0.15
 _SURE_BLUR_UPSCALING = (0.65, 0.85)  # soft content of small frames reads as up to 0.67 pixels
 _LARGE_BLUR_UPSCALING = (1.5, 2.0)  # and soft frames as more than any that is worth upscaling
 # Correlation of the residual, beyond that on pairs and per dB of lead, that is trusted fully and not any more
@@ -65,6 +68,9 @@ def max_student(lead: float, readings: Sequence[Reading], *, sharpens: bool, sca
     radius = min(reading.mean["blur_radius"] for reading in readings)
     if sharpens and scale == 1:
         share *= min(max(_position(radius, _SURE_BLUR), _MIN_SHARE), _MAX_SHARE) * _known(readings)
+        if not compressed and not any(is_noisy(reading) for reading in readings):
+            confidence = min(float(reading.weights.median()) for reading in readings)
+            share *= max(_position(confidence, _CONFIDENT), _UNSURE_SHARE)
     elif sharpens:
         share *= 1 - _position(max(reading.mean["blur_radius"] for reading in readings), _LARGE_BLUR_UPSCALING)
         if not any(is_noisy(reading) for reading in readings):
