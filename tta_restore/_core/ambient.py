@@ -1,10 +1,12 @@
-"""Keep the caller's defaults and random numbers apart from those of the library and the models that it runs."""
+"""Keep the caller's defaults, random numbers, graphs and forks apart from the library and the models that it runs."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import random
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ParamSpec, TypeVar
 
@@ -13,7 +15,14 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["GlobalRandom", "global_random", "outside_of_graphs", "usual_defaults", "with_usual_defaults"]
+__all__ = [
+    "GlobalRandom",
+    "delay_forks",
+    "global_random",
+    "outside_of_graphs",
+    "usual_defaults",
+    "with_usual_defaults",
+]
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -24,6 +33,9 @@ _FLOATING = frozenset(
     ]
 )  # fmt: skip
 _INFERRED = frozenset([torch.arange, torch.tensor, torch.as_tensor, torch.full])
+
+_forks = threading.RLock()
+os.register_at_fork(before=_forks.acquire, after_in_parent=_forks.release, after_in_child=_forks.release)
 
 
 class GlobalRandom:
@@ -132,3 +144,8 @@ def outside_of_graphs(function: Callable[_P, _R]) -> Callable[_P, _R]:
         return function(*arguments, **keywords)
 
     return run
+
+
+def delay_forks() -> contextlib.AbstractContextManager[bool]:
+    """Return a context within which other threads wait to fork; a child would find a half imported module locked."""
+    return _forks

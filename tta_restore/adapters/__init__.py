@@ -10,7 +10,6 @@ from tta_restore.adapters.baselines.sar import SAR
 from tta_restore.adapters.baselines.srtta import SRTTA
 from tta_restore.adapters.calibration import CalibrationReport, calibrate
 from tta_restore.adapters.frame import FrameContext, StepReport
-from tta_restore.adapters.guards import Guards
 from tta_restore.adapters.injection import Semantic
 from tta_restore.adapters.methods._muon import Muon
 from tta_restore.adapters.methods.causiam import CauSiam
@@ -25,6 +24,7 @@ from tta_restore.adapters.plan import Plan
 from tta_restore.adapters.recommended import recommended
 from tta_restore.adapters.registry import create_adapter, list_adapters
 from tta_restore.adapters.select import select_parameters
+from tta_restore.adapters.state import Guards
 from tta_restore.adapters.tiling import CenterCrop, Tiles, Windows
 from tta_restore.adapters.views import resolve_views
 

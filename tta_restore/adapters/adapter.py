@@ -18,8 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from tta_restore._core import checks
-from tta_restore._core.ambient import outside_of_graphs
-from tta_restore._core.forks import delay_forks
+from tta_restore._core.ambient import delay_forks, outside_of_graphs
 from tta_restore._core.processes import Processes
 from tta_restore.adapters import checkpoint, registry
 from tta_restore.adapters import plan as plans
@@ -28,16 +27,14 @@ from tta_restore.adapters.arguments import fit_arguments, name_inputs, view_argu
 from tta_restore.adapters.backbone import Backbone
 from tta_restore.adapters.examination import expect_exchangeable, expect_unsharded
 from tta_restore.adapters.frame import FrameContext, StepReport
-from tta_restore.adapters.guards import Guards
 from tta_restore.adapters.injection import Semantic
 from tta_restore.adapters.select import Select, select_parameters, subspaces
 from tta_restore.adapters.settings import RecordedModule
-from tta_restore.adapters.state import ParameterSet, State, map_tensors
+from tta_restore.adapters.state import Guards, ParameterSet, State, map_tensors
 from tta_restore.adapters.tiling import CenterCrop, Tiles, Windows, by_frames
 from tta_restore.adapters.views import NAMED, View, Views, resolve_views
 from tta_restore.models import Restoration, RestorerSpec, as_restorer
 from tta_restore.models.restorer import outputs
-from tta_restore.models.restorer.second_order import differentiate, third_party_functions
 
 if TYPE_CHECKING:
     from tta_restore.adapters.calibration import CalibrationReport
@@ -167,6 +164,8 @@ class Adapter(RecordedModule):
             training=mode == "train",
             share=share_prefix,
             memory_format=memory_format,
+            asker=name,
+            adapts=select is not None,
         )
         injected = None if self.injection is None else self.injection.weights()
         self.adapted = () if select is None else select_parameters(self._backbone.root, select, injected=injected)
@@ -183,8 +182,9 @@ class Adapter(RecordedModule):
         self._live: State | None = None  # the one that a frame works on
         self._generator: torch.Generator | None = None
         self._frame: FrameContext | None = None  # the one in work
+        self._source: ParameterSet | None = None  # the model's own tensors, while a frame is in work
         self._moved = False  # whether a step ever changed the student, so that it need not be watched any more
-        self._accumulates = False  # whether gradients are found in .grad, see :func:`differentiate`
+        self._accumulates = False  # whether gradients are found in .grad, see :func:`outputs.differentiate`
         self._warned = False  # of values outside [0, 1]
         self._remarked = False  # of what the backbone has to say
         self._detached = False
@@ -357,7 +357,7 @@ class Adapter(RecordedModule):
         with self._backbone.lock:
             return (
                 vars(self)
-                | {"_state": None, "_live": None, "_generator": None, "_frame": None}
+                | {"_state": None, "_live": None, "_generator": None, "_frame": None, "_source": None}
                 | {"_saved": None if self._detached else self.state.tree()}
             )
 
@@ -398,11 +398,10 @@ class Adapter(RecordedModule):
     @property
     def source(self) -> ParameterSet:
         """The model's own tensors, at least float32."""
-        expect_exchangeable(type(self).__name__, self.restorer.module, self.adapted or None)
-        own = self._backbone.parameters()
-        return {
-            name: own[name].detach().to(torch.promote_types(own[name].dtype, torch.float32)) for name in self.adapted
-        }
+        if self._source is None:
+            expect_exchangeable(type(self).__name__, self.restorer.module, self.adapted or None)
+            return self._own_tensors()
+        return self._source
 
     @property
     def generator(self) -> torch.Generator:
@@ -476,9 +475,9 @@ class Adapter(RecordedModule):
             RuntimeError: it depends on none, or an operator has no second derivative.
         """
         tensors = [tensor for role in roles for tensor in self.state.sets[role].values()]
-        self._accumulates = self._accumulates or any(True for _ in third_party_functions(loss))
+        self._accumulates = self._accumulates or next(outputs.third_party_functions(loss), None) is not None
         try:
-            gradients = differentiate(loss, tensors, accumulate=self._accumulates) if loss.requires_grad else []
+            gradients = outputs.differentiate(loss, tensors, accumulate=self._accumulates) if loss.requires_grad else []
         except RuntimeError as error:
             if "scaled_dot_product" not in str(error):
                 raise
@@ -491,7 +490,8 @@ class Adapter(RecordedModule):
                 f"{type(self).__name__}: the loss depends on none of the {len(tensors)} adapted tensors "
                 f"({', '.join(self.adapted[:3])}, ...); models.probe shows which weights a gradient reaches"
             )
-        self.processes.average([gradient for gradient in gradients if gradient is not None])
+        if self.processes.count > 1:
+            self.processes.average([gradient for gradient in gradients if gradient is not None])
         return gradients
 
     def step(self, frame: FrameContext, gradients: list[Tensor | None]) -> str | None:
@@ -741,7 +741,6 @@ class Adapter(RecordedModule):
     def _session(self, x: Tensor, arguments: dict[str, Any] | None = None) -> Iterator[FrameContext]:
         arguments = arguments or {}
         self._expect_attached()
-        expect_exchangeable(type(self).__name__, self.restorer.module, self.adapted or None)
         with torch.inference_mode(False):
             image = self._clip_of(x.clone() if x.is_inference() else x.detach())
         companions = [module for name, module in self.named_children() if name != "restorer"]
@@ -754,15 +753,27 @@ class Adapter(RecordedModule):
                     f"{type(self).__name__}: {type(self._backbone.root).__name__} cannot be run with other weights on "
                     f"a private copy, and other threads must not get adapted weights: {self._backbone.problem}"
                 )
-            self._expect_dense(image)
-            region = image if self.region is None else self.region(image, self.restorer.known_spec(image).size)
+            spec = self.restorer.known_spec(image)
+            self._expect_dense(image, spec)
+            region = image if self.region is None else self.region(image, spec.size)
             self._backbone.share(region)
             if self._backbone.remark and not self._remarked:
                 self._remarked = True
                 warnings.warn(f"{type(self).__name__}: {self._backbone.remark}", stacklevel=5)
-            self._frame = FrameContext(image=image, region=region, steps=self.steps, arguments=arguments)
-            stack.callback(setattr, self, "_frame", None)
+            self._source = self._own_tensors()
+            self._frame = FrameContext(image, region, self.steps, arguments, cropped=region is not image)
+            stack.callback(self._leave)
             yield self._frame
+
+    def _own_tensors(self) -> ParameterSet:
+        own = self._backbone.parameters()
+        return {
+            name: own[name].detach().to(torch.promote_types(own[name].dtype, torch.float32)) for name in self.adapted
+        }
+
+    def _leave(self) -> None:
+        """Discard what belongs to the frame in work."""
+        self._live = self._generator = self._frame = self._source = None
 
     @contextlib.contextmanager
     def _working_on(self, state: State) -> Iterator[None]:
@@ -814,7 +825,7 @@ class Adapter(RecordedModule):
         return None if role == "source" else self.state.sets[role]
 
     def _named(self, inputs: tuple[Any, ...], arguments: dict[str, Any]) -> dict[str, Any]:
-        return name_inputs(type(self).__name__, self._backbone.root, inputs, arguments)
+        return name_inputs(type(self).__name__, self._backbone.root, inputs, arguments) if inputs else arguments
 
     def _keywords(self, role: str, image: Tensor) -> dict[str, Any]:
         """Keywords for the model: those of the call, cut as the image is cut from the frame, and the context."""
@@ -860,16 +871,19 @@ class Adapter(RecordedModule):
         return self._backbone.restore(tensors, image, **arguments)
 
     def _restore_views(self, image: Tensor, tensors: ParameterSet | None, arguments: dict) -> Restoration:
-        there, back = self.views[0]
-        first = self._backbone.restore(tensors, there(image), **view_arguments(arguments, there, image))
-        restored = back(first.image)
+        first = self._restore_view(self.views[0], image, tensors, arguments)
         if len(self.views) == 1:
-            return first.with_image(restored)
-        total = restored.float()
-        for there, back in self.views[1:]:
-            other = self._backbone.restore(tensors, there(image), **view_arguments(arguments, there, image))
-            total = total + back(other.image).float()
-        return first.with_image((total / len(self.views)).to(restored.dtype))
+            return first
+        total = first.image.float()
+        for view in self.views[1:]:
+            total = total + self._restore_view(view, image, tensors, arguments).image.float()
+        return first.with_image((total / len(self.views)).to(first.image.dtype))
+
+    def _restore_view(self, view: View, image: Tensor, tensors: ParameterSet | None, arguments: dict) -> Restoration:
+        there, back = view
+        turned = arguments and view_arguments(arguments, there, image)
+        restoration = self._backbone.restore(tensors, there(image), **turned)
+        return restoration.with_image(back(restoration.image))
 
     def _restore_weighted(
         self, image: Tensor, parts: list[tuple[float, ParameterSet | None, dict]], arguments: dict
@@ -882,9 +896,9 @@ class Adapter(RecordedModule):
             raise ValueError(f"{type(self).__name__}: expected weights of at least one role, got none")
         return total
 
-    def _expect_dense(self, image: Tensor) -> None:
+    def _expect_dense(self, image: Tensor, spec: RestorerSpec) -> None:
         """Raise where a model that returns no image, such as a classifier, would have one transformed or tiled."""
-        if self.restorer.known_spec(image).dense:
+        if spec.dense:
             return
         name = type(self).__name__
         if self.views_name in NAMED and self.views_name != "identity":
@@ -919,8 +933,7 @@ class Adapter(RecordedModule):
         return self.roles if self.adapted else ()
 
     def _devices(self) -> dict[str, torch.device]:
-        own = self._backbone.parameters()
-        return {name: own[name].device for name in self.adapted}
+        return {name: tensor.device for name, tensor in self.source.items()}
 
     def _expect_whole(self) -> None:
         """Raise where the model's weights have no values here, or are sharded over processes."""
@@ -935,7 +948,7 @@ class Adapter(RecordedModule):
 def _after_fork() -> None:
     """Discard frames that other threads of the parent process were working on."""
     for adapter in list(_adapters):
-        adapter._live = adapter._generator = adapter._frame = None
+        adapter._leave()
 
 
 os.register_at_fork(after_in_child=_after_fork)

@@ -14,14 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from tta_restore._core.ambient import global_random, usual_defaults
-from tta_restore.adapters.examination import examine_copies
+from tta_restore.adapters.examination import examine_copies, expect_exchangeable
 from tta_restore.adapters.injection import CONTEXT, Injection
 from tta_restore.adapters.prefix_cache import PrefixCache
 from tta_restore.adapters.replica import Outside, Replica, outside_functions
 from tta_restore.models import Restoration, Restorer, RestorerSpec
 from tta_restore.models.restorer import outputs
-from tta_restore.models.restorer.contents import fingerprint
-from tta_restore.models.restorer.preserve import preserve_state
+from tta_restore.models.restorer.preserve import fingerprint, preserve_state
 
 __all__ = ["Backbone", "lock_of"]
 
@@ -74,7 +73,13 @@ class Backbone:
         training: bool = False,
         share: bool = True,
         memory_format: torch.memory_format = torch.contiguous_format,
+        asker: str = "adapter",
+        adapts: bool = False,
     ) -> None:
+        self.asker = asker
+        """Name in errors."""
+        self.adapts = adapts
+        """True if weights are to be exchanged."""
         self.restorer = restorer
         self.injection = injection
         self.training = training
@@ -106,6 +111,8 @@ class Backbone:
             training=self.training,
             share=self.prefix is not None,
             memory_format=self.memory_format,
+            asker=self.asker,
+            adapts=self.adapts,
         )
         twin.copies, twin.problem, twin.remark = self.copies, self.problem, self.remark
         twin.reuses_memory, twin._draws = self.reuses_memory, self._draws
@@ -146,7 +153,7 @@ class Backbone:
 
     def share(self, frame: Tensor) -> None:
         """Name the tensor whose frozen prefix the coming passes share, until the session ends."""
-        if self.prefix is not None:
+        if self.prefix is not None and self.prefix.names != ():
             self.prefix.share(frame)
 
     @contextlib.contextmanager
@@ -253,8 +260,14 @@ class Backbone:
         return host
 
     def _start(self, frame: Tensor, arguments: Mapping[str, Any]) -> bool:
-        """Make the replicas ready; return whether there are any."""
+        """Make the replicas ready; return whether there are any.
+
+        Raises:
+            TypeError: the model's weights cannot be exchanged (any more).
+            ValueError: they have no values.
+        """
         if self.copies is None:
+            expect_exchangeable(self.asker, self.root, self.adapts or None)
             found = examine_copies(
                 self._replica,
                 self.restorer,
@@ -269,12 +282,14 @@ class Backbone:
             if found.replicas is not None:
                 self._with_graph, self._without = found.replicas
         if not self.copies:
+            expect_exchangeable(self.asker, self.root, self.adapts or None)
             if self._without is None:
                 self._with_graph = self._without = Outside(self.restorer.module, self.root)
             return False
         now = fingerprint(self.root)
         replicas = [host for host in (self._with_graph, self._without) if isinstance(host, Replica)]
         if len(replicas) < 2 or any(replica.fingerprint != now for replica in replicas):
+            expect_exchangeable(self.asker, self.root, self.adapts or None)
             self._with_graph, self._without = replicas = [self._replica(), self._replica()]
         for replica in replicas:
             replica.start(training=self.training)
@@ -285,7 +300,7 @@ class Backbone:
         for host in (self._with_graph, self._without):
             if isinstance(host, Replica):
                 host.end()
-        if self.prefix is not None:
+        if self.prefix is not None and self.prefix.frame is not None:
             self.prefix.share(None)
 
     def _replica(self) -> Replica:

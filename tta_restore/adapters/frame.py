@@ -27,6 +27,7 @@ class FrameContext:
         messages: sentences for the :class:`StepReport`.
         grad_norm: norm of the latest gradient.
         learning_rate: learning rate of the latest step.
+        cropped: whether adaptation uses a part of the frame only.
     """
 
     image: Tensor
@@ -40,11 +41,7 @@ class FrameContext:
     messages: list[str] = field(default_factory=list)
     grad_norm: float | None = None
     learning_rate: float | None = None
-
-    @property
-    def cropped(self) -> bool:
-        """Return whether adaptation uses a part of the frame only."""
-        return self.region is not self.image
+    cropped: bool = False
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from tta_restore.models.restorer import outputs
-from tta_restore.models.restorer.contents import Contents, fingerprint, held
-from tta_restore.models.restorer.preserve import put_back, set_mode
+from tta_restore.models.restorer.preserve import Contents, fingerprint, held, put_back, set_mode
 
 __all__ = ["Outside", "Replica", "Watch", "copy_module", "outputs_agree", "outside_functions"]
 

@@ -23,8 +23,7 @@ from torch.utils.flop_counter import flop_registry
 from tta_restore._core.ambient import with_usual_defaults
 from tta_restore.models.complexity import CountingMode
 from tta_restore.models.restorer.preserve import preserve_state
-from tta_restore.models.restorer.restorer import Restorer, as_restorer
-from tta_restore.models.restorer.spec import RestorerSpec
+from tta_restore.models.restorer.restorer import Restorer, RestorerSpec, as_restorer
 
 __all__ = ["Competence", "competence"]
 

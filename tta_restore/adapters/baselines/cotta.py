@@ -11,9 +11,9 @@ from torch import Tensor
 from tta_restore._core import checks
 from tta_restore.adapters.baselines.entropy import Variant, entropy
 from tta_restore.adapters.frame import FrameContext
-from tta_restore.adapters.guards import Guards
 from tta_restore.adapters.methods.siam_ctta import SiamCTTA
 from tta_restore.adapters.select import Select
+from tta_restore.adapters.state import Guards
 from tta_restore.adapters.views import View, Views
 
 

@@ -11,9 +11,9 @@ from tta_restore._core import checks
 from tta_restore.adapters import state as parameter_sets
 from tta_restore.adapters.adapter import Adapter
 from tta_restore.adapters.frame import FrameContext
-from tta_restore.adapters.guards import Guards
 from tta_restore.adapters.injection import Semantic
 from tta_restore.adapters.select import Select
+from tta_restore.adapters.state import Guards
 from tta_restore.adapters.views import Views
 from tta_restore.models import Restoration, RestorerSpec, as_restorer
 from tta_restore.models.restorer import outputs

@@ -11,7 +11,7 @@ from torch import Tensor
 from tta_restore._core import checks
 from tta_restore.adapters.baselines.entropy import EntropyAdapter, Variant, entropy, view_variance
 from tta_restore.adapters.frame import FrameContext
-from tta_restore.adapters.guards import Guards
+from tta_restore.adapters.state import Guards
 
 
 class SAR(EntropyAdapter, method="sar"):

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from tta_restore._core import checks
-from tta_restore.adapters.guards import Guards
 from tta_restore.adapters.injection import Semantic
 from tta_restore.adapters.methods.siam_ctta import SiamCTTA
 from tta_restore.adapters.select import Select
+from tta_restore.adapters.state import Guards
 from tta_restore.adapters.tiling import CenterCrop
 from tta_restore.nn import OpenClipEncoder
 

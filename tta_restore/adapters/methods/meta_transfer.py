@@ -13,12 +13,11 @@ from torch.func import functional_call
 from tta_restore._core import checks as _checks
 from tta_restore.adapters.adapter import Adapter
 from tta_restore.adapters.frame import FrameContext
-from tta_restore.adapters.guards import Guards
 from tta_restore.adapters.methods.clip_model import restored_images
 from tta_restore.adapters.methods.discriminator import DiscriminatorTrainer
 from tta_restore.adapters.methods.inner_loop import InnerLoop, InnerLoopSettings, InnerSample, LoopOptimizer, Variant
 from tta_restore.adapters.select import Select
-from tta_restore.adapters.state import ParameterSet
+from tta_restore.adapters.state import Guards, ParameterSet
 from tta_restore.data.datasets.clips import window
 from tta_restore.data.datasets.mining import MinedPatch, Places, mine_patches
 from tta_restore.losses.adversarial import Kind

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tta_restore._core.ambient import global_random, with_usual_defaults
 from tta_restore.models.restorer.outputs import describe_output, infer_border, infer_scale, is_vector, leaves
 from tta_restore.models.restorer.preserve import preserve_state
-from tta_restore.models.restorer.spec import RestorerSpec, SizeRequirements
+from tta_restore.models.restorer.restorer import RestorerSpec, SizeRequirements
 
 _MULTIPLES = ((1, 2, 4, 8, 16, 32, 64, 128), (3, 5, 6, 7, 9, 10, 12, 14, 18, 20, 24, 28, 40, 48, 56, 80, 96, 112))
 _SIDES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128)

@@ -1,16 +1,18 @@
-"""Walk and rebuild what models return: tensors in lists, tuples, mappings and objects, nested as they like."""
+"""Walk what models return: tensors in nested lists, tuples, mappings and objects, and the graphs behind them."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import BackwardCFunction
 
-from tta_restore.models.restorer.spec import RestorerSpec
+if TYPE_CHECKING:
+    from tta_restore.models.restorer.restorer import RestorerSpec
 
 Path = tuple[int | str, ...]
 
@@ -95,7 +97,7 @@ def find_image(raw: Any, spec: RestorerSpec, size: tuple[int, int], *, clips: bo
             return vectors[0]
     path = _declared_path(raw, spec)
     if path is None:
-        images = [(p, leaf) for p, leaf in _images(found, spec, clips) if _fits(leaf, spec, size)]
+        images = [(p, leaf) for p, leaf in _images(found, spec.out_channels, clips) if _fits(leaf, spec, size)]
         if images:
             return images[0][0]
     elif _fits(at(raw, path), spec, size):
@@ -130,16 +132,16 @@ def _declared_path(raw: Any, spec: RestorerSpec) -> Path | None:
     return paths[0]
 
 
-def _image_like(leaf: Tensor, spec: RestorerSpec, clips: bool) -> bool:
+def _image_like(leaf: Tensor, channels: int | None, clips: bool) -> bool:
     if not leaf.is_floating_point() or leaf.ndim not in ((4, 5) if clips else (4,)):
         return False
-    return leaf.shape[-3] == spec.out_channels if spec.out_channels else 1 <= leaf.shape[-3] <= 4
+    return leaf.shape[-3] == channels if channels else 1 <= leaf.shape[-3] <= 4
 
 
-def _images(found: list[tuple[Path, Tensor]], spec: RestorerSpec, clips: bool) -> list[tuple[Path, Tensor]]:
+def _images(found: list[tuple[Path, Tensor]], channels: int | None, clips: bool) -> list[tuple[Path, Tensor]]:
     """Image-like tensors; where there are none, the only one with rows and columns, whatever its channels."""
-    images = [(path, leaf) for path, leaf in found if _image_like(leaf, spec, clips)]
-    if images or spec.out_channels:
+    images = [(path, leaf) for path, leaf in found if _image_like(leaf, channels, clips)]
+    if images or channels:
         return images
     only = [(path, leaf) for path, leaf in found if leaf.is_floating_point() and leaf.ndim == 4]
     return only if len(only) == 1 else []
@@ -163,7 +165,7 @@ def _fits(leaf: Any, spec: RestorerSpec, size: tuple[int, int]) -> bool:
 def infer_scale(raw: Any, size: tuple[int, int], *, clips: bool = False) -> int | None:
     """Return the scale of the largest image-like tensor for an input with sides ``size``; None without any."""
     scales = []
-    for _, leaf in _images(list(leaves(raw)), RestorerSpec(), clips):
+    for _, leaf in _images(list(leaves(raw)), None, clips):
         height, width = leaf.shape[-2:]
         scale = height // size[0]
         if scale >= 1 and (height, width) == (size[0] * scale, size[1] * scale):
@@ -176,7 +178,7 @@ def infer_border(raw: Any, size: tuple[int, int], *, clips: bool = False) -> tup
 
     ``size`` has to be of two different sides: the scale follows from their difference.
     """
-    for _, leaf in _images(list(leaves(raw)), RestorerSpec(), clips):
+    for _, leaf in _images(list(leaves(raw)), None, clips):
         height, width = leaf.shape[-2:]
         scale, rest = divmod(height - width, size[0] - size[1])
         if scale < 1 or rest:
@@ -185,3 +187,47 @@ def infer_border(raw: Any, size: tuple[int, int], *, clips: bool = False) -> tup
         if lacking > 0 and not odd:
             return scale, -(-lacking // scale)
     return None
+
+
+def nodes(output: Tensor) -> Iterator[Any]:
+    """Nodes of the graph of a tensor."""
+    waiting, seen = [output.grad_fn], set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        yield node
+        waiting.extend(child for child, _ in node.next_functions)
+
+
+def own_functions(output: Tensor) -> Iterator[BackwardCFunction]:
+    """Nodes of Python autograd Functions in the graph of a tensor."""
+    return (node for node in nodes(output) if isinstance(node, BackwardCFunction))
+
+
+def third_party_functions(output: Tensor) -> Iterator[BackwardCFunction]:
+    """Nodes of Python autograd Functions in the graph of a tensor, without those of this package."""
+    kinds: Iterator[Any] = own_functions(output)
+    return (node for node in kinds if not type(node)._forward_cls.__module__.startswith("tta_restore."))
+
+
+def differentiate(loss: Tensor, tensors: Sequence[Tensor], *, accumulate: bool) -> list[Tensor | None]:
+    """Return the gradient of a loss for each of some leaves, None for those that it does not depend on.
+
+    With ``accumulate``, gradients are collected in ``.grad`` as ``loss.backward()`` does. Python autograd Functions
+    that run backward inside backward, as reentrant activation checkpointing and reversible blocks do, add their part
+    there only. The ``.grad`` of other leaves is put back.
+    """
+    if not accumulate:
+        return list(torch.autograd.grad(loss, tensors, allow_unused=True))
+    own = {id(tensor) for tensor in tensors}
+    found = [node.variable for node in nodes(loss) if hasattr(node, "variable")]
+    others = [(leaf, leaf.grad) for leaf in found if id(leaf) not in own]
+    for leaf, _ in others:
+        leaf.grad = None  # a gradient that is there would be added to
+    loss.backward()
+    gradients = [tensor.grad for tensor in tensors]
+    for leaf, kept in [*((tensor, None) for tensor in tensors), *others]:
+        leaf.grad = kept
+    return gradients

@@ -15,11 +15,9 @@ from tta_restore.models.competence import Competence, multiply_adds
 from tta_restore.models.competence import competence as measure_competence
 from tta_restore.models.restorer import outputs
 from tta_restore.models.restorer.normalization import normalization_layers
-from tta_restore.models.restorer.outputs import infer_scale
+from tta_restore.models.restorer.outputs import differentiate, infer_scale, third_party_functions
 from tta_restore.models.restorer.preserve import preserve_state
-from tta_restore.models.restorer.restorer import Restoration, Restorer, as_restorer
-from tta_restore.models.restorer.second_order import differentiate, third_party_functions
-from tta_restore.models.restorer.spec import RestorerSpec
+from tta_restore.models.restorer.restorer import Restoration, Restorer, RestorerSpec, as_restorer
 
 _CHANNELS = (3, 1, 2, 4, 6)
 _SIDE_OF_HEAVY = 32  # of the noise for models of more than _MAX_MACS at 64 x 64 pixels

@@ -1,9 +1,9 @@
-"""Run any restorer by one contract: pad, map values, call, pick the image, crop; differentiable all the way."""
+"""Run any restorer by its specification: pad, map values, call, pick the image, crop; differentiable all the way."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -13,9 +13,100 @@ from torch import Tensor, nn
 from tta_restore._core import checks
 from tta_restore._core.library import autocast_dtype
 from tta_restore.models.restorer import outputs
-from tta_restore.models.restorer.inference import infer_spec
-from tta_restore.models.restorer.outputs import find_image
-from tta_restore.models.restorer.spec import RestorerSpec, SizeRequirements
+
+__all__ = ["OutputSelection", "Restoration", "Restorer", "RestorerSpec", "SizeRequirements", "as_restorer", "pad"]
+
+TASKS = ("any", "defocus", "denoise", "jpeg", "motion", "sr")
+
+OutputSelection = int | str | tuple[int | str, ...] | Callable[[Any], Tensor] | None
+
+
+@dataclass(frozen=True)
+class SizeRequirements:
+    """Sides, in pixels, that a restorer can run on.
+
+    Attributes:
+        minimum: smallest side.
+        multiple_of: both sides must be a multiple of this.
+        square: both sides must be equal.
+    """
+
+    minimum: int = 1
+    multiple_of: int = 1
+    square: bool = False
+
+    def __post_init__(self) -> None:
+        for name, value in (("minimum", self.minimum), ("multiple_of", self.multiple_of)):
+            checks.expect_int("SizeRequirements", name, value, minimum=1)
+
+    def fit(self, height: int, width: int) -> tuple[int, int]:
+        """Smallest legal (height, width) that holds the given one."""
+        height, width = (self._round_up(max(side, self.minimum)) for side in (height, width))
+        return (max(height, width),) * 2 if self.square else (height, width)
+
+    def _round_up(self, side: int) -> int:
+        return -(-side // self.multiple_of) * self.multiple_of
+
+
+@dataclass(frozen=True)
+class RestorerSpec:
+    """Specification of the inputs and outputs of a restorer.
+
+    Attributes:
+        scale: how many output pixels a pixel becomes, along each side.
+        in_channels: channels of the input, None where any will do.
+        out_channels: channels of the restored image, None for 1 to 4.
+        frames: 1 for images (B, C, H, W); T for clips (B, T, C, H, W), None for clips of any length.
+        value_range: what the model calls black and white; frames are mapped from [0, 1] to it and back.
+        size: sides that the model can run on; frames are padded to them, and the result is cropped.
+        output: where the image is in what the model returns: an index, key or attribute name, a tuple of them for
+            nested outputs, or a function that picks it. None takes the largest image-like tensor, the first of equals.
+        batched: False for a model that takes one image at a time; batches are then run image by image.
+        dense: False for a model that gives one vector per frame, (B, K), such as a classifier; nothing is padded then.
+        task: degradation that the model was trained to undo: "defocus", "motion", "denoise", "jpeg", "sr", or "any" of
+            them; None where that is to be measured.
+        border: input pixels at each side for which a model without padding returns no output. Frames are extended by
+            that many before ``size`` is met, and the output covers the frame.
+    """
+
+    scale: int = 1
+    in_channels: int | None = None
+    out_channels: int | None = None
+    frames: int | None = 1
+    value_range: tuple[float, float] = (0.0, 1.0)
+    size: SizeRequirements = field(default_factory=SizeRequirements)
+    output: OutputSelection = None
+    batched: bool = True
+    dense: bool = True
+    task: str | None = None
+    border: int = 0
+
+    def __post_init__(self) -> None:
+        low, high = self.value_range
+        if not low < high:
+            raise ValueError(f"RestorerSpec: expected value_range (low, high) with low < high, got {self.value_range}")
+        for name in ("scale", "frames"):
+            value = getattr(self, name)
+            if (name, value) != ("frames", None):
+                checks.expect_int("RestorerSpec", name, value, minimum=1)
+        checks.expect_int("RestorerSpec", "border", self.border, minimum=0)
+        if self.task is not None:
+            checks.expect_choice("RestorerSpec", "task", self.task, TASKS)
+
+    def padded(self, height: int, width: int) -> tuple[int, int]:
+        """Sides of the tensor that the model gets for a frame (height, width)."""
+        return self.size.fit(height + 2 * self.border, width + 2 * self.border)
+
+    def missing(self, given: tuple[int, int], returned: tuple[int, int] | Any) -> int | None:
+        """Output pixels missing at each side of an image ``returned`` for an input ``given``; None if it does not fit.
+
+        A border of b input pixels stands for up to ``b * scale`` output pixels, and more than ``(b - 1) * scale``.
+        """
+        lacking = {self.scale * side - out for side, out in zip(given, returned, strict=True)}
+        if len(lacking) != 1:
+            return None
+        pixels, odd = divmod(lacking.pop(), 2)
+        return pixels if not odd and -(-pixels // self.scale) == self.border else None
 
 
 @dataclass(frozen=True)
@@ -32,6 +123,8 @@ class Restoration:
 
     def output(self) -> Any:
         """Return the model's output with the image replaced; everything else is unchanged."""
+        if not self.path:
+            return self.image  # of a model that returns nothing else
         return outputs.transform(self.raw, lambda path, leaf: self.image if path == self.path else leaf)
 
 
@@ -113,6 +206,8 @@ class Restorer(nn.Module):
         ``on`` is a copy of the module to measure on.
         """
         if self.spec is None:
+            from tta_restore.models.restorer.inference import infer_spec  # which builds on specifications
+
             _expect_frames(x)
             module = on or getattr(self.module, "_orig_mod", self.module)  # small sizes would recompile it every time
             self.spec = infer_spec(module, self._cast(x.detach()), arguments)
@@ -147,7 +242,7 @@ class Restorer(nn.Module):
             name = type(self.module).__name__ if isinstance(self.module, nn.Module) else "the function"
             error.add_note(f"restorer: raised by {name} for an input of shape {tuple(inputs.shape)}")
             raise
-        path = find_image(raw, spec, padded, clips=x.ndim == 5)
+        path = outputs.find_image(raw, spec, padded, clips=x.ndim == 5)
         size = outputs.at(raw, path).shape[-2:]
         if padded != (height, width) and spec.dense:
             # rows and columns of the frame begin behind the part of the border that the model did return
@@ -162,12 +257,11 @@ class Restorer(nn.Module):
         return Restoration(image, raw, path)
 
     def _check(self, x: Tensor, spec: RestorerSpec) -> None:
-        checks.expect_floating("restorer", x=x)
+        _expect_frames(x)
         if spec.frames == 1:
             letters, sizes = "(B, C, H, W)", [None, spec.in_channels, None, None]
         else:
             letters, sizes = "(B, T, C, H, W)", [None, spec.frames, spec.in_channels, None, None]
-        _expect_frames(x)
         checks.expect_shape("restorer", "x", x, letters, sizes)
         weight = self._weight()
         if weight is not None and weight.device != x.device:
@@ -186,7 +280,7 @@ class Restorer(nn.Module):
 
     def _cast(self, x: Tensor) -> Tensor:
         weight = self._weight()
-        if weight is None or autocast_dtype(x.device.type) is not None:
+        if weight is None or weight.dtype == x.dtype or autocast_dtype(x.device.type) is not None:
             return x
         return x.to(weight.dtype)
 

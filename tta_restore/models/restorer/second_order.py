@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import BackwardCFunction
 from torch.func import functional_call
 
 from tta_restore._core.ambient import with_usual_defaults
 from tta_restore.models.restorer.normalization import normalization_layers
+from tta_restore.models.restorer.outputs import own_functions
 from tta_restore.models.restorer.restorer import Restorer, as_restorer
 
 #: Relative error of a second derivative from which on it is called wrong. In float64, right ones differ by 1e-6 or less
@@ -138,50 +138,6 @@ def plain_layer_norms(module: nn.Module) -> Iterator[tuple[str, ...]]:
     finally:
         for _, layer in exchanged:
             del layer.forward
-
-
-def nodes(output: Tensor) -> Iterator[Any]:
-    """Nodes of the graph of a tensor."""
-    waiting, seen = [output.grad_fn], set()
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        yield node
-        waiting.extend(child for child, _ in node.next_functions)
-
-
-def own_functions(output: Tensor) -> Iterator[BackwardCFunction]:
-    """Nodes of Python autograd Functions in the graph of a tensor."""
-    return (node for node in nodes(output) if isinstance(node, BackwardCFunction))
-
-
-def third_party_functions(output: Tensor) -> Iterator[BackwardCFunction]:
-    """Nodes of Python autograd Functions in the graph of a tensor, without those of this package."""
-    kinds: Iterator[Any] = own_functions(output)
-    return (node for node in kinds if not type(node)._forward_cls.__module__.startswith("tta_restore."))
-
-
-def differentiate(loss: Tensor, tensors: Sequence[Tensor], *, accumulate: bool) -> list[Tensor | None]:
-    """Return the gradient of a loss for each of some leaves, None for those that it does not depend on.
-
-    With ``accumulate``, gradients are collected in ``.grad`` as ``loss.backward()`` does. Python autograd Functions
-    that run backward inside backward, as reentrant activation checkpointing and reversible blocks do, add their part
-    there only. The ``.grad`` of other leaves is put back.
-    """
-    if not accumulate:
-        return list(torch.autograd.grad(loss, tensors, allow_unused=True))
-    own = {id(tensor) for tensor in tensors}
-    leaves = [node.variable for node in nodes(loss) if hasattr(node, "variable")]
-    others = [(leaf, leaf.grad) for leaf in leaves if id(leaf) not in own]
-    for leaf, _ in others:
-        leaf.grad = None  # a gradient that is there would be added to
-    loss.backward()
-    gradients = [tensor.grad for tensor in tensors]
-    for leaf, kept in [*((tensor, None) for tensor in tensors), *others]:
-        leaf.grad = kept
-    return gradients
 
 
 class _PlainLayerNorm:
