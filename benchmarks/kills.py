@@ -32,10 +32,12 @@ from typing import Any
 import torch
 
 from benchmarks.hostile_inputs import commit
-from tta_restore.data.io.image import read_image, write_image
+from tta_restore.data.io.image import read_image
+from tta_restore.data.io.image_writer import write_image
 from tta_restore.data.io.parts import PartStore
 from tta_restore.data.io.pixels import Image
-from tta_restore.data.io.video import VideoFile, write_video
+from tta_restore.data.io.video import VideoFile
+from tta_restore.data.io.video_writer import write_video
 from tta_restore.engine.run.restore import restore_files
 
 IMAGES, FRAMES, PART_FRAMES = 12, 90, 15

@@ -25,7 +25,8 @@ from torch import Tensor
 
 from benchmarks.hostile_inputs import commit
 from tta_restore.data.io.parts import PART_FRAMES
-from tta_restore.data.io.video import VideoFile, write_video
+from tta_restore.data.io.video import VideoFile
+from tta_restore.data.io.video_writer import write_video
 
 MODEL = """
 import torch

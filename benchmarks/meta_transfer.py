@@ -41,7 +41,7 @@ from tta_restore.data.synthetic import photos
 from tta_restore.data.synthetic.camera_shake import ShakenClips
 from tta_restore.degradations.motion import CameraShake
 from tta_restore.engine.demo.train import sharp_bank
-from tta_restore.engine.evaluate.stream import FrameRecord, StreamResult
+from tta_restore.engine.evaluate.results import FrameRecord, StreamResult
 from tta_restore.engine.report.page import (
     MethodNote,
     Report,

@@ -49,7 +49,7 @@ def device(request) -> torch.device:
 
 _REGISTRIES = (
     ("tta_restore.adapters.registry", "_methods"),
-    ("tta_restore.data.datasets.layouts", "CLIP_LAYOUTS"),
+    ("tta_restore.data.datasets.clip_folders", "CLIP_LAYOUTS"),
     ("tta_restore.data.datasets.layouts", "LAYOUTS"),
     ("tta_restore.degradations.registry", "_entries"),
     ("tta_restore.models.registry", "_entries"),

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from _fresh import run_program
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -86,10 +87,8 @@ def test_plugin(tmp_path):
     words = ["evaluate", "--model", "gain", "--degradations", "underexposure", "--methods", "gain-tuner", "--metrics"]
     words += ["brightness-error", "--seeds", "1", "--frames", "2", "--out", "out", "-q"]
     path = os.pathsep.join([str(tmp_path / "site"), str(EXAMPLES / "plugin")])
-    done = subprocess.run(
-        [sys.executable, "-c", "import sys; from tta_restore.cli import main; sys.exit(main(sys.argv[1:]))", *words],
-        cwd=tmp_path, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+    program = "import sys; from tta_restore.cli import main; sys.exit(main(sys.argv[1:]))"
+    done = run_program(program, *words, folder=tmp_path, PYTHONPATH=path)
     assert done.returncode == 0, done.stderr
     rows = list(csv.DictReader((tmp_path / "out/frames.csv").read_text().splitlines()))
     assert {row["method"] for row in rows} == {"source", "self-ensemble", "gain-tuner"}

@@ -1,18 +1,14 @@
-"""Run a program with Triton's interpreter, in a process of its own: the switch is read when triton is imported.
+"""Run a program with Triton's interpreter, in a new process: the switch is read when triton is imported.
 
 About 50 ms per program instance of a kernel: keep grids to a few dozen.
 """
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy
 import pytest
 import triton
+from _fresh import run_program
 
 VERSIONS = [tuple(int(part) for part in package.__version__.split(".")[:2]) for package in (triton, numpy)]
 interprets_loops = pytest.mark.skipif(
@@ -26,11 +22,7 @@ def run_interpreted(program: str, *, timeout: float = 300) -> str:
 
     ``_compare`` and ``_base`` can be imported. The test fails with the program's own words when it exits with an error.
     """
-    paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(filter(None, paths))}
-    run = subprocess.run(
-        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=timeout
-    )
+    run = run_program(program, timeout=timeout, TRITON_INTERPRET="1")
     if run.returncode:
         pytest.fail(f"under the interpreter:\n{run.stdout}{run.stderr}", pytrace=False)
     return run.stdout

@@ -78,6 +78,7 @@ class AdapterTests:
 
     @table(BOTH, TYPES)
     def test_a_stream_leaves_the_model_as_it_was_and_can_be_repeated(self, recipe, network):
+        """After a reset and by another adapter, and for callers that switched gradients off."""
         net = build(network)
         before = picture(net)
         adapter = self.make(recipe, network, net)
@@ -97,8 +98,10 @@ class AdapterTests:
         assert adapter.report.skipped_because is None or not RECIPES[recipe].learns
         adapter.reset()
         assert same_bits(adapter.state_dict(), start)
-        assert same_bits(list(adapter.stream(stream)), outputs)
-        assert same_bits(list(self.make(recipe, network).stream(stream)), outputs)
+        for again, context in ((adapter, torch.no_grad), (self.make(recipe, network), torch.inference_mode)):
+            with context():
+                repeated = [again(x + 0) for x in stream]
+            assert same_bits([leaves(y) for y in repeated], [leaves(y) for y in outputs])
         assert adapter.detach() is net
         assert same_bits(picture(net), before)
         with pytest.raises(RuntimeError, match="was detached"):
@@ -125,7 +128,7 @@ class AdapterTests:
 
     @table(BOTH)
     def test_saved_in_mid_stream_and_forked_it_goes_on_bit_by_bit(self, recipe, network, tmp_path):
-        stream = frames(network, 5)
+        stream = frames(network, 4)
         adapter = self.make(recipe, network)
         for x in stream[:2]:
             adapter(x)
@@ -141,16 +144,6 @@ class AdapterTests:
         assert same_bits(resumed.state_dict(), kept)
         assert same_bits([resumed(x) for x in stream[2:]], uninterrupted)
         assert same_bits(resumed.state_dict(), adapter.state_dict())
-
-    @table()
-    def test_callers_without_gradients_get_the_same(self, recipe, network):
-        stream = frames(network, 2)
-        expected = list(self.make(recipe, network).stream(stream))
-        for context in (torch.no_grad, torch.inference_mode):
-            adapter = self.make(recipe, network)
-            with context():
-                outputs = [adapter(x + 0) for x in stream]
-            assert same_bits([leaves(y) for y in outputs], [leaves(y) for y in expected])
 
     @table()
     def test_bad_frames_and_interrupts_leave_the_state_alone(self, recipe, network):
@@ -183,7 +176,7 @@ class AdapterTests:
 
     @table(networks=("multiple_of_8",))  # without layers whose weights autocast does not cast
     def test_it_learns_inside_one_autocast(self, recipe, network):
-        adapter, stream = self.make(recipe, network), frames(network, 3)
+        adapter, stream = self.make(recipe, network), frames(network, 2)
         with torch.autocast("cpu", torch.bfloat16):
             first = leaves(adapter.predict(stream[0]))
             for x in stream:

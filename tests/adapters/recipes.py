@@ -186,7 +186,9 @@ RECIPES = {
     "reblur_consistency": Recipe(make_reblur_consistency, suits=lambda network: network != "super_resolution"),
     "meta_transfer": Recipe(make_meta_transfer, suits=lambda network: network != "super_resolution"),
     "degradation_pairs": Recipe(make_degradation_pairs, suits=lambda network: network != "clips"),
-    "self_denoise": Recipe(configured(SelfDenoise, lr=1e-2), suits=lambda network: network not in _NOT_DENOISED),
+    "self_denoise": Recipe(
+        configured(SelfDenoise, lr=1e-2, steps=2), suits=lambda network: network not in _NOT_DENOISED
+    ),
     "reblur_pairs": Recipe(make_reblur_pairs, suits=lambda network: network != "super_resolution"),
     "tent": Recipe(configured(Tent, lr=3e-2)),
     "tent_official": Recipe(configured(Tent, variant="official", lr=3e-2)),

@@ -13,7 +13,7 @@ from typing import ClassVar
 
 import pytest
 import torch
-from _fresh import in_new_interpreter
+from _fresh import in_new_process
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -196,7 +196,7 @@ def adapt_in_a_child():
 
 
 def test_a_child_forked_while_a_thread_adapts_can_adapt():
-    assert in_new_interpreter(adapt_in_a_child) == 0
+    assert in_new_process(adapt_in_a_child) == 0
 
 
 class Slow(SiamCTTA):
@@ -227,7 +227,7 @@ def fork_while_an_optimizer_is_made():
 
 def test_a_fork_waits_until_an_optimizer_has_been_made():
     """The first optimizer of a process imports modules, whose locks a child would never get."""
-    assert in_new_interpreter(fork_while_an_optimizer_is_made) == 0
+    assert in_new_process(fork_while_an_optimizer_is_made) == 0
 
 
 @contextlib.contextmanager

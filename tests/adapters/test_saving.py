@@ -6,7 +6,7 @@ import time
 
 import pytest
 import torch
-from _fresh import in_new_interpreter
+from _fresh import in_new_process
 from adapters._base import same_bits
 from adapters.recipes import make_pairs, make_siam_ctta
 from adapters.zoo import Residual, build, frames
@@ -214,4 +214,4 @@ def kill_and_resume(folder):
 
 
 def test_killed_in_mid_stream_it_resumes_bit_by_bit(tmp_path):
-    in_new_interpreter(kill_and_resume, tmp_path)
+    in_new_process(kill_and_resume, tmp_path)

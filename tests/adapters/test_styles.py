@@ -51,7 +51,7 @@ def test_weights_and_outputs_are_those_of_a_plain_loop(style, method):
     plain = loop(style, adapter)
     start = {name: weight.detach().clone() for name, weight in plain.student.weights.items()}
     arguments = ARGUMENTS.get(style, {})
-    stream = frames(style, width=20, clip=method == "MetaTransfer")
+    stream = frames(style, 2, width=20, clip=method == "MetaTransfer")
     stream[1:1] = [stream[0]] if method == "EATA" else []
     for x in stream:
         plain.generator = adapter.state.generator()

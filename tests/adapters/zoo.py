@@ -221,7 +221,7 @@ def build(name: str) -> nn.Module:
         return ZOO[name]()
 
 
-def frames(name: str, count: int = 4, *, batch: int = 1, height: int = 16, width: int = 24) -> list[Tensor]:
+def frames(name: str, count: int = 3, *, batch: int = 1, height: int = 16, width: int = 24) -> list[Tensor]:
     """Frames that this network takes as they are."""
     generator = torch.Generator().manual_seed(1)
     return [torch.rand(batch, 3, height, width, generator=generator) for _ in range(count)]

@@ -22,7 +22,8 @@ from tta_restore.cli import main
 from tta_restore.cli.commands import COMMANDS, Command
 from tta_restore.cli.parsing import build_parser
 from tta_restore.data.io.atomic import exclusive_lock
-from tta_restore.data.io.image import read_image, write_image
+from tta_restore.data.io.image import read_image
+from tta_restore.data.io.image_writer import write_image
 from tta_restore.data.io.pixels import Image
 from tta_restore.engine.demo import demo
 from tta_restore.engine.demo import train as train_demo

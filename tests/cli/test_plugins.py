@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from _fresh import run_program
 
-from tta_restore.data.io.image import read_image, write_image
+from tta_restore.data.io.image import read_image
+from tta_restore.data.io.image_writer import write_image
 from tta_restore.data.io.pixels import Image
 
 PACKAGE = Path(__file__).parents[1] / "plugin_package"
@@ -55,10 +54,7 @@ def folder(tmp_path_factory) -> Path:
     paths = [f"flat/{i}_{split}_{kind}.png" for i in "ab" for split in ("train", "test") for kind in ("low", "high")]
     for path in ("photo.png", "pairs/blurry/a.png", "pairs/sharp/a.png", *paths):
         write_image(folder / path, photo)
-    environment = os.environ | {"PYTHONPATH": str(PACKAGE)}
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
-    )
+    done = run_program(PROGRAM, folder=folder, PYTHONPATH=str(PACKAGE))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Brighter" in done.stdout
     return folder

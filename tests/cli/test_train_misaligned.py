@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from tta_restore.cli import main
-from tta_restore.data.io.image import write_image
+from tta_restore.data.io.image_writer import write_image
 from tta_restore.data.io.pixels import Image
 from tta_restore.engine.run.models import load_restorer
 from tta_restore.engine.train.misaligned import train_misaligned_from_config

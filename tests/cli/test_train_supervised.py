@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from tta_restore.cli import main
-from tta_restore.data.io.image import write_image
+from tta_restore.data.io.image_writer import write_image
 from tta_restore.data.io.pixels import Image
 from tta_restore.models import create_model
 

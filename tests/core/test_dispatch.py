@@ -5,8 +5,6 @@ import asyncio
 import functools
 import importlib.util
 import logging
-import os
-import subprocess
 import sys
 import threading
 import time
@@ -16,6 +14,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 from _base import needs_extension
+from _fresh import run_program
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -25,12 +24,6 @@ from tta_restore._core import dispatch, extension, library
 from tta_restore.ops.adaptive_conv import autograd as autograd
 
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
-
-
-def run_python(program: str, **environment: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-c", program], env={**os.environ, **environment}, capture_output=True, text=True
-    )
 
 
 @pytest.fixture
@@ -269,14 +262,14 @@ import torch, tta_restore
 tta_restore.ops.self_shift_score(torch.rand(1, 3, 8, 8)); tta_restore.ops.self_shift_score(torch.rand(1, 3, 8, 8))
 print(tta_restore.show_config())
 """
-    run = run_python(program, TTA_RESTORE_NO_EXTENSION="1", TTA_RESTORE_REQUIRE_EXTENSION="0")
+    run = run_program(program, TTA_RESTORE_NO_EXTENSION="1", TTA_RESTORE_REQUIRE_EXTENSION="0")
     assert run.returncode == 0, run.stderr
     assert run.stderr.count("switched off by TTA_RESTORE_NO_EXTENSION=1") == 1
     assert ["self_shift_products", "reference", "reference"] in [line.split() for line in run.stdout.splitlines()]
 
 
 def test_required_extension_makes_import_fail():
-    run = run_python("import tta_restore.ops", TTA_RESTORE_NO_EXTENSION="1", TTA_RESTORE_REQUIRE_EXTENSION="1")
+    run = run_program("import tta_restore.ops", TTA_RESTORE_NO_EXTENSION="1", TTA_RESTORE_REQUIRE_EXTENSION="1")
     assert run.returncode != 0
     assert "ImportError: tta_restore: TTA_RESTORE_REQUIRE_EXTENSION=1" in run.stderr
 

@@ -11,7 +11,8 @@ from PIL import Image as PilImage
 
 from tta_restore.cli import main
 from tta_restore.data.io import png
-from tta_restore.data.io.image import read_image, write_image
+from tta_restore.data.io.image import read_image
+from tta_restore.data.io.image_writer import write_image
 from tta_restore.data.io.pixels import Extra, Image
 
 pytest.importorskip("imagecodecs")

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from tta_restore.data.datasets import layouts
+from tta_restore.data.datasets.clip_folders import clip_of_folder, find_clips
 from tta_restore.data.datasets.clips import Clip, stack_frames, window
-from tta_restore.data.datasets.layouts import clip_of_folder, find_clips
-from tta_restore.data.io.image import write_image
+from tta_restore.data.io.image_writer import write_image
 from tta_restore.data.io.pixels import Image
 
 

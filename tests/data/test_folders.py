@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tta_restore.data.datasets.layouts import folder_frames
-from tta_restore.data.io.image import write_image
+from tta_restore.data.io.image_writer import write_image
 from tta_restore.data.io.pixels import Image
 
 

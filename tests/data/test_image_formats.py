@@ -16,7 +16,8 @@ from PIL import ImageCms
 
 from tta_restore.data.io import color, png
 from tta_restore.data.io.formats import detect_format
-from tta_restore.data.io.image import FORMATS, read_image, write_image
+from tta_restore.data.io.image import read_image
+from tta_restore.data.io.image_writer import FORMATS, write_image
 from tta_restore.data.io.pixels import Image, ImageError
 
 imagecodecs = pytest.importorskip("imagecodecs")

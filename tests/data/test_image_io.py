@@ -16,7 +16,8 @@ from PIL import Image as PilImage
 from PIL import ImageCms, ImageOps
 
 from tta_restore.data.io.atomic import atomic_file
-from tta_restore.data.io.image import read_image, write_image
+from tta_restore.data.io.image import read_image
+from tta_restore.data.io.image_writer import write_image
 from tta_restore.data.io.pixels import Image, ImageError
 
 imagecodecs = pytest.importorskip("imagecodecs")

@@ -6,7 +6,8 @@ import torch
 
 from tta_restore.data.io.boxes import jpeg_xl_code_stream
 from tta_restore.data.io.color import to_srgb
-from tta_restore.data.io.image import read_image, write_image
+from tta_restore.data.io.image import read_image
+from tta_restore.data.io.image_writer import write_image
 from tta_restore.data.io.jxl import CodeStreamHeader, read_code_stream
 from tta_restore.data.io.pixels import Image
 

@@ -6,7 +6,7 @@ import torch
 from tta_restore import ops
 from tta_restore.data.datasets.layouts import find_pairs
 from tta_restore.data.datasets.misaligned import FolderPairs, GeneratedPairs, Misalignment, load_sharp_images
-from tta_restore.data.io.image import write_image
+from tta_restore.data.io.image_writer import write_image
 from tta_restore.data.io.pixels import Image
 from tta_restore.degradations import lens as optics
 

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from tta_restore.data.datasets.augmentation import Augmentation
 from tta_restore.data.datasets.layouts import PairFiles, find_files, find_pairs, folder_frames
 from tta_restore.data.datasets.pairs import FolderCrops, LensPairs, read_images, simulate_dual_pixel
-from tta_restore.data.io.image import read_image, write_image
+from tta_restore.data.io.image import read_image
+from tta_restore.data.io.image_writer import write_image
 from tta_restore.data.io.pixels import Image
 from tta_restore.degradations import lens as optics
 

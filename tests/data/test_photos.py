@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tta_restore.data.io.image import write_image
+from tta_restore.data.io.image_writer import write_image
 from tta_restore.data.io.pixels import Image
 from tta_restore.data.synthetic import photos
 

@@ -8,7 +8,8 @@ import torch
 from tta_restore.data.datasets.clips import stack_frames
 from tta_restore.data.io.formats import detect_format
 from tta_restore.data.io.pixels import ImageError
-from tta_restore.data.io.video import VideoFile, write_video
+from tta_restore.data.io.video import VideoFile
+from tta_restore.data.io.video_writer import write_video
 
 av = pytest.importorskip("av")
 np = pytest.importorskip("numpy")

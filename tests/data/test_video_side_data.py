@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from tta_restore.data.io.side_data import Hdr10
-from tta_restore.data.io.video import VideoFile, write_video
+from tta_restore.data.io.video import VideoFile
+from tta_restore.data.io.video_writer import write_video
 
 av = pytest.importorskip("av")
 np = pytest.importorskip("numpy")

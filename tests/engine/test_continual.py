@@ -10,12 +10,12 @@ from torch import nn
 from tta_restore import adapters
 from tta_restore.cli.main import main
 from tta_restore.data.datasets.layouts import folder_frames
-from tta_restore.data.io.image import write_image
+from tta_restore.data.io.image_writer import write_image
 from tta_restore.data.io.pixels import Image
 from tta_restore.engine.evaluate import continual
 from tta_restore.engine.evaluate.continual import run_continual
+from tta_restore.engine.evaluate.results import StreamResult
 from tta_restore.engine.evaluate.runner import run_resumable
-from tta_restore.engine.evaluate.stream import StreamResult
 from tta_restore.engine.report.samples import KeptPictures
 from tta_restore.engine.run import methods
 from tta_restore.engine.run.methods import ImageMethod

@@ -6,7 +6,8 @@ from _meta_networks import Deblur
 from _tiny_clip import save_tiny_clip
 
 from tta_restore.cli import main
-from tta_restore.data.io.image import read_image, write_image
+from tta_restore.data.io.image import read_image
+from tta_restore.data.io.image_writer import write_image
 from tta_restore.data.io.pixels import Image
 from tta_restore.engine.run.encoders import create_encoder, create_semantic
 from tta_restore.nn import OpenClipEncoder, TimmEncoder

@@ -11,14 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tta_restore.engine.evaluate.stream import (
-    FrameRecord,
-    StreamResult,
-    bootstrap_mean,
-    evaluate_stream,
-    identity,
-    scalars,
-)
+from tta_restore.engine.evaluate.results import FrameRecord, StreamResult, bootstrap_mean
+from tta_restore.engine.evaluate.stream import evaluate_stream, identity, scalars
 from tta_restore.engine.report.table import text_table
 
 

@@ -10,14 +10,14 @@ from torch import nn
 
 from tta_restore import metrics
 from tta_restore.cli import main
-from tta_restore.data.io.image import write_image
+from tta_restore.data.io.image_writer import write_image
 from tta_restore.data.io.pixels import Image
 from tta_restore.data.synthetic import photos
 from tta_restore.data.synthetic.camera_shake import simulate_shake
 from tta_restore.degradations.motion import CameraShake
 from tta_restore.engine.evaluate.clips import evaluate_clips, summarize
+from tta_restore.engine.evaluate.results import FrameRecord
 from tta_restore.engine.evaluate.runner import Unit, run_units
-from tta_restore.engine.evaluate.stream import FrameRecord
 from tta_restore.engine.run.methods import create_clip_method
 from tta_restore.engine.train.loop import Processes
 from tta_restore.models import RestorerSpec, as_restorer

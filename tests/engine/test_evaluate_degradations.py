@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from tta_restore.cli import main
-from tta_restore.data.io.image import write_image
+from tta_restore.data.io.image_writer import write_image
 from tta_restore.data.io.pixels import Image
 from tta_restore.degradations import Compose
 from tta_restore.engine.evaluate.degradations import degraded_stream, parse_degradation

@@ -9,7 +9,8 @@ from safetensors.torch import load_file
 
 from tta_restore.cli import main
 from tta_restore.data.datasets.layouts import find_pairs
-from tta_restore.data.io.image import read_image, write_image
+from tta_restore.data.io.image import read_image
+from tta_restore.data.io.image_writer import write_image
 from tta_restore.data.io.pixels import Image
 from tta_restore.data.synthetic import photos
 from tta_restore.engine.evaluate.pairs import evaluate_pairs

@@ -5,7 +5,8 @@ import torch
 
 from tta_restore import adapters
 from tta_restore.data.synthetic import defocus
-from tta_restore.engine.evaluate.stream import FrameRecord, StreamResult, evaluate_stream
+from tta_restore.engine.evaluate.results import FrameRecord, StreamResult
+from tta_restore.engine.evaluate.stream import evaluate_stream
 from tta_restore.models import as_restorer, create_model
 
 

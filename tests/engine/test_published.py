@@ -10,7 +10,8 @@ from torch import nn
 
 from tta_restore import metrics, models
 from tta_restore.cli.main import main
-from tta_restore.data.io.image import read_image, write_image
+from tta_restore.data.io.image import read_image
+from tta_restore.data.io.image_writer import write_image
 from tta_restore.data.io.pixels import Image
 from tta_restore.engine.evaluate import dpdd as published
 from tta_restore.engine.evaluate.dpdd import PUBLISHED, run_published

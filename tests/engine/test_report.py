@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image as PilImage
 
-from tta_restore.engine.evaluate.stream import FrameRecord, StreamResult
+from tta_restore.engine.evaluate.results import FrameRecord, StreamResult
 from tta_restore.engine.report import images
 from tta_restore.engine.report.page import KernelSample, MethodNote, Report, Sample, render_report, write_report
 from tta_restore.engine.run.usage import UsageError

@@ -14,10 +14,12 @@ from torch import nn
 
 from tta_restore import metrics, models
 from tta_restore.cli.main import main
-from tta_restore.data.io.image import read_image, write_image
+from tta_restore.data.io.image import read_image
+from tta_restore.data.io.image_writer import write_image
 from tta_restore.data.io.pixels import Image
 from tta_restore.engine.evaluate import protocols, reproduction
-from tta_restore.engine.evaluate.reproduce import Cost, reproduce
+from tta_restore.engine.evaluate.outcome import Cost
+from tta_restore.engine.evaluate.reproduce import reproduce
 from tta_restore.engine.evaluate.tables import DataSet, Row, Table
 from tta_restore.engine.run.usage import UsageError
 from tta_restore.engine.run.user_code import import_named
@@ -630,7 +632,7 @@ class Third(nn.Module):
 def brightness(job):
     """Custom protocol that scores the mean of the restored images."""
     from tta_restore.data.datasets.layouts import folder_frames
-    from tta_restore.engine.evaluate.stream import FrameRecord
+    from tta_restore.engine.evaluate.results import FrameRecord
 
     frames = folder_frames(job.domains, limit=job.limit)
     return [

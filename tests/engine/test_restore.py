@@ -14,11 +14,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from _fresh import run_program, started_program
 from PIL import Image as PilImage
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tta_restore.data.io.image import read_image, write_image
+from tta_restore.data.io.image import read_image
+from tta_restore.data.io.image_writer import write_image
 from tta_restore.data.io.pixels import Image
 from tta_restore.engine.run.restore import run_jobs
 from tta_restore.engine.run.restore_plan import Job, check_output, plan_jobs
@@ -257,51 +259,45 @@ def test_kill_9_in_mid_stream_and_the_same_command_again_gives_the_same_bits(sec
     root = tmp_path / "in"
     for index in range(12):  # float files show every bit
         write_image(root / f"{index}.tif", Image(photo(index, 40, 50), bit_depth=32))
-    program = tmp_path / "run.py"
-    program.write_text(
-        textwrap.dedent(
-            f"""
-            import sys, time, torch
-            from tta_restore.engine.run.methods import create_method
-            from tta_restore.engine.run.restore import run_jobs
-            from tta_restore.engine.run.restore_plan import plan_jobs
-            from tta_restore.models import as_restorer
-            torch.manual_seed(0)
-            method = create_method("siam-ctta", as_restorer(torch.nn.Conv2d(3, 3, 3, padding=1)))
-            method.adapter.restore_prob = 0.3
-            save = method.save
-            def slow_save(path):
-                save(path)
-                time.sleep(0.05)
-            method.save = slow_save
-            print("ready", flush=True)
-            jobs = plan_jobs([{str(root)!r}], sys.argv[1]).jobs
-            run_jobs(jobs, method, state=sys.argv[2])
-            """
-        )
+    program = textwrap.dedent(
+        f"""
+        import sys, time, torch
+        from tta_restore.engine.run.methods import create_method
+        from tta_restore.engine.run.restore import run_jobs
+        from tta_restore.engine.run.restore_plan import plan_jobs
+        from tta_restore.models import as_restorer
+        torch.manual_seed(0)
+        method = create_method("siam-ctta", as_restorer(torch.nn.Conv2d(3, 3, 3, padding=1)))
+        method.adapter.restore_prob = 0.3
+        save = method.save
+        def slow_save(path):
+            save(path)
+            time.sleep(0.05)
+        method.save = slow_save
+        jobs = plan_jobs([{str(root)!r}], sys.argv[1]).jobs
+        run_jobs(jobs, method, state=sys.argv[2])
+        """
     )
-    command = [sys.executable, str(program), str(tmp_path / "killed"), str(tmp_path / "state")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
-        process.stdout.readline()
+    with started_program(program, tmp_path / "killed", tmp_path / "state") as process:
         deadline = time.monotonic() + 60
         while not (tmp_path / "state").exists() and time.monotonic() < deadline:
             time.sleep(0.01)
         time.sleep(seconds)
-        process.send_signal(signal.SIGKILL)
-    assert process.returncode == -signal.SIGKILL
+        process.kill()
+    assert process.exitcode == -signal.SIGKILL
     done = len(list((tmp_path / "killed").glob("*.tif")))
     assert 0 < done < 12
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    whole = [sys.executable, str(program), str(tmp_path / "whole"), str(tmp_path / "other_state")]
-    subprocess.run(whole, check=True, stdout=subprocess.DEVNULL)
-    frozen = [sys.executable, str(program), str(tmp_path / "frozen"), str(tmp_path / "third_state")]
+    for words in (("killed", "state"), ("whole", "other_state")):
+        run = run_program(program, *(tmp_path / word for word in words))
+        assert run.returncode == 0, run.stderr
     for index in range(12):
         name = f"{index}.tif"
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     # The weights did move: the last image would look different to an adapter that starts with it.
     for index in range(11):
         (root / f"{index}.tif").unlink()
-    subprocess.run(frozen, check=True, stdout=subprocess.DEVNULL)
+    run = run_program(program, tmp_path / "frozen", tmp_path / "third_state")
+    assert run.returncode == 0, run.stderr
     assert (tmp_path / "frozen" / "11.tif").read_bytes() != (tmp_path / "whole" / "11.tif").read_bytes()
 
 

@@ -16,7 +16,8 @@ from tta_restore.adapters import create_adapter
 from tta_restore.cli import main
 from tta_restore.data.datasets.clips import stack_frames
 from tta_restore.data.io.atomic import exclusive_lock
-from tta_restore.data.io.image import read_image, write_image
+from tta_restore.data.io.image import read_image
+from tta_restore.data.io.image_writer import write_image
 from tta_restore.data.io.pixels import Image, ImageError
 from tta_restore.engine.run import restore_clips
 from tta_restore.engine.run.methods import BY_MOTION, create_clip_method, load_discriminator, load_reblurrer
@@ -176,7 +177,7 @@ def test_a_damaged_frame_is_named_and_saved_by_choice(tmp_path):
 
 def test_a_clip_that_another_run_is_writing_is_refused(tmp_path):
     pytest.importorskip("av")
-    from tta_restore.data.io.video import write_video
+    from tta_restore.data.io.video_writer import write_video
 
     write_video(tmp_path / "film.mp4", frames(4, 64))
     long = "n" * 250 + ".mp4"
@@ -198,7 +199,8 @@ def test_a_clip_that_another_run_is_writing_is_refused(tmp_path):
 def test_a_video_from_end_to_end(tmp_path, capsys):
     """`tta-restore restore clip.mp4` with a method of frames: as many frames, at the same rate."""
     pytest.importorskip("av")
-    from tta_restore.data.io.video import VideoFile, write_video
+    from tta_restore.data.io.video import VideoFile
+    from tta_restore.data.io.video_writer import write_video
 
     write_video(tmp_path / "clip.mp4", frames(4, 64), frame_rate=12)
     arguments = ["restore", str(tmp_path / "clip.mp4"), "-o", str(tmp_path / "out.mp4"), "--method", "source"]

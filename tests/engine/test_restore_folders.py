@@ -12,7 +12,8 @@ import torch
 from PIL import Image as PilImage
 
 from tta_restore.data.io.atomic import exclusive_lock
-from tta_restore.data.io.image import read_image, write_image
+from tta_restore.data.io.image import read_image
+from tta_restore.data.io.image_writer import write_image
 from tta_restore.data.io.pixels import Image
 from tta_restore.engine.run.restore import Output, restore_files, run_jobs
 from tta_restore.engine.run.restore_plan import Job, plan_jobs
@@ -238,7 +239,8 @@ def test_a_state_serves_one_run_at_a_time(tmp_path):
 
 def test_images_and_videos_in_one_run(tmp_path):
     pytest.importorskip("av")
-    from tta_restore.data.io.video import VideoFile, write_video
+    from tta_restore.data.io.video import VideoFile
+    from tta_restore.data.io.video_writer import write_video
 
     frames = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     write_video(tmp_path / "in/film.mp4", frames)
@@ -259,7 +261,8 @@ def test_names_that_are_no_text_are_restored(tmp_path):
     """Bytes of another encoding, as old archives hold; libraries refuse such names."""
     pytest.importorskip("OpenEXR")
     pytest.importorskip("av")
-    from tta_restore.data.io.video import VideoFile, write_video
+    from tta_restore.data.io.video import VideoFile
+    from tta_restore.data.io.video_writer import write_video
 
     strange = os.fsdecode(b"caf\xe9")
     put(tmp_path / f"in/{strange}.png")

@@ -26,7 +26,7 @@ pytest.importorskip("av")
 @pytest.fixture
 def film(tmp_path, monkeypatch):
     from tta_restore.data.io.parts import PartStore
-    from tta_restore.data.io.video import write_video
+    from tta_restore.data.io.video_writer import write_video
 
     class ShortParts(PartStore):
         def __init__(self, *arguments, **options):

@@ -1,17 +1,18 @@
 """The page of `tta-restore serve` without a browser: restoring, records, words, limits, and a missing gradio."""
 
 import os
-import subprocess
 import sys
 import threading
 import zipfile
 
 import pytest
 import torch
+from _fresh import run_program
 from safetensors.torch import load_file
 from torch import nn
 
-from tta_restore.data.io.image import read_image, write_image
+from tta_restore.data.io.image import read_image
+from tta_restore.data.io.image_writer import write_image
 from tta_restore.data.io.pixels import Image
 from tta_restore.engine.run.names import SHIPPED_MODELS
 from tta_restore.engine.run.usage import UsageError
@@ -296,7 +297,7 @@ def test_text_of_files_and_models_is_shown_as_it_is():
 
 def test_without_gradio_the_command_is_one_line():
     program = "import sys; sys.modules['gradio'] = None; from tta_restore.cli import main; sys.exit(main(['serve']))"
-    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=os.environ.copy())
+    run = run_program(program)
     assert run.returncode == 2
     assert run.stderr == "tta-restore serve: the page needs gradio: pip install 'tta-restore[serve]'\n"
 

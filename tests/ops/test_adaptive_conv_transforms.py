@@ -11,6 +11,7 @@ import pytest
 import torch
 from _base import needs_extension, random
 from _compare import TOLERANCES, assert_agrees
+from _fresh import run_program
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -344,14 +345,8 @@ print(json.dumps(result))
 def norms_at(level):
     """What the kernels of one instruction set compute, in a process of its own; the best one for an empty string."""
     here = os.path.dirname(__file__)
-    environment = {"TTA_RESTORE_ISA": level, "PYTHONPATH": os.pathsep.join([*sys.path, os.path.dirname(here)])}
-    run = subprocess.run(
-        [sys.executable, "-c", INSTRUCTION_SETS, here],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    run = run_program(INSTRUCTION_SETS, here, TTA_RESTORE_ISA=level)
+    assert run.returncode == 0, run.stderr
     return json.loads(run.stdout)
 
 

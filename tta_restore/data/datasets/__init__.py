@@ -15,7 +15,7 @@ _MODULES = {
     "MisalignedPair": "misaligned",
     "Misalignment": "misaligned",
     "Pair": "pairs",
-    "find_clips": "layouts",
+    "find_clips": "clip_folders",
     "find_pairs": "layouts",
     "mine_patches": "mining",
     "register_layout": "layouts",

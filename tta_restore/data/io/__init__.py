@@ -16,9 +16,9 @@ _MODULES = {
     "read_image": "image",
     "scan_folder": "files",
     "to_model_space": "color",
-    "write_image": "image",
+    "write_image": "image_writer",
     "write_large": "large",
-    "write_video": "video",
+    "write_video": "video_writer",
 }
 __all__ = [*_MODULES]
 

@@ -35,7 +35,7 @@ def fit_format(image: Image, kind: str, depth: int, *, embeds_exif: bool = True)
 
     Args:
         image: what is going to be written.
-        kind: one of :data:`tta_restore.data.io.image.FORMATS`.
+        kind: one of :data:`tta_restore.data.io.image_writer.FORMATS`.
         depth: bits per sample in the file.
         embeds_exif: whether the writer adds EXIF, for which a TIFF file has to fit into memory.
     """

@@ -1,4 +1,4 @@
-"""Read and write video files through PyAV (the extra "video"): upright, with their colors, bits, times and tracks."""
+"""Read video files through PyAV (the extra "video"): upright, with their colors, bits and times."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import io
 import re
 from array import array
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -18,34 +18,16 @@ import torch
 from torch import Tensor
 
 from tta_restore.data.datasets.clips import Clip
-from tta_restore.data.io.atomic import atomic_file, is_text
+from tta_restore.data.io.atomic import is_text
 from tta_restore.data.io.codecs import (
     CLOCK,
-    CODECS,
-    Encoder,
-    check_codec,
     interpolation,
-    written_depth,
 )  # fmt: skip
 from tta_restore.data.io.formats import irregular_kind
-from tta_restore.data.io.parts import EncodedPacket, PartStore
 from tta_restore.data.io.pixels import ImageError, too_large
 from tta_restore.data.io.side_data import Hdr10, describe_lost, kinds_of, orientation_of, read_hdr10
-from tta_restore.data.io.tracks import SideTracks, carry_stream_tags, carry_tags, needs_free_tags
 
-__all__ = [
-    "CONTAINERS",
-    "MAX_FRAME_PIXELS",
-    "WRITABLE_SUFFIXES",
-    "DecodedFrames",
-    "VideoFile",
-    "VideoInfo",
-    "write_video",
-]
-
-#: Suffixes that :func:`write_video` takes, and the containers they stand for.
-CONTAINERS = {".mp4": "mp4", ".mov": "mov", ".m4v": "mp4", ".mkv": "matroska"}
-WRITABLE_SUFFIXES = tuple(CONTAINERS)
+__all__ = ["MAX_FRAME_PIXELS", "DecodedFrames", "VideoFile", "VideoInfo"]
 #: Default limit on the pixels of a frame.
 MAX_FRAME_PIXELS = 160_000_000
 _HDR_CURVES = {16: "PQ", 18: "HLG"}
@@ -139,8 +121,8 @@ class VideoFile:
 
     def __post_init__(self) -> None:
         self.path, self._ticks = Path(self.path), array("q")
-        with _opened(self.path) as container:
-            stream = _film(container, self.path)
+        with opened(self.path) as container:
+            stream = film_of(container, self.path)
             codec = stream.codec_context
             if codec is None:
                 raise ImageError(f"{self.path}: a video in a codec that is not known here")
@@ -203,7 +185,7 @@ class VideoFile:
         if frames:
             return frames[0], any(frame.interlaced_frame for frame in frames)
         if problem is not None:
-            raise ImageError(f"{self.path}: damaged video ({_line(problem)})")
+            raise ImageError(f"{self.path}: damaged video ({error_line(problem)})")
         raise ImageError(f"{self.path}: a video without frames")
 
     def _note(self, container: Any, stream: Any, first: Any) -> None:
@@ -231,11 +213,11 @@ class VideoFile:
         deep = self.info.bit_depth > 8
         del self._ticks[:]
         self.losses.clear()
-        with _opened(self.path) as container:
-            stream = _film(container, self.path)
+        with opened(self.path) as container:
+            stream = film_of(container, self.path)
             stream.thread_type = "AUTO"
             stream.codec_context.options = {"err_detect": "explode"}  # else some decoders invent what is missing
-            offset = _start_of(container)
+            offset = start_of(container)
             frames = self._decoded(container, stream)
             if self.deinterlace and self.info.is_interlaced:
                 frames = _deinterlaced(frames, stream)
@@ -295,7 +277,7 @@ class VideoFile:
                 where = float(good / self.info.frame_rate)
                 first = where if first is None else first
                 if not self.keep_going:
-                    reason = _line(problem) if problem is not None else "a frame of which parts are missing"
+                    reason = error_line(problem) if problem is not None else "a frame of which parts are missing"
                     raise ImageError(
                         f"{self.path}: damaged after frame {good}, {where:.1f} s ({reason}); "
                         "--keep-going restores what can be read"
@@ -365,168 +347,12 @@ def _declared_length(container: Any, stream: Any) -> tuple[Fraction | None, bool
     if stream.duration and stream.time_base:
         return Fraction(stream.duration) * stream.time_base, True
     if container.format.name.startswith("matroska"):  # counts from zero, wherever the film starts
-        start = _start_of(container)
+        start = start_of(container)
         if found := _CLOCK_TIME.fullmatch(stream.metadata.get("DURATION", "")):
             hours, minutes, seconds = map(Fraction, found.groups())
             return 3600 * hours + 60 * minutes + seconds - start, True
         return (Fraction(container.duration, 1_000_000) - start if container.duration else None), False
     return (Fraction(container.duration, 1_000_000) if container.duration else None), False
-
-
-def write_video(
-    path: str | Path,
-    frames: Iterable[Tensor],
-    *,
-    like: VideoFile | None = None,
-    frame_rate: Fraction | float = 25,
-    codec: str = "h264",
-    bit_depth: int | None = None,
-    quality: int | None = None,
-    strip: bool = False,
-    parts: PartStore | None = None,
-) -> tuple[str, ...]:
-    """Write frames to an MP4, MOV or Matroska file: completely, or not at all.
-
-    Args:
-        path: where to; missing folders are made.
-        frames: (3, H, W) in [0, 1] each, of one size; odd sides are kept (chroma is then not subsampled).
-        like: the file that the frames come from: its times, bits, colors, pixel aspect ratio, sound, subtitles,
-            chapters and tags are taken over.
-        frame_rate: per second, without ``like``.
-        codec: ``"h264"``, ``"hevc"``, ``"av1"``, ``"vp9"`` or ``"ffv1"`` (lossless).
-        bit_depth: 8, 10 or 12; None for that of ``like`` as far as the codec holds it, else 8.
-        quality: the encoder's constant rate factor: 0 is lossless or nearly so; None for a nearly invisible loss.
-        strip: leave out tags and chapters.
-        parts: keeps what is encoded, part by part; ``frames`` are then those behind the stored ones.
-
-    Returns:
-        A line for each thing that was changed or left out.
-
-    Raises:
-        ImageError: the suffix is none of these, there are no frames, they differ in size, or it cannot be written.
-        ValueError: the codec is unknown, or the constant rate factor is out of range.
-    """
-    path = Path(path)
-    kind = CONTAINERS.get(path.suffix.lower())
-    if kind is None:
-        raise ImageError(f"{path}: videos are written as {', '.join(WRITABLE_SUFFIXES)}")
-    check_codec(codec, quality)
-    notes: list[str] = []
-    depth = written_depth(path, codec, bit_depth, like, notes)
-    av = _av(path)
-    rate = Fraction(frame_rate).limit_denominator(CLOCK) if like is None else Fraction(like.info.frame_rate)
-    encoder = Encoder(av, CODECS[codec], depth, quality, rate, like, notes)
-    with atomic_file(path) as partial:
-        source = None if like is None else _opened(like.path)
-        known: set[str] = set()
-        tracks: SideTracks | None = None
-        options = {"fflags": "+bitexact"}  # no random identifiers: the same frames give the same file
-        if source is not None and kind != "matroska" and needs_free_tags(source):
-            options["movflags"] = "use_metadata_tags"
-        container = av.open(str(partial), "w", format=kind, container_options=options)
-        try:
-            output = _Output(av, container, container.add_stream(encoder.settings.encoder, rate=rate))
-            if source is not None and like is not None:
-                known = set(like.side_data)
-                if not strip:
-                    carry_stream_tags(_film(source, like.path), output.stream)
-                offset = _start_of(source)
-                output.tracks = tracks = SideTracks(source, container, kind, offset)
-                if not strip:
-                    notes += carry_tags(source, container, kind, offset)
-            number = _encode(path, frames, encoder, output, like, rate, parts)
-            if number == 0:
-                raise ImageError(f"{path}: there are no frames to write")
-            if tracks is not None:
-                tracks.finish()
-            if like is not None:
-                notes += describe_lost(like.side_data - known)
-        except av.error.FFmpegError as error:
-            raise ImageError(f"{path}: cannot be written ({_line(error)})") from None
-        finally:
-            _close(container, path)
-            if source is not None:
-                source.close()
-    if tracks is not None:
-        notes += tracks.notes
-        if like is not None:
-            like.losses += tracks.losses
-    return tuple(dict.fromkeys(notes))
-
-
-def _encode(
-    path: Path,
-    frames: Iterable[Tensor],
-    encoder: Encoder,
-    output: _Output,
-    like: VideoFile | None,
-    rate: Fraction,
-    parts: PartStore | None,
-) -> int:
-    """Write the stored parts and then the frames behind them; return the number of frames."""
-    size, number, last = None, 0, -1
-    if parts is not None and parts.size is not None:
-        size, number = parts.size, parts.frames
-        encoder.prepare(output.stream.codec_context, size)
-        for packet in parts.packets():
-            output.write(packet)
-            last = max(last, packet.pts)
-    waiting: list[EncodedPacket] = []
-    in_part = 0
-    context: Any = None
-    for frame in frames:
-        if size is None:
-            size = tuple(frame.shape)
-            encoder.prepare(output.stream.codec_context, size)
-        if tuple(frame.shape) != size:
-            raise ImageError(f"{path}: frame {number} is {tuple(frame.shape)}, those before it {size}")
-        if context is None:
-            context = encoder.create(size, like=output.stream.codec_context)
-        ticks = like.ticks_of(number) if like is not None else None
-        last = max(round(number * CLOCK / rate) if ticks is None else ticks, last + 1)
-        waiting += encoder.encode(context, frame, last)
-        number, in_part = number + 1, in_part + 1
-        if parts is not None and in_part == parts.part_frames:
-            waiting += encoder.encode(context, None, 0)
-            parts.add(waiting, in_part, size)
-            context, in_part = None, 0
-        if parts is None or context is None:
-            for packet in waiting:
-                output.write(packet)
-            waiting = []
-    if context is not None:
-        for packet in [*waiting, *encoder.encode(context, None, 0)]:
-            output.write(packet)
-    return number
-
-
-class _Output:
-    """A container with the film's stream and its side tracks, written in step."""
-
-    def __init__(self, av: Any, container: Any, stream: Any) -> None:
-        self.av, self.container, self.stream = av, container, stream
-        self.tracks: SideTracks | None = None
-        self._last: int | None = None
-        stream.time_base = Fraction(1, CLOCK)
-
-    def write(self, encoded: EncodedPacket) -> None:
-        packet = self.av.Packet(encoded.data)
-        # Where parts meet, the decoding times of uneven frames may overlap.
-        dts = encoded.dts if self._last is None else max(encoded.dts, self._last + 1)
-        packet.pts, packet.dts, packet.duration = encoded.pts, min(dts, encoded.pts), encoded.duration
-        packet.time_base, packet.is_keyframe = Fraction(1, CLOCK), encoded.is_key
-        packet.stream = self.stream
-        self._last = dts
-        self.container.mux(packet)
-        if self.tracks is not None:
-            self.tracks.advance(Fraction(max(encoded.dts, 0), CLOCK))
-
-
-def _close(container: Any, path: Path) -> None:
-    try:
-        container.close()
-    except (OSError, importlib.import_module("av.error").FFmpegError) as error:
-        raise ImageError(f"{path}: cannot be written ({_line(error)})") from None
 
 
 def _deinterlaced(frames: Iterator[Any], stream: Any) -> Iterator[Any]:
@@ -567,7 +393,7 @@ def _chroma_of(name: str) -> str:
     return "444" if name.startswith(("rgb", "bgr", "gbr", "argb", "abgr", "0rgb", "0bgr")) else "420"
 
 
-def _film(container: Any, path: Path) -> Any:
+def film_of(container: Any, path: Path) -> Any:
     """Return the first video stream that is no cover picture."""
     film = next((stream for stream in container.streams.video if not _is_cover(stream)), None)
     if film is None:
@@ -580,7 +406,7 @@ def _is_cover(stream: Any) -> bool:
     return bool(stream.disposition & disposition.attached_pic)
 
 
-def _start_of(container: Any) -> Fraction:
+def start_of(container: Any) -> Fraction:
     """Return the seconds at which a container starts; transport streams start anywhere."""
     return max(Fraction(0), Fraction(container.start_time or 0, 1_000_000))
 
@@ -596,8 +422,8 @@ class _SelfClosing(io.FileIO):
         self.close()
 
 
-def _opened(path: Path) -> Any:
-    av = _av(path)
+def opened(path: Path) -> Any:
+    av = import_av(path)
     try:
         if (special := irregular_kind(path)) is not None:
             raise ImageError(f"{path}: not a regular file: {special}")
@@ -607,16 +433,16 @@ def _opened(path: Path) -> Any:
     except ImageError:
         raise
     except OSError as error:  # libav's errors among them
-        raise ImageError(f"{path}: {_line(error)}") from None
+        raise ImageError(f"{path}: {error_line(error)}") from None
     except (av.error.FFmpegError, ValueError) as error:
-        raise ImageError(f"{path}: not a video ({_line(error)})") from None
+        raise ImageError(f"{path}: not a video ({error_line(error)})") from None
     if not container.streams.video:
         container.close()
         raise ImageError(f"{path}: holds no video")
     return container
 
 
-def _av(path: Path) -> Any:
+def import_av(path: Path) -> Any:
     try:
         av = importlib.import_module("av")
         importlib.import_module("av.video.reformatter")
@@ -625,6 +451,6 @@ def _av(path: Path) -> Any:
         raise ImageError(f"{path}: video files need PyAV: pip install 'tta-restore[video]'") from None
 
 
-def _line(error: BaseException) -> str:
+def error_line(error: BaseException) -> str:
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return text.splitlines()[0].lower()

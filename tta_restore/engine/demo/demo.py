@@ -17,7 +17,7 @@ from tta_restore.data.synthetic import photos
 from tta_restore.degradations import Blur, Clip, Compose, Degradation, Noise, Quantize, Resize
 from tta_restore.engine.evaluate.degradations import DegradedFrame
 from tta_restore.engine.evaluate.lenses import Comparison, Contender, compare
-from tta_restore.engine.evaluate.stream import StreamResult
+from tta_restore.engine.evaluate.results import StreamResult
 from tta_restore.engine.run.outputs import expect_folder, locks_output
 from tta_restore.engine.run.usage import UsageError
 from tta_restore.models import Restorer, as_restorer, create_model

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from tta_restore import metrics
 from tta_restore._core.processes import Processes
+from tta_restore.data.datasets.clip_folders import find_clips
 from tta_restore.data.datasets.clips import Clip
-from tta_restore.data.datasets.layouts import find_clips
+from tta_restore.engine.evaluate.results import FrameRecord, StreamResult
 from tta_restore.engine.evaluate.runner import Unit, run_folder, run_units
-from tta_restore.engine.evaluate.stream import FrameRecord, StreamResult
 from tta_restore.engine.run.calibrate import write_checkpoint
 from tta_restore.engine.run.device import resolve_device
 from tta_restore.engine.run.extensions import find_metrics, use_layout

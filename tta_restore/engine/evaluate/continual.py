@@ -11,9 +11,9 @@ from typing import Any
 from tta_restore import metrics
 from tta_restore._core.processes import Processes
 from tta_restore.data.datasets.layouts import folder_frames
+from tta_restore.engine.evaluate.results import FrameRecord, StreamResult
 from tta_restore.engine.evaluate.rows import Row, row_of
 from tta_restore.engine.evaluate.runner import claim, open_lpips, run_resumable, task_of
-from tta_restore.engine.evaluate.stream import FrameRecord, StreamResult
 from tta_restore.engine.report.page import MethodNote, Report, require_packages, write_report
 from tta_restore.engine.report.samples import INPUT, KeptPictures
 from tta_restore.engine.report.table import text_table

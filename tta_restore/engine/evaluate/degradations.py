@@ -28,8 +28,8 @@ from tta_restore.degradations import (
     list_degradations,
 )
 from tta_restore.engine.evaluate.lenses import Comparison, Contender, compare
+from tta_restore.engine.evaluate.results import StreamResult
 from tta_restore.engine.evaluate.rows import Row, row_of
-from tta_restore.engine.evaluate.stream import StreamResult
 from tta_restore.engine.run.device import resolve_device
 from tta_restore.engine.run.extensions import find_metrics
 from tta_restore.engine.run.methods import create_method, expect_one_input

@@ -24,20 +24,14 @@ from tta_restore import __version__, metrics
 from tta_restore._core.processes import Processes
 from tta_restore.data.datasets.layouts import FolderFrame, folder_frames
 from tta_restore.data.io.atomic import atomic_file
-from tta_restore.data.io.image import read_image, write_image
+from tta_restore.data.io.image import read_image
+from tta_restore.data.io.image_writer import write_image
 from tta_restore.data.io.pixels import Image
 from tta_restore.engine.evaluate.maps import restorer_maps, write_maps
 from tta_restore.engine.evaluate.published import TABLES
+from tta_restore.engine.evaluate.results import QUANTITIES, FrameRecord, StreamResult, written
 from tta_restore.engine.evaluate.runner import Unit, claim, open_lpips, run_units, task_of
-from tta_restore.engine.evaluate.stream import (
-    QUANTITIES,
-    FrameRecord,
-    StreamResult,
-    evaluate_frame,
-    identity,
-    inputs_of,
-    written,
-)
+from tta_restore.engine.evaluate.stream import evaluate_frame, identity, inputs_of
 from tta_restore.engine.report.images import to_bytes
 from tta_restore.engine.report.page import MethodNote, Report, Sample, require_packages, write_report
 from tta_restore.engine.report.table import lay_out

@@ -17,7 +17,8 @@ from torch import Tensor
 from tta_restore import __version__
 from tta_restore.adapters import Adapter
 from tta_restore.data.synthetic.defocus import DefocusFrame
-from tta_restore.engine.evaluate.stream import FrameRecord, StreamMethod, StreamResult, evaluate_stream
+from tta_restore.engine.evaluate.results import FrameRecord, StreamResult
+from tta_restore.engine.evaluate.stream import StreamMethod, evaluate_stream
 from tta_restore.engine.report.images import to_bytes
 from tta_restore.engine.report.page import (
     KernelSample,

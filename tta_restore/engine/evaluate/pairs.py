@@ -16,8 +16,8 @@ from tta_restore._core.processes import Processes
 from tta_restore.data.datasets.layouts import find_pairs
 from tta_restore.data.io.image import read_image
 from tta_restore.engine.evaluate.maps import pair_maps, write_maps
+from tta_restore.engine.evaluate.results import IDENTICAL, FrameRecord, StreamResult
 from tta_restore.engine.evaluate.runner import Unit, run_folder, run_units
-from tta_restore.engine.evaluate.stream import IDENTICAL, FrameRecord, StreamResult
 from tta_restore.engine.run.device import resolve_device
 from tta_restore.engine.run.extensions import find_metrics, use_layout
 from tta_restore.engine.run.methods import expect_one_input

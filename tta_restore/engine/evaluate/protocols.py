@@ -17,12 +17,14 @@ from torch import Tensor
 
 from tta_restore import metrics
 from tta_restore._core.processes import Processes
-from tta_restore.data.datasets.layouts import FolderFrame, find_clips, find_pairs, folder_frames
+from tta_restore.data.datasets.clip_folders import find_clips
+from tta_restore.data.datasets.layouts import FolderFrame, find_pairs, folder_frames
 from tta_restore.engine.evaluate.clips import evaluate_clips
 from tta_restore.engine.evaluate.dpdd import FrameOfFiles, Plain, PublishedFrame, takes_views
 from tta_restore.engine.evaluate.pairs import evaluate_pairs
+from tta_restore.engine.evaluate.results import FrameRecord
 from tta_restore.engine.evaluate.runner import Unit, run_resumable, run_units
-from tta_restore.engine.evaluate.stream import FrameRecord, evaluate_frame
+from tta_restore.engine.evaluate.stream import evaluate_frame
 from tta_restore.engine.evaluate.tables import DataSet, Row, Table
 from tta_restore.engine.run.extensions import use_layout
 from tta_restore.engine.run.methods import create_clip_method, create_method

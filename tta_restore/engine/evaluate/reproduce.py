@@ -2,101 +2,24 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tta_restore.engine.evaluate.command import named_folders, named_values
+from tta_restore.engine.evaluate.outcome import Outcome
 from tta_restore.engine.evaluate.published import TABLES
-from tta_restore.engine.evaluate.tables import DECIMALS, INPUT, DataSet, Row, Table, chosen_rows
+from tta_restore.engine.evaluate.tables import INPUT, DataSet, Row, Table, chosen_rows
 from tta_restore.engine.run.outputs import expect_folder, locked_output
 from tta_restore.engine.run.settings import merge, nested, parse_setting
 from tta_restore.engine.run.usage import UsageError
 from tta_restore.engine.run.user_code import import_named, is_named
 
-__all__ = ["Cost", "Entry", "Outcome", "describe_tables", "find_table", "reproduce"]
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A value of a table: published, measured, or both.
-
-    Attributes:
-        row: name of the row.
-        data: data set, or the name of the table's average.
-        quantity: what was measured, such as "psnr".
-        published: printed value; None where there is none.
-        measured: mean over images; None where it was not measured.
-        images: number of images that it is the mean of.
-    """
-
-    row: str
-    data: str
-    quantity: str
-    published: float | None = None
-    measured: float | None = None
-    images: int = 0
-
-    @property
-    def difference(self) -> float | None:
-        """Measured minus published value; None where one is missing."""
-        return None if self.published is None or self.measured is None else self.measured - self.published
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Size and work of the network of a row; None where it is not known.
-
-    Attributes:
-        parameters: number of parameters, in millions.
-        gmacs: multiply-accumulate operations with biases and activations, in billions.
-        seconds: seconds per image, on the clock.
-    """
-
-    parameters: float | None = None
-    gmacs: float | None = None
-    seconds: float | None = None
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """Result of a reproduction.
-
-    Attributes:
-        table: the table, with the chosen rows.
-        entries: every value.
-        costs: published and measured cost by row.
-        missing: what data and weights are missing, a line each.
-        failed: row -> why it could not be measured.
-        measured: rows that were measured.
-    """
-
-    table: Table
-    entries: tuple[Entry, ...] = ()
-    costs: Mapping[str, tuple[Cost, Cost]] = field(default_factory=dict)
-    missing: tuple[str, ...] = ()
-    failed: Mapping[str, str] = field(default_factory=dict)
-    measured: tuple[str, ...] = ()
-
-    @property
-    def exit_code(self) -> int:
-        """1 where a row failed, else 0."""
-        return 1 if self.failed else 0
-
-    def __str__(self) -> str:
-        rows = [row for row in self.table.rows if row.measurable]
-        failed = f", {len(self.failed)} failed" if self.failed else ""
-        return f"{self.table.name}: {len(self.measured)} of {len(rows)} rows measured{failed}"
-
-    def entry(self, row: str, data: str, quantity: str) -> Entry:
-        """Return a value; an empty one where there is none."""
-        found = (e for e in self.entries if (e.row, e.data, e.quantity) == (row, data, quantity))
-        return next(found, Entry(row, data, quantity))
+__all__ = ["describe_tables", "find_table", "reproduce"]
 
 
 def reproduce(
@@ -220,103 +143,6 @@ def identity_of(*content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:10]
 
 
-def entries_of(table: Table, records: Mapping[str, Sequence[Any]]) -> tuple[Entry, ...]:
-    """Return all values of a table, from the records of each row; those of the average come last."""
-    found = []
-    for row in table.rows:
-        own = records.get(row.name, ())
-        for data in table.data:
-            of_data = [record for record in own if record.family == data.name]
-            for quantity in data.quantities:
-                printed = row.published.get(data.name, {}).get(quantity)
-                found.append(_entry(row.name, data.name, quantity, printed, of_data))
-        if table.average:
-            for quantity in dict.fromkeys(q for data in table.data for q in data.quantities):
-                printed = table.average_published.get(row.name, {}).get(quantity)
-                found.append(_entry(row.name, table.average, quantity, printed, own))
-    return tuple(entry for entry in found if entry.published is not None or entry.measured is not None)
-
-
-def side_by_side(outcome: Outcome) -> list[tuple[str, list[str], list[list[str]]]]:
-    """Return a title, a header and rows of text for every data set, and for parameters and MACs."""
-    tables = []
-    places = [(data.name, data.quantities) for data in outcome.table.data]
-    if outcome.table.average:
-        places.append((outcome.table.average, outcome.table.data[0].quantities))
-    for name, quantities in places:
-        shown = [q for q in quantities if any(e.quantity == q and e.data == name for e in outcome.entries)]
-        if not shown:
-            continue
-        header = [""]
-        for quantity in shown:
-            header += [f"{title_of(quantity)} published", "measured", "difference"]
-        rows = []
-        for row in outcome.table.rows:
-            cells = [row.name]
-            for quantity in shown:
-                entry, digits = outcome.entry(row.name, name, quantity), _digits(outcome, quantity)
-                cells += [_number(value, digits) for value in (entry.published, entry.measured)]
-                cells.append("-" if entry.difference is None else f"{entry.difference:+.{digits}f}")
-            if any(cell != "-" for cell in cells[1:]):
-                rows.append(cells)
-        count = max((e.images for e in outcome.entries if e.data == name), default=0)
-        tables.append((f"{name}, {count} images measured" if count else name, header, rows))
-    header = ["", "parameters (M) published", "measured", "MACs (G) published", "measured", "seconds published",
-              "measured"]  # fmt: skip
-    rows = [
-        [row, *(text for name, digits in (("parameters", 3), ("gmacs", 1), ("seconds", 3))
-                for text in (_printed(getattr(printed, name)), _number(getattr(own, name), digits)))]
-        for row, (printed, own) in outcome.costs.items()
-    ]  # fmt: skip
-    rows = [cells for cells in rows if any(cell != "-" for cell in cells[1:])]
-    if rows:
-        tables.append(("Parameters, multiply-adds and time", header, rows))
-    return tables
-
-
-def title_of(quantity: str) -> str:
-    """Return a quantity as it is written in a header."""
-    aligned = quantity.startswith("aligned_")
-    name = quantity.removeprefix("aligned_")
-    return f"{name.upper()}{', aligned' if aligned else ''}{' (dB)' if name == 'psnr' else ''}"
-
-
-def write_values(path: Path, outcome: Outcome) -> None:
-    """Write all values as CSV, a row each."""
-    from tta_restore.data.io.atomic import atomic_file
-
-    sources = {row.name: row.source or outcome.table.source for row in outcome.table.rows}
-    with atomic_file(path) as partial, open(partial, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(
-            ["row", "data set", "quantity", "published", "measured", "difference", "images", "source of the published"]
-        )
-        for e in outcome.entries:
-            own = ["" if value is None else repr(value) for value in (e.published, e.measured, e.difference)]
-            writer.writerow([e.row, e.data, e.quantity, *own, e.images, sources[e.row] if e.published else ""])
-
-
-def _entry(row: str, data: str, quantity: str, printed: float | None, records: Sequence[Any]) -> Entry:
-    values = [record.metrics.get(quantity, getattr(record, quantity, None)) for record in records]
-    if not values or None in values:
-        return Entry(row, data, quantity, printed)
-    return Entry(row, data, quantity, printed, sum(values) / len(values), len(values))
-
-
-def _digits(outcome: Outcome, quantity: str) -> int:
-    """Return the digits of a column after the point: as many as are printed, and at least the usual ones."""
-    printed = [e.published for e in outcome.entries if e.quantity == quantity and e.published]
-    return max([DECIMALS.get(quantity, 4), *(len(repr(value).partition(".")[2]) for value in printed)])
-
-
-def _number(value: float | None, digits: int) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
-
-
-def _printed(value: float | None) -> str:
-    return "-" if value is None else f"{value:g}"
-
-
 def _known(given: Mapping[str, Any], names: Sequence[str], flag: str) -> dict[str, Any]:
     """Return values under the table's spelling of their names."""
     spelled = {name.lower(): name for name in names}
@@ -398,7 +224,8 @@ def _examine(
 
 def _layout(data: DataSet, table: Table) -> str:
     """Return where files are looked for in the folder of a data set."""
-    from tta_restore.data.datasets.layouts import CLIP_LAYOUTS, LAYOUTS
+    from tta_restore.data.datasets.clip_folders import CLIP_LAYOUTS
+    from tta_restore.data.datasets.layouts import LAYOUTS
 
     clips, pairs = CLIP_LAYOUTS.get(data.layout), LAYOUTS.get(data.layout)
     if table.protocol == "meta" and clips is not None and not callable(clips):

@@ -17,20 +17,15 @@ from torch import Tensor
 from tta_restore import __version__
 from tta_restore._core.processes import Processes
 from tta_restore.data.io.atomic import atomic_file
-from tta_restore.data.io.image import read_image, write_image
+from tta_restore.data.io.image import read_image
+from tta_restore.data.io.image_writer import write_image
 from tta_restore.data.io.pixels import Image
 from tta_restore.engine.evaluate.dpdd import takes_views
+from tta_restore.engine.evaluate.outcome import Cost, Outcome, entries_of, side_by_side, write_values
 from tta_restore.engine.evaluate.protocols import Job, find_protocol
-from tta_restore.engine.evaluate.reproduce import (
-    Cost,
-    Outcome,
-    entries_of,
-    identity_of,
-    side_by_side,
-    write_values,
-)
+from tta_restore.engine.evaluate.reproduce import identity_of
+from tta_restore.engine.evaluate.results import FrameRecord, StreamResult
 from tta_restore.engine.evaluate.runner import open_lpips
-from tta_restore.engine.evaluate.stream import FrameRecord, StreamResult
 from tta_restore.engine.evaluate.tables import INPUT, Row, Table
 from tta_restore.engine.report import plots
 from tta_restore.engine.report.comparison import Comparison, write_comparison

@@ -18,7 +18,8 @@ from tta_restore._core.processes import Processes
 from tta_restore._core.progress import ProgressBar
 from tta_restore.data.datasets.layouts import FolderFrame
 from tta_restore.data.io.atomic import atomic_file
-from tta_restore.engine.evaluate.stream import FrameRecord, StreamFrame, evaluate_frame, inputs_of
+from tta_restore.engine.evaluate.results import FrameRecord
+from tta_restore.engine.evaluate.stream import StreamFrame, evaluate_frame, inputs_of
 from tta_restore.engine.run.usage import UsageError
 
 __all__ = ["Resumable", "Unit", "claim", "open_lpips", "run_folder", "run_resumable", "run_units", "task_of"]

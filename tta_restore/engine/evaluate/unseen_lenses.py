@@ -13,7 +13,8 @@ from tta_restore import adapters
 from tta_restore.data.io.files import images_below
 from tta_restore.data.synthetic import defocus, photos
 from tta_restore.engine.evaluate.lenses import Comparison, Contender, compare
-from tta_restore.engine.evaluate.stream import StreamResult, identity
+from tta_restore.engine.evaluate.results import StreamResult
+from tta_restore.engine.evaluate.stream import identity
 from tta_restore.engine.run.usage import UsageError
 from tta_restore.models import Restorer, as_restorer, create_model
 

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from tta_restore.data.io.atomic import atomic_file
-from tta_restore.engine.evaluate.stream import Interval, Quantity, StreamResult, written
+from tta_restore.engine.evaluate.results import Interval, Quantity, StreamResult, written
 from tta_restore.engine.report import plots as report_plots
 from tta_restore.engine.report.images import kernel_overlap, kernel_sheet, png_uri
 from tta_restore.engine.report.table import plural

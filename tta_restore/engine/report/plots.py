@@ -6,7 +6,7 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from tta_restore.engine.evaluate.stream import FrameRecord, Interval, StreamResult
+from tta_restore.engine.evaluate.results import FrameRecord, Interval, StreamResult
 
 __all__ = ["PALETTE", "gain_after_switch", "gain_against_cost", "gain_over_stream", "psnr_over_stream"]
 

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from tta_restore import metrics
 from tta_restore.data.datasets.layouts import FolderFrame
-from tta_restore.data.io.image import read_image, write_image
+from tta_restore.data.io.image import read_image
+from tta_restore.data.io.image_writer import write_image
 from tta_restore.data.io.pixels import Image
-from tta_restore.engine.evaluate.stream import StreamResult
+from tta_restore.engine.evaluate.results import StreamResult
 from tta_restore.engine.report.page import Sample
 
 __all__ = ["INPUT", "KeptPictures"]

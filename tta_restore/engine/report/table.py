@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import isfinite, isnan
 
-from tta_restore.engine.evaluate.stream import Interval, StreamResult, written
+from tta_restore.engine.evaluate.results import Interval, StreamResult, written
 
 __all__ = ["lay_out", "plural", "text_table"]
 

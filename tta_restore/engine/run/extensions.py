@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tta_restore.data.datasets.layouts import CLIP_LAYOUTS, LAYOUTS, register_layout
+from tta_restore.data.datasets.clip_folders import CLIP_LAYOUTS
+from tta_restore.data.datasets.layouts import LAYOUTS, register_layout
 from tta_restore.engine.run.usage import UsageError
 from tta_restore.engine.run.user_code import guarded, import_named, is_named, plugins
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
 from tta_restore.data.io.formats import detect_format, sniff_file
-from tta_restore.data.io.image import FORMATS
+from tta_restore.data.io.image_writer import FORMATS
 from tta_restore.engine.run.restore_plan import written_suffix
 from tta_restore.engine.run.usage import UsageError
 

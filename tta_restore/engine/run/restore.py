@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load
+from safetensors import SafetensorError
 from torch import Tensor
 from tqdm import tqdm
 
 from tta_restore._core.progress import ProgressBar
-from tta_restore.data.io.atomic import atomic_file, exclusive_lock
 from tta_restore.data.io.codecs import check_codec
 from tta_restore.data.io.color import to_model_space
 from tta_restore.data.io.files import printable
-from tta_restore.data.io.image import MAX_PIXELS, check_writable, read_image, write_image
+from tta_restore.data.io.image import MAX_PIXELS, read_image
+from tta_restore.data.io.image_writer import check_writable, write_image
 from tta_restore.data.io.pixels import ImageError
-from tta_restore.data.io.tensors import save_tensors
 from tta_restore.data.io.video import VideoFile
 from tta_restore.engine.run.device import resolve_device
 from tta_restore.engine.run.methods import CLIP_METHODS, create_clip_method, create_method
@@ -49,9 +46,10 @@ from tta_restore.engine.run.restore_plan import (
     frame_files,
     plan_jobs,
 )
+from tta_restore.engine.run.restore_state import RestoreState, StateError, open_state
 from tta_restore.engine.run.usage import UsageError
 
-__all__ = ["Output", "RestoreMethod", "RestoreState", "Summary", "restore_files", "run_jobs"]
+__all__ = ["Output", "RestoreMethod", "Summary", "restore_files", "run_jobs"]
 
 #: From (1, 3, H, W) in [0, 1] to (1, 3, s*H, s*W). A method that learns also has `save`, `load` and `adapter.reset`.
 RestoreMethod = Callable[[Tensor], Tensor]
@@ -274,7 +272,7 @@ def run_jobs(
         method.adapter.show_progress = False
     clip_method = method if whole_clips else FrameByFrame(method, device, fresh=state is None)
     total = len(jobs)
-    with _opened_state(state, method) as keeper, ProgressBar(total=total, unit="file", shown=progress) as bar:
+    with open_state(state, method) as keeper, ProgressBar(total=total, unit="file", shown=progress) as bar:
         for number, job in enumerate(jobs):
             bar.set_postfix_str(printable(job.source.name), refresh=False)
             bar.update(number - bar.n)
@@ -427,82 +425,3 @@ def _first_line(error: BaseException) -> str:
 def _to_stderr(line: str) -> None:
     # Lines and bar share stderr: tqdm.write lifts the bar for a line.
     tqdm.write(printable(line), file=sys.stderr)
-
-
-_KEY = "restored_inputs"
-
-
-@contextmanager
-def _opened_state(path: str | Path | None, method: Any) -> Iterator[RestoreState | None]:
-    if path is None:
-        yield None
-        return
-    try:
-        keeper = RestoreState(Path(path), method)
-        with exclusive_lock(path):
-            keeper.load()
-            yield keeper
-    except BlockingIOError:
-        raise UsageError(f"--state {path}: another run is using it") from None
-    except StateError as error:
-        raise UsageError(f"--state {path}: {error}") from error
-
-
-class StateError(ValueError):
-    """A state file cannot be used."""
-
-
-class RestoreState:
-    """Loads and saves an adapter together with the list of inputs it has seen.
-
-    Both are in one safetensors file, written in one step. Were they two files, a process that dies in between would
-    leave an adapter that has learned from an image which the list does not name, and learn from it twice.
-
-    Raises:
-        StateError: the method cannot save itself.
-    """
-
-    def __init__(self, path: Path, method: Any) -> None:
-        if not (callable(getattr(method, "save", None)) and callable(getattr(method, "load", None))):
-            raise StateError("a state was asked for, but this method keeps none")
-        self.path = path
-        self.method = method
-        self._seen: dict[str, None] = {}
-
-    def load(self) -> None:
-        """Take adapter and list from the file, when it exists.
-
-        Raises:
-            StateError: the file is damaged, or belongs to another method or model.
-        """
-        if not self.path.exists():
-            return
-        try:
-            with safe_open(self.path, framework="pt") as file:
-                metadata = file.metadata() or {}
-        except (SafetensorError, OSError) as error:
-            raise StateError(f"not a readable state file ({error})") from error
-        try:
-            self.method.load(self.path)
-            seen = json.loads(metadata.get(_KEY, "[]"))
-            self._seen = dict.fromkeys(str(name) for name in seen)
-        except (ValueError, TypeError, KeyError, RuntimeError, OSError) as error:
-            raise StateError(str(error)) from error
-
-    def save(self, source: Path) -> None:
-        """Add an input to the list and write adapter and list."""
-        self._seen[_name(source)] = None
-        with atomic_file(self.path) as partial:
-            self.method.save(partial)
-            with safe_open(partial, framework="pt") as file:
-                metadata = file.metadata() or {}
-            # From a copy in memory: tensors mapped from a file must not be written over it.
-            save_tensors(partial, load(partial.read_bytes()), metadata | {_KEY: json.dumps(list(self._seen))})
-
-    def has_seen(self, source: Path) -> bool:
-        """Return whether the adapter has learned from an input."""
-        return _name(source) in self._seen
-
-
-def _name(source: Path) -> str:
-    return str(source.resolve())

@@ -18,10 +18,12 @@ from tta_restore.data.datasets.clips import ImageSequence
 from tta_restore.data.io.atomic import exclusive_lock, hidden_path
 from tta_restore.data.io.color import in_range, to_model_space
 from tta_restore.data.io.files import printable
-from tta_restore.data.io.image import MAX_PIXELS, check_writable, read_image, write_image
+from tta_restore.data.io.image import MAX_PIXELS, read_image
+from tta_restore.data.io.image_writer import check_writable, write_image
 from tta_restore.data.io.parts import PartStore
 from tta_restore.data.io.pixels import Image, ImageError, one_line
-from tta_restore.data.io.video import VideoFile, write_video
+from tta_restore.data.io.video import VideoFile
+from tta_restore.data.io.video_writer import write_video
 from tta_restore.engine.run.restore_plan import Job, frame_files
 
 __all__ = ["FrameByFrame", "Output", "is_constant", "restore_frames", "restore_video", "sized"]

@@ -13,7 +13,8 @@ import torch
 
 from tta_restore.data.io.carry import fit_format, strip_metadata
 from tta_restore.data.io.color import is_srgb, to_model_space
-from tta_restore.data.io.image import MAX_PIXELS, check_writable
+from tta_restore.data.io.image import MAX_PIXELS
+from tta_restore.data.io.image_writer import check_writable
 from tta_restore.data.io.large import LargeImage, declared_pixels, open_large, samples_of, write_large
 from tta_restore.data.io.pixels import ImageError
 from tta_restore.engine.run.restore_clips import Output, is_constant, sized

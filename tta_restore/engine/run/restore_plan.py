@@ -19,8 +19,8 @@ from tta_restore.data.io.formats import (
     irregular_kind,
     sniff_file,
 )
-from tta_restore.data.io.image import FORMATS, SUFFIXES
-from tta_restore.data.io.video import WRITABLE_SUFFIXES
+from tta_restore.data.io.image_writer import FORMATS, SUFFIXES
+from tta_restore.data.io.video_writer import WRITABLE_SUFFIXES
 from tta_restore.engine.run.usage import UsageError
 
 __all__ = [
@@ -48,8 +48,8 @@ class Job:
         source: image or video file, or a folder of frames.
         destination: file, or folder for a folder of frames.
         kind: ``"image"``, ``"video"`` or ``"frames"``.
-        image_format: of the resulting frames of a folder, one of :data:`tta_restore.data.io.image.FORMATS`; None keeps
-            the format of each frame.
+        image_format: of the resulting frames of a folder, one of :data:`tta_restore.data.io.image_writer.FORMATS`;
+            None keeps the format of each frame.
     """
 
     source: Path
@@ -91,7 +91,7 @@ def plan_jobs(
         inputs: files and folders.
         out: folder, or file for a single input.
         clips: restore every folder of images as one clip.
-        image_format: one of :data:`tta_restore.data.io.image.FORMATS`; None keeps the format of each input.
+        image_format: one of :data:`tta_restore.data.io.image_writer.FORMATS`; None keeps the format of each input.
 
     Raises:
         UsageError: an argument is empty or of no use, two inputs would be written to one file, or an input onto

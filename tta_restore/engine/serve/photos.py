@@ -13,7 +13,8 @@ from torch import Tensor
 
 from tta_restore.adapters import StepReport
 from tta_restore.data.io.color import to_model_space
-from tta_restore.data.io.image import check_writable, read_image, write_image
+from tta_restore.data.io.image import read_image
+from tta_restore.data.io.image_writer import check_writable, write_image
 from tta_restore.data.io.pixels import Image, ImageError
 from tta_restore.engine.run.calibrate import write_checkpoint
 from tta_restore.engine.run.device import resolve_device

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tta_restore._core import checks
+from tta_restore.data.datasets.clip_folders import CLIP_LAYOUTS, find_clips
 from tta_restore.data.datasets.clips import Clip
-from tta_restore.data.datasets.layouts import CLIP_LAYOUTS, find_clips
 from tta_restore.data.datasets.mining import random_patches
 from tta_restore.data.datasets.misaligned import load_sharp_images
 from tta_restore.data.io.files import images_below

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from tta_restore._core.processes import Processes
 from tta_restore._core.progress import ProgressBar
-from tta_restore.data.io.image import write_image
+from tta_restore.data.io.image_writer import write_image
 from tta_restore.data.io.pixels import Image
 from tta_restore.engine.run.outputs import locked_output
 from tta_restore.engine.train.config import TrainingRun
