@@ -51,9 +51,7 @@ def answer(request: dict[str, Any]) -> Any:
     torch.set_num_threads(request["threads"])
     device, kind = request["device"], request["kind"]
     if kind == "machine":
-        return measure.machine(device)
-    if kind == "overhead":
-        return measure.call_overhead(device)
+        return {"machine": measure.machine(device), "overhead": measure.call_overhead(device)}
     case, direction = cases.cases(device)[request["case"]], request["direction"]
     if kind == "memory":
         return measure.memory(case, direction, device, request["contenders"])
@@ -80,17 +78,18 @@ def collect(options: argparse.Namespace, path: Path | None) -> tuple[dict[str, A
     device = options.device
     allocators = ["default"] if device == "cuda" else options.allocators
     base = {"device": device}
+    found = _child({**base, "kind": "machine"}, {}, 1)
+    machine = found.get("machine", found)
     result: dict[str, Any] = {
         "schema": SCHEMA,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "commit": _commit(),
-        "machine": _child({**base, "kind": "machine"}, {}, 1),
+        "machine": machine,
         "load_before": os.getloadavg(),
-        "overhead_microseconds": _child({**base, "kind": "overhead"}, {}, 1),
+        "overhead_microseconds": found.get("overhead", found),
         "measurements": [],
     }
-    machine = str(result["machine"].get("device", device))
-    name = "".join(c if c.isalnum() else "-" for c in machine.lower()).strip("-")
+    name = "".join(c if c.isalnum() else "-" for c in str(machine.get("device", device)).lower()).strip("-")
     path = path or RESULTS / f"{result['date'][:10]}-{name}.json"
     for index, case in enumerate(cases.cases(device)):
         if options.only and options.only not in case.name:

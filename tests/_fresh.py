@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import socket
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -49,6 +50,25 @@ def run_program(
         return CompletedProcess([program, *words], -9 if code is None else code, out.read_text(), err.read_text())
 
 
+def run_processes(program: str, *words: Any, count: int = 2, timeout: float = 300) -> None:
+    """Run Python source in several processes that know of each other as ``torchrun`` tells them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
+    with contextlib.ExitStack() as stack:
+        outputs = [Path(stack.enter_context(tempfile.TemporaryDirectory()), "out") for _ in range(count)]
+        started = [
+            stack.enter_context(
+                started_program(program, *words, outputs=(out, out), **shared, RANK=str(rank), LOCAL_RANK=str(rank))
+            )
+            for rank, out in enumerate(outputs)
+        ]
+        for process, out in zip(started, outputs, strict=True):
+            process.join(timeout)
+            assert process.exitcode == 0, out.read_text()[-2000:]
+
+
 @contextlib.contextmanager
 def started_program(
     program: str, *words: Any, folder: Path | None = None, outputs: tuple[Path, Path] | None = None, **environment: str
@@ -71,7 +91,7 @@ def _run(
     environment: Mapping[str, str],
 ) -> None:
     for descriptor, path in zip((1, 2), outputs or (Path(os.devnull),) * 2, strict=True):
-        with path.open("wb") as file:
+        with path.open("ab") as file:
             os.dup2(file.fileno(), descriptor)
     os.environ.update(environment)
     sys.path[:0] = filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))

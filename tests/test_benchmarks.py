@@ -2,12 +2,11 @@
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from _base import needs_extension
+from _fresh import run_program
 
 from benchmarks import cases, report
 from tta_restore._core import dispatch
@@ -45,13 +44,10 @@ def test_a_report_has_times_stream_memory_and_machine(tmp_path):
         "default",
     ]
     file = tmp_path / "report.json"
-    run = subprocess.run(
-        [sys.executable, "-m", "benchmarks", "report", *options, "--threads", "1", "--rounds", "2", "--output", file],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    program = "import runpy; runpy.run_module('benchmarks', run_name='__main__')"
+    options += ["--threads", "1", "--rounds", "2", "--output", file]
+    run = run_program(program, "report", *options, folder=ROOT)
+    assert run.returncode == 0, run.stderr
     result = json.loads(file.read_text())
     (row,) = result["measurements"]
     assert (row["op"], row["direction"], row["threads"]) == ("isotropic_reblur", "forward", 1)

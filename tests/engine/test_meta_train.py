@@ -1,13 +1,11 @@
 """Meta-training as a run: exact resume, two processes, and that it does what it is for."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from _fresh import run_processes
 from _meta_networks import Critic, Deblur, Reblur, clips, seeded
 from safetensors.torch import load_file
 
@@ -21,8 +19,7 @@ from tta_restore.engine.train.windows import TaskSource
 
 TESTS = Path(__file__).parents[1]
 PROGRAM = f"""
-import sys, torch
-torch.set_num_threads(1)
+import sys
 sys.path[:0] = [{str(TESTS)!r}, {str(TESTS / "engine")!r}]
 from test_meta_train import run_small
 run_small(sys.argv[1], int(sys.argv[2]))
@@ -68,19 +65,8 @@ def test_resumed_runs_end_with_the_same_bits(tmp_path, second_order):
 
 
 def test_two_processes_learn_from_both_their_clips(tmp_path):
-    """Under torchrun on gloo: the weights of a run whose gradients are the means over both processes' clips."""
-    program = tmp_path / "run.py"
-    program.write_text(PROGRAM)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*launcher, str(program), str(tmp_path / "two"), "2"],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    """On gloo: the weights of a run whose gradients are the means over both processes' clips."""
+    run_processes(PROGRAM, tmp_path / "two", "2")
     objective = MetaObjective(seeded(Deblur), seeded(Reblur), seeded(Critic), settings=MetaSettings(**RATES)).train()
     optimizer, source = objective.optimizers()["optimizer"], TaskSource(
         clips(), num_patches=2, patch_size=16, query_frames=2

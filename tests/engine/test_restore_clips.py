@@ -92,7 +92,7 @@ def test_progress_within_a_clip_and_between_inputs(kind, tmp_path, monkeypatch, 
     monkeypatch.setattr(progress, "_INTERVAL", 1e-9)  # a line for every frame
     source = folder(tmp_path / "in", 3)
     if kind == "video":
-        video = pytest.importorskip("tta_restore.data.io.video")
+        video = pytest.importorskip("tta_restore.data.io.video_writer")
         source = tmp_path / "film.mp4"  # which declares the number of frames
         video.write_video(source, frames(3))
     jobs = [Job(source, tmp_path / f"out{number}{source.suffix}", kind) for number in range(2)]

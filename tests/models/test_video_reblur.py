@@ -8,6 +8,7 @@ from _base import ModuleTests, random
 from safetensors.torch import load_file
 
 from tta_restore import models
+from tta_restore.models import video_reblur
 from tta_restore.models.video_reblur import VideoReblur
 
 GOLDEN = Path(__file__).parents[1] / "golden/meta"
@@ -60,6 +61,13 @@ def test_the_other_variants_are_the_released_ones(variant, fusion, channels):
     torch.testing.assert_close(model(clip), recorded["y"], atol=1e-4, rtol=0)
 
 
+@pytest.fixture
+def shallow(monkeypatch):
+    """As many blocks as there are kinds of them, one less than published: compiling takes most of the time."""
+    monkeypatch.setattr(video_reblur, "_DEPTH", 3)
+
+
+@pytest.mark.usefixtures("shallow")
 class TestAttention(ModuleTests):
     dtypes = (torch.float32, torch.float64, torch.bfloat16)
     fusion = "attention"
