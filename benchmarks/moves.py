@@ -5,14 +5,18 @@ python benchmarks/moves.py
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any
 
 import torch
 from torch import nn
 
+import tta_restore
 from tta_restore.adapters import Adapter, ReblurPairs, SiamCTTA
 from tta_restore.models import RestorerSpec, create_model
+
+PACKAGE = os.path.dirname(tta_restore.__file__) + os.sep
 
 
 def moves(adapter: Adapter, x: torch.Tensor) -> tuple[int, int]:
@@ -22,7 +26,7 @@ def moves(adapter: Adapter, x: torch.Tensor) -> tuple[int, int]:
 
     def watch(frame: Any, event: str, _argument: Any) -> None:
         name = frame.f_code.co_filename
-        if event == "call" and "/tta_restore/" in name and (not visited or visited[-1] != name):
+        if event == "call" and name.startswith(PACKAGE) and (not visited or visited[-1] != name):
             visited.append(name)
 
     sys.setprofile(watch)

@@ -6,6 +6,7 @@ and still ruins an optimization. So four things must hold, and the message says 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -57,6 +58,38 @@ def assert_agrees(
         ("signed bias", abs(error.mean().item()) / (want.abs().mean().item() or scale), limit.bias),
     ):
         assert value <= bound, f"{what}: {name} {value:.3g} > {bound:.3g} ({actual.dtype}, {tuple(actual.shape)})"
+
+
+def assert_vmap_agrees(
+    call: Callable[..., Tensor], in_dims: tuple[int | None, ...], made: list[tuple[Tensor, ...]]
+) -> None:
+    """Compare vmap of a function and of its gradient with calls one after the other; None takes the first tensor."""
+    stacked = [torch.stack(tensors, d or 0) for tensors, d in zip(zip(*made, strict=True), in_dims, strict=True)]
+    stacked = [t if d is not None else t[0] for t, d in zip(stacked, in_dims, strict=True)]
+
+    def gradient(*tensors: Tensor) -> tuple[Tensor, ...]:
+        return torch.func.grad(lambda *t: call(*t).square().sum(), argnums=tuple(range(len(tensors))))(*tensors)
+
+    rows = [
+        [t if d is None else t.select(d, i) for t, d in zip(stacked, in_dims, strict=True)] for i in range(len(made))
+    ]
+    assert_agrees(torch.vmap(call, in_dims)(*stacked), torch.stack([call(*row) for row in rows]))
+    expected = zip(*(gradient(*row) for row in rows), strict=True)
+    for got, want in zip(torch.vmap(gradient, in_dims)(*stacked), expected, strict=True):
+        assert_agrees(got, torch.stack(want))
+
+
+def assert_same_bits_for_threads(call: Callable[[], Sequence[Tensor]], counts: tuple[int, ...] = (1, 2)) -> None:
+    """Check that a function returns the same tensors, to the last bit, for each number of threads."""
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in counts:
+            torch.set_num_threads(threads)
+            results.append(call())
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
 def _one_minus_cosine(got: Tensor, want: Tensor) -> float:

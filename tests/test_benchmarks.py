@@ -5,11 +5,14 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from _base import needs_extension
 from _fresh import run_program
 
-from benchmarks import cases, report
+from benchmarks import cases, moves, report
 from tta_restore._core import dispatch
+from tta_restore.adapters import SiamCTTA
+from tta_restore.models import RestorerSpec
 
 ROOT = Path(__file__).parents[1]
 
@@ -28,6 +31,13 @@ def test_backward_passes_run_on_the_backend_of_their_contender():
         cases.runner(case.contenders("cpu")["reference"], case.tensors("cpu"), "forward+backward")()
     assert ("isotropic_reblur_backward", "reference") in chosen
     assert {name for _, name in chosen} == {"reference"}
+
+
+def test_a_call_of_an_adapter_stays_in_few_files():
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3, padding=1), torch.nn.Conv2d(4, 3, 3, padding=1))
+    files, count = moves.moves(SiamCTTA(net, spec=RestorerSpec()), torch.rand(1, 3, 48, 48))
+    assert files <= 14
+    assert count <= 155
 
 
 @needs_extension

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from _base import Bad, OpTests, Sample, needs_extension, random
-from _compare import assert_agrees
+from _compare import assert_agrees, assert_same_bits_for_threads, assert_vmap_agrees
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
@@ -193,21 +193,7 @@ def test_bad_values_stay_bad(generator):
 @pytest.mark.parametrize("in_dims", [(0, 0), (None, 1), (2, None)])
 def test_vmap(in_dims, generator):
     made = [draw(2, 4, 5, 6, (3, 3), 2, kernel_size=3, generator=generator) for _ in range(3)]
-    stacked = [torch.stack(tensors, d or 0) for tensors, d in zip(zip(*made, strict=True), in_dims, strict=True)]
-    stacked = [t if d is not None else t[0] for t, d in zip(stacked, in_dims, strict=True)]
-
-    def call(*tensors):
-        return ops.adaptive_conv2d(*tensors, kernel_size=3, groups=2, stride=2)
-
-    def gradient(*tensors):
-        return torch.func.grad(lambda *t: call(*t).square().sum(), argnums=(0, 1))(*tensors)
-
-    rows = [[t if d is None else t.select(d, i) for t, d in zip(stacked, in_dims, strict=True)] for i in range(3)]
-    assert_agrees(torch.vmap(call, in_dims)(*stacked), torch.stack([call(*row) for row in rows]))
-    for got, want in zip(
-        torch.vmap(gradient, in_dims)(*stacked), zip(*(gradient(*row) for row in rows), strict=True), strict=True
-    ):
-        assert_agrees(got, torch.stack(want))
+    assert_vmap_agrees(lambda *tensors: ops.adaptive_conv2d(*tensors, kernel_size=3, groups=2, stride=2), in_dims, made)
 
 
 def test_export_with_a_free_size(generator):
@@ -235,12 +221,4 @@ def test_threads_do_not_change_results(groups, layout, generator):
         out = ops.adaptive_conv2d(*leaves, kernel_size=5, groups=groups)
         return out, *torch.autograd.grad(out.square().sum(), leaves)
 
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
-        one = derivatives()
-        torch.set_num_threads(2)
-        two = derivatives()
-    finally:
-        torch.set_num_threads(before)
-    assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+    assert_same_bits_for_threads(derivatives)

@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 from _base import needs_extension, random
-from _compare import TOLERANCES, assert_agrees
+from _compare import TOLERANCES, assert_agrees, assert_same_bits_for_threads
 from _fresh import run_program
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -294,32 +294,19 @@ def test_sac_reads_taps_in_any_layout(taps, dtype, generator):
 def test_channels_last_results_do_not_depend_on_threads(channels, generator):
     x = random(1, channels, 5, 9, generator=generator).float()
     last = random(1, 2 * channels * 7, 5, 9, generator=generator).float().contiguous(memory_format=torch.channels_last)
-    before = torch.get_num_threads()
-    try:
-        results = []
-        for threads in (1, 2, 5):
-            torch.set_num_threads(threads)
-            results.append(ops.iac(x, last, num_steps=2))
-    finally:
-        torch.set_num_threads(before)
-    assert all(torch.equal(result, results[0]) for result in results)
+    assert_same_bits_for_threads(lambda: [ops.iac(x, last, num_steps=2)], (1, 2, 5))
 
 
 @needs_extension
 def test_same_bits_for_any_number_of_threads():
     x, features, weight, bias, filters = draw(1, 6, 40, 70, 3, 3, 8, seed=0, dtype=torch.float32)
-    before = torch.get_num_threads()
-    results = []
-    try:
-        for threads in (1, 2, 4):
-            torch.set_num_threads(threads)
-            with torch.no_grad():
-                predicted = ops.iac_from_features(x, features, weight, bias, num_steps=3)
-            results.append([*derivatives(lambda *t: ops.iac(*t, num_steps=3), x, filters), predicted])
-    finally:
-        torch.set_num_threads(before)
-    for other in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+    def results():
+        with torch.no_grad():
+            predicted = ops.iac_from_features(x, features, weight, bias, num_steps=3)
+        return [*derivatives(lambda *t: ops.iac(*t, num_steps=3), x, filters), predicted]
+
+    assert_same_bits_for_threads(results, (1, 2, 4))
 
 
 INSTRUCTION_SETS = """

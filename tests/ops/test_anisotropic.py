@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from _base import Bad, OpTests, Sample, gradients, needs_extension, random
-from _compare import assert_agrees
+from _compare import assert_agrees, assert_vmap_agrees
 from torch.nn import functional as F
 
 import tta_restore
@@ -158,18 +158,4 @@ def test_a_nan_width_stays_at_its_pixel(generator):
 @pytest.mark.parametrize("in_dims", [(0, 0, 0), (None, 1, 0), (2, None, None)])
 def test_vmap(in_dims, generator):
     made = [draw(2, 2, 5, 6, generator=generator) for _ in range(3)]
-    stacked = [torch.stack(tensors, d or 0) for tensors, d in zip(zip(*made, strict=True), in_dims, strict=True)]
-    stacked = [t if d is not None else t[0] for t, d in zip(stacked, in_dims, strict=True)]
-
-    def call(*tensors):
-        return ops.anisotropic_reblur(*tensors, kernel_size=3)
-
-    def gradient(*tensors):
-        return torch.func.grad(lambda *t: call(*t).square().sum(), argnums=(0, 1, 2))(*tensors)
-
-    rows = [[t if d is None else t.select(d, i) for t, d in zip(stacked, in_dims, strict=True)] for i in range(3)]
-    assert_agrees(torch.vmap(call, in_dims)(*stacked), torch.stack([call(*row) for row in rows]))
-    for got, want in zip(
-        torch.vmap(gradient, in_dims)(*stacked), zip(*(gradient(*row) for row in rows), strict=True), strict=True
-    ):
-        assert_agrees(got, torch.stack(want))
+    assert_vmap_agrees(lambda *tensors: ops.anisotropic_reblur(*tensors, kernel_size=3), in_dims, made)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from _base import Bad, OpTests, Sample, random
-from _compare import assert_agrees
+from _compare import assert_agrees, assert_vmap_agrees
 from torch.nn import functional as F
 
 from tta_restore import ops
@@ -138,21 +138,7 @@ def test_a_mean_keeps_a_constant(padding_mode, generator):
 def test_vmap(in_dims, adjoint, generator):
     shapes = (2, 3, 5, 6), (1, 2, 1, 3, 3), (2, 2, 5, 6)
     made = [draw(*shapes, generator=generator) for _ in range(3)]
-    stacked = [torch.stack(tensors, d or 0) for tensors, d in zip(zip(*made, strict=True), in_dims, strict=True)]
-    stacked = [t if d is not None else t[0] for t, d in zip(stacked, in_dims, strict=True)]
-
-    def call(*tensors):
-        return ops.product_conv2d(*tensors, adjoint=adjoint)
-
-    def gradient(*tensors):
-        return torch.func.grad(lambda *t: call(*t).square().sum(), argnums=(0, 1, 2))(*tensors)
-
-    rows = [[t if d is None else t.select(d, i) for t, d in zip(stacked, in_dims, strict=True)] for i in range(3)]
-    assert_agrees(torch.vmap(call, in_dims)(*stacked), torch.stack([call(*row) for row in rows]))
-    for got, want in zip(
-        torch.vmap(gradient, in_dims)(*stacked), zip(*(gradient(*row) for row in rows), strict=True), strict=True
-    ):
-        assert_agrees(got, torch.stack(want))
+    assert_vmap_agrees(lambda *tensors: ops.product_conv2d(*tensors, adjoint=adjoint), in_dims, made)
 
 
 def test_export(generator):

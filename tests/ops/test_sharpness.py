@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from _base import Bad, OpTests, Sample, needs_extension, random
+from _compare import assert_same_bits_for_threads
 from _fresh import run_program
 from safetensors.torch import load_file
 
@@ -96,17 +97,13 @@ def test_blur_raises_the_score(generator):
 
 def test_same_bits_for_any_number_of_threads(generator):
     frames = random(2, 3, 65, 700, generator=generator).float()
-    before = torch.get_num_threads()
-    try:
-        results = []
-        for threads in (1, 2):
-            torch.set_num_threads(threads)
-            leaf = frames.clone().requires_grad_()
-            score = ops.self_shift_score(leaf)
-            results.append((score.detach(), *torch.autograd.grad(score.sum(), leaf)))
-    finally:
-        torch.set_num_threads(before)
-    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+    def derivatives():
+        leaf = frames.clone().requires_grad_()
+        score = ops.self_shift_score(leaf)
+        return score.detach(), *torch.autograd.grad(score.sum(), leaf)
+
+    assert_same_bits_for_threads(derivatives)
 
 
 INSTRUCTION_SET_PROGRAM = """
