@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from torch import Tensor
 
 from tta_restore.data.io.image import read_image
 
-__all__ = ["Clip", "Frames", "ImageSequence", "stack_frames", "window"]
+__all__ = ["Clip", "Frames", "ImageSequence", "sliding_windows", "stack_frames", "window"]
 
 #: Frames in time: a tensor (T, 3, H, W), or anything that has a length and gives frame t as (3, H, W), in [0, 1].
 Frames = Tensor | Sequence[Tensor]
@@ -96,3 +98,16 @@ def window(time: int, length: int, num_frames: int) -> list[int]:
     """Return the indices of the ``num_frames`` frames around ``time``; the first and the last frame are repeated."""
     half = num_frames // 2
     return [min(max(t, 0), length - 1) for t in range(time - half, time - half + num_frames)]
+
+
+def sliding_windows(frames: Iterable[Tensor], num_frames: int) -> Iterator[tuple[Tensor, ...]]:
+    """Yield the frames of :func:`window` around one frame after the other; every frame is read once."""
+    held: deque[Tensor] = deque(maxlen=num_frames)
+    for frame in frames:
+        held.extend(repeat(frame, 1 if held else num_frames // 2 + 1))
+        if len(held) == num_frames:
+            yield tuple(held)
+    for _ in range(num_frames - 1 - num_frames // 2 if held else 0):
+        held.append(held[-1])
+        if len(held) == num_frames:
+            yield tuple(held)

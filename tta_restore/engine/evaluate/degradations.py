@@ -32,7 +32,7 @@ from tta_restore.engine.evaluate.rows import Row, row_of
 from tta_restore.engine.evaluate.stream import StreamResult
 from tta_restore.engine.run.device import resolve_device
 from tta_restore.engine.run.extensions import find_metrics
-from tta_restore.engine.run.methods import create_method, expect_one_input
+from tta_restore.engine.run.methods import create_method, expect_one_frame
 from tta_restore.engine.run.models import expect_restorer
 from tta_restore.engine.run.settings import Named
 from tta_restore.engine.run.usage import UsageError
@@ -194,7 +194,7 @@ def evaluate_degradations(
     for text in degradations:
         parse_degradation(text)
     restorer = expect_restorer(model, device=chosen, checkpoint=checkpoint, config=config)
-    expect_one_input(restorer)
+    expect_one_frame(restorer)
     rows = [row_of(row) for row in dict.fromkeys(["source", _BASELINE, *(methods or ["recommended"])])]
     for row in rows:
         create_method(row.method, restorer, seed=0)  # refuses what does not suit before the first frame

@@ -40,6 +40,7 @@ __all__ = [
     "ImageMethod",
     "create_clip_method",
     "create_method",
+    "expect_one_frame",
     "expect_one_input",
     "find_method",
     "load_discriminator",
@@ -292,6 +293,21 @@ def expect_one_input(restorer: Restorer) -> None:
     if len(needed) > 1 or {"right", "left"} <= set(parameters):
         names = ", ".join(parameters)
         raise UsageError(f"{type(module).__name__} takes {names}: methods run on networks of one input")
+
+
+def expect_one_frame(restorer: Restorer) -> None:
+    """Refuse a network that needs more than one image, or takes several frames of a clip.
+
+    Raises:
+        UsageError: it does.
+    """
+    expect_one_input(restorer)
+    if restorer.spec is not None and restorer.spec.frames != 1:
+        count = "" if restorer.spec.frames is None else f" of {restorer.spec.frames} frames"
+        raise UsageError(
+            f"{type(restorer.module).__name__} takes clips{count}, and this command single images; restore --clips, "
+            "evaluate-clips and train meta take such models"
+        )
 
 
 def _expect_suitable(adapter: Any) -> None:

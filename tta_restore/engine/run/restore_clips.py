@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tta_restore._core.progress import ProgressBar
-from tta_restore.data.datasets.clips import ImageSequence
+from tta_restore.data.datasets.clips import ImageSequence, sliding_windows, stack_frames
 from tta_restore.data.io.atomic import exclusive_lock, hidden_path
 from tta_restore.data.io.color import in_range, to_model_space
 from tta_restore.data.io.files import printable
@@ -63,10 +63,11 @@ class FrameByFrame:
         method: from (1, 3, H, W) to (1, 3, s*H, s*W).
         device: where the method wants its input.
         fresh: whether the method is reset before every clip.
+        window: number of frames around each frame that the method takes, as (1, T, 3, H, W); 1 for the frame alone.
     """
 
-    def __init__(self, method: Any, device: str | torch.device, *, fresh: bool) -> None:
-        self.method, self.device, self.fresh = method, device, fresh
+    def __init__(self, method: Any, device: str | torch.device, *, fresh: bool, window: int = 1) -> None:
+        self.method, self.device, self.fresh, self.window = method, device, fresh, window
 
     @property
     def keeps_state(self) -> bool:
@@ -86,12 +87,13 @@ class FrameByFrame:
             self.method.load(state)
         elif self.fresh and adapter is not None:
             adapter.reset()
-        for number, frame in enumerate(frames):
+        for number, around in enumerate(sliding_windows(frames, self.window)):
             if number < start:
                 continue
+            frame = around[self.window // 2]
             # black between two shots: nothing to learn
             run = getattr(self.method, "predict", self.method) if is_constant(frame) else self.method
-            yield run(frame[None].to(self.device))[0]
+            yield run((frame if self.window == 1 else stack_frames(around))[None].to(self.device))[0]
 
 
 def restore_video(job: Job, method: Any, output: Output, say: Callable[[str], None], *, progress: bool = True) -> bool:
