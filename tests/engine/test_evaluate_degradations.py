@@ -13,8 +13,9 @@ from tta_restore.cli import main
 from tta_restore.data.io.image import write_image
 from tta_restore.data.io.pixels import Image
 from tta_restore.degradations import Compose
-from tta_restore.engine.evaluate.degradations import degraded_stream, parse_degradation
+from tta_restore.engine.evaluate.degradations import degraded_stream
 from tta_restore.engine.evaluate.rows import row_of
+from tta_restore.engine.run.extensions import parse_degradation
 from tta_restore.engine.run.usage import UsageError
 
 CODE = """

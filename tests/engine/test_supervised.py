@@ -16,7 +16,7 @@ from tta_restore.engine.train.config import SupervisedSettings, TrainingRun
 from tta_restore.engine.train.loop import Processes
 from tta_restore.engine.train.supervised import (
     SupervisedObjective,
-    mean_psnr,
+    mean_scores,
     reblur_of,
     train_supervised,
 )
@@ -96,13 +96,13 @@ def test_it_learns_and_resumes_to_the_same_bits(tmp_path):
         options = {"settings": settings, "validation": held_out, "built": {"restorer": ("ifan", SMALL)}}
         return train_supervised(build(), pairs(), replace(RUN, out=tmp_path / out, steps=steps), **options)
 
-    before = mean_psnr(SupervisedObjective(build()).eval(), held_out, "cpu")
+    before = mean_scores(SupervisedObjective(build()).eval(), held_out, "cpu")["psnr"]
     objective = run("whole", 60)
     lines = [json.loads(line) for line in (tmp_path / "whole/log.jsonl").read_text().splitlines()]
     losses = [line["loss"] for line in lines if "loss" in line]
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
     after = lines[-1]["validation/psnr"]
-    assert after == pytest.approx(mean_psnr(objective, held_out, "cpu"))
+    assert after == pytest.approx(mean_scores(objective, held_out, "cpu")["psnr"])
     assert after > before + 0.1
     assert set(lines[0]) >= {"loss", "image", "disparity", "reblur"}
     run("parts", 25)

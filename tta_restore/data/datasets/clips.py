@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from tta_restore.data.io.image import read_image
+from tta_restore.degradations import Degradation
 
-__all__ = ["Clip", "Frames", "ImageSequence", "sliding_windows", "stack_frames", "window"]
+__all__ = ["Clip", "DegradedClips", "Frames", "ImageSequence", "sliding_windows", "stack_frames", "window"]
 
 #: Frames in time: a tensor (T, 3, H, W), or anything that has a length and gives frame t as (3, H, W), in [0, 1].
 Frames = Tensor | Sequence[Tensor]
@@ -78,6 +79,46 @@ class Clip:
         if self.sharp is None:
             raise ValueError(f"Clip: {self.name} has no sharp originals")
         return self.sharp
+
+
+class _DegradedFrames(Sequence[Tensor]):
+    """Frames that carry a degradation of one strength; each is degraded when it is indexed, always the same way."""
+
+    def __init__(self, frames: Frames, degradation: Degradation, seed: int) -> None:
+        self.frames, self.degradation, self.seed = frames, degradation, seed
+        self.parameters = degradation.sample(torch.Generator().manual_seed(seed), 1)
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __getitem__(self, index: int) -> Tensor:  # type: ignore[override]
+        number = range(len(self))[index]
+        generator = torch.Generator().manual_seed(self.seed + 1 + number)
+        return self.degradation.apply(self.frames[number][None], self.parameters, generator)[0].clamp(0, 1)
+
+
+class DegradedClips(Sequence[Clip]):
+    """Clips whose blurred frames carry a further degradation, one of one strength for each clip.
+
+    Args:
+        clips: with blurred frames.
+        degradations: a clip carries one of them, drawn at random.
+        seed: of the choice and of the strengths.
+    """
+
+    def __init__(self, clips: Sequence[Clip], degradations: Sequence[Degradation], *, seed: int = 0) -> None:
+        self.clips, self.degradations, self.seed = clips, tuple(degradations), seed
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __getitem__(self, index: int) -> Clip:  # type: ignore[override]
+        """Return a clip, always the same."""
+        number = range(len(self))[index]
+        clip, seed = self.clips[number], (self.seed * 1_000_003 + number) * 1_000_003 % 2**62
+        generator = torch.Generator().manual_seed(seed)
+        chosen = self.degradations[int(torch.randint(0, len(self.degradations), (), generator=generator))]
+        return Clip(clip.name, _DegradedFrames(clip.blurry, chosen, seed), clip.sharp)
 
 
 def stack_frames(frames: Frames, times: Iterable[int] | None = None) -> Tensor:

@@ -23,7 +23,7 @@ from tta_restore.data.io.image import read_image
 from tta_restore.data.io.pixels import ImageError
 from tta_restore.data.io.tensors import save_tensors
 from tta_restore.engine.run.device import resolve_device
-from tta_restore.engine.run.methods import expect_one_frame
+from tta_restore.engine.run.methods import expect_one_frame, typed_settings
 from tta_restore.engine.run.models import expect_restorer
 from tta_restore.engine.run.outputs import expect_file, locks_output
 from tta_restore.engine.run.restore_plan import describe_others
@@ -124,7 +124,11 @@ def calibrate_model(
     chosen = resolve_device(device)
     restorer = expect_restorer(model, device=chosen, checkpoint=checkpoint, config=config)
     expect_one_frame(restorer)
-    options = {"seed": seed, **(method_options or {})} | ({} if task is None else {"task": task})
+    try:
+        given = typed_settings(adapters.DegradationPairs, method_options or {})
+    except ValueError as error:
+        raise error if isinstance(error, UsageError) else UsageError(f"calibrate: {error}") from error
+    options = {"seed": seed, **given} | ({} if task is None else {"task": task})
     problems: list[str] = []
     remaining = deque(paths)
     try:
