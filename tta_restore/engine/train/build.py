@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tta_restore._core import checks
+from tta_restore._core.progress import ProgressBar
 from tta_restore.data.datasets.clips import Clip, DegradedClips
 from tta_restore.data.datasets.layouts import CLIP_LAYOUTS, find_clips
 from tta_restore.data.datasets.mining import random_patches
@@ -239,6 +242,14 @@ def configured(config: str | Path | Mapping[str, Any], kind: type[T], **override
     """
     chosen = read_config(config, kind, **overrides)
     where = "" if isinstance(config, Mapping) else f"{config}: "
+    data: Mapping[str, Any] = chosen.data  # type: ignore[attr-defined]
+    told = chosen.run.progress and os.environ.get("RANK", "0") == "0"  # type: ignore[attr-defined]
+    if told and not data.keys() & {"layout", "root", "pictures"}:
+        ProgressBar.write(
+            f"note: [data] names no layout and no pictures: training on the {len(photos.TRAIN)} bundled photos, with "
+            "simulated blur",
+            file=sys.stderr,
+        )
     try:
         yield chosen
     except UsageError:

@@ -136,8 +136,8 @@ class MisalignedObjective(Objective):
         return self.settings.rate(step)
 
     def identity(self) -> dict[str, Any]:
-        """Return the settings."""
-        return asdict(self.settings)
+        """Return the settings, and how flow is estimated."""
+        return asdict(self.settings) | {"flow_estimator": self.flow}
 
     def exports(self) -> dict[str, nn.Module]:
         """Restorer and reblurring module."""
