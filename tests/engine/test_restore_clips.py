@@ -86,14 +86,16 @@ def test_folders_keep_their_frames_and_what_is_done_is_kept(tmp_path):
     assert run_jobs([job], halved, whole_clips=True, overwrite=True).restored == 1
 
 
-@pytest.mark.parametrize("kind", ["frames", "video"])
-def test_progress_within_a_clip_and_between_inputs(kind, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("container", ["", ".mp4", ".mkv"])
+def test_progress_within_a_clip_and_between_inputs(container, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(progress, "_INTERVAL", 1e-9)  # a line for every frame
     source = folder(tmp_path / "in", 3)
-    if kind == "video":
+    kind = "video" if container else "frames"
+    if container:
         video = pytest.importorskip("tta_restore.data.io.video")
-        source = tmp_path / "film.mp4"  # which declares the number of frames
+        source = tmp_path / f"film{container}"  # MP4 declares the number of frames, Matroska length and rate
         video.write_video(source, frames(3))
+        assert video.VideoFile(source).info.frames == (3 if container == ".mp4" else None)
     jobs = [Job(source, tmp_path / f"out{number}{source.suffix}", kind) for number in range(2)]
     run_jobs(jobs, halved, whole_clips=True)
     lines = capsys.readouterr().err.splitlines()

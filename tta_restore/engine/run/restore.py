@@ -286,8 +286,8 @@ def run_jobs(
     """
     say, output = say or _to_stderr, output or Output()
     summary = Summary()
-    if not progress and hasattr(method, "adapter"):
-        method.adapter.show_progress = False
+    if hasattr(method, "adapter"):
+        method.adapter.show_progress = progress
     clip_method = method if whole_clips else FrameByFrame(method, device, fresh=state is None, window=window)
     total = len(jobs)
     with _opened_state(state, method) as keeper, ProgressBar(total=total, unit="file", shown=progress) as bar:
@@ -388,7 +388,7 @@ def _measure_job(job: Job, output: Output, say: Callable[[str], None]) -> tuple[
         if job.kind == "video":
             video = VideoFile(job.source, max_pixels=output.max_pixels)
             info = video.info
-            return info.height * info.width * (info.frames or 1), next(iter(video), None)
+            return info.height * info.width * (info.expected_frames or 1), next(iter(video), None)
         paths = [job.source] if job.kind == "image" else [source for source, _ in frame_files(job)]
         first = read_image(paths[0], max_pixels=output.max_pixels, keep_going=output.keep_going).as_rgb()
         return first[0].numel() * len(paths), first

@@ -124,8 +124,8 @@ def _write_video(
     """Restore the frames of a video into its result; return a line for each thing that was changed or left out."""
     parts = None
     if not isinstance(method, FrameByFrame):
-        if video.info.frames:
-            _announce_memory(job, video.info.frames, video.info.height * video.info.width, say)
+        if video.info.expected_frames:
+            _announce_memory(job, video.info.expected_frames, video.info.height * video.info.width, say)
         frames = method(video.load())
     elif method.keeps_state:
         parts = _open_parts(job, method, output)
@@ -136,7 +136,7 @@ def _write_video(
         if note:
             say(f"note: {job.source}: {note}")
         done = 0 if parts is None else parts.frames
-        counted = _counted(frames, job, video.info.frames, done=done, progress=progress)
+        counted = _counted(frames, job, video.info.expected_frames, done=done, progress=progress)
         notes = write_video(
             job.destination,
             (picture.detach().float().cpu() for picture in counted),
