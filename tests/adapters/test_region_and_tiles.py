@@ -1,3 +1,5 @@
+import re
+
 import hypothesis
 import pytest
 import torch
@@ -5,6 +7,7 @@ from adapters.zoo import UNet, build
 from hypothesis import strategies as st
 from torch import nn
 
+from tta_restore._core import progress
 from tta_restore.adapters import Adapter, CenterCrop, SelfEnsemble, SiamCTTA, Tiles
 from tta_restore.adapters.tiling import OFFICIAL_REGION
 from tta_restore.models import RestorerSpec, SizeRequirements
@@ -135,3 +138,15 @@ def test_settings_are_checked():
             Tiles(*arguments)
     with pytest.raises(ValueError, match="CenterCrop: expected size to be an integer >= 1"):
         CenterCrop(0)
+
+
+def test_the_tiles_of_a_large_image_are_counted_by_choice(monkeypatch, capsys):
+    monkeypatch.setattr(progress, "_INTERVAL", 1e-9)  # a line for every tile
+    adapter = Adapter(nn.Conv2d(3, 3, 3, padding=1), select=None, spec=RestorerSpec(), tiles=Tiles(16, overlap=4))
+    image = torch.rand(1, 3, 24, 24)
+    quiet = adapter.predict(image)
+    assert not capsys.readouterr().err
+    adapter.show_progress = True
+    assert torch.equal(adapter.predict(image), quiet)
+    lines = capsys.readouterr().err.splitlines()
+    assert any(re.fullmatch(r"tiles: 3 of 4 after [\d:]+, about [\d:?]+ left", line) for line in lines)

@@ -5,6 +5,7 @@ import torch
 from adapters.zoo import build, frames
 
 from tta_restore.adapters import SRTTA
+from tta_restore.degradations import Blur
 
 
 def make(**options):
@@ -75,6 +76,38 @@ def test_patches_get_the_degradations_of_the_frame():
         jpeg = adapter._degraded(x, ("jpeg",))
     assert (only_noise - x).std() < 12 / 255
     assert 0 <= jpeg.min() < jpeg.max() <= 1
+
+
+class PadsInside(torch.nn.Module):
+    """Rounds the sides of a frame up to multiples of 8, and keeps features at an eighth of them."""
+
+    def __init__(self):
+        super().__init__()
+        self.down = torch.nn.Conv2d(3, 16, 8, stride=8)
+        self.up = torch.nn.ConvTranspose2d(16, 3, 8, stride=8)
+
+    def forward(self, x):
+        height, width = x.shape[-2:]
+        padded = torch.nn.functional.pad(x, (0, -width % 8, 0, -height % 8), mode="replicate")
+        return x + self.up(self.down(padded))[..., :height, :width]
+
+
+def test_features_are_found_in_a_frame_of_odd_sides():
+    adapter = SRTTA(PadsInside(), steps=1, num_patches=1, patch_size=16, views="identity")
+    adapter(torch.rand(1, 3, 38, 51, generator=torch.Generator().manual_seed(0)))
+    assert adapter.at == "down"
+
+
+def test_a_known_degradation_takes_the_place_of_those_that_were_read():
+    adapter = make(degradations=Blur(radius=3.0, lens="gaussian"))
+    x = torch.zeros(2, 3, 33, 33)
+    x[..., 16, 16] = 1
+    with adapter._session(frames("plain", 1)[0]), adapter._working_on(adapter.state.view()):
+        blurred = adapter._degraded(x, ("noise",))
+    assert blurred[..., 16, 16].max() < 0.3  # a point is spread, and no noise is added
+    assert blurred[..., :2, :2].abs().max() < 1e-3
+    with pytest.raises(ValueError, match="expected degradations to be one of 'estimated', 'blur_noise'"):
+        make(degradations="fog")
 
 
 def test_refusals():

@@ -18,6 +18,7 @@ PACKAGE = Path(__file__).parents[1] / "plugin_package"
 PROGRAM = """
 import sys
 from tta_restore.cli import main
+SHORT = ["--run.steps", "1", "--run.batch_size", "1", "--run.draw_every", "0"]
 for words in (
     ["restore", "photo.png", "-o", "by_name.png", "--model", "example-brighter", "--method", "example-halving"],
     ["restore", "photo.png", "-o", "by_module.png", "--model", "tta_example:Brighter", "--model.gain", "1.5",
@@ -37,6 +38,21 @@ for words in (
     ["train", "supervised", "--model.name", "example-brighter", "--data.layout", "example-flat", "--data.root", "flat",
      "--data.size", "32", "--settings.reblur_weight", "0", "--settings.disparity_weight", "0", "--run.steps", "2",
      "--run.batch_size", "1", "--run.draw_every", "0", "--run.out", "trained", "-q"],
+    ["train", "supervised", "--model.name", "example-brighter", "--data.pictures", "photos",
+     "--data.degradations", '["example-haze", "tta_example:Haze"]', "--data.size", "32",
+     "--validation.pictures", "bundled", "--validation.degradations", "example-haze", "--validation.count", "1",
+     "--validation.metrics", '["example-brightness", "tta_example:brightness"]', *SHORT, "--run.out", "hazy", "-q"],
+    ["train", "misaligned", "--model.name", "example-brighter", "--data.degradations", "example-haze",
+     "--data.size", "32", "--validation.pictures", "bundled", "--validation.size", "32", "--validation.count", "1",
+     "--validation.metrics", "example-brightness", "--flow.name", "lucas_kanade", *SHORT,
+     "--run.out", "misaligned", "-q"],
+    ["train", "reblur", "--model.name", "example-brighter", "--data.degradations", "tta_example:Haze",
+     "--data.size", "32", "--data.frames", "3", "--windows.patch_size", "16", *SHORT, "--run.out", "reblur", "-q"],
+    *(["restore", "photo.png", "-o", f"{name}.png", "--model", "denoiser", "--method", "srtta", "--bit-depth", "16",
+       "--method.degradations", name, "--method.steps", "1", "--method.lr", "0.001"]
+      for name in ("example-haze", "blur_noise")),
+    ["restore", "photo.png", "-o", "fogging.png", "--model", "example-brighter", "--method", "tta_example:Fogging",
+     "--method.degradation", "tta_example:Haze"],
     ["restore", "photo.png", "-o", "trained.png", "--model", "trained/restorer.safetensors", "--method", "source"],
     ["reproduce", "tta_example:TABLE", "--data", "Flat=flat", "--out", "table", "-q"],
     ["reproduce", "tta_example:STREAM", "--data", "Flat=flat", "--out", "stream", "-q"],
@@ -52,7 +68,7 @@ def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("plugin")
     photo = Image(0.5 * torch.rand(3, 140, 150, generator=torch.Generator().manual_seed(0)))
     paths = [f"flat/{i}_{split}_{kind}.png" for i in "ab" for split in ("train", "test") for kind in ("low", "high")]
-    for path in ("photo.png", "pairs/blurry/a.png", "pairs/sharp/a.png", *paths):
+    for path in ("photo.png", "photos/photo.png", "pairs/blurry/a.png", "pairs/sharp/a.png", *paths):
         write_image(folder / path, photo)
     done = run_program(PROGRAM, folder=folder, PYTHONPATH=str(PACKAGE))
     assert done.returncode == 0, done.stdout + done.stderr
@@ -102,6 +118,26 @@ def test_train_takes_model_and_layout_and_the_result_loads_by_its_file(folder):
     assert (folder / "trained/restorer.safetensors").exists()
 
 
+def test_train_takes_degradations_and_metrics_of_validation(folder):
+    def last(name: str) -> dict[str, float]:
+        lines = [json.loads(line) for line in (folder / name / "log.jsonl").read_text().splitlines()]
+        return next(line for line in lines if any(key.startswith("validation/") for key in line))
+
+    hazy = last("hazy")
+    assert hazy["validation/example-brightness"] == hazy["validation/tta_example:brightness"] > 1.25  # hazy, brightened
+    assert last("misaligned")["validation/example-brightness"] > 1.1
+    state = json.loads((folder / "hazy/best/score.json").read_text())
+    assert set(state) == {"step", "psnr", "example-brightness", "tta_example:brightness"}
+    assert (folder / "reblur/reblur.safetensors").exists()
+
+
+def test_methods_of_restore_take_degradations(folder):
+    photo = read_image(folder / "photo.png").pixels
+    hazy, usual = (read_image(folder / f"{name}.png").pixels for name in ("example-haze", "blur_noise"))
+    assert 0 < (hazy - usual).abs().mean() < 0.2
+    assert (read_image(folder / "fogging.png").pixels - (0.8 * 1.25 * photo + 0.2)).abs().max() <= 2 / 255
+
+
 def test_reproduce_takes_a_table_with_model_layout_and_metric(folder):
     values = json.loads((folder / "table/results.json").read_text())["values"]
     found = {(value["row"], value["quantity"]): value for value in values}
@@ -127,6 +163,9 @@ def test_what_is_not_there_is_one_line(folder, monkeypatch, capsys):
             "no metric 'sharpness'",
         ),
         (["evaluate", "--data", "flat=pairs", *pairs[4:6], "--metrics", "math:tau"], "math:tau is no function"),
+        (["train", "supervised", "--data.degradations", "fog"], "[data] degradations fog: no degradation 'fog'"),
+        (["train", "misaligned", "--validation.metrics", "math:tau"], "[validation] metrics: expected layout and root"),
+        (["train", "reblur", "--data.degradations", "[]"], "[data] degradations: expected names"),
         (["evaluate-pairs", "flat", "--layout", "math:nothing", *pairs[4:]], "math:nothing: math has no nothing"),
         (["evaluate-pairs", "flat", "--layout", "math:sqrt", *pairs[4:]], "math:sqrt: TypeError: "),
     ):

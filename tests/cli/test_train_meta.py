@@ -49,7 +49,7 @@ progress = false
 """
 
 
-def test_from_end_to_end(tmp_path):
+def test_from_end_to_end(tmp_path, capsys):
     (tmp_path / "reblur.toml").write_text(NETWORKS.format(reblur=""))
     first = tmp_path / "first"
     assert main(["train", "reblur", "--config", str(tmp_path / "reblur.toml"), "--out", str(first)]) == 0
@@ -62,6 +62,14 @@ def test_from_end_to_end(tmp_path):
     assert main([*arguments, "--steps", "3"]) == 0  # goes on
     lines = [json.loads(line) for line in (second / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [0, 1, 2]
+    capsys.readouterr()
+    for change in ("windows.distance=torch.nn.functional:mse_loss", "windows.num_patches=2", "data.frames=6"):
+        assert main([*arguments, f"--{change}", "--run.steps=4"]) == 2  # not of this run
+        assert f"{change.partition('=')[0].split('.')[1]}" in capsys.readouterr().err
+    for kind in ("meta", "reblur"):
+        words = ["train", kind, "--config", str(tmp_path / f"{kind}.toml"), "--out", str(tmp_path / "third")]
+        assert main([*words, "--run.engine", "fabric"]) == 2
+        assert "leave run.engine out: torchrun shares its batches" in capsys.readouterr().err
     assert load_file(second / "reblur.safetensors").keys() == load_file(first / "reblur.safetensors").keys()
 
 

@@ -114,3 +114,13 @@ def test_wrong_files(tmp_path, capsys, text, message):
         text += "[model]\nbase_channels = 2\nnum_steps = 1\n"
     assert train(tmp_path, text) == 2
     assert re.search(message, capsys.readouterr().err)
+
+
+def test_photos_that_nobody_named_are_told(tmp_path, capsys):
+    told = "note: [data] names no layout and no pictures: training on the "
+    for words, expected in ((["--data.size", "0"], True), (["--data.size", "0", "-q"], False),
+                            (["--data.size", "0", "--data.pictures", "bundled"], False)):  # fmt: skip
+        assert main(["train", "supervised", *words, "--run.out", str(tmp_path / "out")]) == 2
+        error = capsys.readouterr().err
+        assert (told in error) is expected
+        assert "[data] size: expected a whole number of pixels >= 1, got 0" in error

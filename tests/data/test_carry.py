@@ -2,6 +2,7 @@
 
 import io
 import struct
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -225,3 +226,34 @@ def test_xmp_of_gif_files(tmp_path, capsys):
     (tmp_path / "a.gif").write_bytes(content[:-1] + b"\x21\xff\x0bXMP DataXMP" + packet + trailer + b";")
     assert restored(tmp_path / "a.gif", tmp_path / "a.png", capsys) == []
     assert read_image(tmp_path / "a.png").xmp == packet
+
+
+@pytest.mark.parametrize("alpha", [False, True])
+def test_metadata_of_avif_files_of_many_bits(alpha, tmp_path):
+    """The encoder takes none: it is added as items, among those of color and alpha, and read by Pillow."""
+    generator = torch.Generator().manual_seed(0)
+    exif = PilImage.Exif()
+    exif[0x010F], exif[0x0110] = "Maker", "Model"
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/">rating</x:xmpmeta>'
+    picture = Image(
+        torch.rand(3, 21, 18, generator=generator),
+        alpha=torch.rand(1, 21, 18, generator=generator) if alpha else None,
+        exif=exif.tobytes(),
+        xmp=xmp,
+    )
+    plain = replace(picture, exif=None, xmp=None)
+    assert not [note for note in write_image(tmp_path / "a.avif", picture, bit_depth=16) if "left out" in note]
+    write_image(tmp_path / "plain.avif", plain, bit_depth=16)
+    found, without = (read_image(tmp_path / f"{name}.avif") for name in ("a", "plain"))
+    assert torch.equal(found.pixels, without.pixels)
+    assert (found.alpha is not None) is alpha
+    if alpha:
+        assert torch.equal(found.alpha, without.alpha)
+    assert found.xmp == xmp
+    with PilImage.open(tmp_path / "a.avif") as file:
+        assert dict(file.getexif()) == {0x010F: "Maker", 0x0110: "Model"}
+        assert file.info["xmp"] == xmp
+    write_image(tmp_path / "only.avif", replace(picture, exif=None), bit_depth=16)
+    assert read_image(tmp_path / "only.avif").xmp == xmp
+    write_image(tmp_path / "again.avif", found, bit_depth=16)
+    assert read_image(tmp_path / "again.avif").exif == found.exif

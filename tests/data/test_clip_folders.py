@@ -5,9 +5,10 @@ import torch
 
 from tta_restore.data.datasets import layouts
 from tta_restore.data.datasets.clip_folders import clip_of_folder, find_clips
-from tta_restore.data.datasets.clips import Clip, stack_frames, window
+from tta_restore.data.datasets.clips import Clip, DegradedClips, sliding_windows, stack_frames, window
 from tta_restore.data.io.image_writer import write_image
 from tta_restore.data.io.pixels import Image
+from tta_restore.degradations import Noise, Quantize
 
 
 def write(path, value):
@@ -127,3 +128,28 @@ def test_a_folder_of_pictures_is_a_clip(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="empty has no frames"):
         clip_of_folder(tmp_path / "empty")
+
+
+def test_degraded_clips_carry_one_degradation_of_one_strength():
+    gray = torch.full((5, 3, 24, 24), 0.5)
+    clips = [Clip(name, gray, gray) for name in "abcdef"]
+    noise = DegradedClips(clips, [Noise(read_std=(0.02, 0.2)), Quantize(2)], seed=3)
+    assert len(noise) == 6
+    strengths = []
+    for clip in noise:
+        assert torch.equal(clip.sharp, gray)
+        frames = torch.stack([clip.blurry[t] for t in range(5)])
+        assert torch.equal(clip.blurry[2], frames[2])  # always the same
+        spread = frames.std((1, 2, 3))
+        assert spread.max() == 0 or spread.max() < 1.2 * spread.min()
+        strengths.append(float(spread.mean()))
+    assert min(strengths) == 0 < 0.02 < max(strengths)
+    assert len({round(value, 3) for value in strengths if value}) > 1
+
+
+@pytest.mark.parametrize("length", [0, 1, 2, 5])
+@pytest.mark.parametrize("num_frames", [1, 2, 3, 4, 7])
+def test_sliding_windows_are_those_around_each_frame(length, num_frames):
+    frames = torch.arange(length).view(-1, 1)
+    found = [torch.stack(around).flatten().tolist() for around in sliding_windows(iter(frames), num_frames)]
+    assert found == [window(time, length, num_frames) for time in range(length)]

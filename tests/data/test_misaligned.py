@@ -8,6 +8,7 @@ from tta_restore.data.datasets.layouts import find_pairs
 from tta_restore.data.datasets.misaligned import FolderPairs, GeneratedPairs, Misalignment, load_sharp_images
 from tta_restore.data.io.image_writer import write_image
 from tta_restore.data.io.pixels import Image
+from tta_restore.degradations import Noise
 from tta_restore.degradations import lens as optics
 
 TINY = optics.Lens("disk", optics.disk, (0.1, 0.2))  # smaller than a pixel: no blur
@@ -127,3 +128,12 @@ def test_a_folder_of_sharp_pictures(tmp_path):
     assert load_sharp_images(tmp_path, size=32).shape == (3, 3, 32, 32)
     with pytest.raises(ValueError, match="at least 64 x 64 pixels, found 3 files"):
         load_sharp_images(tmp_path, size=64)
+
+
+def test_degradations_take_the_place_of_lenses():
+    axis = torch.arange(200) * 0.2
+    images = (axis.sin() * axis[:, None].cos() / 2 + 0.5).expand(1, 3, -1, -1)
+    noise = GeneratedPairs(images, size=64, degradations=[Noise(read_std=0.1)])
+    pair = noise(2, torch.Generator().manual_seed(0))
+    assert (pair.blurry - pair.aligned).std() == pytest.approx(0.1, abs=0.02)  # and no blur
+    assert (pair.sharp - pair.aligned).abs().mean() > 0.02  # misaligned as before

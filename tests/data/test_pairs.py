@@ -6,10 +6,11 @@ import torch.nn.functional as F
 
 from tta_restore.data.datasets.augmentation import Augmentation
 from tta_restore.data.datasets.layouts import PairFiles, find_files, find_pairs, folder_frames
-from tta_restore.data.datasets.pairs import FolderCrops, LensPairs, read_images, simulate_dual_pixel
+from tta_restore.data.datasets.pairs import DegradedPairs, FolderCrops, LensPairs, read_images, simulate_dual_pixel
 from tta_restore.data.io.image import read_image
 from tta_restore.data.io.image_writer import write_image
 from tta_restore.data.io.pixels import Image
+from tta_restore.degradations import Blur, Noise, Resize
 from tta_restore.degradations import lens as optics
 
 
@@ -141,3 +142,24 @@ def test_augmentation_is_used(tmp_path):
         1, torch.Generator()
     )
     assert torch.equal(pair.blurry[:, 0], pair.blurry[:, 2])
+
+
+def test_degraded_pairs_carry_one_of_the_degradations_each():
+    sharp = torch.rand(3, 3, 90, 90, generator=torch.Generator().manual_seed(0))
+    source = DegradedPairs(sharp, degradations=[Noise(read_std=0.3), Blur(radius=3.0, lens="gaussian")], size=32)
+    pair = source(16, torch.Generator().manual_seed(1))
+    again = source(16, torch.Generator().manual_seed(1))
+    assert torch.equal(pair.blurry, again.blurry)
+    assert pair.blurry.shape == pair.sharp.shape == (16, 3, 32, 32)
+    assert pair.right is None
+    assert 0 <= pair.blurry.min() < pair.blurry.max() <= 1
+    ratio = pair.blurry.std((1, 2, 3)) / pair.sharp.std((1, 2, 3))
+    noisy, soft = (ratio > 1).sum(), (ratio < 0.6).sum()
+    assert noisy + soft == 16
+    assert min(noisy, soft) > 0
+    with pytest.raises(ValueError, match="S >= 80 for pairs of 32 pixels"):
+        DegradedPairs(sharp[..., :70], degradations=[Noise()], size=32)
+    with pytest.raises(ValueError, match="at least one degradation"):
+        DegradedPairs(sharp, degradations=[])
+    with pytest.raises(ValueError, match="images of the same size from Resize"):
+        DegradedPairs(sharp, degradations=[Resize(2)], size=32)(1, torch.Generator())

@@ -9,12 +9,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tta_restore.adapters import SiamCTTA
 from tta_restore.cli import main
 from tta_restore.data.io.image_writer import write_image
 from tta_restore.data.io.pixels import Image
 from tta_restore.degradations import Compose
-from tta_restore.engine.evaluate.degradations import degraded_stream, parse_degradation
+from tta_restore.engine.evaluate.degradations import degraded_stream
 from tta_restore.engine.evaluate.rows import row_of
+from tta_restore.engine.run import calibrate
+from tta_restore.engine.run.extensions import parse_degradation
 from tta_restore.engine.run.usage import UsageError
 
 CODE = """
@@ -149,6 +152,62 @@ def test_calibrate_names_what_it_did_not_use(folder, capsys):
     assert "left out: 1 .txt" in err
     report = json.loads((folder / "mine.json").read_text())
     assert (report["frames"], report["unused"], report["unopened"]) == (1, count - 3, 1)
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """An adapter of two steps per photo in the place of the recommended one, which examines the model first."""
+
+    def made(restorer, *, seed=0, lr=0.05):
+        return SiamCTTA(restorer, select="all", steps=2, lr=lr, seed=seed, views="rot4")
+
+    monkeypatch.setattr(calibrate.adapters, "recommended", made)
+
+
+@pytest.mark.usefixtures("quick")
+def test_an_interrupted_calibration_goes_on_and_ends_with_the_same_bits(folder, capsys, monkeypatch):
+    (folder / "photos" / "00.png").write_bytes(b"no image")
+    (folder / "photos" / "2.png").write_bytes((folder / "photos" / "1.png").read_bytes())
+    command = ["calibrate", "photos", "--model", "degnets:net", "--crop", "64", "-o"]
+    assert main([*command, "whole.safetensors"]) == 1
+    whole = json.loads((folder / "whole.json").read_text())
+    assert whole["frames"] == 3
+    left = iter([True, True, True])  # a photo, the damaged one and another photo
+    read_image = calibrate.read_image
+
+    def interrupted(path):
+        if not next(left, False):
+            raise KeyboardInterrupt
+        return read_image(path)
+
+    monkeypatch.setattr(calibrate, "read_image", interrupted)
+    assert main([*command, "parts.safetensors"]) == 130
+    assert not (folder / "parts.safetensors").exists()
+    assert (folder / ".parts.safetensors.state").exists()
+    monkeypatch.setattr(calibrate, "read_image", read_image)
+    capsys.readouterr()
+    assert main([*command, "parts.safetensors"]) == 1
+    told = capsys.readouterr()
+    assert "continued behind the first 3 photos" in told.out
+    assert "error: photos/00.png" in told.err
+    parts = json.loads((folder / "parts.json").read_text())
+    assert {name for name in whole if str(whole[name]) != str(parts[name])} == {"seconds"}
+    one, two = (load_file(folder / f"{name}.safetensors") for name in ("whole", "parts"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert one["bias"].abs().max() > 0  # it learned
+    assert not list(folder.glob(".*state*"))
+
+
+@pytest.mark.usefixtures("quick")
+def test_the_state_of_another_calibration_is_not_continued(folder, capsys, monkeypatch):
+    command = ["calibrate", "photos", "--model", "degnets:net", "--crop", "64", "-o", "mine.safetensors"]
+    write_checkpoint = calibrate.write_checkpoint
+    monkeypatch.setattr(calibrate, "write_checkpoint", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert main([*command, "--method.lr", "0.01"]) == 130
+    assert (folder / ".mine.safetensors.state").exists()
+    monkeypatch.setattr(calibrate, "write_checkpoint", write_checkpoint)
+    assert main([*command, "--method.lr", "0.02"]) == 0
+    assert "continued" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

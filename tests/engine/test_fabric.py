@@ -96,8 +96,13 @@ def test_a_run_is_continued(tmp_path):
     carried(tmp_path / "parts", steps=2)
     carried(tmp_path / "parts")
     torch.testing.assert_close(weights(tmp_path / "parts"), weights(tmp_path / "whole"), atol=1e-6, rtol=1e-5)
-    with pytest.raises(UsageError, match="of another run \\(batch_size\\)"):
+    with pytest.raises(UsageError, match="of another run \\(batch_size 2 there, 3 here\\)"):
         carried(tmp_path / "parts", batch_size=3)
+    with pytest.raises(UsageError, match="holds a run of the engine fabric"):
+        train(objective(), source, dataclasses.replace(RUN, out=tmp_path / "parts"))
+    train(objective(), source, dataclasses.replace(RUN, out=tmp_path / "own"))
+    with pytest.raises(UsageError, match="holds a run of the engine own"):
+        carried(tmp_path / "own")
 
 
 def test_refusals(tmp_path, monkeypatch):
@@ -110,7 +115,7 @@ def test_refusals(tmp_path, monkeypatch):
         def update(self, batch, step, optimizers, processes):
             raise AssertionError
 
-    with pytest.raises(UsageError, match="fabric does not carry Own"):
+    with pytest.raises(UsageError, match="does not carry Own, .* torchrun shares its batches"):
         carriers.train_with_fabric(Own(), source, dataclasses.replace(RUN, out=tmp_path, engine="fabric"))
     for name in ("lightning.fabric", "lightning_fabric", "lightning"):
         monkeypatch.setitem(sys.modules, name, None)

@@ -60,7 +60,7 @@ def test_resumed_runs_end_with_the_same_bits(tmp_path, second_order):
     assert len(list((tmp_path / "whole/pictures").iterdir())) == 3
     with pytest.raises(UsageError, match=f"second_order {second_order} there, {not second_order} here"):
         run_small(tmp_path / "whole", 5, second_order=not second_order)
-    with pytest.raises(UsageError, match=r"inner lr 0.001 there, 0.5 here"):
+    with pytest.raises(UsageError, match=r"inner\.lr 0.001 there, 0.5 here"):
         run_small(tmp_path / "whole", 5, second_order=second_order, inner=InnerLoopSettings(0.5, 1e-3))
 
 

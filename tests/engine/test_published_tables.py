@@ -1,5 +1,7 @@
 """Published values of `reproduce`, compared with the specifications of the papers, value by value."""
 
+import dataclasses
+import inspect
 import re
 from pathlib import Path
 
@@ -7,8 +9,11 @@ import pytest
 
 import tta_restore
 from tta_restore.engine.evaluate.published import TABLES
+from tta_restore.engine.evaluate.reproduce import Cost, Entry, Outcome, side_by_side
 from tta_restore.engine.evaluate.tables import INPUT
+from tta_restore.engine.train.config import SupervisedConfig
 from tta_restore.models import list_models
+from tta_restore.models.ifan import network
 
 #: specs/ifan.md section 14 (project page): PSNR, SSIM, MAE x 10, LPIPS, parameters (M), MACs (B), seconds.
 IFAN = {
@@ -232,3 +237,29 @@ def test_causiam_against_the_text_of_the_specification():
             own = [before.published[name], after.published[name]]
             assert table.data_set(name).images == int(images)
         assert own == [{"psnr": float(source)}, {"psnr": float(psnr), "ssim": float(ssim)}]
+
+
+def test_notes_name_options_of_train_that_exist():
+    sections = {entry.name: entry for entry in dataclasses.fields(SupervisedConfig)}
+    notes = " ".join(note for table in TABLES.values() for note in table.notes)
+    named = re.findall(r"--([a-z]+)\.(\w+)", notes)
+    assert ("model", "filters") in named
+    for section, entry in named:
+        assert section in sections
+        if section == "model":
+            assert entry in inspect.signature(network.IFAN).parameters
+        else:
+            assert entry in {f.name for f in dataclasses.fields(sections[section].default_factory)}
+
+
+def test_notes_and_columns_of_a_table_are_about_what_it_holds():
+    assert not any("Aligned" in note for note in TABLES["jdrl-dpdd"].notes)
+    assert not any("self-ensemble" in note for note in TABLES["causiam-sweep"].notes)
+    table = TABLES["ifan-table4"]  # without published values
+    entries = tuple(Entry(row.name, "DPDD", "psnr", None, 25.0, 2) for row in table.rows[:2])
+    costs = {row.name: (Cost(10.5), Cost(10.476)) for row in table.rows[:1]}
+    (_, header, rows), (_, cost_header, cost_rows) = side_by_side(Outcome(table, entries, costs, (), {}, ()))
+    assert header == ["", "PSNR (dB) measured"]
+    assert rows == [[row.name, "25.00"] for row in table.rows[:2]]
+    assert cost_header == ["", "parameters (M) published", "measured"]
+    assert cost_rows == [[table.rows[0].name, "10.5", "10.476"]]

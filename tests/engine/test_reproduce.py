@@ -18,9 +18,11 @@ from tta_restore.data.io.image import read_image
 from tta_restore.data.io.image_writer import write_image
 from tta_restore.data.io.pixels import Image
 from tta_restore.engine.evaluate import protocols, reproduction
-from tta_restore.engine.evaluate.outcome import Cost
+from tta_restore.engine.evaluate.outcome import Cost, unchanged_rows
 from tta_restore.engine.evaluate.reproduce import reproduce
+from tta_restore.engine.evaluate.results import FrameRecord
 from tta_restore.engine.evaluate.tables import DataSet, Row, Table
+from tta_restore.engine.run.settings import Named
 from tta_restore.engine.run.usage import UsageError
 from tta_restore.engine.run.user_code import import_named
 from tta_restore.engine.train.files import write_weights
@@ -476,6 +478,36 @@ def test_causiam_five(data, weights, tmp_path):
     page = (tmp_path / "out/report.html").read_text()
     assert "PSNR over time" in page
     assert "<svg" in page
+
+
+def test_rows_that_a_method_leaves_unchanged_are_told():
+    def record(method, psnr, **report):
+        return FrameRecord(method, 0, 0, "A", "a", 0, psnr, 0.9, 1.0, 1.0, report=report)
+
+    rows = [
+        Row("source", model="net:build"),
+        Row("self-ensemble", model="net:build", method=Named("self-ensemble")),
+        Row("SAR", model="net:build", method=Named("sar")),
+        Row("Tent", model="net:build", method=Named("tent")),
+        Row("CoTTA", model="net:build", method=Named("cotta")),
+        Row("another network", model="net:other", method=Named("sar")),
+    ]
+    table = Table("t", "title", "causiam", (DataSet("A", "folders", ("psnr",)),), tuple(rows), "nowhere")
+    records = {
+        "source": [record("source", 20.0), record("source", 21.0)],
+        "self-ensemble": [record("self-ensemble", 20.5), record("self-ensemble", float("inf"))],
+        "SAR": [
+            record("SAR", 20.5001, updated=True, drift=1e-7),
+            record("SAR", float("inf"), updated=True, drift=3e-7),
+        ],
+        "Tent": [record("Tent", 20.5, updated=True), record("Tent", 30.0, updated=True)],
+        "CoTTA": [record("CoTTA", 20.0, skipped_because="no weights"), record("CoTTA", 21.0)],
+        "another network": [record("another network", 20.0), record("another network", 21.0)],
+    }
+    assert unchanged_rows(table, records) == {
+        "SAR": "as self-ensemble on every image: adapted on 2 of 2, which moved the weights by 3e-07 of their length",
+        "CoTTA": "as source on every image: adapted on 0 of 2 (no weights)",
+    }
 
 
 class Tokens(nn.Module):

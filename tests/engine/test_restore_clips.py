@@ -87,14 +87,16 @@ def test_folders_keep_their_frames_and_what_is_done_is_kept(tmp_path):
     assert run_jobs([job], halved, whole_clips=True, overwrite=True).restored == 1
 
 
-@pytest.mark.parametrize("kind", ["frames", "video"])
-def test_progress_within_a_clip_and_between_inputs(kind, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("container", ["", ".mp4", ".mkv"])
+def test_progress_within_a_clip_and_between_inputs(container, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(progress, "_INTERVAL", 1e-9)  # a line for every frame
     source = folder(tmp_path / "in", 3)
-    if kind == "video":
+    kind = "video" if container else "frames"
+    if container:
         video = pytest.importorskip("tta_restore.data.io.video_writer")
-        source = tmp_path / "film.mp4"  # which declares the number of frames
+        source = tmp_path / f"film{container}"  # MP4 declares the number of frames, Matroska length and rate
         video.write_video(source, frames(3))
+        assert video.VideoFile(source).info.frames == (3 if container == ".mp4" else None)
     jobs = [Job(source, tmp_path / f"out{number}{source.suffix}", kind) for number in range(2)]
     run_jobs(jobs, halved, whole_clips=True)
     lines = capsys.readouterr().err.splitlines()
@@ -298,3 +300,74 @@ def test_the_memory_of_whole_clips_is_told_before_the_work(monkeypatch):
     ]
     with pytest.raises(ImageError, match=r"film.mkv: .* 100000000 frames need .*; split it into shorter clips"):
         restore_clips._announce_memory(job, 10**8, 640 * 480, said.append)
+
+
+WINDOWED = """
+import torch
+from tta_restore.models import Restorer, RestorerSpec
+class Weighted(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weights = torch.nn.Parameter(torch.tensor([0.125, 0.5, 0.375]))
+    def forward(self, x):
+        return (x * self.weights[:, None, None, None]).sum(1)
+class Faded(torch.nn.Module):
+    def forward(self, x):
+        return 0.5 * x + 0.5 * x.mean(1, keepdim=True)
+def window():
+    return Restorer(Weighted(), RestorerSpec(frames=3))
+def whole():
+    return Restorer(Faded(), RestorerSpec(frames=None))
+"""
+
+
+@pytest.fixture
+def multi_frame(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "multi_frame.py").write_text(WINDOWED)
+    return folder(tmp_path / "in", 4)
+
+
+@pytest.mark.parametrize("method", ["source", "recommended"])
+@pytest.mark.parametrize("kind", ["frames", "video"])
+def test_models_of_several_frames_restore_clips(kind, method, multi_frame):
+    clip = frames(4)
+    windows = [[0, 0, 1], [0, 1, 2], [1, 2, 3], [2, 3, 3]]
+    weights = torch.tensor([0.125, 0.5, 0.375]).view(3, 1, 1, 1)
+    expected = {
+        "window": torch.stack([(weights * clip[around]).sum(0) for around in windows]),
+        "whole": 0.5 * clip + 0.5 * clip.mean(0),
+    }
+    source = "in"
+    if kind == "video":
+        video = pytest.importorskip("tta_restore.data.io.video")
+        source = "film.mkv"
+        video.write_video(Path(source), clip, codec="ffv1")
+    for name, target in expected.items():
+        out = f"{name}_{method}.mkv" if kind == "video" else f"{name}_{method}"
+        words = ["restore", source, "-o", out, "--clips", "--model", f"multi_frame:{name}", "--method", method]
+        assert main([*words, "--codec", "ffv1", "-q"]) == 0
+        if kind == "video":
+            restored = torch.stack([frame.float() for frame in video.VideoFile(Path(out))])
+        else:
+            paths = [Path(out) / "in" / f"f{number}.png" for number in range(8, 12)]
+            restored = torch.stack([read_image(path).pixels for path in paths])
+        assert (restored - target).abs().max() < (0.02 if kind == "video" else 1 / 255)
+
+
+def test_models_of_several_frames_name_what_takes_them(multi_frame, capsys):
+    model = ["--model", "multi_frame:window"]
+    assert main(["restore", "in/f8.png", "-o", "out", *model]) == 1
+    assert "in/f8.png: multi_frame:window takes several frames and restores clips" in capsys.readouterr().err
+    assert main(["restore", "in", "-o", "out", "--clips", *model, "--dry-run"]) == 0
+    assert "about 0 s" in capsys.readouterr().out
+    assert main(["restore", "in", "-o", "out", "--clips", "--model", "multi_frame:whole", "--state", "s"]) == 2
+    assert "'multi_frame:whole' takes whole clips" in capsys.readouterr().err
+    for words in (
+        ["evaluate", "--degradations", "noise:20", "--out", "out"],
+        ["evaluate", "--data", "DPDD=in", "--out", "out"],
+        ["calibrate", "in", "-o", "out.safetensors"],
+        ["evaluate-pairs", "in", "--layout", "folders", "--flow", "lucas_kanade"],
+    ):
+        assert main([*words, *model]) == 2
+        assert "Weighted takes clips of 3 frames, and this command single images" in capsys.readouterr().err

@@ -215,3 +215,23 @@ def test_calibration_shared_by_two_processes_has_the_result_of_one(data):
     few = launch(data, [*(word.format("few") for word in words), "--method.batch_size", "1"])
     assert "expected batch_size >= 2 processes, got 1" in few.communicate(timeout=300)[1]
     assert few.returncode != 0
+
+
+def test_calibration_killed_and_resumed_by_two_processes_ends_with_the_same_bits(data):
+    for number, name in enumerate(photos.DEV[:3]):
+        photo = photos.load(name)[:, :96, :96]
+        noise = 0.08 * torch.randn(photo.shape, generator=torch.Generator().manual_seed(number))
+        write_image(data / f"camera/{number}.png", Image((photo + noise).clamp(0, 1)))
+    words = ["calibrate", "camera", "--model", "denoiser", "--device", "cpu", "--method.steps", "8", "-o"]
+    run(data, [*words, "whole.safetensors"])
+    state = data / ".killed.safetensors.state"
+    kill_when(data, [*words, "killed.safetensors"], state.exists)
+    assert not (data / "killed.safetensors").exists()
+    output = run(data, [*words, "killed.safetensors"])
+    assert output.count("continued behind the first ") == 1
+    reports = [json.loads((data / f"{name}.json").read_text()) for name in ("whole", "killed")]
+    assert reports[0]["frames"] > 1
+    assert reports[0]["gains"] == reports[1]["gains"]
+    whole, killed = (load_file(data / f"{name}.safetensors") for name in ("whole", "killed"))
+    assert all(torch.equal(whole[name], killed[name]) for name in whole)
+    assert not state.exists()

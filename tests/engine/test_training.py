@@ -17,12 +17,24 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from tta_restore.data.datasets.clips import Clip, ImageSequence
+from tta_restore.data.datasets.layouts import PairFiles
+from tta_restore.data.datasets.misaligned import GeneratedPairs, Misalignment
+from tta_restore.data.datasets.pairs import FolderCrops, LensPairs
 from tta_restore.data.io.image import read_image
+from tta_restore.degradations import Noise
 from tta_restore.engine.run.usage import UsageError
 from tta_restore.engine.train.build import build_network, described
-from tta_restore.engine.train.config import TrainingRun
-from tta_restore.engine.train.loop import Objective, StepOutput, moved, step_seed, train
+from tta_restore.engine.train.config import SupervisedSettings, TrainingRun
+from tta_restore.engine.train.identity import differences, plain
+from tta_restore.engine.train.loop import Objective, StepOutput, moved, run_identity, step_seed, train
+from tta_restore.engine.train.meta import MetaObjective
+from tta_restore.engine.train.misaligned import MisalignedObjective
+from tta_restore.engine.train.reblur import ReblurObjective
+from tta_restore.engine.train.supervised import SupervisedObjective
+from tta_restore.engine.train.windows import TaskSource
 from tta_restore.models import create_model
+from tta_restore.models.optical_flow import LucasKanade
 
 RUN = TrainingRun(Path(), batch_size=2, save_every=4, log_every=2, draw_every=6, seed=3, progress=False)
 forks = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork.*:DeprecationWarning")
@@ -255,10 +267,32 @@ def test_what_diverges_is_said_and_not_saved(tmp_path):
     assert torch.load(tmp_path / "state.pt", weights_only=True)["step"] == 4
 
 
-def test_other_settings_and_damage_are_told(tmp_path):
+class Halves:
+    """A source that is an object."""
+
+    def __init__(self, scale):
+        self.scale = scale
+
+    def __call__(self, count, generator):
+        return source(count, generator)
+
+
+def test_other_settings_and_damage_are_told(tmp_path, capsys):
     run_small(tmp_path, 4)
     with pytest.raises(UsageError, match=r"another run .*lr 0.05 there, 0.1 here"):
         run_small(tmp_path, 5, lr=0.1)
+
+    class Wide(Halves):
+        pass
+
+    run = replace(RUN, out=tmp_path / "data", steps=4)
+    train(Fit(), Halves(3), run)
+    assert "note" not in capsys.readouterr().err
+    train(Fit(), Halves(3), replace(run, steps=5, progress=True))
+    assert f"note: {run.out}: continued behind its first 4 steps" in capsys.readouterr().err
+    for other in (Wide(3), source):
+        with pytest.raises(UsageError, match="another run .*data "):
+            train(Fit(), other, replace(run, steps=6))
     (tmp_path / "state.pt").write_bytes(b"nothing")
     with pytest.raises(UsageError, match=r"state.pt is damaged"):
         run_small(tmp_path, 5)
@@ -378,3 +412,81 @@ def test_a_logger_that_is_asked_for_and_missing_is_told_before_the_first_step(tm
     train(Fit(), source, dataclasses.replace(run, logger="auto"))
     with pytest.raises(ValueError, match="logger to be one of"):
         dataclasses.replace(run, logger="mlflow")
+
+
+def images(*values):
+    return torch.tensor(values)[:, None, None, None].expand(-1, 3, 160, 160)
+
+
+def pair_files(folder, names):
+    return [PairFiles(Path(folder, "blurry", name), Path(folder, "sharp", name)) for name in names]
+
+
+NAMES = [f"{number}.png" for number in range(12)]
+#: What makes two runs differ, beside settings: a source of each recipe, the same from another folder, and others.
+SOURCES = {
+    "files": (
+        FolderCrops(pair_files("a", NAMES), size=16),
+        FolderCrops(pair_files("b/c", NAMES), size=16),
+        [
+            FolderCrops(pair_files("a", NAMES[1:]), size=16),
+            FolderCrops(pair_files("a", NAMES), size=24),
+            FolderCrops(pair_files("a", NAMES), size=16, bit_depth=8),
+            FolderCrops(pair_files("a", NAMES), size=16, augmentation=None),
+        ],
+    ),
+    "images": (
+        LensPairs(images(0.1, 0.2), size=16),
+        LensPairs(images(0.1, 0.2), size=16),
+        [LensPairs(images(0.1, 0.3), size=16), LensPairs(images(0.1, 0.2), size=16, views=True)],
+    ),
+    "misaligned": (
+        GeneratedPairs(images(0.1, 0.2), size=16),
+        GeneratedPairs(images(0.1, 0.2), size=16),
+        [
+            GeneratedPairs(images(0.1, 0.2), size=16, misalignment=Misalignment(zoom=0.01)),
+            GeneratedPairs(images(0.1, 0.2), size=16, degradations=[Noise()]),
+        ],
+    ),
+    "clips": (
+        TaskSource([Clip("a", ImageSequence([Path("x/1.png")]))], patch_size=16),
+        TaskSource([Clip("a", ImageSequence([Path("y/1.png")]))], patch_size=16),
+        [
+            TaskSource([Clip("b", ImageSequence([Path("x/1.png")]))], patch_size=16),
+            TaskSource([Clip("a", ImageSequence([Path("x/1.png")]))], patch_size=16, num_patches=3),
+            TaskSource([Clip("a", ImageSequence([Path("x/1.png")]))], patch_size=16, num_extra_times=1),
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+def test_the_data_of_a_run_are_compared_by_content(kind):
+    first, same_data, others = ([plain(s) for s in entry] if isinstance(entry, list) else plain(entry)
+                                for entry in SOURCES[kind])  # fmt: skip
+    assert json.loads(json.dumps(first)) == json.loads(json.dumps(same_data))
+    assert not differences(first, same_data)
+    assert all(len(differences(first, other, "data")) >= 1 for other in others)
+
+
+def loss_of_mine(a, b):
+    return (a - b).square().mean()
+
+
+def test_settings_of_every_recipe_are_compared():
+    network = build_network({"name": "lens_unet", "widths": [4, 4, 4]}, default="")
+    reblur = nn.Conv3d(3, 3, (5, 1, 1))
+    lens_clip = TaskSource([Clip("a", images(0.1, 0.2))], patch_size=16)
+    of = {
+        "meta": [MetaObjective(network, reblur), MetaObjective(network, reblur, distance=loss_of_mine),
+                 MetaObjective(network, reblur, outputs="all")],
+        "reblur": [ReblurObjective(reblur, network), ReblurObjective(reblur, network, distance=loss_of_mine)],
+        "misaligned": [MisalignedObjective(network, flow=LucasKanade()),
+                       MisalignedObjective(network, flow=LucasKanade(levels=2))],
+        "supervised": [SupervisedObjective(network), SupervisedObjective(network, settings=SupervisedSettings(lr=1))],
+    }  # fmt: skip
+    for objectives in of.values():
+        first, *others = (run_identity(objective, lens_clip, RUN) for objective in objectives)
+        json.dumps(first)
+        assert not differences(json.loads(json.dumps(first)), run_identity(objectives[0], lens_clip, RUN))
+        assert all(len(differences(first, other)) == 1 for other in others)

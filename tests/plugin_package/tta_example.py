@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -62,6 +63,23 @@ class Haze(Degradation):
 
     def distance(self, a: HazeParameters, b: HazeParameters) -> Tensor:
         return (a.level - b.level).abs()
+
+
+class Fogging(Adapter):
+    """Degrades the restoration.
+
+    Args:
+        model: a restorer.
+        degradation: how.
+    """
+
+    def __init__(self, model: Any, *, degradation: Degradation, **options: Any) -> None:
+        super().__init__(model, **options)
+        self.degradation = degradation
+
+    def forward(self, x: Tensor) -> Tensor:
+        generator = torch.Generator().manual_seed(0)
+        return self.degradation.apply(super().forward(x), self.degradation.sample(generator, len(x)), generator)
 
 
 def brightness(restored: Tensor, sharp: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from tta_restore.adapters.baselines.entropy import ROID, Tent
 from tta_restore.adapters.baselines.rotta import RoTTA
 from tta_restore.adapters.baselines.sar import SAR
 from tta_restore.adapters.baselines.srtta import SRTTA
-from tta_restore.adapters.calibration import CalibrationReport, calibrate
+from tta_restore.adapters.calibration import CalibrationProgress, CalibrationReport, calibrate
 from tta_restore.adapters.frame import FrameContext, StepReport
 from tta_restore.adapters.injection import Semantic
 from tta_restore.adapters.methods._muon import Muon
@@ -34,6 +34,7 @@ __all__ = [
     "SAR",
     "SRTTA",
     "Adapter",
+    "CalibrationProgress",
     "CalibrationReport",
     "CauSiam",
     "CenterCrop",

@@ -116,6 +116,8 @@ class Adapter(RecordedModule):
     """True if a method compares restorations with the frame, so that both have the same channels."""
     takes_clips: ClassVar[bool] = False
     """True if a *frame* of this method is a clip (T, C, H, W), restored frame by frame by ``run`` and ``ensemble``."""
+    show_progress: bool = False
+    """Whether the tiles of a large image are counted on stderr: by a bar after 10 seconds, or by lines."""
     processes: Processes = Processes()
     """Processes that adapt on the same frames and average their gradients; see :func:`calibrate`."""
 
@@ -865,7 +867,8 @@ class Adapter(RecordedModule):
         if self.tiles is None or not self.tiles.needed(image):
             return restore(image, tensors, arguments)
         spec = self.restorer.known_spec(image)
-        return self.tiles.run(restore, image, tensors, arguments, scale=spec.scale, size=spec.size)
+        options: dict[str, Any] = {"scale": spec.scale, "size": spec.size, "progress": self.show_progress}
+        return self.tiles.run(restore, image, tensors, arguments, **options)
 
     def _restore_plainly(self, image: Tensor, tensors: ParameterSet | None, arguments: dict) -> Restoration:
         return self._backbone.restore(tensors, image, **arguments)

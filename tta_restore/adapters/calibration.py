@@ -6,7 +6,7 @@ import contextlib
 import math
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +17,7 @@ from tta_restore.adapters.adapter import Adapter
 from tta_restore.adapters.methods.degradation_pairs import DegradationPairs
 from tta_restore.adapters.recommended import recommended
 
-__all__ = ["CalibrationReport", "calibrate"]
+__all__ = ["CalibrationProgress", "CalibrationReport", "calibrate"]
 
 _WORTH = 0.1  # dB on held-out pairs from which the calibrated model is recommended
 _MIN_TRUST = 0.05
@@ -81,12 +81,33 @@ class CalibrationReport:
         return "\n".join([*lines, *(f"               {message}" for message in self.messages)])
 
 
+@dataclass(frozen=True)
+class CalibrationProgress:
+    """What a calibration has done; with the state of its adapter it is continued.
+
+    Attributes:
+        frames: number of frames used.
+        steps: number of optimizer steps taken.
+        seconds: wall time.
+        gains: gain after each frame, in dB.
+        messages: remarks on single frames.
+    """
+
+    frames: int = 0
+    steps: int = 0
+    seconds: float = 0.0
+    gains: tuple[float, ...] = ()
+    messages: tuple[str, ...] = ()
+
+
 def calibrate(
     model: Any,
     frames: Iterable[Tensor],
     *,
     budget: str | None = None,
     processes: Processes | None = None,
+    progress: CalibrationProgress | None = None,
+    on_frame: Callable[[CalibrationProgress], None] | None = None,
     **options: Any,
 ) -> CalibrationReport:
     """Adapt a restorer to the camera that took a few frames, once, and export the result.
@@ -103,6 +124,9 @@ def calibrate(
         processes: those of ``torchrun``, as :class:`Processes` joins them; None for one process. All of them call this
             with the same model and frames, share the pairs of every step, and return the same weights, up to rounding
             those of one process.
+        progress: of a calibration to continue, with an :class:`Adapter` that was left or loaded there and the frames
+            that were not used; None for a new one.
+        on_frame: called after every frame, to keep the adapter's state.
         options: options of the adapter that :func:`recommended` makes for a model, such as ``task`` or ``seed``.
 
     Raises:
@@ -122,10 +146,10 @@ def calibrate(
     pairs = adapter if isinstance(adapter, DegradationPairs) else None
     if pairs is not None and processes.count > pairs.batch_size:
         raise ValueError(f"calibrate: expected batch_size >= {processes.count} processes, got {pairs.batch_size}")
-    started, steps, count = time.perf_counter(), 0, 0
-    gains: list[float] = []
-    messages: list[str] = []
-    for frame in frames:
+    done = progress or CalibrationProgress()
+    started, steps, count = time.perf_counter() - done.seconds, done.steps, done.frames
+    gains, messages = list(done.gains), list(done.messages)
+    for frame in () if pairs is not None and count and pairs.phase == "steady" else frames:
         left = None if seconds is None else processes.agree(seconds - (time.perf_counter() - started))
         if left is not None and left <= 0:
             messages.append(f"the budget of {budget} was spent after {count} frames")
@@ -141,6 +165,9 @@ def calibrate(
         if pairs is not None:
             gains.append(report.metrics.get("lead", 0.0))
         messages += [f"frame {count}: {remark}" for remark in report.messages]
+        if on_frame is not None:
+            spent = time.perf_counter() - started
+            on_frame(CalibrationProgress(count, steps, spent, tuple(gains), tuple(messages)))
         if pairs is not None and pairs.phase == "steady":
             break
     if not count:

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from tta_restore.models.restorer.normalization import normalization_layers
 
-Select = str | type[nn.Module] | Iterable["str | type[nn.Module]"]
+Select = str | type[nn.Module] | Iterable[str | type[nn.Module]]
 
 _WRAPPING = re.compile(r"^(?:_orig_mod\.|module\.)+")
 _LAST_STAGE_SHARE = 0.05  # of the weights, at least

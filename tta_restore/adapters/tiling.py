@@ -10,12 +10,15 @@ import torch
 from torch import Tensor
 
 from tta_restore._core import checks
+from tta_restore._core.progress import ProgressBar
 from tta_restore.data.datasets.clips import window
 from tta_restore.models import Restoration, SizeRequirements
 from tta_restore.models.restorer import outputs
 from tta_restore.models.restorer.restorer import pad
 
 __all__ = ["OFFICIAL_REGION", "CenterCrop", "Tiles", "Windows", "by_frames"]
+
+_SILENT = 10.0  # seconds before the tiles of an image are counted on a terminal
 
 
 @dataclass(frozen=True)
@@ -124,10 +127,11 @@ class Tiles:
         *,
         scale: int = 1,
         size: SizeRequirements | None = None,
+        progress: bool = False,
     ) -> Restoration:
         """Return ``restore(tile, tensors, arguments)`` over the whole of ``image`` (..., H, W), tile by tile.
 
-        Arguments with a value for each pixel are cut as the image is.
+        Arguments with a value for each pixel are cut as the image is. With ``progress`` tiles are counted on stderr.
         """
         size = size or SizeRequirements()
         height, width = image.shape[-2:]
@@ -137,18 +141,19 @@ class Tiles:
         rows, columns = (self._spans(side, size.multiple_of) for side in image.shape[-2:])
         first: Restoration | None = None
         total = image.new_empty(0)
-        for top, bottom, row_weight in rows:
-            for left, right, column_weight in columns:
-                cut = {key: value[..., top:bottom, left:right] for key, value in maps.items()}
-                part = restore(image[..., top:bottom, left:right], tensors, (arguments or {}) | cut)
-                tile = part.image
-                if first is None:
-                    first = part
-                    total = tile.new_zeros(
-                        (*tile.shape[:-2], image.shape[-2] * scale, image.shape[-1] * scale), dtype=torch.float32
-                    )
-                weight = self._stretched(row_weight, scale)[:, None] * self._stretched(column_weight, scale)
-                total[..., top * scale : bottom * scale, left * scale : right * scale] += tile * weight.to(tile.device)
+        places = [(*row, *column) for row in rows for column in columns]
+        bar: dict[str, Any] = {"desc": "tiles", "unit": "tile", "delay": _SILENT, "leave": False}
+        for top, bottom, row_weight, left, right, column_weight in ProgressBar(places, shown=progress, **bar):
+            cut = {key: value[..., top:bottom, left:right] for key, value in maps.items()}
+            part = restore(image[..., top:bottom, left:right], tensors, (arguments or {}) | cut)
+            tile = part.image
+            if first is None:
+                first = part
+                total = tile.new_zeros(
+                    (*tile.shape[:-2], image.shape[-2] * scale, image.shape[-1] * scale), dtype=torch.float32
+                )
+            weight = self._stretched(row_weight, scale)[:, None] * self._stretched(column_weight, scale)
+            total[..., top * scale : bottom * scale, left * scale : right * scale] += tile * weight.to(tile.device)
         if first is None:
             raise ValueError(f"Tiles: expected an image with pixels, got shape {tuple(image.shape)}")
         return first.with_image(total[..., : height * scale, : width * scale].to(first.image.dtype))

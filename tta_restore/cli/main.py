@@ -12,6 +12,7 @@ from typing import Any
 import tta_restore
 from tta_restore.cli.commands import COMMANDS, Command
 from tta_restore.cli.parsing import PROGRAM, Parsed, parse
+from tta_restore.engine.run.settings import merge
 from tta_restore.engine.run.usage import UsageError
 
 __all__ = ["INTERRUPTED", "OK", "SOME_FAILED", "USAGE", "main"]
@@ -97,6 +98,8 @@ def _run(command: Command, parsed: Parsed) -> int:
     options = _without_defaults(parsed.options, command)
     if parsed.quiet:
         options |= _quiet(called)
+        if command.config:
+            options["config"] = merge(options["config"], {"run": {"progress": False}})
     earlier = _earlier(command, parsed)
     try:
         result = called(**options)

@@ -254,6 +254,24 @@ class TestStart:
             moved[variant] = (IFAN(base_channels=4, variant=variant).train()(x) - x).abs().mean().item()
         assert 0 < moved["ours"] < 0.005 < moved["official"]
 
+    @pytest.mark.parametrize("horizontal", ["own", "vertical"])
+    def test_reblurring_starts_at_the_reduced_image_on_filters_near_the_identity(self, horizontal):
+        sharp = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+        off, gradients = {}, {}
+        for variant in ("ours", "official"):
+            torch.manual_seed(0)
+            model = IFAN(base_channels=8, horizontal=horizontal).train()
+            config = model.reblur_config
+            assert config["variant"] == "ours"
+            reblur = models.create_model("ifan_reblur", **config | {"variant": variant})
+            difference = reblur(sharp, model.forward_train(sharp).filters) - sharp[..., ::8, ::8]
+            difference.square().mean().backward()
+            off[variant] = difference.abs().mean().item()
+            gradients[variant] = [p.grad.abs().max().item() for p in reblur.parameters()]
+        assert off["ours"] < 0.05 < 1 < off["official"]
+        assert min(gradients["ours"]) > 0
+        assert IFAN(base_channels=4, variant="official").reblur_config["variant"] == "official"
+
     def test_published_start_has_the_published_spread(self):
         model = IFAN(base_channels=8, variant="official")
         for layer, gain, fans in (

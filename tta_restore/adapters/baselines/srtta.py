@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -16,9 +16,11 @@ from tta_restore.adapters.injection import expect_site, find_site, hooked
 from tta_restore.adapters.select import Select
 from tta_restore.adapters.views import Views
 from tta_restore.data.datasets.mining import random_patches
+from tta_restore.data.datasets.pairs import degrade_each
 from tta_restore.degradations import Blur, Clip, Compose, Degradation, Estimator, Jpeg, Noise
 from tta_restore.losses import charbonnier_loss
 
+_SIDES = 32  # multiple of the sides of a frame on which the features are looked for
 _MIN_RADIUS, _MIN_NOISE, _MAX_QUALITY = 0.8, 2 / 255, 95.0  # from which a degradation counts as present
 
 
@@ -46,7 +48,7 @@ class SRTTA(Adapter, method="srtta"):
         max_noise_std: largest standard deviation of the added noise, in [0, 1] values.
         min_quality: smallest quality of the added JPEG compression, 1 to 95.
         degradations: ``"estimated"`` for those found in the frame, all where none is found; ``"blur_noise"`` for blur
-            and noise on every frame.
+            and noise on every frame; or a known degradation.
         restore_fraction: fraction of the adapted scalars, the most important ones on the first frame, that are restored
             to the source's values.
         views: test-time augmentations, for the importance and for the output.
@@ -73,7 +75,7 @@ class SRTTA(Adapter, method="srtta"):
         max_blur_std: float = 2.0,
         max_noise_std: float = 10 / 255,
         min_quality: float = 50.0,
-        degradations: str = "estimated",
+        degradations: Literal["estimated", "blur_noise"] | Degradation = "estimated",
         restore_fraction: float = 0.5,
         views: Views = "d4",
         **options: Any,
@@ -85,7 +87,8 @@ class SRTTA(Adapter, method="srtta"):
         checks.expect_number("SRTTA", "max_noise_std", max_noise_std, minimum=0)
         checks.expect_number("SRTTA", "restore_fraction", restore_fraction, minimum=0, maximum=1)
         checks.expect_number("SRTTA", "min_quality", min_quality, minimum=1, maximum=95)
-        checks.expect_choice("SRTTA", "degradations", degradations, ("estimated", "blur_noise"))
+        if not isinstance(degradations, Degradation):
+            checks.expect_choice("SRTTA", "degradations", degradations, ("estimated", "blur_noise"))
         super().__init__(model, select=select, steps=steps, views=views, **options)
         self.at = expect_site(self.restorer, at, asker="SRTTA")[1]
         self.lr, self.num_patches, self.patch_size = lr, num_patches, patch_size
@@ -104,7 +107,11 @@ class SRTTA(Adapter, method="srtta"):
     def begin_frame(self, frame: FrameContext) -> None:
         """Find the site of the features, and the scalars that the agreement of views depends on most."""
         if self.at == "auto":
-            self.at = find_site(self.restorer, "auto", asker="SRTTA", frame=frame.region, **frame.arguments).path
+            image = frame.region
+            if not frame.arguments:  # a model that pads inside keeps the proportions of sides like these only
+                height, width = (side // _SIDES * _SIDES or side for side in image.shape[-2:])
+                image = image[..., :height, :width]
+            self.at = find_site(self.restorer, "auto", asker="SRTTA", frame=image, **frame.arguments).path
         frame.scratch["present"] = self._present(frame.region)
         if self.memory["important"] is not None:
             return
@@ -172,6 +179,8 @@ class SRTTA(Adapter, method="srtta"):
 
     def _degraded(self, clean: Tensor, present: tuple[str, ...]) -> Tensor:
         """Degrade each patch with random strengths of the named degradations, within [0, 1]."""
+        if isinstance(self.degradations, Degradation):
+            return degrade_each(clean, [self.degradations], self.generator)
         camera = Compose([*(self._parts[name] for name in present if name != "jpeg"), Clip()])
         if "jpeg" in present:
             camera = Compose([*camera.degradations, self._parts["jpeg"]])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,9 @@ import torch
 from torch import Tensor
 
 from tta_restore.data.io.image import read_image
+from tta_restore.degradations import Degradation
 
-__all__ = ["Clip", "Frames", "ImageSequence", "stack_frames", "window"]
+__all__ = ["Clip", "DegradedClips", "Frames", "ImageSequence", "sliding_windows", "stack_frames", "window"]
 
 #: Frames in time: a tensor (T, 3, H, W), or anything that has a length and gives frame t as (3, H, W), in [0, 1].
 Frames = Tensor | Sequence[Tensor]
@@ -78,6 +81,46 @@ class Clip:
         return self.sharp
 
 
+class _DegradedFrames(Sequence[Tensor]):
+    """Frames that carry a degradation of one strength; each is degraded when it is indexed, always the same way."""
+
+    def __init__(self, frames: Frames, degradation: Degradation, seed: int) -> None:
+        self.frames, self.degradation, self.seed = frames, degradation, seed
+        self.parameters = degradation.sample(torch.Generator().manual_seed(seed), 1)
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __getitem__(self, index: int) -> Tensor:  # type: ignore[override]
+        number = range(len(self))[index]
+        generator = torch.Generator().manual_seed(self.seed + 1 + number)
+        return self.degradation.apply(self.frames[number][None], self.parameters, generator)[0].clamp(0, 1)
+
+
+class DegradedClips(Sequence[Clip]):
+    """Clips whose blurred frames carry a further degradation, one of one strength for each clip.
+
+    Args:
+        clips: with blurred frames.
+        degradations: a clip carries one of them, drawn at random.
+        seed: of the choice and of the strengths.
+    """
+
+    def __init__(self, clips: Sequence[Clip], degradations: Sequence[Degradation], *, seed: int = 0) -> None:
+        self.clips, self.degradations, self.seed = clips, tuple(degradations), seed
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __getitem__(self, index: int) -> Clip:  # type: ignore[override]
+        """Return a clip, always the same."""
+        number = range(len(self))[index]
+        clip, seed = self.clips[number], (self.seed * 1_000_003 + number) * 1_000_003 % 2**62
+        generator = torch.Generator().manual_seed(seed)
+        chosen = self.degradations[int(torch.randint(0, len(self.degradations), (), generator=generator))]
+        return Clip(clip.name, _DegradedFrames(clip.blurry, chosen, seed), clip.sharp)
+
+
 def stack_frames(frames: Frames, times: Iterable[int] | None = None) -> Tensor:
     """Return frames, by default all of them, as one tensor (T, 3, H, W).
 
@@ -96,3 +139,16 @@ def window(time: int, length: int, num_frames: int) -> list[int]:
     """Return the indices of the ``num_frames`` frames around ``time``; the first and the last frame are repeated."""
     half = num_frames // 2
     return [min(max(t, 0), length - 1) for t in range(time - half, time - half + num_frames)]
+
+
+def sliding_windows(frames: Iterable[Tensor], num_frames: int) -> Iterator[tuple[Tensor, ...]]:
+    """Yield the frames of :func:`window` around one frame after the other; every frame is read once."""
+    held: deque[Tensor] = deque(maxlen=num_frames)
+    for frame in frames:
+        held.extend(repeat(frame, 1 if held else num_frames // 2 + 1))
+        if len(held) == num_frames:
+            yield tuple(held)
+    for _ in range(num_frames - 1 - num_frames // 2 if held else 0):
+        held.append(held[-1])
+        if len(held) == num_frames:
+            yield tuple(held)

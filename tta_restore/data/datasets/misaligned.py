@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,10 +14,11 @@ from torch import Tensor
 from tta_restore._core import checks
 from tta_restore.data.datasets.layouts import PairFiles
 from tta_restore.data.datasets.mining import random_patches
-from tta_restore.data.datasets.pairs import FolderCrops
+from tta_restore.data.datasets.pairs import FolderCrops, degrade_each
 from tta_restore.data.io.files import images_below
 from tta_restore.data.io.image import read_image
 from tta_restore.data.synthetic import defocus
+from tta_restore.degradations import Degradation
 from tta_restore.degradations import lens as optics
 
 __all__ = [
@@ -101,8 +103,16 @@ def misalign(
     generator: torch.Generator,
     *,
     misalignment: Misalignment = Misalignment(),
+    degradations: Sequence[Degradation] = (),
 ) -> MisalignedPair:
     """Simulate two captures of sharp patches: through a lens, and sharp from another position.
+
+    Args:
+        sharp: patches.
+        lens: draws a lens.
+        generator: source of randomness.
+        misalignment: how far the captures lie apart.
+        degradations: take the place of the lens; every patch is degraded by one of them.
 
     Shape:
         - sharp: (B, 3, S, S); the pair is smaller by the lens' and the motion's margin on each side
@@ -114,8 +124,11 @@ def misalign(
             f"misalign: expected sharp (B, 3, S, S) with S >= {2 * reach + optics.KERNEL_SIZE + 8} for this "
             f"misalignment, got {tuple(sharp.shape)}"
         )
-    blurry, _, _ = defocus.render(sharp, [lens() for _ in range(len(sharp))], generator, levels=4, knots=3)
     margin = optics.KERNEL_SIZE // 2
+    if degradations:
+        blurry = degrade_each(sharp, degradations, generator)[..., margin:-margin, margin:-margin]
+    else:
+        blurry, _, _ = defocus.render(sharp, [lens() for _ in range(len(sharp))], generator, levels=4, knots=3)
     blurry = blurry[..., reach:-reach, reach:-reach]
     size = blurry.shape[-1]
     motion = random_motion(len(sharp), size, misalignment, generator)
@@ -132,6 +145,7 @@ class GeneratedPairs:
         size: side of the pairs in pixels.
         lens: draws a lens.
         misalignment: how far pairs lie apart.
+        degradations: take the place of lenses, see :func:`misalign`.
 
     Raises:
         ValueError: the images are too small.
@@ -144,8 +158,10 @@ class GeneratedPairs:
         size: int = 96,
         lens: Callable[[torch.Generator], optics.Lens] = optics.random_lens,
         misalignment: Misalignment = Misalignment(),
+        degradations: Sequence[Degradation] = (),
     ) -> None:
         self.images, self.size, self.lens, self.misalignment = images, size, lens, misalignment
+        self.degradations = tuple(degradations)
         self.needed = next(s for s in range(size, 10 * size + 100) if self._inner(s) >= size)
         if images.ndim != 4 or min(images.shape[-2:], default=0) < self.needed:
             raise ValueError(
@@ -159,7 +175,8 @@ class GeneratedPairs:
     def __call__(self, count: int, generator: torch.Generator) -> MisalignedPair:
         """Return the next batch."""
         sharp = random_patches(self.images, count, self.needed, generator)
-        pair = misalign(sharp, lambda: self.lens(generator), generator, misalignment=self.misalignment)
+        options: dict[str, Any] = {"misalignment": self.misalignment, "degradations": self.degradations}
+        pair = misalign(sharp, lambda: self.lens(generator), generator, **options)
         cut = (..., slice(0, self.size), slice(0, self.size))
         aligned, flow = (None if t is None else t[cut] for t in (pair.aligned, pair.flow))
         return MisalignedPair(pair.blurry[cut], pair.sharp[cut], aligned, flow)

@@ -14,10 +14,13 @@ from tta_restore.data.datasets.layouts import PairFiles
 from tta_restore.data.datasets.mining import random_patches
 from tta_restore.data.io.image import read_image
 from tta_restore.data.synthetic import defocus
+from tta_restore.degradations import Degradation
 from tta_restore.degradations import lens as optics
 from tta_restore.degradations.sensor import apply_sensor_model
 
-__all__ = ["FolderCrops", "LensPairs", "Pair", "read_images", "simulate_dual_pixel"]
+__all__ = ["DegradedPairs", "FolderCrops", "LensPairs", "Pair", "degrade_each", "read_images", "simulate_dual_pixel"]
+
+_BORDER = 24  # pixels beyond a degraded patch that blur may carry light from
 
 
 @dataclass(frozen=True)
@@ -132,6 +135,56 @@ class LensPairs:
             return simulate_dual_pixel(sharp, chosen, generator)
         blurry, _, center = defocus.render(sharp, chosen, generator, levels=4, knots=3)
         return Pair(blurry, center.contiguous())
+
+
+def degrade_each(sharp: Tensor, degradations: Sequence[Degradation], generator: torch.Generator) -> Tensor:
+    """Degrade every image by one of several degradations, drawn at random. Shape: (B, C, H, W) in [0, 1] -> the same.
+
+    Raises:
+        ValueError: a degradation changes the size.
+    """
+    chosen = torch.randint(0, len(degradations), (len(sharp),), generator=generator).tolist()
+    degraded = []
+    for image, index in zip(sharp.split(1), chosen, strict=True):
+        degradation = degradations[index]
+        made = degradation.apply(image, degradation.sample(generator, 1), generator)
+        if made.shape != image.shape:
+            raise ValueError(
+                f"degrade_each: expected images of the same size from {type(degradation).__name__}, "
+                f"got {tuple(made.shape)} for {tuple(image.shape)}"
+            )
+        degraded.append(made.clamp(0, 1))
+    return torch.cat(degraded)
+
+
+class DegradedPairs:
+    """Pairs made of sharp images by degradations; the same generator gives the same pairs.
+
+    Args:
+        images: (N, 3, S, S), uint8 or floats in [0, 1].
+        degradations: every image of a batch is degraded by one of them.
+        size: side of the pairs in pixels.
+
+    Raises:
+        ValueError: the images are too small, or there is no degradation.
+    """
+
+    def __init__(self, images: Tensor, *, degradations: Sequence[Degradation], size: int = 96) -> None:
+        self.images, self.degradations, self.size = images, tuple(degradations), size
+        self.needed = size + 2 * _BORDER
+        if not self.degradations:
+            raise ValueError("DegradedPairs: expected at least one degradation")
+        if images.ndim != 4 or min(images.shape[-2:], default=0) < self.needed:
+            raise ValueError(
+                f"DegradedPairs: expected images (N, 3, S, S) with S >= {self.needed} for pairs of {size} pixels, "
+                f"got {tuple(images.shape)}"
+            )
+
+    def __call__(self, count: int, generator: torch.Generator) -> Pair:
+        """Return the next batch."""
+        sharp = random_patches(self.images, count, self.needed, generator)
+        inner = (..., slice(_BORDER, -_BORDER), slice(_BORDER, -_BORDER))
+        return Pair(degrade_each(sharp, self.degradations, generator)[inner].contiguous(), sharp[inner].contiguous())
 
 
 def simulate_dual_pixel(sharp: Tensor, chosen: Sequence[optics.Lens], generator: torch.Generator) -> Pair:

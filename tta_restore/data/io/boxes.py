@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 __all__ = [
+    "add_avif_metadata",
     "add_jpeg_xl_metadata",
     "avif_depth",
     "declared_size",
@@ -114,6 +115,71 @@ def jpeg_xl_metadata(content: bytes) -> dict[str, Any]:
     if lost:
         found["notes"] = [f"JPEG XL boxes left out: {', '.join(lost)}"]
     return found
+
+
+def add_avif_metadata(content: bytes, *, exif: bytes | None, xmp: bytes | None) -> bytes:
+    """Return an AVIF file with EXIF and XMP as items that describe its main image.
+
+    Raises:
+        ValueError: the file has no list of items in the form that libavif writes.
+    """
+    added = [(b"Exif", b"\0", bytes(4) + exif.removeprefix(b"Exif\0\0"))] if exif else []
+    added += [(b"mime", b"\0application/rdf+xml\0", xmp)] if xmp else []
+    if not added:
+        return content
+    top = list(_boxes(content))
+    meta = next((data for kind, data in top if kind == b"meta"), None)
+    inner = [] if meta is None else list(_boxes(meta[4:]))
+    known = dict(inner)
+    if meta is None or not {b"pitm", b"iloc", b"iinf"} <= known.keys() or known[b"iloc"][:6] != _ILOC:
+        raise ValueError("an AVIF file without a list of items")
+    items = list(_locations(known[b"iloc"]))
+    primary = known[b"pitm"][-2:]
+    numbers = [max(item for item, _ in items) + 1 + i for i in range(len(added))]
+    entries = b"".join(
+        _box(b"infe", struct.pack(">IHH", 2 << 24, number, 0) + kind + name)
+        for number, (kind, name, _) in zip(numbers, added, strict=True)
+    )
+    count = len(items) + len(added)
+    references = b"".join(_box(b"cdsc", struct.pack(">HH", number, 1) + primary) for number in numbers)
+    if b"iref" not in known:
+        inner.append((b"iref", bytes(4)))
+
+    def rebuilt(shift: int, end: int) -> bytes:
+        """Return the box of all items, for data that moved by ``shift`` bytes and new data from byte ``end`` on."""
+        located = [(item, [(at + shift, size) for at, size in extents]) for item, extents in items]
+        for number, (_, _, data) in zip(numbers, added, strict=True):
+            located.append((number, [(end, len(data))]))
+            end += len(data)
+        new = {
+            b"iloc": _ILOC + struct.pack(">H", count) + b"".join(_location(*entry) for entry in located),
+            b"iinf": known[b"iinf"][:4] + struct.pack(">H", count) + known[b"iinf"][6:] + entries,
+            b"iref": known.get(b"iref", bytes(4)) + references,
+        }
+        return _box(b"meta", meta[:4] + b"".join(_box(kind, new.get(kind, data)) for kind, data in inner))
+
+    shift = len(rebuilt(0, 0)) - len(_box(b"meta", meta))
+    start = len(content) + shift + 8
+    written = b"".join(rebuilt(shift, start) if kind == b"meta" else _box(kind, data) for kind, data in top)
+    return written + _box(b"mdat", b"".join(data for _, _, data in added))
+
+
+_ILOC = bytes([0, 0, 0, 0, 0x44, 0])  # version 0; 4 bytes for offset and length of an extent, no base offset
+
+
+def _locations(data: bytes) -> Iterator[tuple[int, list[tuple[int, int]]]]:
+    """Yield the number of each item, and offset and length of its parts."""
+    (count,) = struct.unpack_from(">H", data, 6)
+    at = 8
+    for _ in range(count):
+        item, _, parts = struct.unpack_from(">HHH", data, at)
+        at += 6
+        yield item, [struct.unpack_from(">II", data, at + 8 * i) for i in range(parts)]  # type: ignore[misc]
+        at += 8 * parts
+
+
+def _location(item: int, extents: list[tuple[int, int]]) -> bytes:
+    return struct.pack(">HHH", item, 0, len(extents)) + b"".join(struct.pack(">II", *extent) for extent in extents)
 
 
 def add_jpeg_xl_metadata(content: bytes, *, exif: bytes | None, xmp: bytes | None) -> bytes:

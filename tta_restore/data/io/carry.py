@@ -41,7 +41,7 @@ def fit_format(image: Image, kind: str, depth: int, *, embeds_exif: bool = True)
     """
     notes: list[str] = []
     cicp = image.cicp
-    carries = _CARRIES[kind] if (kind, depth) != ("avif", 16) else set()  # imagecodecs writes those, without metadata
+    carries = _CARRIES[kind] if (kind, depth) != ("avif", 16) else _CARRIES[kind] - {"icc"}  # imagecodecs takes none
     if kind == "exr":
         if not image.is_linear:
             image = color.to_linear(image)

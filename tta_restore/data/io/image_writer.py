@@ -183,7 +183,8 @@ def _encode_avif(image: Image, depth: int, quality: int) -> bytes:
     import imagecodecs
 
     array = _with_colors(array_from_tensors(image.pixels, image.alpha, 16, levels=4095))
-    return bytes(imagecodecs.avif_encode(array, level=quality, bitspersample=12, speed=6))
+    content = bytes(imagecodecs.avif_encode(array, level=quality, bitspersample=12, speed=6))
+    return boxes.add_avif_metadata(content, exif=image.exif, xmp=image.xmp)
 
 
 def _encode_jxl(image: Image, depth: int, quality: int) -> bytes:

@@ -48,6 +48,7 @@ class VideoInfo:
         frame_rate: frames per second, on average.
         bit_depth: 8, or 9 and more.
         frames: number of frames, None where the file does not declare it.
+        expected_frames: the same, by length and rate where the file declares those only; None where it does not.
         sound: whether there is a sound track.
         colors: numbers of matrix, primaries and transfer curve, 2 where the file declares none.
         sample_aspect_ratio: width of an upright pixel divided by its height.
@@ -67,6 +68,7 @@ class VideoInfo:
     is_interlaced: bool = False
     chroma: str = "420"
     hdr10: Hdr10 | None = None
+    expected_frames: int | None = None
 
 
 class DecodedFrames(Sequence[Tensor]):
@@ -133,6 +135,10 @@ class VideoFile:
             height, width = (first.width, first.height) if turned else (first.height, first.width)
             aspect = stream.sample_aspect_ratio or codec.sample_aspect_ratio or Fraction(1)
             aspect = Fraction(aspect) if aspect > 0 else Fraction(1)
+            length, _ = _declared_length(container, stream)
+            expected = 0 if length is None else round(length * _rate_of(stream))
+            if expected > self.path.stat().st_size:  # no frame takes less than a byte: nonsense in a header
+                expected = 0
             self.info = VideoInfo(
                 height=height,
                 width=width,
@@ -145,6 +151,7 @@ class VideoFile:
                 is_interlaced=is_interlaced,
                 chroma=_chroma_of(first.format.name),
                 hdr10=read_hdr10(first),
+                expected_frames=stream.frames or expected or None,
             )
             self._note(container, stream, first)
 

@@ -19,7 +19,7 @@ from tta_restore.engine.report.samples import INPUT, KeptPictures
 from tta_restore.engine.report.table import text_table
 from tta_restore.engine.run.device import resolve_device
 from tta_restore.engine.run.extensions import find_metrics
-from tta_restore.engine.run.methods import ImageMethod, create_method, expect_one_input, find_method
+from tta_restore.engine.run.methods import ImageMethod, create_method, expect_one_frame, find_method
 from tta_restore.engine.run.models import load_restorer
 from tta_restore.engine.run.names import METHODS
 from tta_restore.engine.run.usage import UsageError
@@ -100,7 +100,7 @@ def run_continual(
     lpips, without = open_lpips(lpips_weights, device)
     measures = metrics.ImageMetrics(lpips=lpips, more=find_metrics(more_metrics))
     task = task_of(frames, measures, model=model, checkpoint=checkpoint, config=config, seed=seed)
-    expect_one_input(restorer)
+    expect_one_frame(restorer)
     kept = KeptPictures(frames, out / "run")
     options: dict[str, Any] = {"measures": measures, "device": device, "progress": progress}
 

@@ -15,31 +15,18 @@ from tta_restore.data.io.files import images_below
 from tta_restore.data.io.image import read_image
 from tta_restore.data.io.pixels import ImageError
 from tta_restore.data.synthetic import photos
-from tta_restore.degradations import (
-    Blur,
-    Clip,
-    Compose,
-    Degradation,
-    Jpeg,
-    MotionBlur,
-    Noise,
-    Quantize,
-    create_degradation,
-    list_degradations,
-)
 from tta_restore.engine.evaluate.lenses import Comparison, Contender, compare
 from tta_restore.engine.evaluate.results import StreamResult
 from tta_restore.engine.evaluate.rows import Row, row_of
 from tta_restore.engine.run.device import resolve_device
-from tta_restore.engine.run.extensions import find_metrics
-from tta_restore.engine.run.methods import create_method, expect_one_input
+from tta_restore.engine.run.extensions import find_metrics, parse_degradation
+from tta_restore.engine.run.methods import create_method, expect_one_frame
 from tta_restore.engine.run.models import expect_restorer
 from tta_restore.engine.run.settings import Named
 from tta_restore.engine.run.usage import UsageError
-from tta_restore.engine.run.user_code import guarded, import_named, is_named
 from tta_restore.metrics import ImageMetrics
 
-__all__ = ["DegradedFrame", "degraded_stream", "evaluate_degradations", "parse_degradation"]
+__all__ = ["DegradedFrame", "degraded_stream", "evaluate_degradations"]
 
 _BASELINE = "self-ensemble"
 _LIMITS = (
@@ -67,60 +54,6 @@ class DegradedFrame:
     family: str
     photo: str
     position: int
-
-
-def parse_degradation(text: str) -> Degradation:
-    """Return the degradation that a text names.
-
-    Args:
-        text: parts joined by "+", applied in order: ``noise:STD`` (in 1/255), ``jpeg:QUALITY``, ``lens:SHAPE`` or
-            ``lens:SHAPE,RADIUS`` (pixels), ``blur:RADIUS`` (Gaussian), ``motion:LENGTH`` (pixels), a registered name,
-            or ``module.path:name`` of a class or object.
-
-    Raises:
-        UsageError: a part names nothing, or its number is out of range.
-    """
-    parts: list[Degradation] = []
-    for part in text.split("+"):
-        try:
-            parts.append(_part(part))
-        except (ValueError, TypeError) as error:
-            raise UsageError(f"--degradations {text}: {error}") from error
-    if any(isinstance(part, Jpeg) for part in parts):
-        return Compose(tuple(parts))
-    return Compose((*parts, Clip(), Quantize()))
-
-
-def _part(text: str) -> Degradation:
-    name, _, value = text.partition(":")
-    if name == "noise":
-        return Noise(read_std=_number(value, 25.0) / 255)
-    if name == "jpeg":
-        return Jpeg(quality=_number(value, 20.0))
-    if name == "blur":
-        return Blur(radius=_number(value, 2.0), lens="gaussian")
-    if name == "motion":
-        return MotionBlur(length=_number(value, 9.0))
-    if name == "lens":
-        shape, _, radius = (value or "disk").partition(",")
-        return Blur(radius=_number(radius, 2.5), lens=shape)
-    if not value and text in list_degradations():
-        return create_degradation(text)
-    if not is_named(text):
-        raise ValueError(f"no degradation {text!r}; there are: noise, jpeg, blur, motion, lens, module.path:Class")
-    found = import_named(text)
-    with guarded(text):
-        made = found() if callable(found) and not isinstance(found, Degradation) else found
-    if not isinstance(made, Degradation):
-        raise TypeError(f"expected a Degradation, got {type(made).__name__}")
-    return made
-
-
-def _number(text: str, default: float) -> float:
-    try:
-        return float(text) if text else default
-    except ValueError:
-        raise ValueError(f"expected a number, got {text!r}") from None
 
 
 def degraded_stream(
@@ -172,7 +105,8 @@ def evaluate_degradations(
 
     Args:
         out: folder for the results.
-        degradations: see :func:`parse_degradation`; a stream shows one after the other, nothing reset in between.
+        degradations: see :func:`tta_restore.engine.run.extensions.parse_degradation`; a stream shows one after the
+            other, nothing reset in between.
         model: see :func:`tta_restore.engine.run.models.load_restorer`.
         checkpoint: see there.
         config: see there.
@@ -194,7 +128,7 @@ def evaluate_degradations(
     for text in degradations:
         parse_degradation(text)
     restorer = expect_restorer(model, device=chosen, checkpoint=checkpoint, config=config)
-    expect_one_input(restorer)
+    expect_one_frame(restorer)
     rows = [row_of(row) for row in dict.fromkeys(["source", _BASELINE, *(methods or ["recommended"])])]
     for row in rows:
         create_method(row.method, restorer, seed=0)  # refuses what does not suit before the first frame

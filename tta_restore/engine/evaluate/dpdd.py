@@ -37,6 +37,7 @@ from tta_restore.engine.report.page import MethodNote, Report, Sample, require_p
 from tta_restore.engine.report.table import lay_out
 from tta_restore.engine.run.device import resolve_device
 from tta_restore.engine.run.extensions import find_metrics
+from tta_restore.engine.run.methods import expect_one_frame
 from tta_restore.engine.run.models import load_restorer
 from tta_restore.engine.run.usage import UsageError
 from tta_restore.models import Restorer
@@ -231,6 +232,8 @@ def run_published(
     device = resolve_device(device)
     try:
         restorer = load_restorer(model, device=device, checkpoint=checkpoint, config=config)
+        if not takes_views(restorer):
+            expect_one_frame(restorer)
         frames = [PublishedFrame(f, bits) for f in folder_frames(domains, limit=limit, views=takes_views(restorer))]
     except (ValueError, TypeError, ImportError, RuntimeError) as error:
         raise UsageError(str(error)) from error

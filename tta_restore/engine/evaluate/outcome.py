@@ -13,6 +13,10 @@ from tta_restore.engine.evaluate.tables import DECIMALS, Table
 __all__ = ["Cost", "Entry", "Outcome"]
 
 
+_PLAIN = ("source", "self-ensemble")  # methods that adapt nothing
+_VISIBLE = 5e-4  # dB that a difference of two rows must have to be seen in a table
+
+
 @dataclass(frozen=True)
 class Entry:
     """A value of a table: published, measured, or both.
@@ -107,6 +111,29 @@ def entries_of(table: Table, records: Mapping[str, Sequence[Any]]) -> tuple[Entr
     return tuple(entry for entry in found if entry.published is not None or entry.measured is not None)
 
 
+def unchanged_rows(table: Table, records: Mapping[str, Sequence[Any]]) -> dict[str, str]:
+    """Return a remark on every row whose method gave, image by image, what the network gives without adaptation."""
+    plain = [row for row in table.rows if row.method.name in _PLAIN and row.name in records]
+    found: dict[str, str] = {}
+    for row in table.rows:
+        own = records.get(row.name, ())
+        for other in plain if own and row not in plain else ():
+            pairs = list(zip(own, records[other.name], strict=False))
+            same_network = (row.model, row.slot, row.config) == (other.model, other.slot, other.config)
+            if not same_network or any(a.psnr != b.psnr and abs(a.psnr - b.psnr) >= _VISIBLE for a, b in pairs):
+                continue
+            reports = [record.report for record in own]
+            adapted = sum(bool(report.get("updated")) for report in reports)
+            text = f"as {other.name} on every image: adapted on {adapted} of {len(own)}"
+            if adapted and reports[-1].get("drift") is not None:
+                text += f", which moved the weights by {reports[-1]['drift']:.1g} of their length"
+            if why := next((report["skipped_because"] for report in reports if report.get("skipped_because")), None):
+                text += f" ({why})"
+            found[row.name] = text
+            break
+    return found
+
+
 def side_by_side(outcome: Outcome) -> list[tuple[str, list[str], list[list[str]]]]:
     """Return a title, a header and rows of text for every data set, and for parameters and MACs."""
     tables = []
@@ -117,31 +144,46 @@ def side_by_side(outcome: Outcome) -> list[tuple[str, list[str], list[list[str]]
         shown = [q for q in quantities if any(e.quantity == q and e.data == name for e in outcome.entries)]
         if not shown:
             continue
-        header = [""]
+        columns: list[tuple[str, list[str]]] = []
         for quantity in shown:
-            header += [f"{title_of(quantity)} published", "measured", "difference"]
-        rows = []
-        for row in outcome.table.rows:
-            cells = [row.name]
-            for quantity in shown:
-                entry, digits = outcome.entry(row.name, name, quantity), _digits(outcome, quantity)
-                cells += [_number(value, digits) for value in (entry.published, entry.measured)]
-                cells.append("-" if entry.difference is None else f"{entry.difference:+.{digits}f}")
-            if any(cell != "-" for cell in cells[1:]):
-                rows.append(cells)
+            digits = _digits(outcome, quantity)
+            found = [outcome.entry(row.name, name, quantity) for row in outcome.table.rows]
+            columns += [
+                (f"{title_of(quantity)} published", [_number(entry.published, digits) for entry in found]),
+                ("measured", [_number(entry.measured, digits) for entry in found]),
+                ("difference", ["-" if e.difference is None else f"{e.difference:+.{digits}f}" for e in found]),
+            ]
+        header, rows = _filled([row.name for row in outcome.table.rows], columns)
         count = max((e.images for e in outcome.entries if e.data == name), default=0)
         tables.append((f"{name}, {count} images measured" if count else name, header, rows))
-    header = ["", "parameters (M) published", "measured", "MACs (G) published", "measured", "seconds published",
-              "measured"]  # fmt: skip
-    rows = [
-        [row, *(text for name, digits in (("parameters", 3), ("gmacs", 1), ("seconds", 3))
-                for text in (_printed(getattr(printed, name)), _number(getattr(own, name), digits)))]
-        for row, (printed, own) in outcome.costs.items()
-    ]  # fmt: skip
-    rows = [cells for cells in rows if any(cell != "-" for cell in cells[1:])]
+    columns = []
+    for name, title, digits in (
+        ("parameters", "parameters (M)", 3),
+        ("gmacs", "MACs (G)", 1),
+        ("seconds", "seconds", 3),
+    ):
+        columns += [
+            (f"{title} published", [_printed(getattr(printed, name)) for printed, _ in outcome.costs.values()]),
+            ("measured", [_number(getattr(own, name), digits) for _, own in outcome.costs.values()]),
+        ]
+    header, rows = _filled(list(outcome.costs), columns)
     if rows:
         tables.append(("Parameters, multiply-adds and time", header, rows))
     return tables
+
+
+def _filled(names: Sequence[str], columns: Sequence[tuple[str, list[str]]]) -> tuple[list[str], list[list[str]]]:
+    """Return header and rows without the columns and rows that hold nothing; a group of columns keeps its title."""
+    header, kept, title = [""], [], ""
+    for head, cells in columns:
+        group, _, word = head.rpartition(" ")
+        title = group or title
+        if any(cell != "-" for cell in cells):
+            header.append(f"{title} {word}".strip())
+            kept.append(cells)
+            title = ""
+    rows = [[name, *cells] for name, cells in zip(names, zip(*kept, strict=True), strict=True)] if kept else []
+    return header, [row for row in rows if any(cell != "-" for cell in row[1:])]
 
 
 def title_of(quantity: str) -> str:

@@ -20,7 +20,7 @@ from tta_restore.engine.evaluate.results import IDENTICAL, FrameRecord, StreamRe
 from tta_restore.engine.evaluate.runner import Unit, run_folder, run_units
 from tta_restore.engine.run.device import resolve_device
 from tta_restore.engine.run.extensions import find_metrics, use_layout
-from tta_restore.engine.run.methods import expect_one_input
+from tta_restore.engine.run.methods import expect_one_frame
 from tta_restore.engine.run.models import build_module, expect_restorer
 from tta_restore.engine.run.outputs import expect_file, expect_folder, locks_output
 from tta_restore.engine.run.settings import Named
@@ -170,7 +170,7 @@ def evaluate_pairs_dataset(
     chosen = resolve_device(device)
     expect_file(out)
     restorer = expect_restorer(model, device=chosen, checkpoint=checkpoint, config=config)
-    expect_one_input(restorer)
+    expect_one_frame(restorer)
     try:
         pairs = find_pairs(root, use_layout(layout), split)
         weights = {} if flow_checkpoint is None else {"checkpoint": flow_checkpoint}

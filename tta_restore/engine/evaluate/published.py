@@ -60,7 +60,7 @@ _ABLATION = Table(
     f"{_IFAN_PAGE}, ablation study",
     (
         "Weights of the ablations were not published: train them with `tta-restore train supervised` and "
-        "--restorer.filters false, --restorer.disparity false, --settings.reblur_weight 0 as the row says.",
+        "--model.filters false, --model.disparity false, --settings.reblur_weight 0 as the row says.",
         "The networks without filters follow the stated sizes, since their code is not published.",
         *_IFAN_NOTES,
     ),
@@ -146,12 +146,15 @@ _IFAN_DUAL = Table(
 
 
 _PORT = "README of the MindSpore port (Hunter-Will/JDRL-mindspore), official PyTorch weights"
-_JDRL_NOTES = (
+_JDRL_PLAIN_NOTES = (
     "Float images, no rounding to 8 bits. SSIM has a uniform 7 x 7 window and is the mean over channels.",
+    "The tables of the paper itself could not be obtained.",
+)
+_JDRL_NOTES = (
+    *_JDRL_PLAIN_NOTES,
     "Aligned: the sharp image is warped onto the restoration by PWC-Net's flow, half a pixel off at the borders as in "
     "the official code. Plain values are in frames.csv. Values against another flow network are not comparable.",
     "Weights of PWC-Net are non-commercial and not included.",
-    "The tables of the paper itself could not be obtained.",
 )
 _FLOW = {"flow": "pwc"}
 _ALIGNED = ("aligned_psnr", "aligned_ssim")
@@ -190,7 +193,7 @@ _JDRL_DPDD = Table(
     (DataSet("DPDD", "dpdd", ("psnr", "ssim"), 76, about=_DPDD, multiple=16),),
     _jdrl_rows("DPDD", {"psnr": 25.73, "ssim": 0.792}, {}),
     "Li et al., AAAI 2023",
-    _JDRL_NOTES,
+    _JDRL_PLAIN_NOTES,
 )
 _JDRL_JOURNAL = Table(
     "jdrl-journal",
@@ -361,7 +364,6 @@ _CAUSIAM_NOTES = (
     "Data sets follow one another in the order of the table; nothing is reset between them. CUHK has no originals: it "
     "is adapted on and not measured.",
     "Average: the mean over all images, as the printed one.",
-    "The self-ensemble has no published row. It shows what averaging four views gives without adaptation.",
     "The implementation of the published SSIM is not known; here it is the Gaussian 11 x 11 window.",
     "Weights of the authors' DPDNet-S are not part of the release at hand; CLIP is a file of open_clip's ViT-B-32.",
 )
@@ -385,7 +387,10 @@ _CAUSIAM_FIVE = Table(
         ),
     ),
     "CauSiam release README, Table 7 (arXiv 2501.09052)",
-    _CAUSIAM_NOTES,
+    (
+        *_CAUSIAM_NOTES,
+        "The self-ensemble has no published row. It shows what averaging four views gives without adaptation.",
+    ),
     average="average",
     stream=True,
     average_published={"source": {"psnr": 24.676}, "CauSiam": {"psnr": 25.412, "ssim": 0.771}},

@@ -21,7 +21,7 @@ from tta_restore.data.io.image import read_image
 from tta_restore.data.io.image_writer import write_image
 from tta_restore.data.io.pixels import Image
 from tta_restore.engine.evaluate.dpdd import takes_views
-from tta_restore.engine.evaluate.outcome import Cost, Outcome, entries_of, side_by_side, write_values
+from tta_restore.engine.evaluate.outcome import Cost, Outcome, entries_of, side_by_side, unchanged_rows, write_values
 from tta_restore.engine.evaluate.protocols import Job, find_protocol
 from tta_restore.engine.evaluate.reproduce import identity_of
 from tta_restore.engine.evaluate.results import FrameRecord, StreamResult
@@ -122,9 +122,11 @@ class Reproduction:
         )  # fmt: skip
         for title, header, lines in side_by_side(outcome):
             say(lay_out(title, header, lines) + "\n")
-        for line in [*without, *(f"{row} failed: {why}" for row, why in failed.items())]:
+        same = unchanged_rows(self.table, records)
+        told = [f"{row} failed: {why}" for row, why in failed.items()] + [f"{row}: {how}" for row, how in same.items()]
+        for line in [*without, *told]:
             say(line)
-        self._write(outcome, records, [*self.table.notes, *without], device)
+        self._write(outcome, records, [*self.table.notes, *without], same, device)
         return outcome
 
     def _row(
@@ -241,7 +243,12 @@ class Reproduction:
         return samples
 
     def _write(
-        self, outcome: Outcome, records: Mapping[str, Sequence[FrameRecord]], notes: Sequence[str], device: str
+        self,
+        outcome: Outcome,
+        records: Mapping[str, Sequence[FrameRecord]],
+        notes: Sequence[str],
+        same: Mapping[str, str],
+        device: str,
     ) -> None:
         table, out = self.table, self.out
         everything = StreamResult(tuple(record for own in records.values() for record in own))
@@ -260,7 +267,7 @@ class Reproduction:
         }
         content = {
             "table": table.name, "title": table.title, "source": table.source, "facts": facts, "notes": list(notes),
-            "missing": list(outcome.missing), "failed": dict(outcome.failed),
+            "missing": list(outcome.missing), "failed": dict(outcome.failed), "unchanged": dict(same),
             "values": [asdict(entry) | {"difference": entry.difference} for entry in outcome.entries],
             "costs": {row: {"published": asdict(p), "measured": asdict(m)} for row, (p, m) in outcome.costs.items()},
         }  # fmt: skip
@@ -272,7 +279,7 @@ class Reproduction:
             plot = plots.psnr_over_stream(everything, list(records), colors)
         if self.limit is not None:
             notes = [f"Only the first {self.limit} images of each data set: not comparable.", *notes]
-        remarks = {row.name: row.reason for row in table.rows if row.reason}
+        remarks = {row.name: row.reason for row in table.rows if row.reason} | dict(same)
         page = Comparison(
             table.title, f"{outcome}.", table.source, side_by_side(outcome), remarks, self._samples(records), plot,
             outcome.missing, outcome.failed, notes, facts,

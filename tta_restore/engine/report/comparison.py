@@ -24,8 +24,8 @@ class Comparison:
         title: of the page.
         lead: sentence below it.
         source: of the published values.
-        tables: title, header and rows of text; after the first column the header has groups of "WHAT published",
-            "measured" and perhaps "difference".
+        tables: title, header and rows of text; after the first column the header has groups of columns, such
+            as "PSNR published", "measured", "difference"; the first of a group has its title.
         row_notes: row -> remark next to its name.
         samples: images to look at.
         plot: SVG of PSNR over time; empty for none.
@@ -77,10 +77,10 @@ def _table(
 ) -> dict[str, Any]:
     groups: list[dict[str, Any]] = []
     for name in header[1:]:
-        if name.endswith(" published"):
-            groups.append({"title": name.removesuffix(" published"), "columns": ["published"]})
-        else:
-            groups[-1]["columns"].append(name)
+        group, _, column = name.rpartition(" ")
+        if group or not groups:
+            groups.append({"title": group, "columns": []})
+        groups[-1]["columns"].append(column)
     kinds = [
         f"{column}{' first' if place == 0 else ''}" for group in groups for place, column in enumerate(group["columns"])
     ]

@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load
 from torch import Tensor, nn
 
 from tta_restore import adapters
 from tta_restore._core.processes import Processes
 from tta_restore.adapters import calibration
-from tta_restore.data.io.atomic import atomic_file
+from tta_restore.adapters.calibration import CalibrationProgress
+from tta_restore.adapters.settings import encode
+from tta_restore.data.io.atomic import atomic_file, hidden_path
 from tta_restore.data.io.color import to_model_space
 from tta_restore.data.io.files import printable, scan_folder
 from tta_restore.data.io.image import read_image
 from tta_restore.data.io.pixels import ImageError
 from tta_restore.data.io.tensors import save_tensors
 from tta_restore.engine.run.device import resolve_device
-from tta_restore.engine.run.methods import expect_one_input
+from tta_restore.engine.run.methods import expect_one_frame, typed_settings
 from tta_restore.engine.run.models import expect_restorer
 from tta_restore.engine.run.outputs import expect_file, locks_output
 from tta_restore.engine.run.restore_plan import describe_others
@@ -31,6 +36,8 @@ from tta_restore.engine.run.settings import Named
 from tta_restore.engine.run.usage import UsageError
 
 __all__ = ["Calibration", "calibrate_model", "write_checkpoint"]
+
+_KEPT = "calibration"  # entry of a state's metadata
 
 
 @dataclass(frozen=True)
@@ -91,7 +98,8 @@ def calibrate_model(
     The photos need no sharp originals: the degradation is estimated from them, and the model is trained on pairs with
     that degradation. The checkpoint is written with a report; if nothing was gained it holds the original weights, and
     the verdict says so. Photos that are not needed because the model is steady before are read all the same, so that
-    damaged ones are named. torchrun shares the pairs of every step among its processes.
+    damaged ones are named. torchrun shares the pairs of every step among its processes. A calibration that was
+    interrupted goes on behind the photos that it had used, if it is asked for again as it was.
 
     Args:
         inputs: photos of one camera, or folders of them; 5 to 25 are a good number.
@@ -123,14 +131,35 @@ def calibrate_model(
     paths = found[:limit]
     chosen = resolve_device(device)
     restorer = expect_restorer(model, device=chosen, checkpoint=checkpoint, config=config)
-    expect_one_input(restorer)
-    options = {"seed": seed, **(method_options or {})} | ({} if task is None else {"task": task})
+    expect_one_frame(restorer)
+    try:
+        given = typed_settings(adapters.DegradationPairs, method_options or {})
+    except ValueError as error:
+        raise error if isinstance(error, UsageError) else UsageError(f"calibrate: {error}") from error
+    options: dict[str, Any] = {"seed": seed, **given} | ({} if task is None else {"task": task})
     problems: list[str] = []
     remaining = deque(paths)
     try:
+        adapter = adapters.recommended(restorer, **options)
+        asked = [str(model), str(checkpoint), config, options, budget, crop, *map(_file_facts, paths)]
+        keeper = _Keeper(hidden_path(Path(out), "state"), adapter, asked)
         with Processes.join(chosen) as processes:
+            opened, done = keeper.load(problems)
+            if processes.agree(opened) != opened:
+                raise UsageError(f"--out {out}: not all processes can read the state that lies there")
+            if opened and processes.first:
+                say(f"continued behind the first {_photo_count(opened)}")
+            for _ in range(opened):
+                remaining.popleft()
+
+            def keep(progress: CalibrationProgress) -> None:
+                if processes.first:
+                    keeper.save(len(paths) - len(remaining), progress, problems)
+
             frames = _frames(remaining, crop, chosen, problems)
-            report = adapters.calibrate(restorer, frames, budget=budget, processes=processes, **options)
+            report = adapters.calibrate(
+                adapter, frames, budget=budget, processes=processes, progress=done, on_frame=keep
+            )
     except (ValueError, TypeError, RuntimeError) as error:
         told = f"; {problems[0]}" if problems else ""
         raise UsageError(f"{error}{told}") from error
@@ -165,8 +194,54 @@ def calibrate_model(
     text |= {"unreadable": problems, "unused": unused, "unopened": unopened, "left_out": left_out}
     with atomic_file(Path(out).with_suffix(".json")) as partial:
         partial.write_text(json.dumps(facts | text, indent=1), encoding="utf-8")
+    keeper.path.unlink(missing_ok=True)
     say(f"{report}\n\nCheckpoint: {out}   report: {Path(out).with_suffix('.json')}")
     return outcome
+
+
+class _Keeper:
+    """State of an unfinished calibration: the adapter, what was done, and what was asked for, in one file.
+
+    Args:
+        path: of the file.
+        adapter: whose state is kept.
+        asked: what the calibration depends on; the state of another one is not continued.
+    """
+
+    def __init__(self, path: Path, adapter: adapters.Adapter, asked: Sequence[Any]) -> None:
+        self.path, self.adapter = path, adapter
+        self.asked = hashlib.sha256(json.dumps(encode(asked)).encode()).hexdigest()
+
+    def load(self, problems: list[str]) -> tuple[int, CalibrationProgress | None]:
+        """Take the state from the file; return the number of photos that were opened, and what was done, or (0, None).
+
+        Photos that could not be read are added to the problems.
+        """
+        try:
+            with safe_open(self.path, framework="pt") as file:
+                kept = json.loads((file.metadata() or {}).get(_KEPT, "{}"))
+            if kept.get("asked") != self.asked:
+                return 0, None
+            self.adapter.load(self.path)
+        except (SafetensorError, OSError, ValueError, TypeError, KeyError, RuntimeError):
+            return 0, None  # none, or damaged, or of another version: begin again
+        problems += kept["problems"]
+        own: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in kept["progress"].items()}
+        return kept["opened"], CalibrationProgress(**own)
+
+    def save(self, opened: int, progress: CalibrationProgress, problems: Sequence[str]) -> None:
+        """Write everything, or nothing."""
+        kept = {"asked": self.asked, "opened": opened, "progress": asdict(progress), "problems": list(problems)}
+        with atomic_file(self.path) as partial:
+            self.adapter.save(partial)
+            with safe_open(partial, framework="pt") as file:
+                metadata = file.metadata() or {}
+            save_tensors(partial, load(partial.read_bytes()), metadata | {_KEPT: json.dumps(kept)})
+
+
+def _file_facts(path: Path) -> list[Any]:
+    facts = path.stat()
+    return [str(path.resolve()), facts.st_size, facts.st_mtime_ns]
 
 
 def write_checkpoint(model: nn.Module, path: str | Path, metadata: Mapping[str, str]) -> None:

@@ -1,4 +1,4 @@
-"""Metrics and data set layouts by name: registered, from entry points of plug-ins, or ``module:name``."""
+"""Degradations, metrics and data set layouts by name: registered, from entry points of plug-ins, or ``module:name``."""
 
 from __future__ import annotations
 
@@ -11,20 +11,101 @@ from torch import Tensor
 
 from tta_restore.data.datasets.clip_folders import CLIP_LAYOUTS
 from tta_restore.data.datasets.layouts import LAYOUTS, register_layout
+from tta_restore.degradations import (
+    Blur,
+    Clip,
+    Compose,
+    Degradation,
+    Jpeg,
+    MotionBlur,
+    Noise,
+    Quantize,
+    create_degradation,
+    list_degradations,
+)
 from tta_restore.engine.run.usage import UsageError
 from tta_restore.engine.run.user_code import guarded, import_named, is_named, plugins
 
-__all__ = ["find_metrics", "use_layout"]
+__all__ = ["Metric", "find_degradations", "find_metrics", "parse_degradation", "use_layout"]
 
+#: From a restored and a sharp image, (1, 3, H, W) in [0, 1], to one value.
 Metric = Callable[[Tensor, Tensor], Tensor]
 
 
-def find_metrics(names: Sequence[str] | None) -> dict[str, Metric]:
+def find_degradations(names: Any, flag: str) -> list[Degradation]:
+    """Return degradations by name, see :func:`parse_degradation`; ``names`` is a text or a list of texts.
+
+    Raises:
+        UsageError: there is none, or one cannot be read.
+    """
+    texts = [names] if isinstance(names, str) else names
+    if not (isinstance(texts, (list, tuple)) and texts and all(isinstance(text, str) for text in texts)):
+        raise UsageError(f"{flag}: expected names of degradations, got {names!r}")
+    return [parse_degradation(text, flag) for text in texts]
+
+
+def parse_degradation(text: str, flag: str = "--degradations") -> Degradation:
+    """Return the degradation that a text names; its values are clipped and rounded to 8 bits.
+
+    Args:
+        text: parts joined by "+", applied in order: ``noise:STD`` (in 1/255), ``jpeg:QUALITY``, ``lens:SHAPE`` or
+            ``lens:SHAPE,RADIUS`` (pixels), ``blur:RADIUS`` (Gaussian), ``motion:LENGTH`` (pixels), a registered name,
+            or ``module.path:name`` of a class or object.
+        flag: for messages.
+
+    Raises:
+        UsageError: a part names nothing, or its number is out of range.
+    """
+    parts: list[Degradation] = []
+    for part in text.split("+"):
+        try:
+            parts.append(_part(part))
+        except (ValueError, TypeError) as error:
+            raise UsageError(f"{flag} {text}: {error}") from error
+    if any(isinstance(part, Jpeg) for part in parts):
+        return Compose(tuple(parts))
+    return Compose((*parts, Clip(), Quantize()))
+
+
+def _part(text: str) -> Degradation:
+    name, _, value = text.partition(":")
+    if name == "noise":
+        return Noise(read_std=_number(value, 25.0) / 255)
+    if name == "jpeg":
+        return Jpeg(quality=_number(value, 20.0))
+    if name == "blur":
+        return Blur(radius=_number(value, 2.0), lens="gaussian")
+    if name == "motion":
+        return MotionBlur(length=_number(value, 9.0))
+    if name == "lens":
+        shape, _, radius = (value or "disk").partition(",")
+        return Blur(radius=_number(radius, 2.5), lens=shape)
+    if not value and text in list_degradations():
+        return create_degradation(text)
+    if not is_named(text):
+        raise ValueError(f"no degradation {text!r}; there are: noise, jpeg, blur, motion, lens, module.path:Class")
+    found = import_named(text)
+    with guarded(text):
+        made = found() if callable(found) and not isinstance(found, Degradation) else found
+    if not isinstance(made, Degradation):
+        raise TypeError(f"expected a Degradation, got {type(made).__name__}")
+    return made
+
+
+def _number(text: str, default: float) -> float:
+    try:
+        return float(text) if text else default
+    except ValueError:
+        raise ValueError(f"expected a number, got {text!r}") from None
+
+
+def find_metrics(names: Sequence[str] | None, flag: str = "--metrics") -> dict[str, Metric]:
     """Return further metrics by name: functions of a restored and a sharp image, (1, 3, H, W) in [0, 1], to a value.
 
     Args:
         names: entry points of the group ``tta_restore.metrics``, or ``module.path:function``; a class without
             arguments is made once.
+        flag: for messages.
 
     Raises:
         UsageError: there is no such metric, or it cannot be called.
@@ -39,14 +120,14 @@ def find_metrics(names: Sequence[str] | None) -> dict[str, Metric]:
                 metric = own[name]()
             else:
                 there = ", ".join(own) or "no plug-in"
-                raise UsageError(f"--metrics: no metric {name!r}; there are: {there}, and your own by module.path:name")
+                raise UsageError(f"{flag}: no metric {name!r}; there are: {there}, and your own by module.path:name")
             if isinstance(metric, type):
                 with guarded(name):
                     metric = metric()
         except ValueError as error:
-            raise error if isinstance(error, UsageError) else UsageError(f"--metrics: {error}") from error
+            raise error if isinstance(error, UsageError) else UsageError(f"{flag}: {error}") from error
         if not callable(metric):
-            raise UsageError(f"--metrics: {name} is no function")
+            raise UsageError(f"{flag}: {name} is no function")
         found[name] = partial(_measured, name, metric)
     return found
 

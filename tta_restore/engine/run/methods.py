@@ -18,10 +18,12 @@ from torch import Tensor, nn
 from tta_restore import adapters
 from tta_restore.adapters import Adapter, Plan, StepReport
 from tta_restore.data.datasets.clips import Frames, stack_frames, window
+from tta_restore.degradations import Degradation
 from tta_restore.engine.run.encoders import create_semantic
+from tta_restore.engine.run.extensions import parse_degradation
 from tta_restore.engine.run.models import load_named
 from tta_restore.engine.run.names import CLIP_METHODS
-from tta_restore.engine.run.settings import Named, typed_value
+from tta_restore.engine.run.settings import Named, readable_hints, typed_value
 from tta_restore.engine.run.usage import UsageError
 from tta_restore.engine.run.user_code import guarded, import_named, is_named, plugins
 from tta_restore.models import Restorer, create_model
@@ -40,6 +42,7 @@ __all__ = [
     "ImageMethod",
     "create_clip_method",
     "create_method",
+    "expect_one_frame",
     "expect_one_input",
     "find_method",
     "load_discriminator",
@@ -233,6 +236,9 @@ def find_method(name: str) -> tuple[Callable[..., Any], type | None]:
 def typed_settings(kind: type | None, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return settings as the annotations of a class's constructors have them; names are left to the class to check.
 
+    Texts stand for functions (``module.path:function``) and degradations (see
+    :func:`tta_restore.engine.run.extensions.parse_degradation`) where the annotation is one.
+
     Raises:
         ValueError: a value is of another type.
     """
@@ -240,14 +246,11 @@ def typed_settings(kind: type | None, settings: Mapping[str, Any]) -> dict[str, 
     for base in reversed(kind.__mro__ if kind is not None else ()):
         constructor = vars(base).get("__init__")
         if constructor is not None:
-            try:
-                hints |= typing.get_type_hints(constructor)
-            except (NameError, TypeError):  # annotations that exist for type checkers only
-                continue
+            hints |= readable_hints(constructor)
     found: dict[str, Any] = {}
     for name, value in settings.items():
         hint = hints.get(name, Any)
-        named = _named_callable(name, hint, value)
+        named = _named_callable(name, hint, value) or _named_degradation(name, hint, value)
         found[name] = named if named is not None else typed_value(name, hint, value) if name in hints else value
     return found
 
@@ -258,6 +261,15 @@ def _named_callable(name: str, hint: Any, value: Any) -> Any:
     if not any(typing.get_origin(member) is Callable for member in members) or not isinstance(value, (str, Mapping)):
         return None
     return named_function(name, value)
+
+
+def _named_degradation(name: str, hint: Any, value: Any) -> Any:
+    """Return the degradation that a text names where an annotation asks for one; None otherwise."""
+    members = typing.get_args(hint) or (hint,)
+    literals = [word for member in members for word in typing.get_args(member)]
+    if Degradation not in members or not isinstance(value, str) or value in literals:
+        return None
+    return parse_degradation(value, name)
 
 
 def named_function(name: str, value: str | Mapping[str, Any]) -> Callable[..., Any]:
@@ -292,6 +304,21 @@ def expect_one_input(restorer: Restorer) -> None:
     if len(needed) > 1 or {"right", "left"} <= set(parameters):
         names = ", ".join(parameters)
         raise UsageError(f"{type(module).__name__} takes {names}: methods run on networks of one input")
+
+
+def expect_one_frame(restorer: Restorer) -> None:
+    """Refuse a network that needs more than one image, or takes several frames of a clip.
+
+    Raises:
+        UsageError: it does.
+    """
+    expect_one_input(restorer)
+    if restorer.spec is not None and restorer.spec.frames != 1:
+        count = "" if restorer.spec.frames is None else f" of {restorer.spec.frames} frames"
+        raise UsageError(
+            f"{type(restorer.module).__name__} takes clips{count}, and this command single images; restore --clips, "
+            "evaluate-clips and train meta take such models"
+        )
 
 
 def _expect_suitable(adapter: Any) -> None:

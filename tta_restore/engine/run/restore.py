@@ -185,12 +185,6 @@ def restore_files(
     clips = clips or method in CLIP_METHODS
     plan = plan_jobs(inputs, out, clips=clips, image_format=format)
     check_output(plan, inputs, out, state)
-    if method in CLIP_METHODS:
-        if state is not None:
-            raise UsageError(f"--state is for methods that carry on from input to input; {method!r} starts anew")
-        alone = [job for job in plan.jobs if job.kind == "image"]
-        plan.problems += [f"{job.source}: {method} restores clips: videos or folders of images" for job in alone]
-        plan.jobs = [job for job in plan.jobs if job.kind != "image"]
     for problem in plan.problems:
         say(f"error: {problem}")
     for note in plan.notes:
@@ -198,24 +192,29 @@ def restore_files(
     device = resolve_device(device)
     try:
         restorer = load_restorer(model, device=device, checkpoint=checkpoint, config=config)
+        window = 1 if restorer.spec is None else restorer.spec.frames
+        whole_clips = method in CLIP_METHODS or window is None
+        if whole_clips and state is not None:
+            name = str(method if method in CLIP_METHODS else model)
+            raise UsageError(f"--state is for methods that carry on from frame to frame; {name!r} takes whole clips")
         options: dict[str, Any] = dict(method_options or {}) | ({} if budget is None else {"budget": budget})
-        if method in CLIP_METHODS:
-            runner: Any = create_clip_method(
-                method, restorer, reblur=reblur, discriminator=discriminator, seed=seed, device=device, **options
-            )
+        given: dict[str, Any] = {
+            n: v for n, v in (("reblur", reblur), ("discriminator", discriminator)) if v is not None
+        }
+        if given and method not in CLIP_METHODS:
+            raise UsageError(f"method {method!r} takes no {next(iter(given))}; that is for {', '.join(CLIP_METHODS)}")
+        if whole_clips:
+            runner: Any = create_clip_method(method, restorer, seed=seed, device=device, **given, **options)
         else:
-            if given := next(
-                (n for n, v in (("reblur", reblur), ("discriminator", discriminator)) if v is not None), None
-            ):
-                raise UsageError(f"method {method!r} takes no {given}; that is for {', '.join(CLIP_METHODS)}")
             runner = create_method(method, restorer, seed=seed, **options)
     except UsageError:
         raise
     except (ValueError, TypeError, ImportError, RuntimeError) as error:
         raise UsageError(str(error)) from error
-    whole_clips = method in CLIP_METHODS
+    if whole_clips or window != 1:
+        _drop_images(plan, method if method in CLIP_METHODS else f"{model} takes several frames and", clips, say)
     if dry_run:
-        return _describe_run(plan, runner, output, device=device, whole_clips=whole_clips, say=say)
+        return _describe_run(plan, runner, output, device=device, window=None if whole_clips else window, say=say)
     summary = run_jobs(
         plan.jobs,
         runner,
@@ -225,11 +224,26 @@ def restore_files(
         progress=progress,
         device=device,
         whole_clips=whole_clips,
+        window=window or 1,
         say=say,
     )
     summary.failed += len(plan.problems)
     summary.left_out = plan.left_out
     return summary
+
+
+def _drop_images(plan: Plan, what: str, clips: bool, say: Callable[[str], None]) -> None:
+    """Turn the images of a plan into problems, for what restores clips only."""
+    hint = "" if clips else " (--clips takes a folder as one)"
+    problems = [
+        f"{job.source}: {what} restores clips: videos or folders of images{hint}"
+        for job in plan.jobs
+        if job.kind == "image"
+    ]
+    for problem in problems:
+        say(f"error: {problem}")
+    plan.problems += problems
+    plan.jobs = [job for job in plan.jobs if job.kind != "image"]
 
 
 def run_jobs(
@@ -242,6 +256,7 @@ def run_jobs(
     progress: bool = True,
     device: str | torch.device = "cpu",
     whole_clips: bool = False,
+    window: int = 1,
     say: Callable[[str], None] | None = None,
 ) -> Summary:
     """Restore inputs one after the other with a method that may learn from each of them.
@@ -260,6 +275,7 @@ def run_jobs(
         progress: show a bar on stderr, or lines where it is not a terminal.
         device: where the method wants its input.
         whole_clips: whether the method takes whole clips.
+        window: number of frames around each frame of a clip that the method takes, see :class:`FrameByFrame`.
         say: receives each line for the user; None writes them to stderr.
 
     Raises:
@@ -268,9 +284,9 @@ def run_jobs(
     """
     say, output = say or _to_stderr, output or Output()
     summary = Summary()
-    if not progress and hasattr(method, "adapter"):
-        method.adapter.show_progress = False
-    clip_method = method if whole_clips else FrameByFrame(method, device, fresh=state is None)
+    if hasattr(method, "adapter"):
+        method.adapter.show_progress = progress
+    clip_method = method if whole_clips else FrameByFrame(method, device, fresh=state is None, window=window)
     total = len(jobs)
     with open_state(state, method) as keeper, ProgressBar(total=total, unit="file", shown=progress) as bar:
         for number, job in enumerate(jobs):
@@ -341,9 +357,9 @@ def _restore_image(
 
 
 def _describe_run(
-    plan: Plan, method: Any, output: Output, *, device: Any, whole_clips: bool, say: Callable[[str], None]
+    plan: Plan, method: Any, output: Output, *, device: Any, window: int | None, say: Callable[[str], None]
 ) -> Summary:
-    """Print what a run would do, with the time that a part of the first image lets expect."""
+    """Print what a run would do, with the time that a part of the first image lets expect; not for whole clips."""
     show = print if say is _to_stderr else say
     pixels = 0
     sample: Tensor | None = None
@@ -354,10 +370,10 @@ def _describe_run(
         pixels += size
         show(f"would restore {printable(str(job.source))} -> {printable(str(job.destination))}")
     line = f"{len(plan.jobs)} inputs, {pixels / 1e6:.1f} million pixels"
-    if sample is not None and not whole_clips:
+    if sample is not None and window is not None:
         crop = sample[None, :, :256, :256].contiguous().to(device)
         start = time.perf_counter()
-        method(crop)
+        method(crop if window == 1 else crop[:, None].expand(-1, window, -1, -1, -1))
         seconds = (time.perf_counter() - start) * pixels / (crop.shape[-1] * crop.shape[-2])
         line += f", about {_duration(seconds)}"
     show(line)
@@ -370,7 +386,7 @@ def _measure_job(job: Job, output: Output, say: Callable[[str], None]) -> tuple[
         if job.kind == "video":
             video = VideoFile(job.source, max_pixels=output.max_pixels)
             info = video.info
-            return info.height * info.width * (info.frames or 1), next(iter(video), None)
+            return info.height * info.width * (info.expected_frames or 1), next(iter(video), None)
         paths = [job.source] if job.kind == "image" else [source for source, _ in frame_files(job)]
         first = read_image(paths[0], max_pixels=output.max_pixels, keep_going=output.keep_going).as_rgb()
         return first[0].numel() * len(paths), first

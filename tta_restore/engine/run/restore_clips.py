@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tta_restore._core.progress import ProgressBar
-from tta_restore.data.datasets.clips import ImageSequence
+from tta_restore.data.datasets.clips import ImageSequence, sliding_windows, stack_frames
 from tta_restore.data.io.atomic import exclusive_lock, hidden_path
 from tta_restore.data.io.color import in_range, to_model_space
 from tta_restore.data.io.files import printable
@@ -65,10 +65,11 @@ class FrameByFrame:
         method: from (1, 3, H, W) to (1, 3, s*H, s*W).
         device: where the method wants its input.
         fresh: whether the method is reset before every clip.
+        window: number of frames around each frame that the method takes, as (1, T, 3, H, W); 1 for the frame alone.
     """
 
-    def __init__(self, method: Any, device: str | torch.device, *, fresh: bool) -> None:
-        self.method, self.device, self.fresh = method, device, fresh
+    def __init__(self, method: Any, device: str | torch.device, *, fresh: bool, window: int = 1) -> None:
+        self.method, self.device, self.fresh, self.window = method, device, fresh, window
 
     @property
     def keeps_state(self) -> bool:
@@ -88,12 +89,13 @@ class FrameByFrame:
             self.method.load(state)
         elif self.fresh and adapter is not None:
             adapter.reset()
-        for number, frame in enumerate(frames):
+        for number, around in enumerate(sliding_windows(frames, self.window)):
             if number < start:
                 continue
+            frame = around[self.window // 2]
             # black between two shots: nothing to learn
             run = getattr(self.method, "predict", self.method) if is_constant(frame) else self.method
-            yield run(frame[None].to(self.device))[0]
+            yield run((frame if self.window == 1 else stack_frames(around))[None].to(self.device))[0]
 
 
 def restore_video(job: Job, method: Any, output: Output, say: Callable[[str], None], *, progress: bool = True) -> bool:
@@ -124,8 +126,8 @@ def _write_video(
     """Restore the frames of a video into its result; return a line for each thing that was changed or left out."""
     parts = None
     if not isinstance(method, FrameByFrame):
-        if video.info.frames:
-            _announce_memory(job, video.info.frames, video.info.height * video.info.width, say)
+        if video.info.expected_frames:
+            _announce_memory(job, video.info.expected_frames, video.info.height * video.info.width, say)
         frames = method(video.load())
     elif method.keeps_state:
         parts = _open_parts(job, method, output)
@@ -136,7 +138,7 @@ def _write_video(
         if note:
             say(f"note: {job.source}: {note}")
         done = 0 if parts is None else parts.frames
-        counted = _counted(frames, job, video.info.frames, done=done, progress=progress)
+        counted = _counted(frames, job, video.info.expected_frames, done=done, progress=progress)
         notes = write_video(
             job.destination,
             (picture.detach().float().cpu() for picture in counted),

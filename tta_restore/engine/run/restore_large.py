@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from tta_restore._core.progress import ProgressBar
 from tta_restore.data.io.carry import fit_format, strip_metadata
 from tta_restore.data.io.color import is_srgb, to_model_space
 from tta_restore.data.io.image import MAX_PIXELS
@@ -61,7 +62,8 @@ def restore_large(
                 if note:
                     say(f"note: {job.source}: {note}")
                 restore, how = _adapted(large, method, device)
-                result = _restore_strips(large, restore, device, depth, Path(name) / "result")
+                shown = getattr(getattr(method, "adapter", None), "show_progress", False)
+                result = _restore_strips(large, restore, device, depth, Path(name) / "result", progress=shown)
             carried = replace(large.carried, bit_depth=depth)
             carried = carried.without_sized(result.shape[0] // large.size[0])
             notes = list(carried.notes)
@@ -78,12 +80,19 @@ def restore_large(
 
 
 def _restore_strips(
-    large: LargeImage, restore: Callable[[torch.Tensor], torch.Tensor], device: Any, depth: int, target: Path
+    large: LargeImage,
+    restore: Callable[[torch.Tensor], torch.Tensor],
+    device: Any,
+    depth: int,
+    target: Path,
+    *,
+    progress: bool,
 ) -> np.ndarray:
     height, width = large.size
     levels = 2**depth - 1
     result: Any = None
-    for top in range(0, height, _STRIP):
+    bar: dict[str, Any] = {"desc": "strips", "unit": "strip", "leave": False, "shown": progress}
+    for top in ProgressBar(range(0, height, _STRIP), **bar):
         first, last = max(0, top - _OVERLAP), min(height, top + _STRIP + _OVERLAP)
         strip = large.rows(first, last)
         rgb, back = to_model_space(strip)

@@ -20,6 +20,7 @@ __all__ = [
     "nested",
     "parse_setting",
     "read_settings",
+    "readable_hints",
     "tidy",
     "tidy_text",
     "typed_keywords",
@@ -170,12 +171,22 @@ def typed_keywords(function: Callable[..., Any], keywords: Mapping[str, Any]) ->
     Raises:
         ValueError: a value is of another type.
     """
-    try:
-        hints = typing.get_type_hints(function.__init__ if isinstance(function, type) else function)
-    except (NameError, TypeError, AttributeError):  # annotations that exist for type checkers only
-        return dict(keywords)
+    hints = readable_hints(function.__init__ if isinstance(function, type) else function)
     plain = {name: hint for name, hint in hints.items() if _is_plain(hint)}
     return {name: typed_value(name, plain[name], value) if name in plain else value for name, value in keywords.items()}
+
+
+def readable_hints(function: Any) -> dict[str, Any]:
+    """Return the annotations of a function that can be evaluated; some exist for type checkers only."""
+    found: dict[str, Any] = {}
+    space = getattr(function, "__globals__", {})
+    for name, annotation in getattr(function, "__annotations__", {}).items():
+        try:
+            one = types.SimpleNamespace(__annotations__={name: annotation})
+            found |= typing.get_type_hints(one, globalns=space, localns=space)
+        except (NameError, TypeError, AttributeError):
+            continue
+    return found
 
 
 def _is_plain(hint: Any) -> bool:

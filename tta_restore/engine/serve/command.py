@@ -15,6 +15,7 @@ from torch import nn
 
 from tta_restore import adapters
 from tta_restore.engine.run.device import resolve_device
+from tta_restore.engine.run.methods import expect_one_frame
 from tta_restore.engine.run.models import expect_restorer
 from tta_restore.engine.run.settings import Named
 from tta_restore.engine.run.usage import UsageError
@@ -76,7 +77,7 @@ def serve(
     if model is None and (checkpoint is not None or config):
         raise UsageError("--checkpoint: goes with --model")
     if model is not None:
-        expect_restorer(model, device=chosen, checkpoint=checkpoint, config=config)
+        expect_one_frame(expect_restorer(model, device=chosen, checkpoint=checkpoint, config=config))
     # Nothing of the photos stays, also when interrupted: uploads and results lie in a folder that ends with the block.
     with tempfile.TemporaryDirectory(prefix="tta-restore-", ignore_cleanup_errors=True) as folder:
         results = Path(folder, "results")

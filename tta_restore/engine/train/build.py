@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,8 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tta_restore._core import checks
+from tta_restore._core.progress import ProgressBar
 from tta_restore.data.datasets.clip_folders import CLIP_LAYOUTS, find_clips
-from tta_restore.data.datasets.clips import Clip
+from tta_restore.data.datasets.clips import Clip, DegradedClips
 from tta_restore.data.datasets.mining import random_patches
 from tta_restore.data.datasets.misaligned import load_sharp_images
 from tta_restore.data.io.files import images_below
@@ -22,7 +25,7 @@ from tta_restore.data.io.pixels import ImageError
 from tta_restore.data.synthetic import photos
 from tta_restore.data.synthetic.camera_shake import ShakenClips
 from tta_restore.degradations.motion import CameraShake
-from tta_restore.engine.run.extensions import use_layout
+from tta_restore.engine.run.extensions import Metric, find_degradations, find_metrics, use_layout
 from tta_restore.engine.run.methods import named_function
 from tta_restore.engine.run.models import build_module, read_origin
 from tta_restore.engine.run.names import SHIPPED_MODELS
@@ -47,6 +50,7 @@ __all__ = [
     "seeded",
     "sharp_images",
     "take_layout",
+    "take_metrics",
 ]
 
 P = TypeVar("P")
@@ -182,6 +186,22 @@ def take_layout(name: str, options: dict[str, Any], known: Mapping[str, Any], mo
     return layout, root
 
 
+def take_metrics(validation: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Metric]]:
+    """Return the other entries of a section [validation], and the metrics that its entry ``metrics`` names.
+
+    Raises:
+        UsageError: there is no such metric, or nothing to measure it on.
+    """
+    section = dict(validation)
+    names = section.pop("metrics", [])
+    names = [names] if isinstance(names, str) else names
+    if not (isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names)):
+        raise UsageError(f"[validation] metrics: expected names, got {names!r}")
+    if names and not section:
+        raise UsageError("[validation] metrics: expected layout and root, or pictures = 'bundled', to measure them on")
+    return section, find_metrics(names, "[validation] metrics")
+
+
 def distance_of(windows: WindowSettings) -> Callable[[Tensor, Tensor], Tensor]:
     """Return the loss of two images that the section [windows] names.
 
@@ -222,6 +242,14 @@ def configured(config: str | Path | Mapping[str, Any], kind: type[T], **override
     """
     chosen = read_config(config, kind, **overrides)
     where = "" if isinstance(config, Mapping) else f"{config}: "
+    data: Mapping[str, Any] = chosen.data  # type: ignore[attr-defined]
+    told = chosen.run.progress and os.environ.get("RANK", "0") == "0"  # type: ignore[attr-defined]
+    if told and not data.keys() & {"layout", "root", "pictures"}:
+        ProgressBar.write(
+            f"note: [data] names no layout and no pictures: training on the {len(photos.TRAIN)} bundled photos, with "
+            "simulated blur",
+            file=sys.stderr,
+        )
     try:
         yield chosen
     except UsageError:
@@ -262,13 +290,17 @@ def clips_from(section: Mapping[str, Any]) -> Sequence[Clip]:
     """Return clips of a data set (``layout``, ``root``, ``split``), or of ``pictures``: a folder, or "bundled".
 
     Generated clips take ``frames``, ``size``, ``length``, ``seed``, and ``shakes``: a list of tables of
-    :class:`tta_restore.data.synthetic.camera_shake.CameraShake`.
+    :class:`tta_restore.data.synthetic.camera_shake.CameraShake`. With ``degradations`` the blurred frames of every clip
+    carry one of them, too, of one strength all the time.
 
     Raises:
         ValueError: there are none, or an option is out of range.
         TypeError: an entry is unknown.
     """
     options = dict(section)
+    if "degradations" in options:
+        degradations = find_degradations(options.pop("degradations"), "[data] degradations")
+        return DegradedClips(clips_from(options), degradations, seed=options.get("seed", 0))
     if "layout" in options:
         layout, root = take_layout("data", options, CLIP_LAYOUTS)
         checks.expect_keywords("[data]", find_clips, options)

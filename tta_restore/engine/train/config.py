@@ -409,9 +409,10 @@ class SupervisedConfig:
     Attributes:
         model: restorer: name (default: ifan), checkpoint, and keywords of its builder.
         reblur: checkpoint of IFAN's reblurring network.
-        data: layout, root and split of a data set, or pictures: a folder or "bundled"; size of crops in pixels.
+        data: layout, root and split of a data set, or pictures: a folder or "bundled", and degradations that pairs are
+            made by (default: lenses); size of crops in pixels.
         augmentation: see tta_restore.data.datasets.Augmentation.
-        validation: layout and root, or pictures = "bundled"; none for no validation.
+        validation: layout and root, or pictures = "bundled"; further metrics by name; none for no validation.
         settings: losses, optimizer and schedule.
         run: length and folder.
     """
@@ -433,11 +434,13 @@ class MisalignedConfig:
 
     Attributes:
         model: restorer: name (default: jdrl_unet), checkpoint, blur_map = true for the journal version, and keywords.
-        data: layout, root and split of a data set, or pictures: a folder or "bundled"; size of crops in pixels.
+        data: layout, root and split of a data set, or pictures: a folder or "bundled", and degradations that pairs are
+            made by (default: lenses); size of crops in pixels.
         flow: optical flow estimator: name (raft, lucas_kanade, pwc, auto) and checkpoint.
         reblur: keywords of the reblurring network.
-        validation: layout and root of a data set, split and limit, or pictures = "bundled"; none for no validation. The
-            weights with the highest PSNR, against the aligned sharp image, are kept in best/.
+        validation: layout and root of a data set, split and limit, or pictures = "bundled"; metrics by name, measured,
+            too; none for no validation. The weights with the highest PSNR, against the aligned sharp image, are kept in
+            best/.
         settings: stages, loss weights and schedule.
         run: length and folder.
     """
@@ -461,7 +464,8 @@ class ReblurConfig:
         model: restorer for the cycle loss; none for no cycle loss.
         reblur: reblurring network: name (default: video_reblur), checkpoint, and keywords.
         discriminator: name (default: patch_critic), checkpoint, and keywords; none for no adversarial loss.
-        data: layout, root and split of a data set of videos, or pictures: a folder or "bundled".
+        data: layout, root and split of a data set of videos, or pictures: a folder or "bundled"; degradations that
+            blurred frames carry, too.
         windows: patches that are cut out of clips.
         settings: loss weights and learning rates.
         run: length and folder.
@@ -486,7 +490,8 @@ class MetaConfig:
         model: restorer: name (default: lens_unet), checkpoint, and keywords of its builder.
         reblur: reblurring network: name (default: video_reblur), checkpoint, and keywords.
         discriminator: name (default: patch_critic), checkpoint, and keywords; none for no adversarial loss.
-        data: layout, root and split of a data set of videos, or pictures: a folder or "bundled".
+        data: layout, root and split of a data set of videos, or pictures: a folder or "bundled"; degradations that
+            blurred frames carry, too.
         windows: patches that are cut out of clips.
         inner: inner loop, see tta_restore.adapters.methods.inner_loop.InnerLoopSettings.
         settings: outer loop; its entry ``inner`` is the section of that name.

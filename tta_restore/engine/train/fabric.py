@@ -21,8 +21,16 @@ from tta_restore._core.progress import ProgressBar
 from tta_restore.data.io.atomic import atomic_file
 from tta_restore.engine.run.usage import UsageError
 from tta_restore.engine.train.config import TrainingRun
-from tta_restore.engine.train.files import keep_best, open_log, write_weights
-from tta_restore.engine.train.loop import BatchSource, Objective, StepOutput, moved, step_seed
+from tta_restore.engine.train.files import expect_same_run, keep_best, open_log, write_weights
+from tta_restore.engine.train.loop import (
+    BatchSource,
+    Objective,
+    StepOutput,
+    moved,
+    run_identity,
+    step_seed,
+    tell_continued,
+)
 
 __all__ = ["create_fabric", "train_with_fabric"]
 
@@ -95,7 +103,10 @@ def train_with_fabric(
     """
     kind: type[Objective] = type(objective)
     if kind.update is not Objective.update:
-        raise UsageError(f"[run] engine: fabric does not carry {kind.__name__}, which has its own update rule")
+        raise UsageError(
+            f"[run] engine: fabric does not carry {kind.__name__}, which takes more than one optimizer step on a loss; "
+            "leave run.engine out: torchrun shares its batches among processes"
+        )
     fabric = create_fabric(run) if fabric is None else fabric
     fabric.launch()
     objective.train()
@@ -104,8 +115,10 @@ def train_with_fabric(
     rates = {name: [group["lr"] for group in o.param_groups] for name, o in optimizers.items()}
     made = fabric.setup_optimizers(*optimizers.values())
     set_up = list(made) if len(optimizers) > 1 else [made]
-    identity = objective.identity() | {"batch_size": run.batch_size, "accumulate": run.accumulate, "seed": run.seed}
+    identity = run_identity(objective, source, run) | {"accumulate": run.accumulate}
     first = _resume(fabric, run.out, identity, carried, set_up)
+    if first and run.progress and fabric.is_global_zero:
+        tell_continued(run.out, first)
     with open_log(run.out, first, silent=not fabric.is_global_zero, logger=run.logger) as log:
         steps = range(first, run.steps)
         shown = run.progress and fabric.is_global_zero
@@ -253,7 +266,7 @@ def _save(
     fabric.save(out / "fabric" / f"{step}.ckpt", state)
     fabric.barrier()
     if fabric.is_global_zero:
-        text = json.dumps({"step": step, "identity": dict(identity)}, default=str)
+        text = json.dumps({"step": step, "identity": dict(identity)})
         with atomic_file(out / "fabric" / "state.json") as partial:
             partial.write_text(text, encoding="utf-8")
         for old in (out / "fabric").glob("*.ckpt"):
@@ -265,12 +278,11 @@ def _save(
 def _resume(fabric: Any, out: Path, identity: Mapping[str, Any], carried: Any, optimizers: Sequence[Any]) -> int:
     path = out / "fabric" / "state.json"
     if not path.is_file():
+        if (out / "state.pt").is_file():
+            raise UsageError(f"{out} holds a run of the engine own; continue it with that engine or move it away")
         return 0
     known = json.loads(path.read_text(encoding="utf-8"))
-    here = json.loads(json.dumps(dict(identity), default=str))
-    if known["identity"] != here:
-        names = sorted(n for n in {*here, *known["identity"]} if known["identity"].get(n) != here.get(n))
-        raise UsageError(f"{path} is of another run ({', '.join(names)}); continue that one or move it away")
+    expect_same_run(path, known["identity"], identity)
     state = {"model": carried} | {f"optimizer{i}": optimizer for i, optimizer in enumerate(optimizers)}
     fabric.load(out / "fabric" / f"{known['step']}.ckpt", state)
     return int(known["step"])

@@ -17,11 +17,13 @@ from torch import Tensor, nn
 from tta_restore.data.io.atomic import atomic_file
 from tta_restore.data.io.tensors import save_tensors
 from tta_restore.engine.run.usage import UsageError
+from tta_restore.engine.train.identity import differences
 
 __all__ = [
     "Board",
     "Log",
     "NoLog",
+    "expect_same_run",
     "keep_best",
     "open_board",
     "open_log",
@@ -52,6 +54,16 @@ def save_state(
         torch.save(state, partial)
 
 
+def expect_same_run(path: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+    """Refuse to continue a run with settings, data or networks of another one.
+
+    Raises:
+        UsageError: the identities differ.
+    """
+    if differing := differences(there, here):
+        raise UsageError(f"{path} is of another run ({'; '.join(differing)}); continue that one or move it away")
+
+
 def resume_state(
     out: Path, identity: Mapping[str, Any], networks: nn.Module, optimizers: Mapping[str, Any], device: str
 ) -> int:
@@ -62,17 +74,12 @@ def resume_state(
     """
     path = out / "state.pt"
     if not path.is_file():
+        if (out / "fabric" / "state.json").is_file():
+            raise UsageError(f"{out} holds a run of the engine fabric; continue it with that engine or move it away")
         return 0
     try:
         state = torch.load(path, map_location=device, weights_only=True)
-        there = state["identity"]
-        differing = [
-            f"{name} {there.get(name)!r} there, {identity.get(name)!r} here"
-            for name in dict.fromkeys([*identity, *there])
-            if there.get(name) != identity.get(name)
-        ]
-        if differing:
-            raise UsageError(f"{path} is of another run ({'; '.join(differing)}); continue that one or move it away")
+        expect_same_run(path, state["identity"], identity)
         networks.load_state_dict(state["weights"])
         for name, optimizer in optimizers.items():
             optimizer.load_state_dict(state["optimizers"][name])

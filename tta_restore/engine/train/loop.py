@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,8 +22,19 @@ from tta_restore.data.io.pixels import Image
 from tta_restore.engine.run.outputs import locked_output
 from tta_restore.engine.train.config import TrainingRun
 from tta_restore.engine.train.files import keep_best, open_log, resume_state, save_state, write_weights
+from tta_restore.engine.train.identity import plain
 
-__all__ = ["BatchSource", "Objective", "Optimizers", "StepOutput", "moved", "step_seed", "train"]
+__all__ = [
+    "BatchSource",
+    "Objective",
+    "Optimizers",
+    "StepOutput",
+    "moved",
+    "run_identity",
+    "step_seed",
+    "tell_continued",
+    "train",
+]
 
 Optimizers = dict[str, torch.optim.Optimizer]
 BatchSource = Callable[[int, torch.Generator], Any]
@@ -153,8 +165,10 @@ def train(
         objective.to(run.device).train()
         optimizers = objective.optimizers()
         rates = {name: [group["lr"] for group in optimizer.param_groups] for name, optimizer in optimizers.items()}
-        identity = objective.identity() | {"batch_size": run.batch_size, "seed": run.seed, "processes": processes.count}
+        identity = run_identity(objective, source, run) | {"processes": processes.count}
         first = resume_state(run.out, identity, objective, optimizers, run.device)
+        if first and run.progress and processes.first:
+            tell_continued(run.out, first)
         processes.broadcast(objective.state_dict().values())
         with open_log(run.out, first, silent=not processes.first, logger=run.logger) as log:
             steps = range(first, run.steps)
@@ -189,6 +203,20 @@ def train(
         if processes.first:
             objective.write(run.out)
         return objective
+
+
+def run_identity(objective: Objective, source: BatchSource, run: TrainingRun) -> dict[str, Any]:
+    """Return what a state of a run must agree with to be continued: settings, data, networks, batches and seed."""
+    own = {"data": source, "networks": {name: {"model": m, **c} for name, (m, c) in objective.built.items()}}
+    return {name: plain(value) for name, value in (objective.identity() | own).items()} | {
+        "batch_size": run.batch_size,
+        "seed": run.seed,
+    }
+
+
+def tell_continued(out: Path, first: int) -> None:
+    """Write a line on a run that goes on; its weights are those of the state, whatever checkpoint is named."""
+    ProgressBar.write(f"note: {out}: continued behind its first {first} steps, with their weights", file=sys.stderr)
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:

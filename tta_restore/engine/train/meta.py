@@ -216,9 +216,8 @@ class MetaObjective(Objective):
         ]
 
     def identity(self) -> dict[str, Any]:
-        """Return the settings."""
-        found = asdict(self.settings)
-        return {f"inner {name}": value for name, value in found.pop("inner").items()} | found
+        """Return the settings of both loops, and how images are compared."""
+        return asdict(self.settings) | {"distance": self.distance, "outputs": self.outputs}
 
     def exports(self) -> dict[str, nn.Module]:
         """Restorer and reblurrer."""

@@ -26,7 +26,9 @@ from tta_restore.data.datasets.misaligned import (
     inverse_motion,
 )
 from tta_restore.data.io.image import read_image
+from tta_restore.degradations import Degradation
 from tta_restore.engine.report.images import contact_sheet
+from tta_restore.engine.run.extensions import Metric, find_degradations
 from tta_restore.engine.run.settings import nested, read_settings
 from tta_restore.engine.train.build import (
     Built,
@@ -38,6 +40,7 @@ from tta_restore.engine.train.build import (
     seeded,
     sharp_images,
     take_layout,
+    take_metrics,
 )
 from tta_restore.engine.train.config import MisalignedConfig, MisalignedSettings, TrainingRun, section_of
 from tta_restore.engine.train.loop import Objective, StepOutput, train
@@ -49,7 +52,7 @@ from tta_restore.nn.reblur import KERNEL_SIZES
 __all__ = [
     "MisalignedObjective",
     "MisalignedPairSource",
-    "aligned_psnr",
+    "aligned_scores",
     "blur_radius",
     "draw_step",
     "mixed_kernels",
@@ -133,8 +136,8 @@ class MisalignedObjective(Objective):
         return self.settings.rate(step)
 
     def identity(self) -> dict[str, Any]:
-        """Return the settings."""
-        return asdict(self.settings)
+        """Return the settings, and how flow is estimated."""
+        return asdict(self.settings) | {"flow_estimator": self.flow}
 
     def exports(self) -> dict[str, nn.Module]:
         """Restorer and reblurring module."""
@@ -277,6 +280,7 @@ def train_misaligned(
     flow: Callable[[Tensor, Tensor], Tensor] | None = None,
     settings: MisalignedSettings = MisalignedSettings(),
     validation: Iterable[MisalignedPair] = (),
+    more_metrics: Mapping[str, Metric] | None = None,
     built: dict[str, Built] | None = None,
     on_step: Callable[[int, StepOutput], None] | None = None,
 ) -> MisalignedObjective:
@@ -292,7 +296,8 @@ def train_misaligned(
         reblur: reblurring network; None for a new one.
         flow: optical flow estimator; None for Lucas-Kanade.
         settings: stages and weights.
-        validation: pairs that PSNR is measured on, see :func:`aligned_psnr`, gone through anew every time.
+        validation: pairs that PSNR is measured on, see :func:`aligned_scores`, gone through anew every time.
+        more_metrics: measured on them, too: functions of a restored and a sharp image, (1, 3, H, W) in [0, 1], by name.
         built: see :attr:`Objective.built`.
         on_step: called after every step.
 
@@ -304,23 +309,33 @@ def train_misaligned(
     objective.built = built or {}
     validate = None
     if not isinstance(validation, (list, tuple)) or validation:
-        validate = lambda current: aligned_psnr(current, validation, run.device)  # noqa: E731
+        validate = lambda current: aligned_scores(current, validation, run.device, more_metrics)  # noqa: E731
     return train(objective, source, run, validate=validate, on_step=on_step)
 
 
 @torch.no_grad()
-def aligned_psnr(
-    objective: MisalignedObjective, pairs: Iterable[MisalignedPair], device: str = "cpu"
+def aligned_scores(
+    objective: MisalignedObjective,
+    pairs: Iterable[MisalignedPair],
+    device: str = "cpu",
+    more_metrics: Mapping[str, Metric] | None = None,
 ) -> dict[str, float]:
     """Return the mean PSNR in dB of restorations, against the aligned sharp image ("psnr") and as it is ("plain_psnr").
 
     The aligned image is that of the pair where it is known, else the sharp image, warped by the flow from the
-    restoration.
+    restoration; further metrics are measured against it.
+
+    Args:
+        objective: holds the restorer.
+        pairs: images to restore, and their originals.
+        device: where the restorer is.
+        more_metrics: see :func:`train_misaligned`.
 
     Raises:
         ValueError: there are no pairs.
     """
     aligned, plain = [], []
+    more: dict[str, list[float]] = {name: [] for name in more_metrics or {}}
     for pair in pairs:
         blurry, sharp = pair.blurry.to(device), pair.sharp.to(device)
         restored = objective.restored(blurry)
@@ -331,9 +346,12 @@ def aligned_psnr(
             target = ops.flow_warp(sharp, found, padding_mode="border", **options)
         aligned += metrics.psnr(restored, target).tolist()
         plain += metrics.psnr(restored, sharp).tolist()
+        for name, metric in (more_metrics or {}).items():
+            images = zip(restored.split(1), target.clamp(0, 1).split(1), strict=True)
+            more[name] += [float(metric(*both)) for both in images]
     if not aligned:
-        raise ValueError("aligned_psnr: expected at least one pair to validate on")
-    return {"psnr": sum(aligned) / len(aligned), "plain_psnr": sum(plain) / len(plain)}
+        raise ValueError("aligned_scores: expected at least one pair to validate on")
+    return {name: sum(values) / len(values) for name, values in ({"psnr": aligned, "plain_psnr": plain} | more).items()}
 
 
 def train_misaligned_from_config(
@@ -363,6 +381,7 @@ def train_misaligned_from_config(
             restorer = build_network(chosen.model, default="jdrl_unet")
             reblur = JDRLReblur(**chosen.reblur)
         flow = create_flow(**({"name": "auto"} | chosen.flow))
+        validation, more_metrics = take_metrics(chosen.validation)
         return train_misaligned(
             restorer,
             source,
@@ -370,7 +389,8 @@ def train_misaligned_from_config(
             reblur=reblur,
             flow=flow,
             settings=settings,
-            validation=_validation(chosen.validation) if chosen.validation else (),
+            validation=_validation(validation) if validation else (),
+            more_metrics=more_metrics,
             built={
                 "restorer": described(chosen.model, default="jdrl_unet"),
                 "reblur": ("jdrl_reblur", dict(chosen.reblur)),
@@ -410,9 +430,10 @@ def _validation(section: Mapping[str, Any]) -> Iterable[MisalignedPair]:
     """Whole pairs of a data set, or ``pictures = "bundled"``: generated pairs of the photos kept for development."""
     options = dict(section)
     if options.get("pictures") == "bundled":
+        degradations = _degradations("validation", options)
         own = {key: value for key, value in options.items() if key not in ("pictures", "size", "count")}
         checks.expect_keywords("[validation]", Misalignment, own)
-        source = partial(GeneratedPairs, misalignment=Misalignment(**own))
+        source = partial(GeneratedPairs, misalignment=Misalignment(**own), degradations=degradations)
         return bundled_pairs({key: options[key] for key in options if key not in own}, 96, source, 64)
     limit = options.pop("limit", None)
     layout, root = take_layout("validation", options, LAYOUTS, ", or pictures = 'bundled'")
@@ -430,7 +451,14 @@ def _source(section: Mapping[str, Any]) -> MisalignedPairSource:
         layout, root = take_layout("data", options, LAYOUTS)
         checks.expect_keywords("[data]", find_pairs, options)
         return FolderPairs(find_pairs(root, layout, **options), size=size)
-    pictures = options.pop("pictures", "bundled")
+    pictures, degradations = options.pop("pictures", "bundled"), _degradations("data", options)
     checks.expect_keywords("[data]", Misalignment, options)
     margin = 64 if pictures == "bundled" else 96
-    return GeneratedPairs(sharp_images(pictures, size + margin), size=size, misalignment=Misalignment(**options))
+    own: dict[str, Any] = {"misalignment": Misalignment(**options), "degradations": degradations}
+    return GeneratedPairs(sharp_images(pictures, size + margin), size=size, **own)
+
+
+def _degradations(section: str, options: dict[str, Any]) -> list[Degradation]:
+    """Take the degradations out of the entries of a section; none for those of lenses."""
+    names = options.pop("degradations", None)
+    return [] if names is None else find_degradations(names, f"[{section}] degradations")

@@ -140,8 +140,9 @@ class ReblurObjective(Objective):
         return 1e-4 + (1 - 1e-4) * 0.5 * (1 + cos(pi * step / self.steps))
 
     def identity(self) -> dict[str, Any]:
-        """Return the settings, and the length of the run where rates depend on it."""
-        return asdict(self.settings) | ({"steps": self.steps} if self.settings.cosine else {})
+        """Return the settings, how images are compared, and the length of the run where rates depend on it."""
+        found = asdict(self.settings) | {"distance": self.distance, "outputs": self.outputs}
+        return found | ({"steps": self.steps} if self.settings.cosine else {})
 
     def exports(self) -> dict[str, nn.Module]:
         """Return the networks."""

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from tta_restore import losses, metrics
 from tta_restore.data.datasets.augmentation import Augmentation
 from tta_restore.data.datasets.layouts import LAYOUTS, PairFiles, find_files, has_views
-from tta_restore.data.datasets.pairs import FolderCrops, LensPairs, Pair, read_images
+from tta_restore.data.datasets.pairs import DegradedPairs, FolderCrops, LensPairs, Pair, read_images
 from tta_restore.engine.report.images import contact_sheet
+from tta_restore.engine.run.extensions import Metric, find_degradations
 from tta_restore.engine.train.build import (
     build_network,
     bundled_pairs,
@@ -29,6 +30,7 @@ from tta_restore.engine.train.build import (
     seeded,
     sharp_images,
     take_layout,
+    take_metrics,
 )
 from tta_restore.engine.train.config import (
     SupervisedConfig,
@@ -44,7 +46,7 @@ __all__ = [
     "AlignedPairSource",
     "FolderPairsWhole",
     "SupervisedObjective",
-    "mean_psnr",
+    "mean_scores",
     "reblur_of",
     "train_supervised",
     "train_supervised_from_config",
@@ -177,6 +179,7 @@ def train_supervised(
     reblur: nn.Module | None = None,
     settings: SupervisedSettings = SupervisedSettings(),
     validation: Iterable[Pair] = (),
+    more_metrics: Mapping[str, Metric] | None = None,
     built: dict[str, tuple[str, dict[str, Any]]] | None = None,
     on_step: Callable[[int, StepOutput], None] | None = None,
 ) -> SupervisedObjective:
@@ -192,6 +195,7 @@ def train_supervised(
         reblur: reblurring network; None makes the one that belongs to a restorer with filters.
         settings: losses, optimizer and schedule.
         validation: pairs that PSNR is measured on, gone through anew every time.
+        more_metrics: measured on them, too: functions of a restored and a sharp image, (1, 3, H, W) in [0, 1], by name.
         built: see :attr:`Objective.built`.
         on_step: called after every step.
 
@@ -204,7 +208,7 @@ def train_supervised(
     objective = SupervisedObjective(restorer, reblur, settings=settings)
     objective.built = built or {}
     pairs = validation if not isinstance(validation, (list, tuple)) or validation else None
-    validate = None if pairs is None else lambda current: {"psnr": mean_psnr(current, pairs, run.device)}
+    validate = None if pairs is None else lambda current: mean_scores(current, pairs, run.device, more_metrics)
     return train(objective, source, run, validate=validate, on_step=on_step)
 
 
@@ -218,16 +222,35 @@ def reblur_of(restorer: nn.Module, *, seed: int = 0) -> nn.Module | None:
 
 
 @torch.no_grad()
-def mean_psnr(objective: SupervisedObjective, pairs: Iterable[Pair], device: str) -> float:
-    """Return the mean PSNR in dB of restored images, clipped to [0, 1], over all images of the pairs."""
-    values: list[float] = []
+def mean_scores(
+    objective: SupervisedObjective,
+    pairs: Iterable[Pair],
+    device: str,
+    more_metrics: Mapping[str, Metric] | None = None,
+) -> dict[str, float]:
+    """Return the means over all images of the pairs: "psnr" in dB of restored images, clipped to [0, 1], and others.
+
+    Args:
+        objective: holds the restorer.
+        pairs: images to restore, and their originals.
+        device: where the restorer is.
+        more_metrics: see :func:`train_supervised`.
+
+    Raises:
+        ValueError: there are no pairs.
+    """
+    values: dict[str, list[float]] = {}
     for pair in pairs:
         views = (None if view is None else view.to(device) for view in (pair.right, pair.left))
         moved = Pair(pair.blurry.to(device), pair.sharp.to(device), *views)
-        values += metrics.psnr(objective.restore(moved), moved.sharp).tolist()
+        restored = objective.restore(moved).clamp(0, 1)
+        values.setdefault("psnr", []).extend(metrics.psnr(restored, moved.sharp).tolist())
+        for name, metric in (more_metrics or {}).items():
+            images = zip(restored.split(1), moved.sharp.split(1), strict=True)
+            values.setdefault(name, []).extend(float(metric(*both)) for both in images)
     if not values:
-        raise ValueError("mean_psnr: expected at least one pair to validate on")
-    return sum(values) / len(values)
+        raise ValueError("mean_scores: expected at least one pair to validate on")
+    return {name: sum(found) / len(found) for name, found in values.items()}
 
 
 def train_supervised_from_config(
@@ -255,13 +278,15 @@ def train_supervised_from_config(
             restorer = build_network(chosen.model, default="ifan")
         augmentation = section_of("augmentation", Augmentation, chosen.augmentation)
         views = hasattr(restorer, "forward_train")
+        validation, more_metrics = take_metrics(chosen.validation)
         return train_supervised(
             restorer,
             _source(chosen.data, augmentation, views=views),
             run,
             reblur=_reblur(chosen.reblur, restorer, settings, run.seed),
             settings=settings,
-            validation=_validation(chosen.validation, views=views) if chosen.validation else (),
+            validation=_validation(validation, views=views) if validation else (),
+            more_metrics=more_metrics,
             built={"restorer": described(chosen.model, default="ifan")},
         )
 
@@ -306,10 +331,17 @@ def _source(section: Mapping[str, Any], augmentation: Augmentation, *, views: bo
         bit_depth = options.pop("bit_depth", None)
         files = _files("data", options, "train", views=views)
         return FolderCrops(files, size=size, augmentation=augmentation, bit_depth=bit_depth)
-    pictures, views = options.pop("pictures", "bundled"), options.pop("views", views)
+    pictures, margin = options.pop("pictures", "bundled"), 64  # for blur, and room for crops at other places
+    if "degradations" in options:
+        degradations = find_degradations(options.pop("degradations"), "[data] degradations")
+        if options:
+            raise ValueError(f"[data] expected pictures, degradations and size, got {', '.join(options)}")
+        return DegradedPairs(sharp_images(pictures, size + margin), size=size, degradations=degradations)
+    views = options.pop("views", views)
     if options:
-        raise ValueError(f"[data] expected layout and root, or pictures, views and size, got {', '.join(options)}")
-    margin = 64  # enough for the lens, and room for crops at other places
+        raise ValueError(
+            f"[data] expected layout and root, or pictures, degradations, views and size, got {', '.join(options)}"
+        )
     return LensPairs(sharp_images(pictures, size + margin), size=size, views=views)
 
 
@@ -317,8 +349,12 @@ def _validation(section: Mapping[str, Any], *, views: bool) -> Iterable[Pair]:
     """Whole pictures of a data set, or ``pictures = "bundled"``: pairs of the photographs kept for development."""
     options = dict(section)
     if options.get("pictures") == "bundled":
-        if strange := set(options) - {"pictures", "size", "count"}:
-            raise ValueError(f"[validation] has no {', '.join(strange)} with pictures; there are: size, count")
+        if strange := set(options) - {"pictures", "size", "count", "degradations"}:
+            known = "size, count, degradations, metrics"
+            raise ValueError(f"[validation] has no {', '.join(sorted(strange))} with pictures; there are: {known}")
+        if "degradations" in options:
+            options["degradations"] = find_degradations(options["degradations"], "[validation] degradations")
+            return bundled_pairs(options, 160, DegradedPairs, 64)
         return bundled_pairs(options | {"views": views}, 160, LensPairs, 16)
     if "layout" not in options:
         raise ValueError("[validation] expected layout and root, or pictures = 'bundled'")

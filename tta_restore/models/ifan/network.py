@@ -85,7 +85,7 @@ class Decoder(nn.Module):
 Variant = Literal["ours", "official"]
 
 # Gain of the last layer's initialization: the output starts close to the input, and gradients still pass.
-_FIRST_CORRECTION = 0.02
+FIRST_CORRECTION = 0.02
 
 # Steps of the reblurring network in the official configurations; others take as many as the deblurring network.
 _REBLUR_STEPS = {26: 9, 35: 17, 44: 17}
@@ -181,7 +181,7 @@ class _Network(nn.Module):
         else:
             if self.adaptive is not None:
                 self.adaptive.reset_parameters()
-            xavier_uniform(self.decoder.exit, _FIRST_CORRECTION)
+            xavier_uniform(self.decoder.exit, FIRST_CORRECTION)
 
     @property
     def horizontal(self) -> Horizontal:
@@ -196,7 +196,8 @@ class _Network(nn.Module):
             return None
         config = {name: getattr(adaptive, name) for name in ("num_steps", "kernel_size", "horizontal")}
         config |= {"base_channels": adaptive.channels // 4, "num_res_blocks": self._num_res_blocks}
-        return config | {"reblur_steps": _REBLUR_STEPS.get(adaptive.num_steps, adaptive.num_steps)}
+        config |= {"reblur_steps": _REBLUR_STEPS.get(adaptive.num_steps, adaptive.num_steps)}
+        return config | {"variant": self.variant}
 
     def convert_state_dict(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
         """Rename official keys; those of the reblurring network are dropped."""

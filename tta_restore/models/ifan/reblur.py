@@ -13,13 +13,15 @@ from torch import Tensor, nn
 
 from tta_restore._core import checks
 from tta_restore.models.ifan import checkpoint
-from tta_restore.models.ifan.network import REDUCTION, xavier_uniform
+from tta_restore.models.ifan.network import FIRST_CORRECTION, REDUCTION, Variant, xavier_uniform
 from tta_restore.models.registry import register_model
 from tta_restore.nn import IterativeAdaptiveConv2d
 from tta_restore.nn.residual import ResidualChain, activated_conv
 from tta_restore.ops.adaptive_conv import Horizontal
 
 __all__ = ["IFANReblur"]
+
+_LAST_TAP = 0.1  # center taps of the last step: a correction of 1 % at first, whose taps have gradients
 
 
 @register_model("ifan_reblur", kind="reblurrer")
@@ -35,6 +37,9 @@ class IFANReblur(nn.Module):
         reblur_steps: number of steps of the reblurring filters; None for N. The official configuration of 26 steps has
             9, those of 35 and 44 have 17.
         reblur_kernel_size: odd length of the reblurring filters; None for K.
+        variant: initialization. ``"ours"`` starts at the reduced sharp image. ``"official"`` draws the last layer like
+            the others; on filters near the identity, with which :class:`~tta_restore.models.ifan.network.IFAN` starts
+            unless its variant is official, the output then grows in every step, to 1e9 and more.
         device: device of the parameters.
         dtype: dtype of the parameters.
 
@@ -59,10 +64,13 @@ class IFANReblur(nn.Module):
         horizontal: Horizontal | None = None,
         reblur_steps: int | None = None,
         reblur_kernel_size: int | None = None,
+        variant: Variant = "ours",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        checks.expect_choice(self.name, "variant", variant, ("ours", "official"))
+        self.variant: Variant = variant
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         wide = 4 * base_channels
         self._chosen = horizontal is not None
@@ -82,8 +90,18 @@ class IFANReblur(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw all weights again, as published."""
+        """Draw all weights again, by the rule of ``variant``."""
         xavier_uniform(self)
+        if self.variant == "official":
+            return
+        last: Any = self.predictor[-1]
+        xavier_uniform(last, FIRST_CORRECTION)
+        taps = self.reblur.num_steps * 2 * 3 * self.reblur.kernel_size
+        with torch.no_grad():  # center taps by step, direction and channel
+            centers = last.bias[:taps].view(self.reblur.num_steps, -1, self.reblur.kernel_size)
+            centers = centers[..., self.reblur.kernel_size // 2]
+            centers[:-1] = 1
+            centers[-1] = _LAST_TAP
 
     @property
     def horizontal(self) -> Horizontal:
