@@ -15,7 +15,7 @@ ifeq ($(COMPILER),yes)
 export TTA_RESTORE_REQUIRE_EXTENSION ?= 1
 endif
 
-.PHONY: demo test lint bench bench-gpu docs build dist install clean
+.PHONY: demo test lint bench bench-gpu docs docs-links build dist install clean
 
 demo: install
 	$(RUN) tta_restore demo
@@ -36,9 +36,15 @@ bench: install
 bench-gpu: install
 	PYTHON=$(if $(SYSTEM),$(PYTHON),$(BIN)/python) bash benchmarks/gpu_run.sh
 
+# The site in build/docs: the examples of the gallery run, and every link within the site must lead somewhere.
 docs: install
-	$(PIP) install -c constraints.txt sphinx myst-parser furo
-	$(BIN)/sphinx-build -W -b html docs build/docs
+	$(PIP) install -c constraints.txt sphinx myst-parser furo sphinx-gallery
+	$(BIN)/sphinx-build -W --keep-going -j $(JOBS) -b html docs build/docs
+	$(BIN)/python docs/check_links.py build/docs
+
+# Links of the built site to other sites as well.
+docs-links: docs
+	$(BIN)/python docs/check_links.py build/docs --external
 
 install: $(BUILT)
 
@@ -77,4 +83,5 @@ endif
 	@touch $@
 
 clean:
+	rm -rf docs/gallery docs/api/reference
 	rm -rf build .pytest_cache .ruff_cache .hypothesis

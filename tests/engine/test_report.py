@@ -119,6 +119,22 @@ def test_numbers_stand_where_they_belong(page, report):
     assert f"{report.result.value('base').mean:.2f}" in text
 
 
+def test_the_page_opens_on_the_frame_of_the_largest_gain(report):
+    """Against the baseline of the gain, whatever the samples were chosen to compare; the frame is shown once."""
+    first = replace(report.samples[0], title="small", before="idle", psnr={"base": 20.0, "ours": 20.1, "idle": 20.0})
+    second = replace(first, title="large", psnr={"base": 20.0, "ours": 23.0, "idle": 20.0})
+    page = render_report(replace(report, samples=[first, second, report.samples[1]]))
+    opening = page[page.index('<div class="opening">') : page.index('<p class="lead">')]
+    assert "<strong>large.</strong>" in opening
+    assert re.findall(r"selected>(\w+)</option>", opening) == ["base", "ours"]
+    assert "PSNR" in opening
+    rest = page[page.index('id="look"') :]
+    assert "<h3>small</h3>" in rest
+    assert "<h3>large</h3>" not in rest
+    text, _ = read(render_report(replace(report, samples=report.samples[1:])))  # a failure case alone opens no page
+    assert "gains most over" not in text
+
+
 def test_what_does_not_help_is_said(page):
     text, _ = read(page)
     assert re.search(r"Not distinguishable from base on this stream, or ahead by less than 0\.01 dB: idle \(", text)

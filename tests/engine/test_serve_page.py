@@ -1,7 +1,6 @@
 """The page of `tta-restore serve` in a real browser; skipped without gradio, playwright or a Chromium."""
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +9,7 @@ import zipfile
 
 import pytest
 import torch
+from _browser import chromium
 from safetensors.torch import load_file
 
 from tta_restore.data.io.image import read_image
@@ -19,7 +19,7 @@ from tta_restore.data.synthetic import dead_leaves
 from tta_restore.models import create_model
 
 pytest.importorskip("gradio", reason="needs the extra serve")
-playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+pytest.importorskip("playwright.sync_api", reason="needs playwright")
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 SECONDS = 120_000  # milliseconds that a restoration may take on a busy machine
@@ -67,14 +67,8 @@ def server(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser():
-    own = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
-    with playwright.sync_playwright() as driver:
-        try:
-            found = driver.chromium.launch(executable_path=own, args=["--no-sandbox"])
-        except playwright.Error as error:
-            pytest.skip(f"no Chromium: {str(error).splitlines()[0]}")
+    with chromium() as found:
         yield found
-        found.close()
 
 
 @pytest.fixture

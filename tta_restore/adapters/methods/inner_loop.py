@@ -151,7 +151,7 @@ class InnerLoop:
         settings: how the stages go.
         restore: images that a restorer with these weights makes of an image, (1, C, h, w), which stands in the
             middle of a clip, (T, C, h, w); see
-            :func:`tta_restore.adapters.methods.clip_model.pictures`.
+            :func:`tta_restore.adapters.methods.clip_model.restored_images`.
         reblur: the middle frame, (1, C, h, w), that a reblurrer with these weights makes of (1, T, C, h, w).
         restorer_weights: at the start, of any kind with ``create_graph``; else they are copied.
         reblur_weights: the same.

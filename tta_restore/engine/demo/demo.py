@@ -96,7 +96,7 @@ def comparison() -> Comparison:
         contrasts=[(SHOWN, BASELINE)],
         curves=["source", BASELINE, SHOWN],
         shown=SHOWN,
-        before="input",
+        before=BASELINE,
         limits=_LIMITS,
         group="condition",
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +94,8 @@ class Report:
         title: of the page.
         result: all the records.
         baseline: method that gains are measured against in tables and plots.
-        contrasts: pairs (method, baseline of its own) that the page opens with.
+        contrasts: pairs (method, baseline of its own) whose gains the page opens with, next to the sample on which the
+            method of the first pair gains most.
         curves: methods drawn in the plots over the stream.
         notes: method -> note; methods without one are shown all the same.
         samples: frames to look at.
@@ -181,6 +182,7 @@ def _context(report: Report) -> dict[str, Any]:
         note = report.notes.get(method, MethodNote(""))
         colors[method] = note.color or report_plots.PALETTE[order % len(report_plots.PALETTE)]
     curves = [method for method in report.curves if method != baseline]
+    lead = _lead(report)
     return {
         "title": report.title,
         "group": report.group,
@@ -198,10 +200,11 @@ def _context(report: Report) -> dict[str, Any]:
         "plots": {
             "psnr": report_plots.psnr_over_stream(result, report.curves, colors),
             "gain": report_plots.gain_over_stream(result, baseline, curves, colors),
-            "switch": report_plots.gain_after_switch(result, baseline, curves, colors),
+            "switch": report_plots.gain_after_switch(result, baseline, curves, colors, report.group),
             "cost": report_plots.gain_against_cost(result, baseline, colors),
         },
-        "samples": [sample_context(sample) for sample in report.samples],
+        "lead": None if lead is None else sample_context(lead),
+        "samples": [sample_context(sample) for sample in report.samples if not (lead and sample.title == lead.title)],
         "kernels": [
             {
                 "title": kernels.title,
@@ -215,6 +218,18 @@ def _context(report: Report) -> dict[str, Any]:
         "facts": report.facts,
         "limits": [*_verdicts(result, baseline, report.group), *report.limits],
     }
+
+
+def _lead(report: Report) -> Sample | None:
+    """Return the sample on which the method of the first contrast gains most, shown next to the contrast's baseline."""
+    if not report.contrasts:
+        return None
+    after, before = report.contrasts[0]
+    there = [sample for sample in report.samples if not sample.failure and {after, before} <= set(sample.psnr)]
+    if not there:
+        return None
+    best = max(there, key=lambda sample: sample.psnr[after] - sample.psnr[before])
+    return replace(best, before=before, after=after)
 
 
 def _contrast(result: StreamResult, method: str, baseline: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ __all__ = ["PALETTE", "gain_after_switch", "gain_against_cost", "gain_over_strea
 #: Okabe and Ito's palette: distinguishable with every kind of color blindness.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#5C6470", "#000000")
 _INK, _SOFT, _GRID = "#1c2430", "#5c6470", "#dfe4ea"
+_LETTER = 0.1  # width of a letter above a band, in inches, with some room
 _STYLE = {
     "svg.fonttype": "none",  # text stays text and takes the page's font
     "font.family": "sans-serif",
@@ -63,8 +65,10 @@ def gain_over_stream(result: StreamResult, baseline: str, methods: Sequence[str]
     return _svg("gain", 10, 4.0, draw)
 
 
-def gain_after_switch(result: StreamResult, baseline: str, methods: Sequence[str], colors: Mapping[str, str]) -> str:
-    """Return the mean PSNR gain by the number of frames since the lens changed, with 95 % intervals over frames."""
+def gain_after_switch(
+    result: StreamResult, baseline: str, methods: Sequence[str], colors: Mapping[str, str], group: str = "lens"
+) -> str:
+    """Return the mean PSNR gain by the number of frames since the group changed, with 95 % intervals over frames."""
 
     def draw(figure: Any, axes: Any) -> None:
         axes.axhline(0, color=_INK, linewidth=1)
@@ -77,7 +81,7 @@ def gain_after_switch(result: StreamResult, baseline: str, methods: Sequence[str
             style = {"color": colors[method], "marker": "o", "capsize": 2.5, "elinewidth": 1, "label": method}
             axes.errorbar(places, means, yerr=reach, **style)
         axes.set_xticks(sorted({record.position + 1 for record in result.records}))
-        axes.set_xlabel("frame after the lens changed")
+        axes.set_xlabel(f"frame after the {group} changed")
         axes.set_ylabel("gain (dB)")
         axes.grid(visible=False, axis="x")
         _legend(figure, axes)
@@ -131,8 +135,14 @@ def _bands(axes: Any, result: StreamResult) -> None:
         if order % 2 == 0:
             axes.axvspan(start - 0.5, end - 0.5, color="#f1f4f8", linewidth=0)
         place = ((start + end - 1) / 2, 1.02)
-        label = {"ha": "center", "va": "bottom", "color": _SOFT, "fontsize": 10.5}
-        axes.text(*place, records[start].family.replace("_", " "), transform=axes.get_xaxis_transform(), **label)
+        label = {"ha": "center", "va": "bottom", "color": _SOFT, "fontsize": 10.5, "linespacing": 1.1}
+        name = records[start].family.replace("_", " ")
+        letters = int(axes.figure.get_figwidth() * (end - start) / len(records) / _LETTER)
+        if letters < max(map(len, name.split())):
+            label["rotation"] = 90
+        else:
+            name = textwrap.fill(name, letters)
+        axes.text(*place, name, transform=axes.get_xaxis_transform(), **label)
     axes.set_xlim(-0.5, len(records) - 0.5)
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel("frame of the stream")

@@ -46,7 +46,7 @@ The model is adapted to your photos while it restores them. On the left of the s
 
 
 class Turns:
-    """Lets one photo be restored at a time, and none any more after :meth:`close`."""
+    """Lets one photo be restored at a time, and none any more after ``close``."""
 
     def __init__(self) -> None:
         self._lock, self._is_closed = threading.Lock(), False

@@ -148,8 +148,8 @@ def fit_statistics_net(
     """Train with the Laplace likelihood of the logarithms of blur radius and noise level.
 
     Returns:
-        for every tenth of the steps: loss on the training samples, and on the last tenth of the samples, which is held
-        out, the loss and the mean absolute errors of both logarithms.
+        Records for every tenth of the steps, with the loss on the training samples and, on the last tenth of the
+        samples, which is held out, the loss and the mean absolute errors of both logarithms.
     """
     held = len(statistics) // 10
     train, test = slice(0, len(statistics) - held), slice(len(statistics) - held, None)

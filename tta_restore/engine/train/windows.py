@@ -39,7 +39,9 @@ def restore_windows(
     *,
     outputs: Outputs = "main",
 ) -> list[Sequence[Tensor]]:
-    """Return the images that a restorer makes, see :func:`~.clip_model.pictures`, in groups of windows.
+    """Return the images that a restorer makes, in groups of windows.
+
+    See :func:`~tta_restore.adapters.methods.clip_model.restored_images`.
 
     Shape: windows (B, T, C, h, w); middle (B, C, h, w) stands in the place of their middle frames -> for frames one
     group of all windows, for clips a group each.

@@ -105,7 +105,7 @@ class IFANReblur(nn.Module):
 
     @property
     def horizontal(self) -> Horizontal:
-        """Filters of the horizontal passes: separate ("own") or those of the vertical passes ("vertical")."""
+        """Filters of the horizontal passes, separate ("own") or those of the vertical passes ("vertical")."""
         return self.reblur.horizontal
 
     def convert_state_dict(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
