@@ -29,7 +29,7 @@ class Counting(nn.Module):
 def frame():
     Counting.pixels = Counting.largest = 0
     generator = torch.Generator().manual_seed(0)
-    return torch.rand(1, 3, 400, 520, generator=generator)
+    return torch.rand(1, 3, 560, 640, generator=generator)
 
 
 def adapter(**options):

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 import tta_restore
+from tta_restore.engine.evaluate.outcome import Cost, Entry, Outcome, side_by_side
 from tta_restore.engine.evaluate.published import TABLES
-from tta_restore.engine.evaluate.reproduce import Cost, Entry, Outcome, side_by_side
 from tta_restore.engine.evaluate.tables import INPUT
 from tta_restore.engine.train.config import SupervisedConfig
 from tta_restore.models import list_models

@@ -93,9 +93,10 @@ def test_progress_within_a_clip_and_between_inputs(container, tmp_path, monkeypa
     source = folder(tmp_path / "in", 3)
     kind = "video" if container else "frames"
     if container:
-        video = pytest.importorskip("tta_restore.data.io.video_writer")
+        video = pytest.importorskip("tta_restore.data.io.video")
+        writer = pytest.importorskip("tta_restore.data.io.video_writer")
         source = tmp_path / f"film{container}"  # MP4 declares the number of frames, Matroska length and rate
-        video.write_video(source, frames(3))
+        writer.write_video(source, frames(3))
         assert video.VideoFile(source).info.frames == (3 if container == ".mp4" else None)
     jobs = [Job(source, tmp_path / f"out{number}{source.suffix}", kind) for number in range(2)]
     run_jobs(jobs, halved, whole_clips=True)
@@ -341,8 +342,9 @@ def test_models_of_several_frames_restore_clips(kind, method, multi_frame):
     source = "in"
     if kind == "video":
         video = pytest.importorskip("tta_restore.data.io.video")
+        writer = pytest.importorskip("tta_restore.data.io.video_writer")
         source = "film.mkv"
-        video.write_video(Path(source), clip, codec="ffv1")
+        writer.write_video(Path(source), clip, codec="ffv1")
     for name, target in expected.items():
         out = f"{name}_{method}.mkv" if kind == "video" else f"{name}_{method}"
         words = ["restore", source, "-o", out, "--clips", "--model", f"multi_frame:{name}", "--method", method]

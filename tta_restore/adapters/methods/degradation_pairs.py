@@ -655,7 +655,8 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         if _trust.is_compressed([reading]):
             return None
         height, width = (min(side, _WINDOW) for side in frame.region.shape[-2:])
-        y = frame.region[..., :height, :width]
+        windows = frame.region[..., :height, :width]
+        y = windows[:: math.ceil(windows[:, 0].numel() / _WINDOW**2)]  # of a large frame some of them
         noise = torch.randn(y.shape, generator=self.generator).to(y) * reading.mean["noise_std"]
         stages: list[tuple[Any, Any]] = []
         if sampler.sharpens:

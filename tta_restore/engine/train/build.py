@@ -242,20 +242,23 @@ def configured(config: str | Path | Mapping[str, Any], kind: type[T], **override
     """
     chosen = read_config(config, kind, **overrides)
     where = "" if isinstance(config, Mapping) else f"{config}: "
-    data: Mapping[str, Any] = chosen.data  # type: ignore[attr-defined]
-    told = chosen.run.progress and os.environ.get("RANK", "0") == "0"  # type: ignore[attr-defined]
-    if told and not data.keys() & {"layout", "root", "pictures"}:
-        ProgressBar.write(
-            f"note: [data] names no layout and no pictures: training on the {len(photos.TRAIN)} bundled photos, with "
-            "simulated blur",
-            file=sys.stderr,
-        )
     try:
         yield chosen
     except UsageError:
         raise
     except (TypeError, ValueError, ImageError, ImportError) as error:
         raise UsageError(f"{where}{error}") from error
+
+
+def tell_of_bundled_photos(chosen: Any) -> None:
+    """Say that a training runs on the bundled photos, where its configuration names no data."""
+    told = chosen.run.progress and os.environ.get("RANK", "0") == "0"
+    if told and not chosen.data.keys() & {"layout", "root", "pictures"}:
+        ProgressBar.write(
+            f"note: [data] names no layout and no pictures: training on the {len(photos.TRAIN)} bundled photos, with "
+            "simulated blur",
+            file=sys.stderr,
+        )
 
 
 #: Default motions of generated clips: pans of all directions, hand-held shake, turns and zooms.

@@ -26,7 +26,13 @@ from tta_restore.adapters.state import ParameterSet
 from tta_restore.data.datasets.clips import Clip
 from tta_restore.engine.report.images import contact_sheet
 from tta_restore.engine.run.usage import UsageError
-from tta_restore.engine.train.build import build_clip_networks, clips_from, configured, distance_of
+from tta_restore.engine.train.build import (
+    build_clip_networks,
+    clips_from,
+    configured,
+    distance_of,
+    tell_of_bundled_photos,
+)
 from tta_restore.engine.train.config import MetaConfig, MetaSettings, TrainingRun, section_of
 from tta_restore.engine.train.loop import Objective, Optimizers, StepOutput, train
 from tta_restore.engine.train.windows import (
@@ -362,10 +368,12 @@ def meta_train_from_config(
         settings = section_of("settings", MetaSettings, {**chosen.settings, "inner": inner})
         restorer, reblur, discriminator, built = build_clip_networks(chosen)
         built.pop("discriminator", None)  # it is not exported
+        clips, distance = clips_from(chosen.data), distance_of(windows)
+        tell_of_bundled_photos(chosen)
         return meta_train(
             restorer,  # type: ignore[bad-argument-type]
             reblur,
-            clips_from(chosen.data),
+            clips,
             chosen.run,
             discriminator=discriminator,
             settings=settings,
@@ -373,7 +381,7 @@ def meta_train_from_config(
             patch_size=windows.patch_size,
             query_frames=windows.query_frames or None,
             num_extra_times=windows.num_extra_times,
-            distance=distance_of(windows),
+            distance=distance,
             outputs=windows.outputs,
             built=built,
         )

@@ -41,6 +41,7 @@ from tta_restore.engine.train.build import (
     sharp_images,
     take_layout,
     take_metrics,
+    tell_of_bundled_photos,
 )
 from tta_restore.engine.train.config import MisalignedConfig, MisalignedSettings, TrainingRun, section_of
 from tta_restore.engine.train.loop import Objective, StepOutput, train
@@ -382,6 +383,8 @@ def train_misaligned_from_config(
             reblur = JDRLReblur(**chosen.reblur)
         flow = create_flow(**({"name": "auto"} | chosen.flow))
         validation, more_metrics = take_metrics(chosen.validation)
+        pairs = _validation(validation) if validation else ()
+        tell_of_bundled_photos(chosen)
         return train_misaligned(
             restorer,
             source,
@@ -389,7 +392,7 @@ def train_misaligned_from_config(
             reblur=reblur,
             flow=flow,
             settings=settings,
-            validation=_validation(validation) if validation else (),
+            validation=pairs,
             more_metrics=more_metrics,
             built={
                 "restorer": described(chosen.model, default="jdrl_unet"),

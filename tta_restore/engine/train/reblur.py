@@ -19,7 +19,13 @@ from tta_restore import losses
 from tta_restore._core.processes import Processes
 from tta_restore.data.datasets.clips import Clip
 from tta_restore.engine.report.images import contact_sheet
-from tta_restore.engine.train.build import build_clip_networks, clips_from, configured, distance_of
+from tta_restore.engine.train.build import (
+    build_clip_networks,
+    clips_from,
+    configured,
+    distance_of,
+    tell_of_bundled_photos,
+)
 from tta_restore.engine.train.config import ReblurConfig, ReblurSettings, TrainingRun
 from tta_restore.engine.train.loop import Objective, Optimizers, StepOutput, train
 from tta_restore.engine.train.windows import (
@@ -255,15 +261,17 @@ def pretrain_reblur_from_config(
     """
     with configured(config, ReblurConfig, out=out, steps=steps, device=device) as chosen:
         restorer, reblur, discriminator, built = build_clip_networks(chosen)
+        clips, distance = clips_from(chosen.data), distance_of(chosen.windows)
+        tell_of_bundled_photos(chosen)
         return pretrain_reblur(
             reblur,
-            clips_from(chosen.data),
+            clips,
             chosen.run,
             restorer=restorer,
             discriminator=discriminator,
             settings=chosen.settings,
             size=chosen.windows.patch_size,
-            distance=distance_of(chosen.windows),
+            distance=distance,
             outputs=chosen.windows.outputs,
             built=built,
         )

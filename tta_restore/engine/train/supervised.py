@@ -31,6 +31,7 @@ from tta_restore.engine.train.build import (
     sharp_images,
     take_layout,
     take_metrics,
+    tell_of_bundled_photos,
 )
 from tta_restore.engine.train.config import (
     SupervisedConfig,
@@ -279,13 +280,17 @@ def train_supervised_from_config(
         augmentation = section_of("augmentation", Augmentation, chosen.augmentation)
         views = hasattr(restorer, "forward_train")
         validation, more_metrics = take_metrics(chosen.validation)
+        source = _source(chosen.data, augmentation, views=views)
+        reblur = _reblur(chosen.reblur, restorer, settings, run.seed)
+        pairs = _validation(validation, views=views) if validation else ()
+        tell_of_bundled_photos(chosen)
         return train_supervised(
             restorer,
-            _source(chosen.data, augmentation, views=views),
+            source,
             run,
-            reblur=_reblur(chosen.reblur, restorer, settings, run.seed),
+            reblur=reblur,
             settings=settings,
-            validation=_validation(validation, views=views) if validation else (),
+            validation=pairs,
             more_metrics=more_metrics,
             built={"restorer": described(chosen.model, default="ifan")},
         )
