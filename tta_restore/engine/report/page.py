@@ -157,7 +157,9 @@ def environment() -> Any:
 
 def require_packages(*names: str) -> None:
     """Raise UsageError with the command that installs what is missing of these packages."""
-    extras = {"jinja2": "report", "matplotlib": "report", "torchmetrics": "metrics", "skimage": "demo"}
+    extras = {"jinja2": "report", "matplotlib": "report", "torchmetrics": "metrics"} | dict.fromkeys(
+        ("skimage", "sklearn"), "demo"
+    )
     for name in names:
         try:
             importlib.import_module(name)

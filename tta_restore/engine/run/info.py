@@ -22,7 +22,6 @@ from tta_restore.models.checkpoint import WEIGHTS
 __all__ = ["describe"]
 
 _OPTIONAL = {
-    "jsonargparse": "cli",
     "tifffile": "io",
     "imagecodecs": "io",
     "matplotlib": "report",
