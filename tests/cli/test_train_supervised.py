@@ -10,6 +10,8 @@ from safetensors.torch import load_file
 from tta_restore.cli import main
 from tta_restore.data.io.image_writer import write_image
 from tta_restore.data.io.pixels import Image
+from tta_restore.engine.run.usage import UsageError
+from tta_restore.engine.train import supervised
 from tta_restore.models import create_model
 
 GENERATED = """
@@ -116,11 +118,17 @@ def test_wrong_files(tmp_path, capsys, text, message):
     assert re.search(message, capsys.readouterr().err)
 
 
-def test_photos_that_nobody_named_are_told(tmp_path, capsys):
+def test_photos_that_nobody_named_are_told(tmp_path, capsys, monkeypatch):
+    def stop(*arguments, **options):
+        raise UsageError("that is enough")
+
+    monkeypatch.setattr(supervised, "train_supervised", stop)
     told = "note: [data] names no layout and no pictures: training on the "
-    for words, expected in ((["--data.size", "0"], True), (["--data.size", "0", "-q"], False),
-                            (["--data.size", "0", "--data.pictures", "bundled"], False)):  # fmt: skip
-        assert main(["train", "supervised", *words, "--run.out", str(tmp_path / "out")]) == 2
+    for words, expected in (([], True), (["-q"], False), (["--data.pictures", "bundled"], False)):
+        small = ["--model.base_channels", "2", "--model.num_steps", "1", "--run.out", str(tmp_path / "out")]
+        assert main(["train", "supervised", *small, *words]) == 2
         error = capsys.readouterr().err
         assert (told in error) is expected
-        assert "[data] size: expected a whole number of pixels >= 1, got 0" in error
+        assert "that is enough" in error
+    assert main(["train", "supervised", "--data.size", "0", "--run.out", str(tmp_path / "out")]) == 2
+    assert told not in capsys.readouterr().err  # nothing is trained
