@@ -147,7 +147,7 @@ def test_a_release_that_is_not_ready_is_refused_before_it_builds(broken, tmp_pat
     for name in (".ci/release", "tta_restore/__init__.py", "CITATION.cff", "CHANGELOG.md"):
         target = tmp_path / name
         target.parent.mkdir(exist_ok=True)
-        target.write_text((ROOT / name).read_text())
+        target.write_text(((PACKAGE.parent if name.startswith("tta_restore") else ROOT) / name).read_text())
     version = tta_restore.__version__
     changelog = f"## {version} (2026-01-31)\n" if broken != "changelog" else f"## {version} (not released)\n"
     (tmp_path / "CHANGELOG.md").write_text(changelog)
