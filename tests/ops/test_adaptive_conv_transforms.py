@@ -330,7 +330,7 @@ print(json.dumps(result))
 
 @functools.cache
 def norms_at(level):
-    """What the kernels of one instruction set compute, in a process of its own; the best one for an empty string."""
+    """Return results of the kernels of one instruction set, computed in a new process; "" takes the best set."""
     here = os.path.dirname(__file__)
     run = run_program(INSTRUCTION_SETS, here, TTA_RESTORE_ISA=level)
     assert run.returncode == 0, run.stderr

@@ -123,7 +123,7 @@ print(json.dumps(result))
 
 @functools.cache
 def values_at(level):
-    """What the kernels of one instruction set compute, in a new process; the best one for an empty string."""
+    """Return results of the kernels of one instruction set, computed in a new process; "" takes the best set."""
     run = run_program(INSTRUCTION_SET_PROGRAM, TTA_RESTORE_ISA=level)
     assert run.returncode == 0, run.stderr
     return json.loads(run.stdout)

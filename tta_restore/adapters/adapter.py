@@ -117,7 +117,7 @@ class Adapter(RecordedModule):
     takes_clips: ClassVar[bool] = False
     """True if a *frame* of this method is a clip (T, C, H, W), restored frame by frame by ``run`` and ``ensemble``."""
     show_progress: bool = False
-    """Whether the tiles of a large image are counted on stderr: by a bar after 10 seconds, or by lines."""
+    """Show the progress of the tiles of a large image on stderr: a bar on a terminal, lines elsewhere."""
     processes: Processes = Processes()
     """Processes that adapt on the same frames and average their gradients; see :func:`calibrate`."""
 

@@ -83,7 +83,7 @@ class CalibrationReport:
 
 @dataclass(frozen=True)
 class CalibrationProgress:
-    """What a calibration has done; with the state of its adapter it is continued.
+    """Progress of an unfinished calibration, which continues from it and from the state of its adapter.
 
     Attributes:
         frames: number of frames used.

@@ -58,7 +58,7 @@ class FrameRisk:
 
     @property
     def excluded(self) -> Tensor:
-        """Whether each average may be worse than the source beyond chance, (M,)."""
+        """Mask of the averages that may be significantly worse than the source, (M,)."""
         return self.difference + self.doubt > self.tolerance
 
     @property

@@ -8,7 +8,7 @@ import struct
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["save_tensors"]
+__all__ = ["add_metadata", "save_tensors"]
 
 
 def save_tensors(
@@ -33,3 +33,16 @@ def save_tensors(
         if len(text) <= length:
             file.seek(8)
             file.write(text.ljust(length))
+
+
+def add_metadata(path: str | os.PathLike[str], entries: Mapping[str, str]) -> None:
+    """Add entries to the metadata of a safetensors file; its tensors stay the same."""
+    from safetensors import safe_open
+    from safetensors.torch import load
+
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+    # From a copy in memory: tensors mapped from a file must not be written over it.
+    with open(path, "rb") as file:
+        content = file.read()
+    save_tensors(path, load(content), metadata | dict(entries))

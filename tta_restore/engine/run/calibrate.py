@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load
 from torch import Tensor, nn
 
 from tta_restore import adapters
@@ -26,7 +25,7 @@ from tta_restore.data.io.color import to_model_space
 from tta_restore.data.io.files import printable, scan_folder
 from tta_restore.data.io.image import read_image
 from tta_restore.data.io.pixels import ImageError
-from tta_restore.data.io.tensors import save_tensors
+from tta_restore.data.io.tensors import add_metadata, save_tensors
 from tta_restore.engine.run.device import resolve_device
 from tta_restore.engine.run.methods import expect_one_frame, typed_settings
 from tta_restore.engine.run.models import expect_restorer
@@ -234,9 +233,7 @@ class _Keeper:
         kept = {"asked": self.asked, "opened": opened, "progress": asdict(progress), "problems": list(problems)}
         with atomic_file(self.path) as partial:
             self.adapter.save(partial)
-            with safe_open(partial, framework="pt") as file:
-                metadata = file.metadata() or {}
-            save_tensors(partial, load(partial.read_bytes()), metadata | {_KEPT: json.dumps(kept)})
+            add_metadata(partial, {_KEPT: json.dumps(kept)})
 
 
 def _file_facts(path: Path) -> list[Any]:

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load
 
 from tta_restore.data.io.atomic import atomic_file, exclusive_lock
-from tta_restore.data.io.tensors import save_tensors
+from tta_restore.data.io.tensors import add_metadata
 from tta_restore.engine.run.usage import UsageError
 
 __all__ = ["RestoreState", "StateError", "open_state"]
@@ -88,10 +87,7 @@ class RestoreState:
         self._seen[_name(source)] = None
         with atomic_file(self.path) as partial:
             self.method.save(partial)
-            with safe_open(partial, framework="pt") as file:
-                metadata = file.metadata() or {}
-            # From a copy in memory: tensors mapped from a file must not be written over it.
-            save_tensors(partial, load(partial.read_bytes()), metadata | {_KEY: json.dumps(list(self._seen))})
+            add_metadata(partial, {_KEY: json.dumps(list(self._seen))})
 
     def has_seen(self, source: Path) -> bool:
         """Return whether the adapter has learned from an input."""
