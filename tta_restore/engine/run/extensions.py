@@ -83,7 +83,8 @@ def _part(text: str) -> Degradation:
     if not value and text in list_degradations():
         return create_degradation(text)
     if not is_named(text):
-        raise ValueError(f"no degradation {text!r}; there are: noise, jpeg, blur, motion, lens, module.path:Class")
+        names = ", ".join(dict.fromkeys(("noise", "jpeg", "blur", "motion", "lens", *list_degradations())))
+        raise ValueError(f"no degradation {text!r}; there are: {names}, and your own by module.path:Class")
     found = import_named(text)
     with guarded(text):
         made = found() if callable(found) and not isinstance(found, Degradation) else found
