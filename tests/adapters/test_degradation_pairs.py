@@ -562,3 +562,17 @@ def test_progress_is_shown_late_and_not_where_it_is_switched_off(monkeypatch):
     adapter.reset()
     adapter.adapt(_frame(20)[0])
     assert bars[1].options["disable"] is True
+
+
+def test_upscalers_need_a_sure_radius_or_detail():
+    options = {"sharpens": True, "scale": 2, "denoises": False}
+    reading = dataclasses.replace(
+        Estimator().read(_frame(0)[0]),
+        noise=torch.tensor([math.log(1.75 / 255), 0.26]),
+        jpeg=torch.tensor([0.0, 100.0, 1.0]),
+    )
+    for deviation, confidence, share in ((0.3, 2.0, 1.0), (0.5, 2.0, 0.0), (0.5, 3.2, 1.0), (0.45, 2.0, 0.5)):
+        one = dataclasses.replace(
+            reading, blur=torch.tensor([math.log(1.13), deviation]), weights=torch.full((4,), confidence)
+        )
+        assert _trust.max_student(1.7, [one], **options) == pytest.approx(share, abs=1e-3)

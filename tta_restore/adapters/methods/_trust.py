@@ -33,6 +33,7 @@ _SURE_BLUR, _MIN_SHARE, _MAX_SHARE = (1.2, 2.0), 0.3, 0.8
 # and says nothing of the lens; and the part of the weight that is left then
 _CONFIDENT, _UNSURE_SHARE = (2.6, 3.2), 0.15
 _SURE_BLUR_UPSCALING = (0.65, 0.85)  # soft content of small frames reads as up to 0.67 pixels
+_UNSURE_UPSCALING = (0.4, 0.5)  # standard deviations of the log radius from which such content is suspected
 _LARGE_BLUR_UPSCALING = (1.5, 2.0)  # and soft frames as more than any that is worth upscaling
 # Correlation of the residual, beyond that on pairs and per dB of lead, that is trusted fully and not any more
 _EXCESS, _EXCESS_UPSCALING = (0.05, 0.1), (0.04, 0.07)
@@ -69,12 +70,13 @@ def max_student(lead: float, readings: Sequence[Reading], *, sharpens: bool, sca
     if sharpens and scale == 1:
         share *= min(max(_position(radius, _SURE_BLUR), _MIN_SHARE), _MAX_SHARE) * _known(readings)
         if not compressed and not any(is_noisy(reading) for reading in readings):
-            confidence = min(float(reading.weights.median()) for reading in readings)
-            share *= max(_position(confidence, _CONFIDENT), _UNSURE_SHARE)
+            share *= max(_position(_confidence(readings), _CONFIDENT), _UNSURE_SHARE)
     elif sharpens:
         share *= 1 - _position(max(reading.mean["blur_radius"] for reading in readings), _LARGE_BLUR_UPSCALING)
         if not any(is_noisy(reading) for reading in readings):
-            share *= _position(radius, _SURE_BLUR_UPSCALING)
+            # an estimate may be sure of its radius, or have seen enough detail
+            sure = 1 - _position(max(float(reading.blur[1]) for reading in readings), _UNSURE_UPSCALING)
+            share *= _position(radius, _SURE_BLUR_UPSCALING) * max(sure, _position(_confidence(readings), _CONFIDENT))
     return share / 2 if compressed else share
 
 
@@ -105,6 +107,11 @@ def structure_share(excess: float, lead: float, *, scale: int) -> float:
     """
     low, high = (limit * lead for limit in (_EXCESS if scale == 1 else _EXCESS_UPSCALING))
     return 1 - _position(excess, (low, high)) if lead > 0 else 0.0
+
+
+def _confidence(readings: Sequence[Reading]) -> float:
+    """Return the confidence of the blur in the middle of the places of a frame."""
+    return min(float(reading.weights.median()) for reading in readings)
 
 
 def _known(readings: Sequence[Reading]) -> float:
