@@ -4,6 +4,7 @@ Restorers for different tasks x conditions that they were trained for or not, ea
 in PSNR over the self-ensemble of the same restorer, with nothing but the model given to ``adapters.recommended``.
 
     python -m benchmarks.any_restorer run        # photos.DEV: choose settings on these
+    python -m benchmarks.any_restorer run --photos FOLDER --frames 20        # photographs of yours
     python -m benchmarks.any_restorer run --photos test --frames 4 --seeds 1 2 3 --output any_restorer.json
     python -m benchmarks.any_restorer run --photos test --scenes extreme --frames 30 --output any_restorer-extreme.json
     python -m benchmarks.any_restorer table benchmarks/results/any_restorer.json
@@ -166,7 +167,7 @@ def _real_cases(folder: Path) -> dict[str, Case]:
     return found
 
 
-def scene(kind: str, index: int, names: tuple[str, ...], size: int, generator: torch.Generator) -> Tensor:
+def scene(kind: str, index: int, names: tuple[str | Path, ...], size: int, generator: torch.Generator) -> Tensor:
     """A sharp scene (1, 3, S, S): a crop of a photograph, the same by night with lamps, one of EXTREMES, or text."""
     if kind == "text":
         return _text(size, index)
@@ -186,7 +187,7 @@ def scene(kind: str, index: int, names: tuple[str, ...], size: int, generator: t
     return dark * (1 - lamps) + 3.0 * lamps  # light beyond the sensor's range; targets are clipped
 
 
-def _extreme(index: int, names: tuple[str, ...], size: int, generator: torch.Generator) -> Tensor:
+def _extreme(index: int, names: tuple[str | Path, ...], size: int, generator: torch.Generator) -> Tensor:
     """The brightest, darkest, smoothest or most detailed of 32 crops of a photograph, or its brightest, overexposed."""
     photo, kind = photos.load(names[index // len(EXTREMES) % len(names)]), EXTREMES[index % len(EXTREMES)]
     crops = []
@@ -229,7 +230,7 @@ def _text(size: int, index: int) -> Tensor:
 
 
 def measure(
-    case: Case, condition: str, names: tuple[str, ...], count: int, seed: int, scenes: str | None = None
+    case: Case, condition: str, names: tuple[str | Path, ...], count: int, seed: int, scenes: str | None = None
 ) -> Iterator[dict[str, Any]]:
     """Measure frame by frame; each is adapted on from the start. ``scenes`` replaces the condition's own."""
     camera, kind = case.conditions[condition]
@@ -316,7 +317,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("results", nargs="?", type=Path, help="JSON file for `table`")
     parser.add_argument("--real", type=Path, help="folder of published packages; REAL_RESTORERS names their loaders'")
     parser.add_argument("--only", nargs="*", default=[], help="restorers, or restorer:condition")
-    parser.add_argument("--photos", choices=("dev", "test"), default="dev")
+    parser.add_argument("--photos", default="dev", metavar="dev|test|FOLDER")
     parser.add_argument("--scenes", choices=("extreme",), help=f"other scenes than the conditions': {EXTREMES} crops")
     parser.add_argument("--frames", type=int, default=4)
     parser.add_argument("--seeds", type=int, nargs="+", default=[7], help="--frames of each")
@@ -327,7 +328,7 @@ def main(arguments: list[str] | None = None) -> None:
     if options.action == "table":
         print(table(json.loads(options.results.read_text())))
         return
-    names = photos.TEST if options.photos == "test" else tuple(name for name in photos.DEV if name != "moon")
+    names = _photographs(options.photos, parser)
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True).stdout.strip()
     content: dict[str, Any] = {
         "date": datetime.date.today().isoformat(),
@@ -355,6 +356,15 @@ def main(arguments: list[str] | None = None) -> None:
                     if options.output:
                         options.output.write_text(json.dumps(content, indent=1) + "\n")
             print(table({"rows": content["rows"][-1:]}).splitlines()[-1], flush=True)
+
+
+def _photographs(chosen: str, parser: argparse.ArgumentParser) -> tuple[str | Path, ...]:
+    if chosen == "test":
+        return photos.TEST
+    if chosen == "dev":
+        return tuple(name for name in photos.DEV if name != "moon")
+    files = tuple(sorted(path for path in Path(chosen).glob("*") if path.is_file()))
+    return files or parser.error(f"--photos: expected dev, test or a folder of photographs, got {chosen!r}")
 
 
 if __name__ == "__main__":

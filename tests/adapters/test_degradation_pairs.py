@@ -297,10 +297,10 @@ def test_noise_that_may_be_there_counts():
 
 def test_frames_that_show_no_blur_earn_no_trust_in_it():
     reading = dataclasses.replace(Estimator().read(_frame(0)[0]), blur=torch.tensor([math.log(0.3), 1.1]))
-    assert _trust.max_input([reading]) == 0
+    assert _trust.max_input([reading], scale=1) == 0
     options = {"sharpens": True, "scale": 1, "denoises": False}
     assert _trust.max_student(9.0, [reading], **options) == 0
-    assert _trust.max_input([dataclasses.replace(reading, blur=torch.tensor([math.log(0.3), 0.5]))]) == 1
+    assert _trust.max_input([dataclasses.replace(reading, blur=torch.tensor([math.log(0.3), 0.5]))], scale=1) == 1
 
 
 def test_soft_content_earns_little_trust_in_a_lens():
@@ -360,7 +360,7 @@ def test_trust_grows_with_the_lead_and_falls_with_what_is_read_badly(task, blur,
             noisy = dataclasses.replace(reading, noise=torch.tensor([math.log(noise / 255), 0.1]))
             assert _trust.max_student(lead, [noisy], **options) == pytest.approx(share * kept, abs=1e-3)
     sharp, blurred = (0.8, 1.2) if quality == 100 else (0.6, 0.85)
-    assert _trust.max_input([reading]) == pytest.approx(min(max((blurred - blur) / (blurred - sharp), 0), 1), abs=1e-3)
+    assert _trust.max_input([reading], scale=1) == pytest.approx(min(max((blurred - blur) / (blurred - sharp), 0), 1), abs=1e-3)
 
 
 def test_a_lens_that_the_student_fails_on_is_a_change(monkeypatch):
@@ -576,3 +576,7 @@ def test_upscalers_need_a_sure_radius_or_detail():
             reading, blur=torch.tensor([math.log(1.13), deviation]), weights=torch.full((4,), confidence)
         )
         assert _trust.max_student(1.7, [one], **options) == pytest.approx(share, abs=1e-3)
+        noisy = dataclasses.replace(one, noise=torch.tensor([math.log(2.5 / 255), 0.1]))
+        assert _trust.max_input([one], scale=2) == 0  # its blur is what the pairs may be wrong about
+        assert _trust.max_input([noisy], scale=2) == 1
+        assert _trust.max_input([one, noisy], scale=2) == 0

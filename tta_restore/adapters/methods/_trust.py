@@ -80,11 +80,14 @@ def max_student(lead: float, readings: Sequence[Reading], *, sharpens: bool, sca
     return share / 2 if compressed else share
 
 
-def max_input(readings: Sequence[Reading]) -> float:
+def max_input(readings: Sequence[Reading], *, scale: int) -> float:
     """Return the largest weight of the input next to a restorer that removes blur, 0 to 1.
 
-    None if the input is blurred, or if nothing in it shows whether it is.
+    None if the input is blurred, or if nothing in it shows whether it is. Bicubic upsampling blurs: it only keeps a
+    restorer from adding noise or artifacts.
     """
+    if scale > 1:
+        return float(is_compressed(readings) or all(is_noisy(reading) for reading in readings))
     limits = _SHARP_COMPRESSED if is_compressed(readings) else _SHARP
     sharp = 1 - _position(max(reading.mean["blur_radius"] for reading in readings), limits)
     return sharp * _known(readings)

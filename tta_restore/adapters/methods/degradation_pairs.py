@@ -569,12 +569,11 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         sampler, readings = notes["sampler"], [notes["read"], notes["reading"]]
         share = self._max_share(notes["best"], readings, sampler)
         self.memory["correlation"] = []
-        if sampler.sharpens and sampler.scale == 1:
-            return share, _trust.max_input(readings)
-        if sampler.sharpens and not _trust.is_noisy(notes["reading"], doubt=1.0):
-            return share, float(_trust.is_compressed(readings))  # bicubic upsampling adds no noise or artifacts
+        plain = _trust.max_input(readings, scale=sampler.scale) if sampler.sharpens else 1.0
+        if sampler.sharpens and (sampler.scale == 1 or not _trust.is_noisy(notes["reading"], doubt=1.0)):
+            return share, plain
         if not sampler.sharpens and _trust.is_compressed(readings):
-            return share, 1.0
+            return share, plain
         degraded, _ = notes["held_out"]
         images = {"source": notes["source"].image}
         if not sampler.sharpens:
@@ -593,7 +592,7 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
                 "restoration removes content that is as fine as noise: the estimate of the noise is not trusted "
                 f"(the residual correlates by {excess:.2f} more than noise)"
             )
-        return share * kept, kept if sampler.sharpens else 1.0
+        return share * kept, plain * kept if sampler.sharpens else plain
 
     def _structure_excess(self, x: Tensor, restored: Tensor, expected: tuple[float, float]) -> float:
         scale = restored.shape[-1] // x.shape[-1]
