@@ -349,6 +349,7 @@ def test_trust_grows_with_the_lead_and_falls_with_what_is_read_badly(task, blur,
     reading = dataclasses.replace(
         Estimator().read(_frame(0)[0]),
         blur=torch.tensor([math.log(blur), 0.1]),
+        sharpest=torch.tensor(blur).log(),
         jpeg=torch.tensor([float(quality < 100), quality, 1.0]),
         weights=torch.full((4,), 3.2),
     )
@@ -360,7 +361,8 @@ def test_trust_grows_with_the_lead_and_falls_with_what_is_read_badly(task, blur,
             noisy = dataclasses.replace(reading, noise=torch.tensor([math.log(noise / 255), 0.1]))
             assert _trust.max_student(lead, [noisy], **options) == pytest.approx(share * kept, abs=1e-3)
     sharp, blurred = (0.8, 1.2) if quality == 100 else (0.6, 0.85)
-    assert _trust.max_input([reading], scale=1) == pytest.approx(min(max((blurred - blur) / (blurred - sharp), 0), 1), abs=1e-3)
+    plain = min(max((blurred - blur) / (blurred - sharp), 0), 1)
+    assert _trust.max_input([reading], scale=1) == pytest.approx(plain, abs=1e-3)
 
 
 def test_a_lens_that_the_student_fails_on_is_a_change(monkeypatch):
@@ -564,19 +566,21 @@ def test_progress_is_shown_late_and_not_where_it_is_switched_off(monkeypatch):
     assert bars[1].options["disable"] is True
 
 
-def test_upscalers_need_a_sure_radius_or_detail():
+def test_upscalers_need_blur_at_the_sharpest_places_too():
     options = {"sharpens": True, "scale": 2, "denoises": False}
     reading = dataclasses.replace(
         Estimator().read(_frame(0)[0]),
         noise=torch.tensor([math.log(1.75 / 255), 0.26]),
         jpeg=torch.tensor([0.0, 100.0, 1.0]),
     )
-    for deviation, confidence, share in ((0.3, 2.0, 1.0), (0.5, 2.0, 0.0), (0.5, 3.2, 1.0), (0.45, 2.0, 0.5)):
-        one = dataclasses.replace(
-            reading, blur=torch.tensor([math.log(1.13), deviation]), weights=torch.full((4,), confidence)
-        )
-        assert _trust.max_student(1.7, [one], **options) == pytest.approx(share, abs=1e-3)
+    limits = ((0.3, 1.13, 1.0), (0.4, 1.13, 0.5), (0.5, 1.13, 0.0), (0.3, 0.825, 0.46), (0.2, 0.7, 0.0))
+    for deviation, sharpest, share in limits:
+        blur = torch.tensor([math.log(1.13), deviation])
+        one = dataclasses.replace(reading, blur=blur, sharpest=torch.tensor(sharpest).log())
+        assert _trust.max_student(1.7, [one], **options) == pytest.approx(share, abs=0.02)
         noisy = dataclasses.replace(one, noise=torch.tensor([math.log(2.5 / 255), 0.1]))
         assert _trust.max_input([one], scale=2) == 0  # its blur is what the pairs may be wrong about
         assert _trust.max_input([noisy], scale=2) == 1
         assert _trust.max_input([one, noisy], scale=2) == 0
+    soft = dataclasses.replace(reading, blur=torch.tensor([math.log(1.4), 0.2]), sharpest=torch.tensor(0.91).log())
+    assert _trust.max_student(1.7, [soft], **options) == pytest.approx(0.35, abs=0.05)

@@ -94,3 +94,14 @@ def test_noise_is_read_below_what_the_frame_can_have():
         torch.testing.assert_close(found, torch.stack([kept.mean(), kept.std()]), atol=0.01, rtol=0)
     torch.testing.assert_close(_below(torch.tensor([1.0, 0.5]), torch.tensor(float("inf"))), torch.tensor([1.0, 0.5]))
     assert float(_below(torch.tensor([1.0, 0.01]), torch.tensor(-3.0))[0]) == -3.0
+
+
+def test_the_sharpest_places_bound_the_blur_of_the_lens(estimator):
+    """Half of the frame out of focus makes the frame softer, not its sharpest places."""
+    sharp, blurred = (frame(blur, 1.0, name="motorcycle_left") for blur in (0.8, 2.5))
+    half = torch.cat([sharp[..., :96], blurred[..., 96:]], -1)
+    one, both, all_of_it = (estimator.read(x) for x in (sharp, half, blurred))
+    assert float(both.blur[0]) > float(one.blur[0]) + 0.2
+    assert float(both.sharpest) < float(one.sharpest) + 0.15
+    assert float(all_of_it.sharpest) > float(both.sharpest) + 0.3
+    assert all(float(found.sharpest) < float(found.blur[0]) for found in (both, all_of_it))

@@ -23,6 +23,7 @@ def reading(noise=5 / 255, blur=1.5, jpeg=(1.0, 60.0, 2.0), deviation=0.2, **cha
         "pupils": pupils / pupils.sum((1, 2), keepdim=True),
         "radii": torch.tensor([[0.8, 1.0], [1.0, 1.25]]),
         "weights": torch.tensor([1.0, 2.0]),
+        "sharpest": torch.tensor(1.2).log(),
         "statistics": torch.ones(1, 7),
         "asymmetry": torch.zeros(2, 2),
     }
@@ -98,6 +99,8 @@ def test_pooling_weights_by_confidence_and_keeps_what_frames_share():
     assert scattered.uncertainty["blur_radius"] > 0.3 * scattered.mean["blur_radius"]
     step = Reading.pool([Reading.pool([sure, sure]), unsure])
     assert step.frames == 3
+    apart = [reading(sharpest=torch.tensor(value)) for value in (0.0, 0.0, 0.6)]
+    assert float(Reading.pool([Reading.pool(apart[:2]), apart[2]]).sharpest) == pytest.approx(0.2)
     with pytest.raises(ValueError, match="at least one reading"):
         Reading.pool([])
 

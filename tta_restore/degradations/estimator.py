@@ -36,6 +36,7 @@ _DEFOCUS_FROM = (0.5, 0.8)
 _DEFOCUS_WEIGHT = (0.85, 0.5)
 _DEFOCUS_STD = 0.25
 _JOINT_BIAS = 0.2
+_SHARPEST = 0.15  # part of the squared confidence of the places that count as the sharpest ones of a frame
 
 
 class Estimator(nn.Module):
@@ -157,6 +158,7 @@ class Estimator(nn.Module):
             pupils=self.candidates(statistics, asymmetry, 1),
             radii=radii,
             weights=weights,
+            sharpest=_sharpest(estimate),
             statistics=statistics,
             asymmetry=asymmetry,
         )
@@ -199,6 +201,13 @@ def _fused_radius(joint: Tensor, estimate: DefocusEstimate, noise_std: float) ->
     spread = weight * (1 - weight) * (defocus - corrected) ** 2
     variance = (1 - weight) ** 2 * deviation**2 + (weight * _DEFOCUS_STD * (1 + noisy)) ** 2 + spread
     return torch.tensor([mean, math.sqrt(variance)])
+
+
+def _sharpest(estimate: DefocusEstimate) -> Tensor:
+    """Return the log radius that the sharpest places do not exceed, ()."""
+    radius, order = estimate.radius.flatten().sort()
+    share = estimate.confidence.flatten()[order].square().cumsum(0)
+    return radius[(share >= _SHARPEST * share[-1]).nonzero()[0, 0]].log().cpu()
 
 
 def _below(value: Tensor, bound: Tensor) -> Tensor:

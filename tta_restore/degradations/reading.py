@@ -53,6 +53,7 @@ class Reading:
         pupils: pupil functions that fit, the most likely first, over [-2.3, 2.3] root mean square radii, (S, A, A).
         radii: radii relative to the mean, at pairs of neighboring places, (M, 2).
         weights: confidence of each pair, (M,).
+        sharpest: logarithm of the blur radius at the sharpest places, (): a lens blurs no place less.
         statistics: sums from which symmetric ``pupils`` were found, of all frames, (1, P).
         asymmetry: mean of :func:`tta_restore.degradations.asymmetry.estimate_asymmetry` over the frames, (2, 2).
         frames: number of frames.
@@ -66,6 +67,7 @@ class Reading:
     pupils: Tensor
     radii: Tensor
     weights: Tensor
+    sharpest: Tensor
     statistics: Tensor
     asymmetry: Tensor
     frames: int = 1
@@ -242,6 +244,7 @@ class Reading:
         radii, weights = (torch.cat([getattr(reading, name) for reading in readings]) for name in ("radii", "weights"))
         kept = torch.linspace(0, len(radii) - 1, min(len(radii), _MAX_RADII)).long()
         statistics = torch.stack([reading.statistics for reading in readings]).sum(0)
+        sharpest = torch.stack([reading.sharpest for reading in readings])
         waves = torch.stack([reading.asymmetry for reading in readings])
         asymmetry = (count[:, None, None] * waves).sum(0) / count.sum()
         if estimator is not None:
@@ -259,6 +262,7 @@ class Reading:
             pupils=pupils,
             radii=radii[kept],
             weights=weights[kept],
+            sharpest=(count * sharpest).sum() / count.sum(),
             statistics=statistics,
             asymmetry=asymmetry,
             frames=frames,

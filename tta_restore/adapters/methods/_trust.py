@@ -32,8 +32,9 @@ _SURE_BLUR, _MIN_SHARE, _MAX_SHARE = (1.2, 2.0), 0.3, 0.8
 # Confidence of the estimator in the middle of the places of a frame without noise: soft content reads as blur below,
 # and says nothing of the lens; and the part of the weight that is left then
 _CONFIDENT, _UNSURE_SHARE = (2.6, 3.2), 0.15
-_SURE_BLUR_UPSCALING = (0.65, 0.85)  # soft content of small frames reads as up to 0.67 pixels
-_UNSURE_UPSCALING = (0.4, 0.5)  # standard deviations of the log radius from which such content is suspected
+# The same for upscalers at the sharpest places; of soft content only some are blurred, and the log radius of the frame
+# exceeds theirs by more
+_SURE_BLUR_UPSCALING, _SOFT_UPSCALING = (0.75, 0.9), (0.3, 0.5)
 _LARGE_BLUR_UPSCALING = (1.5, 2.0)  # and soft frames as more than any that is worth upscaling
 # Correlation of the residual, beyond that on pairs and per dB of lead, that is trusted fully and not any more
 _EXCESS, _EXCESS_UPSCALING = (0.05, 0.1), (0.04, 0.07)
@@ -74,9 +75,9 @@ def max_student(lead: float, readings: Sequence[Reading], *, sharpens: bool, sca
     elif sharpens:
         share *= 1 - _position(max(reading.mean["blur_radius"] for reading in readings), _LARGE_BLUR_UPSCALING)
         if not any(is_noisy(reading) for reading in readings):
-            # an estimate may be sure of its radius, or have seen enough detail
-            sure = 1 - _position(max(float(reading.blur[1]) for reading in readings), _UNSURE_UPSCALING)
-            share *= _position(radius, _SURE_BLUR_UPSCALING) * max(sure, _position(_confidence(readings), _CONFIDENT))
+            sharpest = math.exp(min(float(reading.sharpest) for reading in readings))
+            softness = max(max(float(r.blur[1]), float(r.blur[0] - r.sharpest)) for r in readings)
+            share *= _position(sharpest, _SURE_BLUR_UPSCALING) * (1 - _position(softness, _SOFT_UPSCALING))
     return share / 2 if compressed else share
 
 
