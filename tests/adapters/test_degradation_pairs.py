@@ -304,14 +304,13 @@ def test_frames_that_show_no_blur_earn_no_trust_in_it():
 
 
 def test_soft_content_earns_little_trust_in_a_lens():
-    """Where a frame has no detail, any blur reads alike; noise is another matter."""
+    """A lens blurs every place: what is softer than the sharpest places is so by itself; noise is another matter."""
     options = {"sharpens": True, "scale": 1, "denoises": False}
-    reading = dataclasses.replace(
-        Estimator().read(_frame(0)[0]), blur=torch.tensor([math.log(2.5), 0.2]), jpeg=torch.tensor([0.0, 100.0, 1.0])
-    )
-    for confidence, level, share in ((3.2, 1, 0.8), (2.9, 1, 0.4), (2.2, 1, 0.12), (2.2, 5, 0.8)):
-        noise = torch.tensor([math.log(level / 255), 0.1])
-        one = dataclasses.replace(reading, weights=torch.tensor([1.0, confidence, 9.0]), noise=noise)
+    reading = dataclasses.replace(Estimator().read(_frame(0)[0]), jpeg=torch.tensor([0.0, 100.0, 1.0]))
+    cases = ((0.2, 0.3, 1, 0.8), (0.2, 0.4, 1, 0.4), (0.2, 0.6, 1, 0.12), (0.4, 0.1, 1, 0.4), (0.2, 0.6, 5, 0.8))
+    for deviation, softness, level, share in cases:
+        blur, noise = torch.tensor([math.log(2.5), deviation]), torch.tensor([math.log(level / 255), 0.1])
+        one = dataclasses.replace(reading, blur=blur, sharpest=blur[0] - softness, noise=noise)
         assert _trust.max_student(2.0, [one], **options) == pytest.approx(share, abs=1e-3)
 
 
@@ -351,7 +350,6 @@ def test_trust_grows_with_the_lead_and_falls_with_what_is_read_badly(task, blur,
         blur=torch.tensor([math.log(blur), 0.1]),
         sharpest=torch.tensor(blur).log(),
         jpeg=torch.tensor([float(quality < 100), quality, 1.0]),
-        weights=torch.full((4,), 3.2),
     )
     sharpens = task in ("defocus", "sr")
     options = {"sharpens": sharpens, "scale": 2 if task == "sr" else 1, "denoises": task == "denoise"}

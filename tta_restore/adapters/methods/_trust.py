@@ -29,12 +29,10 @@ _SHARP, _SHARP_COMPRESSED = (0.8, 1.2), (0.6, 0.85)
 _UNKNOWN = (0.8, 1.0)  # standard deviations of the log radius from which it is less and not known
 # Blur radii in pixels between which the weight of a student that removes blur grows, and its limits
 _SURE_BLUR, _MIN_SHARE, _MAX_SHARE = (1.2, 2.0), 0.3, 0.8
-# Confidence of the estimator in the middle of the places of a frame without noise: soft content reads as blur below,
-# and says nothing of the lens; and the part of the weight that is left then
-_CONFIDENT, _UNSURE_SHARE = (2.6, 3.2), 0.15
-# The same for upscalers at the sharpest places; of soft content only some are blurred, and the log radius of the frame
-# exceeds theirs by more
-_SURE_BLUR_UPSCALING, _SOFT_UPSCALING = (0.75, 0.9), (0.3, 0.5)
+# By how much the log radius of a frame without noise may exceed that of its sharpest places, or be uncertain: more is
+# soft content, which says nothing of the lens; and the part of the weight that is left then
+_SOFT, _SOFT_SHARE = (0.3, 0.5), 0.15
+_SURE_BLUR_UPSCALING = (0.75, 0.9)  # radii of the sharpest places in pixels
 _LARGE_BLUR_UPSCALING = (1.5, 2.0)  # and soft frames as more than any that is worth upscaling
 # Correlation of the residual, beyond that on pairs and per dB of lead, that is trusted fully and not any more
 _EXCESS, _EXCESS_UPSCALING = (0.05, 0.1), (0.04, 0.07)
@@ -71,13 +69,12 @@ def max_student(lead: float, readings: Sequence[Reading], *, sharpens: bool, sca
     if sharpens and scale == 1:
         share *= min(max(_position(radius, _SURE_BLUR), _MIN_SHARE), _MAX_SHARE) * _known(readings)
         if not compressed and not any(is_noisy(reading) for reading in readings):
-            share *= max(_position(_confidence(readings), _CONFIDENT), _UNSURE_SHARE)
+            share *= max(1 - _position(_softness(readings), _SOFT), _SOFT_SHARE)
     elif sharpens:
         share *= 1 - _position(max(reading.mean["blur_radius"] for reading in readings), _LARGE_BLUR_UPSCALING)
         if not any(is_noisy(reading) for reading in readings):
             sharpest = math.exp(min(float(reading.sharpest) for reading in readings))
-            softness = max(max(float(r.blur[1]), float(r.blur[0] - r.sharpest)) for r in readings)
-            share *= _position(sharpest, _SURE_BLUR_UPSCALING) * (1 - _position(softness, _SOFT_UPSCALING))
+            share *= _position(sharpest, _SURE_BLUR_UPSCALING) * (1 - _position(_softness(readings), _SOFT))
     return share / 2 if compressed else share
 
 
@@ -113,9 +110,9 @@ def structure_share(excess: float, lead: float, *, scale: int) -> float:
     return 1 - _position(excess, (low, high)) if lead > 0 else 0.0
 
 
-def _confidence(readings: Sequence[Reading]) -> float:
-    """Return the confidence of the blur in the middle of the places of a frame."""
-    return min(float(reading.weights.median()) for reading in readings)
+def _softness(readings: Sequence[Reading]) -> float:
+    """Return by how much the log radius of a frame may be too large for its lens."""
+    return max(max(float(reading.blur[1]), float(reading.blur[0] - reading.sharpest)) for reading in readings)
 
 
 def _known(readings: Sequence[Reading]) -> float:
