@@ -31,8 +31,10 @@ _UNKNOWN = (0.8, 1.0)  # standard deviations of the log radius from which it is 
 _SURE_BLUR, _MIN_SHARE, _MAX_SHARE = (1.2, 2.0), 0.3, 0.8
 # By how much the log radius of a frame without noise may exceed that of its sharpest places, or be uncertain: more is
 # soft content, which says nothing of the lens; and the part of the weight that is left then
-_SOFT, _SOFT_SHARE = (0.3, 0.5), 0.15
-_SURE_BLUR_UPSCALING = (0.75, 0.9)  # radii of the sharpest places in pixels
+_SOFT, _SOFT_SHARE = (0.22, 0.34), 0.15
+# The same for upscalers, whose targets are sharp; and radii of the frame and of its sharpest places in pixels
+_UNSURE_UPSCALING, _SOFT_UPSCALING = (0.3, 0.45), (0.15, 0.3)
+_SURE_BLUR_UPSCALING, _SHARPEST_UPSCALING = (0.55, 0.75), (0.6, 0.75)
 _LARGE_BLUR_UPSCALING = (1.5, 2.0)  # and soft frames as more than any that is worth upscaling
 # Correlation of the residual, beyond that on pairs and per dB of lead, that is trusted fully and not any more
 _EXCESS, _EXCESS_UPSCALING = (0.05, 0.1), (0.04, 0.07)
@@ -69,12 +71,15 @@ def max_student(lead: float, readings: Sequence[Reading], *, sharpens: bool, sca
     if sharpens and scale == 1:
         share *= min(max(_position(radius, _SURE_BLUR), _MIN_SHARE), _MAX_SHARE) * _known(readings)
         if not compressed and not any(is_noisy(reading) for reading in readings):
-            share *= max(1 - _position(_softness(readings), _SOFT), _SOFT_SHARE)
+            share *= max(1 - _position(max(_softness(readings)), _SOFT), _SOFT_SHARE)
     elif sharpens:
         share *= 1 - _position(max(reading.mean["blur_radius"] for reading in readings), _LARGE_BLUR_UPSCALING)
         if not any(is_noisy(reading) for reading in readings):
-            sharpest = math.exp(min(float(reading.sharpest) for reading in readings))
-            share *= _position(sharpest, _SURE_BLUR_UPSCALING) * (1 - _position(_softness(readings), _SOFT))
+            uncertain, excess = _softness(readings)
+            share *= 1 - _position(uncertain, _UNSURE_UPSCALING)
+            share *= 1 - _position(excess, _SOFT_UPSCALING)
+            sharpest = min(float(reading.sharpest.exp()) for reading in readings)
+            share *= _position(radius, _SURE_BLUR_UPSCALING) * _position(sharpest, _SHARPEST_UPSCALING)
     return share / 2 if compressed else share
 
 
@@ -110,9 +115,10 @@ def structure_share(excess: float, lead: float, *, scale: int) -> float:
     return 1 - _position(excess, (low, high)) if lead > 0 else 0.0
 
 
-def _softness(readings: Sequence[Reading]) -> float:
-    """Return by how much the log radius of a frame may be too large for its lens."""
-    return max(max(float(reading.blur[1]), float(reading.blur[0] - reading.sharpest)) for reading in readings)
+def _softness(readings: Sequence[Reading]) -> tuple[float, float]:
+    """Return how uncertain the log radius of a frame is, and by how much it exceeds that of the sharpest places."""
+    uncertain = max(float(reading.blur[1]) for reading in readings)
+    return uncertain, max(float(reading.blur[0] - reading.sharpest) for reading in readings)
 
 
 def _known(readings: Sequence[Reading]) -> float:
