@@ -116,9 +116,12 @@ def structure_share(excess: float, lead: float, *, scale: int) -> float:
 
 
 def _softness(readings: Sequence[Reading]) -> tuple[float, float]:
-    """Return how uncertain the log radius of a frame is, and by how much it exceeds that of the sharpest places."""
-    uncertain = max(float(reading.blur[1]) for reading in readings)
-    return uncertain, max(float(reading.blur[0] - reading.sharpest) for reading in readings)
+    """Return how uncertain the log radius is, and by how much it exceeds that of the sharpest places, where it is least.
+
+    Frames of a camera differ in how soft their content is: one that shows the lens suffices.
+    """
+    uncertain = min(float(reading.blur[1]) for reading in readings)
+    return uncertain, min(float(reading.blur[0] - reading.sharpest) for reading in readings)
 
 
 def _known(readings: Sequence[Reading]) -> float:
