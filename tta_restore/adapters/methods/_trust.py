@@ -116,9 +116,9 @@ def structure_share(excess: float, lead: float, *, scale: int) -> float:
 
 
 def _softness(readings: Sequence[Reading]) -> tuple[float, float]:
-    """Return how uncertain the log radius is, and by how much it exceeds that of the sharpest places, where it is least.
+    """Return how uncertain the log radius is, and by how much it exceeds that of the sharpest places.
 
-    Frames of a camera differ in how soft their content is: one that shows the lens suffices.
+    Frames of a camera differ in how soft their content is, so that the least of each counts.
     """
     uncertain = min(float(reading.blur[1]) for reading in readings)
     return uncertain, min(float(reading.blur[0] - reading.sharpest) for reading in readings)
