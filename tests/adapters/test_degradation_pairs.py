@@ -453,12 +453,13 @@ def test_uncertain_lenses_are_mixed_with_common_ones():
     assert torch.equal(sure.pupils[-2:], common)
 
 
-def test_a_camera_change_is_noticed_where_nothing_was_learned(monkeypatch):
-    """Without a lead to lose, two frames at a smaller distance count as a change."""
+@pytest.mark.parametrize("lead", [0.0, 0.25])
+def test_a_camera_change_is_noticed_where_hardly_anything_was_learned(monkeypatch, lead):
+    """Without a lead worth keeping, two frames at a smaller distance count as a change."""
     adapter = DegradationPairs(Filter(), spec=DENOISE, steps=4, lr=1e-6, calibration_frames=1)
     adapter.adapt(_frame(15)[0])
     assert adapter.phase == "steady"
-    adapter.memory["lead"] = 0.0
+    adapter.memory["lead"] = lead
     monkeypatch.setattr(Reading, "distance", lambda self, other: 1.5)
     first, second = (adapter.adapt(_frame(15, seed)[0]) for seed in (5, 6))
     assert (first.steps, first.metrics["changed"]) == (0, 0)

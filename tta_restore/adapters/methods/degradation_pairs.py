@@ -45,9 +45,9 @@ _STEADY = 2  # frames in a row that gain less than _MIN_GAIN each, after which a
 _MIN_GAIN = 0.1  # dB of lead; the best of several looks at few pairs is a little too good
 _STEADY_LEAD = 0.8  # part of the lead that counts against content that a steady student removes from a frame
 _KEPT_LEAD = 0.5  # part of the lead that the student must keep on a frame of the same camera
-_WITHOUT_LEAD = 0.4  # part of the threshold of a change for a student that has no lead
+_WITHOUT_LEAD = 0.4  # part of the threshold of a change for a student that hardly leads
 _DOUBTFUL = 2  # frames of a steady camera in a row without that lead, which are a change
-_MARGIN = 0.3  # dB by which remembered weights must lead over the source to be continued from
+_MARGIN = 0.3  # dB by which weights must lead over the source to be worth keeping
 _RECORRUPTION = 0.3  # strength of the noise that the frame is tested with, relative to its own
 _WINDOW = 256  # side in pixels of the part of a frame that is tested
 _SILENT = 10.0  # seconds of a frame's steps before their progress is shown
@@ -399,11 +399,10 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         """Compare a frame of a steady camera with those that were adapted on; restore it if it is like them.
 
         Frames on which the student lost its lead get as much of it as the lead that is left allows. The second one in
-        a row counts as a change: single estimates are uncertain. Without a lead to lose, smaller distances count.
+        a row counts as a change: single estimates are uncertain. Without a lead worth keeping, smaller distances count.
         """
         memory = self.memory
-        leads = _KEPT_LEAD * memory["lead"] > _MIN_PROGRESS
-        threshold = self.change_threshold if leads else _WITHOUT_LEAD * self.change_threshold
+        threshold = self.change_threshold if memory["lead"] > _MARGIN else _WITHOUT_LEAD * self.change_threshold
         outdated = self._outdated(frame, reading, threshold)
         lead = frame.metrics.get("lead_on_frame")
         if not outdated:
