@@ -2,12 +2,14 @@
 
 import dataclasses
 import math
+import re
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tta_restore._core.progress import no_progress
 from tta_restore.adapters import DegradationPairs, Processes, SelfEnsemble, calibrate, create_adapter, recommended
 from tta_restore.adapters.methods import _blend, _trust
 from tta_restore.adapters.methods._pair_sampler import PairSampler, _common_pupils, _hedged, patch_size_for
@@ -537,31 +539,24 @@ def test_residuals_of_compressed_frames_are_not_compared(monkeypatch):
     assert report.metrics["jpeg_quality"] == 50
 
 
-def test_progress_is_shown_late_and_not_where_it_is_switched_off(monkeypatch):
-    bars = []
-
-    class Bar:
-        def __init__(self, **options):
-            self.options, self.count, self.closed = options, 0, False
-            bars.append(self)
-
-        def update(self):
-            self.count += 1
-
-        def close(self):
-            self.closed = True
-
-    monkeypatch.setattr("tta_restore.adapters.methods.degradation_pairs.tqdm", Bar)
+def test_progress_is_shown_off_a_terminal_too_and_not_where_it_is_switched_off(monkeypatch, capsys):
     adapter = DegradationPairs(Filter(), spec=DENOISE, steps=12)
+    adapter.adapt(_frame(20)[0])
+    assert capsys.readouterr().err == ""  # work of a moment
+    monkeypatch.setattr("tta_restore._core.progress._INTERVAL", 1e-9)
+    adapter.reset()
     report = adapter.adapt(_frame(20)[0])
-    assert bars[0].closed
-    assert bars[0].options["disable"] is None  # tqdm: shown on terminals only
-    assert bars[0].options["delay"] >= 5
-    assert bars[0].count > report.steps  # the trials of learning rates count
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) > report.steps  # the trials of learning rates count
+    done = [re.fullmatch(r"adapting, steps: (\d+) of \d+ after [\d:]+, about [\d:?]+ left", line)[1] for line in lines]
+    assert done == sorted(done, key=int)
+    adapter.reset()
+    with no_progress():
+        adapter.adapt(_frame(20)[0])
     adapter.show_progress = False
     adapter.reset()
     adapter.adapt(_frame(20)[0])
-    assert bars[1].options["disable"] is True
+    assert capsys.readouterr().err == ""
 
 
 def test_upscalers_need_a_sure_radius_or_detail():

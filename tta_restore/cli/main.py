@@ -5,10 +5,11 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import tta_restore
+from tta_restore._core.progress import no_progress
 from tta_restore._core.streams import run_with_streams
 from tta_restore.cli.commands import COMMANDS, Command
 from tta_restore.cli.parsing import PROGRAM, Parsed, parse
@@ -103,7 +104,8 @@ def _run(command: Command, parsed: Parsed) -> int:
             options["config"] = merge(options["config"], {"run": {"progress": False}})
     earlier = _earlier(command, parsed)
     try:
-        result = called(**options)
+        with no_progress() if parsed.quiet else nullcontext():
+            result = called(**options)
     except UsageError:  # nothing was done
         raise
     except BaseException:

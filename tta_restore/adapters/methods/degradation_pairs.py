@@ -12,9 +12,9 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from tta_restore._core import checks
+from tta_restore._core.progress import ProgressBar
 from tta_restore.adapters import state as parameter_sets
 from tta_restore.adapters.adapter import Adapter
 from tta_restore.adapters.frame import FrameContext
@@ -83,7 +83,8 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
     another camera. That of an earlier camera is recognized: its weights, estimates and progress are taken up again.
 
     Attributes:
-        show_progress: whether frames that take more than 10 seconds show a progress bar on a terminal.
+        show_progress: whether frames that take more than 10 seconds show a progress bar on a terminal, and those that
+            take longer a line every half minute elsewhere.
 
     Args:
         model: a restorer of single frames with 1 or 3 channels, of any scale; see :class:`Adapter`, as for ``options``.
@@ -266,9 +267,10 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         memory["readings"] = [*memory["readings"], reading.tensors()][-self.window :]
         self._hold_out(frame, self.reading)
         frame.metrics["changed"] = float(changed)
-        count = self.steps + (0 if memory["rate"] else len(_RATES) * self._trial_steps)
-        shown = None if self.show_progress else True
-        notes["bar"] = tqdm(total=count, desc="adapting", unit="step", delay=_SILENT, disable=shown, leave=False)
+        rates = 0 if memory["rate"] else len(_RATES) if self.lr is None else 1
+        count = self.steps + rates * self._trial_steps
+        shown = {"shown": self.show_progress and self.processes.first, "delay": _SILENT, "leave": False}
+        notes["bar"] = ProgressBar(total=count, desc="adapting, steps", unit="step", **shown)
         if not memory["rate"]:
             self._find_rate(frame, forward)
         lead = self._lead(frame, "teacher")
@@ -493,6 +495,7 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
                 break
             if not rates and self.lr is None:
                 rates = _next_rates(rate, best[1], best[0])
+                frame.scratch["bar"].total += len(rates) * self._trial_steps
         assert best is not None  # noqa: S101 (there is a rate)
         lead, rate, student, optimizer, updates = best
         self.restart(student, self.source if lead <= 0 else student)
