@@ -14,8 +14,9 @@ from tta_restore.adapters import DegradationPairs, Processes, SelfEnsemble, cali
 from tta_restore.adapters.methods import _blend, _trust
 from tta_restore.adapters.methods._pair_sampler import PairSampler, _common_pupils, _hedged, patch_size_for
 from tta_restore.data.synthetic import dead_leaves, defocus, photos
-from tta_restore.degradations import Estimator, Jpeg, Reading
+from tta_restore.degradations import Degradation, Estimator, Jpeg, Parameters, Reading
 from tta_restore.degradations import lens as optics
+from tta_restore.degradations.degradation import quantity
 from tta_restore.metrics import psnr
 from tta_restore.models import RestorerSpec, SizeRequirements, create_model
 
@@ -571,3 +572,66 @@ def test_upscalers_need_a_sure_radius_or_detail():
             reading, blur=torch.tensor([math.log(1.13), deviation]), weights=torch.full((4,), confidence)
         )
         assert _trust.max_student(1.7, [one], **options) == pytest.approx(share, abs=1e-3)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class HazeParameters(Parameters):
+    level: Tensor = quantity("fraction of gray", minimum=0, maximum=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Haze(Degradation):
+    """Mixes an image with gray, and keeps every ``step``-th pixel."""
+
+    level: tuple[float, float] = (0.35, 0.45)
+    step: int = 1
+
+    Parameters = HazeParameters
+
+    def sample(self, generator, n):
+        low, high = self.level
+        return HazeParameters(low + (high - low) * torch.rand(n, generator=generator))
+
+    def apply(self, sharp, parameters, generator):
+        level = parameters.level.to(sharp).view(-1, 1, 1, 1)
+        return (sharp * (1 - level) + 0.6 * level)[..., :: self.step, :: self.step]
+
+    def distance(self, a, b):
+        return (a.level - b.level).abs() / 0.05
+
+
+def test_a_degradation_that_no_estimator_reads_is_adapted_to(tmp_path):
+    sharp = photos.load(photos.DEV[0])[None, :, :96, :96]
+    frame = sharp * 0.6 + 0.6 * 0.4
+    net = nn.Conv2d(3, 3, 1)
+    with torch.no_grad():
+        net.weight.copy_(torch.eye(3)[..., None, None])
+        net.bias.zero_()
+    spec = RestorerSpec(task="any")
+    own = DegradationPairs(net, spec=spec, degradation=Haze(), steps=48)
+    report = own.adapt(frame)
+    assert report.metrics["trust"] > 0.5
+    assert psnr(own.predict(frame), sharp) > psnr(frame, sharp) + 2
+    assert own.adapt(frame).metrics["changed"] == 0
+    plain = DegradationPairs(net, spec=spec, steps=48)
+    assert psnr(plain(frame), sharp) < psnr(frame, sharp) + 0.5  # the estimator knows nothing of it
+    own.save(tmp_path / "state.safetensors")
+    again = DegradationPairs(net, spec=spec, degradation=Haze(), steps=48)
+    again.load(tmp_path / "state.safetensors")
+    assert torch.equal(again.predict(frame), own.predict(frame))
+    with pytest.raises(ValueError, match="degradation"):
+        DegradationPairs(net, spec=spec, degradation=Haze((0.1, 0.2)), steps=48).load(tmp_path / "state.safetensors")
+
+
+@pytest.mark.parametrize("step", [1, 2])
+def test_a_degradation_for_an_upscaler_may_reduce_the_size_or_not(step):
+    adapter = DegradationPairs(Upscaler(), degradation=Haze(step=step), steps=4)
+    assert adapter(_frame(0)[0][..., :48, :48]).shape[-2:] == (96, 96)
+
+
+def test_degradations_that_do_not_fit_are_told():
+    with pytest.raises(TypeError, match="expected degradation to be a Degradation or None, got 'haze'"):
+        DegradationPairs(Filter(), spec=DENOISE, degradation="haze")
+    adapter = DegradationPairs(Filter(), spec=DENOISE, degradation=Haze(step=2))
+    with pytest.raises(ValueError, match=r"expected Haze to return \(N, C, H, W\) = \(12, 3, 64, 64\)"):
+        adapter(_frame(0)[0])
