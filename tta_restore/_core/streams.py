@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-__all__ = ["READER_LEFT", "is_closed", "run_with_streams"]
+__all__ = ["READER_LEFT", "ReaderLeft", "is_closed", "run_with_streams"]
 
 #: Exit code of a program whose output nobody reads any more: 128 and the number of SIGPIPE, as shells report it.
 READER_LEFT = 141
@@ -31,11 +31,11 @@ def run_with_streams(work: Callable[[], int]) -> int:
                 return work()
             finally:  # also where the help exits
                 sys.stdout.flush()
-        except _ReaderLeft:
+        except ReaderLeft:
             return READER_LEFT
 
 
-class _ReaderLeft(BaseException):
+class ReaderLeft(BaseException):
     """Nobody reads the output any more; handlers of errors do not catch it."""
 
 
@@ -75,7 +75,7 @@ class _Stream:
             os.dup2(nowhere, self._stream.fileno())
             os.close(nowhere)
             if isinstance(error, BrokenPipeError):
-                raise _ReaderLeft from None
+                raise ReaderLeft from None
             self._failed(self._stream, error)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import tta_restore
 from tta_restore._core.progress import no_progress
-from tta_restore._core.streams import run_with_streams
+from tta_restore._core.streams import ReaderLeft, run_with_streams
 from tta_restore.cli.commands import COMMANDS, Command
 from tta_restore.cli.parsing import PROGRAM, Parsed, parse
 from tta_restore.engine.run.settings import merge
@@ -56,7 +56,9 @@ def _main(words: list[str]) -> int:
     except KeyboardInterrupt:
         _complain(name, "interrupted")
         return INTERRUPTED
-    except Exception as error:  # the last resort: one line instead of a traceback
+    except (SystemExit, ReaderLeft):
+        raise
+    except BaseException as error:  # the last resort, for what user code raises as well: one line, no traceback
         if verbose:
             raise
         _complain(name, f"{type(error).__name__}: {_line(str(error))} (-v shows the traceback)")
