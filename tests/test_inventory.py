@@ -1,11 +1,16 @@
 """docs/inventory.md names objects, models and tests that exist."""
 
 import importlib
+import inspect
 import re
 from pathlib import Path
 
+import torch
+
 import tta_restore
-from tta_restore import models
+from tta_restore import adapters, metrics, models
+from tta_restore.engine.evaluate.published import TABLES
+from tta_restore.engine.train.config import MisalignedSettings
 
 ROOT = Path(tta_restore.__file__).parents[1]
 TEXT = (ROOT / "docs/inventory.md").read_text()
@@ -30,3 +35,66 @@ def test_every_model_is_registered():
     named = {name for row in re.findall(r"models? `(\w+)`", TEXT) for name in [row]}
     assert named >= {"ifan", "jdrl_journal", "blur_conditioned", "video_reblur", "dpdnet_s"}
     assert named <= set(models.list_models())
+
+
+def rows():
+    return [line for line in TEXT.splitlines() if line.startswith("| ") and "`tests/" in line]
+
+
+def test_rows_that_are_called_golden_read_recorded_tensors():
+    golden = [row for row in rows() if "golden" in row.rpartition("|")[0].rpartition("|")[2]]
+    assert len(golden) > 25
+    for row in golden:
+        tests = [(ROOT / name).read_text() for name in re.findall(r"`(tests/[\w/]+\.py)`", row)]
+        assert any("golden" in text for text in tests), row
+
+
+def test_every_part_has_a_place_and_a_test():
+    for row in rows():
+        part, where, test = (cell.strip() for cell in row.strip("|").split("|"))
+        assert part, row
+        assert where, row
+        assert "`tests/" in test, row
+
+
+def test_every_table_and_protocol_exists():
+    named = {name for group in re.findall(r"reproduce ([\w-]+(?:`, `[\w-]+)*)`", TEXT) for name in group.split("`, `")}
+    assert named == set(TABLES)
+    assert set(re.findall(r'protocols\["([\w-]+)"\]', TEXT)) <= set(metrics.protocols)
+
+
+def test_stated_sizes():
+    def count(name, **config):
+        with torch.device("meta"):
+            return sum(parameter.numel() for parameter in models.create_model(name, **config).parameters())
+
+    for number, found in (
+        ("10,476,996", count("ifan")),
+        ("10,477,860", count("ifan_dual")),
+        ("10,578,116", count("ifan", filters=False)),
+        ("9,099,971", count("ifan", filters=False, disparity=False)),
+        ("31,033,423", count("dpdnet_s")),
+    ):
+        assert number in TEXT
+        assert f"{found:,}" == number
+
+
+def taken(cls):
+    bases = cls.__mro__[:-1]
+    return {name for base in bases for name in (*inspect.signature(base.__init__).parameters, *vars(base))}
+
+
+def test_every_keyword_is_taken():
+    for network, keywords in {
+        models.ifan.IFAN: ("filters", "disparity", "num_steps", "reblur_config", "variant", "horizontal"),
+        models.jdrl.JDRLReblur: ("one_branch",),
+        models.jdrl.JDRLUNet: ("bgr",),
+        models.video_reblur.VideoReblur: ("fusion", "variant"),
+        adapters.SiamCTTA: ("views", "steps", "ema", "restore", "region", "tiles"),
+        adapters.MetaTransfer: ("num_patches",),
+    }.items():
+        for keyword in keywords:
+            assert keyword in TEXT
+            assert keyword in taken(network), (network, keyword)
+    assert hasattr(MisalignedSettings, "released")
+    assert hasattr(MisalignedSettings, "multi_stage")

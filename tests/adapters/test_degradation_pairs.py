@@ -2,18 +2,21 @@
 
 import dataclasses
 import math
+import re
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tta_restore._core.progress import no_progress
 from tta_restore.adapters import DegradationPairs, Processes, SelfEnsemble, calibrate, create_adapter, recommended
 from tta_restore.adapters.methods import _blend, _trust
 from tta_restore.adapters.methods._pair_sampler import PairSampler, _common_pupils, _hedged, patch_size_for
 from tta_restore.data.synthetic import dead_leaves, defocus, photos
-from tta_restore.degradations import Estimator, Jpeg, Reading
+from tta_restore.degradations import Degradation, Estimator, Jpeg, Parameters, Reading
 from tta_restore.degradations import lens as optics
+from tta_restore.degradations.degradation import quantity
 from tta_restore.metrics import psnr
 from tta_restore.models import RestorerSpec, SizeRequirements, create_model
 
@@ -538,31 +541,24 @@ def test_residuals_of_compressed_frames_are_not_compared(monkeypatch):
     assert report.metrics["jpeg_quality"] == 50
 
 
-def test_progress_is_shown_late_and_not_where_it_is_switched_off(monkeypatch):
-    bars = []
-
-    class Bar:
-        def __init__(self, **options):
-            self.options, self.count, self.closed = options, 0, False
-            bars.append(self)
-
-        def update(self):
-            self.count += 1
-
-        def close(self):
-            self.closed = True
-
-    monkeypatch.setattr("tta_restore.adapters.methods.degradation_pairs.tqdm", Bar)
+def test_progress_is_shown_off_a_terminal_too_and_not_where_it_is_switched_off(monkeypatch, capsys):
     adapter = DegradationPairs(Filter(), spec=DENOISE, steps=12)
+    adapter.adapt(_frame(20)[0])
+    assert capsys.readouterr().err == ""  # work of a moment
+    monkeypatch.setattr("tta_restore._core.progress._INTERVAL", 1e-9)
+    adapter.reset()
     report = adapter.adapt(_frame(20)[0])
-    assert bars[0].closed
-    assert bars[0].options["disable"] is None  # tqdm: shown on terminals only
-    assert bars[0].options["delay"] >= 5
-    assert bars[0].count > report.steps  # the trials of learning rates count
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) > report.steps  # the trials of learning rates count
+    done = [re.fullmatch(r"adapting, steps: (\d+) of \d+ after [\d:]+, about [\d:?]+ left", line)[1] for line in lines]
+    assert done == sorted(done, key=int)
+    adapter.reset()
+    with no_progress():
+        adapter.adapt(_frame(20)[0])
     adapter.show_progress = False
     adapter.reset()
     adapter.adapt(_frame(20)[0])
-    assert bars[1].options["disable"] is True
+    assert capsys.readouterr().err == ""
 
 
 def test_upscalers_need_blur_at_the_sharpest_places_too():
@@ -588,3 +584,66 @@ def test_upscalers_need_blur_at_the_sharpest_places_too():
         assert _trust.max_input([one], scale=2) == 0  # its blur is what the pairs may be wrong about
         assert _trust.max_input([noisy], scale=2) == 1
         assert _trust.max_input([one, noisy], scale=2) == 0
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class HazeParameters(Parameters):
+    level: Tensor = quantity("fraction of gray", minimum=0, maximum=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Haze(Degradation):
+    """Mixes an image with gray, and keeps every ``step``-th pixel."""
+
+    level: tuple[float, float] = (0.35, 0.45)
+    step: int = 1
+
+    Parameters = HazeParameters
+
+    def sample(self, generator, n):
+        low, high = self.level
+        return HazeParameters(low + (high - low) * torch.rand(n, generator=generator))
+
+    def apply(self, sharp, parameters, generator):
+        level = parameters.level.to(sharp).view(-1, 1, 1, 1)
+        return (sharp * (1 - level) + 0.6 * level)[..., :: self.step, :: self.step]
+
+    def distance(self, a, b):
+        return (a.level - b.level).abs() / 0.05
+
+
+def test_a_degradation_that_no_estimator_reads_is_adapted_to(tmp_path):
+    sharp = photos.load(photos.DEV[0])[None, :, :96, :96]
+    frame = sharp * 0.6 + 0.6 * 0.4
+    net = nn.Conv2d(3, 3, 1)
+    with torch.no_grad():
+        net.weight.copy_(torch.eye(3)[..., None, None])
+        net.bias.zero_()
+    spec = RestorerSpec(task="any")
+    own = DegradationPairs(net, spec=spec, degradation=Haze(), steps=48)
+    report = own.adapt(frame)
+    assert report.metrics["trust"] > 0.5
+    assert psnr(own.predict(frame), sharp) > psnr(frame, sharp) + 2
+    assert own.adapt(frame).metrics["changed"] == 0
+    plain = DegradationPairs(net, spec=spec, steps=48)
+    assert psnr(plain(frame), sharp) < psnr(frame, sharp) + 0.5  # the estimator knows nothing of it
+    own.save(tmp_path / "state.safetensors")
+    again = DegradationPairs(net, spec=spec, degradation=Haze(), steps=48)
+    again.load(tmp_path / "state.safetensors")
+    assert torch.equal(again.predict(frame), own.predict(frame))
+    with pytest.raises(ValueError, match="degradation"):
+        DegradationPairs(net, spec=spec, degradation=Haze((0.1, 0.2)), steps=48).load(tmp_path / "state.safetensors")
+
+
+@pytest.mark.parametrize("step", [1, 2])
+def test_a_degradation_for_an_upscaler_may_reduce_the_size_or_not(step):
+    adapter = DegradationPairs(Upscaler(), degradation=Haze(step=step), steps=4)
+    assert adapter(_frame(0)[0][..., :48, :48]).shape[-2:] == (96, 96)
+
+
+def test_degradations_that_do_not_fit_are_told():
+    with pytest.raises(TypeError, match="expected degradation to be a Degradation or None, got 'haze'"):
+        DegradationPairs(Filter(), spec=DENOISE, degradation="haze")
+    adapter = DegradationPairs(Filter(), spec=DENOISE, degradation=Haze(step=2))
+    with pytest.raises(ValueError, match=r"expected Haze to return \(N, C, H, W\) = \(12, 3, 64, 64\)"):
+        adapter(_frame(0)[0])

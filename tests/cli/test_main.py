@@ -361,15 +361,36 @@ def test_names_in_help_are_those_that_exist():
 def test_user_code_that_fails_is_one_line(folder, capsys):
     (folder / "bad.py").write_text(
         "import sys\nfrom torch import nn\n\ndef key():\n    return {}['weights']\n\ndef leave():\n    sys.exit(0)\n\n"
+        "class Skipped(BaseException):\n    pass\n\ndef skip():\n    raise Skipped('no')\n\n"
         "class Leaves(nn.Conv2d):\n    def __init__(self):\n        super().__init__(3, 3, 3, padding=1)\n\n"
         "    def forward(self, x):\n        sys.exit(0)\n"
     )
-    for name, message in (("key", "bad:key raised KeyError"), ("leave", "bad:leave called sys.exit(0)")):
+    told = {
+        "key": "bad:key raised KeyError",
+        "leave": "bad:leave called sys.exit(0)",
+        "skip": "bad:skip raised Skipped: no",
+    }
+    for name, message in told.items():
         for command in (["restore", "in", "-o", "out", "--model", f"bad:{name}"], ["info", f"bad:{name}"]):
             assert main(command) == 2
             assert message in capsys.readouterr().err
     assert main(["restore", "in", "-o", "out", "--method", "source", "--model", "bad:Leaves"]) in (1, 2)
     assert "called sys.exit(0)" in capsys.readouterr().err
+
+
+def test_values_of_a_file_are_checked_like_arguments(folder, capsys):
+    (folder / "a.json").write_text('{"seed": "x"}')
+    assert main(["restore", "in", "-o", "out", "--config", "a.json"]) == 2
+    assert "a.json: expected a whole number >= 0, got x" in capsys.readouterr().err
+
+
+def test_a_file_that_is_named_like_an_option_can_be_given(folder, capsys):
+    (folder / "-x.png").write_bytes(next((folder / "in").glob("*.png")).read_bytes())
+    with pytest.raises(SystemExit):
+        main(["restore", "-x.png", "-o", "out", "--method", "source"])
+    assert "unrecognized arguments: -x.png (a file with this name is given as ./-x.png)" in capsys.readouterr().err
+    assert main(["restore", "./-x.png", "-o", "out", "--method", "source"]) == 0
+    assert (folder / "out/-x.png").exists()
 
 
 def test_evaluate_on_ones_own_photographs(folder, capsys):

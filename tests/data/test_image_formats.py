@@ -172,6 +172,15 @@ def test_a_reduced_copy_without_a_flag_is_not_the_image(tmp_path):
     assert "2 pages: the reduced copy" in image.notes[0]
 
 
+def test_a_mask_in_front_is_not_the_image(tmp_path):
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        file.write(RGB8[..., 0] > 9, photometric="mask", subfiletype=4, metadata=None)
+        file.write(RGB16, photometric="rgb", metadata=None)
+    image = read_image(tmp_path / "a.tif")
+    assert (image.pixels.shape, image.bit_depth) == ((3, 24, 32), 16)
+    assert image.notes == ("TIFF with 2 pages: the mask of the image left out",)
+
+
 def test_metadata_of_png_and_jpeg_is_carried(tmp_path):
     image = Image(
         torch.tensor(VALUES).permute(2, 0, 1).float(),
@@ -285,6 +294,46 @@ def bombs():
         "hdr": b"#?RADIANCE\nFORMAT=32-bit_rle_rgbe\n\n-Y 40000 +X 40000\n" + bytes(100),
         "ppm": b"P6 40000 40000 255\n" + bytes(100),
     }  # fmt: skip
+
+
+def webp_bombs():
+    size = struct.pack("<I", 16382 | 16382 << 14)
+    for compression, header in (("lossless", size), ("lossy", struct.pack("<HH", 16383, 16383))):
+        content = bytearray(pillow("WEBP", lossless=compression == "lossless"))
+        at = 21 if compression == "lossless" else 26
+        content[at : at + 4] = header
+        yield compression, bytes(content)
+    content = bytearray(pillow("WEBP", exif=b"Exif\0\0II*\0\x08\0\0\0\0\0"))
+    assert content[12:16] == b"VP8X"
+    content[24:30] = 2 * (16382).to_bytes(3, "little")
+    yield "extended", bytes(content)
+
+
+@pytest.mark.parametrize("compression", ["lossless", "lossy", "extended"])
+def test_the_declared_size_of_a_webp_is_checked_before_memory_is_taken(compression, tmp_path):
+    path = tmp_path / "bomb.webp"
+    path.write_bytes(dict(webp_bombs())[compression])
+    with pytest.raises(ImageError, match=r"16383 x 16383 = 268.4 million pixels.*160 million.*--max-pixels 268402689"):
+        read_image(path)
+
+
+@pytest.mark.parametrize("kind", ["WEBP", "GIF", "MPO", "PNG", "JPEG", "BMP"])
+def test_the_limit_of_pillow_is_not_in_the_way(kind, tmp_path, monkeypatch):
+    monkeypatch.setattr(PilImage, "MAX_IMAGE_PIXELS", 50)
+    path = tmp_path / "a"
+    path.write_bytes(pillow(kind, **(two("RGB") if kind in ("WEBP", "GIF", "MPO") else {})))
+    assert read_image(path).pixels.shape == (3, 24, 32)
+    assert PilImage.MAX_IMAGE_PIXELS == 50
+
+
+def test_a_color_profile_that_would_fill_memory_is_left_out(tmp_path):
+    content = pillow("PNG")
+    profile = zlib.compress(bytes(2**24 + 1))
+    path = tmp_path / "a.png"
+    path.write_bytes(content[:33] + chunk(b"iCCP", b"icc\0\0" + profile) + content[33:])
+    image = read_image(path)
+    assert image.icc is None
+    assert image.notes == ("unreadable iCCP chunk: left out",)
 
 
 @pytest.mark.parametrize("kind", ["png", "jpg", "bmp", "exr", "tif", "gif", "hdr", "ppm"])

@@ -117,6 +117,9 @@ def test_refusals(tmp_path, monkeypatch):
 
     with pytest.raises(UsageError, match="does not carry Own, .* torchrun shares its batches"):
         carriers.train_with_fabric(Own(), source, dataclasses.replace(RUN, out=tmp_path, engine="fabric"))
+    with pytest.raises(UsageError, match="does not carry Own"):
+        train(Own(), source, dataclasses.replace(RUN, out=tmp_path / "runs/own", engine="fabric"))
+    assert list(tmp_path.iterdir()) == []
     for name in ("lightning.fabric", "lightning_fabric", "lightning"):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(UsageError, match="fabric is not installed: pip install lightning-fabric"):
@@ -159,6 +162,12 @@ def test_the_command_line_with_a_recipe_of_the_package(tmp_path, capsys):
     words += ["--run.engine", "fabric", "--run.accumulate", "2", "--run.out", str(tmp_path / "out")]
     assert main([*words, "--run.fabric", '{"precision": "bf16-mixed"}']) == 0, capsys.readouterr().err
     assert load_file(tmp_path / "out/restorer.safetensors").keys() == Deblur().state_dict().keys()
+    for kind, name in (("reblur", "ReblurObjective"), ("meta", "MetaObjective")):
+        clips = ["train", kind, "--data.pictures", "bundled", "--data.size", "40", "--run.steps", "1", "--run.engine"]
+        clips += ["fabric", "--run.logger", "none", "--run.out", str(tmp_path / "runs" / kind)]
+        assert main(clips) == 2
+        assert f"fabric does not carry {name}, which takes more than one optimizer step" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
     assert main([*words, "--run.fabric.strategy", "nix"]) == 2
     assert "[fabric] You selected an invalid strategy" in capsys.readouterr().err
     assert main([*words, "--run.fabric", '{"strategy": "fsdp2", "devices": "auto"}']) == 2

@@ -359,7 +359,7 @@ def test_models_of_several_frames_restore_clips(kind, method, multi_frame):
 
 def test_models_of_several_frames_name_what_takes_them(multi_frame, capsys):
     model = ["--model", "multi_frame:window"]
-    assert main(["restore", "in/f8.png", "-o", "out", *model]) == 1
+    assert main(["restore", "in/f8.png", "-o", "out", *model]) == 2
     assert "in/f8.png: multi_frame:window takes several frames and restores clips" in capsys.readouterr().err
     assert main(["restore", "in", "-o", "out", "--clips", *model, "--dry-run"]) == 0
     assert "about 0 s" in capsys.readouterr().out

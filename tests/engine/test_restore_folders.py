@@ -126,6 +126,10 @@ def test_linked_folders_are_entered_once(tmp_path):
         (["in"], "out", {"format": "gif"}, "no format 'gif'; there are: png"),
         (["in"], "out", {"codec": "divx"}, "no codec 'divx'"),
         (["in"], "out", {"max_pixels": 0}, "max_pixels >= 1"),
+        (["in"], "out", {"format": "jpeg", "bit_depth": 16}, "--bit-depth 16: jpeg holds 8 bits"),
+        (["in"], "out", {"format": "png", "bit_depth": 32}, "--bit-depth 32: png holds 8 or 16 bits"),
+        (["in/a.png"], "/proc/out.png", {}, "output /proc: /proc cannot be written to"),
+        (["in"], "/proc/out", {}, "output /proc/out: /proc cannot be written to"),
     ],
 )
 def test_wrong_usage_is_told_before_anything_is_done(inputs, out, options, match, tmp_path, monkeypatch):

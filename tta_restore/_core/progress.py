@@ -4,16 +4,31 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, TextIO
 
 from tqdm import tqdm
 
-__all__ = ["ProgressBar"]
+__all__ = ["ProgressBar", "no_progress"]
 
 _INTERVAL = 30.0  # seconds between lines, and before the first one
 _LINE = "{desc}{n_fmt} of {total_fmt} after {elapsed}, about {remaining} left{postfix}"
 _LINE_WITHOUT_TOTAL = "{desc}{n_fmt} after {elapsed}{postfix}"
 _UP = "\x1b[A"  # moves the cursor to the line of an outer bar
+
+_silent: ContextVar[bool] = ContextVar("silent", default=False)
+
+
+@contextmanager
+def no_progress() -> Iterator[None]:
+    """Show no bar that is made in a ``with`` block, whatever asks for it."""
+    token = _silent.set(True)
+    try:
+        yield
+    finally:
+        _silent.reset(token)
 
 
 class _Lines:
@@ -52,7 +67,7 @@ class ProgressBar(tqdm):
                 "bar_format": _LINE,
                 "desc": f"{options['desc']}: " if options.get("desc") else None,
             }
-        super().__init__(*arguments, **{"disable": not shown} | options)
+        super().__init__(*arguments, **{"disable": not shown or _silent.get()} | options)
         if self._next_line is not None and self.total is None:
             self.bar_format = _LINE_WITHOUT_TOTAL
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import tta_restore
+from tta_restore._core.progress import no_progress
+from tta_restore._core.streams import ReaderLeft, run_with_streams
 from tta_restore.cli.commands import COMMANDS, Command
 from tta_restore.cli.parsing import PROGRAM, Parsed, parse
 from tta_restore.engine.run.settings import merge
@@ -27,9 +28,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code.
 
     0: success; 1: some inputs failed; 2: the command cannot be carried out as given; 130: interrupted, by Ctrl-C or
-    SIGTERM.
+    SIGTERM; 141: the reader of its output left.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    return run_with_streams(lambda: _main(words))
+
+
+def _main(words: list[str]) -> int:
     if words[:1] in (["--help"], ["-h"]):
         print(_overview())
         return OK
@@ -51,10 +56,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         _complain(name, "interrupted")
         return INTERRUPTED
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader left: nothing more to write to
-        return SOME_FAILED
-    except Exception as error:  # the last resort: one line instead of a traceback
+    except (SystemExit, ReaderLeft):
+        raise
+    except BaseException as error:  # the last resort, for what user code raises as well: one line, no traceback
         if verbose:
             raise
         _complain(name, f"{type(error).__name__}: {_line(str(error))} (-v shows the traceback)")
@@ -102,7 +106,8 @@ def _run(command: Command, parsed: Parsed) -> int:
             options["config"] = merge(options["config"], {"run": {"progress": False}})
     earlier = _earlier(command, parsed)
     try:
-        result = called(**options)
+        with no_progress() if parsed.quiet else nullcontext():
+            result = called(**options)
     except UsageError:  # nothing was done
         raise
     except BaseException:

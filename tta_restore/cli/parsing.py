@@ -79,7 +79,10 @@ def parse(name: str, command: Command, arguments: Sequence[str]) -> Parsed:
             parser.set_defaults(given)
         except (ValueError, TypeError, KeyError) as error:
             raise UsageError(f"{', '.join(files)}: {tidy(error)}") from error
-    found = _parse_arguments(parser, rest)
+    try:
+        found = _parse_arguments(parser, rest)
+    except argparse.ArgumentTypeError as error:  # of a value in a file
+        raise UsageError(f"{', '.join(files)}: {error}") from error
     common = {key: found.pop(key, default) for key, default in _COMMON.items()}
     for key in command.needs:
         if not found.get(key):
@@ -132,6 +135,8 @@ def build_parser(name: str, command: Command) -> ArgumentParser:
 
         def error(self, message: str, ex: Exception | None = None) -> NoReturn:
             line = re.sub(r'Parser key "([\w.]+)":', _as_flag, tidy_text(message))
+            if (unknown := re.fullmatch("unrecognized arguments: (-.+)", line)) and Path(unknown[1]).is_file():
+                line += f" (a file with this name is given as ./{unknown[1]})"
             print(f"{self.prog}: error: {line}; see {self.prog} --help", file=sys.stderr)
             raise SystemExit(2)
 

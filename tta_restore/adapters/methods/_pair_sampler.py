@@ -15,7 +15,7 @@ from tta_restore.adapters.methods._trust import is_compressed
 from tta_restore.data.datasets.mining import random_patches
 from tta_restore.data.synthetic import dead_leaves
 from tta_restore.data.synthetic.soften import soften
-from tta_restore.degradations import Blur, ComposeParameters, MotionBlur, NoiseParameters, Reading
+from tta_restore.degradations import Blur, ComposeParameters, Degradation, MotionBlur, NoiseParameters, Reading, Resize
 from tta_restore.degradations import lens as optics
 from tta_restore.degradations.reading import PARTS
 from tta_restore.models import SizeRequirements
@@ -45,6 +45,7 @@ class PairSampler:
         scene_fraction: fraction of the pairs whose sharp patch comes from the restored frame.
         spread: multiple of the reading's uncertainty that its samples vary by.
         sharp_images: custom material, (N, 3, S, S); None for dead leaves.
+        degradation: what the pairs carry instead of a reading; None for the reading.
     """
 
     scale: int
@@ -55,6 +56,7 @@ class PairSampler:
     scene_fraction: float = 0.25
     spread: float = 1.0
     sharp_images: Tensor | None = None
+    degradation: Degradation | None = None
 
     @property
     def side(self) -> int:
@@ -88,6 +90,8 @@ class PairSampler:
             sharp[:lent] = random_patches(scene, lent, self.side, generator)
         if self.channels == 1:
             sharp = sharp.mean(1, keepdim=True)
+        if self.degradation is not None:
+            return self._inner(self._degraded(self.degradation, sharp, generator), sharp)
         if clipped >= _MIN_CLIPPED:
             sharp = _with_highlights(sharp, generator)
         # Estimates mistake noise for blur more often than blur matters to a restorer that keeps it.
@@ -101,8 +105,27 @@ class PairSampler:
             degraded = stage.apply(degraded, part, generator)
             if isinstance(stage, Blur):
                 degraded = self._moved(sharp, degraded, reading, generator)
+        return self._inner(degraded, sharp)
+
+    def _inner(self, degraded: Tensor, sharp: Tensor) -> tuple[Tensor, Tensor]:
+        """Return pairs without the margins that borders reach."""
         inner, outer = _MARGIN, _MARGIN * self.scale
         return degraded[..., inner:-inner, inner:-inner], sharp[..., outer:-outer, outer:-outer].clamp(0, 1)
+
+    def _degraded(self, degradation: Degradation, sharp: Tensor, generator: torch.Generator) -> Tensor:
+        """Apply draws of a degradation, and reduce what is still as large as the material."""
+        parameters = degradation.sample(generator, len(sharp))
+        degraded = degradation.apply(sharp.clamp(0, 1), parameters, generator).clamp(0, 1)
+        if self.scale > 1 and degraded.shape == sharp.shape:
+            reduction = Resize(self.scale)
+            degraded = reduction.apply(degraded, reduction.sample(generator, len(sharp))).clamp(0, 1)
+        side = self.patch_size + 2 * _MARGIN
+        if degraded.shape != (*sharp.shape[:2], side, side):
+            raise ValueError(
+                f"DegradationPairs: expected {type(degradation).__name__} to return (N, C, H, W) = "
+                f"{(*sharp.shape[:2], side, side)}, or {tuple(sharp.shape)} as it got, got {tuple(degraded.shape)}"
+            )
+        return degraded
 
     def _moved(self, sharp: Tensor, blurred: Tensor, reading: Reading, generator: torch.Generator) -> Tensor:
         """Blur half of the patches by motion as strong as the defocus that was read."""

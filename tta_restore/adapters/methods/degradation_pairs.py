@@ -12,9 +12,9 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from tta_restore._core import checks
+from tta_restore._core.progress import ProgressBar
 from tta_restore.adapters import state as parameter_sets
 from tta_restore.adapters.adapter import Adapter
 from tta_restore.adapters.frame import FrameContext
@@ -24,7 +24,7 @@ from tta_restore.adapters.methods._pair_sampler import PairSampler, clipped_frac
 from tta_restore.adapters.select import Select
 from tta_restore.adapters.tiling import Windows
 from tta_restore.adapters.views import Views
-from tta_restore.degradations import Estimator, Reading
+from tta_restore.degradations import Degradation, Estimator, Reading
 from tta_restore.losses import charbonnier_loss
 from tta_restore.models import Competence, Restoration, competence
 
@@ -83,13 +83,17 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
     another camera. That of an earlier camera is recognized: its weights, estimates and progress are taken up again.
 
     Attributes:
-        show_progress: whether frames that take more than 10 seconds show a progress bar on a terminal.
+        show_progress: whether frames that take more than 10 seconds show a progress bar on a terminal, and those that
+            take longer a line every half minute elsewhere.
 
     Args:
         model: a restorer of single frames with 1 or 3 channels, of any scale; see :class:`Adapter`, as for ``options``.
         estimator: estimator of degradations; :class:`tta_restore.degradations.Estimator` by default.
         task: what the model was trained to undo: "defocus", "motion", "denoise", "jpeg", "sr" or "any"; None to take
             the one in its spec, or to measure it.
+        degradation: degradation that the frames are known to carry, which replaces the estimate in the pairs; None to
+            estimate it. A frame cannot test a restoration of what is not noise, so the weight of the student then
+            follows from its lead on held-out pairs alone: the gain is as good as the degradation fits the frames.
         sharp_images: custom sharp material, (N, 3, S, S) in [0, 1] or uint8; None for dead leaves, most of them
             softened.
         select: which weights to adapt.
@@ -127,6 +131,7 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         estimator: nn.Module | None = None,
         *,
         task: str | None = None,
+        degradation: Degradation | None = None,
         sharp_images: Tensor | None = None,
         select: Select = "all",
         steps: int = 96,
@@ -150,6 +155,8 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         name = type(self).__name__
         if task is not None:
             checks.expect_choice(name, "task", task, (*_DEBLURRING, "denoise", "jpeg", "any"))
+        if degradation is not None and not isinstance(degradation, Degradation):
+            raise TypeError(f"{name}: expected degradation to be a Degradation or None, got {degradation!r}")
         counts = {"batch_size": batch_size, "window": window, "read_interval": read_interval}
         for key, count in (counts | {"calibration_frames": calibration_frames}).items():
             checks.expect_int(name, key, count, minimum=1)
@@ -169,6 +176,7 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         super().__init__(model, select=select, views=views, steps=steps, seed=seed, **options)
         self.estimator: Any = Estimator() if estimator is None else estimator
         self.task, self.sharp_images, self.budget = task, sharp_images, budget
+        self.degradation = degradation
         self.lr, self.batch_size, self.patch_size, self.scene_fraction = lr, batch_size, patch_size, scene_fraction
         self.ema, self.no_harm_weight, self.spread = ema, no_harm_weight, spread
         self.window, self.change_threshold, self.read_interval = window, change_threshold, read_interval
@@ -266,9 +274,10 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         memory["readings"] = [*memory["readings"], reading.tensors()][-self.window :]
         self._hold_out(frame, self.reading)
         frame.metrics["changed"] = float(changed)
-        count = self.steps + (0 if memory["rate"] else len(_RATES) * self._trial_steps)
-        shown = None if self.show_progress else True
-        notes["bar"] = tqdm(total=count, desc="adapting", unit="step", delay=_SILENT, disable=shown, leave=False)
+        rates = 0 if memory["rate"] else len(_RATES) if self.lr is None else 1
+        count = self.steps + rates * self._trial_steps
+        shown = {"shown": self.show_progress and self.processes.first, "delay": _SILENT, "leave": False}
+        notes["bar"] = ProgressBar(total=count, desc="adapting, steps", unit="step", **shown)
         if not memory["rate"]:
             self._find_rate(frame, forward)
         lead = self._lead(frame, "teacher")
@@ -341,6 +350,7 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
             scene_fraction=self.scene_fraction,
             spread=self.spread,
             sharp_images=self.sharp_images,
+            degradation=self.degradation,
         )
 
     def _read(self, frame: FrameContext) -> Reading | None:
@@ -382,6 +392,8 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         The leads under both estimates are measured on the same sharp material: that the student leads by less on the
         scene of a frame is not a change of the camera.
         """
+        if self.degradation is not None:
+            return False  # the frames are known to carry it
         pooled = self.reading
         distance = 0.0 if pooled is None else reading.distance(pooled)
         frame.metrics["distance"] = distance
@@ -492,6 +504,7 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
                 break
             if not rates and self.lr is None:
                 rates = _next_rates(rate, best[1], best[0])
+                frame.scratch["bar"].total += len(rates) * self._trial_steps
         assert best is not None  # noqa: S101 (there is a rate)
         lead, rate, student, optimizer, updates = best
         self.restart(student, self.source if lead <= 0 else student)
@@ -565,6 +578,9 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
     def _limits(self, frame: FrameContext) -> tuple[float, float]:
         """Return the largest weights that the student and the input may have, 0 to 1."""
         notes = frame.scratch
+        if self.degradation is not None:
+            self.memory["correlation"] = []
+            return 1.0, 1.0
         sampler, readings = notes["sampler"], [notes["read"], notes["reading"]]
         share = self._max_share(notes["best"], readings, sampler)
         self.memory["correlation"] = []
@@ -621,6 +637,8 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         return [plain, kept + (1 - share) * new, share * new]
 
     def _max_share(self, lead: float, readings: list[Reading], sampler: PairSampler) -> float:
+        if self.degradation is not None:
+            return 1.0
         denoises = self.resolved_task() in ("denoise", "any")
         return _trust.max_student(lead, readings, sharpens=sampler.sharpens, scale=sampler.scale, denoises=denoises)
 
@@ -650,7 +668,7 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         """
         notes = frame.scratch
         sampler, reading = notes["sampler"], notes["reading"]
-        if _trust.is_compressed([reading]):
+        if self.degradation is not None or _trust.is_compressed([reading]):
             return None
         height, width = (min(side, _WINDOW) for side in frame.region.shape[-2:])
         windows = frame.region[..., :height, :width]

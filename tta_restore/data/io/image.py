@@ -6,6 +6,7 @@ import io
 import os
 import re
 import struct
+import threading
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -139,7 +140,53 @@ def _declared_size(content: bytes, found: FileFormat) -> tuple[int, int] | None:
     if found.name == "JPEG XL":
         header = jxl.read_code_stream(boxes.jpeg_xl_code_stream(content))
         return (header.width, header.height) if header else None
+    if found.name == "WebP":
+        return _webp_size(content)
+    if found.name == "GIF":
+        width, height = struct.unpack_from("<HH", content, 6) if len(content) >= 10 else (0, 0)
+        return width, height
     return None  # Pillow reads the others' headers before it allocates
+
+
+def _webp_size(content: bytes) -> tuple[int, int] | None:
+    kind, data = content[12:16], content[20:30]
+    if len(data) < 10:
+        return None
+    if kind == b"VP8X":
+        return int.from_bytes(data[4:7], "little") + 1, int.from_bytes(data[7:10], "little") + 1
+    if kind == b"VP8L":
+        bits = int.from_bytes(data[1:5], "little")
+        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    if kind == b"VP8 ":
+        width, height = struct.unpack_from("<HH", data, 6)
+        return width & 0x3FFF, height & 0x3FFF
+    return None
+
+
+class _PillowLimit:
+    """Lifts the limit that Pillow has for all threads of a process while any of them is in a ``with`` block."""
+
+    def __init__(self) -> None:
+        self._lock, self._inside, self._kept = threading.Lock(), 0, None
+
+    def __enter__(self) -> None:
+        from PIL import Image as PilImage
+
+        with self._lock:
+            if self._inside == 0:
+                self._kept, PilImage.MAX_IMAGE_PIXELS = PilImage.MAX_IMAGE_PIXELS, None
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        from PIL import Image as PilImage
+
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                PilImage.MAX_IMAGE_PIXELS = self._kept
+
+
+_pillow_limit = _PillowLimit()
 
 
 def _open(content: bytes, kind: str, max_pixels: int) -> Any:
@@ -170,6 +217,11 @@ def _decode(content: bytes, kind: str, max_pixels: int) -> Image:
 
 def _decode_by_pillow(content: bytes, kind: str, max_pixels: int, *, samples: bytes | None = None) -> Image:
     """Return an image; `samples` is the file without metadata where Pillow refuses that."""
+    with _pillow_limit:  # frames of a GIF and of an MPO are checked one by one
+        return _decoded(content, kind, max_pixels, samples)
+
+
+def _decoded(content: bytes, kind: str, max_pixels: int, samples: bytes | None) -> Image:
     if kind == "JPEG" and (process := jpeg.unsupported_process(content)) is not None:
         raise ImageError(f"{process}: not read, export it as PNG or TIFF")
     try:
@@ -184,7 +236,7 @@ def _decode_by_pillow(content: bytes, kind: str, max_pixels: int, *, samples: by
         notes.append(f"{name} of {count} images: the first one is read, the others are left out")
     icc, block = picture.info.get("icc_profile") or None, picture.info.get("exif")
     if samples is not None:
-        icc, block = png.profile_and_exif(content)
+        icc, block = png.profile_and_exif(content, notes)
     block, orientation = exif.reset_orientation(block, notes)
     depth = 8
     header = png.read_header(content) if kind == "PNG" else None

@@ -21,7 +21,7 @@ from tta_restore.data.io.pixels import (
     one_line,
 )
 
-__all__ = ["FORMATS", "SUFFIXES", "check_writable", "write_image"]
+__all__ = ["BIT_DEPTHS", "FORMATS", "SUFFIXES", "check_writable", "write_image"]
 
 #: Formats that :func:`write_image` writes, each with its suffixes; the first one is used for new files.
 FORMATS: dict[str, tuple[str, ...]] = {
@@ -35,7 +35,8 @@ FORMATS: dict[str, tuple[str, ...]] = {
 }
 #: Suffixes that :func:`write_image` takes; :func:`read_image` goes by the content instead.
 SUFFIXES = tuple(suffix for suffixes in FORMATS.values() for suffix in suffixes)
-_DEPTHS = {
+#: Bits per sample that each format holds; 32 are floats.
+BIT_DEPTHS: dict[str, tuple[int, ...]] = {
     "png": (8, 16),
     "jpeg": (8,),
     "tiff": (8, 16, 32),
@@ -130,7 +131,7 @@ def _target(path: Path, image: Image, bit_depth: int | None) -> tuple[str, int]:
     depth = image.bit_depth if bit_depth is None else bit_depth
     if depth not in (8, 16, 32):
         raise ImageError(f"expected a bit depth of 8, 16 or 32, got {depth}")
-    possible = _DEPTHS[kind]
+    possible = BIT_DEPTHS[kind]
     if kind == "exr":  # a float format: half precision holds 8 bits
         depth = 16 if bit_depth == 16 or (bit_depth is None and (image.is_half or image.bit_depth == 8)) else 32
     elif depth not in possible:

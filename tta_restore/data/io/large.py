@@ -173,7 +173,7 @@ def _read_png(path: Path, target: Path, max_pixels: int) -> LargeImage:
         content = _without_samples(file)
     metadata = png.read_metadata(content)
     notes = metadata.pop("notes", [])
-    icc, exif_block = png.profile_and_exif(content)
+    icc, exif_block = png.profile_and_exif(content, notes)
     block, _ = exif.reset_orientation(exif_block, notes)
     carried = Image(
         torch.zeros(1, 1, 1), bit_depth=header.bit_depth, icc=icc, exif=block, notes=tuple(notes), **metadata

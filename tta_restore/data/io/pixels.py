@@ -216,6 +216,10 @@ def one_line(error: BaseException) -> str:
 def too_large(width: int, height: int, max_pixels: int) -> str:
     """Return the message on an image that declares more pixels than the limit."""
     return (
-        f"declares {width} x {height} = {width * height / 1e6:.4g} million pixels, above the limit of "
-        f"{max_pixels / 1e6:.4g} million: raise it by max_pixels (--max-pixels {width * height})"
+        f"declares {width} x {height} = {_millions(width * height)} pixels, above the limit of "
+        f"{_millions(max_pixels)}: raise it by max_pixels (--max-pixels {width * height})"
     )
+
+
+def _millions(count: int) -> str:
+    return f"{count / 1e6:.0f} million" if count >= 1e9 else f"{count / 1e6:.4g} million"

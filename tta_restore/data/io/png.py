@@ -30,6 +30,7 @@ SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _HEADER_END = 8 + 4 + 4 + 13 + 4  # signature, then the IHDR chunk: length, type, 13 bytes, checksum
 _XMP = "XML:com.adobe.xmp"
 _LONGEST_TEXT = 2**20  # bytes of a decompressed text chunk
+_LONGEST_PROFILE = 2**24  # bytes of a decompressed color profile
 _COLOR = (b"cHRM", b"sRGB", b"mDCV", b"cLLI")
 _SIZED = (b"oFFs", b"pCAL", b"sCAL", b"sTER")
 #: Chunks that are read elsewhere, that the writer makes anew, or of which animations consist.
@@ -108,15 +109,21 @@ def _name(kind: bytes) -> str:
     return kind.decode("latin-1")
 
 
-def profile_and_exif(content: bytes) -> tuple[bytes | None, bytes | None]:
-    """Return the color profile and the EXIF block of a PNG file, None where there is none."""
+def profile_and_exif(content: bytes, notes: list[str] | None = None) -> tuple[bytes | None, bytes | None]:
+    """Return the color profile and the EXIF block of a PNG file, None where there is none that can be read.
+
+    Args:
+        content: the file.
+        notes: receives a line on a profile that is damaged, or too large to be one.
+    """
     icc = block = None
     for kind, data in _chunks(content):
         if kind == b"iCCP":
             try:
-                icc = zlib.decompress(data.split(b"\0", 1)[1][1:])
-            except (zlib.error, IndexError):
-                icc = None
+                icc = _inflate(data.split(b"\0", 1)[1][1:], _LONGEST_PROFILE)
+            except (zlib.error, IndexError, ValueError):
+                if notes is not None:
+                    notes.append("unreadable iCCP chunk: left out")
         elif kind == b"eXIf":
             block = b"Exif\0\0" + data
     return icc, block
@@ -233,11 +240,11 @@ def _read_text(kind: bytes, data: bytes) -> tuple[str, str]:
     return keyword.decode("latin-1"), (_inflate(value) if compressed else value).decode()
 
 
-def _inflate(data: bytes) -> bytes:
+def _inflate(data: bytes, longest: int = _LONGEST_TEXT) -> bytes:
     inflate = zlib.decompressobj()
-    value = inflate.decompress(data, _LONGEST_TEXT)
+    value = inflate.decompress(data, longest)
     if inflate.unconsumed_tail:
-        raise ValueError(f"text of more than {_LONGEST_TEXT} bytes")
+        raise ValueError(f"more than {longest} bytes")
     return value
 
 

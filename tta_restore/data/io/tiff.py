@@ -106,7 +106,9 @@ def main_page(file: Any, notes: list[str]) -> Any:
         return images[0]
     main = images
     if len(pages) > 1:
-        kinds = "reduced copy" if len(pages) == 2 else "reduced copies or masks"
+        other = next((page for page in pages if page not in main), pages[-1])
+        kind = "mask" if _subfile_type(other) & _MASK else "reduced copy"
+        kinds = kind if len(pages) == 2 else "reduced copies or masks"
         notes.append(f"TIFF with {len(pages)} pages: the {kinds} of the image left out")
     return main[0] if main else max(pages, key=lambda page: page.imagewidth * page.imagelength)
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
+from tta_restore._core.streams import is_closed
 from tta_restore.data.io.formats import detect_format, sniff_file
 from tta_restore.data.io.image_writer import FORMATS
 from tta_restore.engine.run.restore_plan import written_suffix
@@ -73,6 +74,8 @@ def piped(
             return
         if sys.stdout.isatty():
             raise UsageError("standard output is a terminal: give a file, or pipe the image on")
+        if is_closed(sys.stdout):
+            raise UsageError("standard output is closed or full: give a file, or pipe the image on")
         suffix = _suffix_of_result(source, image_format)
         result = Path(name) / f"result{suffix}"
         files[str(result)] = "standard output"
@@ -86,7 +89,9 @@ def piped(
 
 def _receive(folder: Path, max_bytes: int) -> Path:
     """Write standard input to a file in a folder, and return it."""
-    if sys.stdin is None or sys.stdin.isatty():
+    if sys.stdin is None:
+        raise UsageError("standard input is closed: pipe an image into it, or give a file")
+    if sys.stdin.isatty():
         raise UsageError("standard input is a terminal: pipe an image into it, or give a file")
     stream = sys.stdin.buffer
     head = stream.read(_HEAD)

@@ -21,7 +21,7 @@ from tta_restore.data.io.codecs import check_codec
 from tta_restore.data.io.color import to_model_space
 from tta_restore.data.io.files import printable
 from tta_restore.data.io.image import MAX_PIXELS, read_image
-from tta_restore.data.io.image_writer import check_writable, write_image
+from tta_restore.data.io.image_writer import BIT_DEPTHS, check_writable, write_image
 from tta_restore.data.io.pixels import ImageError
 from tta_restore.data.io.video import VideoFile
 from tta_restore.engine.run.device import resolve_device
@@ -181,7 +181,7 @@ def restore_files(
             arguments |= {"inputs": files, "out": target, "say": lambda line: say(named(line))}
             return restore_files(**arguments)
     output = Output(quality, bit_depth, strip, keep_going, max_pixels, deinterlace, codec, crf)
-    _expect_settings(output)
+    _expect_settings(output, format)
     clips = clips or method in CLIP_METHODS
     plan = plan_jobs(inputs, out, clips=clips, image_format=format)
     check_output(plan, inputs, out, state)
@@ -233,8 +233,14 @@ def restore_files(
 
 
 def _drop_images(plan: Plan, what: str, clips: bool, say: Callable[[str], None]) -> None:
-    """Turn the images of a plan into problems, for what restores clips only."""
+    """Turn the images of a plan into problems, for what restores clips only.
+
+    Raises:
+        UsageError: the plan consists of images.
+    """
     hint = "" if clips else " (--clips takes a folder as one)"
+    if plan.jobs and all(job.kind == "image" for job in plan.jobs):
+        raise UsageError(f"{plan.jobs[0].source}: {what} restores clips: videos or folders of images{hint}")
     problems = [
         f"{job.source}: {what} restores clips: videos or folders of images{hint}"
         for job in plan.jobs
@@ -420,7 +426,7 @@ def _frames_there(job: Job) -> int:
     return 0
 
 
-def _expect_settings(output: Output) -> None:
+def _expect_settings(output: Output, image_format: str | None) -> None:
     """Check numbers before they mean something."""
     if output.quality is not None and not 1 <= output.quality <= 100:
         raise UsageError(f"expected quality from 1 to 100, got {output.quality}")
@@ -428,6 +434,12 @@ def _expect_settings(output: Output) -> None:
         raise UsageError(f"expected bit_depth 8, 16 or 32 for images, 8, 10 or 12 for videos, got {output.bit_depth}")
     if output.max_pixels < 1:
         raise UsageError(f"expected max_pixels >= 1, got {output.max_pixels}")
+    if image_format is not None and output.bit_depth in (8, 16, 32):
+        possible = BIT_DEPTHS[image_format]
+        if output.bit_depth not in possible and not (image_format == "exr" and output.bit_depth == 8):
+            raise UsageError(
+                f"--bit-depth {output.bit_depth}: {image_format} holds {' or '.join(map(str, possible))} bits"
+            )
     try:
         check_codec(output.codec, output.crf)
     except ValueError as error:

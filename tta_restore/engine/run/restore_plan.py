@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from tta_restore.data.io.formats import (
     sniff_file,
 )
 from tta_restore.data.io.image_writer import FORMATS, SUFFIXES
+from tta_restore.data.io.pixels import one_line
 from tta_restore.data.io.video_writer import WRITABLE_SUFFIXES
 from tta_restore.engine.run.usage import UsageError
 
@@ -190,8 +192,11 @@ def _expect_writable(name: str, path: Path) -> None:
         there = there.parent
     if not there.is_dir():
         raise UsageError(f"{name} {path}: {there} is not a folder")
-    if not os.access(there, os.W_OK):
-        raise UsageError(f"{name} {path}: {there} cannot be written to")
+    try:
+        with tempfile.TemporaryFile(dir=there):  # the only test that no file system or container fools
+            pass
+    except OSError as error:
+        raise UsageError(f"{name} {path}: {there} cannot be written to ({one_line(error)})") from None
 
 
 def _plan_folder(plan: Plan, entry: Path, out: Path, *, clips: bool, image_format: str | None) -> None:

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tta_restore._core.streams import ReaderLeft
+
 __all__ = ["guarded", "import_named", "is_named", "plugins"]
 
 _NAME = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
@@ -52,7 +54,9 @@ def guarded(source: str, *, importing: bool = False) -> Iterator[None]:
         raise ValueError(f"{source} called sys.exit({error.code!r})") from error
     except ImportError as error:
         raise ValueError(f"{source}: {error}") from error
-    except Exception as error:
+    except (KeyboardInterrupt, GeneratorExit, ReaderLeft):
+        raise
+    except BaseException as error:  # user code may raise anything
         what = "raised when imported" if importing else "raised"
         first = next(iter(str(error).splitlines()), "")
         raise ValueError(f"{source} {what} {type(error).__name__}: {first}") from error

@@ -32,7 +32,7 @@ from tta_restore.engine.train.loop import (
     tell_continued,
 )
 
-__all__ = ["create_fabric", "train_with_fabric"]
+__all__ = ["create_fabric", "expect_carried", "train_with_fabric"]
 
 O = TypeVar("O", bound=Objective)  # noqa: E741
 
@@ -101,12 +101,7 @@ def train_with_fabric(
         UsageError: the objective has an update rule of its own, or ``run.out`` holds the state of other settings.
         FloatingPointError: the loss is not finite any more.
     """
-    kind: type[Objective] = type(objective)
-    if kind.update is not Objective.update:
-        raise UsageError(
-            f"[run] engine: fabric does not carry {kind.__name__}, which takes more than one optimizer step on a loss; "
-            "leave run.engine out: torchrun shares its batches among processes"
-        )
+    expect_carried(objective)
     fabric = create_fabric(run) if fabric is None else fabric
     fabric.launch()
     objective.train()
@@ -147,6 +142,20 @@ def train_with_fabric(
     fabric.barrier()
     objective.eval()
     return objective
+
+
+def expect_carried(objective: Objective) -> None:
+    """Refuse an objective that Fabric cannot carry.
+
+    Raises:
+        UsageError: it has an update rule of its own.
+    """
+    kind: type[Objective] = type(objective)
+    if kind.update is not Objective.update:
+        raise UsageError(
+            f"[run] engine: fabric does not carry {kind.__name__}, which takes more than one optimizer step on a loss; "
+            "leave run.engine out: torchrun shares its batches among processes"
+        )
 
 
 def _shard(module: nn.Module, mesh: Any) -> nn.Module:

@@ -153,10 +153,11 @@ def train(
         FloatingPointError: the loss is not finite any more; the last good state stays where it is.
     """
     if run.engine == "fabric":
-        from tta_restore.engine.train.fabric import create_fabric, train_with_fabric
+        from tta_restore.engine.train.fabric import create_fabric, expect_carried, train_with_fabric
 
+        expect_carried(objective)
+        fabric = create_fabric(run, **run.fabric)
         with locked_output(run.out, flag="--run.out"):
-            fabric = create_fabric(run, **run.fabric)
             return train_with_fabric(objective, source, run, fabric=fabric, validate=validate, on_step=on_step)
     with ExitStack() as stack:
         processes = stack.enter_context(Processes.join(run.device))
