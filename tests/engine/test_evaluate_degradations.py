@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 
 import pytest
 import torch
@@ -129,6 +130,10 @@ def test_calibrate_writes_a_checkpoint_with_the_models_own_keys(folder, capsys):
     report = json.loads((folder / "mine.json").read_text())
     assert report["frames"] == 1
     assert report["verdict"] in told.out
+    page = (folder / "mine.html").read_text()
+    assert "1. 1.png" in page  # the photo that was used
+    assert "photos/0.png: " in page
+    assert page.count("data:image/png") == 2  # the photo, and what the original model makes of it
     assert main(["restore", "photos/1.png", "-o", "r.png", "--method", "source", "--model", "degnets:net",
                  "--checkpoint", "mine.safetensors"]) == 0  # fmt: skip
 
@@ -152,6 +157,7 @@ def test_calibrate_names_what_it_did_not_use(folder, capsys):
     assert "left out: 1 .txt" in err
     report = json.loads((folder / "mine.json").read_text())
     assert (report["frames"], report["unused"], report["unopened"]) == (1, count - 3, 1)
+    assert f"<li>{count - 3} photos not needed</li>" in (folder / "mine.html").read_text()
 
 
 @pytest.fixture
@@ -192,6 +198,8 @@ def test_an_interrupted_calibration_goes_on_and_ends_with_the_same_bits(folder, 
     assert "error: photos/00.png" in told.err
     parts = json.loads((folder / "parts.json").read_text())
     assert {name for name in whole if str(whole[name]) != str(parts[name])} == {"seconds"}
+    pages = [re.sub("[0-9.]+ s<", "<", (folder / f"{name}.html").read_text()) for name in ("whole", "parts")]
+    assert pages[0] == pages[1]
     one, two = (load_file(folder / f"{name}.safetensors") for name in ("whole", "parts"))
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert one["bias"].abs().max() > 0  # it learned

@@ -4,7 +4,9 @@ import pytest
 import torch
 from _browser import chromium
 
+from tta_restore.adapters import CalibrationReport
 from tta_restore.engine.evaluate.stream import FrameRecord, StreamResult
+from tta_restore.engine.report.calibration import CalibrationPage, write_calibration
 from tta_restore.engine.report.comparison import Comparison, write_comparison
 from tta_restore.engine.report.page import KernelSample, MethodNote, Report, Sample, write_report
 
@@ -57,7 +59,21 @@ def write_table_report(path):
     write_comparison(path, page)
 
 
-@pytest.fixture(scope="module", params=[write_stream_report, write_table_report], ids=["stream", "table"])
+def write_calibration_report(path):
+    degradation = {"noise": 20.0, "blur": 1.0, "jpeg_quality": 40.0}
+    names = [f"DSC_{i:04}_of_a_camera_with_long_names.png" for i in range(5)]
+    report = CalibrationReport(
+        torch.nn.Identity(), 5, 48, 12.0, "denoise", degradation, 3.5, 0.9, 1e-3, (3.5,) * 5, ("frame 1: " + "x" * 200,)
+    )
+    facts = {"photos": "/a/long/path" * 20}
+    write_calibration(path, CalibrationPage("A calibration", report, [sample()] * 3, names, ["y" * 200], facts))
+
+
+@pytest.fixture(
+    scope="module",
+    params=[write_stream_report, write_table_report, write_calibration_report],
+    ids=["stream", "table", "calibration"],
+)
 def address(request, tmp_path_factory):
     path = tmp_path_factory.mktemp("report") / "report.html"
     request.param(path)

@@ -117,7 +117,7 @@ class Adapter(RecordedModule):
     takes_clips: ClassVar[bool] = False
     """True if a *frame* of this method is a clip (T, C, H, W), restored frame by frame by ``run`` and ``ensemble``."""
     show_progress: bool = False
-    """Show the progress of the tiles of a large image on stderr: a bar on a terminal, lines elsewhere."""
+    """Show the progress of the tiles of a large image on stderr, as a bar on a terminal and as lines elsewhere."""
     processes: Processes = Processes()
     """Processes that adapt on the same frames and average their gradients; see :func:`calibrate`."""
 

@@ -82,10 +82,6 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
     and then. A *changed* degradation makes it calibrate again, from the source or from weights that were learned for
     another camera. That of an earlier camera is recognized: its weights, estimates and progress are taken up again.
 
-    Attributes:
-        show_progress: whether frames that take more than 10 seconds show a progress bar on a terminal, and those that
-            take longer a line every half minute elsewhere.
-
     Args:
         model: a restorer of single frames with 1 or 3 channels, of any scale; see :class:`Adapter`, as for ``options``.
         estimator: estimator of degradations; :class:`tta_restore.degradations.Estimator` by default.
@@ -124,6 +120,7 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
 
     keeps_channels: ClassVar[bool] = True
     show_progress = True
+    """Show a progress bar on a terminal for frames that take more than 10 seconds, lines elsewhere, and tiles."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Encode images for reports and put several images side by side."""
+"""Encode images for reports, put several side by side, and find the part of an image that is worth showing."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image as PilImage
 from torch import Tensor
 
-__all__ = ["contact_sheet", "kernel_overlap", "kernel_sheet", "png_uri", "to_bytes"]
+__all__ = ["contact_sheet", "crop", "find_most_changed", "kernel_overlap", "kernel_sheet", "png_uri", "to_bytes"]
 
 _GAP = 4
+_POSITIONS = 4  # of a part per side length
 
 
 def contact_sheet(tiles: Sequence[Tensor], *, columns: int) -> Tensor:
@@ -73,6 +75,30 @@ def kernel_overlap(estimated: Tensor, true: Tensor) -> float:
 
     def grown(kernels: Tensor) -> Tensor:
         margin = (size - kernels.shape[-1]) // 2
-        return torch.nn.functional.pad(kernels, (margin, margin, margin, margin))
+        return F.pad(kernels, (margin, margin, margin, margin))
 
     return float(torch.minimum(grown(estimated), grown(true)).sum((-2, -1)).mean())
+
+
+def find_most_changed(before: Tensor, after: Tensor, side: int) -> tuple[int, int, int, int] | None:
+    """Return the part (top, left, H, W) where two images differ most; None where the whole is no larger than a part.
+
+    Args:
+        before: (3, H, W).
+        after: (3, H, W).
+        side: longest side of the part in pixels.
+    """
+    height, width = (min(side, length) for length in before.shape[-2:])
+    if (height, width) == tuple(before.shape[-2:]):
+        return None
+    step = max(side // _POSITIONS, 1)
+    difference = (after - before).abs().mean(0, keepdim=True)
+    mean = F.avg_pool2d(difference, (height, width), step)
+    row, column = divmod(int(mean.argmax()), mean.shape[-1])
+    return row * step, column * step, height, width
+
+
+def crop(image: Tensor, box: tuple[int, int, int, int]) -> Tensor:
+    """Return the part (top, left, H, W) of an image (C, H, W)."""
+    top, left, height, width = box
+    return image[:, top : top + height, left : left + width]

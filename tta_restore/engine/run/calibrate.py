@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import sys
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,6 +27,7 @@ from tta_restore.data.io.files import printable, scan_folder
 from tta_restore.data.io.image import read_image
 from tta_restore.data.io.pixels import ImageError
 from tta_restore.data.io.tensors import add_metadata, save_tensors
+from tta_restore.engine.report.calibration import CalibrationPage, compare_photos, write_calibration
 from tta_restore.engine.run.device import resolve_device
 from tta_restore.engine.run.methods import expect_one_frame, typed_settings
 from tta_restore.engine.run.models import expect_restorer
@@ -33,10 +35,13 @@ from tta_restore.engine.run.outputs import expect_file, locks_output
 from tta_restore.engine.run.restore_plan import describe_others
 from tta_restore.engine.run.settings import Named
 from tta_restore.engine.run.usage import UsageError
+from tta_restore.models import Restorer
 
 __all__ = ["Calibration", "calibrate_model", "write_checkpoint"]
 
 _KEPT = "calibration"  # entry of a state's metadata
+_SHOWN = 4  # photos on the page, evenly among those that were used
+_SHOWN_SIDE = 512  # largest crop of them in pixels
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,12 @@ class Calibration:
         return 1 if self.failed else 0
 
     def __str__(self) -> str:
-        parts = [self.report.verdict]
+        return ", ".join([self.report.verdict, *self.remarks])
+
+    @property
+    def remarks(self) -> list[str]:
+        """Return what was not used, a few words each."""
+        parts = []
         if self.failed:
             parts.append(f"{_photo_count(self.failed)} could not be read")
         if self.unused:
@@ -72,7 +82,7 @@ class Calibration:
             parts.append(f"{_photo_count(self.unopened)} beyond --limit not opened")
         if self.left_out:
             parts.append(f"left out: {describe_others(self.left_out)}")
-        return ", ".join(parts)
+        return parts
 
 
 @locks_output
@@ -95,14 +105,15 @@ def calibrate_model(
     """Adapt a restorer once to the camera that took some photos, and write a checkpoint with the model's own keys.
 
     The photos need no sharp originals: the degradation is estimated from them, and the model is trained on pairs with
-    that degradation. The checkpoint is written with a report; if nothing was gained it holds the original weights, and
-    the verdict says so. Photos that are not needed because the model is steady before are read all the same, so that
-    damaged ones are named. torchrun shares the pairs of every step among its processes. A calibration that was
-    interrupted goes on behind the photos that it had used, if it is asked for again as it was.
+    that degradation. The checkpoint is written with a report, as a page with pictures (.html) and as .json; if nothing
+    was gained it holds the original weights, as the verdict states. Photos that are not needed because the model is
+    steady before are read all the same, so that damaged ones are named. torchrun shares the pairs of every step among
+    its processes. A calibration that was interrupted goes on behind the photos that it had used, if it is asked for
+    again as it was.
 
     Args:
         inputs: photos of one camera, or folders of them; 5 to 25 are a good number.
-        out: checkpoint, a .safetensors file; the report is written next to it as .json.
+        out: checkpoint, a .safetensors file; the report is written next to it as .html and .json.
         model: restorer.
         checkpoint: weights of the model.
         config: keywords of the model's builder.
@@ -162,6 +173,8 @@ def calibrate_model(
     except (ValueError, TypeError, RuntimeError) as error:
         told = f"; {problems[0]}" if problems else ""
         raise UsageError(f"{error}{told}") from error
+    opened_paths = paths[: len(paths) - len(remaining)]
+    used = [path for path in opened_paths if not any(problem.startswith(f"{path}: ") for problem in problems)]
     for path in remaining:
         try:
             read_image(path)
@@ -193,8 +206,18 @@ def calibrate_model(
     text |= {"unreadable": problems, "unused": unused, "unopened": unopened, "left_out": left_out}
     with atomic_file(Path(out).with_suffix(".json")) as partial:
         partial.write_text(json.dumps(facts | text, indent=1), encoding="utf-8")
+    facts = {
+        "photos": ", ".join(map(str, inputs)),
+        "model": str(model),
+        **({"weights": str(checkpoint)} if checkpoint else {}),
+        "crop": f"{crop} pixels" if crop else "none",
+        "budget": budget or "none",
+        "settings": ", ".join(f"{name} {value}" for name, value in options.items()),
+        "machine": f"{chosen}, {torch.get_num_threads()} threads, torch {torch.__version__}",
+    }
+    _write_page(Path(out).with_suffix(".html"), outcome, restorer, used[: report.frames], crop, problems, facts)
     keeper.path.unlink(missing_ok=True)
-    say(f"{report}\n\nCheckpoint: {out}   report: {Path(out).with_suffix('.json')}")
+    say(f"{report}\n\nCheckpoint: {out}   report: {Path(out).with_suffix('.html')}, {Path(out).with_suffix('.json')}")
     return outcome
 
 
@@ -280,8 +303,38 @@ def _frames(paths: deque[Path], crop: int, device: str | torch.device, problems:
         except ImageError as error:
             problems.append(str(error))
             continue
-        height, width = rgb.shape[-2:]
-        if crop:
-            top, left = (max(0, side - crop) // 2 for side in (height, width))
-            rgb = rgb[:, top : top + crop, left : left + crop]
-        yield rgb.to(device)
+        yield _center(rgb, crop).to(device)
+
+
+def _center(rgb: Tensor, side: int) -> Tensor:
+    """Return the center of an image, at most ``side`` pixels high and wide; the whole of it if that is 0."""
+    top, left = (max(0, length - side) // 2 if side else 0 for length in rgb.shape[-2:])
+    return rgb[:, top : top + side, left : left + side] if side else rgb
+
+
+def _write_page(
+    path: Path,
+    outcome: Calibration,
+    restorer: Restorer,
+    used: Sequence[Path],
+    crop: int,
+    problems: Sequence[str],
+    facts: Mapping[str, str],
+) -> None:
+    """Write the page of the report, with pictures of a few of the photos that were used."""
+    report = outcome.report
+    count = min(_SHOWN, len(used))
+    chosen = [used[i * (len(used) - 1) // max(count - 1, 1)] for i in range(count)]
+    device = next((tensor.device for tensor in restorer.parameters()), torch.device("cpu"))
+    side = min(crop or _SHOWN_SIDE, _SHOWN_SIDE)
+    photos = [(p.name, _center(to_model_space(read_image(p))[0], side).to(device)) for p in chosen]
+    is_adapted = report.worthwhile or math.isnan(report.gain)
+    page = CalibrationPage(
+        title=f"{Path(facts['model']).name}, calibrated on {_photo_count(report.frames)}",
+        report=report,
+        samples=compare_photos(photos, restorer, report.model if is_adapted else None),
+        photos=[p.name for p in used],
+        remarks=[*problems, *outcome.remarks],
+        facts=facts,
+    )
+    write_calibration(path, page)

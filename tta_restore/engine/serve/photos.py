@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from tta_restore.adapters import StepReport
@@ -16,6 +15,7 @@ from tta_restore.data.io.color import to_model_space
 from tta_restore.data.io.image import read_image
 from tta_restore.data.io.image_writer import check_writable, write_image
 from tta_restore.data.io.pixels import Image, ImageError
+from tta_restore.engine.report.images import crop, find_most_changed
 from tta_restore.engine.run.calibrate import write_checkpoint
 from tta_restore.engine.run.device import resolve_device
 from tta_restore.engine.run.methods import ImageMethod, create_method
@@ -28,7 +28,6 @@ from tta_restore.engine.run.usage import UsageError
 __all__ = ["PhotoLimits", "PhotoRecord", "PhotoRestorer"]
 
 _DETAIL = 1024  # longest side of the part that is shown at full resolution
-_DETAIL_STEPS = 4  # positions of that part per side length
 
 
 @dataclass(frozen=True)
@@ -186,10 +185,10 @@ class PhotoRestorer:
         before, baseline_seconds, _ = self._timed(self._baseline, rgb, adapt=False)
         after, seconds, note = self._timed(self._adapted, rgb, adapt=not constant)
         remarks = (*image.notes, *write_image(target, back(after)))
-        box = _most_changed(before, after, _DETAIL)
+        box = find_most_changed(before, after, _DETAIL)
         previews = [self.folder / f"{target.stem}.{kind}.png" for kind in ("before", "after")]
         for preview, shown in zip(previews, (before, after), strict=True):
-            write_image(preview, Image(shown if box is None else _cut(shown, box)))
+            write_image(preview, Image(shown if box is None else crop(shown, box)))
         if constant:
             remarks += ("the image is constant: restored without adapting, nothing can be learned from it",)
         record = PhotoRecord(
@@ -236,26 +235,3 @@ def _with_report(record: PhotoRecord, report: StepReport) -> PhotoRecord:
         steps=report.steps,
         messages=(*skipped, *report.messages, *record.messages),
     )
-
-
-def _most_changed(before: Tensor, after: Tensor, side: int) -> tuple[int, int, int, int] | None:
-    """Return the part (top, left, H, W) where two images differ most; None where the whole is no larger than a part.
-
-    Args:
-        before: (3, H, W).
-        after: (3, H, W).
-        side: longest side of the part in pixels.
-    """
-    height, width = (min(side, length) for length in before.shape[-2:])
-    if (height, width) == tuple(before.shape[-2:]):
-        return None
-    step = max(side // _DETAIL_STEPS, 1)
-    difference = (after - before).abs().mean(0, keepdim=True)
-    mean = F.avg_pool2d(difference, (height, width), step)
-    row, column = divmod(int(mean.argmax()), mean.shape[-1])
-    return row * step, column * step, height, width
-
-
-def _cut(image: Tensor, box: tuple[int, int, int, int]) -> Tensor:
-    top, left, height, width = box
-    return image[:, top : top + height, left : left + width]
