@@ -28,7 +28,7 @@ _HIDDEN_NOISE, _HIDDEN_NOISE_DENOISING = (7.0, 10.0), (0.4, 0.6)
 _SHARP, _SHARP_COMPRESSED = (0.8, 1.2), (0.6, 0.85)
 _UNKNOWN = (0.8, 1.0)  # standard deviations of the log radius from which it is less and not known
 # Blur radii in pixels between which the weight of a student that removes blur grows, and its limits
-_SURE_BLUR, _MIN_SHARE, _MAX_SHARE = (1.2, 2.0), 0.3, 0.8
+_SURE_BLUR, _MIN_SHARE, _MAX_SHARE = (1.2, 2.0), 0.3, 0.65
 # By how much the log radius of a frame without noise may exceed that of its sharpest places, or be uncertain: more is
 # soft content, which says nothing of the lens; and the part of the weight that is left then
 _SOFT, _SOFT_SHARE = (0.22, 0.34), 0.15
