@@ -496,6 +496,7 @@ def test_the_residuals_of_source_and_student_both_count(monkeypatch):
     monkeypatch.setattr(_trust, "structure_excess", lambda frame, pairs: 9.0)
     upscaler.adapt(_frame(20, size=48)[0])
     assert limits["max_student"] == limits["max_input"] == 0  # pairs of a wrong noise say nothing of either
+    assert "not trusted on this frame, because nothing in it shows" in " ".join(upscaler.report.messages)
 
 
 def test_one_frame_does_not_decide_for_the_camera(monkeypatch):

@@ -562,7 +562,10 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
                 f"(last learning rate {memory['rate']:g})"
             )
         elif weights[2] < 0.05:
-            frame.messages.append("the student was not trusted on this frame: the output is the source's or the input")
+            reason = "nothing in it shows that the estimate is right" if max_student < 0.05 else "a test on it failed"
+            frame.messages.append(
+                f"the student was not trusted on this frame, because {reason}: the output is the source's or the input"
+            )
         if memory["phase"] == "steady":
             frame.messages.append("steady: further frames are restored without steps until the degradation changes")
 
