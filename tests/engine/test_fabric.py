@@ -163,8 +163,26 @@ def test_the_command_line_with_a_recipe_of_the_package(tmp_path, capsys):
     assert main([*words, "--run.fabric", '{"precision": "bf16-mixed"}']) == 0, capsys.readouterr().err
     assert load_file(tmp_path / "out/restorer.safetensors").keys() == Deblur().state_dict().keys()
     for kind, name in (("reblur", "ReblurObjective"), ("meta", "MetaObjective")):
-        clips = ["train", kind, "--data.pictures", "bundled", "--data.size", "40", "--run.steps", "1", "--run.engine"]
-        clips += ["fabric", "--run.logger", "none", "--run.out", str(tmp_path / "runs" / kind)]
+        clips = [
+            "train",
+            kind,
+            "--model.name",
+            "_meta_networks:Deblur",
+            "--data.pictures",
+            "bundled",
+            "--data.size",
+            "40",
+        ]
+        clips += [
+            "--run.steps",
+            "1",
+            "--run.engine",
+            "fabric",
+            "--run.logger",
+            "none",
+            "--run.out",
+            str(tmp_path / "runs" / kind),
+        ]
         assert main(clips) == 2
         assert f"fabric does not carry {name}, which takes more than one optimizer step" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()

@@ -17,6 +17,7 @@ from PIL import Image as PilImage
 
 from tta_restore.engine.evaluate.results import FrameRecord, StreamResult
 from tta_restore.engine.report import images
+from tta_restore.engine.report.comparison import Comparison, render_comparison
 from tta_restore.engine.report.page import KernelSample, MethodNote, Report, Sample, render_report, write_report
 from tta_restore.engine.run.usage import UsageError
 
@@ -215,3 +216,12 @@ def test_kernel_sheet_and_overlap():
     assert images.kernel_overlap(0.5 * moved + 0.5 * kernels, kernels) == pytest.approx(0.5)
     wide = torch.nn.functional.pad(kernels, (1, 1, 1, 1))
     assert images.kernel_overlap(wide, kernels) == 1
+
+
+def test_sentences_next_to_rows_appear_once():
+    pytest.importorskip("jinja2")
+    tables = [(title, ["row", "PSNR published"], [["SAR", "1.0"], ["JNB", "2.0"]]) for title in ("one", "two")]
+    notes = {"SAR": "as source on every image", "JNB": "quoted"}
+    text = render_comparison(Comparison("title", "lead", "source", tables, notes))
+    assert text.count("as source on every image") == 1
+    assert text.count("> quoted<") == 2

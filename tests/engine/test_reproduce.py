@@ -489,6 +489,7 @@ def test_rows_that_a_method_leaves_unchanged_are_told():
         Row("self-ensemble", model="net:build", method=Named("self-ensemble")),
         Row("SAR", model="net:build", method=Named("sar")),
         Row("Tent", model="net:build", method=Named("tent")),
+        Row("EATA", model="net:build", method=Named("eata")),
         Row("CoTTA", model="net:build", method=Named("cotta")),
         Row("another network", model="net:other", method=Named("sar")),
     ]
@@ -501,11 +502,17 @@ def test_rows_that_a_method_leaves_unchanged_are_told():
             record("SAR", float("inf"), updated=True, drift=3e-7),
         ],
         "Tent": [record("Tent", 20.5, updated=True), record("Tent", 30.0, updated=True)],
+        # weights that were zero; as it is read back from a run that was continued
+        "EATA": [
+            record("EATA", 20.5, updated=True, drift="nan"),
+            record("EATA", float("inf"), updated=True, drift="inf"),
+        ],
         "CoTTA": [record("CoTTA", 20.0, skipped_because="no weights"), record("CoTTA", 21.0)],
         "another network": [record("another network", 20.0), record("another network", 21.0)],
     }
     assert unchanged_rows(table, records) == {
         "SAR": "as self-ensemble on every image: adapted on 2 of 2, which moved the weights by 3e-07 of their length",
+        "EATA": "as self-ensemble on every image: adapted on 2 of 2",
         "CoTTA": "as source on every image: adapted on 0 of 2 (no weights)",
     }
 

@@ -167,7 +167,8 @@ class _PillowLimit:
     """Lifts the limit that Pillow has for all threads of a process while any of them is in a ``with`` block."""
 
     def __init__(self) -> None:
-        self._lock, self._inside, self._kept = threading.Lock(), 0, None
+        self._lock, self._inside = threading.Lock(), 0
+        self._kept: int | None = None
 
     def __enter__(self) -> None:
         from PIL import Image as PilImage

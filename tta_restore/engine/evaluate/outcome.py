@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -125,8 +126,9 @@ def unchanged_rows(table: Table, records: Mapping[str, Sequence[Any]]) -> dict[s
             reports = [record.report for record in own]
             adapted = sum(bool(report.get("updated")) for report in reports)
             text = f"as {other.name} on every image: adapted on {adapted} of {len(own)}"
-            if adapted and reports[-1].get("drift") is not None:
-                text += f", which moved the weights by {reports[-1]['drift']:.1g} of their length"
+            drift = float(reports[-1].get("drift", math.nan))  # text where it was kept and is not finite
+            if adapted and math.isfinite(drift):
+                text += f", which moved the weights by {drift:.1g} of their length"
             if why := next((report["skipped_because"] for report in reports if report.get("skipped_because")), None):
                 text += f" ({why})"
             found[row.name] = text
@@ -155,7 +157,8 @@ def side_by_side(outcome: Outcome) -> list[tuple[str, list[str], list[list[str]]
             ]
         header, rows = _filled([row.name for row in outcome.table.rows], columns)
         count = max((e.images for e in outcome.entries if e.data == name), default=0)
-        tables.append((f"{name}, {count} images measured" if count else name, header, rows))
+        images = f"{name}, {count} {'image' if count == 1 else 'images'} measured"
+        tables.append((images if count else name, header, rows))
     columns = []
     for name, title, digits in (
         ("parameters", "parameters (M)", 3),

@@ -26,7 +26,7 @@ class Comparison:
         source: of the published values.
         tables: title, header and rows of text; after the first column the header has groups of columns, such
             as "PSNR published", "measured", "difference"; the first of a group has its title.
-        row_notes: row -> remark next to its name.
+        row_notes: row -> remark next to its name; one of several words appears in the first table of the row only.
         samples: images to look at.
         plot: SVG of PSNR over time; empty for none.
         missing: what data and weights are missing, a line each.
@@ -63,7 +63,12 @@ def render_comparison(comparison: Comparison) -> str:
     """Return the page as text; the arguments and errors are those of :func:`write_comparison`."""
     require_packages("jinja2")
     template = environment().get_template("comparison.html.jinja")
-    tables = [_table(title, header, rows, comparison.row_notes) for title, header, rows in comparison.tables]
+    tables, told = [], set()
+    for title, header, rows in comparison.tables:
+        # sentences once: next to names in each table they would widen narrow screens
+        notes = {row: note for row, note in comparison.row_notes.items() if row not in told or " " not in note}
+        tables.append(_table(title, header, rows, notes))
+        told |= {name for name, *_ in rows}
     missing = [line.partition("   ")[::2] if "   " in line else ("", line) for line in comparison.missing]
     names = ("title", "lead", "source", "plot", "failed", "notes", "facts")
     shown = {name: getattr(comparison, name) for name in names}
