@@ -366,6 +366,16 @@ def test_trust_grows_with_the_lead_and_falls_with_what_is_read_badly(task, blur,
     assert _trust.max_input([reading], scale=1) == pytest.approx(plain, abs=1e-3)
 
 
+def test_merged_weights_have_a_lead_of_their_own(monkeypatch):
+    """A change of the camera is noticed by what they would lose, not by what the student had gained."""
+    monkeypatch.setattr(_blend, "choose", lambda *a, **options: _blend.grid().tolist().index([0.0, 0.8, 0.2]))
+    adapter = DegradationPairs(Filter(), spec=DENOISE, steps=48, lr=1e-2, calibration_frames=1)
+    student = adapter.adapt(_frame(20)[0]).metrics["lead"]
+    assert adapter.phase == "steady"
+    assert adapter.memory["weights"] == [0.0, 0.0, 1.0]
+    assert 0 < adapter.memory["lead"] == adapter.memory["exported_lead"] < 0.7 * student
+
+
 def test_a_lens_that_the_student_fails_on_is_a_change(monkeypatch):
     """The second doubtful frame of a steady camera makes it calibrate again; the first one is trusted less."""
     model = create_model("lens_unet", checkpoint="specialist").eval()

@@ -657,6 +657,7 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         memory["exported_lead"] = self._lead(frame, "teacher") if share else 0.0
         if memory["phase"] == "steady" and plain == 0 and memory["exported_lead"] > averaged - _MIN_PROGRESS:
             memory["weights"] = [0.0, 0.0, 1.0] if share else [0.0, 1.0, 0.0]
+            memory["lead"] = memory["exported_lead"]  # what a change of the camera can take away
         else:
             parameter_sets.assign(self.teacher, copy)
 
