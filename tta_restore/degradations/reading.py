@@ -53,7 +53,7 @@ class Reading:
         pupils: pupil functions that fit, the most likely first, over [-2.3, 2.3] root mean square radii, (S, A, A).
         radii: radii relative to the mean, at pairs of neighboring places, (M, 2).
         weights: confidence of each pair, (M,).
-        sharpest: logarithm of the blur radius at the sharpest places, (): a lens blurs no place less.
+        sharpest: logarithm of the blur radius at the sharpest places, which that of the lens does not exceed, ().
         statistics: sums from which symmetric ``pupils`` were found, of all frames, (1, P).
         asymmetry: mean of :func:`tta_restore.degradations.asymmetry.estimate_asymmetry` over the frames, (2, 2).
         frames: number of frames.
