@@ -32,6 +32,7 @@ from typing import Any
 import torch
 
 from benchmarks.hostile_inputs import commit
+from tta_restore._core.progress import ProgressBar
 from tta_restore.data.io.image import read_image
 from tta_restore.data.io.image_writer import write_image
 from tta_restore.data.io.parts import PartStore
@@ -192,6 +193,7 @@ def main() -> None:
         anew_from = options.kills - options.interpreters
         known: dict[tuple[str, bool], tuple[dict, float, float]] = {}
         kills, tried = 0, 0
+        bar = ProgressBar(total=options.kills, desc="killed and continued", unit="run")
         while kills < options.kills and tried < 3 * options.kills:
             kind, anew = ("images", "video")[kills % 2], kills >= anew_from
             if (kind, anew) not in known:
@@ -208,7 +210,9 @@ def main() -> None:
             row = trial(folder, kind, tried, moment, reference, anew=anew, from_first=begins)
             tried += 1
             kills += row["killed"]  # else it was done before
+            bar.update(row["killed"])
             rows.append(row)
+        bar.close()
     killed = [row for row in rows if row["killed"]]
     good = sum(not row["problems"] for row in killed)
     during = sum(row["images"] > 0 or row["parts"] > 0 for row in killed)
