@@ -477,6 +477,9 @@ def test_a_camera_change_is_noticed_where_hardly_anything_was_learned(monkeypatc
     first, second = (adapter.adapt(_frame(15, seed)[0]) for seed in (5, 6))
     assert (first.steps, first.metrics["changed"]) == (0, 0)
     assert second.metrics["changed"] == 1
+    adapter.adapt(_frame(15, 7)[0])
+    adapter.memory.update(phase="steady", lead=lead)  # in vain: larger distances count from now on
+    assert [adapter.adapt(_frame(15, seed)[0]).metrics["changed"] for seed in range(3)] == [0, 0, 0]
     monkeypatch.setattr(Reading, "distance", lambda self, other: 0.9)
     steady = DegradationPairs(Filter(), spec=DENOISE, steps=4, lr=1e-6, calibration_frames=1)
     assert [steady.adapt(_frame(15, seed)[0]).metrics["changed"] for seed in range(4)] == [0, 0, 0, 0]

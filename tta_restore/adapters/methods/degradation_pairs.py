@@ -46,6 +46,7 @@ _MIN_GAIN = 0.1  # dB of lead; the best of several looks at few pairs is a littl
 _STEADY_LEAD = 0.8  # part of the lead that counts against content that a steady student removes from a frame
 _KEPT_LEAD = 0.5  # part of the lead that the student must keep on a frame of the same camera
 _WITHOUT_LEAD = 0.4  # part of the threshold of a change for a student that hardly leads
+_VAIN = 0.2  # added to it by each change after which it did not lead either
 _DOUBTFUL = 2  # frames of a steady camera in a row without that lead, which are a change
 _MARGIN = 0.3  # dB by which weights must lead over the source to be worth keeping
 _RECORRUPTION = 0.3  # strength of the noise that the frame is tested with, relative to its own
@@ -232,6 +233,7 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
             "unread": 0,
             "interval": 1,
             "doubtful": 0,
+            "vain": 0,
             "known": [],
         }
 
@@ -408,10 +410,12 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         """Compare a frame of a steady camera with those that were adapted on; restore it if it is like them.
 
         Frames on which the student lost its lead get as much of it as the lead that is left allows. The second one in
-        a row counts as a change: single estimates are uncertain. Without a lead worth keeping, smaller distances count.
+        a row counts as a change: single estimates are uncertain. Without a lead worth keeping, smaller distances count,
+        as long as that leads to something.
         """
         memory = self.memory
-        threshold = self.change_threshold if memory["lead"] > _MARGIN else _WITHOUT_LEAD * self.change_threshold
+        share = 1.0 if memory["lead"] > _MARGIN else min(_WITHOUT_LEAD + _VAIN * memory["vain"], 1.0)
+        threshold = share * self.change_threshold
         outdated = self._outdated(frame, reading, threshold)
         lead = frame.metrics.get("lead_on_frame")
         if not outdated:
@@ -421,6 +425,7 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         memory["interval"], memory["doubtful"] = 1, memory["doubtful"] + 1
         if memory["doubtful"] >= _DOUBTFUL or frame.metrics["distance"] > self.change_threshold:
             memory["doubtful"], frame.scratch["changed"] = 0, True
+            memory["vain"] = 0 if memory["lead"] > _MARGIN else memory["vain"] + 1
             return True
         self._keep(frame, lead)
         if lead is not None:
