@@ -44,6 +44,7 @@ from tta_restore.metrics import psnr
 from tta_restore.models import RestorerSpec, SizeRequirements, create_model
 
 EXTREMES = ("bright", "dark", "smooth", "detailed", "overexposed")  # crops that estimates fail on most often
+_MIN_SIDE = 256  # pixels of a photograph; conditions take crops of up to 224
 _BORDER = 6  # pixels at each side that do not count
 
 
@@ -363,8 +364,18 @@ def _photographs(chosen: str, parser: argparse.ArgumentParser) -> tuple[str | Pa
         return photos.TEST
     if chosen == "dev":
         return tuple(name for name in photos.DEV if name != "moon")
-    files = tuple(sorted(path for path in Path(chosen).glob("*") if path.is_file()))
-    return files or parser.error(f"--photos: expected dev, test or a folder of photographs, got {chosen!r}")
+    files = []
+    for path in sorted(path for path in Path(chosen).glob("*") if path.is_file()):
+        try:
+            photo = photos.load(path)
+        except ValueError as error:
+            print(f"left out: {error}", file=sys.stderr)
+            continue
+        if min(photo.shape[1:]) < _MIN_SIDE:
+            print(f"left out: {path}: smaller than {_MIN_SIDE} pixels", file=sys.stderr)
+        else:
+            files.append(path)
+    return tuple(files) or parser.error(f"--photos: expected dev, test or a folder of photographs, got {chosen!r}")
 
 
 if __name__ == "__main__":

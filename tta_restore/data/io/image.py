@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from tta_restore.data.io import boxes, color, exif, exr, jpeg, jxl, netpbm, png, raw, tiff
-from tta_restore.data.io.formats import FileFormat, detect_format, irregular_kind
+from tta_restore.data.io.declared_size import declared_size
+from tta_restore.data.io.formats import detect_format, irregular_kind
 from tta_restore.data.io.pixels import (
     Image,
     ImageError,
@@ -94,9 +95,9 @@ def _read(path: Path, head: bytes, max_pixels: int, keep_going: bool) -> Image:
         return raw.develop_raw(path, found.name, max_pixels=max_pixels)
     if found.name == "TIFF":
         return tiff.read_tiff(path, max_pixels=max_pixels)
-    _check_size(_declared_size(head, found), max_pixels)
+    _check_size(declared_size(head, found), max_pixels)
     content = path.read_bytes()
-    _check_size(_declared_size(content, found), max_pixels)
+    _check_size(declared_size(content, found), max_pixels)
     if found.name == "EXR":
         return _checked_floats(exr.read_exr(path, content, max_pixels=max_pixels))
     if found.name == "Radiance HDR":
@@ -119,48 +120,6 @@ def _read(path: Path, head: bytes, max_pixels: int, keep_going: bool) -> Image:
 def _check_size(size: tuple[int, int] | None, max_pixels: int) -> None:
     if size is not None and size[0] * size[1] > max_pixels:
         raise ImageError(too_large(*size, max_pixels))
-
-
-def _declared_size(content: bytes, found: FileFormat) -> tuple[int, int] | None:
-    """Return width and height that a header declares, None where it is not in these bytes."""
-    if found.name == "PNG":
-        header = png.read_header(content)
-        return (header.width, header.height) if header else None
-    if found.name == "JPEG":
-        size = jpeg.read_size(content)
-        return size[:2] if size else None
-    if found.name == "Radiance HDR":
-        return exr.read_radiance_size(content)
-    if found.name == "PNM":
-        return netpbm.read_netpbm_size(content)
-    if found.name in ("AVIF", "HEIC"):
-        return boxes.declared_size(content)
-    if found.name == "JPEG 2000":
-        return boxes.jpeg_2000_size(content)[:2]
-    if found.name == "JPEG XL":
-        header = jxl.read_code_stream(boxes.jpeg_xl_code_stream(content))
-        return (header.width, header.height) if header else None
-    if found.name == "WebP":
-        return _webp_size(content)
-    if found.name == "GIF":
-        width, height = struct.unpack_from("<HH", content, 6) if len(content) >= 10 else (0, 0)
-        return width, height
-    return None  # Pillow reads the others' headers before it allocates
-
-
-def _webp_size(content: bytes) -> tuple[int, int] | None:
-    kind, data = content[12:16], content[20:30]
-    if len(data) < 10:
-        return None
-    if kind == b"VP8X":
-        return int.from_bytes(data[4:7], "little") + 1, int.from_bytes(data[7:10], "little") + 1
-    if kind == b"VP8L":
-        bits = int.from_bytes(data[1:5], "little")
-        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
-    if kind == b"VP8 ":
-        width, height = struct.unpack_from("<HH", data, 6)
-        return width & 0x3FFF, height & 0x3FFF
-    return None
 
 
 class _PillowLimit:
