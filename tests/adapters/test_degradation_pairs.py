@@ -315,6 +315,10 @@ def test_soft_content_earns_little_trust_in_a_lens():
         blur, noise = torch.tensor([math.log(2.5), deviation]), torch.tensor([math.log(level / 255), 0.1])
         one = dataclasses.replace(reading, blur=blur, sharpest=blur[0] - softness, noise=noise)
         assert _trust.max_student(2.0, [one], **options) == pytest.approx(0.65 * share, abs=1e-3)
+    clear = dataclasses.replace(reading, blur=torch.tensor([math.log(2.5), 0.2]), sharpest=torch.tensor(2.5).log())
+    soft = dataclasses.replace(clear, blur=torch.tensor([math.log(2.5), 0.3]), sharpest=torch.tensor(1.5).log())
+    assert _trust.max_student(2.0, [soft, clear], **options) == pytest.approx(0.65)  # one that shows the lens suffices
+    assert _trust.max_student(2.0, [clear, soft], **options) == pytest.approx(0.65)
 
 
 def test_what_no_one_can_use_is_refused():
@@ -480,6 +484,11 @@ def test_a_camera_change_is_noticed_where_hardly_anything_was_learned(monkeypatc
     adapter.adapt(_frame(15, 7)[0])
     adapter.memory.update(phase="steady", lead=lead)  # in vain: larger distances count from now on
     assert [adapter.adapt(_frame(15, seed)[0]).metrics["changed"] for seed in range(3)] == [0, 0, 0]
+    assert adapter.memory["vain"] == 1
+    adapter.memory.update(lead=1.0, interval=1)
+    monkeypatch.setattr(Reading, "distance", lambda self, other: 9.0)
+    adapter.adapt(_frame(15, 8)[0])
+    assert adapter.memory["vain"] == 0  # what it left was worth something
     monkeypatch.setattr(Reading, "distance", lambda self, other: 0.9)
     steady = DegradationPairs(Filter(), spec=DENOISE, steps=4, lr=1e-6, calibration_frames=1)
     assert [steady.adapt(_frame(15, seed)[0]).metrics["changed"] for seed in range(4)] == [0, 0, 0, 0]
@@ -510,6 +519,11 @@ def test_the_residuals_of_source_and_student_both_count(monkeypatch):
     upscaler.adapt(_frame(20, size=48)[0])
     assert limits["max_student"] == limits["max_input"] == 0  # pairs of a wrong noise say nothing of either
     assert "not trusted on this frame, because nothing in it shows" in " ".join(upscaler.report.messages)
+    upscaler.reset()
+    monkeypatch.setattr(_trust, "structure_excess", lambda frame, pairs: 0.0)
+    monkeypatch.setattr(_trust, "max_input", lambda readings, scale: 0.25)
+    upscaler.adapt(_frame(20, size=48)[0])
+    assert limits["max_input"] == 0.25
 
 
 def test_one_frame_does_not_decide_for_the_camera(monkeypatch):

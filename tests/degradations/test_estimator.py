@@ -1,12 +1,14 @@
 """The estimator: readings near the truth, any size, no side effects."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from _degradation_base import seeded
 
 from tta_restore.data.synthetic import defocus, photos
 from tta_restore.degradations import Blur, Clip, Compose, Estimator, Jpeg, Noise, Quantize, quality_tables
-from tta_restore.degradations.estimator import _below
+from tta_restore.degradations.estimator import _below, _sharpest
 
 
 @pytest.fixture(scope="module")
@@ -105,3 +107,9 @@ def test_the_sharpest_places_bound_the_blur_of_the_lens(estimator):
     assert float(both.sharpest) < float(one.sharpest) + 0.15
     assert float(all_of_it.sharpest) > float(both.sharpest) + 0.3
     assert all(float(found.sharpest) < float(found.blur[0]) for found in (both, all_of_it))
+
+
+def test_places_that_show_nothing_are_not_the_sharpest():
+    radius, confidence = torch.tensor([[0.5, 2.0], [1.0, 3.0]]), torch.tensor([[0.1, 3.0], [2.0, 3.0]])
+    found = _sharpest(SimpleNamespace(radius=radius, confidence=confidence))
+    assert float(found.exp()) == pytest.approx(1.0)
