@@ -21,7 +21,6 @@ from tta_restore.data.io.formats import (
     sniff_file,
 )
 from tta_restore.data.io.image_writer import FORMATS, SUFFIXES
-from tta_restore.data.io.pixels import one_line
 from tta_restore.data.io.video_writer import WRITABLE_SUFFIXES
 from tta_restore.engine.run.usage import UsageError
 
@@ -196,7 +195,7 @@ def _expect_writable(name: str, path: Path) -> None:
         with tempfile.TemporaryFile(dir=there):  # the only test that no file system or container fools
             pass
     except OSError as error:
-        raise UsageError(f"{name} {path}: {there} cannot be written to ({one_line(error)})") from None
+        raise UsageError(f"{name} {path}: {there} cannot be written to ({error.strerror})") from None
 
 
 def _plan_folder(plan: Plan, entry: Path, out: Path, *, clips: bool, image_format: str | None) -> None:
