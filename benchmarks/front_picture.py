@@ -8,7 +8,7 @@ photo.
 
 from __future__ import annotations
 
-import sys
+import argparse
 from pathlib import Path
 
 import torch
@@ -57,9 +57,11 @@ def draw(table: dict[str, dict[str, tuple[Tensor, float]]]) -> Image.Image:
     return canvas
 
 
-def main(arguments: list[str]) -> None:
+def main() -> None:
     """Write the picture."""
-    target = Path(arguments[0] if arguments else "docs/front.jpg")
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("target", nargs="?", type=Path, default=Path("docs/front.jpg"), help="JPEG file to write")
+    target = parser.parse_args().target
     torch.set_num_threads(1)
     table = rows()
     draw(table).save(target, quality=82, optimize=True)
@@ -69,4 +71,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -27,8 +27,9 @@ _HIDDEN_NOISE, _HIDDEN_NOISE_DENOISING = (7.0, 10.0), (0.4, 0.6)
 # which lets blur appear smaller
 _SHARP, _SHARP_COMPRESSED = (0.8, 1.2), (0.6, 0.85)
 _UNKNOWN = (0.8, 1.0)  # standard deviations of the log radius from which it is less and not known
-# Blur radii in pixels between which the weight of a student that removes blur grows, and its limits
-_SURE_BLUR, _MIN_SHARE, _MAX_SHARE = (1.2, 2.0), 0.3, 0.65
+# Blur radii in pixels between which the weight of a student that removes blur grows, and its limits; the upper one is
+# lower without noise, where nothing but the pairs speaks for the student
+_SURE_BLUR, _MIN_SHARE, _MAX_SHARE, _MAX_SHARE_CLEAN = (1.2, 2.0), 0.3, 0.8, 0.65
 # By how much the log radius of a frame without noise may exceed that of its sharpest places, or be uncertain: more is
 # soft content, which says nothing of the lens; and the part of the weight that is left then
 _SOFT, _SOFT_SHARE = (0.22, 0.34), 0.15
@@ -68,13 +69,16 @@ def max_student(lead: float, readings: Sequence[Reading], *, sharpens: bool, sca
     if not sharpens and not denoises:
         share = _position(lead, _LEAD_UNTRAINED)  # true noise leaves it much to gain
     radius = min(reading.mean["blur_radius"] for reading in readings)
+    noisy = any(is_noisy(reading) for reading in readings)
     if sharpens and scale == 1:
-        share *= min(max(_position(radius, _SURE_BLUR), _MIN_SHARE), _MAX_SHARE) * _known(readings)
-        if not compressed and not any(is_noisy(reading) for reading in readings):
+        clean = not compressed and not noisy
+        limit = _MAX_SHARE_CLEAN if clean else _MAX_SHARE
+        share *= min(max(_position(radius, _SURE_BLUR), _MIN_SHARE), limit) * _known(readings)
+        if clean:
             share *= max(1 - _position(max(_softness(readings)), _SOFT), _SOFT_SHARE)
     elif sharpens:
         share *= 1 - _position(max(reading.mean["blur_radius"] for reading in readings), _LARGE_BLUR_UPSCALING)
-        if not any(is_noisy(reading) for reading in readings):
+        if not noisy:
             uncertain, excess = _softness(readings)
             share *= 1 - _position(uncertain, _UNSURE_UPSCALING)
             share *= 1 - _position(excess, _SOFT_UPSCALING)
