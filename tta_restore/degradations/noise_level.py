@@ -22,6 +22,7 @@ _MIN_STD = 0.29 / 255  # rounding to 8 bits
 _NORMAL_MEDIAN = 0.6745  # of the absolute values of a standard normal distribution
 _CEILING = 1.3  # the median without clipped pixels lies up to this factor below the noise
 _MIN_PIXELS = 64  # Haar coefficients
+_BAND, _MAX_PIXELS = 64, 4_000_000  # rows; pixels above which bands of rows give the median of all
 _MARGIN = 1.1  # the same for pixels far from black and white
 _INDEPENDENT = 0.6  # noise in differences of channels, relative to that in channels, from which it is independent
 _COLORED = 1 / 255  # mean range of the channels from which an image is not gray
@@ -81,6 +82,7 @@ def largest_noise(image: Tensor) -> Tensor:
 
     Source: Donoho and Johnstone, "Ideal spatial adaptation by wavelet shrinkage", Biometrika 1994.
     """
+    image = _bands(image)
     level = _median_level(image)
     if image.shape[0] == 1 or float((image.amax(0) - image.amin(0)).mean()) < _COLORED:
         return _CEILING * level
@@ -95,6 +97,16 @@ def largest_noise(image: Tensor) -> Tensor:
         return (_MARGIN * inside).clamp(_MARGIN * difference, _CEILING * difference)
     # demosaicking and color noise reduction make noise less in the differences than in the channels
     return torch.minimum(_CEILING * level, 2 * _CEILING * difference + 1 / 255)
+
+
+def _bands(image: Tensor) -> Tensor:
+    """Return evenly spaced bands of rows of a large image, which bounds time and memory; smaller ones unchanged."""
+    height, width = image.shape[-2:]
+    count = _MAX_PIXELS // (_BAND * width)
+    if height * width <= _MAX_PIXELS or count < 1:
+        return image
+    starts = [round(i * (height - _BAND) / max(count - 1, 1)) for i in range(count)]
+    return torch.cat([image[:, start : start + _BAND] for start in starts], 1)
 
 
 def _clipped(x: Tensor) -> Tensor:
