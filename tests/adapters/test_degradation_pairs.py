@@ -500,6 +500,26 @@ def test_a_camera_change_is_noticed_where_hardly_anything_was_learned(monkeypatc
     assert [steady.adapt(_frame(15, seed)[0]).metrics["changed"] for seed in range(4)] == [0, 0, 0, 0]
 
 
+@pytest.mark.parametrize(("distance", "ends"), [(0.9, True), (1.1, False)])
+def test_near_changes_do_not_keep_an_adapter_calibrating(monkeypatch, distance, ends):
+    """Each frame costs the student its lead: after twice calibration_frames only distances above 1 are changes."""
+    adapter = DegradationPairs(Filter(), spec=DENOISE, steps=1, lr=1e-6, calibration_frames=2, views="identity")
+    monkeypatch.setattr(Reading, "distance", lambda self, other: distance)
+
+    def hold_out(frame, reading):
+        original(frame, reading)
+        return 0.0 if reading is frame.scratch["read"] else 4.0
+
+    original = adapter._hold_out
+    monkeypatch.setattr(adapter, "_hold_out", hold_out)
+    changes = []
+    for seed in range(7):
+        changes.append(adapter.adapt(_frame(15, seed)[0]).metrics["changed"])
+        adapter.memory["lead"] = 4.0
+    assert changes == ([0, 1, 1, 1, 0, 0, 0] if ends else [0, 1, 1, 1, 1, 1, 1])
+    assert adapter.phase == ("steady" if ends else "calibrating")
+
+
 def test_the_residuals_of_source_and_student_both_count(monkeypatch):
     """Either of them may remove content; of an upscaler only the source is asked."""
     asked = []
@@ -618,6 +638,33 @@ def test_upscalers_need_blur_at_the_sharpest_places_too():
         assert _trust.max_input([one], scale=2) == 0  # its blur is what the pairs may be wrong about
         assert _trust.max_input([noisy], scale=2) == 1
         assert _trust.max_input([one, noisy], scale=2) == 0
+
+
+def test_upscalers_are_not_taught_to_sharpen_soft_noisy_frames(monkeypatch):
+    reading = dataclasses.replace(
+        Estimator().read(_frame(0)[0]),
+        noise=torch.tensor([math.log(8 / 255), 0.1]),
+        blur=torch.tensor([math.log(2.2), 0.5]),
+        jpeg=torch.tensor([0.0, 100.0, 1.0]),
+    )
+    assert _trust.max_student(1.7, [reading], sharpens=True, scale=2, denoises=False) == 1
+    assert _trust.plausible(reading, scale=1) is reading
+    for radius, expected in ((2.2, 0.9), (0.5, 0.5)):
+        one = dataclasses.replace(reading, blur=torch.tensor([math.log(radius), 0.5]))
+        used = _trust.plausible(one, scale=2)
+        assert used.mean["blur_radius"] == pytest.approx(expected)
+        assert torch.equal(used.blur[1], one.blur[1])
+        assert torch.equal(used.noise, one.noise)
+    clean = dataclasses.replace(reading, noise=torch.tensor([math.log(1 / 255), 0.1]))
+    assert _trust.plausible(clean, scale=2) is clean
+    drawn = []
+    draw = PairSampler.draw
+    monkeypatch.setattr(PairSampler, "draw", lambda self, one, *a, **k: drawn.append(one) or draw(self, one, *a, **k))
+    adapter = DegradationPairs(Upscaler(), spec=RestorerSpec(in_channels=3, scale=2), steps=4, views="identity")
+    monkeypatch.setattr(adapter.estimator, "read", lambda frame: reading)
+    adapter(_frame(8)[0])
+    assert drawn
+    assert max(one.mean["blur_radius"] for one in drawn) == pytest.approx(0.9)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

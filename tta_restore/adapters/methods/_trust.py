@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -37,6 +38,7 @@ _SOFT, _SOFT_SHARE = (0.22, 0.34), 0.15
 _UNSURE_UPSCALING, _SOFT_UPSCALING = (0.3, 0.45), (0.15, 0.3)
 _SURE_BLUR_UPSCALING, _SHARPEST_UPSCALING = (0.55, 0.75), (0.6, 0.75)
 _LARGE_BLUR_UPSCALING = (1.5, 2.0)  # and soft frames as more than any that is worth upscaling
+_MAX_BLUR_UPSCALING = 0.9  # radius in pixels that upscalers learn to remove from noisy frames; more is soft content
 # Correlation of the residual, beyond that on pairs and per dB of lead, that is trusted fully and not any more
 _EXCESS, _EXCESS_UPSCALING = (0.05, 0.1), (0.04, 0.07)
 
@@ -76,15 +78,27 @@ def max_student(lead: float, readings: Sequence[Reading], *, sharpens: bool, sca
         share *= min(max(_position(radius, _SURE_BLUR), _MIN_SHARE), limit) * _known(readings)
         if clean:
             share *= max(1 - _position(max(_softness(readings)), _SOFT), _SOFT_SHARE)
-    elif sharpens:
-        share *= 1 - _position(max(reading.mean["blur_radius"] for reading in readings), _LARGE_BLUR_UPSCALING)
-        if not noisy:
-            uncertain, excess = _softness(readings)
-            share *= 1 - _position(uncertain, _UNSURE_UPSCALING)
-            share *= 1 - _position(excess, _SOFT_UPSCALING)
-            sharpest = min(float(reading.sharpest.exp()) for reading in readings)
-            share *= _position(radius, _SURE_BLUR_UPSCALING) * _position(sharpest, _SHARPEST_UPSCALING)
+    elif sharpens and not noisy:
+        largest = max(reading.mean["blur_radius"] for reading in readings)
+        uncertain, excess = _softness(readings)
+        share *= 1 - _position(largest, _LARGE_BLUR_UPSCALING)
+        share *= 1 - _position(uncertain, _UNSURE_UPSCALING)
+        share *= 1 - _position(excess, _SOFT_UPSCALING)
+        sharpest = min(float(reading.sharpest.exp()) for reading in readings)
+        share *= _position(radius, _SURE_BLUR_UPSCALING) * _position(sharpest, _SHARPEST_UPSCALING)
     return share / 2 if compressed else share
+
+
+def plausible(reading: Reading, *, scale: int) -> Reading:
+    """Return the reading that pairs are made from: an upscaler is not to sharpen the soft content of a noisy frame.
+
+    What it gains there is the removal of noise, which does not need the blur to be right.
+    """
+    if scale == 1 or not is_noisy(reading):
+        return reading
+    return replace(
+        reading, blur=reading.blur.minimum(reading.blur.new_tensor([math.log(_MAX_BLUR_UPSCALING), math.inf]))
+    )
 
 
 def max_input(readings: Sequence[Reading], *, scale: int) -> float:

@@ -45,7 +45,8 @@ _STEADY = 2  # frames in a row that gain less than _MIN_GAIN each, after which a
 _MIN_GAIN = 0.1  # dB of lead; the best of several looks at few pairs is a little too good
 _STEADY_LEAD = 0.8  # part of the lead that counts against content that a steady student removes from a frame
 _KEPT_LEAD = 0.5  # part of the lead that the student must keep on a frame of the same camera
-_WITHOUT_LEAD = 0.4  # part of the threshold of a change for a student that hardly leads
+_NEAR = 0.4  # part of the threshold of a change that counts for a student that hardly leads
+_MAX_NEAR = 2  # times ``calibration_frames`` after which changes below that part do not count
 _VAIN = 0.2  # added to it by each change after which it did not lead either
 _DOUBTFUL = 2  # frames of a steady camera in a row without that lead, which are a change
 _MARGIN = 0.3  # dB by which weights must lead over the source to be worth keeping
@@ -234,6 +235,7 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
             "interval": 1,
             "doubtful": 0,
             "vain": 0,
+            "adapted_near": 0,
             "known": [],
         }
 
@@ -389,7 +391,8 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         """Return whether the estimate of a frame is far from the pooled one, or costs the student its lead.
 
         The leads under both estimates are measured on the same sharp material: that the student leads by less on the
-        scene of a frame is not a change of the camera.
+        scene of a frame is not a change of the camera. Estimates of one camera differ, too: once enough frames were
+        adapted on, those near the pooled one do not count, so that adaptation ends.
         """
         if self.degradation is not None:
             return False  # the frames are known to carry it
@@ -398,6 +401,9 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         frame.metrics["distance"] = distance
         if pooled is None or distance > threshold:
             return pooled is not None
+        near = distance <= _NEAR * self.change_threshold
+        if near and self.memory["adapted_near"] >= _MAX_NEAR * self.calibration_frames:
+            return False
         if _KEPT_LEAD * self.memory["lead"] <= _MIN_PROGRESS:
             return False
         drawn = self.generator.get_state()
@@ -414,7 +420,7 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         as long as that leads to something.
         """
         memory = self.memory
-        share = 1.0 if memory["lead"] > _MARGIN else min(_WITHOUT_LEAD + _VAIN * memory["vain"], 1.0)
+        share = 1.0 if memory["lead"] > _MARGIN else min(_NEAR + _VAIN * memory["vain"], 1.0)
         threshold = share * self.change_threshold
         outdated = self._outdated(frame, reading, threshold)
         lead = frame.metrics.get("lead_on_frame")
@@ -441,6 +447,8 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         new one starts from the weights that restore its pairs best.
         """
         memory, reading = self.memory, frame.scratch["read"]
+        if frame.metrics["distance"] > _NEAR * self.change_threshold:
+            memory["adapted_near"] = 0
         left = {"teacher": parameter_sets.copy(self.teacher)} | {key: memory[key] for key in _CAMERA}
         known: list[dict[str, Any]] = [*memory["known"], left]
         leads, distances = [], []
@@ -555,6 +563,7 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         progress = notes["best"] - notes["first"]
         memory["unimproved"] = memory["unimproved"] + 1 if progress < _MIN_GAIN else 0
         memory["adapted"] += 1
+        memory["adapted_near"] += 1
         memory["phase"] = "steady" if self._is_complete() else "calibrating"
         index = _blend.grid().tolist().index(memory["weights"])
         self._merge(frame, float(-10 * pairs[index, len(_DOUBT) // 2].clamp(min=1e-6).log10().mean()))
@@ -725,7 +734,7 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
     ) -> tuple[Tensor, Tensor]:
         notes, image = frame.scratch, frame.image
         degraded, target = notes["sampler"].draw(
-            reading or notes["reading"],
+            _trust.plausible(reading or notes["reading"], scale=notes["sampler"].scale),
             notes.get("scene"),
             count,
             self.generator,
