@@ -17,7 +17,7 @@ from torch import nn
 
 from tta_restore.adapters import Adapter, CauSiam, SelfEnsemble, Semantic, SiamCTTA, backbone
 from tta_restore.adapters.replica import Replica, copy_module
-from tta_restore.models import RestorerSpec, as_restorer
+from tta_restore.models import RestorerSpec, as_restorer, probe
 
 
 def frame(seed=0, size=24):
@@ -177,6 +177,73 @@ def test_a_model_that_keeps_a_state_is_reported_once():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert torch.equal(adapter.predict(frame()), first)
+
+
+@pytest.mark.parametrize("by_hook", [False, True])
+def test_a_running_mean_over_calls_is_reported(by_hook):
+    net = build("plain")
+    observed = torch.ao.quantization.FakeQuantize(
+        observer=torch.ao.quantization.MovingAverageMinMaxObserver, averaging_constant=0.5
+    )
+    if by_hook:
+        net.a.register_forward_hook(lambda module, inputs, output: observed(output))
+        net.observed = observed
+    else:
+        net.a = nn.Sequential(net.a, observed)
+    with pytest.warns(UserWarning, match="SiamCTTA: the model's output depends on its earlier calls"):
+        siam(net).predict(frame())
+
+
+class Clamps(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, x):
+        self.conv.weight.data.clamp_(-0.1, 0.1)
+        return self.conv(x)
+
+
+class BoundedEmbedding(Clamps):
+    def __init__(self):
+        super().__init__()
+        self.offsets = nn.Embedding(2, 3, max_norm=0.1)
+
+    def forward(self, x):
+        return self.conv(x) + self.offsets(torch.tensor([1]))[..., None, None]
+
+
+class AveragesItself(Clamps):
+    def __init__(self):
+        super().__init__()
+        self.slow = nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, x):
+        with torch.no_grad():
+            self.slow.weight.lerp_(self.conv.weight, 0.1)
+        return self.slow(x)
+
+
+@pytest.mark.parametrize("kind", [Clamps, BoundedEmbedding, AveragesItself])
+def test_a_model_that_writes_into_its_weights_is_left_unchanged(kind):
+    net, x = kind(), frame()
+    before = [weight.detach().clone() for weight in net.parameters()]
+    with pytest.raises(TypeError, match="a pass writes into its weights"):
+        siam(net)(x)
+    assert SelfEnsemble(net)(x).shape == x.shape
+    probe(net, x)
+    assert all(torch.equal(weight, old) for weight, old in zip(net.parameters(), before, strict=True))
+
+
+def test_masks_in_the_output():
+    class Masked(Noted):
+        def forward(self, x):
+            y = super().forward(x)
+            return y > 0.5, y
+
+    mask, image = siam(Masked())(frame())
+    assert mask.dtype == torch.bool
+    assert image.shape == (1, 3, 24, 24)
 
 
 def test_a_model_whose_image_depends_on_its_batch_is_run_image_by_image():

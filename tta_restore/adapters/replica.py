@@ -225,12 +225,16 @@ def outside_functions(root: nn.Module) -> bool:
 
 def outputs_agree(a: Any, b: Any) -> bool:
     """Return whether two outputs of a module have equal leaves, but for rounding."""
-    first, second = dict(outputs.leaves(a)), dict(outputs.leaves(b))
+    first, second = ({key: _comparable(leaf) for key, leaf in outputs.leaves(value)} for value in (a, b))
     return first.keys() == second.keys() and all(
-        first[key].shape == second[key].shape
+        (first[key].shape, first[key].dtype) == (second[key].shape, second[key].dtype)
         and torch.allclose(first[key], second[key], rtol=1e-4, atol=1e-5, equal_nan=True)
         for key in first
     )
+
+
+def _comparable(leaf: Tensor) -> Tensor:
+    return leaf.float() if leaf.dtype == torch.bool else leaf  # masks cannot be subtracted
 
 
 def _children(value: Any) -> Iterable[Any]:

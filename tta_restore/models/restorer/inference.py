@@ -156,7 +156,8 @@ def _near(a: Tensor, b: Tensor | None, tolerance: float) -> bool:
     """Return whether two tensors differ by rounding only, relative to the largest value."""
     if b is None or a.shape != b.shape:
         return False
-    return bool(((a.float() - b.float()).abs().max() <= tolerance * max(1.0, float(a.abs().max()))).item())
+    a, b = a.float(), b.float()
+    return bool(((a - b).abs().max() <= tolerance * max(1.0, float(a.abs().max()))).item())
 
 
 def _gives(raw: Any, spec: RestorerSpec, side: int, clips: bool) -> bool:

@@ -18,8 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-__all__ = ["Contents", "fingerprint", "held", "preserve_state", "put_back", "set_mode"]
+__all__ = ["Contents", "Values", "fingerprint", "held", "preserve_state", "put_back", "set_mode"]
 
 _TABLES = frozenset(vars(nn.Module())) | {"forward"}  # weights, buffers, parts, hooks and modes
 _PLAIN = frozenset([bool, int, float, complex, str, bytes, type(None)])
@@ -37,10 +38,9 @@ def preserve_state(module: nn.Module, *, training: bool | None = None) -> Iterat
     """Run a block with ``module`` in eval (or train) mode, and undo whatever the block does to it.
 
     Undone are: the mode of every submodule, attributes that a forward sets (caches, the weight of an old-style
-    weight_norm), what it puts into containers, objects and tensors there (:class:`Contents`), buffers it replaces or
-    writes into, gradients, parameters it swaps or points elsewhere through ``.data``. Tensors that an earlier
-    ``inference_mode`` call left behind are replaced by plain ones for the block, because autograd refuses them. Values
-    written in place into a parameter are not undone: nothing in this package does that.
+    weight_norm), what it puts into containers, objects and tensors there (:class:`Contents`), buffers and parameters it
+    replaces or writes into, gradients, parameters it points elsewhere through ``.data``. Tensors that an earlier
+    ``inference_mode`` call left behind are replaced by plain ones for the block, because autograd refuses them.
     """
     parts = list(module.modules())
     # TorchScript has no attributes to change from Python: its mode and its buffers are all there is
@@ -51,7 +51,7 @@ def preserve_state(module: nn.Module, *, training: bool | None = None) -> Iterat
     data = [(parameter, parameter.detach()) for m in modules for parameter in m.parameters(recurse=False)]
     gradients = [(parameter, parameter.grad) for parameter, _ in data if parameter.is_leaf]
     contents = Contents(modules, exact=True)
-    buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
+    values = Values((*module.parameters(), *module.buffers()))
     mode = module.training
     try:
         for parameter, gradient in gradients:
@@ -77,10 +77,31 @@ def preserve_state(module: nn.Module, *, training: bool | None = None) -> Iterat
         for parameter, gradient in gradients:
             if parameter.grad is not gradient:
                 parameter.grad = gradient
-        for buffer, old in buffers:
-            if not torch.equal(buffer, old):  # batch_norm writes without raising the version counter
-                with torch.no_grad(), torch.inference_mode(buffer.is_inference()):
-                    buffer.copy_(old)
+        values.restore()
+
+
+class Values:
+    """Copies of tensors; :meth:`restore` puts them back where they were written into.
+
+    Tensors without values, and those that hold others, are left out.
+    """
+
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
+        self._kept = [
+            (tensor, tensor.detach().clone())
+            for tensor in tensors
+            if not (tensor.is_meta or nn.parameter.is_lazy(tensor) or is_traceable_wrapper_subclass(tensor))
+        ]
+
+    def restore(self) -> bool:
+        """Write the old values into tensors that have others now; return whether there was one."""
+        changed = False
+        for tensor, old in self._kept:
+            if not torch.equal(tensor, old):  # batch_norm writes without raising the version counter
+                changed = True
+                with torch.inference_mode(tensor.is_inference()), torch.no_grad():
+                    tensor.copy_(old)
+        return changed
 
 
 def set_mode(module: nn.Module, training: bool) -> None:
