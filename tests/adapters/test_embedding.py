@@ -563,6 +563,30 @@ def test_compiled_programs_run_an_adapter_as_it_is(wrap):
     assert torch.equal(torch.compile(adapter.predict, backend="eager")(x), plain.predict(x))
 
 
+def test_trial_passes_compile_nothing():
+    net, x = network(), frame()
+    expected = siam(network())
+    expected(x)
+    torch._dynamo.reset()
+    for layer in (0, 2):
+        net[layer] = torch.compile(net[layer], backend="eager")
+    adapter = siam(net)
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        adapter(x)
+        assert adapter(x).shape == net(x).shape
+    expected(x)
+    for found, wanted in zip(adapter.student.values(), expected.student.values(), strict=True):
+        torch.testing.assert_close(found, wanted, atol=1e-6, rtol=1e-6)
+    assert str(torch._dynamo.eval_frame._stance.stance) == "default"
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # torch, on TorchScript
+def test_an_adapter_is_not_traced():
+    adapter, x = siam(network()), frame()
+    with pytest.raises(TypeError, match=r"SiamCTTA: .* cannot be exported or traced; pass what adapter.export\(\)"):
+        torch.jit.trace(lambda x: adapter.restore(x), x)
+
+
 def test_an_adapter_is_not_exported():
     adapter, x = siam(network()), frame()
     with pytest.raises(TypeError, match=r"SiamCTTA: an adapter changes from frame .* pass what adapter.export\(\)"):

@@ -563,10 +563,10 @@ class Adapter(RecordedModule):
     def _inspect(self, x: Tensor, arguments: dict[str, Any], *, adapting: bool = True) -> tuple[str | None, list[str]]:
         """Read a frame once: why it is not adapted on, if it is not, and messages on it."""
         name = type(self).__name__
-        if torch.compiler.is_exporting():
+        if torch.compiler.is_exporting() or torch.jit.is_tracing():
             raise TypeError(
-                f"{name}: an adapter changes from frame to frame and cannot be exported; pass what adapter.export() "
-                "returns, a plain model with the adapted weights"
+                f"{name}: an adapter changes from frame to frame and cannot be exported or traced; pass what "
+                "adapter.export() returns, a plain model with the adapted weights"
             )
         checks.expect_floating(name, x=x)
         checks.expect_values(name, x=x)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tta_restore._core.ambient import global_random
+from tta_restore._core.ambient import global_random, uncompiled
 from tta_restore.adapters.replica import Replica, Watch, outputs_agree, outside_functions
 from tta_restore.adapters.tiling import is_map
 from tta_restore.models import Restorer
@@ -108,7 +108,7 @@ def examine_copies(
         for key, value in arguments.items():
             given[key] = value[..., :side, :side] if is_map(value, frame.shape[-2:]) else value
         try:
-            with global_random(frame.device) as drawn, torch.no_grad():
+            with global_random(frame.device) as drawn, torch.no_grad(), uncompiled():
                 try:
                     found = _compare(root, replicas, run, pair, training=training)
                 finally:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from tta_restore._core.ambient import uncompiled
 from tta_restore.adapters.injection import CONTEXT
 from tta_restore.models import Restoration
 from tta_restore.models.restorer import outputs
@@ -98,21 +99,21 @@ class PrefixCache:
         """Run a pass with gradients, and find out what can be shared."""
         self.names, (root, plain) = (), roots
         modules = [name for name, _ in root.named_modules() if name]
-        with _Reading() as reading:
-            restoration = self._recorded(modules, run, root, tensors, frame, arguments)
+        restoration = self._recorded(modules, run, root, tensors, frame, arguments)
         frozen = [name for name, output in self._records.items() if not output.requires_grad]
         names = tuple(name for name in frozen if not any(name.startswith(f"{other}.") for other in frozen))
         self._records = {}
-        if reading.found or not any(True for name in names for _ in root.get_submodule(name).parameters()):
+        if not any(True for name in names for _ in root.get_submodule(name).parameters()):
             return restoration  # nothing that costs time
         disturbed = {name: tensor.detach() * 1.1 + 0.01 for name, tensor in tensors.items()}
         try:
-            with torch.no_grad():
-                expected = run(disturbed, frame, arguments)
+            with torch.no_grad(), uncompiled():
+                with _Reading() as reading:
+                    expected = run(disturbed, frame, arguments)
                 self._recorded(names, run, plain, tensors, frame, arguments)
                 run(disturbed, 0.9 - 0.8 * frame.flip(-1), arguments)
                 found = self._replayed(run, plain, disturbed, frame, arguments)
-            self.names = names if _equal(expected.raw, found.raw) else ()
+            self.names = names if _equal(expected.raw, found.raw) and not reading.found else ()
         except Exception:  # whatever a third-party model raises when part of it is left out
             self.names = ()
         self._records = {}

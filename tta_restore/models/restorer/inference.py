@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tta_restore._core.ambient import global_random, with_usual_defaults
+from tta_restore._core.ambient import global_random, uncompiled, with_usual_defaults
 from tta_restore.models.restorer.outputs import describe_output, infer_border, infer_scale, is_vector, leaves
 from tta_restore.models.restorer.preserve import preserve_state
 from tta_restore.models.restorer.restorer import RestorerSpec, SizeRequirements
@@ -103,7 +103,7 @@ def infer_spec(
         return all(_near(torch.cat([first[path], second[path]]), both.get(path), tolerance) for path in images)
 
     kept = preserve_state(module, training=False) if isinstance(module, nn.Module) else contextlib.nullcontext()
-    with kept, global_random(like.device), torch.no_grad():
+    with kept, global_random(like.device), torch.no_grad(), uncompiled():
         found = requirement()
         if found is None:  # a model of one fixed size, perhaps this one
             size = (like.shape[-2], like.shape[-1])
