@@ -235,6 +235,58 @@ def test_a_model_that_writes_into_its_weights_is_left_unchanged(kind):
     assert all(torch.equal(weight, old) for weight, old in zip(net.parameters(), before, strict=True))
 
 
+def test_memory_that_two_weights_or_a_weight_and_a_buffer_share_is_refused():
+    tied = build("tied weights")
+    tied.c.weight = nn.Parameter(tied.a.weight.data)
+    with pytest.raises(TypeError, match="the weights a.weight and c.weight share memory and are two parameters"):
+        siam(tied)
+
+    class Viewed(Noted):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("view", self.conv.weight.detach()[:1])
+
+        def forward(self, x):
+            return super().forward(x) + F.conv2d(x, self.view, padding=1)
+
+    with pytest.raises(TypeError, match="uses a weight by another reference"):
+        siam(Viewed())(frame())
+
+
+def test_weights_side_by_side_in_one_memory_are_adapted():
+    net, plain = build("plain"), siam(build("plain"))
+    weights = list(net.parameters())
+    flat = torch.cat([weight.detach().flatten() for weight in weights])
+    for weight, part in zip(weights, flat.split([weight.numel() for weight in weights]), strict=True):
+        weight.data = part.view_as(weight)
+    adapter = siam(net)
+    assert torch.equal(adapter(frame()), plain(frame()))
+    assert all(torch.equal(tensor, plain.student[name]) for name, tensor in adapter.student.items())
+
+
+def test_floats_of_8_bits_are_stored_values_and_not_adapted():
+    class Stored(Noted):
+        def __init__(self):
+            super().__init__()
+            self.kernel = nn.Parameter(torch.ones(3, 3, 1, 1, dtype=torch.float8_e4m3fn), requires_grad=False)
+
+        def forward(self, x):
+            return super().forward(x) + F.conv2d(x, self.kernel.float())
+
+    adapter = siam(Stored())
+    adapter(frame())
+    assert list(adapter.student) == ["conv.weight", "conv.bias"]
+
+
+def test_a_branch_that_is_compiled_within_the_pass():
+    class Branches(Noted):
+        def forward(self, x):
+            return torch.cond(x.mean() > 0, lambda z: z + self.conv(z), lambda z: z * 1, (x,))
+
+    torch._dynamo.reset()
+    assert siam(Branches())(frame()).shape == (1, 3, 24, 24)
+
+
 def test_masks_in_the_output():
     class Masked(Noted):
         def forward(self, x):

@@ -5,16 +5,19 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from tta_restore._core.ambient import global_random, uncompiled
 from tta_restore.adapters.replica import Replica, Watch, outputs_agree, outside_functions
 from tta_restore.adapters.tiling import is_map
 from tta_restore.models import Restorer
 from tta_restore.models.restorer import outputs
+from tta_restore.models.restorer.outputs import is_continuous
 from tta_restore.models.restorer.preserve import Values, preserve_state
 
 __all__ = ["Findings", "examine_copies", "expect_exchangeable", "expect_unsharded"]
@@ -146,6 +149,26 @@ def expect_exchangeable(name: str, module: Any, select: Any) -> None:
             )
     if any(hasattr(parameter, "full_tensor") for parameter in root.parameters()):
         raise TypeError(f"{name}: {_SHARDED}")
+    if overlap := _overlap(root):
+        raise TypeError(
+            f"{name}: the weights {overlap[0]} and {overlap[1]} share memory and are two parameters, so that a step on "
+            "one would change the other; make them one parameter, or give one of them its own copy"
+        )
+
+
+def _overlap(root: nn.Module) -> tuple[str, str] | None:
+    """Return the names of two parameters that share memory."""
+    spans: list[tuple[torch.device, int, int, str]] = []
+    for name, weight in root.named_parameters():
+        if not is_continuous(weight) or is_traceable_wrapper_subclass(weight) or not weight.numel():
+            continue
+        last = sum((side - 1) * stride for side, stride in zip(weight.shape, weight.stride(), strict=True))
+        spans.append((weight.device, weight.data_ptr(), weight.data_ptr() + (last + 1) * weight.itemsize, name))
+    spans.sort(key=lambda span: (str(span[0]), span[1]))
+    for first, second in pairwise(spans):
+        if first[0] == second[0] and second[1] < first[2]:
+            return first[3], second[3]
+    return None
 
 
 def expect_unsharded(name: str, module: nn.Module) -> None:
@@ -196,8 +219,7 @@ def _compare(
 
 def _with_other_weights(replica: Replica, run: Callable[..., Any], x: Tensor) -> tuple[Any, bool] | None:
     """Return the output with other weights, and whether one of its own was used; None where it raises."""
-    own = {name: tensor for name, tensor in replica.weights.items() if tensor.is_floating_point()}
-    own |= {name: tensor for name, tensor in replica.weights.items() if tensor.is_complex()}
+    own = {name: tensor for name, tensor in replica.weights.items() if is_continuous(tensor)}
     watch = Watch([*own.values(), *replica.aliases])
     replica.reset()
     try:

@@ -98,7 +98,7 @@ class PrefixCache:
     ) -> Restoration:
         """Run a pass with gradients, and find out what can be shared."""
         self.names, (root, plain) = (), roots
-        modules = [name for name, _ in root.named_modules() if name]
+        modules = [name for name, _ in root.named_modules() if name and "_orig_mod" not in name.split(".")]
         restoration = self._recorded(modules, run, root, tensors, frame, arguments)
         frozen = [name for name, output in self._records.items() if not output.requires_grad]
         names = tuple(name for name in frozen if not any(name.startswith(f"{other}.") for other in frozen))
@@ -167,7 +167,8 @@ def _replaying(output: Tensor) -> Callable[..., Any]:
 def _recording(forward: Callable[..., Any], seen: list[tuple[Any, int | None]]) -> Callable[..., Any]:
     def run(*inputs: Any, **keywords: Any) -> Any:
         output = forward(*inputs, **keywords)
-        seen.append((output, _version(output)))
+        if not torch.compiler.is_compiling():  # such as a branch of torch.cond
+            seen.append((output, _version(output)))
         return output
 
     return run

@@ -59,12 +59,12 @@ class Replica:
             data = parameter.clone() if parameter.is_inference() else parameter.detach()
             memo[number] = nn.Parameter(data, requires_grad=False)
         memory = {_memory(parameter) for parameter in weights.values()} - {None}
-        aliases: list[Tensor] = []
+        self._aliases: list[Tensor] = []
         for value, first in held(parts):
             if first and isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
                 memo[id(value)] = value.clone() if value.is_inference() else value.detach().clone()
                 if _memory(value) in memory:
-                    aliases.append(memo[id(value)])
+                    self._aliases.append(memo[id(value)])
         for value in _tensors([part._buffers for part in parts]):
             if id(value) not in memo:
                 memo[id(value)] = value.clone() if value.is_inference() else value.detach()
@@ -75,13 +75,23 @@ class Replica:
         self.fingerprint = fingerprint(root)
         self._own = [(twin, dict(twin.__dict__), dict(twin._parameters)) for _, twin in self.parts]
         self.weights = {name: _at(self.places[name][0]) for name in self.places}
-        self.aliases = aliases
-        """Tensors in attributes that share the memory of a weight, which an exchange does not reach."""
+        self._shared_buffers = [
+            (twin._buffers, name)
+            for part, twin in self.parts
+            for name, buffer in part._buffers.items()
+            if buffer is not None and _memory(buffer) in memory
+        ]
         self._buffers: list[tuple[dict[str, Tensor | None], dict[str, Tensor | None]]] = []
         self._used: dict[int, tuple[Tensor, int]] = {}
         shared = {id(value) for value, _ in held(parts)}  # what could not be copied is the module's own
         self._contents = Contents(self.root.modules(), exact=False, foreign=shared)
         self._caches = [*_leaves([vars(twin) for _, twin in self.parts], _Cached), *_class_caches(self.root)]
+
+    @property
+    def aliases(self) -> list[Tensor]:
+        """Buffers and tensors in attributes that share the memory of a weight, which an exchange does not reach."""
+        buffers = (table.get(name) for table, name in self._shared_buffers)
+        return [*self._aliases, *(buffer for buffer in buffers if buffer is not None)]
 
     @contextlib.contextmanager
     def holding(self, tensors: Mapping[str, Tensor]) -> Iterator[None]:

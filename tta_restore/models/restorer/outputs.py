@@ -25,6 +25,11 @@ def leaves(value: Any, path: Path = ()) -> Iterator[tuple[Path, Tensor]]:
         yield from leaves(child, (*path, key))
 
 
+def is_continuous(tensor: Tensor) -> bool:
+    """Return whether the values of a tensor are numbers that can be stepped: floats of at least 16 bits, or complex."""
+    return tensor.is_complex() or (tensor.is_floating_point() and tensor.itemsize > 1)
+
+
 def at(value: Any, path: Path) -> Any:
     """Return the leaf of ``value`` at ``path``; raise LookupError if there is none."""
     for key in path:

@@ -250,7 +250,7 @@ def _backward(
     The module's weights are exchanged and stay so until :func:`preserve_state` puts them back: activation checkpointing
     runs parts of the module again in the backward pass.
     """
-    own = {name: parameter for name, parameter in module.named_parameters() if parameter.is_floating_point()}
+    own = {name: parameter for name, parameter in module.named_parameters() if outputs.is_continuous(parameter)}
     functions: tuple[str, ...] = ()
     if not own:
         return "the model has no weights", (), functions
