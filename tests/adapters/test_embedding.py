@@ -521,6 +521,24 @@ def test_under_fsdp2(shard):
     assert torch.equal(sharded(frame()), whole(frame()))
 
 
+@pytest.mark.parametrize("paths", [[""], ["0"], ["0", ""]])
+def test_a_model_that_was_sharded_and_never_run_restores(shard, paths):
+    net, x = network(), frame()
+    wanted = SelfEnsemble(network())(x)
+    for path in paths:
+        shard(net.get_submodule(path))
+    adapter = SelfEnsemble(net)
+    assert torch.equal(adapter(x), wanted)
+    with torch.no_grad():
+        assert torch.equal(net(x), network()(x))
+    for part in net.modules():
+        if hasattr(part, "unshard"):
+            part.unshard()
+    for _ in range(2):
+        assert torch.equal(adapter(x), wanted)
+        assert torch.equal(SelfEnsemble(net)(x), wanted)
+
+
 @pytest.mark.filterwarnings("ignore:FSDP is switching|.*FSDP")
 def test_sharded_weights_are_refused_with_the_remedy(shard):
     net, x = network(), frame()

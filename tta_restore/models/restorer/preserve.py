@@ -52,6 +52,7 @@ def preserve_state(module: nn.Module, *, training: bool | None = None) -> Iterat
     gradients = [(parameter, parameter.grad) for parameter, _ in data if parameter.is_leaf]
     contents = Contents(modules, exact=True)
     values = Values((*module.parameters(), *module.buffers()))
+    sharded: list[Any] = [m for m in modules if any(hasattr(p, "full_tensor") for p in _gathered_by(m))]
     mode = module.training
     try:
         for parameter, gradient in gradients:
@@ -63,6 +64,8 @@ def preserve_state(module: nn.Module, *, training: bool | None = None) -> Iterat
             _replace_inference_tensors(m)
         yield
     finally:
+        for m in sharded:
+            m.reshard()  # FSDP2 keeps the whole weights of a root after a pass, and would count on them
         if module.training != mode:
             set_mode(module, mode)  # a module may do more than set flags here; the flags themselves follow below
         for m, old, (parameters, own_buffers) in zip(modules, attributes, tables, strict=True):
@@ -80,24 +83,36 @@ def preserve_state(module: nn.Module, *, training: bool | None = None) -> Iterat
         values.restore()
 
 
+def _gathered_by(module: nn.Module) -> Iterator[Tensor | None]:
+    """Yield the weights that FSDP2 gathers as one, when it was applied to this module."""
+    if _is_fsdp(module):
+        waiting = [module]
+        while waiting:
+            part = waiting.pop()
+            yield from part._parameters.values()
+            waiting += [child for child in part.children() if not _is_fsdp(child)]
+
+
+def _is_fsdp(module: nn.Module) -> bool:
+    return any(kind.__name__ == "FSDPModule" for kind in type(module).__mro__)
+
+
 class Values:
     """Copies of tensors; :meth:`restore` puts them back where they were written into.
 
-    Tensors without values, and those that hold others, are left out.
+    Tensors without values, sparse ones and those that hold others are left out.
     """
 
     def __init__(self, tensors: Iterable[Tensor]) -> None:
-        self._kept = [
-            (tensor, tensor.detach().clone())
-            for tensor in tensors
-            if not (tensor.is_meta or nn.parameter.is_lazy(tensor) or is_traceable_wrapper_subclass(tensor))
-        ]
+        self._kept = [(tensor, tensor.detach().clone()) for tensor in tensors if _has_values(tensor)]
 
     def restore(self) -> bool:
         """Write the old values into tensors that have others now; return whether there was one."""
         changed = False
         for tensor, old in self._kept:
-            if not torch.equal(tensor, old):  # batch_norm writes without raising the version counter
+            if _has_values(tensor) and not torch.equal(
+                tensor, old
+            ):  # batch_norm writes without raising the version counter
                 changed = True
                 with torch.inference_mode(tensor.is_inference()), torch.no_grad():
                     tensor.copy_(old)
@@ -129,6 +144,14 @@ def _replace_inference_tensors(module: nn.Module) -> None:
             if isinstance(value, Tensor) and value.is_inference():
                 with torch.inference_mode(False):
                     table[name] = value.clone()
+
+
+def _has_values(tensor: Tensor) -> bool:
+    if tensor.is_meta or nn.parameter.is_lazy(tensor) or is_traceable_wrapper_subclass(tensor):
+        return False
+    if tensor.layout != torch.strided:
+        return False
+    return not tensor.numel() or tensor.untyped_storage().size() > 0  # FSDP2 lets go of the memory of whole weights
 
 
 class Contents:
