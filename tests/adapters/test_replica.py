@@ -278,6 +278,28 @@ def test_floats_of_8_bits_are_stored_values_and_not_adapted():
     assert list(adapter.student) == ["conv.weight", "conv.bias"]
 
 
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support")
+@pytest.mark.parametrize("keep", ["register_parameter", "register_buffer"])
+def test_sparse_values_are_left_as_they_are(keep):
+    class Sparse(Noted):
+        def __init__(self):
+            super().__init__()
+            mix = torch.eye(3).to_sparse() if keep == "register_parameter" else torch.eye(3).to_sparse_csr()
+            getattr(self, keep)("mix", nn.Parameter(mix) if keep == "register_parameter" else mix)
+
+        def forward(self, x):
+            y = super().forward(x)
+            return y + torch.stack([(self.mix @ image.flatten(1)).view_as(image) for image in y])
+
+    net = Sparse()
+    adapter = siam(net)
+    adapter(frame())
+    assert list(adapter.student) == ["conv.weight", "conv.bias"]
+    assert adapter.plan(frame()).activations > 0
+    assert SelfEnsemble(net)(frame()).shape == (1, 3, 24, 24)
+    assert probe(net, frame()).spec.scale == 1
+
+
 def test_a_branch_that_is_compiled_within_the_pass():
     class Branches(Noted):
         def forward(self, x):

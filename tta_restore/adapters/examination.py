@@ -160,9 +160,7 @@ def _overlap(root: nn.Module) -> tuple[str, str] | None:
     """Return the names of two parameters that share memory."""
     spans: list[tuple[torch.device, int, int, str]] = []
     for name, weight in root.named_parameters():
-        if not is_continuous(weight) or is_traceable_wrapper_subclass(weight) or weight.layout != torch.strided:
-            continue
-        if not weight.data_ptr():
+        if not is_continuous(weight) or is_traceable_wrapper_subclass(weight) or not weight.data_ptr():
             continue
         last = sum((side - 1) * stride for side, stride in zip(weight.shape, weight.stride(), strict=True))
         spans.append((weight.device, weight.data_ptr(), weight.data_ptr() + (last + 1) * weight.itemsize, name))

@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from tta_restore.models.restorer import outputs
 from tta_restore.models.restorer.preserve import Contents, fingerprint, held, put_back, set_mode
 
-__all__ = ["Outside", "Replica", "Watch", "copy_module", "outputs_agree", "outside_functions"]
+__all__ = ["Outside", "Replica", "Watch", "copy_module", "memory_of", "outputs_agree", "outside_functions"]
 
 _PLAIN = (bool, int, float, str, bytes, type(None))
 _Cached = type(functools.lru_cache(int))
@@ -58,12 +58,12 @@ class Replica:
         for number, parameter in weights.items():
             data = parameter.clone() if parameter.is_inference() else parameter.detach()
             memo[number] = nn.Parameter(data, requires_grad=False)
-        memory = {_memory(parameter) for parameter in weights.values()} - {None}
+        memory = {memory_of(parameter) for parameter in weights.values()} - {None}
         self._aliases: list[Tensor] = []
         for value, first in held(parts):
             if first and isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
                 memo[id(value)] = value.clone() if value.is_inference() else value.detach().clone()
-                if _memory(value) in memory:
+                if memory_of(value) in memory:
                     self._aliases.append(memo[id(value)])
         for value in _tensors([part._buffers for part in parts]):
             if id(value) not in memo:
@@ -79,7 +79,7 @@ class Replica:
             (twin._buffers, name)
             for part, twin in self.parts
             for name, buffer in part._buffers.items()
-            if buffer is not None and _memory(buffer) in memory
+            if buffer is not None and memory_of(buffer) in memory
         ]
         self._buffers: list[tuple[dict[str, Tensor | None], dict[str, Tensor | None]]] = []
         self._used: dict[int, tuple[Tensor, int]] = {}
@@ -152,8 +152,8 @@ class Replica:
             if "forward" not in attributes:
                 twin.__dict__.pop("forward", None)
             for name, buffer in twin._buffers.items():
-                if buffer is not None:
-                    twin._buffers[name] = buffer.detach()[:0] if buffer.ndim else buffer
+                if buffer is not None and buffer.ndim and buffer.layout == torch.strided:
+                    twin._buffers[name] = buffer.detach()[:0]
 
 
 def copy_module(root: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
@@ -273,11 +273,11 @@ def _tensors(value: Any) -> Iterator[Tensor]:
     return _leaves(value, Tensor)
 
 
-def _memory(tensor: Tensor) -> int | None:
+def memory_of(tensor: Tensor) -> int | None:
     """Return where the values of a tensor are; None without any."""
     try:
         return tensor.untyped_storage().data_ptr() or None
-    except (RuntimeError, NotImplementedError):  # a tensor that holds others
+    except (RuntimeError, NotImplementedError):  # a sparse tensor, or one that holds others
         return None
 
 

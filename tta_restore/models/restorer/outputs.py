@@ -26,8 +26,10 @@ def leaves(value: Any, path: Path = ()) -> Iterator[tuple[Path, Tensor]]:
 
 
 def is_continuous(tensor: Tensor) -> bool:
-    """Return whether the values of a tensor are numbers that can be stepped: floats of at least 16 bits, or complex."""
-    return tensor.is_complex() or (tensor.is_floating_point() and tensor.itemsize > 1)
+    """Return whether a tensor can be stepped: a dense one of floats of at least 16 bits, or complex."""
+    return tensor.layout == torch.strided and (
+        tensor.is_complex() or (tensor.is_floating_point() and tensor.itemsize > 1)
+    )
 
 
 def at(value: Any, path: Path) -> Any:

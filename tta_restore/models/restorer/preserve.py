@@ -48,7 +48,8 @@ def preserve_state(module: nn.Module, *, training: bool | None = None) -> Iterat
     modes = [(m, m.training) for m in parts]
     attributes = [dict(m.__dict__) for m in modules]
     tables = [(dict(m._parameters), dict(m._buffers)) for m in modules]
-    data = [(parameter, parameter.detach()) for m in modules for parameter in m.parameters(recurse=False)]
+    weights = [parameter for m in modules for parameter in m.parameters(recurse=False)]
+    data = [(parameter, parameter.detach()) for parameter in weights if parameter.layout == torch.strided]
     gradients = [(parameter, parameter.grad) for parameter, _ in data if parameter.is_leaf]
     contents = Contents(modules, exact=True)
     values = Values((*module.parameters(), *module.buffers()))
@@ -246,7 +247,7 @@ def fingerprint(root: nn.Module) -> list[Any]:
         found.append(id(part))
         for name, table in list(part.__dict__.items()):  # another thread may call the module meanwhile
             if name == "_parameters":
-                found += [(k, None if p is None else (id(p), p.data_ptr(), p.dtype)) for k, p in table.items()]
+                found += [(k, None if p is None else (id(p), _place(p), p.dtype)) for k, p in table.items()]
             elif name == "_buffers":
                 found += list(table)
             elif name not in _TABLES:
@@ -257,6 +258,10 @@ def fingerprint(root: nn.Module) -> list[Any]:
                 found.append(id(table))
     found += [_mark(value) for value, _ in held(parts)]
     return found
+
+
+def _place(tensor: Tensor) -> int | None:
+    return tensor.data_ptr() if tensor.layout == torch.strided else None
 
 
 _missing = object()
