@@ -179,10 +179,11 @@ def test_a_model_that_keeps_a_state_is_reported_once():
         assert torch.equal(adapter.predict(frame()), first)
 
 
+@pytest.mark.parametrize("kind", ["FakeQuantize", "FusedMovingAvgObsFakeQuantize"])
 @pytest.mark.parametrize("by_hook", [False, True])
-def test_a_running_mean_over_calls_is_reported(by_hook):
+def test_a_running_mean_over_calls_is_reported(by_hook, kind):
     net = build("plain")
-    observed = torch.ao.quantization.FakeQuantize(
+    observed = getattr(torch.ao.quantization, kind)(  # the fused one does not raise the versions of its buffers
         observer=torch.ao.quantization.MovingAverageMinMaxObserver, averaging_constant=0.5
     )
     if by_hook:

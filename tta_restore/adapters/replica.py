@@ -21,6 +21,7 @@ from tta_restore.models.restorer.preserve import Contents, fingerprint, held, pu
 __all__ = ["Outside", "Replica", "Watch", "copy_module", "memory_of", "outputs_agree", "outside_functions"]
 
 _PLAIN = (bool, int, float, str, bytes, type(None))
+_TRIALS = 4  # passes after which the values of buffers are compared, and not only their versions
 _Cached = type(functools.lru_cache(int))
 
 
@@ -83,6 +84,8 @@ class Replica:
         ]
         self._buffers: list[tuple[dict[str, Tensor | None], dict[str, Tensor | None]]] = []
         self._used: dict[int, tuple[Tensor, int]] = {}
+        self._trials = _TRIALS
+        self._writes_unseen = False  # batch_norm and fused observers do not raise a buffer's version
         shared = {id(value) for value, _ in held(parts)}  # what could not be copied is the module's own
         self._contents = Contents(self.root.modules(), exact=False, foreign=shared)
         self._caches = [*_leaves([vars(twin) for _, twin in self.parts], _Cached), *_class_caches(self.root)]
@@ -137,11 +140,14 @@ class Replica:
             for number, values in ((id(values), values) for values in start.values() if values is not None):
                 if number not in used:
                     buffer, version = self._used.get(number, (values, -1))
-                    if buffer._version != version or self.root.training:  # batch_norm does not raise the version
+                    if buffer._version == version and self._trials and buffer.layout == torch.strided:
+                        self._writes_unseen |= not torch.equal(buffer, values)
+                    if buffer._version != version or self._writes_unseen or self.root.training:
                         buffer = values.clone()
                     used[number] = buffer, buffer._version
             fresh = {name: None if values is None else used[id(values)][0] for name, values in start.items()}
             put_back([(table, fresh)])
+        self._trials -= bool(self._used) and self._trials > 0
         self._used = used
 
     def end(self) -> None:
