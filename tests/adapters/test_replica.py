@@ -376,6 +376,27 @@ def test_what_the_user_changes_between_frames_counts(change):
     assert torch.equal(adapter(x), expected)
 
 
+@pytest.mark.parametrize(
+    ("change", "now"),
+    [
+        (lambda net: setattr(net, "a", nn.Conv2d(3, 6, 5, padding=2)), r"is \(6, 3, 5, 5\) now"),
+        (lambda net: delattr(net, "a"), "is gone"),
+        (lambda net: nn.utils.parametrizations.weight_norm(net.a), "is gone"),
+    ],
+    ids=["replaced", "deleted", "parametrized"],
+)
+def test_a_model_that_was_rebuilt_is_refused(change, now):
+    net = build("plain")
+    adapter = siam(net)
+    adapter(frame())
+    before = {name: tensor.clone() for name, tensor in adapter.student.items()}
+    change(net)
+    for use in (adapter, adapter.predict, adapter.adapt):
+        with pytest.raises(ValueError, match=rf"the model was rebuilt: a.weight, adapted as \(6, 3, 3, 3\), {now}"):
+            use(frame())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in adapter.student.items())
+
+
 class Grainy(Noted):
     def forward(self, x):
         grain = torch.randn_like(x) + float(np.random.rand()) + random.random()  # noqa: NPY002

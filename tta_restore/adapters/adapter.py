@@ -769,6 +769,13 @@ class Adapter(RecordedModule):
 
     def _own_tensors(self) -> ParameterSet:
         own = self._backbone.parameters()
+        for name, tensor in next(iter(self._state.sets.values()), {}).items() if self._state else ():
+            if name not in own or own[name].shape != tensor.shape:
+                now = f"is {tuple(own[name].shape)} now" if name in own else "is gone"
+                raise ValueError(
+                    f"{type(self).__name__}: the model was rebuilt: {name}, adapted as {tuple(tensor.shape)}, {now}; "
+                    "make a new adapter"
+                )
         return {
             name: own[name].detach().to(torch.promote_types(own[name].dtype, torch.float32)) for name in self.adapted
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -116,10 +117,13 @@ def infer_spec(
                 problem = " ".join(str(error).split()) or "no reason given"
                 last = like.shape[-1] in (1, 3, 4) and like.shape[-3] not in (1, 3, 4)
                 hint = " (channels come before rows and columns: move the last axis)" if last else ""
+                missing = [name for name in further_inputs(module) if name not in (arguments or {})]
+                remedy = "sizes that it takes can be declared in a RestorerSpec"
+                if missing:
+                    remedy = f"pass {' and '.join(missing)} with each frame, by keyword"
                 raise ValueError(
                     f"restorer: expected x of a shape that the model takes, got {letters} = {tuple(like.shape)}{hint}; "
-                    f"the model raised {type(error).__name__}: {problem}; sizes that it takes can be declared in a "
-                    "RestorerSpec"
+                    f"the model raised {type(error).__name__}: {problem}; {remedy}"
                 ) from error
             if [leaf.shape[0] for _, leaf in leaves(raw) if is_vector(leaf)] == [like.shape[0]]:
                 return RestorerSpec(frames=None if like.ndim == 5 else 1, dense=False)
@@ -136,6 +140,17 @@ def infer_spec(
         sides = size.fit(*(max(32 - border, 8) + 2 * border,) * 2)
         batched = takes_batches(*(sides if run(*sides) is not None else like.shape[-2:]))
     return RestorerSpec(scale=scale, size=size, frames=None if clips else 1, border=border, batched=batched)
+
+
+def further_inputs(model: Any) -> list[str]:
+    """Return the names of the inputs that a model needs besides the frame; none where its signature is unknown."""
+    try:
+        parameters = inspect.signature(model.forward if isinstance(model, nn.Module) else model).parameters.values()
+    except (TypeError, ValueError):
+        return []
+    by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    needed = [p.name for p in parameters if p.kind in by_name and p.default is inspect.Parameter.empty]
+    return needed[1:]
 
 
 def _resized(arguments: Mapping[str, Any], like: Tensor, height: int, width: int, batch: int) -> dict[str, Any]:
