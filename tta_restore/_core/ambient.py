@@ -153,7 +153,8 @@ class _Uncompiled:
     """The stance of ``torch.compile``, which is one for all threads: the first one sets it, and the last one resets."""
 
     def __init__(self) -> None:
-        self._users, self._stance = 0, None
+        self._users = 0
+        self._stance: Any = None
 
     def __enter__(self) -> None:
         with _forks:
