@@ -220,6 +220,26 @@ class ViewedWeights(Body):
         return x + self.b(F.gelu(self.a(x) + F.conv2d(x, self.turned, padding=1)))
 
 
+class Clamping(Body):
+    """Bounds its weights in each pass."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.a.weight.data.clamp_(-0.1, 0.1)
+        return super().forward(x)
+
+
+class OneMemory(Body):
+    """Two parameters on one memory."""
+
+    def __init__(self):
+        super().__init__()
+        self.c = nn.Conv2d(3, 6, 3, padding=1)
+        self.c.weight = nn.Parameter(self.a.weight.data)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.b(F.gelu(self.a(x) + self.c(x)))
+
+
 KEEPING: dict[str, Callable[[], nn.Module]] = {
     "keeps activations": Remembering,
     "keeps products of weights": CachedWeights,
@@ -232,6 +252,8 @@ KEEPING: dict[str, Callable[[], nn.Module]] = {
     "refers to its parent weakly": WeakParent,
     "weights in a list": ListedWeights,
     "views of weights": ViewedWeights,
+    "two weights on one memory": OneMemory,
+    "writes into its weights": Clamping,
     "assigns to a weight": SwappedParameter,
     "holds a lock": Locked,
     "depends on earlier calls": Stateful,
@@ -242,6 +264,8 @@ NOT_EXCHANGED = {
     "keeps products in a global table": "it keeps what it computed from its weights where a copy cannot undo it",
     "weights in a list": "it uses a weight by another reference",
     "views of weights": "it uses a weight by another reference",
+    "two weights on one memory": "the weights a.weight and c.weight share memory and are two parameters",
+    "writes into its weights": "a pass writes into its weights",
     "finds itself by a global": "something in it refers to the module by a global name",
 }
 """Styles that methods refuse, by a part of the message."""

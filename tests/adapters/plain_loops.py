@@ -79,7 +79,7 @@ class Plain:
     def __init__(self, style: str, group: str = "identity"):
         self.network = build(style).eval()
         self.run = images_of(style, self.network)
-        self.weights = dict(self.network.named_parameters())
+        self.weights = {name: weight for name, weight in self.network.named_parameters() if weight.requires_grad}
         self.turns = TURNS[group]
 
     def views(self, x: Tensor) -> Tensor:

@@ -222,6 +222,18 @@ def quantized() -> nn.Module:
     return torch.ao.quantization.quantize_dynamic(Quantized(), {nn.Linear}, dtype=torch.qint8)
 
 
+class Stored(Body):
+    """Holds a kernel in floats of 8 bits."""
+
+    def __init__(self):
+        super().__init__()
+        kernel = (torch.randn(3, 3, 3, 3) / 8).to(torch.float8_e4m3fn)
+        self.kernel = nn.Parameter(kernel, requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + F.conv2d(x, self.kernel.to(x.dtype), padding=1)
+
+
 class Lazy(Body):
     def __init__(self):
         super().__init__()
@@ -308,6 +320,7 @@ STYLES: dict[str, Callable[[], nn.Module]] = {
     "recurrent": Recurrent,
     "TorchScript": lambda: torch.jit.script(nn.Sequential(conv(3, 6), nn.ReLU(), conv(6, 3))),
     "quantized": quantized,
+    "8-bit floats": Stored,
     "complex weights": Spectral,
     "several dtypes": SeveralDtypes,
     "weight norm": changed(weight_norm),

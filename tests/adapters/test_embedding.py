@@ -521,6 +521,24 @@ def test_under_fsdp2(shard):
     assert torch.equal(sharded(frame()), whole(frame()))
 
 
+@pytest.mark.parametrize("paths", [[""], ["0"], ["0", ""]])
+def test_a_model_that_was_sharded_and_never_run_restores(shard, paths):
+    net, x = network(), frame()
+    wanted = SelfEnsemble(network())(x)
+    for path in paths:
+        shard(net.get_submodule(path))
+    adapter = SelfEnsemble(net)
+    assert torch.equal(adapter(x), wanted)
+    with torch.no_grad():
+        assert torch.equal(net(x), network()(x))
+    for part in net.modules():
+        if hasattr(part, "unshard"):
+            part.unshard()
+    for _ in range(2):
+        assert torch.equal(adapter(x), wanted)
+        assert torch.equal(SelfEnsemble(net)(x), wanted)
+
+
 @pytest.mark.filterwarnings("ignore:FSDP is switching|.*FSDP")
 def test_sharded_weights_are_refused_with_the_remedy(shard):
     net, x = network(), frame()
@@ -561,6 +579,30 @@ def test_compiled_programs_run_an_adapter_as_it_is(wrap):
     assert all(torch.equal(compiled(x), y) for y in expected)
     assert adapter.state.frames == 3
     assert torch.equal(torch.compile(adapter.predict, backend="eager")(x), plain.predict(x))
+
+
+def test_trial_passes_compile_nothing():
+    net, x = network(), frame()
+    expected = siam(network())
+    expected(x)
+    torch._dynamo.reset()
+    for layer in (0, 2):
+        net[layer] = torch.compile(net[layer], backend="eager")
+    adapter = siam(net)
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        adapter(x)
+        assert adapter(x).shape == net(x).shape
+    expected(x)
+    for found, wanted in zip(adapter.student.values(), expected.student.values(), strict=True):
+        torch.testing.assert_close(found, wanted, atol=1e-6, rtol=1e-6)
+    assert str(torch._dynamo.eval_frame._stance.stance) == "default"
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # torch, on TorchScript
+def test_an_adapter_is_not_traced():
+    adapter, x = siam(network()), frame()
+    with pytest.raises(TypeError, match=r"SiamCTTA: .* cannot be exported or traced; pass what adapter.export\(\)"):
+        torch.jit.trace(lambda x: adapter.restore(x), x)
 
 
 def test_an_adapter_is_not_exported():

@@ -17,7 +17,7 @@ from torch import nn
 
 from tta_restore.adapters import Adapter, CauSiam, SelfEnsemble, Semantic, SiamCTTA, backbone
 from tta_restore.adapters.replica import Replica, copy_module
-from tta_restore.models import RestorerSpec, as_restorer
+from tta_restore.models import RestorerSpec, as_restorer, probe
 
 
 def frame(seed=0, size=24):
@@ -179,6 +179,148 @@ def test_a_model_that_keeps_a_state_is_reported_once():
         assert torch.equal(adapter.predict(frame()), first)
 
 
+@pytest.mark.parametrize("kind", ["FakeQuantize", "FusedMovingAvgObsFakeQuantize"])
+@pytest.mark.parametrize("by_hook", [False, True])
+def test_a_running_mean_over_calls_is_reported(by_hook, kind):
+    net = build("plain")
+    observed = getattr(torch.ao.quantization, kind)(  # the fused one does not raise the versions of its buffers
+        observer=torch.ao.quantization.MovingAverageMinMaxObserver, averaging_constant=0.5
+    )
+    if by_hook:
+        net.a.register_forward_hook(lambda module, inputs, output: observed(output))
+        net.observed = observed
+    else:
+        net.a = nn.Sequential(net.a, observed)
+    with pytest.warns(UserWarning, match="SiamCTTA: the model's output depends on its earlier calls"):
+        siam(net).predict(frame())
+
+
+class Clamps(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, x):
+        self.conv.weight.data.clamp_(-0.1, 0.1)
+        return self.conv(x)
+
+
+class BoundedEmbedding(Clamps):
+    def __init__(self):
+        super().__init__()
+        self.offsets = nn.Embedding(2, 3, max_norm=0.1)
+
+    def forward(self, x):
+        return self.conv(x) + self.offsets(torch.tensor([1]))[..., None, None]
+
+
+class AveragesItself(Clamps):
+    def __init__(self):
+        super().__init__()
+        self.slow = nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, x):
+        with torch.no_grad():
+            self.slow.weight.lerp_(self.conv.weight, 0.1)
+        return self.slow(x)
+
+
+@pytest.mark.parametrize("kind", [Clamps, BoundedEmbedding, AveragesItself])
+def test_a_model_that_writes_into_its_weights_is_left_unchanged(kind):
+    net, x = kind(), frame()
+    before = [weight.detach().clone() for weight in net.parameters()]
+    with pytest.raises(TypeError, match="a pass writes into its weights"):
+        siam(net)(x)
+    assert SelfEnsemble(net)(x).shape == x.shape
+    probe(net, x)
+    assert all(torch.equal(weight, old) for weight, old in zip(net.parameters(), before, strict=True))
+
+
+def test_memory_that_two_weights_or_a_weight_and_a_buffer_share_is_refused():
+    tied = build("tied weights")
+    tied.c.weight = nn.Parameter(tied.a.weight.data)
+    with pytest.raises(TypeError, match="the weights a.weight and c.weight share memory and are two parameters"):
+        siam(tied)
+
+    class Viewed(Noted):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("view", self.conv.weight.detach()[:1])
+
+        def forward(self, x):
+            return super().forward(x) + F.conv2d(x, self.view, padding=1)
+
+    with pytest.raises(TypeError, match="uses a weight by another reference"):
+        siam(Viewed())(frame())
+
+
+def test_weights_side_by_side_in_one_memory_are_adapted():
+    net, plain = build("plain"), siam(build("plain"))
+    weights = list(net.parameters())
+    flat = torch.cat([weight.detach().flatten() for weight in weights])
+    for weight, part in zip(weights, flat.split([weight.numel() for weight in weights]), strict=True):
+        weight.data = part.view_as(weight)
+    adapter = siam(net)
+    assert torch.equal(adapter(frame()), plain(frame()))
+    assert all(torch.equal(tensor, plain.student[name]) for name, tensor in adapter.student.items())
+
+
+def test_floats_of_8_bits_are_stored_values_and_not_adapted():
+    class Stored(Noted):
+        def __init__(self):
+            super().__init__()
+            self.kernel = nn.Parameter(torch.ones(3, 3, 1, 1, dtype=torch.float8_e4m3fn), requires_grad=False)
+
+        def forward(self, x):
+            return super().forward(x) + F.conv2d(x, self.kernel.float())
+
+    adapter = siam(Stored())
+    adapter(frame())
+    assert list(adapter.student) == ["conv.weight", "conv.bias"]
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support")
+@pytest.mark.parametrize("keep", ["register_parameter", "register_buffer"])
+def test_sparse_values_are_left_as_they_are(keep):
+    class Sparse(Noted):
+        def __init__(self):
+            super().__init__()
+            mix = torch.eye(3).to_sparse() if keep == "register_parameter" else torch.eye(3).to_sparse_csr()
+            getattr(self, keep)("mix", nn.Parameter(mix) if keep == "register_parameter" else mix)
+
+        def forward(self, x):
+            y = super().forward(x)
+            return y + torch.stack([(self.mix @ image.flatten(1)).view_as(image) for image in y])
+
+    net = Sparse()
+    adapter = siam(net)
+    adapter(frame())
+    assert list(adapter.student) == ["conv.weight", "conv.bias"]
+    assert adapter.plan(frame()).activations > 0
+    assert SelfEnsemble(net)(frame()).shape == (1, 3, 24, 24)
+    assert probe(net, frame()).spec.scale == 1
+
+
+def test_a_branch_that_is_compiled_within_the_pass():
+    class Branches(Noted):
+        def forward(self, x):
+            return torch.cond(x.mean() > 0, lambda z: z + self.conv(z), lambda z: z * 1, (x,))
+
+    torch._dynamo.reset()
+    assert siam(Branches())(frame()).shape == (1, 3, 24, 24)
+
+
+def test_masks_in_the_output():
+    class Masked(Noted):
+        def forward(self, x):
+            y = super().forward(x)
+            return y > 0.5, y
+
+    mask, image = siam(Masked())(frame())
+    assert mask.dtype == torch.bool
+    assert image.shape == (1, 3, 24, 24)
+
+
 def test_a_model_whose_image_depends_on_its_batch_is_run_image_by_image():
     class Normalized(Noted):
         def forward(self, x):
@@ -232,6 +374,27 @@ def test_what_the_user_changes_between_frames_counts(change):
         expected = net(x)
     assert not torch.allclose(before, expected)
     assert torch.equal(adapter(x), expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "now"),
+    [
+        (lambda net: setattr(net, "a", nn.Conv2d(3, 6, 5, padding=2)), r"is \(6, 3, 5, 5\) now"),
+        (lambda net: delattr(net, "a"), "is gone"),
+        (lambda net: nn.utils.parametrizations.weight_norm(net.a), "is gone"),
+    ],
+    ids=["replaced", "deleted", "parametrized"],
+)
+def test_a_model_that_was_rebuilt_is_refused(change, now):
+    net = build("plain")
+    adapter = siam(net)
+    adapter(frame())
+    before = {name: tensor.clone() for name, tensor in adapter.student.items()}
+    change(net)
+    for use in (adapter, adapter.predict, adapter.adapt):
+        with pytest.raises(ValueError, match=rf"the model was rebuilt: a.weight, adapted as \(6, 3, 3, 3\), {now}"):
+            use(frame())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in adapter.student.items())
 
 
 class Grainy(Noted):

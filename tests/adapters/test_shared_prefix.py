@@ -59,10 +59,10 @@ def test_the_same_bits_with_and_without(options):
 
 def test_the_prefix_runs_once_for_source_student_and_identity_view():
     net = dpdnet()
-    adapter = causiam(net)
+    adapter, counts = causiam(net), counted(net)
     first, second = stream(2)
     adapter(first)
-    counts = counted(net)
+    counts.clear()
     adapter(second)
     assert counts["conv1"] == counts["conv6"] == 1 + 3  # once for three roles, and for three turned views
     assert counts["conv7"] == counts["conv10"] == 6
@@ -126,3 +126,70 @@ def test_batches_given_one_by_one_and_forks():
     assert same_bits(shared.fork()(x), plain.fork()(x))
     assert shared.fork()._backbone.prefix is not None
     assert plain.fork()._backbone.prefix is None
+
+
+class Encoder(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.skip = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1), 0.0
+
+    def forward(self, x, keep):
+        self.skip = self.first(x)
+        return self.second(self.skip)
+
+
+class Sometimes(nn.Module):
+    """Uses what the encoder left in an attribute on some frames only."""
+
+    wanted = False
+
+    def __init__(self):
+        super().__init__()
+        self.encoder, self.last = Encoder(), nn.Conv2d(4, 3, 3, padding=1)
+
+    def uses_skip(self, x, keep):
+        return keep or self.wanted
+
+    def forward(self, x, keep=False):
+        y = self.encoder(x, keep)
+        return self.last(y + self.encoder.skip if self.uses_skip(x, keep) else y)
+
+
+class OnBrightFrames(Sometimes):
+    def uses_skip(self, x, keep):
+        return x.mean() > 0.6
+
+
+class OnWideFrames(Sometimes):
+    def uses_skip(self, x, keep):
+        return x.shape[-1] > 48
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "keywords"),
+    [
+        (OnBrightFrames, lambda net, x: 0.3 * x + 0.7, {}),
+        (OnWideFrames, lambda net, x: torch.cat([x, x], -1), {}),
+        (Sometimes, lambda net, x: x, {"keep": True}),
+        (Sometimes, lambda net, x: setattr(net, "wanted", True) or x, {}),
+    ],
+    ids=["value", "size", "keyword", "setting"],
+)
+def test_what_was_proven_on_one_kind_of_frame_holds_for_that_kind_only(kind, change, keywords):
+    results = []
+    for share in (True, False):
+        torch.manual_seed(0)
+        net = kind()
+        adapter = SiamCTTA(net, select="last", lr=1e-2, share_prefix=share, spec=RestorerSpec())
+        first, *later = stream(3)
+        adapter(0.2 * first)
+        results.append([adapter(change(net, x), **keywords) for x in later] + [*adapter.student.values()])
+    assert same_bits(*results)
+
+
+def test_calls_of_many_kinds_are_not_examined_for_ever():
+    adapter = causiam(dpdnet(), spec=RestorerSpec(size=SizeRequirements(16, 16)))
+    x = stream(1)[0]
+    for width in range(1, 10):
+        adapter(x[..., : 16 + width])
+        assert bool(adapter._backbone.prefix.names) == (width <= 8)

@@ -2,6 +2,7 @@
 
 from functools import cache
 
+import numpy as np
 import pytest
 import torch
 from _samples import default_float64, default_meta
@@ -87,6 +88,12 @@ def test_factories_inside_follow_neither_default():
     with default_float64(), default_meta(), usual_defaults():
         made = [torch.zeros(2), torch.full((2,), 1.5), torch.arange(3.0), torch.tensor(0.5), nn.Linear(2, 2).weight]
     assert all(tensor.dtype == torch.float32 and tensor.device.type == "cpu" for tensor in made)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with usual_defaults():
+            assert torch.tensor(0.1).item() == torch.full((), 0.1).item() == np.float32(0.1)
+    finally:
+        torch.set_default_dtype(torch.float32)
     with default_float64(), usual_defaults(torch.zeros(1, dtype=torch.float64)):
         assert torch.zeros(2).dtype == torch.float64
     with usual_defaults():

@@ -196,6 +196,7 @@ FRAMEWORKS = {
     "twice": lambda w, raw: {"best": w, "model": w},
     "AveragedModel": lambda w, raw: {"n_averaged": torch.tensor(5)} | _under("module.", w),
     "any prefix": lambda w, raw: _under("a.b.c.", w),
+    "decay next to it": lambda w, raw: _under("net.", raw) | _under("net_ema.", w | {"decay": torch.tensor(0.9)}),
     "deep": lambda w, raw: {"checkpoint": {"weights": {"best": w}}, "optimizer": {"state": {}}},
 }
 
@@ -223,4 +224,33 @@ def test_averaged_weights_are_reported_and_several_raw_ones_refused():
     for part in (weights, {"decay": 0.999, "shadow_params": list(weights.values())}):
         with pytest.raises(ValueError, match=r"holds raw weights at model, and averaged ones at ema.* that lack names"):
             models.load_checkpoint(net, {"ema": part, "model": raw.state_dict()})
+    flat = _under("net.", raw.state_dict()) | {f"ema.{name.replace('.', '')}": value for name, value in weights.items()}
+    with pytest.raises(ValueError, match="holds raw weights at state_dict.net, and averaged ones at state_dict.ema"):
+        models.load_checkpoint(net, {"state_dict": flat})
+    several = {"ema_0.99": wanted.state_dict(), "ema_0.999": raw.state_dict(), "model": raw.state_dict()}
+    with pytest.raises(ValueError, match="holds several sets of weights that fit, at ema_0.99, ema_0.999"):
+        models.load_checkpoint(net, several)
     assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
+
+
+def test_averaged_weights_of_a_module_that_converts_keys():
+    class Converts(torch.nn.Conv2d):
+        def convert_state_dict(self, weights):
+            return {name.removesuffix("_old"): value for name, value in weights.items()}
+
+    wanted, raw, net = (Converts(3, 3, 1) for _ in range(3))
+    with pytest.warns(UserWarning, match="takes the averaged weights ema"):
+        models.load_checkpoint(net, {"ema": wanted.state_dict(), "model": raw.state_dict()})
+    assert torch.equal(net.weight, wanted.weight)
+    old = {f"{name}_old": value for name, value in raw.state_dict().items()}
+    models.load_checkpoint(net, {"model": old, "ema_decay": 0.9})
+    assert torch.equal(net.weight, raw.weight)
+    with pytest.raises(ValueError, match="holds raw weights at model, and averaged ones at ema; pass"):
+        models.load_checkpoint(net, {"ema": old, "model": old})
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # torch, on TorchScript
+def test_a_torchscript_program_is_named(tmp_path):
+    torch.jit.save(torch.jit.script(torch.nn.Conv2d(3, 3, 1)), tmp_path / "c.pt")
+    with pytest.raises(ValueError, match=r"c.pt is a TorchScript program: load it by torch.jit.load"):
+        models.load_checkpoint(torch.nn.Conv2d(3, 3, 1), tmp_path / "c.pt")

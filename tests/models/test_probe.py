@@ -155,6 +155,19 @@ def test_randomness_and_refusals_are_seen():
         probe(lambda x: x)
 
 
+def test_further_inputs_are_named():
+    class NonBlind(nn.Conv2d):
+        def forward(self, x, sigma, *, gain, bias=0.0):
+            return super().forward(x) * sigma * gain + bias
+
+    net, x = NonBlind(3, 3, 1), torch.rand(1, 3, 8, 8)
+    with pytest.raises(ValueError, match="no frame suits NonBlind; it also takes sigma and gain; probe a module that"):
+        probe(net)
+    with pytest.raises(ValueError, match="missing 1 required .*; pass gain with each frame, by keyword"):
+        as_restorer(net)(x, sigma=0.1)
+    assert as_restorer(net)(x, sigma=0.1, gain=1.0).shape == x.shape
+
+
 def test_models_that_take_long_get_smaller_frames(monkeypatch):
     class Noted(nn.Module):
         def __init__(self):

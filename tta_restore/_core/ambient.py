@@ -6,6 +6,7 @@ import contextlib
 import functools
 import os
 import random
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ParamSpec, TypeVar
@@ -20,6 +21,7 @@ __all__ = [
     "delay_forks",
     "global_random",
     "outside_of_graphs",
+    "uncompiled",
     "usual_defaults",
     "with_usual_defaults",
 ]
@@ -98,8 +100,9 @@ class _Float32(TorchFunctionMode):
         if function in _FLOATING:
             return function(*args, **keywords | {"dtype": torch.float32})
         made = function(*args, **keywords)
-        from_tensor = bool(args) and isinstance(args[0], Tensor)
-        return made.float() if made.dtype == torch.get_default_dtype() and not from_tensor else made
+        if made.dtype != torch.get_default_dtype() or (args and isinstance(args[0], Tensor)):
+            return made
+        return function(*args, **keywords | {"dtype": torch.float32})  # again, as a cast would keep its rounding
 
 
 def usual_defaults(weight: Tensor | None = None) -> contextlib.AbstractContextManager[Any]:
@@ -144,6 +147,38 @@ def outside_of_graphs(function: Callable[_P, _R]) -> Callable[_P, _R]:
         return function(*arguments, **keywords)
 
     return run
+
+
+class _Uncompiled:
+    """The stance of ``torch.compile``, which is one for all threads: the first one sets it, and the last one resets."""
+
+    def __init__(self) -> None:
+        self._users = 0
+        self._stance: Any = None
+
+    def __enter__(self) -> None:
+        with _forks:
+            self._users += 1
+            if self._stance is None and "torch._dynamo" in sys.modules:
+                self._stance = torch.compiler.set_stance("force_eager")
+
+    def __exit__(self, *_: object) -> None:
+        with _forks:
+            self._users -= 1
+            if self._stance is not None and not self._users:
+                self._stance.__exit__(None, None, None)
+                self._stance = None
+
+
+_uncompiled = _Uncompiled()
+
+
+def uncompiled() -> contextlib.AbstractContextManager[None]:
+    """Return a context in which compiled functions run as they were before; the compiler is not imported for it.
+
+    Trial passes, of many sizes and under watch, would compile each function again until its limit is reached.
+    """
+    return _uncompiled
 
 
 def delay_forks() -> contextlib.AbstractContextManager[bool]:

@@ -563,10 +563,10 @@ class Adapter(RecordedModule):
     def _inspect(self, x: Tensor, arguments: dict[str, Any], *, adapting: bool = True) -> tuple[str | None, list[str]]:
         """Read a frame once: why it is not adapted on, if it is not, and messages on it."""
         name = type(self).__name__
-        if torch.compiler.is_exporting():
+        if torch.compiler.is_exporting() or torch.jit.is_tracing():
             raise TypeError(
-                f"{name}: an adapter changes from frame to frame and cannot be exported; pass what adapter.export() "
-                "returns, a plain model with the adapted weights"
+                f"{name}: an adapter changes from frame to frame and cannot be exported or traced; pass what "
+                "adapter.export() returns, a plain model with the adapted weights"
             )
         checks.expect_floating(name, x=x)
         checks.expect_values(name, x=x)
@@ -769,6 +769,13 @@ class Adapter(RecordedModule):
 
     def _own_tensors(self) -> ParameterSet:
         own = self._backbone.parameters()
+        for name, tensor in next(iter(self._state.sets.values()), {}).items() if self._state else ():
+            if name not in own or own[name].shape != tensor.shape:
+                now = f"is {tuple(own[name].shape)} now" if name in own else "is gone"
+                raise ValueError(
+                    f"{type(self).__name__}: the model was rebuilt: {name}, adapted as {tuple(tensor.shape)}, {now}; "
+                    "make a new adapter"
+                )
         return {
             name: own[name].detach().to(torch.promote_types(own[name].dtype, torch.float32)) for name in self.adapted
         }

@@ -153,7 +153,7 @@ class Backbone:
 
     def share(self, frame: Tensor) -> None:
         """Name the tensor whose frozen prefix the coming passes share, until the session ends."""
-        if self.prefix is not None and self.prefix.names != ():
+        if self.prefix is not None:
             self.prefix.share(frame)
 
     @contextlib.contextmanager
@@ -203,15 +203,10 @@ class Backbone:
 
         Without ``tensors`` it is the plain module, without injected layers.
         """
-        prefix = self.prefix if self.prefix is not None and frame is self.prefix.frame else None
-        if prefix is None or prefix.names == ():
-            return self._pass(tensors, frame, arguments)
-        if prefix.names is not None:
-            return prefix.run(self._pass, self._host(tensors).root, tensors, frame, arguments)
-        if tensors is None or not torch.is_grad_enabled():
+        if self.prefix is None or frame is not self.prefix.frame:
             return self._pass(tensors, frame, arguments)
         roots = self._host(tensors).root, self._host(None).root
-        return prefix.discover(self._pass, roots, tensors, frame, arguments)
+        return self.prefix.run(self._pass, roots, tensors, frame, arguments)
 
     def module(self, tensors: Mapping[str, Tensor] | None = None) -> Any:
         """Return the module object that the next pass with ``tensors`` runs, for hooks."""
@@ -291,6 +286,8 @@ class Backbone:
         if len(replicas) < 2 or any(replica.fingerprint != now for replica in replicas):
             expect_exchangeable(self.asker, self.root, self.adapts or None)
             self._with_graph, self._without = replicas = [self._replica(), self._replica()]
+            if self.prefix is not None:
+                self.prefix.forget()
         for replica in replicas:
             replica.start(training=self.training)
         return True

@@ -5,17 +5,20 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from tta_restore._core.ambient import global_random
+from tta_restore._core.ambient import global_random, uncompiled
 from tta_restore.adapters.replica import Replica, Watch, outputs_agree, outside_functions
 from tta_restore.adapters.tiling import is_map
 from tta_restore.models import Restorer
 from tta_restore.models.restorer import outputs
-from tta_restore.models.restorer.preserve import preserve_state
+from tta_restore.models.restorer.outputs import is_continuous
+from tta_restore.models.restorer.preserve import Values, preserve_state
 
 __all__ = ["Findings", "examine_copies", "expect_exchangeable", "expect_unsharded"]
 
@@ -32,6 +35,10 @@ _KEEPS = (
 _BYPASSES = (
     "it uses a weight by another reference than its modules' own attributes, such as a list of weights or a view of "
     "one, which would keep the old values"
+)
+_WRITES = (
+    "a pass writes into its weights, as a clamp, an average of weights or an embedding with max_norm does, and would "
+    "change the model, or what an adapter has learned"
 )
 _DIFFERS = "a copy of it gives other images, as where a function keeps what it saw in the module"
 
@@ -72,8 +79,9 @@ def examine_copies(
     """Examine a module on two copies that ``make`` makes.
 
     They have to agree on two frames in opposite order, and with other weights before and after a pass with their own,
-    without a trace of one pass in the other, without touching a tensor of the module, and without using a weight that
-    was exchanged. Where functions of the user's take part, the module is run as well.
+    without a trace of one pass in the other, without touching a tensor of the module or writing into the memory of its
+    weights, and without using a weight that was exchanged. Where functions of the user's take part, the module is run
+    as well.
     """
     root: Any = getattr(restorer.module, "_orig_mod", restorer.module)
     try:
@@ -96,15 +104,19 @@ def examine_copies(
             host.reset()
         return restorer.restore(x, call=watched, memory_format=memory_format, **given).raw
 
-    problem, pair, given = "", [frame], dict(arguments)
+    problem, pair, given, weights = "", [frame], dict(arguments), Values(root.parameters())
     for side in (_SIDE, None):
         crop = (frame if arguments else frame[:1])[..., :side, :side]
         pair = [crop, 0.9 - 0.8 * crop.flip(-1)]
         for key, value in arguments.items():
             given[key] = value[..., :side, :side] if is_map(value, frame.shape[-2:]) else value
         try:
-            with global_random(frame.device) as drawn, torch.no_grad():
-                found = _compare(root, replicas, run, pair, training=training)
+            with global_random(frame.device) as drawn, torch.no_grad(), uncompiled():
+                try:
+                    found = _compare(root, replicas, run, pair, training=training)
+                finally:
+                    written = weights.restore()
+                found = replace(found, problem=_WRITES) if written else found
                 return found if found.problem else replace(found, replicas=replicas)
         except Exception as error:  # whatever a third-party module raises for a size it cannot take
             problem = f"a copy of it raises {type(error).__name__}: {error}"
@@ -137,6 +149,26 @@ def expect_exchangeable(name: str, module: Any, select: Any) -> None:
             )
     if any(hasattr(parameter, "full_tensor") for parameter in root.parameters()):
         raise TypeError(f"{name}: {_SHARDED}")
+    if overlap := _overlap(root):
+        raise TypeError(
+            f"{name}: the weights {overlap[0]} and {overlap[1]} share memory and are two parameters, so that a step on "
+            "one would change the other; make them one parameter, or give one of them its own copy"
+        )
+
+
+def _overlap(root: nn.Module) -> tuple[str, str] | None:
+    """Return the names of two parameters that share memory."""
+    spans: list[tuple[torch.device, int, int, str]] = []
+    for name, weight in root.named_parameters():
+        if not is_continuous(weight) or is_traceable_wrapper_subclass(weight) or not weight.data_ptr():
+            continue
+        last = sum((side - 1) * stride for side, stride in zip(weight.shape, weight.stride(), strict=True))
+        spans.append((weight.device, weight.data_ptr(), weight.data_ptr() + (last + 1) * weight.itemsize, name))
+    spans.sort(key=lambda span: (str(span[0]), span[1]))
+    for first, second in pairwise(spans):
+        if first[0] == second[0] and second[1] < first[2]:
+            return first[3], second[3]
+    return None
 
 
 def expect_unsharded(name: str, module: nn.Module) -> None:
@@ -161,14 +193,17 @@ def _compare(
         of_random = Findings(_BY_NAME if of_module.touched else "", reuses_memory=reuses)
         if not outputs_agree(found[0], _cloned(run(first, frames[0], of_module))):
             return of_random
+        run(first, frames[1], of_module, reset=False)  # a mean over calls remembers nothing of the same frame
         remembers = not outputs_agree(found[0], run(first, frames[0], of_module, reset=False))
         changed = _with_other_weights(first, run, frames[0])
     with _started(second, training=training):
         again = _with_other_weights(second, run, frames[0])
         others = [[_cloned(run(second, x, of_module)) for x in frames[::-1]][::-1]]
     if outside_functions(root):
-        with preserve_state(root, training=training):
-            others.append([_cloned(run(root, x)) for x in frames])
+        others.append([])
+        for x in frames:
+            with preserve_state(root, training=training):
+                others[-1].append(_cloned(run(root, x)))
     keeps = changed is not None and again is not None and not outputs_agree(changed[0], again[0])
     differs = any(not outputs_agree(a, b) for other in others for a, b in zip(found, other, strict=True))
     if keeps or differs or remembers:
@@ -184,8 +219,7 @@ def _compare(
 
 def _with_other_weights(replica: Replica, run: Callable[..., Any], x: Tensor) -> tuple[Any, bool] | None:
     """Return the output with other weights, and whether one of its own was used; None where it raises."""
-    own = {name: tensor for name, tensor in replica.weights.items() if tensor.is_floating_point()}
-    own |= {name: tensor for name, tensor in replica.weights.items() if tensor.is_complex()}
+    own = {name: tensor for name, tensor in replica.weights.items() if is_continuous(tensor)}
     watch = Watch([*own.values(), *replica.aliases])
     replica.reset()
     try:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from tta_restore.adapters.replica import memory_of
+
 if TYPE_CHECKING:
     from tta_restore.adapters.adapter import Adapter
 
@@ -133,13 +135,13 @@ def _measured(adapter: Adapter, x: Tensor, arguments: dict[str, Any]) -> tuple[i
 
 
 def _bytes_for_backward(adapter: Adapter, x: Tensor, arguments: dict[str, Any]) -> int:
-    seen: dict[int, int] = {}
-    frozen = {p.untyped_storage().data_ptr() for p in adapter._backbone.parameters().values()}
+    seen: dict[int | None, int] = {}
+    frozen = {memory_of(p) for p in adapter._backbone.parameters().values()} | {None}
 
     def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in frozen:
-            seen[storage.data_ptr()] = storage.nbytes()
+        place = memory_of(tensor)
+        if place not in frozen:
+            seen[place] = tensor.untyped_storage().nbytes()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):

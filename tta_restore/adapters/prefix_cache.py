@@ -8,7 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
+from tta_restore._core.ambient import uncompiled
+from tta_restore.adapters.injection import CONTEXT
 from tta_restore.models import Restoration
 from tta_restore.models.restorer import outputs
 
@@ -16,6 +19,16 @@ __all__ = ["PrefixCache"]
 
 Pass = Callable[[Mapping[str, Tensor] | None, Tensor, dict[str, Any]], Restoration]
 """One run of the model: tensors, frame, keywords."""
+_TRIALS = 8  # of kinds of calls, before nothing is shared any more
+_PLAIN = (bool, int, float, str, type(None))
+_READING = frozenset(
+    [
+        torch.allclose, torch.equal, torch.is_nonzero, torch.masked_select, torch.nonzero, torch.unique,
+        Tensor.__bool__, Tensor.__complex__, Tensor.__contains__, Tensor.__float__, Tensor.__index__, Tensor.__int__,
+        Tensor.allclose, Tensor.equal, Tensor.is_nonzero, Tensor.item, Tensor.masked_select, Tensor.nonzero,
+        Tensor.numpy, Tensor.tolist, Tensor.unique,
+    ]
+)  # fmt: skip
 
 
 class PrefixCache:
@@ -25,35 +38,67 @@ class PrefixCache:
     same for source, student and teacher, bit by bit. The first pass with gradients finds these modules: those called
     once that return one tensor which nobody wrote into afterwards, without those inside others. Replaying is then
     tried with other tensors, after a pass on another frame: a model may detach what it adapts, and hooks or attributes
-    may carry activations past a module that is replayed. If the output differs in a bit, or the model raises, nothing
-    is ever replayed. Only the frame itself is shared, not its views.
+    may carry activations past a module that is replayed. If the output differs in a bit, the model raises, or it reads
+    values of tensors, on which its way may depend, nothing is replayed. What was found holds for frames of one shape
+    and keywords of one kind. Only the frame itself is shared, not its views, and only between calls with the same
+    keywords.
     """
 
     def __init__(self) -> None:
         self.names: tuple[str, ...] | None = None
-        """Modules to replay; None until looked for."""
+        """Modules to replay in the latest kind of call; None until looked for."""
         self.frame: Tensor | None = None
+        self._found: dict[Any, tuple[str, ...]] = {}
         self._records: dict[str, Tensor] = {}
+        self._keywords: dict[str, Any] = {}
 
     def share(self, frame: Tensor | None) -> None:
         """Name the tensor that the coming passes share; None lets go of everything."""
-        self.frame, self._records = frame, {}
+        self.frame, self._records, self._keywords = frame, {}, {}
 
-    def run(self, run: Pass, root: nn.Module, tensors: Any, frame: Tensor, arguments: dict[str, Any]) -> Restoration:
-        """Run a pass whose frozen part is replayed from an earlier pass, or recorded for later ones."""
-        if not self.names:
-            return run(tensors, frame, arguments)
-        if not self._records:
+    def forget(self) -> None:
+        """Look for modules to replay again: the model has changed."""
+        self._found.clear()
+
+    def run(
+        self,
+        run: Pass,
+        roots: tuple[nn.Module, nn.Module],
+        tensors: Mapping[str, Tensor] | None,
+        frame: Tensor,
+        arguments: dict[str, Any],
+    ) -> Restoration:
+        """Run a pass whose frozen part is replayed from an earlier pass, or recorded for later ones.
+
+        A pass with gradients finds out what can be shared. ``roots`` are run with and without gradients.
+        """
+        keywords = {name: value for name, value in arguments.items() if name != CONTEXT}  # for adapted layers alone
+        kind, with_graph = _kind(frame, keywords), tensors is not None and torch.is_grad_enabled()
+        self.names = self._found.get(kind)
+        if self.names is None and with_graph and len(self._found) < _TRIALS:
+            restoration = self._discover(run, roots, tensors, frame, arguments)
+            self._found[kind] = self.names = self.names or ()
+            return restoration
+        root = roots[0 if with_graph else 1]
+        if self.names and not self._records:
+            self._keywords = keywords
             return self._recorded(self.names, run, root, tensors, frame, arguments)
+        if self.names and _are_same(keywords, self._keywords):
+            return self._replayed(run, root, tensors, frame, arguments)
+        return run(tensors, frame, arguments)
+
+    def _replayed(
+        self, run: Pass, root: nn.Module, tensors: Any, frame: Tensor, arguments: dict[str, Any]
+    ) -> Restoration:
         with _swapped(root, {name: _replaying(output) for name, output in self._records.items()}):
             return run(tensors, frame, arguments)
 
-    def discover(
+    def _discover(
         self, run: Pass, roots: tuple[nn.Module, nn.Module], tensors: Any, frame: Tensor, arguments: dict[str, Any]
     ) -> Restoration:
-        """Run a pass with gradients, and find out what can be shared; ``roots`` are run with and without gradients."""
+        """Run a pass with gradients, and find out what can be shared."""
         self.names, (root, plain) = (), roots
-        modules = [name for name, _ in root.named_modules() if name]
+        modules = [name for name, _ in root.named_modules() if name and "_orig_mod" not in name.split(".")]
         restoration = self._recorded(modules, run, root, tensors, frame, arguments)
         frozen = [name for name, output in self._records.items() if not output.requires_grad]
         names = tuple(name for name in frozen if not any(name.startswith(f"{other}.") for other in frozen))
@@ -62,13 +107,13 @@ class PrefixCache:
             return restoration  # nothing that costs time
         disturbed = {name: tensor.detach() * 1.1 + 0.01 for name, tensor in tensors.items()}
         try:
-            with torch.no_grad():
-                expected = run(disturbed, frame, arguments)
+            with torch.no_grad(), uncompiled():
+                with _Reading() as reading:
+                    expected = run(disturbed, frame, arguments)
                 self._recorded(names, run, plain, tensors, frame, arguments)
                 run(disturbed, 0.9 - 0.8 * frame.flip(-1), arguments)
-                self.names = names
-                found = self.run(run, plain, disturbed, frame, arguments)
-            self.names = names if _equal(expected.raw, found.raw) else ()
+                found = self._replayed(run, plain, disturbed, frame, arguments)
+            self.names = names if _equal(expected.raw, found.raw) and not reading.found else ()
         except Exception:  # whatever a third-party model raises when part of it is left out
             self.names = ()
         self._records = {}
@@ -89,6 +134,32 @@ class PrefixCache:
         return restoration
 
 
+class _Reading(TorchFunctionMode):
+    """Notes whether a value of a tensor, or a shape that depends on one, gets into Python."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found = False
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.found |= function in _READING
+        return function(*args, **(kwargs or {}))
+
+
+def _kind(frame: Tensor, arguments: Mapping[str, Any]) -> Any:
+    """Return what the way of a pass through a model may depend on, besides the values of tensors."""
+    described = {
+        name: (tuple(value.shape), value.dtype) if isinstance(value, Tensor) else value
+        for name, value in arguments.items()
+        if isinstance(value, (Tensor, *_PLAIN))
+    }
+    return tuple(frame.shape), frame.dtype, frame.device, frozenset(arguments), frozenset(described.items())
+
+
+def _are_same(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
+    return a.keys() == b.keys() and all(a[name] is b[name] for name in a)
+
+
 def _replaying(output: Tensor) -> Callable[..., Any]:
     return lambda *_inputs, **_keywords: output
 
@@ -96,7 +167,8 @@ def _replaying(output: Tensor) -> Callable[..., Any]:
 def _recording(forward: Callable[..., Any], seen: list[tuple[Any, int | None]]) -> Callable[..., Any]:
     def run(*inputs: Any, **keywords: Any) -> Any:
         output = forward(*inputs, **keywords)
-        seen.append((output, _version(output)))
+        if not torch.compiler.is_compiling():  # such as a branch of torch.cond
+            seen.append((output, _version(output)))
         return output
 
     return run

@@ -18,9 +18,10 @@ from torch.overrides import TorchFunctionMode
 from tta_restore.models.restorer import outputs
 from tta_restore.models.restorer.preserve import Contents, fingerprint, held, put_back, set_mode
 
-__all__ = ["Outside", "Replica", "Watch", "copy_module", "outputs_agree", "outside_functions"]
+__all__ = ["Outside", "Replica", "Watch", "copy_module", "memory_of", "outputs_agree", "outside_functions"]
 
 _PLAIN = (bool, int, float, str, bytes, type(None))
+_TRIALS = 4  # passes after which the values of buffers are compared, and not only their versions
 _Cached = type(functools.lru_cache(int))
 
 
@@ -58,13 +59,13 @@ class Replica:
         for number, parameter in weights.items():
             data = parameter.clone() if parameter.is_inference() else parameter.detach()
             memo[number] = nn.Parameter(data, requires_grad=False)
-        memory = {_memory(parameter) for parameter in weights.values()} - {None}
-        aliases: list[Tensor] = []
+        memory = {memory_of(parameter) for parameter in weights.values()} - {None}
+        self._aliases: list[Tensor] = []
         for value, first in held(parts):
             if first and isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
                 memo[id(value)] = value.clone() if value.is_inference() else value.detach().clone()
-                if _memory(value) in memory:
-                    aliases.append(memo[id(value)])
+                if memory_of(value) in memory:
+                    self._aliases.append(memo[id(value)])
         for value in _tensors([part._buffers for part in parts]):
             if id(value) not in memo:
                 memo[id(value)] = value.clone() if value.is_inference() else value.detach()
@@ -75,13 +76,25 @@ class Replica:
         self.fingerprint = fingerprint(root)
         self._own = [(twin, dict(twin.__dict__), dict(twin._parameters)) for _, twin in self.parts]
         self.weights = {name: _at(self.places[name][0]) for name in self.places}
-        self.aliases = aliases
-        """Tensors in attributes that share the memory of a weight, which an exchange does not reach."""
+        self._shared_buffers = [
+            (twin._buffers, name)
+            for part, twin in self.parts
+            for name, buffer in part._buffers.items()
+            if buffer is not None and memory_of(buffer) in memory
+        ]
         self._buffers: list[tuple[dict[str, Tensor | None], dict[str, Tensor | None]]] = []
         self._used: dict[int, tuple[Tensor, int]] = {}
+        self._trials = _TRIALS
+        self._writes_unseen = False  # batch_norm and fused observers do not raise a buffer's version
         shared = {id(value) for value, _ in held(parts)}  # what could not be copied is the module's own
         self._contents = Contents(self.root.modules(), exact=False, foreign=shared)
         self._caches = [*_leaves([vars(twin) for _, twin in self.parts], _Cached), *_class_caches(self.root)]
+
+    @property
+    def aliases(self) -> list[Tensor]:
+        """Buffers and tensors in attributes that share the memory of a weight, which an exchange does not reach."""
+        buffers = (table.get(name) for table, name in self._shared_buffers)
+        return [*self._aliases, *(buffer for buffer in buffers if buffer is not None)]
 
     @contextlib.contextmanager
     def holding(self, tensors: Mapping[str, Tensor]) -> Iterator[None]:
@@ -127,11 +140,14 @@ class Replica:
             for number, values in ((id(values), values) for values in start.values() if values is not None):
                 if number not in used:
                     buffer, version = self._used.get(number, (values, -1))
-                    if buffer._version != version or self.root.training:  # batch_norm does not raise the version
+                    if buffer._version == version and self._trials and buffer.layout == torch.strided:
+                        self._writes_unseen |= not torch.equal(buffer, values)
+                    if buffer._version != version or self._writes_unseen or self.root.training:
                         buffer = values.clone()
                     used[number] = buffer, buffer._version
             fresh = {name: None if values is None else used[id(values)][0] for name, values in start.items()}
             put_back([(table, fresh)])
+        self._trials -= bool(self._used) and self._trials > 0
         self._used = used
 
     def end(self) -> None:
@@ -142,8 +158,8 @@ class Replica:
             if "forward" not in attributes:
                 twin.__dict__.pop("forward", None)
             for name, buffer in twin._buffers.items():
-                if buffer is not None:
-                    twin._buffers[name] = buffer.detach()[:0] if buffer.ndim else buffer
+                if buffer is not None and buffer.ndim and buffer.layout == torch.strided:
+                    twin._buffers[name] = buffer.detach()[:0]
 
 
 def copy_module(root: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
@@ -225,12 +241,16 @@ def outside_functions(root: nn.Module) -> bool:
 
 def outputs_agree(a: Any, b: Any) -> bool:
     """Return whether two outputs of a module have equal leaves, but for rounding."""
-    first, second = dict(outputs.leaves(a)), dict(outputs.leaves(b))
+    first, second = ({key: _comparable(leaf) for key, leaf in outputs.leaves(value)} for value in (a, b))
     return first.keys() == second.keys() and all(
-        first[key].shape == second[key].shape
+        (first[key].shape, first[key].dtype) == (second[key].shape, second[key].dtype)
         and torch.allclose(first[key], second[key], rtol=1e-4, atol=1e-5, equal_nan=True)
         for key in first
     )
+
+
+def _comparable(leaf: Tensor) -> Tensor:
+    return leaf.float() if leaf.dtype == torch.bool else leaf  # masks cannot be subtracted
 
 
 def _children(value: Any) -> Iterable[Any]:
@@ -259,11 +279,11 @@ def _tensors(value: Any) -> Iterator[Tensor]:
     return _leaves(value, Tensor)
 
 
-def _memory(tensor: Tensor) -> int | None:
+def memory_of(tensor: Tensor) -> int | None:
     """Return where the values of a tensor are; None without any."""
     try:
         return tensor.untyped_storage().data_ptr() or None
-    except (RuntimeError, NotImplementedError):  # a tensor that holds others
+    except (RuntimeError, NotImplementedError):  # a sparse tensor, or one that holds others
         return None
 
 

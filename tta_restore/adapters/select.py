@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from tta_restore.models.restorer.normalization import normalization_layers
+from tta_restore.models.restorer.outputs import is_continuous
 
 Select = str | type[nn.Module] | Iterable[str | type[nn.Module]]
 
@@ -46,10 +47,12 @@ def select_parameters(
     aliases = {
         name: canonical[id(parameter)]
         for name, parameter in module.named_parameters(remove_duplicate=False)
-        if parameter.is_floating_point() or parameter.is_complex()
+        if is_continuous(parameter)
     } | {name: name for name in injected}
     if not aliases:
-        raise ValueError(f"select: {type(module).__name__} has no floating-point or complex weights")
+        raise ValueError(
+            f"select: {type(module).__name__} has no floating-point or complex weights of at least 16 bits"
+        )
     taken: set[str] = set()
     if entries and all(isinstance(entry, str) and entry.startswith("!") for entry in entries):
         taken.update(aliases.values())
@@ -166,7 +169,7 @@ def _biases(module: nn.Module, aliases: dict[str, str]) -> set[str]:
 
 
 def _last_stage(module: nn.Module, aliases: dict[str, str]) -> set[str]:
-    weights = {id(p): p for p in module.parameters() if p.is_floating_point() or p.is_complex()}
+    weights = {id(p): p for p in module.parameters() if is_continuous(p)}
     total = sum(parameter.numel() for parameter in weights.values())
     taken: dict[int, Tensor] = {}
 

@@ -54,7 +54,7 @@ def load(module: M, content: Any, source: str) -> M:
         target = target.module
     expected, own = target.state_dict(), getattr(target, "checkpoint_wrappers", ())
     convert = getattr(target, "convert_state_dict", None)
-    weights = None if own or callable(convert) else _fitting(content, expected, source)
+    weights = None if own else _fitting(content, expected, source)
     if weights is None:
         weights = _unwrap(content, source, own)
         weights = {_strip(name, expected): value for name, value in weights.items()}
@@ -150,18 +150,24 @@ def read(path: Path) -> Any:
         with warnings.catch_warnings(), open(path, "rb") as file:  # given a path, torch goes by its suffix
             warnings.simplefilter("ignore")  # torch's, on sparse tensors
             return torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+    except (pickle.UnpicklingError, RuntimeError) as error:
         if "TorchScript" in str(error):
             raise ValueError(
                 f"load_checkpoint: {path} is a TorchScript program: load it by torch.jit.load in a function of your own"
             ) from error
+        if isinstance(error, RuntimeError):
+            raise _damaged(path, error) from error
         raise ValueError(
             f"load_checkpoint: {path} is damaged, or holds pickled Python objects besides tensors, which could run "
             "code; save only its state dict where you trust it"
         ) from error
-    except (SafetensorError, RuntimeError, EOFError, OSError, KeyError, IndexError, AttributeError) as error:
-        first = next(iter(str(error).splitlines()), "")
-        raise ValueError(f"load_checkpoint: {path} is damaged or no checkpoint ({first or 'it ends early'})") from error
+    except (SafetensorError, EOFError, OSError, KeyError, IndexError, AttributeError) as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> ValueError:
+    first = next(iter(str(error).splitlines()), "")
+    return ValueError(f"load_checkpoint: {path} is damaged or no checkpoint ({first or 'it ends early'})")
 
 
 def _fitting(content: Any, expected: Mapping[str, Tensor], source: str) -> dict[str, Tensor] | None:
@@ -170,8 +176,8 @@ def _fitting(content: Any, expected: Mapping[str, Tensor], source: str) -> dict[
     Averaged weights go before raw ones, which a warning reports unless their wrapper is a known one. None if none fit.
 
     Raises:
-        ValueError: several different sets of weights fit, and none of them is the averaged one, or the averaged one is
-            there in part, such as without its buffers.
+        ValueError: several different sets of weights fit, and none or several of them are averaged, or the averaged one
+            is there in part or under other names, such as without its buffers.
     """
     if not expected or not isinstance(content, Mapping):
         return None
@@ -183,12 +189,13 @@ def _fitting(content: Any, expected: Mapping[str, Tensor], source: str) -> dict[
     known = [name for name in _WRAPPERS if name in places]
     place = (known or places)[0]
     others = [other for other in places if not _are_equal(found[other], found[place])]
-    if others and not averaged:
+    if others and not (averaged and known):
         raise ValueError(
             f"load_checkpoint: {source} holds several sets of weights that fit, at {', '.join(places)}; "
             "pass the one that is meant as a state dict"
         )
-    partly = None if averaged else next(_parts_of_averaged(content, expected, "", 0), None)
+    chosen = {id(tensor) for tensor in found[place].values()}
+    partly = None if averaged else next(_parts_of_averaged(content, expected, chosen, "", 0), None)
     if partly is not None:
         raise ValueError(
             f"load_checkpoint: {source} holds raw weights at {place or 'the top'}, and averaged ones at {partly} that "
@@ -209,10 +216,23 @@ def _are_equal(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
 
 
 def _parts_of_averaged(
-    content: Mapping[Any, Any], expected: Mapping[str, Tensor], place: str, depth: int
+    content: Mapping[Any, Any], expected: Mapping[str, Tensor], chosen: set[int], place: str, depth: int
 ) -> Iterator[str]:
-    """Places, by name of averaged weights, that hold some of the expected ones: by name, or in a list by shape."""
+    """Places, by name of averaged weights, that hold some of the expected ones.
+
+    In mappings they are found by name, in lists by shape, and under a prefix by the shapes of half of them.
+    """
     shapes = {tensor.shape for tensor in expected.values()}
+    under: dict[str, int] = {}
+    for name, value in content.items():
+        if isinstance(name, str) and isinstance(value, Tensor) and value.shape in shapes and id(value) not in chosen:
+            parts = name.split(".")
+            ends = (end for end in range(1, len(parts)) if _is_averaged(".".join(parts[:end])))
+            prefix = ".".join(parts[: next(ends, 0)])
+            under[prefix] = under.get(prefix, 0) + 1
+    for prefix, count in under.items():
+        if prefix and 2 * count >= len(expected):
+            yield f"{place}.{prefix}" if place else prefix
     for key, value in content.items():
         here = f"{place}.{key}" if place else str(key)
         if isinstance(value, Mapping):
@@ -222,7 +242,7 @@ def _parts_of_averaged(
             ):  # fmt: skip
                 yield here
             elif depth < _DEPTH:
-                yield from _parts_of_averaged(value, expected, here, depth + 1)
+                yield from _parts_of_averaged(value, expected, chosen, here, depth + 1)
         elif isinstance(value, (list, tuple)) and value and _is_averaged(here):
             fits = all(isinstance(entry, Tensor) and entry.shape in shapes for entry in value)
             yield from [here] * fits
@@ -237,6 +257,8 @@ def _groups(
     prefixes = {name[: -len(anchor)] for name in tensors if name.endswith(anchor)}
     for prefix in sorted(prefixes, key=len):
         group = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+        if _is_averaged(prefix):  # counters and the decay lie next to the averages
+            group = {name: value for name, value in group.items() if name in expected or value.ndim}
         fits = group.keys() == expected.keys() and all(group[name].shape == expected[name].shape for name in expected)
         if fits and (not prefix or prefix.endswith(".")):
             yield place + (f".{prefix[:-1]}" if place and prefix else prefix[:-1]), group
@@ -254,6 +276,12 @@ def _unwrap(content: Any, source: str, own: Collection[str] | Mapping[str, str] 
             return {prefix + _strip(name, {}): tensor for prefix, part in parts for name, tensor in part.items()}
         own = own.values()
     while (key := next((k for k in (*own, *_WRAPPERS) if isinstance(content.get(k), Mapping)), None)) is not None:
+        averaged = [str(other) for other in content if _is_averaged(str(other)) and _holds_tensors(content[other])]
+        if averaged and not _is_averaged(key):
+            raise ValueError(
+                f"load_checkpoint: {source} holds raw weights at {key}, and averaged ones at {averaged[0]}; "
+                "pass the weights that are meant as a state dict"
+            )
         content = content[key]
     unexpected = [name for name, value in content.items() if not (isinstance(name, str) and isinstance(value, Tensor))]
     if unexpected:
@@ -262,6 +290,13 @@ def _unwrap(content: Any, source: str, own: Collection[str] | Mapping[str, str] 
     if not content:
         raise ValueError(f"load_checkpoint: {source} holds no tensors")
     return dict(content)
+
+
+def _holds_tensors(value: Any, depth: int = _DEPTH) -> bool:
+    """Return whether nested mappings hold a tensor with an axis, such as a weight."""
+    if isinstance(value, Mapping):
+        return depth > 0 and any(_holds_tensors(entry, depth - 1) for entry in value.values())
+    return isinstance(value, Tensor) and value.ndim > 0
 
 
 def _strip(name: str, expected: Mapping[str, Tensor]) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tta_restore._core.ambient import global_random, with_usual_defaults
+from tta_restore._core.ambient import global_random, uncompiled, with_usual_defaults
 from tta_restore.models.restorer.outputs import describe_output, infer_border, infer_scale, is_vector, leaves
 from tta_restore.models.restorer.preserve import preserve_state
 from tta_restore.models.restorer.restorer import RestorerSpec, SizeRequirements
@@ -103,7 +104,7 @@ def infer_spec(
         return all(_near(torch.cat([first[path], second[path]]), both.get(path), tolerance) for path in images)
 
     kept = preserve_state(module, training=False) if isinstance(module, nn.Module) else contextlib.nullcontext()
-    with kept, global_random(like.device), torch.no_grad():
+    with kept, global_random(like.device), torch.no_grad(), uncompiled():
         found = requirement()
         if found is None:  # a model of one fixed size, perhaps this one
             size = (like.shape[-2], like.shape[-1])
@@ -116,10 +117,13 @@ def infer_spec(
                 problem = " ".join(str(error).split()) or "no reason given"
                 last = like.shape[-1] in (1, 3, 4) and like.shape[-3] not in (1, 3, 4)
                 hint = " (channels come before rows and columns: move the last axis)" if last else ""
+                missing = [name for name in further_inputs(module) if name not in (arguments or {})]
+                remedy = "sizes that it takes can be declared in a RestorerSpec"
+                if missing:
+                    remedy = f"pass {' and '.join(missing)} with each frame, by keyword"
                 raise ValueError(
                     f"restorer: expected x of a shape that the model takes, got {letters} = {tuple(like.shape)}{hint}; "
-                    f"the model raised {type(error).__name__}: {problem}; sizes that it takes can be declared in a "
-                    "RestorerSpec"
+                    f"the model raised {type(error).__name__}: {problem}; {remedy}"
                 ) from error
             if [leaf.shape[0] for _, leaf in leaves(raw) if is_vector(leaf)] == [like.shape[0]]:
                 return RestorerSpec(frames=None if like.ndim == 5 else 1, dense=False)
@@ -136,6 +140,17 @@ def infer_spec(
         sides = size.fit(*(max(32 - border, 8) + 2 * border,) * 2)
         batched = takes_batches(*(sides if run(*sides) is not None else like.shape[-2:]))
     return RestorerSpec(scale=scale, size=size, frames=None if clips else 1, border=border, batched=batched)
+
+
+def further_inputs(model: Any) -> list[str]:
+    """Return the names of the inputs that a model needs besides the frame; none where its signature is unknown."""
+    try:
+        parameters = inspect.signature(model.forward if isinstance(model, nn.Module) else model).parameters.values()
+    except (TypeError, ValueError):
+        return []
+    by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    needed = [p.name for p in parameters if p.kind in by_name and p.default is inspect.Parameter.empty]
+    return needed[1:]
 
 
 def _resized(arguments: Mapping[str, Any], like: Tensor, height: int, width: int, batch: int) -> dict[str, Any]:
@@ -156,7 +171,8 @@ def _near(a: Tensor, b: Tensor | None, tolerance: float) -> bool:
     """Return whether two tensors differ by rounding only, relative to the largest value."""
     if b is None or a.shape != b.shape:
         return False
-    return bool(((a.float() - b.float()).abs().max() <= tolerance * max(1.0, float(a.abs().max()))).item())
+    a, b = a.float(), b.float()
+    return bool(((a - b).abs().max() <= tolerance * max(1.0, float(a.abs().max()))).item())
 
 
 def _gives(raw: Any, spec: RestorerSpec, side: int, clips: bool) -> bool:

@@ -25,6 +25,13 @@ def leaves(value: Any, path: Path = ()) -> Iterator[tuple[Path, Tensor]]:
         yield from leaves(child, (*path, key))
 
 
+def is_continuous(tensor: Tensor) -> bool:
+    """Return whether a tensor can be stepped: a dense one of floats of at least 16 bits, or complex."""
+    return tensor.layout == torch.strided and (
+        tensor.is_complex() or (tensor.is_floating_point() and tensor.itemsize > 1)
+    )
+
+
 def at(value: Any, path: Path) -> Any:
     """Return the leaf of ``value`` at ``path``; raise LookupError if there is none."""
     for key in path:

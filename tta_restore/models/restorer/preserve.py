@@ -18,8 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-__all__ = ["Contents", "fingerprint", "held", "preserve_state", "put_back", "set_mode"]
+__all__ = ["Contents", "Values", "fingerprint", "held", "preserve_state", "put_back", "set_mode"]
 
 _TABLES = frozenset(vars(nn.Module())) | {"forward"}  # weights, buffers, parts, hooks and modes
 _PLAIN = frozenset([bool, int, float, complex, str, bytes, type(None)])
@@ -37,10 +38,9 @@ def preserve_state(module: nn.Module, *, training: bool | None = None) -> Iterat
     """Run a block with ``module`` in eval (or train) mode, and undo whatever the block does to it.
 
     Undone are: the mode of every submodule, attributes that a forward sets (caches, the weight of an old-style
-    weight_norm), what it puts into containers, objects and tensors there (:class:`Contents`), buffers it replaces or
-    writes into, gradients, parameters it swaps or points elsewhere through ``.data``. Tensors that an earlier
-    ``inference_mode`` call left behind are replaced by plain ones for the block, because autograd refuses them. Values
-    written in place into a parameter are not undone: nothing in this package does that.
+    weight_norm), what it puts into containers, objects and tensors there (:class:`Contents`), buffers and parameters it
+    replaces or writes into, gradients, parameters it points elsewhere through ``.data``. Tensors that an earlier
+    ``inference_mode`` call left behind are replaced by plain ones for the block, because autograd refuses them.
     """
     parts = list(module.modules())
     # TorchScript has no attributes to change from Python: its mode and its buffers are all there is
@@ -48,10 +48,12 @@ def preserve_state(module: nn.Module, *, training: bool | None = None) -> Iterat
     modes = [(m, m.training) for m in parts]
     attributes = [dict(m.__dict__) for m in modules]
     tables = [(dict(m._parameters), dict(m._buffers)) for m in modules]
-    data = [(parameter, parameter.detach()) for m in modules for parameter in m.parameters(recurse=False)]
+    weights = [parameter for m in modules for parameter in m.parameters(recurse=False)]
+    data = [(parameter, parameter.detach()) for parameter in weights if parameter.layout == torch.strided]
     gradients = [(parameter, parameter.grad) for parameter, _ in data if parameter.is_leaf]
     contents = Contents(modules, exact=True)
-    buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
+    values = Values((*module.parameters(), *module.buffers()))
+    sharded: list[Any] = [m for m in modules if any(hasattr(p, "full_tensor") for p in _gathered_by(m))]
     mode = module.training
     try:
         for parameter, gradient in gradients:
@@ -63,6 +65,8 @@ def preserve_state(module: nn.Module, *, training: bool | None = None) -> Iterat
             _replace_inference_tensors(m)
         yield
     finally:
+        for m in sharded:
+            m.reshard()  # FSDP2 keeps the whole weights of a root after a pass, and would count on them
         if module.training != mode:
             set_mode(module, mode)  # a module may do more than set flags here; the flags themselves follow below
         for m, old, (parameters, own_buffers) in zip(modules, attributes, tables, strict=True):
@@ -77,10 +81,43 @@ def preserve_state(module: nn.Module, *, training: bool | None = None) -> Iterat
         for parameter, gradient in gradients:
             if parameter.grad is not gradient:
                 parameter.grad = gradient
-        for buffer, old in buffers:
-            if not torch.equal(buffer, old):  # batch_norm writes without raising the version counter
-                with torch.no_grad(), torch.inference_mode(buffer.is_inference()):
-                    buffer.copy_(old)
+        values.restore()
+
+
+def _gathered_by(module: nn.Module) -> Iterator[Tensor | None]:
+    """Yield the weights that FSDP2 gathers as one, when it was applied to this module."""
+    if _is_fsdp(module):
+        waiting = [module]
+        while waiting:
+            part = waiting.pop()
+            yield from part._parameters.values()
+            waiting += [child for child in part.children() if not _is_fsdp(child)]
+
+
+def _is_fsdp(module: nn.Module) -> bool:
+    return any(kind.__name__ == "FSDPModule" for kind in type(module).__mro__)
+
+
+class Values:
+    """Copies of tensors; :meth:`restore` puts them back where they were written into.
+
+    Tensors without values, sparse ones and those that hold others are left out.
+    """
+
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
+        self._kept = [(tensor, tensor.detach().clone()) for tensor in tensors if _has_values(tensor)]
+
+    def restore(self) -> bool:
+        """Write the old values into tensors that have others now; return whether there was one."""
+        changed = False
+        for tensor, old in self._kept:
+            if _has_values(tensor) and not torch.equal(
+                tensor, old
+            ):  # batch_norm writes without raising the version counter
+                changed = True
+                with torch.inference_mode(tensor.is_inference()), torch.no_grad():
+                    tensor.copy_(old)
+        return changed
 
 
 def set_mode(module: nn.Module, training: bool) -> None:
@@ -108,6 +145,14 @@ def _replace_inference_tensors(module: nn.Module) -> None:
             if isinstance(value, Tensor) and value.is_inference():
                 with torch.inference_mode(False):
                     table[name] = value.clone()
+
+
+def _has_values(tensor: Tensor) -> bool:
+    if tensor.is_meta or nn.parameter.is_lazy(tensor) or is_traceable_wrapper_subclass(tensor):
+        return False
+    if tensor.layout != torch.strided:
+        return False
+    return not tensor.numel() or tensor.untyped_storage().size() > 0  # FSDP2 lets go of the memory of whole weights
 
 
 class Contents:
@@ -202,7 +247,7 @@ def fingerprint(root: nn.Module) -> list[Any]:
         found.append(id(part))
         for name, table in list(part.__dict__.items()):  # another thread may call the module meanwhile
             if name == "_parameters":
-                found += [(k, None if p is None else (id(p), p.data_ptr(), p.dtype)) for k, p in table.items()]
+                found += [(k, None if p is None else (id(p), _place(p), p.dtype)) for k, p in table.items()]
             elif name == "_buffers":
                 found += list(table)
             elif name not in _TABLES:
@@ -213,6 +258,10 @@ def fingerprint(root: nn.Module) -> list[Any]:
                 found.append(id(table))
     found += [_mark(value) for value, _ in held(parts)]
     return found
+
+
+def _place(tensor: Tensor) -> int | None:
+    return tensor.data_ptr() if tensor.layout == torch.strided else None
 
 
 _missing = object()

@@ -14,6 +14,7 @@ from tta_restore._core.ambient import global_random, with_usual_defaults
 from tta_restore.models.competence import Competence, multiply_adds
 from tta_restore.models.competence import competence as measure_competence
 from tta_restore.models.restorer import outputs
+from tta_restore.models.restorer.inference import further_inputs
 from tta_restore.models.restorer.normalization import normalization_layers
 from tta_restore.models.restorer.outputs import differentiate, infer_scale, third_party_functions
 from tta_restore.models.restorer.preserve import preserve_state
@@ -166,7 +167,12 @@ def example_frame(restorer: Restorer) -> Tensor:
             return frame
         except Exception as error:  # whatever a third-party model raises
             problem = problem or error
-    raise ValueError(f"probe: no frame suits {type(module).__name__}; pass an example") from problem
+    remedy = "pass an example"
+    if further := further_inputs(module):
+        remedy = (
+            f"it also takes {' and '.join(further)}; probe a module that passes {'them' if further[1:] else 'it'} on"
+        )
+    raise ValueError(f"probe: no frame suits {type(module).__name__}; {remedy}") from problem
 
 
 def _lighter(restorer: Restorer, frame: Tensor) -> Tensor:
@@ -250,7 +256,7 @@ def _backward(
     The module's weights are exchanged and stay so until :func:`preserve_state` puts them back: activation checkpointing
     runs parts of the module again in the backward pass.
     """
-    own = {name: parameter for name, parameter in module.named_parameters() if parameter.is_floating_point()}
+    own = {name: parameter for name, parameter in module.named_parameters() if outputs.is_continuous(parameter)}
     functions: tuple[str, ...] = ()
     if not own:
         return "the model has no weights", (), functions
