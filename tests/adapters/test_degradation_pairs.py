@@ -126,11 +126,12 @@ def test_it_ends_when_nothing_is_gained_and_wakes_when_the_camera_changes():
     assert adapter.phase == "calibrating"
 
 
-def test_upscalers_are_served():
+@pytest.mark.parametrize("task", [None, "denoise"])
+def test_upscalers_are_served(task):
     _, y = _frame(20, size=96)
     small = F.interpolate(y, scale_factor=0.5, mode="bicubic", antialias=True)
     small = (small + 20 / 255 * torch.randn(small.shape, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
-    adapter = recommended(Upscaler(), steps=36)
+    adapter = recommended(Upscaler(), task=task, steps=36)
     assert isinstance(adapter, DegradationPairs)
     assert _gain(adapter, small, y) > 0.2
 

@@ -344,7 +344,7 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         task = self.resolved_task()
         return PairSampler(
             scale=spec.scale,
-            sharpens=task in _DEBLURRING,
+            sharpens=task in _DEBLURRING or spec.scale > 1,  # upscalers restore resolution, whatever else they do
             motion=task == "motion",
             channels=frame.image.shape[1],
             patch_size=patch_size_for(spec.size, spec.scale, self.patch_size),
