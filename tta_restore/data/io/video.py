@@ -434,6 +434,8 @@ def opened(path: Path) -> Any:
     try:
         if (special := irregular_kind(path)) is not None:
             raise ImageError(f"{path}: not a regular file: {special}")
+        if path.stat().st_size == 0:
+            raise ImageError(f"{path}: empty file")
         # "file:" keeps names with a colon from being taken for the protocol of an address
         source = f"file:{path}" if is_text(path) else _SelfClosing(path)
         container = av.open(source, metadata_errors="replace")
