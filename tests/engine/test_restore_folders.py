@@ -209,12 +209,15 @@ def test_constant_images_are_restored_without_adapting(tmp_path):
     method = Method()
 
     write_image(tmp_path / "in/white.png", Image(torch.ones(3, 40, 50)))
-    write_image(tmp_path / "in/one.png", Image(torch.rand(3, 1, 1)))
+    sizes = {"one.png": (1, 1), "row.png": (1, 300), "few.png": (7, 9)}
+    for name, size in sizes.items():
+        write_image(tmp_path / "in" / name, Image(torch.rand(3, *size)))
     said = []
     summary = run_jobs(plan_jobs([tmp_path / "in"], tmp_path / "out").jobs, method, say=said.append)
-    assert summary.restored == 2
-    assert all("the image is constant: restored without adapting" in line for line in said)
-    for name in ("white.png", "one.png"):
+    assert summary.restored == 4
+    assert all("restored without adapting, nothing can be learned from it" in line for line in said)
+    assert "the image has 300 x 1 pixels: " in said[2]
+    for name in ("white.png", *sizes):
         given, restored = (read_image(tmp_path / folder / name).pixels for folder in ("in", "out"))
         assert torch.allclose(1 - given, restored, atol=1 / 255)
 

@@ -302,10 +302,11 @@ class VideoFile:
                     continue
                 size = size or (frame.width, frame.height)
                 if (frame.width, frame.height) != size:
-                    raise ImageError(
-                        f"{self.path}: its frames change from {size[0]} x {size[1]} to {frame.width} x {frame.height} "
-                        f"after frame {good}: split it there first"
-                    )
+                    change = f"change from {size[0]} x {size[1]} to {frame.width} x {frame.height} after frame {good}"
+                    if not self.keep_going:
+                        raise ImageError(f"{self.path}: its frames {change}: split it there first")
+                    self.losses.append(f"the frames {change}: the rest is left out")
+                    return
                 good += 1
                 yield frame
             if packet is None:

@@ -31,7 +31,7 @@ from tta_restore.engine.run.pipes import PIPE, is_piped, piped
 from tta_restore.engine.run.restore_clips import (
     FrameByFrame,
     Output,
-    is_constant,
+    reason_not_to_adapt,
     restore_frames,
     restore_video,
     sized,
@@ -343,8 +343,8 @@ def _restore_image(
     rgb, back = to_model_space(image)
     with sized(method, rgb.shape[-2], rgb.shape[-1]) as note:
         notes += [note] if note else []
-        if is_constant(rgb):
-            notes.append("the image is constant: restored without adapting, nothing can be learned from it")
+        if (reason := reason_not_to_adapt(rgb)) is not None:
+            notes.append(reason)
             result = getattr(method, "predict", method)(rgb[None].to(device))[0].detach().float().cpu()
         else:
             result = method(rgb[None].to(device))[0].detach().float().cpu()
