@@ -364,6 +364,8 @@ def test_a_configuration_may_be_written_as_flags_are(folder, monkeypatch):
     monkeypatch.setenv("HOME", str(folder / "home"))
     assert main(["restore", "--config", "A.YAML"]) == 0
     assert read_image(folder / "home/made/a.png").bit_depth == 16
+    (folder / "a.toml").write_text("list = true\n")
+    assert main(["reproduce", "--config", "a.toml"]) == 0
 
 
 @pytest.mark.parametrize(

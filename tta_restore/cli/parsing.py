@@ -105,9 +105,11 @@ def _checked(file: str, content: Mapping[Any, Any], command: Command) -> dict[st
         UsageError: there is no such option, or its value has another type.
     """
     parameters = {parameter.name: parameter for parameter in _parameters(command)}
+    by_flag = {flag.lstrip("-").replace("-", "_"): name for name, flags in command.flags.items() for flag in flags}
     found: dict[str, Any] = {}
     for key, value in content.items():
         name = str(key).replace("-", "_")
+        name = by_flag.get(name, name)
         if name not in parameters and name not in _COMMON:
             there_are = ", ".join((*parameters, *_COMMON))
             raise UsageError(f"{file}: there is no option {key!r}; there are: {there_are}")
