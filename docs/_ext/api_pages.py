@@ -16,6 +16,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from sphinx.pycode import ModuleAnalyzer
+from sphinx.util.inspect import signature as sphinx_signature
+from sphinx.util.inspect import stringify_signature
 from sphinx.util.nodes import make_refnode
 
 import tta_restore
@@ -177,9 +179,20 @@ def drop_back_links(app: Sphinx, page: str, template: str, context: dict[str, An
         context["body"] = re.sub(r'<a class="viewcode-back" href="[^"]*">\[docs\]</a>', "", context["body"])
 
 
+def class_signature(
+    app: Sphinx, what: str, name: str, obj: Any, options: Any, signature: str | None, returned: str | None
+) -> tuple[str | None, str | None]:
+    """Return the signature of a class's constructor where ``__new__``, which takes anything, stands in for it."""
+    if what == "class" and (signature or "").startswith("(*arguments"):
+        found = sphinx_signature(obj.__init__, bound_method=True)
+        return stringify_signature(found, show_return_annotation=False, unqualified_typehints=True), returned
+    return signature, returned
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     """Register the extension."""
     app.connect("builder-inited", write_pages)
     app.connect("html-page-context", drop_back_links)
     app.connect("missing-reference", resolve_name)
+    app.connect("autodoc-process-signature", class_signature)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

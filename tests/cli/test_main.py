@@ -6,6 +6,7 @@ import csv
 import importlib
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -327,7 +328,14 @@ def test_settings_of_a_method_are_checked_by_name_and_type(folder, capsys):
         ("a.toml", "", "the file is empty"),
         ("a.toml", "[method", "a.toml: "),
         ("a.yaml", "method: [", "a.yaml: "),
-        ("a.yaml", "colour: 3", "there is no option 'colour'"),
+        ("a.yaml", "colour: 3", "there is no option 'colour'; there are: inputs, out"),
+        ("a.yaml", "help: true", "there is no option 'help'"),
+        ("a.yaml", "strip: maybe", "a.yaml: strip: expected bool, got maybe"),
+        ("a.yaml", "quality: high", "a.yaml: quality: expected int, got high"),
+        ("a.yaml", "inputs: 3", "a.yaml: inputs: expected str, got 3"),
+        ("a.yaml", "inputs: {a: in}", "a.yaml: inputs: expected str, got {'a': 'in'}"),
+        ("a.yaml", "seed: 2024-01-01", "a.yaml: seed: expected a whole number >= 0, got 2024-01-01"),
+        ("a.yaml", "jobs: 9999999", "a.yaml: jobs: expected a whole number <= 1024, got 9999999"),
         ("a.txt", "method: source", "ends in .toml, .yaml, .yml or .json"),
         ("a.json", "[1]", "expected names and values, got list"),
         ("none.toml", None, "no such file"),
@@ -349,6 +357,44 @@ def test_a_configuration_is_printed_and_read(folder, capsys):
     printed = yaml.safe_load(capsys.readouterr().out)
     assert printed["method"] == {"name": "siam-ctta", "steps": 3, "lr": 0.1}
     assert (printed["seed"], printed["inputs"]) == (4, ["in"])
+
+
+def test_a_configuration_may_be_written_as_flags_are(folder, monkeypatch):
+    (folder / "A.YAML").write_text("inputs: in/a.png\nout: ~/made\nbit-depth: 16\nmethod: source\n")
+    monkeypatch.setenv("HOME", str(folder / "home"))
+    assert main(["restore", "--config", "A.YAML"]) == 0
+    assert read_image(folder / "home/made/a.png").bit_depth == 16
+    (folder / "a.toml").write_text("list = true\n")
+    assert main(["reproduce", "--config", "a.toml"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config", "--model", "x"], "--config: expected one argument"),
+        (["--method.steps", "--model", "x"], "--method.steps: expected one argument"),
+        (["--device", "mps"], "--device mps: "),
+    ],
+)
+def test_a_flag_is_no_value(arguments, message, folder, capsys):
+    assert main(["restore", "in", "-o", "out", *arguments]) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert "aten::" not in said
+
+
+def test_a_tilde_that_the_shell_left_is_the_home_folder(folder, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(folder))
+    assert main(["restore", "~/in/a.png", "-o=~/out/b.png", "--method", "source"]) == 0
+    assert (folder / "out/b.png").is_file()
+    assert main(["evaluate", "--data", "DPDD=~/absent"]) == 2
+    assert f"there is no folder {folder / 'absent'}" in capsys.readouterr().err
+    (folder / "a.toml").write_text('[run]\nout = "~/in/a.png"\n')
+    assert main(["train", "supervised", "--config", "~/a.toml"]) == 2
+    assert f"{folder / 'in/a.png'}: expected a folder, got a file" in capsys.readouterr().err
+    (folder / "a.toml").write_text("[run]\nout = 3\n")
+    assert main(["train", "supervised", "--config", "a.toml"]) == 2
+    assert "[run] out: expected a folder, got 3" in capsys.readouterr().err
 
 
 def test_names_in_help_are_those_that_exist():
@@ -381,7 +427,7 @@ def test_user_code_that_fails_is_one_line(folder, capsys):
 def test_values_of_a_file_are_checked_like_arguments(folder, capsys):
     (folder / "a.json").write_text('{"seed": "x"}')
     assert main(["restore", "in", "-o", "out", "--config", "a.json"]) == 2
-    assert "a.json: expected a whole number >= 0, got x" in capsys.readouterr().err
+    assert "a.json: seed: expected a whole number >= 0, got x" in capsys.readouterr().err
 
 
 def test_a_file_that_is_named_like_an_option_can_be_given(folder, capsys):
@@ -426,6 +472,24 @@ def test_an_interrupt_is_a_line_and_130(monkeypatch, capsys):
     monkeypatch.setattr(demo, "run_demo", interrupted)
     assert main(["demo"]) == 130
     assert capsys.readouterr().err == "tta-restore demo: interrupted\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_signals_that_end_a_run_are_an_interrupt(number, monkeypatch, capsys):
+    monkeypatch.setattr(demo, "run_demo", lambda **options: os.kill(os.getpid(), number))
+    before = signal.getsignal(number)
+    assert main(["demo"]) == 130
+    assert capsys.readouterr().err == "tta-restore demo: interrupted\n"
+    assert signal.getsignal(number) == before
+
+
+def test_a_run_under_nohup_goes_on(monkeypatch):
+    monkeypatch.setattr(demo, "run_demo", lambda **options: os.kill(os.getpid(), signal.SIGHUP))
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert main(["demo"]) == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.parametrize(

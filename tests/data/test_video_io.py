@@ -315,6 +315,20 @@ def test_interlaced_video_is_told_and_deinterlaced_by_choice(tmp_path):
     assert VideoFile(tmp_path / "plain.mkv", deinterlace=True).notes == []
 
 
+def test_another_size_ends_a_film_or_what_is_kept_of_it(tmp_path):
+    parts = []
+    for size in ((32, 48), (48, 64)):
+        path = tmp_path / f"{size[0]}.h264"
+        record(path, count=3, format="h264", size=size)
+        parts.append(path.read_bytes())
+    (tmp_path / "both.h264").write_bytes(b"".join(parts))
+    with pytest.raises(ImageError, match="change from 48 x 32 to 64 x 48 after frame 3: split it there first"):
+        list(VideoFile(tmp_path / "both.h264"))
+    video = VideoFile(tmp_path / "both.h264", keep_going=True)
+    assert len(list(video)) == 3
+    assert video.losses == ["the frames change from 48 x 32 to 64 x 48 after frame 3: the rest is left out"]
+
+
 def test_damage_is_an_error_or_a_told_loss(tmp_path):
     random = torch.rand(3, 60, 80, generator=torch.Generator().manual_seed(0))
     blocks = random.repeat_interleave(4, 1).repeat_interleave(4, 2)

@@ -109,7 +109,11 @@ def test_linked_folders_are_entered_once(tmp_path):
         ([], "out", {}, "at least one input"),
         (["in"], "file", {}, "a file with this name is there"),
         (["in"], "file/below", {}, "file is not a folder"),
-        (["in"], "out.png", {}, "named like a file"),
+        (["in"], "out.png", {}, "named like a file, .* out.png/ names the folder"),
+        (["in/a.png"], "out.jepg", {}, ".jepg cannot be written; there are: png, .*; out.jepg/ names a folder"),
+        (["in/a.png"], "out.jpg", {"format": "png"}, "ends in .png for --format png"),
+        (["in/film.mkv"], "out.mkv", {"bit_depth": 16}, "--bit-depth 16: video results have 8, 10, 12 bits"),
+        (["in/a.png"], "out.png", {"bit_depth": 10}, "--bit-depth 10: image results have 8, 16, 32 bits"),
         (["in"], "out.jp2", {}, ".jp2 cannot be written"),
         (["in/a.png"], "out.ppm", {}, ".ppm cannot be written; there are: png, jpeg"),
         (["in/a.png"], "out.avi", {}, ".avi cannot be written; .* and for videos .mp4"),
@@ -145,6 +149,45 @@ def test_wrong_usage_is_told_before_anything_is_done(inputs, out, options, match
     assert names(tmp_path) == before
 
 
+@pytest.mark.parametrize("out", ["out.png/", "out.jepg/", "out.v2", "out.2024"])
+def test_a_single_file_into_a_folder_with_a_dot(out, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    put(tmp_path / "in/a.png")
+    assert restore(["in/a.png"], out).restored == 1
+    assert (tmp_path / out / "a.png").is_file()
+
+
+def test_an_output_in_the_input_folder_holds_no_originals(tmp_path):
+    folder = tmp_path / "in"
+    for name in ("a.png", "b.png", "sub/b.png", "other/c.png"):
+        put(folder / name)
+    os.utime(folder / "sub/b.png", (0, 0))  # older than b.png, which would be written there
+    for name, file in (("sub", "b.png"), ("other", "c.png")):
+        with pytest.raises(UsageError, match=f"is part of the input folder and holds {file}, which is no result"):
+            restore([folder], folder / name)
+    assert restore([folder], folder / "made").restored == 4
+    assert restore([folder], folder / "made").kept == 4  # after an interrupted run, without its configuration
+    (folder / "made/tta-restore.yaml").write_text("")
+    (folder / "a.png").unlink()
+    os.utime(folder / "made/b.png", (0, 0))
+    assert restore([folder], folder / "made").restored == 1
+
+
+def test_options_without_effect_are_noted(tmp_path, capsys):
+    put(tmp_path / "a.png")
+    options = {"quality": 50, "crf": 20, "deinterlace": True, "clips": True}
+    assert restore([tmp_path / "a.png"], tmp_path / "b.png", **options).restored == 1
+    note = "note: without effect on these inputs: --crf, --deinterlace, --quality, --clips"
+    assert note in capsys.readouterr().err.splitlines()
+    restore([tmp_path / "a.png"], tmp_path / "b.jpg", quality=50)
+    assert "without effect" not in capsys.readouterr().err
+
+
+def test_addresses_are_no_files(tmp_path, capsys):
+    assert restore(["https://example.org/a.png"], tmp_path / "out").failed == 1
+    assert "a.png: an address, not a file: download it first" in capsys.readouterr().err
+
+
 def test_special_inputs_are_named(tmp_path, capsys):
     os.mkfifo(tmp_path / "pipe.png")
     summary = restore([tmp_path / "pipe.png", "/dev/zero"], tmp_path / "out")
@@ -166,12 +209,15 @@ def test_constant_images_are_restored_without_adapting(tmp_path):
     method = Method()
 
     write_image(tmp_path / "in/white.png", Image(torch.ones(3, 40, 50)))
-    write_image(tmp_path / "in/one.png", Image(torch.rand(3, 1, 1)))
+    sizes = {"one.png": (1, 1), "row.png": (1, 300), "few.png": (7, 9)}
+    for name, size in sizes.items():
+        write_image(tmp_path / "in" / name, Image(torch.rand(3, *size)))
     said = []
     summary = run_jobs(plan_jobs([tmp_path / "in"], tmp_path / "out").jobs, method, say=said.append)
-    assert summary.restored == 2
-    assert all("the image is constant: restored without adapting" in line for line in said)
-    for name in ("white.png", "one.png"):
+    assert summary.restored == 4
+    assert all("restored without adapting, nothing can be learned from it" in line for line in said)
+    assert "the image has 300 x 1 pixels: " in said[2]
+    for name in ("white.png", *sizes):
         given, restored = (read_image(tmp_path / folder / name).pixels for folder in ("in", "out"))
         assert torch.allclose(1 - given, restored, atol=1 / 255)
 
@@ -248,7 +294,14 @@ def test_images_and_videos_in_one_run(tmp_path):
 
     frames = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     write_video(tmp_path / "in/film.mp4", frames)
+    (tmp_path / "in/none.mp4").write_bytes(b"")
     put(tmp_path / "in/a.png")
+    said = []
+    assert restore([tmp_path / "in"], tmp_path / "deep", codec="hevc", bit_depth=10, say=said.append).restored == 2
+    assert "note: --bit-depth 10: image results have 8, 16, 32 bits, these keep that of their input" in said
+    assert f"error: {tmp_path / 'in/none.mp4'}: empty file" in said
+    assert VideoFile(tmp_path / "deep/film.mp4").info.bit_depth == 10
+    (tmp_path / "in/none.mp4").unlink()
     seen = []
 
     def method(x):

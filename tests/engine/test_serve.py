@@ -189,7 +189,7 @@ def test_a_run_ends_with_results_and_a_checkpoint(photo, tmp_path):
     assert [len(stage.records) for stage in stages] == [0, 0, 1, 2, 3]
     last = stages[-1]
     assert last.line.startswith("2 of 3 photos restored")
-    assert "not restored: broken.png" in last.line
+    assert "not restored: broken.png (not an image of a known format" in last.line
     assert [path.name for path in last.results] == ["restored.zip", "a-restored.png", "a-restored-2.png"]
     with zipfile.ZipFile(last.results[0]) as archive:
         assert archive.namelist() == ["a-restored.png", "a-restored-2.png"]

@@ -13,13 +13,13 @@ from tta_restore._core.progress import no_progress
 from tta_restore._core.streams import ReaderLeft, run_with_streams
 from tta_restore.cli.commands import COMMANDS, Command
 from tta_restore.cli.parsing import PROGRAM, Parsed, parse
+from tta_restore.engine.run.names import RESULTS_FILE
 from tta_restore.engine.run.settings import merge
 from tta_restore.engine.run.usage import UsageError
 
 __all__ = ["INTERRUPTED", "OK", "SOME_FAILED", "USAGE", "main"]
 
 OK, SOME_FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
-CONFIG_FILE = "tta-restore.yaml"
 #: Options that results of `restore` do not depend on.
 _NOT_OF_RESULTS = ("inputs", "out", "state", "overwrite", "dry_run", "max_pixels", "keep_going", "device", "progress")
 
@@ -27,8 +27,8 @@ _NOT_OF_RESULTS = ("inputs", "out", "state", "overwrite", "dry_run", "max_pixels
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code.
 
-    0: success; 1: some inputs failed; 2: the command cannot be carried out as given; 130: interrupted, by Ctrl-C or
-    SIGTERM; 141: the reader of its output left.
+    0: success; 1: some inputs failed; 2: the command cannot be carried out as given; 130: interrupted, by Ctrl-C,
+    SIGTERM or a terminal that was closed; 141: the reader of its output left.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     return run_with_streams(lambda: _main(words))
@@ -147,7 +147,7 @@ def _keep(command: Command, parsed: Parsed) -> None:
     ):
         from tta_restore.data.io.atomic import atomic_file
 
-        with atomic_file(parsed.folder / CONFIG_FILE) as partial:
+        with atomic_file(parsed.folder / RESULTS_FILE) as partial:
             partial.write_text(parsed.text, encoding="utf-8")
 
 
@@ -156,7 +156,7 @@ def _earlier(command: Command, parsed: Parsed) -> str | None:
     if not command.folder or parsed.folder is None:
         return None
     try:
-        return (parsed.folder / CONFIG_FILE).read_text(encoding="utf-8")
+        return (parsed.folder / RESULTS_FILE).read_text(encoding="utf-8")
     except (OSError, ValueError):
         return None
 
@@ -204,7 +204,7 @@ def _expect_not_empty(name: str, value: Any) -> None:
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """Treat SIGTERM as Ctrl-C while a command runs, where this is the main thread."""
+    """Treat SIGTERM and SIGHUP as Ctrl-C while a command runs, where this is the main thread."""
     import threading
 
     if threading.current_thread() is not threading.main_thread():
@@ -214,11 +214,15 @@ def _terminable() -> Iterator[None]:
     def interrupt(number: int, frame: Any) -> None:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:  # nohup
+            signal.signal(number, interrupt)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _overview() -> str:

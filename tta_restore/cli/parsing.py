@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib
+import os
 import re
 import sys
 import textwrap
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from tta_restore.cli.commands import HELP, Command
 from tta_restore.cli.signatures import REQUIRED, Parameter, plain_text, read_documentation, read_function
-from tta_restore.engine.run.settings import merge, nested, parse_setting, read_settings, tidy, tidy_text
+from tta_restore.engine.run.settings import merge, nested, parse_setting, read_settings, tidy, tidy_text, typed_value
 from tta_restore.engine.run.usage import UsageError
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ PROGRAM = "tta-restore"
 #: Parameters that name something -> the parameter that takes its settings.
 _SETTINGS = {"method": "method_options", "model": "config"}
 _MINIMUM = dict.fromkeys(("frames", "frames_per_lens", "limit", "rounds", "steps", "tile"), 1) | {"seed": 0, "seeds": 0}
+_JOBS = (1, 1024)  # fewest and most threads
 _COMMON = {"verbose": False, "quiet": False, "jobs": None}
 
 
@@ -61,7 +63,8 @@ def parse(name: str, command: Command, arguments: Sequence[str]) -> Parsed:
     rest, files, settings, printing = _take_settings(arguments, command)
     given: dict[str, Any] = {}
     for file in files:
-        given = merge(given, read_settings(file))
+        content = read_settings(file)
+        given = merge(given, content if command.config else _checked(file, content, command))
     if command.config:
         return _parse_sections(parser, command, rest, given, printing)
     for key in _SETTINGS:
@@ -71,9 +74,6 @@ def parse(name: str, command: Command, arguments: Sequence[str]) -> Parsed:
             if key == "model" and "checkpoint" in own:
                 given["checkpoint"] = own.pop("checkpoint")
             settings[key] = own | settings.get(key, {})
-    known = [action.dest for action in parser._actions]
-    if unknown := [key for key in given if key not in known]:
-        raise UsageError(f"{files[-1]}: there is no option {unknown[0]!r}; there are: {', '.join(known)}")
     if given:
         try:
             parser.set_defaults(given)
@@ -87,6 +87,7 @@ def parse(name: str, command: Command, arguments: Sequence[str]) -> Parsed:
     for key in command.needs:
         if not found.get(key):
             parser.error(f"the following arguments are required: {_flag(command, key)}")
+    found, settings = _expanded(found), _expanded(settings)
     text = _dump(found, settings)
     if printing:
         print(text, end="")
@@ -97,6 +98,57 @@ def parse(name: str, command: Command, arguments: Sequence[str]) -> Parsed:
     return Parsed(found, common, text, found.get(command.folder))
 
 
+def _checked(file: str, content: Mapping[Any, Any], command: Command) -> dict[str, Any]:
+    """Return the options of a configuration file under the names of parameters, with the types that arguments have.
+
+    Raises:
+        UsageError: there is no such option, or its value has another type.
+    """
+    parameters = {parameter.name: parameter for parameter in _parameters(command)}
+    by_flag = {flag.lstrip("-").replace("-", "_"): name for name, flags in command.flags.items() for flag in flags}
+    found: dict[str, Any] = {}
+    for key, value in content.items():
+        name = str(key).replace("-", "_")
+        name = by_flag.get(name, name)
+        if name not in parameters and name not in _COMMON:
+            there_are = ", ".join((*parameters, *_COMMON))
+            raise UsageError(f"{file}: there is no option {key!r}; there are: {there_are}")
+        try:
+            found[name] = _checked_value(name, value, parameters.get(name))
+        except ValueError as error:
+            raise UsageError(f"{file}: {error}") from error
+    return found
+
+
+def _checked_value(name: str, value: Any, parameter: Parameter | None) -> Any:
+    if value is None or (name in _SETTINGS and isinstance(value, Mapping)):
+        return value
+    if parameter is None and name != "jobs":
+        return typed_value(name, bool, value)
+    if parameter is None or (name in _MINIMUM and _element(parameter.hint) is None):
+        try:
+            return (_at_least(*_JOBS) if parameter is None else _at_least(_MINIMUM[name]))(value)
+        except argparse.ArgumentTypeError as error:
+            raise ValueError(f"{name}: {error}") from error
+    element = _element(parameter.hint)
+    if element is None:
+        return typed_value(name, _plain(parameter.hint), value)
+    if isinstance(value, Mapping) and "Mapping" in str(parameter.hint):
+        value = [f"{key}={entry}" for key, entry in value.items()]
+    return typed_value(name, list[element], value if isinstance(value, list) else [value])
+
+
+def _expanded(value: Any) -> Any:
+    """Return values with the home folder in place of ``~``, which shells leave alone in ``-o=~/x`` and files."""
+    if isinstance(value, Mapping):
+        return {key: _expanded(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_expanded(entry) for entry in value]
+    if isinstance(value, str) and (found := re.fullmatch(r"([\w.+-]+=)?(~(?:/.*)?)", value, re.DOTALL)):
+        return (found[1] or "") + os.path.expanduser(found[2])
+    return value
+
+
 def _parse_sections(
     parser: ArgumentParser, command: Command, rest: Sequence[str], given: Mapping[str, Any], printing: bool
 ) -> Parsed:
@@ -104,7 +156,7 @@ def _parse_sections(
     found = _parse_arguments(parser, rest, defaults=False)
     common = {key: found.pop(key, default) for key, default in _COMMON.items()}
     shortcuts = {key: found.pop(key) for key in ("out", "steps", "device") if key in found}
-    sections = merge(given, _as_plain(found))
+    sections, shortcuts = _expanded(merge(given, _as_plain(found))), _expanded(shortcuts)
     held = sections.get("run")  # whatever the file gives there; the recipe checks it
     run = merge(held if isinstance(held, Mapping) else {}, shortcuts)
     defaults = _as_plain(parser.get_defaults().as_dict())
@@ -113,6 +165,8 @@ def _parse_sections(
         own = sections.get(name)
         if isinstance(own, Mapping) and own.get("preset", entry.get("preset")) != entry.get("preset"):
             shown[name] = {}  # the preset has other values for entries that are not given
+    if not isinstance(run.get("out", ""), (str, Path)):
+        raise UsageError(f"[run] out: expected a folder, got {run['out']}")
     text = yaml_text(merge(merge(shown, sections), {"run": run}))
     if printing:
         print(text, end="")
@@ -157,7 +211,7 @@ def build_parser(name: str, command: Command) -> ArgumentParser:
     parser.add_argument("-v", "--verbose", action="store_true", help="show tracebacks of errors")
     parser.add_argument("-q", "--quiet", action="store_true", help="print errors only")
     parser.add_argument(
-        "-j", "--jobs", metavar="N", type=_at_least(1), help="threads of torch (default: its own choice)"
+        "-j", "--jobs", metavar="N", type=_at_least(*_JOBS), help="threads of torch (default: its own choice)"
     )
     return parser
 
@@ -254,7 +308,7 @@ def _take_settings(
     def value_of(flag: str, joined: str, sep: str) -> str:
         if sep:
             return joined
-        if not waiting:
+        if not waiting or waiting[0].startswith("--"):
             raise UsageError(f"{flag}: expected one argument")
         return waiting.pop(0)
 
@@ -266,7 +320,7 @@ def _take_settings(
         flag, sep, joined = word.partition("=")
         stem, dot, key = flag.removeprefix("--").partition(".")
         if flag == "--config":
-            files.append(value_of(flag, joined, sep))
+            files.append(_expanded(value_of(flag, joined, sep)))
         elif flag in ("--print-config", "--print_config"):
             printing = True
         elif not command.config and flag in ("--set", "--method-set"):
@@ -359,14 +413,16 @@ def _as_flag(found: re.Match[str]) -> str:
     return f"--{found[1].replace('_', '-')}:"
 
 
-def _at_least(minimum: int) -> Any:
+def _at_least(minimum: int, maximum: int | None = None) -> Any:
     def number(text: Any) -> int:
         try:
             value = int(text) if not isinstance(text, (bool, float)) else minimum - 1
-        except ValueError:
+        except (ValueError, TypeError):  # of a date in a file
             value = minimum - 1
         if value < minimum:
             raise argparse.ArgumentTypeError(f"expected a whole number >= {minimum}, got {text}")
+        if maximum is not None and value > maximum:
+            raise argparse.ArgumentTypeError(f"expected a whole number <= {maximum}, got {text}")
         return value
 
     return number

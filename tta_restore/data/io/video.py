@@ -302,10 +302,11 @@ class VideoFile:
                     continue
                 size = size or (frame.width, frame.height)
                 if (frame.width, frame.height) != size:
-                    raise ImageError(
-                        f"{self.path}: its frames change from {size[0]} x {size[1]} to {frame.width} x {frame.height} "
-                        f"after frame {good}: split it there first"
-                    )
+                    change = f"change from {size[0]} x {size[1]} to {frame.width} x {frame.height} after frame {good}"
+                    if not self.keep_going:
+                        raise ImageError(f"{self.path}: its frames {change}: split it there first")
+                    self.losses.append(f"the frames {change}: the rest is left out")
+                    return
                 good += 1
                 yield frame
             if packet is None:
@@ -434,6 +435,8 @@ def opened(path: Path) -> Any:
     try:
         if (special := irregular_kind(path)) is not None:
             raise ImageError(f"{path}: not a regular file: {special}")
+        if path.stat().st_size == 0:
+            raise ImageError(f"{path}: empty file")
         # "file:" keeps names with a colon from being taken for the protocol of an address
         source = f"file:{path}" if is_text(path) else _SelfClosing(path)
         container = av.open(source, metadata_errors="replace")

@@ -30,5 +30,7 @@ def resolve_device(device: str | torch.device | None = None) -> str:
         torch.empty(0, device=chosen)
     except Exception as error:  # every backend has its own for a device that it lacks
         first = next(iter(str(error).splitlines()), "").split(". ")[0]
+        if "aten::" in first:  # the dispatcher's words for a backend that this torch was built without
+            first = f"this build of torch has no {chosen.type}"
         raise UsageError(f"--device {device}: {first or type(error).__name__}") from error
     return str(device)

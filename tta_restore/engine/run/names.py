@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-__all__ = ["CLIP_METHODS", "METHODS", "SHIPPED_MODELS"]
+__all__ = ["CLIP_METHODS", "METHODS", "RESULTS_FILE", "SHIPPED_MODELS"]
+
+#: Configuration of a run, written next to its results.
+RESULTS_FILE = "tta-restore.yaml"
 
 #: Methods for single frames.
 METHODS = (

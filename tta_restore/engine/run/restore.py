@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from tta_restore.engine.run.pipes import PIPE, is_piped, piped
 from tta_restore.engine.run.restore_clips import (
     FrameByFrame,
     Output,
-    is_constant,
+    reason_not_to_adapt,
     restore_frames,
     restore_video,
     sized,
@@ -54,6 +54,8 @@ __all__ = ["Output", "RestoreMethod", "Summary", "restore_files", "run_jobs"]
 #: From (1, 3, H, W) in [0, 1] to (1, 3, s*H, s*W). A method that learns also has `save`, `load` and `adapter.reset`.
 RestoreMethod = Callable[[Tensor], Tensor]
 
+_DEPTHS = {"image": (8, 16, 32), "frames": (8, 16, 32), "video": (8, 10, 12)}  # bits per sample by kind of job
+_LOSSLESS = (".png", ".tif", ".tiff", ".exr")
 _HEADERS = 2**28  # bytes of metadata that an image on standard input may have
 
 
@@ -185,6 +187,7 @@ def restore_files(
     clips = clips or method in CLIP_METHODS
     plan = plan_jobs(inputs, out, clips=clips, image_format=format)
     check_output(plan, inputs, out, state)
+    _expect_use(plan, output, clips)
     for problem in plan.problems:
         say(f"error: {problem}")
     for note in plan.notes:
@@ -302,12 +305,13 @@ def run_jobs(
             if not overwrite and _is_done(job, keeper):
                 summary.kept += 1
                 continue
+            own = output if output.bit_depth in (None, *_DEPTHS[job.kind]) else replace(output, bit_depth=None)
             try:
                 if job.kind == "image":
-                    is_whole = _restore_image(job, method, device, output, say)
+                    is_whole = _restore_image(job, method, device, own, say)
                 else:
                     restore = restore_video if job.kind == "video" else restore_frames
-                    is_whole = restore(job, clip_method, output, say, progress=progress)
+                    is_whole = restore(job, clip_method, own, say, progress=progress)
             except (Exception, SystemExit) as error:  # whatever a third-party model raises concerns this input alone
                 summary.failed += 1
                 known = isinstance(error, ImageError)
@@ -339,8 +343,8 @@ def _restore_image(
     rgb, back = to_model_space(image)
     with sized(method, rgb.shape[-2], rgb.shape[-1]) as note:
         notes += [note] if note else []
-        if is_constant(rgb):
-            notes.append("the image is constant: restored without adapting, nothing can be learned from it")
+        if (reason := reason_not_to_adapt(rgb)) is not None:
+            notes.append(reason)
             result = getattr(method, "predict", method)(rgb[None].to(device))[0].detach().float().cpu()
         else:
             result = method(rgb[None].to(device))[0].detach().float().cpu()
@@ -444,6 +448,32 @@ def _expect_settings(output: Output, image_format: str | None) -> None:
         check_codec(output.codec, output.crf)
     except ValueError as error:
         raise UsageError(str(error)) from None
+
+
+def _expect_use(plan: Plan, output: Output, clips: bool) -> None:
+    """Note options that concern none of the inputs.
+
+    Raises:
+        UsageError: no result can have the bit depth that was asked for.
+    """
+    kinds = {job.kind for job in plan.jobs}
+    unable = [kind for kind in sorted(kinds) if output.bit_depth not in (None, *_DEPTHS[kind])]
+    if unable:
+        holds = f"{unable[0]} results have {', '.join(map(str, _DEPTHS[unable[0]]))} bits"
+        if len(unable) == len(kinds):
+            raise UsageError(f"--bit-depth {output.bit_depth}: {holds}")
+        plan.notes.append(f"--bit-depth {output.bit_depth}: {holds}, these keep that of their input")
+    for_videos = {
+        "--codec": output.codec != "h264", "--crf": output.crf is not None, "--deinterlace": output.deinterlace
+    }  # fmt: skip
+    idle = [flag for flag, is_given in for_videos.items() if is_given and kinds and "video" not in kinds]
+    if output.quality is not None and kinds == {"image"}:
+        lossless = all(job.destination.suffix.lower() in _LOSSLESS for job in plan.jobs)
+        idle += ["--quality"] if lossless else []
+    if clips and kinds == {"image"}:
+        idle.append("--clips")
+    if idle:
+        plan.notes.append(f"without effect on these inputs: {', '.join(idle)}")
 
 
 def _first_line(error: BaseException) -> str:

@@ -26,7 +26,17 @@ from tta_restore.data.io.video import VideoFile
 from tta_restore.data.io.video_writer import write_video
 from tta_restore.engine.run.restore_plan import Job, frame_files
 
-__all__ = ["FrameByFrame", "Output", "is_constant", "restore_frames", "restore_video", "sized"]
+__all__ = [
+    "FrameByFrame",
+    "Output",
+    "is_constant",
+    "reason_not_to_adapt",
+    "restore_frames",
+    "restore_video",
+    "sized",
+]
+
+_FEWEST_PIXELS = (4, 64)  # along a side and in all: fewer show neither blur nor noise, and cost more than a photo
 
 
 _CLIP_BYTES = 27  # per pixel and frame: samples as decoded, floats, restored floats
@@ -94,7 +104,7 @@ class FrameByFrame:
                 continue
             frame = around[self.window // 2]
             # black between two shots: nothing to learn
-            run = getattr(self.method, "predict", self.method) if is_constant(frame) else self.method
+            run = getattr(self.method, "predict", self.method) if reason_not_to_adapt(frame) else self.method
             yield run((frame if self.window == 1 else stack_frames(around))[None].to(self.device))[0]
 
 
@@ -290,6 +300,16 @@ def sized(method: Any, height: int, width: int) -> AbstractContextManager[str | 
     """Return the method's context for an image of that size, see :meth:`~.methods.ImageMethod.sized`."""
     method = method.method if isinstance(method, FrameByFrame) else method
     return method.sized(height, width) if hasattr(method, "sized") else nullcontext()
+
+
+def reason_not_to_adapt(pixels: Tensor) -> str | None:
+    """Return a note on an image that nothing can be learned from, None for any other. Shape: (3, H, W)."""
+    height, width = pixels.shape[-2:]
+    is_tiny = min(height, width) < _FEWEST_PIXELS[0] or height * width < _FEWEST_PIXELS[1]
+    if not (is_tiny or is_constant(pixels)):
+        return None
+    kind = f"has {width} x {height} pixels" if is_tiny else "is constant"
+    return f"the image {kind}: restored without adapting, nothing can be learned from it"
 
 
 def is_constant(pixels: Tensor) -> bool:

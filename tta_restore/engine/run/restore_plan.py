@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 import unicodedata
 from collections import Counter
@@ -22,6 +23,7 @@ from tta_restore.data.io.formats import (
 )
 from tta_restore.data.io.image_writer import FORMATS, SUFFIXES
 from tta_restore.data.io.video_writer import WRITABLE_SUFFIXES
+from tta_restore.engine.run.names import RESULTS_FILE
 from tta_restore.engine.run.usage import UsageError
 
 __all__ = [
@@ -86,7 +88,7 @@ def plan_jobs(
     """Plan the restoration of files and folders; nothing is read but names and first bytes.
 
     A folder is searched in natural order and keeps its tree below `out`; hidden files and `out` itself are left out.
-    One single file may be given a file name as `out`.
+    One single file may be given a file name as `out`; a slash at the end makes it a folder.
 
     Args:
         inputs: files and folders.
@@ -95,8 +97,8 @@ def plan_jobs(
         image_format: one of :data:`tta_restore.data.io.image_writer.FORMATS`; None keeps the format of each input.
 
     Raises:
-        UsageError: an argument is empty or of no use, two inputs would be written to one file, or an input onto
-            itself.
+        UsageError: an argument is empty or of no use, two inputs would be written to one file, an input onto itself or
+            onto another original, or `out` has the suffix of another format than `image_format`.
     """
     if isinstance(inputs, (str, Path)):
         inputs = [inputs]
@@ -106,6 +108,7 @@ def plan_jobs(
     if not inputs:
         raise UsageError("expected at least one input, got none")
     image_format = format_named(image_format)
+    is_folder = _names_folder(out)
     out, plan = Path(out), Plan()
     if out.is_symlink() and not out.exists():
         raise UsageError(f"output {out}: a link that leads nowhere")
@@ -114,9 +117,11 @@ def plan_jobs(
             if entry.is_dir():
                 _plan_folder(plan, entry, out, clips=clips, image_format=image_format)
             else:
-                _plan_file(plan, entry, out, alone=len(inputs) == 1, image_format=image_format)
+                _plan_file(plan, entry, out, alone=len(inputs) == 1 and not is_folder, image_format=image_format)
         except OSError as error:
-            plan.problems.append(f"{entry}: {(error.strerror or str(error)).lower()}")
+            is_address = re.match(r"[a-z]{2,}:/", str(entry)) is not None
+            reason = "an address, not a file: download it first" if is_address else error.strerror or str(error)
+            plan.problems.append(f"{entry}: {reason[0].lower()}{reason[1:]}")
         except RuntimeError as error:  # a link to itself
             plan.problems.append(f"{entry}: {str(error).lower()}")
     _expect_distinct(plan)
@@ -144,16 +149,19 @@ def check_output(plan: Plan, inputs: Sequence[str | Path], out: str | Path, stat
     Raises:
         UsageError: the output or the state cannot be written.
     """
+    is_folder = _names_folder(out)
     out = Path(out)
-    _expect_known_format(plan, out)
+    if not is_folder:
+        _expect_known_format(plan, out, alone=len(inputs) == 1 and not Path(inputs[0]).is_dir())
     is_file = len(plan.jobs) == 1 and plan.jobs[0].destination == out
     if not is_file:
         if out.exists() and not out.is_dir():
             raise UsageError(f"output {out}: a file with this name is there, expected a folder")
-        if not out.exists() and out.suffix.lower() in (*IMAGE_SUFFIXES, *RAW_SUFFIXES, *VIDEO_SUFFIXES):
+        is_named_like_file = out.suffix.lower() in (*IMAGE_SUFFIXES, *RAW_SUFFIXES, *VIDEO_SUFFIXES)
+        if not is_folder and not out.exists() and is_named_like_file:
             raise UsageError(
                 f"output {out}: named like a file, and {_count(len(inputs), 'input')} would need a folder; "
-                "give a name without this suffix, or make the folder first"
+                f"{out}{os.sep} names the folder"
             )
     _expect_writable("output", out.parent if is_file else out)
     if state is not None:
@@ -171,15 +179,24 @@ def check_output(plan: Plan, inputs: Sequence[str | Path], out: str | Path, stat
             raise UsageError(f"--state {state}: is also an input or a result of this run")
 
 
-def _expect_known_format(plan: Plan, out: Path) -> None:
+def _names_folder(out: str | Path) -> bool:
+    """Return whether an output ends in a slash."""
+    return str(out).endswith(("/", os.sep))
+
+
+def _expect_known_format(plan: Plan, out: Path, *, alone: bool) -> None:
     """Refuse an output that is named like a file of a format that is not written, or not of its input."""
     suffix, kinds = out.suffix.lower(), {job.kind for job in plan.jobs}
     wanted = SUFFIXES if kinds == {"image"} else WRITABLE_SUFFIXES if kinds == {"video"} else (suffix,)
-    if out.is_dir() or suffix not in (*IMAGE_SUFFIXES, *RAW_SUFFIXES, *VIDEO_SUFFIXES, *_DOCUMENTS):
-        return
     there_are = f"there are: {', '.join(FORMATS)}, and for videos {', '.join(WRITABLE_SUFFIXES)}"
+    is_known = suffix in (*IMAGE_SUFFIXES, *RAW_SUFFIXES, *VIDEO_SUFFIXES, *_DOCUMENTS)
+    # ".v2" and ".2024" are parts of a folder's name, ".jepg" for one single file is no such part
+    is_meant_as_file = is_known or (alone and not out.exists() and re.fullmatch(r"\.[a-z][a-z\d]{2,4}", suffix))
+    if out.is_dir() or not is_meant_as_file:
+        return
     if suffix not in (*SUFFIXES, *WRITABLE_SUFFIXES):
-        raise UsageError(f"output {out}: {suffix} cannot be written; {there_are}")
+        folder = f"; {out}{os.sep} names a folder" if alone else ""
+        raise UsageError(f"output {out}: {suffix} cannot be written; {there_are}{folder}")
     if len(plan.jobs) == 1 and suffix not in wanted:
         what = "a video" if "video" in kinds else "an image"
         raise UsageError(f"output {out}: {plan.jobs[0].source.name} is {what}, not written as {suffix}; {there_are}")
@@ -213,7 +230,29 @@ def _plan_folder(plan: Plan, entry: Path, out: Path, *, clips: bool, image_forma
     jobs += _video_jobs(found.videos, entry, base)
     if not jobs:
         plan.problems.append(f"{entry}: no image and no video in this folder{_others(found.others)}")
+    if entry.resolve() in out.resolve().parents:
+        _expect_results_only(out, jobs)
     plan.jobs += sorted(jobs, key=lambda job: natural_order(job.source))
+
+
+def _expect_results_only(out: Path, jobs: Sequence[Job]) -> None:
+    """Refuse an output within the input folder that holds originals: they would be left out or overwritten.
+
+    Results of an interrupted run are newer than their inputs; after a run the configuration lies next to them.
+
+    Raises:
+        UsageError: it holds some.
+    """
+    if not out.is_dir() or (out / RESULTS_FILE).is_file():
+        return
+    sources = {job.destination: job.source for job in jobs}
+    found = scan_folder(out)
+    for path in (*found.images, *found.videos):
+        source = next((sources[place] for place in (path, *path.parents) if place in sources), None)
+        if source is None or (source.exists() and path.exists() and os.path.getmtime(path) < os.path.getmtime(source)):
+            raise UsageError(
+                f"output {out}: is part of the input folder and holds {path.name}, which is no result: choose another"
+            )
 
 
 def _plan_file(plan: Plan, entry: Path, out: Path, *, alone: bool, image_format: str | None) -> None:
@@ -229,6 +268,9 @@ def _plan_file(plan: Plan, entry: Path, out: Path, *, alone: bool, image_format:
         return
     suffixes = WRITABLE_SUFFIXES if video else SUFFIXES
     if alone and not out.is_dir() and out.suffix.lower() in suffixes:
+        if not video and image_format is not None and out.suffix.lower() not in FORMATS[image_format]:
+            expected = " or ".join(FORMATS[image_format])
+            raise UsageError(f"output {out}: expected a name that ends in {expected} for --format {image_format}")
         plan.jobs.append(Job(entry, out, "video" if video else "image"))
     elif video:
         plan.jobs += _video_jobs([entry], entry.parent, out)

@@ -65,13 +65,14 @@ def read_settings(path: str | Path) -> dict[str, Any]:
         if (special := irregular_kind(path)) is not None:
             raise UsageError(f"{path}: not a regular file: {special}")
         text = path.read_text(encoding="utf-8-sig")  # editors on Windows put a mark first
-        if path.suffix == ".json":
+        suffix = path.suffix.lower()
+        if suffix == ".json":
             content = json.loads(text)
-        elif path.suffix == ".toml":
+        elif suffix == ".toml":
             import tomllib
 
             content = tomllib.loads(text)
-        elif path.suffix in (".yaml", ".yml"):
+        elif suffix in (".yaml", ".yml"):
             import yaml
 
             try:

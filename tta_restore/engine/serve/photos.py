@@ -20,7 +20,7 @@ from tta_restore.engine.run.calibrate import write_checkpoint
 from tta_restore.engine.run.device import resolve_device
 from tta_restore.engine.run.methods import ImageMethod, create_method
 from tta_restore.engine.run.models import expect_restorer
-from tta_restore.engine.run.restore_clips import is_constant
+from tta_restore.engine.run.restore_clips import reason_not_to_adapt
 from tta_restore.engine.run.restore_plan import written_suffix
 from tta_restore.engine.run.settings import Named
 from tta_restore.engine.run.usage import UsageError
@@ -181,16 +181,16 @@ class PhotoRestorer:
         target = self._target(path)
         check_writable(target, image, source=path)
         rgb, back = to_model_space(image)
-        constant = is_constant(rgb)
+        reason = reason_not_to_adapt(rgb)
         before, baseline_seconds, _ = self._timed(self._baseline, rgb, adapt=False)
-        after, seconds, note = self._timed(self._adapted, rgb, adapt=not constant)
+        after, seconds, note = self._timed(self._adapted, rgb, adapt=reason is None)
         remarks = (*image.notes, *write_image(target, back(after)))
         box = find_most_changed(before, after, _DETAIL)
         previews = [self.folder / f"{target.stem}.{kind}.png" for kind in ("before", "after")]
         for preview, shown in zip(previews, (before, after), strict=True):
             write_image(preview, Image(shown if box is None else crop(shown, box)))
-        if constant:
-            remarks += ("the image is constant: restored without adapting, nothing can be learned from it",)
+        if reason is not None:
+            remarks += (reason,)
         record = PhotoRecord(
             path.name,
             result=target,
@@ -203,7 +203,7 @@ class PhotoRestorer:
             messages=(*(() if note is None else (note,)), *remarks),
         )
         report = self._adapted.report
-        return record if constant or report is None or not self.learns else _with_report(record, report)
+        return record if reason is not None or report is None or not self.learns else _with_report(record, report)
 
     def _timed(self, method: ImageMethod, rgb: Tensor, *, adapt: bool) -> tuple[Tensor, float, str | None]:
         """Return the restored image (3, s*H, s*W) in [0, 1], the wall time, and a note on the averaged views."""

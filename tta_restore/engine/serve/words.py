@@ -11,9 +11,9 @@ __all__ = ["MODELS", "TASKS", "describe_checkpoint", "describe_photo", "label_ph
 
 #: Shipped weights -> what they were trained to remove.
 MODELS = {
-    "generalist": "lens blur, of many lenses",
-    "specialist": "lens blur, of one lens",
-    "conditioned": "lens blur, estimated first",
+    "generalist": "blur of many lenses",
+    "specialist": "blur of one lens",
+    "conditioned": "blur, estimated first",
     "denoiser": "noise of sigma 15",
     "jpeg_cleaner": "JPEG of quality 30",
     "upscaler": "enlarges 2 times",
@@ -50,7 +50,7 @@ def summarize_photos(records: Sequence[PhotoRecord]) -> str:
         parts.append("the model has nothing to adapt: these are its self-ensembles")
     elif restored:
         parts.append(f"adaptation is part of {adapted} of the results")
-    if lost := [record.name for record in records if record.error is not None]:
+    if lost := [f"{record.name} ({record.error})" for record in records if record.error is not None]:
         parts.append(f"not restored: {', '.join(map(_plain, lost))}")
     return "; ".join(parts) + "."
 
