@@ -84,6 +84,46 @@ def test_the_input_is_a_candidate():
     assert adapter.report.metrics["input_weight"] > 0.5
 
 
+def test_degradations_that_are_not_estimated_do_not_make_the_input_look_clean():
+    """Stripes are neither noise nor blur; a smoothing restorer removes them."""
+    clean, _ = _frame(0)
+    stripes = clean + 0.06 * torch.sin(torch.arange(clean.shape[-2]) * 2.1)[:, None]
+    adapter = DegradationPairs(Filter(strength=1.0), spec=DENOISE, steps=12, lr=1e-5)
+    adapter(stripes.clamp(0, 1))
+    assert adapter.report.metrics["explained"] == 0
+    assert (adapter.report.metrics["input_weight"], adapter.report.metrics["trust"]) == (0, 0)
+    assert any("neither the noise nor the compression" in message for message in adapter.report.messages)
+
+
+def test_what_explains_a_frame():
+    clean = F.avg_pool2d(dead_leaves.tile(200, torch.Generator().manual_seed(2))[None], 3, stride=1)
+    reading = Estimator().read(clean)
+    generator = torch.Generator().manual_seed(1)
+
+    def noisy(std, kernel=1):
+        noise = torch.randn(1, 3, 198 + kernel - 1, 198 + kernel - 1, generator=generator)
+        return clean + std / 255 * F.avg_pool2d(noise, kernel, stride=1)
+
+    def explained(frame, std, removed=(4.0, 8.0)):
+        read = dataclasses.replace(
+            reading,
+            noise=torch.tensor([math.log(std / 255), 0.1]),
+            shot=torch.zeros(2),
+            jpeg=torch.tensor([0.0, 100, 1]),
+        )
+        return _trust.explained(read, frame, removed)
+
+    assert explained(clean, 0.5) == 1
+    assert explained(noisy(10), 10) == explained(noisy(30), 30) == 1
+    assert explained(noisy(10), 1) == 0  # noise that was not read
+    assert explained(noisy(30, kernel=2), 2) == 0  # correlated, as film grain is, and read as less
+    texture = clean + 0.1 * torch.linspace(0, 1, 198) * torch.randn(clean.shape, generator=generator)
+    assert explained(texture, 0.5) == 1  # differs from place to place
+    assert explained(clean, 0.5, removed=(7.6, 8.0)) == pytest.approx(0.55, abs=0.01)  # more than from pairs
+    assert explained(noisy(30), 30, removed=(7.6, 8.0)) == 1  # of which noise is most
+    assert explained(torch.rand(1, 3, 14, 40), 0.5) == 1  # too small to show it
+
+
 def test_what_fits_already_is_not_harmed():
     x, _ = _frame(15)
     first = DegradationPairs(Filter(), spec=DENOISE, steps=96)

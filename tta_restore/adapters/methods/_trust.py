@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tta_restore.degradations import Reading
@@ -39,6 +40,12 @@ _UNSURE_UPSCALING, _SOFT_UPSCALING = (0.3, 0.45), (0.15, 0.3)
 _SURE_BLUR_UPSCALING, _SHARPEST_UPSCALING = (0.55, 0.75), (0.6, 0.75)
 _LARGE_BLUR_UPSCALING = (1.5, 2.0)  # and soft frames as more than any that is worth upscaling
 _MAX_BLUR_UPSCALING = 0.9  # radius in pixels that upscalers learn to remove from noisy frames; more is soft content
+# Detail of the smoothest tenth of a frame beyond the noise that was read, relative to it and 1.5/255 more
+_UNEXPLAINED, _MIN_DETAIL = (0.9, 1.5), 1.5
+# That of three tenths relative to it: texture differs from place to place, other degradations hardly
+_VARIED, _SMOOTHEST, _SMOOTH, _BLOCK = (1.15, 1.3), 0.1, 0.3, 8
+# What the source removes from a frame, relative to pairs, and what noise of 1/255 adds to these limits
+_REMOVED, _REMOVED_NOISE = (0.85, 1.05), 0.02
 # Correlation of the residual, beyond that on pairs and per dB of lead, that is trusted fully and not any more
 _EXCESS, _EXCESS_UPSCALING = (0.05, 0.1), (0.04, 0.07)
 
@@ -131,6 +138,44 @@ def structure_share(excess: float, lead: float, *, scale: int) -> float:
     """
     low, high = (limit * lead for limit in (_EXCESS if scale == 1 else _EXCESS_UPSCALING))
     return 1 - _position(excess, (low, high)) if lead > 0 else 0.0
+
+
+def explained(reading: Reading, frame: Tensor, removed: tuple[float, float]) -> float:
+    """Return how far the estimate explains what is in a frame, 0 to 1.
+
+    Degradations that are not estimated, such as impulses, stripes, correlated noise or rain, leave detail in the
+    smoothest blocks of a frame, the same in all of them, that is not the noise that was read; or the source removes
+    more of the frame than of pairs. The frame then looks cleaner than it is, which favors the input.
+
+    Args:
+        reading: of the frame.
+        frame: (B, C, H, W) in [0, 1].
+        removed: root mean square of what the source removes, from the frame and from held-out pairs.
+    """
+    mean = reading.mean
+    variance = mean["noise_std"] ** 2 + mean["noise_shot"] * float(frame.mean())
+    noise = 255 * math.sqrt(variance)
+    smoothest, smooth = (math.sqrt(max(energy - variance, 0.0)) for energy in _smooth_energies(frame))
+    unexplained = _position(255 * smoothest / (noise + _MIN_DETAIL), _UNEXPLAINED)
+    if unexplained:
+        unexplained *= 1 - _position(smooth / smoothest, _VARIED)
+    ratio = removed[0] / max(removed[1], 1e-6) - _REMOVED_NOISE * noise
+    return 1 - max(unexplained, _position(ratio, _REMOVED))
+
+
+def _smooth_energies(frame: Tensor) -> tuple[float, float]:
+    """Return the Haar energy that a tenth, and three tenths, of the blocks of 16 x 16 pixels do not exceed.
+
+    0 for smaller frames.
+    """
+    if min(frame.shape[-2:]) < 2 * _BLOCK:
+        return 0.0, 0.0
+    x = frame.float()[..., : frame.shape[-2] // 2 * 2, : frame.shape[-1] // 2 * 2]
+    a, b, c, d = (x[..., i::2, j::2] for i in (0, 1) for j in (0, 1))
+    energy = ((a - b + c - d).square() + (a + b - c - d).square() + (a - b - c + d).square()).mean(1, keepdim=True) / 12
+    blocks = F.avg_pool2d(energy, _BLOCK).flatten()
+    tenth, more = blocks.sort().values[[math.ceil(part * len(blocks)) - 1 for part in (_SMOOTHEST, _SMOOTH)]].tolist()
+    return tenth, more
 
 
 def _softness(readings: Sequence[Reading]) -> tuple[float, float]:

@@ -50,6 +50,7 @@ _MAX_NEAR = 2  # times ``calibration_frames`` after which changes below that par
 _VAIN = 0.2  # added to it by each change after which it did not lead either
 _DOUBTFUL = 2  # frames of a steady camera in a row without that lead, which are a change
 _MARGIN = 0.3  # dB by which weights must lead over the source to be worth keeping
+_EXPLAINED = 0.5  # part of a frame's detail that must be explained, or the report says so
 _RECORRUPTION = 0.3  # strength of the noise that the frame is tested with, relative to its own
 _WINDOW = 256  # side in pixels of the part of a frame that is tested
 _SILENT = 10.0  # seconds of a frame's steps before their progress is shown
@@ -599,6 +600,9 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         share = self._max_share(notes["best"], readings, sampler)
         self.memory["correlation"] = []
         plain = _trust.max_input(readings, scale=sampler.scale) if sampler.sharpens else 1.0
+        if not sampler.sharpens:
+            explained = self._explained(frame)
+            share, plain = share * explained, plain * explained
         if sampler.sharpens and (sampler.scale == 1 or not _trust.is_noisy(notes["reading"], doubt=1.0)):
             return share, plain
         if not sampler.sharpens and _trust.is_compressed(readings):
@@ -622,6 +626,23 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
                 f"(the residual correlates by {excess:.2f} more than noise)"
             )
         return share * kept, plain * kept if sampler.sharpens else plain
+
+    def _explained(self, frame: FrameContext) -> float:
+        """Return how far the estimate explains what is in the frame, 0 to 1."""
+        notes = frame.scratch
+        degraded, _ = notes["held_out"]
+        pairs = (self._image("source", degraded) - degraded).square().mean((1, 2, 3))
+        removed = (notes["source"].image.float().clamp(0, 1) - frame.region).square().mean()
+        explained = _trust.explained(
+            notes["read"], frame.region, (math.sqrt(float(removed)), math.sqrt(float(pairs.mean())))
+        )
+        frame.metrics["explained"] = explained
+        if explained < _EXPLAINED:
+            frame.messages.append(
+                "the frame holds detail that is neither the noise nor the compression that was estimated: the source's "
+                "output has most of the weight"
+            )
+        return explained
 
     def _structure_excess(self, x: Tensor, restored: Tensor, expected: tuple[float, float]) -> float:
         scale = restored.shape[-1] // x.shape[-1]
