@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import types
 import unicodedata
 
 import numpy as np
@@ -15,6 +16,7 @@ from tta_restore.data.io.atomic import exclusive_lock
 from tta_restore.data.io.image import read_image
 from tta_restore.data.io.image_writer import write_image
 from tta_restore.data.io.pixels import Image
+from tta_restore.engine.run import restore as restore_module
 from tta_restore.engine.run.restore import Output, restore_files, run_jobs
 from tta_restore.engine.run.restore_plan import Job, plan_jobs
 from tta_restore.engine.run.usage import UsageError
@@ -268,6 +270,29 @@ def test_a_dry_run_says_what_it_would_do_and_writes_nothing(tmp_path, capsys):
     assert f"would restore {tmp_path / 'in/a.png'} -> {tmp_path / 'out/a.png'}" in said
     assert "1 inputs, 0.0 million pixels, about 0 s" in said
     assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_counts_the_steps_of_calibration_once_per_stream(tmp_path, capsys, monkeypatch):
+    """Steps take 5 s for each of the first two frames, whatever their size, and passes 1 s per 1000 pixels."""
+    clock = [0.0]
+
+    class Method:
+        adapter = types.SimpleNamespace(calibration_frames=2)
+
+        def predict(self, x):
+            clock[0] += x[0, 0].numel() / 1000
+            return x
+
+        def __call__(self, x):
+            clock[0] += 5
+            return self.predict(x)
+
+    monkeypatch.setattr(restore_module.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(restore_module, "create_method", lambda *args, **options: Method())
+    for name in "abc":
+        put(tmp_path / f"in/{name}.png", size=(50, 40))
+    restore([tmp_path / "in"], tmp_path / "out", dry_run=True)
+    assert "3 inputs, 0.0 million pixels, about 16 s" in capsys.readouterr().out
 
 
 def test_code_that_exits_is_a_failure_of_its_input(tmp_path):

@@ -373,36 +373,60 @@ def _describe_run(
     show = print if say is _to_stderr else say
     pixels = 0
     sample: Tensor | None = None
+    streams = [0]  # frames of the images, which are one stream, and of each clip
     for job in plan.jobs:
-        size, frame = _measure_job(job, output, say)
+        count, size, frame = _measure_job(job, output, say)
         if sample is None:
             sample = frame
-        pixels += size
+        pixels += count * size
+        if job.kind == "image":
+            streams[0] += count
+        else:
+            streams.append(count)
         show(f"would restore {printable(str(job.source))} -> {printable(str(job.destination))}")
     line = f"{len(plan.jobs)} inputs, {pixels / 1e6:.1f} million pixels"
     if sample is not None and window is not None:
         crop = sample[None, :, :256, :256].contiguous().to(device)
-        start = time.perf_counter()
-        method(crop if window == 1 else crop[:, None].expand(-1, window, -1, -1, -1))
-        seconds = (time.perf_counter() - start) * pixels / (crop.shape[-1] * crop.shape[-2])
-        line += f", about {_duration(seconds)}"
+        x = crop if window == 1 else crop[:, None].expand(-1, window, -1, -1, -1)
+        line += f", about {_duration(_expected_seconds(method, x, pixels, streams))}"
     show(line)
     return Summary(failed=len(plan.problems), left_out=plan.left_out)
 
 
-def _measure_job(job: Job, output: Output, say: Callable[[str], None]) -> tuple[int, Tensor | None]:
-    """Return the number of pixels of an input and its first frame, (0, None) where it cannot be read."""
+def _expected_seconds(method: Any, x: Tensor, pixels: int, streams: Sequence[int]) -> float:
+    """Return the expected time of a run from that of one frame ``x``.
+
+    A method that calibrates takes its steps on patches, for the first frames of a stream only: their time does not
+    grow with the frame.
+    """
+
+    def timed(restore: Callable[[Tensor], Any]) -> float:
+        start = time.perf_counter()
+        restore(x)
+        return time.perf_counter() - start
+
+    frames = pixels / (x.shape[-1] * x.shape[-2])
+    whole = timed(method)
+    limit = getattr(getattr(method, "adapter", None), "calibration_frames", None)
+    if limit is None:
+        return whole * frames
+    plain = timed(method.predict)
+    return plain * frames + max(whole - plain, 0.0) * sum(min(count, limit) for count in streams)
+
+
+def _measure_job(job: Job, output: Output, say: Callable[[str], None]) -> tuple[int, int, Tensor | None]:
+    """Return the number of frames of an input, the pixels of each and the first one; (0, 0, None) if unreadable."""
     try:
         if job.kind == "video":
             video = VideoFile(job.source, max_pixels=output.max_pixels)
             info = video.info
-            return info.height * info.width * (info.expected_frames or 1), next(iter(video), None)
+            return info.expected_frames or 1, info.height * info.width, next(iter(video), None)
         paths = [job.source] if job.kind == "image" else [source for source, _ in frame_files(job)]
         first = read_image(paths[0], max_pixels=output.max_pixels, keep_going=output.keep_going).as_rgb()
-        return first[0].numel() * len(paths), first
+        return len(paths), first[0].numel(), first
     except ImageError as error:
         say(f"error: {error}")
-        return 0, None
+        return 0, 0, None
 
 
 def _duration(seconds: float) -> str:
