@@ -62,11 +62,51 @@ def _camera(
 
 
 @dataclass(frozen=True)
+class Foreign:
+    """A degradation that no estimator knows; it has the methods of one that are used here."""
+
+    change: Callable[[Tensor, torch.Generator], Tensor]
+
+    def sample(self, generator: torch.Generator, n: int) -> None:
+        """Foreign degradations have no parameters."""
+
+    def apply(self, sharp: Tensor, parameters: None, generator: torch.Generator) -> Tensor:
+        """Return the degraded image with values of 8 bits."""
+        return (self.change(sharp, generator).clamp(0, 1) * 255).round() / 255
+
+
+def _smooth(x: Tensor, std: float) -> Tensor:
+    weights = torch.exp(-(torch.arange(-4.0, 5.0) ** 2) / (2 * std**2))
+    kernel = (weights[:, None] * weights / weights.sum() ** 2).expand(x.shape[1], 1, 9, 9)
+    return F.conv2d(F.pad(x, (4, 4, 4, 4), mode="reflect"), kernel, groups=x.shape[1])
+
+
+def _impulses(x: Tensor, generator: torch.Generator) -> Tensor:
+    chance, white = torch.rand(2, *x[:, :1].shape, generator=generator)
+    return torch.where(chance < 0.03, (white > 0.5).float(), x)
+
+
+def _rain(x: Tensor, generator: torch.Generator) -> Tensor:
+    drops = (torch.rand(x[:, :1].shape, generator=generator) < 0.002).float()
+    return torch.maximum(x, 0.8 * F.max_pool2d(drops, (13, 1), 1, (6, 0)))
+
+
+FOREIGN = {
+    "impulses": Foreign(_impulses),
+    "stripes": Foreign(lambda x, _: x + 0.06 * torch.sin(2.1 * torch.arange(x.shape[-2]))[:, None]),
+    "correlated noise": Foreign(lambda x, g: x + 40 / 255 * _smooth(torch.randn(x.shape, generator=g), 0.8)),
+    "film grain": Foreign(lambda x, g: x + 0.08 * _smooth(torch.randn(x[:, :1].shape, generator=g), 0.6)),
+    "rain": Foreign(_rain),
+    "oversharpened": Foreign(lambda x, _: x + 1.5 * (x - _smooth(x, 1.5))),
+}
+
+
+@dataclass(frozen=True)
 class Case:
     """A restorer and the conditions that it is measured under: name -> (degradation, scene)."""
 
     load: Callable[[], tuple[Any, RestorerSpec | None]]
-    conditions: dict[str, tuple[Compose, str]]
+    conditions: dict[str, tuple[Compose | Foreign, str]]
     scale: int = 1
     size: int = 112
     options: Any = None
@@ -79,6 +119,7 @@ def cases(real: Path | None) -> dict[str, Case]:
         return create_model(SHIPPED_MODELS[name], checkpoint=name).eval(), None
 
     lens = functools.partial(_camera, noise=1)
+    foreign: dict[str, tuple[Compose | Foreign, str]] = {name: (one, "photo") for name, one in FOREIGN.items()}
     found = {
         "denoiser": Case(
             functools.partial(shipped, "denoiser"),
@@ -92,6 +133,7 @@ def cases(real: Path | None) -> dict[str, Case]:
                 "far, mixed": (_camera(noise=30, jpeg=80), "photo"),
                 "night": (_camera(noise=15), "night"),
                 "text": (_camera(noise=30), "text"),
+                **foreign,
             },
         ),
         "jpeg_cleaner": Case(
@@ -103,6 +145,7 @@ def cases(real: Path | None) -> dict[str, Case]:
                 "none": (_camera(), "photo"),
                 "mixed": (_camera(noise=8, jpeg=30), "photo"),
                 "text": (_camera(jpeg=30), "text"),
+                **foreign,
             },
         ),
         "upscaler": Case(
@@ -243,7 +286,8 @@ def measure(
     plain = adapters.SelfEnsemble(model, spec=spec)
     for index in range(count):
         sharp = scene(kind, index, names, case.size * case.scale, generator)
-        x = camera.apply(sharp, camera.sample(generator, 1), generator)
+        parameters: Any = camera.sample(generator, 1)
+        x = camera.apply(sharp, parameters, generator)
         sharp = sharp.clamp(0, 1)
         before = x if case.scale == 1 else F.interpolate(x, scale_factor=case.scale, mode="bicubic")
         started = time.process_time()
