@@ -416,3 +416,9 @@ def test_a_method_refuses_unsuitable_models_as_soon_as_the_specification_is_know
     measured = SameSize(nn.Upsample(scale_factor=2))
     with pytest.raises(ValueError, match="SameSize: expected a model of scale 1, got scale 2"):
         measured(torch.rand(1, 3, 16, 16))
+
+
+def test_a_method_without_select_is_told_what_to_pass():
+    adapter = Adapter(nn.Conv2d(3, 3, 1))
+    with pytest.raises(ValueError, match="roles source, got 'student'; without select .*select=\"all\""):
+        adapter.run("student", torch.rand(1, 3, 16, 16))

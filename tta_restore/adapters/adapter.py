@@ -829,8 +829,10 @@ class Adapter(RecordedModule):
 
     def _tensors(self, role: str) -> ParameterSet | None:
         if role != "source" and role not in self._kept_roles():
-            known = ", ".join(["source", *self._kept_roles()])
-            raise ValueError(f"{type(self).__name__}: expected one of the roles {known}, got {role!r}")
+            kept = self._kept_roles()
+            remedy = "" if kept else '; without select no weights are adapted: pass, for example, select="all"'
+            known = ", ".join(["source", *kept])
+            raise ValueError(f"{type(self).__name__}: expected one of the roles {known}, got {role!r}{remedy}")
         return None if role == "source" else self.state.sets[role]
 
     def _named(self, inputs: tuple[Any, ...], arguments: dict[str, Any]) -> dict[str, Any]:
