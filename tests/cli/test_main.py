@@ -298,16 +298,6 @@ def test_every_option_has_help_that_stands_alone(name, command):
     assert "examples:" in text
 
 
-@pytest.mark.parametrize(("given", "used"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
-def test_threads_wait_without_spinning_unless_the_user_wants_it(monkeypatch, capsys, given, used):
-    if given is None:
-        monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
-    else:
-        monkeypatch.setenv("OMP_WAIT_POLICY", given)
-    assert main(["--version"]) == 0
-    assert os.environ["OMP_WAIT_POLICY"] == used
-
-
 @pytest.mark.parametrize("words", [["--help"], ["restore", "--help"], ["train", "meta", "--help"], ["train", "--help"]])
 def test_help_does_not_import_torch(words):
     program = "import sys; from tta_restore.cli import main\ntry: main(sys.argv[1:])\nexcept SystemExit: pass\n"

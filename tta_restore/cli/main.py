@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,8 +31,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     SIGTERM or a terminal that was closed; 141: the reader of its output left.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
-    # Threads that wait without spinning: next to other busy processes, spinning costs an order of magnitude
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is imported
     return run_with_streams(lambda: _main(words))
 
 
