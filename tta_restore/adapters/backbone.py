@@ -143,7 +143,7 @@ class Backbone:
         """Delete the replicas; the next session creates them again."""
         self._with_graph = self._without = None
         self._held = contextlib.ExitStack()
-        if self.prefix is not None:
+        if self.prefix is not None and self.prefix.frame is not None:
             self.prefix.share(None)
 
     def parameters(self) -> dict[str, Tensor]:
@@ -153,7 +153,7 @@ class Backbone:
 
     def share(self, frame: Tensor) -> None:
         """Name the tensor whose frozen prefix the coming passes share, until the session ends."""
-        if self.prefix is not None:
+        if self.prefix is not None and frame.shape not in self.prefix.nothing:
             self.prefix.share(frame)
 
     @contextlib.contextmanager

@@ -48,6 +48,8 @@ class PrefixCache:
         self.names: tuple[str, ...] | None = None
         """Modules to replay in the latest kind of call; None until looked for."""
         self.frame: Tensor | None = None
+        self.nothing: set[torch.Size] = set()
+        """Shapes of frames for which a kind of call had nothing to share."""
         self._found: dict[Any, tuple[str, ...]] = {}
         self._records: dict[str, Tensor] = {}
         self._keywords: dict[str, Any] = {}
@@ -59,6 +61,7 @@ class PrefixCache:
     def forget(self) -> None:
         """Look for modules to replay again: the model has changed."""
         self._found.clear()
+        self.nothing.clear()
 
     def run(
         self,
@@ -78,6 +81,8 @@ class PrefixCache:
         if self.names is None and with_graph and len(self._found) < _TRIALS:
             restoration = self._discover(run, roots, tensors, frame, arguments)
             self._found[kind] = self.names = self.names or ()
+            if not self.names:
+                self.nothing.add(frame.shape)
             return restoration
         root = roots[0 if with_graph else 1]
         if self.names and not self._records:

@@ -43,7 +43,7 @@ _MAX_BLUR_UPSCALING = 0.9  # radius in pixels that upscalers learn to remove fro
 # Detail of the smoothest tenth of a frame beyond the noise that was read, relative to it and 1.5/255 more
 _UNEXPLAINED, _MIN_DETAIL = (0.9, 1.5), 1.5
 # That of three tenths relative to it: texture differs from place to place, other degradations hardly
-_VARIED, _SMOOTHEST, _SMOOTH, _BLOCK = (1.15, 1.3), 0.1, 0.3, 8
+_VARIED, _SMOOTHEST, _SMOOTH, _BLOCK, _MIN_BLOCKS = (1.15, 1.3), 0.1, 0.3, 8, 10
 # What the source removes from a frame, relative to pairs, and what noise of 1/255 adds to these limits
 _REMOVED, _REMOVED_NOISE = (0.85, 1.05), 0.02
 # Correlation of the residual, beyond that on pairs and per dB of lead, that is trusted fully and not any more
@@ -166,9 +166,9 @@ def explained(reading: Reading, frame: Tensor, removed: tuple[float, float]) -> 
 def _smooth_energies(frame: Tensor) -> tuple[float, float]:
     """Return the Haar energy that a tenth, and three tenths, of the blocks of 16 x 16 pixels do not exceed.
 
-    0 for smaller frames.
+    0 for frames of fewer than 10 blocks, which do not show how much they differ.
     """
-    if min(frame.shape[-2:]) < 2 * _BLOCK:
+    if math.prod(side // (2 * _BLOCK) for side in frame.shape[-2:]) < _MIN_BLOCKS:
         return 0.0, 0.0
     x = frame.float()[..., : frame.shape[-2] // 2 * 2, : frame.shape[-1] // 2 * 2]
     a, b, c, d = (x[..., i::2, j::2] for i in (0, 1) for j in (0, 1))

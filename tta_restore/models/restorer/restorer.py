@@ -272,7 +272,7 @@ class Restorer(nn.Module):
             return None
         first = None
         for parameter in self.module.parameters():
-            if parameter.is_floating_point() and outputs.is_continuous(parameter):
+            if parameter.is_floating_point() and parameter.itemsize > 1:  # floats of 8 bits only store values
                 if parameter.ndim > 1:  # a kernel: single factors may be more precise
                     return parameter
                 first = parameter if first is None else first
