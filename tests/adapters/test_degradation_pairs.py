@@ -95,6 +95,17 @@ def test_degradations_that_are_not_estimated_do_not_make_the_input_look_clean():
     assert any("neither the noise nor the compression" in message for message in adapter.report.messages)
 
 
+@pytest.mark.parametrize("part", [1.0, 0.25])
+def test_a_student_has_at_most_the_part_of_the_weight_that_is_explained(monkeypatch, part):
+    """The source is the identity: that it removes nothing must not make the limits undefined."""
+    monkeypatch.setattr(_trust, "explained", lambda *_: part)
+    adapter = DegradationPairs(Filter(), spec=DENOISE, steps=24)
+    adapter(_frame(20)[0])
+    metrics = adapter.report.metrics
+    assert math.isfinite(metrics["structure_excess"])
+    assert metrics["trust"] == (pytest.approx(0.25) if part < 1 else pytest.approx(0.9, abs=0.1))
+
+
 def test_what_explains_a_frame():
     clean = F.avg_pool2d(dead_leaves.tile(200, torch.Generator().manual_seed(2))[None], 3, stride=1)
     reading = Estimator().read(clean)
@@ -121,7 +132,10 @@ def test_what_explains_a_frame():
     assert explained(texture, 0.5) == 1  # differs from place to place
     assert explained(clean, 0.5, removed=(7.6, 8.0)) == pytest.approx(0.55, abs=0.01)  # more than from pairs
     assert explained(noisy(30), 30, removed=(7.6, 8.0)) == 1  # of which noise is most
-    assert explained(torch.rand(1, 3, 14, 40), 0.5) == 1  # too small to show it
+    assert explained(torch.rand(1, 3, 47, 48), 0.5) == 1  # too small to show it
+    photons = dataclasses.replace(reading, noise=torch.tensor([math.log(1 / 255), 0.1]), shot=torch.tensor([0.004, 0]))
+    bright = 0.5 + 0.045 * torch.randn(1, 3, 96, 96, generator=generator)
+    assert _trust.explained(photons, bright, (4.0, 8.0)) == 1  # noise that grows with brightness is read, too
 
 
 def test_what_fits_already_is_not_harmed():
@@ -559,6 +573,10 @@ def test_near_changes_do_not_keep_an_adapter_calibrating(monkeypatch, distance, 
         adapter.memory["lead"] = 4.0
     assert changes == ([0, 1, 1, 1, 0, 0, 0] if ends else [0, 1, 1, 1, 1, 1, 1])
     assert adapter.phase == ("steady" if ends else "calibrating")
+    if ends:
+        monkeypatch.setattr(Reading, "distance", lambda self, other: 9.0)
+        assert adapter.adapt(_frame(15, 8)[0]).metrics["changed"] == 1
+        assert adapter.memory["adapted_near"] == 1  # near changes count again
 
 
 def test_the_residuals_of_source_and_student_both_count(monkeypatch):

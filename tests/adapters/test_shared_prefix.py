@@ -193,3 +193,15 @@ def test_calls_of_many_kinds_are_not_examined_for_ever():
     for width in range(1, 10):
         adapter(x[..., : 16 + width])
         assert bool(adapter._backbone.prefix.names) == (width <= 8)
+
+
+def test_frames_without_anything_to_share_skip_the_cache_until_the_model_changes():
+    net, x = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 3, 3, padding=1)), torch.rand(1, 3, 16, 16)
+    adapter = SiamCTTA(net, select="all", spec=RestorerSpec())
+    adapter(x)
+    prefix = adapter._backbone.prefix
+    assert prefix.nothing == {x.shape}
+    adapter(x)
+    assert prefix.frame is None
+    prefix.forget()
+    assert prefix.nothing == set()

@@ -5,7 +5,7 @@ import torch
 from _degradation_base import seeded
 
 from tta_restore.data.synthetic import photos
-from tta_restore.degradations import Clip, Compose, Noise, Quantize
+from tta_restore.degradations import Clip, Compose, Noise, Quantize, noise_level
 from tta_restore.degradations.noise_level import estimate_noise, estimate_noise_curve, largest_noise
 
 
@@ -57,6 +57,21 @@ def test_without_signal_dependence_there_is_none():
 def test_small_images_are_refused():
     with pytest.raises(ValueError, match="estimate_noise: expected image .* H, W >= 16"):
         estimate_noise(torch.rand(1, 3, 12, 64))
+
+
+def test_bands_of_a_large_image_give_the_bound_of_all(monkeypatch):
+    generator = torch.Generator().manual_seed(4)
+    image = 0.5 + torch.linspace(0.01, 0.05, 2400)[:, None] * torch.randn(3, 2400, 2000, generator=generator)
+    heights = []
+    median = noise_level._median_level
+    monkeypatch.setattr(noise_level, "_median_level", lambda x, *a: heights.append(x.shape[1]) or median(x, *a))
+    found = float(largest_noise(image))
+    assert set(heights) == {31 * 64}  # at most 4 million pixels
+    heights.clear()
+    largest_noise(image[:, :, :1600])
+    assert set(heights) == {2400}
+    monkeypatch.setattr(noise_level, "_MAX_PIXELS", 10**9)
+    assert found == pytest.approx(float(largest_noise(image)), rel=0.02)
 
 
 def test_the_bound_holds_for_noise_and_not_for_content():

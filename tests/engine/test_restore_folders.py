@@ -293,6 +293,10 @@ def test_a_dry_run_counts_the_steps_of_calibration_once_per_stream(tmp_path, cap
         put(tmp_path / f"in/{name}.png", size=(50, 40))
     restore([tmp_path / "in"], tmp_path / "out", dry_run=True)
     assert "3 inputs, 0.0 million pixels, about 16 s" in capsys.readouterr().out
+    for name in ("a/1", "a/2", "a/3", "b/1", "b/2", "b/3"):
+        put(tmp_path / f"clips/{name}.png", size=(50, 40))
+    restore([tmp_path / "clips"], tmp_path / "out", clips=True, dry_run=True)
+    assert "2 inputs, 0.0 million pixels, about 32 s" in capsys.readouterr().out
 
 
 def test_code_that_exits_is_a_failure_of_its_input(tmp_path):

@@ -222,7 +222,8 @@ def residual_correlation(degraded: Tensor, restored: Tensor) -> tuple[float, flo
 
 
 def _channel_correlation(residual: Tensor) -> float:
-    correlation = torch.corrcoef(residual.flatten(2).transpose(0, 1).flatten(1))
+    # nothing removed from a channel correlates with nothing
+    correlation = torch.corrcoef(residual.flatten(2).transpose(0, 1).flatten(1)).nan_to_num(0.0)
     return float((correlation.sum() - correlation.trace()) / (correlation.numel() - len(correlation)))
 
 
