@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import time
 import types
 import unicodedata
 
@@ -287,7 +288,7 @@ def test_a_dry_run_counts_the_steps_of_calibration_once_per_stream(tmp_path, cap
             clock[0] += 5
             return self.predict(x)
 
-    monkeypatch.setattr(restore_module.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
     monkeypatch.setattr(restore_module, "create_method", lambda *args, **options: Method())
     for name in "abc":
         put(tmp_path / f"in/{name}.png", size=(50, 40))
