@@ -14,6 +14,7 @@ from typing import ClassVar
 import pytest
 import torch
 from _fresh import in_new_process
+from safetensors.torch import load_model, save_model
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -285,6 +286,32 @@ def test_a_parents_state_dict_holds_weights_and_state(parent):
     assert torch.equal(other(x), adapter(x))
     with pytest.raises(ValueError, match="other settings: lr"):
         parent(siam(network(), lr=1e-3)).load_state_dict(saved)
+
+
+def test_a_parents_state_dict_holds_tensors_only_as_safetensors_demands(tmp_path):
+    adapter, other, x = siam(network()), siam(network()), frame()
+    adapter(x)
+    parent = nn.Sequential(nn.Conv2d(3, 3, 1), adapter)
+    assert all(isinstance(value, torch.Tensor) for value in parent.state_dict().values())
+    save_model(parent, tmp_path / "parent.safetensors")
+    load_model(nn.Sequential(nn.Conv2d(3, 3, 1), other), tmp_path / "parent.safetensors")
+    assert other.state.frames == 1
+    assert torch.equal(other(x), adapter(x))
+
+
+@pytest.mark.parametrize("damage", [
+    lambda numbers: numbers[:-1], lambda numbers: numbers[:5], lambda numbers: numbers[:0], lambda numbers: {},
+    lambda numbers: torch.cat([numbers[:-1], 1 + numbers[-1:]]), lambda numbers: torch.zeros(300, dtype=torch.uint8),
+])  # fmt: skip
+def test_a_damaged_state_in_a_parents_state_dict_is_refused(damage):
+    adapter = siam(network())
+    adapter(frame())
+    saved = nn.Sequential(adapter).state_dict()
+    saved["0._extra_state"] = damage(saved["0._extra_state"])
+    other = siam(network())
+    with pytest.raises(ValueError, match="load: .*damaged"):
+        nn.Sequential(other).load_state_dict(saved)
+    assert other.state.frames == 0
 
 
 def test_complex_weights_are_adapted_saved_and_loaded(tmp_path):

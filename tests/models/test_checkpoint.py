@@ -1,10 +1,11 @@
 import collections
+import math
 import os
 
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from tta_restore import models
 from tta_restore.models import checkpoint
@@ -254,3 +255,29 @@ def test_a_torchscript_program_is_named(tmp_path):
     torch.jit.save(torch.jit.script(torch.nn.Conv2d(3, 3, 1)), tmp_path / "c.pt")
     with pytest.raises(ValueError, match=r"c.pt is a TorchScript program: load it by torch.jit.load"):
         models.load_checkpoint(torch.nn.Conv2d(3, 3, 1), tmp_path / "c.pt")
+
+
+def test_parameters_that_are_nan_are_refused_and_buffers_are_not():
+    net = nn.Sequential(nn.Conv2d(1, 1, 3), nn.BatchNorm2d(1))
+    weights = {name: value.clone() for name, value in net.state_dict().items()}
+    weights["1.running_var"].fill_(math.nan)
+    assert models.load_checkpoint(net, weights) is net
+    assert net[1].running_var.isnan().all()
+    kept = net[0].weight.clone()
+    weights["0.weight"][0, 0, 1, 2] = math.nan
+    weights["1.running_var"].fill_(1)
+    with pytest.raises(ValueError, match="holds NaN in 1 of 4 parameters of Sequential, first in 0.weight"):
+        models.load_checkpoint(net, weights)
+    assert torch.equal(net[0].weight, kept)
+    assert net[1].running_var.isnan().all()
+
+
+@pytest.mark.parametrize("convert", [Tensor.to_sparse, lambda weight: weight.to(torch.float8_e4m3fn)])
+def test_sparse_and_float8_parameters_are_searched_for_nan(convert):
+    net = nn.Linear(2, 2, bias=False)
+    values = torch.tensor([[0.0, 1.0], [2.0, -1.0]])
+    models.load_checkpoint(net, {"weight": convert(values)})
+    assert torch.equal(net.weight, values)
+    values[1, 0] = math.nan
+    with pytest.raises(ValueError, match="holds NaN"):
+        models.load_checkpoint(net, {"weight": convert(values)})

@@ -102,18 +102,19 @@ def test_clips_are_refused():
         competence(Identity(), RestorerSpec(frames=5))
 
 
-@pytest.mark.parametrize(("per_pixel", "layers", "count", "side"), [
-    (1.3e6, 0, 2, 96), (1.6e6, 0, 2, 48), (5.5e6, 0, 2, 48), (6e6, 0, 1, 48),
-    (1.3e6, 12, 2, 48),  # 24 pixels at each side are computed as well
+@pytest.mark.parametrize(("per_pixel", "layers", "count", "side", "levels"), [
+    (1.3e6, 0, 2, 96, 15), (1.6e6, 0, 2, 48, 15), (5.5e6, 0, 2, 48, 15), (6e6, 0, 1, 48, 15), (1.1e7, 0, 1, 48, 15),
+    (1.2e7, 0, 1, 48, 6),
+    (1.3e6, 12, 2, 48, 15), (4e6, 12, 1, 48, 6),  # 24 pixels at each side are computed as well
 ])  # fmt: skip
-def test_heavy_models_get_fewer_and_smaller_images(per_pixel, layers, count, side, monkeypatch):
+def test_heavy_models_get_fewer_and_smaller_images(per_pixel, layers, count, side, levels, monkeypatch):
     file = importlib.import_module("tta_restore.models.competence")
     monkeypatch.setattr(file, "multiply_adds", lambda restorer, frame: per_pixel * (64 + 4 * layers) ** 2)
     shapes = []
     net = nn.Sequential(*[nn.Conv2d(3, 3, 5) for _ in range(layers)], nn.Identity())
     net.register_forward_hook(lambda net, inputs, output: shapes.append(tuple(output.shape)))
     competence(net, RestorerSpec(border=2 * layers))
-    assert shapes.count((count, 3, side, side)) == 15
+    assert shapes.count((count, 3, side, side)) == levels
 
 
 def test_probe_reports_it_when_asked():

@@ -291,15 +291,15 @@ class Adapter(RecordedModule):
             state = checkpoint.state_from(self, state_dict, strict=strict)
             self._state, self._moved = state.copy(self._optimizer_of, self._devices()), False
 
-    def get_extra_state(self) -> dict[str, Any]:
-        """Return the adapted state, for the state dict of a module that holds this adapter."""
-        return self.state_dict()
+    def get_extra_state(self) -> Tensor:
+        """Return the adapted state, for the state dict of a module that holds this adapter: a tensor, as its others."""
+        return checkpoint.to_bytes(self.state_dict())
 
     def set_extra_state(self, state: Any) -> None:
         """Take the adapted state back; frozen weights are not compared, as they are loaded after it."""
         with self._backbone.lock:
             self._expect_attached()
-            loaded = checkpoint.state_from(self, state, strict=True, weights=False)
+            loaded = checkpoint.state_from(self, checkpoint.from_bytes(state), strict=True, weights=False)
             self._state, self._moved = loaded.copy(self._optimizer_of, self._devices()), False
 
     def save(self, path: str | Path) -> None:

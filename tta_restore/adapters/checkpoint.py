@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load as load_bytes
+from safetensors.torch import save as save_bytes
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -67,10 +69,32 @@ def unpack(structure: Any, tensors: dict[str, Tensor]) -> Tree:
 
 def write(path: str | Path, content: dict[str, Any]) -> None:
     """Write the content of a ``state_dict`` so that the file is at all times the old one or the new one, whole."""
-    tensors = content["tensors"]
-    header = {key: value for key, value in content.items() if key != "tensors"} | {"checksum": _checksum(tensors)}
     with atomic_file(path) as partial:
-        save_file(tensors, partial, metadata={_KEY: json.dumps(header)})
+        save_file(content["tensors"], partial, metadata=_metadata(content))
+
+
+def to_bytes(content: dict[str, Any]) -> Tensor:
+    """Return what :func:`write` writes as uint8 numbers, for the state dict of a module around an adapter."""
+    return torch.frombuffer(bytearray(save_bytes(content["tensors"], metadata=_metadata(content))), dtype=torch.uint8)
+
+
+def from_bytes(numbers: Tensor) -> dict[str, Any]:
+    """Read what :func:`to_bytes` returned.
+
+    Raises:
+        ValueError: it is damaged or something else.
+    """
+    try:
+        data = numbers.detach().cpu().numpy().tobytes()
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"][_KEY]
+        return _checked(json.loads(header), load_bytes(data), "the state dict")
+    except (SafetensorError, LookupError, TypeError, AttributeError, json.JSONDecodeError, UnicodeDecodeError):
+        raise ValueError("load: what the state dict holds of an adapter is damaged or no adapter state") from None
+
+
+def _metadata(content: dict[str, Any]) -> dict[str, str]:
+    header = {key: value for key, value in content.items() if key != "tensors"}
+    return {_KEY: json.dumps(header | {"checksum": _checksum(content["tensors"])})}
 
 
 def read(path: str | Path) -> dict[str, Any]:
@@ -90,10 +114,14 @@ def read(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"load: {path} is a safetensors file, but holds no adapter state") from None
     except (SafetensorError, json.JSONDecodeError, RecursionError, OSError) as error:
         raise ValueError(f"load: {path} is damaged or no adapter state: {error}") from error
+    return _checked(header, tensors, path)
+
+
+def _checked(header: Any, tensors: dict[str, Tensor], source: object) -> dict[str, Any]:
     if not isinstance(header, dict):
-        raise ValueError(f"load: {path} is damaged: its header is no table")
+        raise ValueError(f"load: {source} is damaged: its header is no table")
     if header.pop("checksum", None) != _checksum(tensors):
-        raise ValueError(f"load: {path} is damaged: its checksum does not match")
+        raise ValueError(f"load: {source} is damaged: its checksum does not match")
     return header | {"tensors": tensors}
 
 

@@ -39,7 +39,8 @@ def load_checkpoint(module: M, path_or_state_dict: str | Path | Mapping[str, Any
     Everything is checked before the first weight is written.
 
     Raises:
-        ValueError: if the file is missing, unreadable, holds anything but tensors, or does not fit ``module``.
+        ValueError: if the file is missing, unreadable, holds anything but tensors or NaN in parameters, or does not
+            fit ``module``.
     """
     if isinstance(path_or_state_dict, Mapping):
         return load(module, path_or_state_dict, "the given state dict")
@@ -328,3 +329,18 @@ def _check_fit(module: nn.Module, expected: Mapping[str, Tensor], weights: Mappi
             raise ValueError(
                 f"load_checkpoint: {name} of {kind} is of type {tensor.dtype}, {source} brings {given.dtype}"
             )
+    learned = [name for name, _ in module.named_parameters(remove_duplicate=False) if name in weights]
+    undefined = [name for name in learned if _holds_nan(weights[name])]  # buffers may, such as ranges
+    if undefined:
+        raise ValueError(
+            f"load_checkpoint: {source} holds NaN in {len(undefined)} of {len(learned)} parameters of {kind}, first in "
+            f"{undefined[0]}: its training diverged, take an earlier checkpoint"
+        )
+
+
+def _holds_nan(tensor: Tensor) -> bool:
+    if tensor.is_sparse:
+        tensor = tensor.coalesce().values()
+    if tensor.is_floating_point() and tensor.itemsize == 1:  # float8 has no comparison
+        tensor = tensor.float()
+    return bool(tensor.isnan().any())

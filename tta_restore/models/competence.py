@@ -40,6 +40,7 @@ _MIN_GAIN = 0.2  # dB at the best level, from which a kind counts as removed
 _DISKS = 60  # of a synthetic image
 _SETUPS = ((2, 96), (2, 48), (1, 48))  # images and their side in pixels: the first of at most _MAX_MACS, else the last
 _MAX_MACS = 4e11  # of all passes, about 4 s of two CPU cores
+_FEWER = {"defocus": (2.0,), "motion": (9.0,), "noise": (15.0,), "jpeg": (30.0,), "mixed": (1.0,), "none": (0.0,)}
 _FUSED = ("_transformer_encoder_layer_fwd", "_native_multi_head_attention")  # torch's fast paths without gradients
 _CLEAN = 50.0  # PSNR in dB up to which outputs are told apart; higher ones count as equal
 
@@ -102,8 +103,9 @@ def competence(model: Any, spec: RestorerSpec | None = None, *, seed: int = 0) -
     """Measure what a restorer removes, by about twenty small forward passes on synthetic images.
 
     There are two images of 96 pixels a side, of 48 for a model of more than about 1.4 million multiply-adds per pixel,
-    and one for a model of more than 5.8 million. Nothing stays changed in the model, and global random state is not
-    used.
+    and one for a model of more than 5.8 million. Above 11.6 million, or less for a model without padding, which has to
+    be given larger images, each kind is measured at one level. Nothing stays changed in the model, and global random
+    state is not used.
 
     Args:
         model: module, function, spandrel descriptor or :class:`tta_restore.models.Restorer` of single frames.
@@ -129,15 +131,15 @@ def competence(model: Any, spec: RestorerSpec | None = None, *, seed: int = 0) -
         if not known.dense or known.frames != 1:
             raise ValueError("competence: expected a restorer that returns an image for a single frame")
         per_pixel = multiply_adds(restorer, example) / math.prod(known.padded(64, 64))
-        count, side = next(
-            (setup for setup in _SETUPS if per_pixel * _num_pixels(known, *setup) <= _MAX_MACS), _SETUPS[-1]
-        )
+        costs = {setup: per_pixel * _num_pixels(known, *setup) for setup in _SETUPS}
+        count, side = next((setup for setup in _SETUPS if costs[setup] <= _MAX_MACS), _SETUPS[-1])
+        kinds = _LEVELS if costs[count, side] <= _MAX_MACS else _FEWER
         scale, height = known.scale, known.size.fit(side, side)[0]
         sharp = _sharp_images(count, height * scale, generator)
         if channels == 1:
             sharp = sharp.mean(1, keepdim=True)
         gains: dict[str, dict[float, float]] = {}
-        for kind, levels in _LEVELS.items():
+        for kind, levels in kinds.items():
             gains[kind] = {
                 level: _gain(restorer, sharp, _degrade(sharp, kind, level, scale, generator), weight)
                 for level in levels
