@@ -51,7 +51,7 @@ def images_of(style: str, net: nn.Module) -> Callable[[Tensor], Tensor]:
         if style == "quantized" and len(x) > 1:  # the values of a batch are quantized together
             return torch.cat([run(image) for image in x.split(1)])
         inputs = x.clone()
-        if style == "multiple of 64":
+        if style in ("multiple of 64", "one size of 64"):
             inputs = F.pad(inputs, (0, -width % 64, 0, -height % 64), mode="replicate")
         elif style == "multiple of 6":
             inputs = F.pad(inputs, (0, -width % 6, 0, -height % 6), mode="reflect")

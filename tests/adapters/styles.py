@@ -188,6 +188,15 @@ class Multiple(Body):
         return super().forward(x)
 
 
+class OneSize(Body):
+    def __init__(self, side: int):
+        super().__init__()
+        self.register_buffer("position", torch.zeros(1, 3, side, side))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x + self.position)
+
+
 class Random(Body):
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x) + 1e-3 * torch.randn_like(x)
@@ -339,6 +348,8 @@ STYLES: dict[str, Callable[[], nn.Module]] = {
     "6 channels": lambda: Body(6),
     "multiple of 64": lambda: Multiple(64),
     "multiple of 6": lambda: Multiple(6),
+    "one size of 64": lambda: OneSize(64),
+    "one size of 16": lambda: OneSize(16),
     "non-deterministic": Random,
     "in place": InPlace,
     "named tuple with None": lambda: Wrapped(lambda y: Output3(None, y, {"none": None})),
@@ -359,13 +370,14 @@ REFUSED = {
     "weights without values": "weights without values",
 } | NOT_EXCHANGED
 """Styles that methods refuse, by a part of the message."""
-COMPARED = tuple(
-    name
-    for name in STYLES
-    # no two runs agree; eval() refused; a plain loop starts from other hidden states, or cannot train such weights
-    if name not in ("non-deterministic", "exported program", "depends on earlier calls", "made under inference_mode")
-    and name not in REFUSED
-)
+NOT_COMPARED = {
+    "non-deterministic": "no two runs agree",
+    "exported program": "eval() is refused",
+    "depends on earlier calls": "a plain loop starts from other hidden states",
+    "made under inference_mode": "a plain loop cannot train such weights",
+    "one size of 16": "tests of restorers compare tiles",
+} | REFUSED
+COMPARED = tuple(name for name in STYLES if name not in NOT_COMPARED)
 """Styles whose adaptation is compared with a plain loop."""
 
 

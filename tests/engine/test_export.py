@@ -35,6 +35,14 @@ class Branches(nn.Module):
 class Drawn(nn.Module):
     def forward(self, x):
         return x + torch.rand_like(x)
+
+class OneSize(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.position = nn.Parameter(torch.zeros(1, 3, 48, 48))
+
+    def forward(self, x):
+        return x + self.position
 """
 
 
@@ -70,6 +78,9 @@ def test_a_fixed_size(folder):
     assert main(["export", "--model", "exportnets:net", "--onnx", "net.onnx", "--size", "30x41"]) == 0
     session = runtime.InferenceSession("net.onnx", providers=["CPUExecutionProvider"])
     assert session.get_inputs()[0].shape == [1, 3, 30, 41]
+    assert main(["export", "--model", "exportnets:OneSize", "--onnx", "one.onnx"]) == 0
+    session = runtime.InferenceSession("one.onnx", providers=["CPUExecutionProvider"])
+    assert session.get_inputs()[0].shape == [1, 3, 48, 48]
 
 
 @pytest.mark.parametrize(
@@ -82,6 +93,7 @@ def test_a_fixed_size(folder):
         (["--onnx", "a.onnx", "--role", "student"], "--role: goes with --state"),
         (["-o", "a.safetensors", "--state", "absent.safetensors"], "--state absent.safetensors"),
         (["--onnx", "a.onnx", "--model", "exportnets:pair", "--size", "30x41"], "does not take frames of 30 x 41"),
+        (["--onnx", "a.onnx", "--model", "exportnets:OneSize", "--size", "96x96"], "at most 48 pixels, got 96 x 96"),
         (["--onnx", "a.onnx", "--model", "exportnets:Branches"], "torch.onnx.export cannot write the model"),
         (["--onnx", "a.onnx", "--model", "exportnets:Drawn"], "something else than the model"),
     ],

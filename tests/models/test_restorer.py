@@ -96,6 +96,63 @@ def test_sizes_and_scale_are_measured_and_any_frame_runs(net):
     assert net.minimum <= size.minimum < net.minimum + net.multiple
 
 
+class OneSize(nn.Module):
+    """Takes a single square size; shuffles pixels up by ``scale``."""
+
+    def __init__(self, side, scale=1, border=0):
+        super().__init__()
+        self.side, self.scale, self.border = side, scale, border
+        self.mix = nn.Conv2d(3, 3 * scale**2, 1)
+
+    def forward(self, x):
+        if x.shape[-2:] != (self.side, self.side):
+            raise RuntimeError(f"expected {self.side} pixels")
+        inner = slice(self.scale * self.border, self.scale * (self.side - self.border))
+        return nn.functional.pixel_shuffle(self.mix(x), self.scale)[..., inner, inner]
+
+
+@pytest.mark.parametrize("side", [16, 32, 40, 48, 64, 96, 112, 128, 224, 256, 384, 512])
+def test_a_model_of_one_size_restores_any_frame_in_tiles(side):
+    net, x = OneSize(side), torch.rand(2, 3, 70, 310)
+    restorer = as_restorer(net)
+    torch.testing.assert_close(restorer(x), net.mix(x))
+    assert restorer.spec.size == SizeRequirements(side, side, True, side)
+
+
+@pytest.mark.parametrize(("scale", "border"), [(1, 0), (2, 0), (3, 0), (1, 4)])
+@pytest.mark.parametrize("shape", [(20, 20), (32, 32), (33, 90), (100, 7)])
+def test_tiles_of_a_declared_size_give_the_image_and_gradients(scale, border, shape):
+    net, x = OneSize(32, scale, border), torch.rand(2, 3, *shape)
+    spec = RestorerSpec(scale=scale, border=border, size=SizeRequirements(32, 32, maximum=32))
+    image = as_restorer(net, spec)(x)
+    expected = nn.functional.pixel_shuffle(net.mix(x), scale)
+    torch.testing.assert_close(image, expected)
+    weights = torch.rand_like(expected)
+    found, wanted = (torch.autograd.grad((one * weights).sum(), net.mix.weight)[0] for one in (image, expected))
+    torch.testing.assert_close(found, wanted)
+
+
+def test_a_largest_side_that_is_no_multiple_is_rounded_down():
+    shapes = []
+
+    def model(x):
+        shapes.append(tuple(x.shape[-2:]))
+        return x.clone()
+
+    x = torch.rand(1, 3, 50, 130)
+    spec = RestorerSpec(size=SizeRequirements(multiple_of=8, maximum=63))
+    torch.testing.assert_close(as_restorer(model, spec)(x), x)
+    assert set(shapes) == {(56, 56)}
+    with pytest.raises(ValueError, match="SizeRequirements: expected maximum .* >= 64"):
+        SizeRequirements(minimum=60, multiple_of=64, maximum=63)
+
+
+def test_maps_are_cut_with_the_tiles():
+    spec = RestorerSpec(size=SizeRequirements(16, 16, maximum=16))
+    x, sigma = torch.rand(1, 3, 40, 30), torch.rand(1, 1, 40, 30)
+    torch.testing.assert_close(as_restorer(lambda x, sigma: x + sigma, spec)(x, sigma=sigma), x + sigma)
+
+
 def test_a_legal_frame_is_given_as_it_is():
     net, x = Strict(), torch.rand(2, 3, 16, 24)
     assert torch.equal(as_restorer(net, RestorerSpec(size=SizeRequirements(multiple_of=8)))(x), net(x))

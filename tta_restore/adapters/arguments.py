@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from tta_restore.adapters.frame import FrameContext
-from tta_restore.adapters.tiling import is_map
+from tta_restore.models.restorer.tiles import is_map
 
 __all__ = ["fit_arguments", "name_inputs", "view_arguments"]
 

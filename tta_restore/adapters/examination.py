@@ -14,11 +14,11 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from tta_restore._core.ambient import global_random, uncompiled
 from tta_restore.adapters.replica import Replica, Watch, outputs_agree, outside_functions
-from tta_restore.adapters.tiling import is_map
 from tta_restore.models import Restorer
 from tta_restore.models.restorer import outputs
 from tta_restore.models.restorer.outputs import is_continuous
 from tta_restore.models.restorer.preserve import Values, preserve_state
+from tta_restore.models.restorer.tiles import is_map
 
 __all__ = ["Findings", "examine_copies", "expect_exchangeable", "expect_unsharded"]
 

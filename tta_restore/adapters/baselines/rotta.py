@@ -15,9 +15,9 @@ from tta_restore.adapters.baselines.entropy import Variant, entropy, usual_selec
 from tta_restore.adapters.frame import FrameContext
 from tta_restore.adapters.injection import Semantic
 from tta_restore.adapters.select import Select
-from tta_restore.adapters.tiling import is_map
 from tta_restore.adapters.views import Views
 from tta_restore.models import Restoration, RestorerSpec, as_restorer
+from tta_restore.models.restorer.tiles import is_map
 
 __all__ = ["RoTTA"]
 

@@ -135,7 +135,8 @@ def write_onnx(restorer: Restorer, path: str | Path, *, size: tuple[int, int] | 
     Args:
         restorer: its spec is measured where none was declared.
         path: file, written completely or not at all.
-        size: fixed H and W; None leaves both free, in steps of the sizes that the model takes.
+        size: fixed H and W; None leaves both free, in steps of the sizes that the model takes, or takes the largest of
+            a model that has one.
 
     Returns:
         The largest difference between file and model in onnxruntime, or None if that is not installed.
@@ -158,6 +159,11 @@ def write_onnx(restorer: Restorer, path: str | Path, *, size: tuple[int, int] | 
         spec = restorer.known_spec(draw(_SIDE, _SIDE))
         if spec.frames not in (1, None):
             raise ValueError("expected a model of single images, not of clips")
+        if spec.size.maximum is not None:
+            largest = spec.size.maximum // spec.size.multiple_of * spec.size.multiple_of
+            size = size or (largest, largest)
+            if max(size) > largest:
+                raise ValueError(f"the model takes sides of at most {largest} pixels, got {size[0]} x {size[1]}")
         if size is not None and spec.padded(*size) != size:
             raise ValueError(
                 f"the model does not take frames of {size[0]} x {size[1]}; the next size is {spec.padded(*size)}"

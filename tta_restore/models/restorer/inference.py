@@ -17,6 +17,7 @@ from tta_restore.models.restorer.restorer import RestorerSpec, SizeRequirements
 
 _MULTIPLES = ((1, 2, 4, 8, 16, 32, 64, 128), (3, 5, 6, 7, 9, 10, 12, 14, 18, 20, 24, 28, 40, 48, 56, 80, 96, 112))
 _SIDES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128)
+_ONLY = (256, 512, 224, 384, 32, 16)  # square sizes of models that take no other
 
 
 @with_usual_defaults
@@ -27,8 +28,8 @@ def infer_spec(
 
     The multiple is the smallest power of two of which odd multiples near 64 pixels run and give an image of the right
     size, else, for a model that refuses sizes, the smallest other number up to 112; a few larger sides are not tried,
-    so a declared spec is to be preferred. A model whose image depends on the others of its batch is run image by image.
-    Nothing stays changed in the module.
+    so a declared spec is to be preferred. A model that takes a single square size gets it as its maximum. A model whose
+    image depends on the others of its batch is run image by image. Nothing stays changed in the module.
 
     Shape: like (B, C, H, W) or (B, T, C, H, W), RGB in [0, 1].
 
@@ -77,8 +78,14 @@ def infer_spec(
                     finer = (part for part in multiples if refused and part < multiple and multiple % part == 0)
                     length = multiple * (64 // multiple | 1)
                     multiple = next((part for part in finer if fit(part, square, length)[0] == found), multiple)
-                    return found[0], SizeRequirements(smallest(multiple, *found), multiple, square), found[1]
+                    only = multiple if square and multiple > 32 and run(*(2 * multiple,) * 2) is None else None
+                    size = SizeRequirements(only or smallest(multiple, *found), multiple, square, only)
+                    return found[0], size, found[1]
                 refused |= without_output
+        for side in _ONLY if refused else ():
+            scale = infer_scale(run(side, side), (side, side), clips=clips)
+            if scale is not None:
+                return scale, SizeRequirements(side, side, True, side), 0
         return None
 
     def smallest(multiple: int, scale: int, border: int = 0) -> int:
@@ -135,9 +142,9 @@ def infer_spec(
                     "RestorerSpec"
                 )
             fixed = size[0] if size[0] == size[1] else 1
-            found = scale, SizeRequirements(fixed, fixed, fixed > 1), 0
+            found = scale, SizeRequirements(fixed, fixed, fixed > 1, fixed if fixed > 1 else None), 0
         scale, size, border = found
-        sides = size.fit(*(max(32 - border, 8) + 2 * border,) * 2)
+        sides = (size.maximum,) * 2 if size.maximum else size.fit(*(max(32 - border, 8) + 2 * border,) * 2)
         batched = takes_batches(*(sides if run(*sides) is not None else like.shape[-2:]))
     return RestorerSpec(scale=scale, size=size, frames=None if clips else 1, border=border, batched=batched)
 

@@ -110,7 +110,8 @@ class ProbeReport:
         rows["scale"] = self.spec.scale
         if self.spec.border:
             rows["border"] = f"{self.spec.border} pixels are cut off at each side; frames are extended by as many"
-        rows["size"] = f"multiple of {size.multiple_of}, at least {size.minimum}{square}"
+        most = "" if size.maximum is None else f", at most {size.maximum}: larger frames are restored in tiles"
+        rows["size"] = f"multiple of {size.multiple_of}, at least {size.minimum}{square}{most}"
         width = max(map(len, rows))
         lines = [f"{name.replace('_', ' '):<{width}}  {_shown(value)}" for name, value in rows.items()]
         return "\n".join(lines if self.competence is None else [*lines, "", str(self.competence)])

@@ -29,15 +29,20 @@ class SizeRequirements:
         minimum: smallest side.
         multiple_of: both sides must be a multiple of this.
         square: both sides must be equal.
+        maximum: largest side, above which images are restored in overlapping tiles; None where there is none. A model
+            of one size has it as ``minimum``, ``multiple_of`` and ``maximum``.
     """
 
     minimum: int = 1
     multiple_of: int = 1
     square: bool = False
+    maximum: int | None = None
 
     def __post_init__(self) -> None:
         for name, value in (("minimum", self.minimum), ("multiple_of", self.multiple_of)):
             checks.expect_int("SizeRequirements", name, value, minimum=1)
+        if self.maximum is not None:
+            checks.expect_int("SizeRequirements", "maximum", self.maximum, minimum=self._round_up(self.minimum))
 
     def fit(self, height: int, width: int) -> tuple[int, int]:
         """Smallest legal (height, width) that holds the given one."""
@@ -131,9 +136,10 @@ class Restoration:
 class Restorer(nn.Module):
     """A restorer run by its :class:`RestorerSpec`; the wrapped module itself stays as it is.
 
-    Frames are padded to sides that the model takes, mapped from [0, 1] to its value range, given to it as a fresh
-    tensor (a model may write into its input), and the image found in its output is mapped back and cropped. Nothing is
-    clamped. Without a spec, scale and sizes are measured on the first frame by trying small ones.
+    Frames are padded to sides that the model takes, or cut into tiles where it takes no larger ones, mapped from [0, 1]
+    to its value range, given to it as a fresh tensor (a model may write into its input), and the image found in its
+    output is mapped back and cropped. Nothing is clamped. Without a spec, scale and sizes are measured on the first
+    frame by trying small ones.
 
     Attributes:
         module: the wrapped module or function, untouched.
@@ -222,6 +228,19 @@ class Restorer(nn.Module):
         arguments: dict[str, Any],
     ) -> Restoration:
         height, width = x.shape[-2:]
+        maximum = spec.size.maximum
+        if maximum is not None and max(spec.padded(height, width)) > maximum and spec.dense:
+            from tta_restore.models.restorer.tiles import Tiles  # which builds on restorations
+
+            side = maximum // spec.size.multiple_of * spec.size.multiple_of - 2 * spec.border
+            tiles = Tiles(side, side // 4)
+            if tiles.needed(x):
+                return tiles.run(
+                    lambda tile, _, cut: self._restore(tile, spec, call, memory_format, cut),
+                    x,
+                    arguments=arguments,
+                    scale=spec.scale,
+                )
         low, high = spec.value_range
         inputs = self._cast(pad(x, spec.size, border=spec.border))
         if (low, high) != (0, 1):
