@@ -18,7 +18,7 @@ from tta_restore.degradations import Degradation, Estimator, Jpeg, Parameters, R
 from tta_restore.degradations import lens as optics
 from tta_restore.degradations.degradation import quantity
 from tta_restore.metrics import psnr
-from tta_restore.models import RestorerSpec, SizeRequirements, create_model
+from tta_restore.models import RestorerSpec, SizeRequirements, as_restorer, create_model
 
 
 class Filter(nn.Module):
@@ -188,6 +188,57 @@ def test_upscalers_are_served(task):
     adapter = recommended(Upscaler(), task=task, steps=36)
     assert isinstance(adapter, DegradationPairs)
     assert _gain(adapter, small, y) > 0.2
+
+
+class GrayFilter(Filter):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(F.pad(x, (2, 2, 2, 2), mode="replicate"), (self.weight * self.gain)[None, None])
+
+
+@pytest.mark.parametrize("make", [recommended, DegradationPairs])
+def test_models_of_one_channel_are_served_without_a_spec(make):
+    x, y = (image.mean(1, keepdim=True) for image in _frame(40))
+    adapter = make(GrayFilter())
+    assert isinstance(adapter, DegradationPairs)
+    assert _gain(adapter, x, y) > 0.5
+    assert adapter.competence().scale == 1
+
+
+def test_a_spec_is_taken_instead_of_trials():
+    class Never(Filter):
+        def forward(self, x: Tensor) -> Tensor:
+            assert x.shape[-1] % 48 == 0, "not tried"
+            return super().forward(x)
+
+    adapter = recommended(Never(), spec=RestorerSpec(in_channels=3, size=SizeRequirements(48, 48), task="denoise"))
+    assert isinstance(adapter, DegradationPairs)
+    assert adapter.restorer.spec.size.multiple_of == 48
+
+
+class NonBlind(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 1)
+
+    def forward(self, x: Tensor, sigma: float) -> Tensor:
+        return self.conv(x) * sigma
+
+
+@pytest.mark.parametrize(("model", "words"), [
+    (nn.Conv2d(4, 4, 1), "takes frames of 4 channels, and pairs have 1 or 3"),
+    (nn.Identity(), "has no weights to adapt"), (lambda x: x, "has no weights to adapt"),
+    (NonBlind(), "no frame suits NonBlind; it also takes sigma; wrap it in a module that passes it on"),
+    (nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 10)), "returns no image"),
+    (as_restorer(nn.Conv3d(3, 3, 1), RestorerSpec(frames=5)), "takes clips, to which MetaTransfer adapts"),
+])  # fmt: skip
+def test_what_cannot_be_adapted_to_gets_a_self_ensemble_and_a_word(model, words):
+    with pytest.warns(UserWarning, match=f"recommended: .*{words}: SelfEnsemble restores without adapting"):
+        assert type(recommended(model)) is SelfEnsemble
+
+
+def test_other_channels_have_no_competence():
+    with pytest.raises(ValueError, match="in_channels = 4|expected a restorer with 1 or 3 channels, got one with 4"):
+        DegradationPairs(nn.Conv2d(4, 4, 1)).competence()
 
 
 def test_calibration_exports_the_models_own_keys():

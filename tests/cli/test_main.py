@@ -49,6 +49,12 @@ class Brighten(torch.nn.Module):
         return [self.mix(x), {"nothing": 1}]
 def wide(width: int, rate: float | None = None):
     return torch.nn.Conv2d(3, 3, 2 * width + 1, padding=width)
+def gray():
+    net = torch.nn.Conv2d(1, 1, 3, padding=1, bias=False)
+    torch.nn.init.constant_(net.weight, 1 / 9)
+    return net
+def four():
+    return torch.nn.Conv2d(4, 4, 1)
 """
 
 
@@ -90,6 +96,29 @@ def test_restore_with_each_method(method, folder, capsys):
     before, after = read_image(folder / "in" / "a.png").pixels, read_image(folder / "out" / "a.png").pixels
     assert (after - (0.9 * before + 0.01)).abs().max() < 0.02 + 1 / 255  # the shifted part, and rounding
     assert (folder / "out" / "deep" / "b.tif").is_file()
+
+
+def test_a_model_of_one_channel_restores_color_and_gray_images(folder, capsys):
+    write_image(folder / "in" / "gray.png", Image(torch.rand(1, 20, 24)))
+    assert main(["restore", "in", "-o", "out", "--model", "brightening:gray", "--method", "source"]) == 0
+    for name in ("gray.png", "a.png"):
+        before, after = (read_image(folder / place / name).as_rgb() for place in ("in", "out"))
+        expected = torch.nn.functional.avg_pool2d(before[:, None], 3, stride=1)[:, 0]
+        assert (after[:, 1:-1, 1:-1] - expected).abs().max() < 0.6 / 255
+    assert read_image(folder / "out" / "gray.png").pixels.shape[0] == 1
+    assert "4 restored" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("default::UserWarning")
+def test_a_model_that_is_not_adapted_is_told_in_one_line(folder, capsys):
+    command = ["restore", "in", "-o", "out", "--model", "brightening:four"]
+    assert main(command) == 1
+    first, *rest = capsys.readouterr().err.splitlines()
+    assert first == (
+        "warning: recommended: the model takes frames of 4 channels, and pairs have 1 or 3: "
+        "SelfEnsemble restores without adapting"
+    )
+    assert not any(line.startswith("warning") for line in rest)
 
 
 def test_a_registered_model_with_its_own_weights(folder, capsys):

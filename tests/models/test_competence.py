@@ -94,6 +94,7 @@ def test_nothing_is_changed_and_the_result_repeats():
 
 def test_gray_restorers_and_half_precision_are_served():
     assert competence(Identity(), RestorerSpec(in_channels=1)).gains["jpeg"][10.0] == 0
+    assert competence(nn.Conv2d(1, 1, 1)).scale == 1
     assert competence(nn.Conv2d(3, 3, 1).to(torch.bfloat16)).scale == 1
 
 

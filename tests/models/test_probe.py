@@ -148,7 +148,7 @@ def test_randomness_and_refusals_are_seen():
     assert report.normalization == {"BatchNorm2d": 1}
     assert torch.equal(torch.get_rng_state(), state)
     fixed = nn.Linear(10, 10)  # takes images 10 pixels wide, and only those
-    with pytest.raises(ValueError, match="no frame suits Linear; pass an example"):
+    with pytest.raises(ValueError, match="no frame suits Linear; declare channels and sizes in a RestorerSpec"):
         probe(fixed)
     assert probe(fixed, torch.rand(1, 3, 10, 10)).spec.in_channels == 3
     with pytest.raises(TypeError, match="got function"):
@@ -161,7 +161,10 @@ def test_further_inputs_are_named():
             return super().forward(x) * sigma * gain + bias
 
     net, x = NonBlind(3, 3, 1), torch.rand(1, 3, 8, 8)
-    with pytest.raises(ValueError, match="no frame suits NonBlind; it also takes sigma and gain; probe a module that"):
+    with pytest.raises(
+        ValueError,
+        match="no frame suits NonBlind; it also takes sigma and gain; wrap it in a module that passes them on",
+    ):
         probe(net)
     with pytest.raises(ValueError, match="missing 1 required .*; pass gain with each frame, by keyword"):
         as_restorer(net)(x, sigma=0.1)

@@ -147,6 +147,30 @@ def test_a_largest_side_that_is_no_multiple_is_rounded_down():
         SizeRequirements(minimum=60, multiple_of=64, maximum=63)
 
 
+@pytest.mark.parametrize("declared", [True, False])
+@pytest.mark.parametrize("scale", [1, 2])
+def test_a_model_of_one_channel_restores_color_frames_channel_by_channel(declared, scale):
+    class Gray(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.mix = nn.Conv2d(1, scale**2, 3, padding=1)
+
+        def forward(self, x, gain=1.0):
+            y = nn.functional.pixel_shuffle(self.mix(x), scale) * gain
+            return {"half": y[..., ::2, ::2], "image": y, "mean": y.mean()}
+
+    net, x, gain = Gray(), torch.rand(2, 3, 12, 17), torch.tensor([1.0, 2.0]).view(2, 1, 1, 1)
+    restorer = as_restorer(net, RestorerSpec(in_channels=1, scale=scale) if declared else None)
+    expected = torch.cat([net(channel)["image"] for channel in x.split(1, 1)], 1)
+    torch.testing.assert_close(restorer(x), expected)
+    torch.testing.assert_close(restorer(x, gain=gain), expected * gain)
+    torch.testing.assert_close(restorer.restore(x).output()["half"], expected[..., ::2, ::2])
+    torch.testing.assert_close(restorer(x[:, :1]), expected[:, :1])
+    assert restorer.spec.in_channels == 1
+    with pytest.raises(ValueError, match="expected x of shape"):
+        restorer(torch.rand(1, 2, 12, 12))
+
+
 def test_maps_are_cut_with_the_tiles():
     spec = RestorerSpec(size=SizeRequirements(16, 16, maximum=16))
     x, sigma = torch.rand(1, 3, 40, 30), torch.rand(1, 1, 40, 30)

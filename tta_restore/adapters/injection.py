@@ -18,8 +18,8 @@ from tta_restore._core.ambient import global_random, with_usual_defaults
 from tta_restore.adapters.examination import expect_exchangeable
 from tta_restore.adapters.settings import RecordedModule
 from tta_restore.models import Restorer
+from tta_restore.models.restorer.inference import example_frame
 from tta_restore.models.restorer.preserve import preserve_state
-from tta_restore.models.restorer.probing import example_frame
 from tta_restore.nn import SemanticCrossAttention
 
 __all__ = [
@@ -94,7 +94,7 @@ def find_site(
     root, path, names = expect_site(restorer, path, asker=asker)
     if frame is None:
         try:
-            frame = example_frame(restorer)
+            frame = example_frame(asker, restorer)
         except ValueError as error:
             raise ValueError(
                 f"{asker}: {type(root).__name__} takes no frame by itself, on which its features would be measured "

@@ -106,7 +106,7 @@ def _run(command: Command, parsed: Parsed) -> int:
             options["config"] = merge(options["config"], {"run": {"progress": False}})
     earlier = _earlier(command, parsed)
     try:
-        with no_progress() if parsed.quiet else nullcontext():
+        with no_progress() if parsed.quiet else nullcontext(), _plain_warnings():
             result = called(**options)
     except UsageError:  # nothing was done
         raise
@@ -200,6 +200,23 @@ def _expect_not_empty(name: str, value: Any) -> None:
     """Refuse an empty argument, which an unset variable of the shell gives and a path would take for ``.``."""
     if value == "" or (isinstance(value, (list, tuple)) and "" in value):
         raise UsageError(f"--{name.replace('_', '-')}: expected a value, got an empty argument")
+
+
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Show warnings as lines like the others, without the place in the code that they come from."""
+    import warnings
+
+    from tqdm import tqdm
+
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        tqdm.write(f"warning: {_line(str(message))}", file=sys.stderr)  # lifts a progress bar for the line
+
+    before, warnings.showwarning = warnings.showwarning, show
+    try:
+        yield
+    finally:
+        warnings.showwarning = before
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from torch.utils.flop_counter import flop_registry
 
 from tta_restore._core.ambient import with_usual_defaults
 from tta_restore.models.complexity import CountingMode
+from tta_restore.models.restorer.inference import example_frame
 from tta_restore.models.restorer.preserve import preserve_state
 from tta_restore.models.restorer.restorer import Restorer, RestorerSpec, as_restorer
 
@@ -126,7 +127,10 @@ def competence(model: Any, spec: RestorerSpec | None = None, *, seed: int = 0) -
             f"{restorer.spec and restorer.spec.frames}, in_channels = {channels}"
         )
     with torch.no_grad(), _quiet(restorer):
-        example = torch.rand(1, channels or 3, 64, 64, generator=generator).to(weight)
+        channels = channels or example_frame("competence", restorer).shape[-3]
+        if channels not in (1, 3):
+            raise ValueError(f"competence: expected a restorer with 1 or 3 channels, got one with {channels}")
+        example = torch.rand(1, channels, 64, 64, generator=generator).to(weight)
         known = restorer.known_spec(example)
         if not known.dense or known.frames != 1:
             raise ValueError("competence: expected a restorer that returns an image for a single frame")

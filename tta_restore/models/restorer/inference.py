@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,8 +14,9 @@ from torch import Tensor, nn
 from tta_restore._core.ambient import global_random, uncompiled, with_usual_defaults
 from tta_restore.models.restorer.outputs import describe_output, infer_border, infer_scale, is_vector, leaves
 from tta_restore.models.restorer.preserve import preserve_state
-from tta_restore.models.restorer.restorer import RestorerSpec, SizeRequirements
+from tta_restore.models.restorer.restorer import Restorer, RestorerSpec, SizeRequirements
 
+CHANNELS = (3, 1, 2, 4, 6)  # of frames that are tried where none are declared
 _MULTIPLES = ((1, 2, 4, 8, 16, 32, 64, 128), (3, 5, 6, 7, 9, 10, 12, 14, 18, 20, 24, 28, 40, 48, 56, 80, 96, 112))
 _SIDES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128)
 _ONLY = (256, 512, 224, 384, 32, 16)  # square sizes of models that take no other
@@ -147,6 +149,39 @@ def infer_spec(
         sides = (size.maximum,) * 2 if size.maximum else size.fit(*(max(32 - border, 8) + 2 * border,) * 2)
         batched = takes_batches(*(sides if run(*sides) is not None else like.shape[-2:]))
     return RestorerSpec(scale=scale, size=size, frames=None if clips else 1, border=border, batched=batched)
+
+
+def example_frame(name: str, restorer: Restorer) -> Tensor:
+    """Noise of 64x64 pixels that a restorer takes: an image (1, C, 64, 64) with C 3, 1, 2, 4 or 6, or a clip.
+
+    The spec is measured on it where none was declared, and names the channels if they are others than three.
+
+    Raises:
+        ValueError: it takes none of them; ``name`` begins the message.
+    """
+    module: Any = restorer.module
+    weight = next(module.parameters(), torch.zeros(())) if isinstance(module, nn.Module) else torch.zeros(())
+    declared = restorer.spec.in_channels if restorer.spec else None
+    clip = (restorer.spec.frames or 5,) if restorer.spec and restorer.spec.frames != 1 else ()
+    problem: Exception | None = None
+    for channels in (declared,) if declared else CHANNELS:
+        frame = torch.rand(1, *clip, channels, 64, 64, generator=torch.Generator().manual_seed(0)).to(weight.device)
+        trial = Restorer(getattr(module, "_orig_mod", module), restorer.spec)  # small sizes would compile it anew
+        kept = preserve_state(module, training=False) if isinstance(module, nn.Module) else contextlib.nullcontext()
+        try:
+            with global_random(frame.device), torch.no_grad(), kept:
+                trial(frame)
+        except Exception as error:  # whatever a third-party model raises
+            problem = problem or error
+            continue
+        spec = trial.known_spec(frame)
+        restorer.spec = spec if channels == CHANNELS[0] else replace(spec, in_channels=channels)
+        return frame[..., : spec.in_channels or channels, :, :]
+    remedy = "declare channels and sizes in a RestorerSpec"
+    if further := further_inputs(module):
+        passed = "them" if further[1:] else "it"
+        remedy = f"it also takes {' and '.join(further)}; wrap it in a module that passes {passed} on"
+    raise ValueError(f"{name}: no frame suits {type(module).__name__}; {remedy}") from problem
 
 
 def further_inputs(model: Any) -> list[str]:

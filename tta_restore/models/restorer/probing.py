@@ -10,17 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tta_restore._core.ambient import global_random, with_usual_defaults
+from tta_restore._core.ambient import with_usual_defaults
 from tta_restore.models.competence import Competence, multiply_adds
 from tta_restore.models.competence import competence as measure_competence
 from tta_restore.models.restorer import outputs
-from tta_restore.models.restorer.inference import further_inputs
+from tta_restore.models.restorer.inference import CHANNELS, example_frame
 from tta_restore.models.restorer.normalization import normalization_layers
 from tta_restore.models.restorer.outputs import differentiate, infer_scale, third_party_functions
 from tta_restore.models.restorer.preserve import preserve_state
 from tta_restore.models.restorer.restorer import Restoration, Restorer, RestorerSpec, as_restorer
 
-_CHANNELS = (3, 1, 2, 4, 6)
 _SIDE_OF_HEAVY = 32  # of the noise for models of more than _MAX_MACS at 64 x 64 pixels
 _MAX_MACS = 5e8  # a probe makes about a hundred passes
 
@@ -87,7 +86,7 @@ class ProbeReport:
         """Properties of the model that break naive wrappers, in words."""
         found = {
             f"returns {self.output}": self.output != "tensor",
-            f"takes {self.spec.in_channels} channels": self.spec.in_channels != _CHANNELS[0],
+            f"takes {self.spec.in_channels} channels": self.spec.in_channels != CHANNELS[0],
             "writes into its input": self.writes_input,
             "one image at a time": not self.batch,
             "not repeatable": not self.repeatable,
@@ -106,7 +105,8 @@ class ProbeReport:
         }
         size = self.spec.size
         square = ", square" if size.square else ""
-        rows["in_channels"] = self.spec.in_channels
+        by_channel = " (color frames are restored channel by channel)" if self.spec.in_channels == 1 else ""
+        rows["in_channels"] = f"{self.spec.in_channels}{by_channel}"
         rows["scale"] = self.spec.scale
         if self.spec.border:
             rows["border"] = f"{self.spec.border} pixels are cut off at each side; frames are extended by as many"
@@ -142,38 +142,9 @@ def probe(model: Any, example: Tensor | None = None, *, competence: bool = False
     devices = [device for device in {p.device for p in module.parameters()} if device.type == "cuda"]
     with torch.random.fork_rng(devices), preserve_state(module):
         torch.manual_seed(0)
-        frame = example[:1] if example is not None else _lighter(restorer, example_frame(restorer))
+        frame = example[:1] if example is not None else _lighter(restorer, example_frame("probe", restorer))
         report = _report(restorer, module, frame)
         return replace(report, competence=_competence(restorer, report)) if competence else report
-
-
-def example_frame(restorer: Restorer) -> Tensor:
-    """Noise of 64x64 pixels that a restorer takes: an image (1, C, 64, 64) with C 3, 1, 2, 4 or 6, or a clip.
-
-    Raises:
-        ValueError: it takes none of them.
-    """
-    module: Any = restorer.module
-    weight = next(module.parameters(), torch.zeros(()))
-    declared = restorer.spec.in_channels if restorer.spec else None
-    clip = (restorer.spec.frames or 5,) if restorer.spec and restorer.spec.frames != 1 else ()
-    problem: Exception | None = None
-    for channels in (declared,) if declared else _CHANNELS:
-        frame = torch.rand(1, *clip, channels, 64, 64, generator=torch.Generator().manual_seed(0)).to(weight.device)
-        trial = Restorer(module, restorer.spec)
-        try:
-            with global_random(frame.device), torch.no_grad(), preserve_state(module, training=False):
-                trial(frame)
-            restorer.spec = trial.spec
-            return frame
-        except Exception as error:  # whatever a third-party model raises
-            problem = problem or error
-    remedy = "pass an example"
-    if further := further_inputs(module):
-        remedy = (
-            f"it also takes {' and '.join(further)}; probe a module that passes {'them' if further[1:] else 'it'} on"
-        )
-    raise ValueError(f"probe: no frame suits {type(module).__name__}; {remedy}") from problem
 
 
 def _lighter(restorer: Restorer, frame: Tensor) -> Tensor:

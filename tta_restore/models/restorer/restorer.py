@@ -59,7 +59,8 @@ class RestorerSpec:
 
     Attributes:
         scale: how many output pixels a pixel becomes, along each side.
-        in_channels: channels of the input, None where any will do.
+        in_channels: channels of the input, None where any will do. Frames of 3 channels are restored channel by channel
+            by a model of 1.
         out_channels: channels of the restored image, None for 1 to 4.
         frames: 1 for images (B, C, H, W); T for clips (B, T, C, H, W), None for clips of any length.
         value_range: what the model calls black and white; frames are mapped from [0, 1] to it and back.
@@ -182,6 +183,8 @@ class Restorer(nn.Module):
         """
         call = self.module if call is None else call
         spec = self.known_spec(x, **arguments)
+        if spec.in_channels == 1 and x.ndim == 4 and x.shape[1] == 3:
+            return self._by_channels(x, call=call, memory_format=memory_format, arguments=arguments)
         self._check(x, spec)
         if not spec.batched and x.shape[0] > 1:
             parts = [
@@ -216,8 +219,32 @@ class Restorer(nn.Module):
 
             _expect_frames(x)
             module = on or getattr(self.module, "_orig_mod", self.module)  # small sizes would recompile it every time
-            self.spec = infer_spec(module, self._cast(x.detach()), arguments)
+            like = self._cast(x.detach())
+            try:
+                self.spec = infer_spec(module, like, arguments)
+            except ValueError as error:
+                if like.ndim != 4 or like.shape[1] != 3:
+                    raise
+                try:  # a model of one channel
+                    self.spec = replace(infer_spec(module, like[:, :1], arguments), in_channels=1)
+                except ValueError:
+                    raise error from error.__cause__
         return self.spec
+
+    def _by_channels(self, x: Tensor, *, arguments: dict[str, Any], **options: Any) -> Restoration:
+        """Restore the channels of color frames as frames of their own."""
+        count = len(x)
+        rows = {
+            name: v.repeat_interleave(3, 0) if count > 1 and isinstance(v, Tensor) and v.ndim and len(v) == count else v
+            for name, v in arguments.items()
+        }
+        part = self.restore(x.reshape(3 * count, 1, *x.shape[2:]), **options, **rows)
+
+        def together(_: outputs.Path, leaf: Tensor) -> Tensor:
+            is_image = leaf.ndim == 4 and leaf.shape[:2] == (3 * count, 1)
+            return leaf.reshape(count, 3, *leaf.shape[2:]) if is_image else leaf
+
+        return Restoration(together((), part.image), outputs.transform(part.raw, together), part.path)
 
     def _restore(
         self,
