@@ -234,7 +234,7 @@ class Restorer(nn.Module):
     def _by_channels(self, x: Tensor, *, arguments: dict[str, Any], **options: Any) -> Restoration:
         """Restore the channels of color frames as frames of their own."""
         count = len(x)
-        rows = {
+        rows: dict[str, Any] = {
             name: v.repeat_interleave(3, 0) if count > 1 and isinstance(v, Tensor) and v.ndim and len(v) == count else v
             for name, v in arguments.items()
         }
