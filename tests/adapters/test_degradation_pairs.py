@@ -236,6 +236,13 @@ def test_what_cannot_be_adapted_to_gets_a_self_ensemble_and_a_word(model, words)
         assert type(recommended(model)) is SelfEnsemble
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning")
+def test_a_torchscript_program_gets_a_self_ensemble_and_a_word():
+    model = torch.jit.trace(nn.Conv2d(3, 3, 1), torch.rand(1, 3, 8, 8))
+    with pytest.warns(UserWarning, match="recommended: TorchScript hides the weights of a model; pass the module that"):
+        assert type(recommended(model)) is SelfEnsemble
+
+
 def test_other_channels_have_no_competence():
     with pytest.raises(ValueError, match="in_channels = 4|expected a restorer with 1 or 3 channels, got one with 4"):
         DegradationPairs(nn.Conv2d(4, 4, 1)).competence()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
+import torch
 from torch import nn
 
 from tta_restore.adapters.adapter import Adapter
@@ -42,6 +43,8 @@ def _obstacle(restorer: Restorer) -> str | None:
     module = restorer.module
     if not isinstance(module, nn.Module) or not any(p.is_floating_point() for p in module.parameters()):
         return "the model has no weights to adapt"
+    if isinstance(module, torch.jit.ScriptModule):
+        return "TorchScript hides the weights of a model; pass the module that was scripted or traced"
     if restorer.spec is not None and restorer.spec.frames != 1:
         return "the model takes clips, to which MetaTransfer adapts"
     try:
