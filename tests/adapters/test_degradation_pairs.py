@@ -576,6 +576,44 @@ def test_content_in_the_residual_is_not_trusted_as_noise():
     assert _trust.structure_excess(gray, _trust.residual_correlation((flat + noise)[:, :1], flat[:, :1])) > 0.2
 
 
+def _gray_frame(noise: float, seed: int = 3) -> tuple[Tensor, Tensor]:
+    """A frame of a gray camera, which its file stores in three equal channels."""
+    x, y = _frame(noise, seed)
+    return x[:, :1].expand(-1, 3, -1, -1).clone(), y[:, :1].expand(-1, 3, -1, -1)
+
+
+def test_gray_frames_are_adapted_to_with_gray_noise():
+    x, y = _gray_frame(40)
+    adapter = DegradationPairs(Filter(), spec=DENOISE)
+    assert _gain(adapter, x, y) > 1
+    assert adapter.report.metrics["trust"] > 0.5
+    assert abs(adapter.report.metrics["structure_excess"]) < 0.1
+    assert adapter.memory["gray"]
+
+
+def test_pairs_of_gray_frames_have_equal_channels():
+    reading = Estimator().read(_gray_frame(20)[0])
+    for gray in (True, False):
+        sampler = PairSampler(scale=1, sharpens=True, motion=False, channels=3, patch_size=32, gray=gray)
+        for image in sampler.draw(reading, None, 3, torch.Generator().manual_seed(0)):
+            assert image.shape[1] == 3
+            assert torch.equal(image[:, 0], image[:, 1]) == gray
+
+
+def test_gray_and_color_frames_are_different_cameras():
+    adapter = DegradationPairs(Filter(), spec=DENOISE, steps=12, calibration_frames=1, read_interval=8)
+    color, gray = _frame(25, 4)[0], _gray_frame(25, 5)[0]
+    adapter.adapt(color)
+    assert adapter.phase == "steady"
+    assert not adapter.adapt(color).metrics["changed"]
+    first = adapter.adapt(gray)  # at once, though the next estimate is not due
+    assert first.metrics["changed"] == 1
+    assert first.steps > 0
+    assert adapter.memory["gray"]
+    assert adapter.adapt(color).metrics["changed"] == 1
+    assert not adapter.memory["gray"]
+
+
 def test_uncertain_lenses_are_mixed_with_common_ones():
     reading = Estimator().read(_frame(1)[0])
     hedged = _hedged(reading)

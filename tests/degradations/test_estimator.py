@@ -31,6 +31,24 @@ def test_noise_is_read(estimator, noise, blur):
     assert found.uncertainty["noise_std"] < found.mean["noise_std"]
 
 
+@pytest.mark.parametrize(("noise", "blur"), [(5, 2.0), (15, 2.0)])
+def test_gray_noise_is_not_taken_for_more_or_for_sharpness(estimator, noise, blur):
+    image = photos.load("grace_hopper")[None, :, 40:232, 60:252].mean(1, keepdim=True)
+    camera = Compose([Blur(radius=blur, lens="gaussian"), Noise(noise / 255), Clip(), Quantize()])
+    gray = camera.apply(image, camera.sample(seeded(), 1), seeded())
+    found, same = estimator.read(gray), estimator.read(gray.expand(-1, 3, -1, -1))
+    assert found.mean == pytest.approx(same.mean)
+    assert found.mean["noise_std"] * 255 == pytest.approx(noise, rel=0.12)
+    assert found.mean["blur_radius"] == pytest.approx(blur, rel=0.25)
+
+
+def test_spectra_of_gray_noise_are_those_of_color_noise(estimator):
+    noise = 0.5 + 10 / 255 * torch.randn(2, 3, 96, 96, generator=seeded())
+    gray = torch.stack([noise[0], noise[0, :1].expand(3, -1, -1)])
+    color, equal = estimator.defocus.spectra(gray, 10 / 255).mean((1, 2, 3, 4))
+    assert equal == pytest.approx(float(color), abs=0.03)
+
+
 def test_more_blur_is_read_as_more(estimator):
     radii = [estimator.read(frame(blur, 1.0)).mean["blur_radius"] for blur in (0.0, 1.5, 3.5)]
     assert radii[0] < radii[1] < radii[2]

@@ -1,4 +1,4 @@
-"""sRGB transfer curve (IEC 61966-2-1) and luma."""
+"""sRGB transfer curve (IEC 61966-2-1), luma, and gray images."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from torch import Tensor
 BT601 = (0.299, 0.587, 0.114)
 _BT601_VIDEO = (65.738 / 256, 129.057 / 256, 25.064 / 256)  # the same weights in the 16..235 range of 8-bit video
 _VIDEO_BLACK = 16 / 255
+_COLORED = 1 / 255  # mean range of the channels from which an image is not gray
 
 
 def srgb_to_linear(x: Tensor) -> Tensor:
@@ -29,6 +30,11 @@ def luma(image: Tensor, weights: tuple[float, float, float] = BT601) -> Tensor:
     """Return the weighted sum of the three color channels. Shape: (..., 3, H, W) -> (..., 1, H, W)."""
     factors = torch.tensor(weights, dtype=image.dtype, device=image.device).view(3, 1, 1)
     return (image * factors).sum(-3, keepdim=True)
+
+
+def is_gray(image: Tensor) -> Tensor:
+    """Return whether images in [0, 1] have one channel, or several that are equal. Shape: (..., C, H, W) -> (...)."""
+    return (image.amax(-3) - image.amin(-3)).mean((-2, -1)) < _COLORED
 
 
 def video_luma(image: Tensor) -> Tensor:

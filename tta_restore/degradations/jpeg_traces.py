@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tta_restore._core.color import is_gray
+
 __all__ = ["detail_grid", "lacks_color", "zeros_grid"]
 
 # How many more coefficients round to zero on the grid of the blocks than on others: a sign of compression, and proof
@@ -20,7 +22,6 @@ _NEAR = (-3, -2, -1, 1, 2, 3)  # neighbors of a border that it is compared with
 # Noise is white if details in three directions and at two scales are as strong; in 1/255 from which it is looked for
 _WHITE, _WHITE_SCALE, _MIN_NOISE = 1.4, 1.5, 3.0
 _COLOR_NOISE = 0.3  # noise in differences of channels relative to that of luminance: 1.6 where channels are independent
-_COLORED = 1.0  # mean range of the channels from which an image is not gray
 _ROUNDING = 0.7  # detail in differences of channels by rounding
 _MIN_LINES = 6  # borders of blocks that are enough to judge by
 
@@ -69,9 +70,9 @@ def lacks_color(image: Tensor) -> tuple[bool, bool]:
     Args:
         image: (3, H, W) in [0, 1].
     """
-    values = 255 * image
-    if min(image.shape[1:]) < 32 or float((values.amax(0) - values.amin(0)).mean()) < _COLORED:
+    if min(image.shape[1:]) < 32 or is_gray(image):
         return False, False
+    values = 255 * image
     luma = values.mean(0)
     coarse = F.avg_pool2d(luma[None], 2)[0]
     color = torch.stack([values[0] - values[1], values[2] - values[1]]) / 2**0.5

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tta_restore._core import checks
+from tta_restore._core.color import is_gray
 
 __all__ = ["estimate_noise", "estimate_noise_curve", "largest_noise"]
 
@@ -25,7 +26,6 @@ _MIN_PIXELS = 64  # Haar coefficients
 _BAND, _MAX_PIXELS = 64, 4_000_000  # rows; pixels above which bands of rows give the median of all
 _MARGIN = 1.1  # the same for pixels far from black and white
 _INDEPENDENT = 0.6  # noise in differences of channels, relative to that in channels, from which it is independent
-_COLORED = 1 / 255  # mean range of the channels from which an image is not gray
 
 
 def estimate_noise(image: Tensor) -> Tensor:
@@ -84,7 +84,7 @@ def largest_noise(image: Tensor) -> Tensor:
     """
     image = _bands(image)
     level = _median_level(image)
-    if image.shape[0] == 1 or float((image.amax(0) - image.amin(0)).mean()) < _COLORED:
+    if is_gray(image):
         return _CEILING * level
     differences = (image[1:] - image[:1]) / math.sqrt(2)
     difference = _median_level(differences, _clipped(image).any(0))

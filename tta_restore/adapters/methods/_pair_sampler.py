@@ -41,6 +41,7 @@ class PairSampler:
             only, and material as soft as photos are keeps its softness.
         motion: whether half of the pairs carry motion blur of the frame's strength instead of defocus.
         channels: 1 or 3.
+        gray: whether frames have equal channels, and so equal noise in all of them.
         patch_size: side of a degraded patch in pixels.
         scene_fraction: fraction of the pairs whose sharp patch comes from the restored frame.
         spread: multiple of the reading's uncertainty that its samples vary by.
@@ -53,6 +54,7 @@ class PairSampler:
     motion: bool
     channels: int
     patch_size: int
+    gray: bool = False
     scene_fraction: float = 0.25
     spread: float = 1.0
     sharp_images: Tensor | None = None
@@ -88,9 +90,10 @@ class PairSampler:
         lent = math.floor(fraction * count + torch.rand((), generator=generator).item())
         if lent and scene is not None and min(scene.shape[-2:]) >= self.side:
             sharp[:lent] = random_patches(scene, lent, self.side, generator)
-        if self.channels == 1:
+        if self.channels == 1 or self.gray:
             sharp = sharp.mean(1, keepdim=True)
         if self.degradation is not None:
+            sharp = sharp.expand(-1, self.channels, -1, -1)
             return self._inner(self._degraded(self.degradation, sharp, generator), sharp)
         if clipped >= _MIN_CLIPPED:
             sharp = _with_highlights(sharp, generator)
@@ -105,7 +108,7 @@ class PairSampler:
             degraded = stage.apply(degraded, part, generator)
             if isinstance(stage, Blur):
                 degraded = self._moved(sharp, degraded, reading, generator)
-        return self._inner(degraded, sharp)
+        return self._inner(*(image.expand(-1, self.channels, -1, -1) for image in (degraded, sharp)))
 
     def _inner(self, degraded: Tensor, sharp: Tensor) -> tuple[Tensor, Tensor]:
         """Return pairs without the margins that borders reach."""

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tta_restore._core import checks
+from tta_restore._core.color import is_gray
 from tta_restore._core.progress import ProgressBar
 from tta_restore.adapters import state as parameter_sets
 from tta_restore.adapters.adapter import Adapter
@@ -57,7 +58,18 @@ _SILENT = 10.0  # seconds of a frame's steps before their progress is shown
 _LR_HALF_LIFE = 192.0  # steps after which the learning rate has halved
 _DEBLURRING = ("defocus", "motion", "sr")
 # What is kept of a camera
-_CAMERA = ("readings", "rate", "lead", "exported_lead", "weights", "recent", "correlation", "unimproved", "adapted")
+_CAMERA = (
+    "readings",
+    "gray",
+    "rate",
+    "lead",
+    "exported_lead",
+    "weights",
+    "recent",
+    "correlation",
+    "unimproved",
+    "adapted",
+)
 _BUDGET = re.compile(r"(\d+(?:\.\d+)?)\s*(s|x)")
 
 
@@ -225,6 +237,7 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         return {
             "phase": "calibrating",
             "readings": [],
+            "gray": False,
             "rate": 0.0,
             "lead": 0.0,
             "exported_lead": 0.0,
@@ -256,6 +269,7 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
                 f"{type(self).__name__}: expected frames (B, C, H, W) with C of 1 or 3, got {tuple(frame.image.shape)}"
             )
         memory, notes = self.memory, frame.scratch
+        notes["gray"] = frame.image.shape[1] == 3 and bool(is_gray(frame.region).all())
         reading = self._read(frame)
         if reading is None:
             self._keep(frame)
@@ -274,6 +288,7 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
             self._hold_out(frame, reading)
             if self._change(frame):
                 return
+        memory["gray"] = notes["gray"]
         memory["readings"] = [*memory["readings"], reading.tensors()][-self.window :]
         self._hold_out(frame, self.reading)
         frame.metrics["changed"] = float(changed)
@@ -349,6 +364,7 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
             sharpens=task in _DEBLURRING or spec.scale > 1,  # upscalers restore resolution, whatever else they do
             motion=task == "motion",
             channels=frame.image.shape[1],
+            gray=frame.scratch["gray"],
             patch_size=patch_size_for(spec.size, spec.scale, self.patch_size),
             scene_fraction=self.scene_fraction,
             spread=self.spread,
@@ -359,7 +375,8 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
     def _read(self, frame: FrameContext) -> Reading | None:
         """Estimate the frame's degradation; None for frames of a steady camera that are not due."""
         memory = self.memory
-        if self.phase == "steady" and memory["unread"] + 1 < memory["interval"]:
+        is_like = frame.scratch["gray"] == memory["gray"]
+        if self.phase == "steady" and is_like and memory["unread"] + 1 < memory["interval"]:
             memory["unread"] += 1
             return None
         memory["unread"] = 0
@@ -400,6 +417,8 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
             return False  # the frames are known to carry it
         pooled = self.reading
         distance = 0.0 if pooled is None else reading.distance(pooled)
+        if pooled is not None and frame.scratch["gray"] != self.memory["gray"]:
+            distance = max(distance, 2 * self.change_threshold)  # noise of gray frames is the same in all channels
         frame.metrics["distance"] = distance
         if pooled is None or distance > threshold:
             return pooled is not None
@@ -458,6 +477,7 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
             self.restart(entry["teacher"])
             leads.append(self._lead(frame, "teacher"))
             near = entry is not left and leads[-1] >= _KEPT_LEAD * entry["lead"]
+            near &= entry["gray"] == frame.scratch["gray"]
             distances.append(reading.distance(self._pooled(entry["readings"])) if near else math.inf)
         nearest = min(range(len(known)), key=distances.__getitem__)
         best = max(range(len(known)), key=leads.__getitem__)
@@ -710,7 +730,8 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         height, width = (min(side, _WINDOW) for side in frame.region.shape[-2:])
         windows = frame.region[..., :height, :width]
         y = windows[:: math.ceil(windows[:, 0].numel() / _WINDOW**2)]  # of a large frame some of them
-        noise = torch.randn(y.shape, generator=self.generator).to(y) * reading.mean["noise_std"]
+        shape = (y.shape[0], 1, *y.shape[2:]) if sampler.gray else y.shape
+        noise = torch.randn(shape, generator=self.generator).to(y).expand_as(y) * reading.mean["noise_std"]
         stages: list[tuple[Any, Any]] = []
         if sampler.sharpens:
             parts = ("blur",)

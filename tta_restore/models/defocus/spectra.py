@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from tta_restore._core.color import srgb_slope, srgb_to_linear
+from tta_restore._core.color import is_gray, srgb_slope, srgb_to_linear
 
 __all__ = ["DIRECTIONS", "SCALES", "STRIDE", "WINDOW", "WindowSpectra", "at_unit_radius"]
 
@@ -43,11 +43,12 @@ class WindowSpectra(nn.Module):
         energy = self.taper.square()
         windows = (windows - (windows * self.taper).sum((-2, -1), keepdim=True) / self.taper.sum()) * self.taper
         power = torch.fft.fft2(windows).abs().square().flatten(-2) / energy.sum()
-        # The slope of the transfer curve scales the noise; the mean of three channels has a third of its variance.
+        # The slope of the transfer curve scales the noise; the mean of independent channels has less of its variance.
         spread = (_windows(srgb_slope(x.float()).square().mean(1)) * energy).sum((-2, -1)) / energy.sum()
         floor = noise_std**2 * _ROUNDING
         floor = floor.to(power).view(-1, 1, 1, 1) if isinstance(floor, Tensor) else floor
-        ratio = power @ self.polar.T / (floor / 3 * spread[..., None])
+        channels = torch.where(is_gray(x), 1.0, 3.0).to(power).view(-1, 1, 1, 1)
+        ratio = power @ self.polar.T / (floor / channels * spread[..., None])
         return torch.log1p(ratio).unflatten(-1, (SCALES, DIRECTIONS))
 
 
