@@ -133,6 +133,9 @@ def cases(real: Path | None) -> dict[str, Case]:
                 "far, mixed": (_camera(noise=30, jpeg=80), "photo"),
                 "night": (_camera(noise=15), "night"),
                 "text": (_camera(noise=30), "text"),
+                "own, gray": (_camera(noise=15), "gray"),
+                "near, gray": (_camera(noise=30), "gray"),
+                "mixed, gray": (_camera(noise=15, jpeg=50), "gray"),
                 **foreign,
             },
         ),
@@ -145,6 +148,7 @@ def cases(real: Path | None) -> dict[str, Case]:
                 "none": (_camera(), "photo"),
                 "mixed": (_camera(noise=8, jpeg=30), "photo"),
                 "text": (_camera(jpeg=30), "text"),
+                "far, gray": (_camera(noise=15), "gray"),
                 **foreign,
             },
         ),
@@ -170,6 +174,7 @@ def cases(real: Path | None) -> dict[str, Case]:
                 "mixed": (_camera(blur="disk", radius=2.0, noise=2, jpeg=60), "photo"),
                 "night": (lens(blur="disk", radius=2.5), "night"),
                 "text": (lens(blur="gaussian", radius=2.2), "text"),
+                "far, gray": (_camera(blur="gaussian", radius=2.2, noise=10), "gray"),
             },
         ),
     }
@@ -212,7 +217,10 @@ def _real_cases(folder: Path) -> dict[str, Case]:
 
 
 def scene(kind: str, index: int, names: tuple[str | Path, ...], size: int, generator: torch.Generator) -> Tensor:
-    """A sharp scene (1, 3, S, S): a crop of a photograph, the same by night with lamps, one of EXTREMES, or text."""
+    """A sharp scene: a crop of a photograph, gray, by night with lamps, one of EXTREMES, or text.
+
+    Shape: (1, 3, S, S), or (1, 1, S, S) for "gray".
+    """
     if kind == "text":
         return _text(size, index)
     if kind == "extreme":
@@ -220,8 +228,8 @@ def scene(kind: str, index: int, names: tuple[str | Path, ...], size: int, gener
     photo = photos.load(names[index % len(names)])
     top, left = (int(torch.randint(0, side - size + 1, (), generator=generator)) for side in photo.shape[1:])
     crop = photo[None, :, top : top + size, left : left + size]
-    if kind == "photo":
-        return crop
+    if kind in ("photo", "gray"):
+        return crop.mean(1, keepdim=True) if kind == "gray" else crop
     axis = torch.arange(size, dtype=torch.float32)
     dark, lamps = 0.25 * crop, torch.zeros(1, 1, size, size)
     for _ in range(5):
@@ -287,8 +295,8 @@ def measure(
     for index in range(count):
         sharp = scene(kind, index, names, case.size * case.scale, generator)
         parameters: Any = camera.sample(generator, 1)
-        x = camera.apply(sharp, parameters, generator)
-        sharp = sharp.clamp(0, 1)
+        x = camera.apply(sharp, parameters, generator).expand(-1, 3, -1, -1)
+        sharp = sharp.clamp(0, 1).expand(-1, 3, -1, -1)
         before = x if case.scale == 1 else F.interpolate(x, scale_factor=case.scale, mode="bicubic")
         started = time.process_time()
         ensemble = plain(x)
