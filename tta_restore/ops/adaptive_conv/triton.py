@@ -1,4 +1,4 @@
-"""Triton launchers of the adaptive convolutions, one launch or two per step.
+"""Triton launchers of the adaptive convolutions: one launch for all steps, or one or two per step.
 
 The state fits the L2 cache and stays there between steps; every filter tap is read once.
 """
@@ -58,7 +58,7 @@ class _Steps:
         constants = {"KS": self.kernel_size, "BIAS": self.bias is not None}
         frames = x.stride(0), self.vertical.stride(0), bias.stride(0), out.stride(0)
         pixels = self.sizes[1] * self.sizes[2]
-        aligned = pixels % 8 == 0 and all(t.data_ptr() % 16 == 0 for t in (x, self.vertical, out))
+        aligned = pixels % 8 == 0 and all(t.data_ptr() % 16 == 0 for t in (x, self.vertical, self.horizontal, out))
         if aligned and self.kernel_size <= 3 and _fills_device(x):  # more taps, and narrow loads, spill registers
             scratch = _wide(x, min(2, len(slopes)))
             _launch(
@@ -199,8 +199,8 @@ def iac_backward(
 class _Predictor:
     """The filters of one step at a time, in float32: a matrix product of weights and features.
 
-    The bias is the weight of a feature of ones, so that torch multiplies and adds at once; zeros fill the features up to
-    a multiple of eight, which tensor cores want.
+    The bias is the weight of a feature of ones, so that torch multiplies and adds at once; zeros fill the features up
+    to a multiple of eight, which tensor cores need.
     """
 
     def __init__(

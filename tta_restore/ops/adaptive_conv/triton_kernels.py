@@ -1,8 +1,8 @@
-"""Triton kernels of the adaptive convolutions: one step of all channels, and the two halves of its backward.
+"""Triton kernels of the adaptive convolutions: all steps of a channel, one step of all, the halves of its backward.
 
-Pixels of one channel lie on the lanes. Intermediate values of neighbors are recomputed from cache lines that are in L1
-already, so a step is one pass over its filters. No atomics: results do not depend on the order of
-blocks.
+Pixels of one channel lie on the lanes. A step is one pass over its filters: where it is a launch of its own,
+intermediate values of neighbors are recomputed from cache lines that are in L1 already. No atomics: results do not
+depend on the order of blocks.
 
 Names: ``p_`` pointers, ``o_`` offsets, ``m_`` masks, ``b_`` blocks of values. A channel's planes are H * W apart;
 offsets between channels, steps and frames are 64-bit, within a plane 32-bit.
@@ -75,7 +75,7 @@ def step_kernel(
 
 @triton.jit
 def _channel_columns(p_u, p_v, p_taps, plane, W, KS: tl.constexpr, BLOCK: tl.constexpr):
-    """Vertical pass over one channel: p_v = V u. Taps are read once, 16 bytes at a time, and need no place in a cache."""
+    """Write V u, the vertical pass over one channel. Taps are read once, 16 bytes at a time, and stay in no cache."""
     for start in range(0, plane, BLOCK):
         o = start + tl.arange(0, BLOCK)
         m = o < plane
@@ -91,9 +91,7 @@ def _channel_columns(p_u, p_v, p_taps, plane, W, KS: tl.constexpr, BLOCK: tl.con
         tl.store(p_v + o, b_v, mask=m)
 
 
-@triton.jit(
-    do_not_specialize=["C", "plane8", "x_planes", "taps_planes", "bias_planes", "out_planes", "n", "steps"]
-)
+@triton.jit(do_not_specialize=["C", "plane8", "x_planes", "taps_planes", "bias_planes", "out_planes", "n", "steps"])
 def channel_kernel(
     p_x, p_vertical, p_horizontal, p_bias, p_states, p_scratch, p_out, C, W, plane8, x_planes, taps_planes,
     bias_planes, out_planes, n, steps, slope, last_slope,
@@ -102,9 +100,9 @@ def channel_kernel(
     """Run ``steps`` steps from step n on, for one channel of one frame per program.
 
     The passes of a step alternate on two float32 planes of scratch that no other program touches; the barrier between
-    them orders global memory within a program. ``plane8`` is H * W / 8: Triton then concludes that every plane starts at
-    a multiple of 16 bytes. ``*_planes`` are distances between frames. With SAVE, the states between the steps are written
-    to (B, steps - 1, C, H, W). ``last_slope`` belongs to the last step.
+    them orders global memory within a program. ``plane8`` is H * W / 8: Triton then concludes that every plane starts
+    at a multiple of 16 bytes. ``*_planes`` are distances between frames. With SAVE, the states between the steps are
+    written to (B, steps - 1, C, H, W). ``last_slope`` belongs to the last step.
     """
     plane = plane8 * 8
     i = tl.program_id(0).to(tl.int64)

@@ -8,7 +8,6 @@ from tta_restore._core import library
 
 from . import reference
 
-
 _TRITON = "tta_restore.ops.product_conv.triton"
 
 

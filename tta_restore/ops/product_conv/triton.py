@@ -180,7 +180,7 @@ def _frame(tensor: Tensor) -> int:
 
 
 def _adjacent(kernels: Tensor) -> Tensor:
-    """(B, R, C, K, K) -> (B or 1, C or 1, K, K, R), R filled up: the taps that meet at a pixel lie beside each other."""
+    """Lay the R taps that meet at a pixel next to each other: (B, R, C, K, K) -> (B|1, C|1, K, K, R), R filled up."""
     count = kernels.shape[1]
     return F.pad(reference.shared(kernels, 0, 2).permute(0, 2, 3, 4, 1), (0, -count % _ranks(count))).contiguous()
 
