@@ -54,10 +54,12 @@ step 60 iso      $T -n 6 -m gpu tests/ops/test_isotropic_triton.py tests/core/te
 step 80 bf16     $R --only "N17 K3 bfloat16" --contenders ours composed --output "$OUT/bf16.json"
 step 70 fp32     $R --only "N17 K3 float32" --contenders ours composed --output "$OUT/fp32.json"
 step 60 reblur   $R --only "1120x1680" --contenders ours --output "$OUT/isotropic.json"
-step 60 gpu      $T -n 4 -m gpu tests/ops
+step 50 product  $R --only "product_conv2d 1x3x1120x1680" --contenders ours reference --output "$OUT/product.json"
+step 60 gpu      $T -n 4 -m gpu tests/ops --deselect tests/ops/test_isotropic_triton.py
 step 60 ops      $T -n 8 --device cuda -m "not slow" tests/ops/test_adaptive_conv.py tests/ops/test_warp.py tests/ops/test_sharpness.py -k "reference or autocast or deterministic or memory_layout or empty or opcheck or func_grad"
 step 45 original $R --only "iac 1x128x140x210 N17 K3 bfloat16" --directions forward --contenders ours original --output "$OUT/original.json"
 step 45 memory   $PYTHON -m benchmarks report --device cuda --no-plot --rounds 3 --seconds 5 --only "iac_from_features 1x128x140x210 N17 K3 bfloat16" --contenders ours composed --output "$OUT/memory.json"
 for f in "$OUT"/*.json; do
-  case $f in */env.json) cat "$f"; echo ;; *) timeout 20 "$PYTHON" -m benchmarks table "$f" 2>/dev/null | cut -c1-150 ;; esac
+  left=$((LIMIT - SECONDS)); [ $left -lt 1 ] && break
+  case $f in */env.json) cat "$f"; echo ;; *) timeout $((left < 20 ? left : 20)) "$PYTHON" -m benchmarks table "$f" 2>/dev/null | cut -c1-150 ;; esac
 done

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-import tta_restore
 from tta_restore import ops
 
 from .cases import Case, _bytes, _compiled, _ours_and_reference
@@ -62,8 +61,6 @@ class PixelConv(Case):
         options = {"kernel_size": self.kernel_size, "groups": self.groups}
         original = partial(unfold_multiply_sum, **options)
         ours = partial(ops.adaptive_conv2d, **options)
-        if device == "cuda":  # no kernel of ours there yet
-            return {"reference": ours, "original": original, "compiled": _compiled(original)}
         return {**_ours_and_reference(ours, device), "original": original, "compiled": _compiled(original)}
 
 
@@ -124,11 +121,9 @@ class ProductConv(Case):
             blurred = torch.fft.irfft2(spectrum, s=size)[..., 2 * margin :, 2 * margin :]
             return (blurred[..., :h, :w] * weights[:, :, None]).sum(1)
 
-        def ours(*tensors: Tensor) -> Tensor:
-            with tta_restore.backend("reference"):
-                return ops.product_conv2d(*tensors)
-
-        return {"ours": ours, "original": convolved, "fft": transformed}
+        both = _ours_and_reference(ops.product_conv2d, device)
+        ours = both if device == "cuda" else {"ours": both["reference"]}  # torch's own operators serve the CPU
+        return {**ours, "original": convolved, "fft": transformed}
 
 
 @dataclass(frozen=True)
@@ -180,5 +175,6 @@ def cases(device: str) -> list[Case]:
         PixelConv(FRAME, 5, 128, memory_format=torch.channels_last),
         PixelConv((1, 64, 128, 128), 7, 1),
         *(ProductConv(PHOTO, size, 6) for size in (5, 15, 31)),
+        *(ProductConv((1, 3, 1120, 1680), size, 6) for size in (5, 11) if device == "cuda"),
         *(AnisotropicReblur(PHOTO, size) for size in (7, 15, 31)),
     ]

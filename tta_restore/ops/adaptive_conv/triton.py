@@ -1,4 +1,4 @@
-"""Triton launchers of the adaptive convolutions, one launch or two per step.
+"""Triton launchers of the adaptive convolutions: one launch for all steps, or one or two per step.
 
 The state fits the L2 cache and stays there between steps; every filter tap is read once.
 """
@@ -9,31 +9,15 @@ from typing import Any
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
+from torch.nn import functional as F
 
 from . import triton_kernels as kernels
 from .reference import in_format_of, states_in_format_of
 
 STEP = {"BLOCK": 1024, "num_warps": 8}
-# One compiled form per kernel and dtype of the predictor: (channels, depth, pixels) of a tile, and warps.
-PREDICTED = {"full": (32, 16, 64, 8), "half": (64, 32, 64, 8)}
-
-
-def predicted_tile(dtype: torch.dtype, channels: int, features: int, pixels: int) -> dict[str, Any]:
-    """Return tile sizes, precision, offsets and warps of the kernel whose taps are predicted."""
-    half = dtype != torch.float32
-    most_channels, most_depth, width, warps = PREDICTED["half" if half else "full"]
-    # Not torch.get_float32_matmul_precision(), which raises once a user has set an `fp32_precision`.
-    tf32 = not half and torch.backends.cuda.matmul.fp32_precision == "tf32"
-    return {
-        "BLOCK_C": max(16, min(most_channels, triton.next_power_of_2(channels))),
-        "BLOCK_D": max(16, min(most_depth, triton.next_power_of_2(features))),
-        "BLOCK": width,
-        "PRECISION": "tf32" if tf32 else "ieee",
-        "INDEX": tl.int64 if pixels * max(most_channels, most_depth) >= 2**31 else tl.int32,
-        "num_warps": warps,
-    }
+CHANNEL = {"BLOCK": 8192, "num_warps": 32}
+LEAST_BUSY = 0.75  # share of the multiprocessors that the programs of a channel each keep busy on average
 
 
 def _launch(kernel: Any, grid: tuple[int], *args: Any, **constants: Any) -> None:
@@ -49,6 +33,13 @@ def _blocks(x: Tensor, pixels: int) -> int:
     return triton.cdiv(height * width, pixels)
 
 
+def _fills_device(x: Tensor) -> bool:
+    """Return whether a program per channel and frame, one to a multiprocessor, keeps most of the device busy."""
+    programs = x.shape[0] * x.shape[1]
+    at_once = torch.cuda.get_device_properties(x.device).multi_processor_count if x.is_cuda else 1
+    return programs >= LEAST_BUSY * at_once * triton.cdiv(programs, at_once)
+
+
 class _Steps:
     """The steps of one call: where their taps lie, and the slopes of their activations."""
 
@@ -61,13 +52,32 @@ class _Steps:
         self.sizes = x.shape[1:]
         self.grid = (x.shape[0] * x.shape[1] * _blocks(x, STEP["BLOCK"]),)
 
-    def forward(self, n: int, u: Tensor, out: Tensor) -> None:
-        bias = self.vertical if self.bias is None else self.bias
-        _launch(
-            kernels.step_kernel, self.grid, u, self.vertical, self.horizontal, bias, out, *self.sizes,
-            u.stride(0), self.vertical.stride(0), bias.stride(0), out.stride(0), n, self.slopes[n],
-            KS=self.kernel_size, BIAS=self.bias is not None, **STEP,
-        )  # fmt: skip
+    def forward(self, x: Tensor, out: Tensor, states: Tensor | None = None, first: int = 0) -> None:
+        """Run the steps from ``first`` on; ``states`` (B, steps - 1, C, H, W) take what lies between them."""
+        slopes, bias = self.slopes[first:], self.vertical if self.bias is None else self.bias
+        constants = {"KS": self.kernel_size, "BIAS": self.bias is not None}
+        frames = x.stride(0), self.vertical.stride(0), bias.stride(0), out.stride(0)
+        pixels = self.sizes[1] * self.sizes[2]
+        aligned = pixels % 8 == 0 and all(t.data_ptr() % 16 == 0 for t in (x, self.vertical, self.horizontal, out))
+        if aligned and self.kernel_size <= 3 and _fills_device(x):  # more taps, and narrow loads, spill registers
+            scratch = _wide(x, min(2, len(slopes)))
+            _launch(
+                kernels.channel_kernel, (x.shape[0] * x.shape[1],), x, self.vertical, self.horizontal, bias,
+                scratch if states is None else states, scratch, out, self.sizes[0], self.sizes[2], pixels // 8,
+                *(frame // pixels for frame in frames), first, len(slopes), slopes[0], slopes[-1],
+                SAVE=states is not None, **constants, **CHANNEL,
+            )  # fmt: skip
+            return
+        if states is None:
+            spare = _wide(x, min(2, len(slopes) - 1))
+            planes = [x, *(spare[n % 2] for n in range(len(slopes) - 1)), out]
+        else:
+            planes = [x, *states.unbind(1), out]
+        for n, (slope, u, result) in enumerate(zip(slopes, planes, planes[1:], strict=False), first):
+            _launch(
+                kernels.step_kernel, self.grid, u, self.vertical, self.horizontal, bias, result, *self.sizes,
+                u.stride(0), *frames[1:3], result.stride(0), n, slope, **constants, **STEP,
+            )  # fmt: skip
 
     def backward(
         self, n: int, u: Tensor, out: Tensor | None, grad: Tensor, middle: Tensor, grad_u: Tensor,
@@ -103,14 +113,9 @@ def _wide(like: Tensor, *leading: int) -> Tensor:
     return like.new_empty(*leading, *like.shape, dtype=torch.float32)
 
 
-def _states(x: Tensor, num_steps: int, save: bool) -> tuple[Tensor, list[Tensor]]:
-    """Allocate the states that ``iac`` returns and u_1 .. u_{N-1}, in two alternating planes unless they are saved."""
-    b, *sizes = x.shape
-    saved = x.new_empty(b, num_steps - 1 if save else 0, *sizes, dtype=torch.float32)
-    if save:
-        return saved, list(saved.unbind(1))
-    spare = _wide(x, min(2, num_steps - 1))
-    return saved, [spare[n % 2] for n in range(num_steps - 1)]
+def _states(x: Tensor, num_steps: int) -> Tensor:
+    """Room for u_1 .. u_{N-1}: (B, N-1, C, H, W)."""
+    return x.new_empty(x.shape[0], num_steps - 1, *x.shape[1:], dtype=torch.float32)
 
 
 def sac(x: Tensor, vertical: Tensor, horizontal: Tensor) -> Tensor:
@@ -120,7 +125,7 @@ def sac(x: Tensor, vertical: Tensor, horizontal: Tensor) -> Tensor:
     if out.numel():
         with torch.cuda.device_of(x):
             steps = _Steps(x, (vertical, horizontal, None), vertical.shape[1] // x.shape[1], True, [1.0])
-            steps.forward(0, x, out)
+            steps.forward(x, out)
     return out
 
 
@@ -146,19 +151,14 @@ def iac(
     x: Tensor, filters: Tensor, num_steps: int, kernel_size: int, negative_slope: float, activate_last: bool,
     own: bool, save_states: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Launch step after step."""
+    """Launch all steps, or step after step."""
     given, x, filters = filters, x.contiguous(), filters.contiguous()
-    out = torch.empty_like(x)
-    states, inner = _states(x, num_steps, save_states)
+    out, states = torch.empty_like(x), _states(x, num_steps if save_states else 1)
     if out.numel():
-        taps, slopes = (
-            _taps(filters, num_steps, x.shape[1], kernel_size),
-            _slopes(num_steps, negative_slope, activate_last),
-        )
+        taps = _taps(filters, num_steps, x.shape[1], kernel_size)
+        steps = _Steps(x, taps, kernel_size, own, _slopes(num_steps, negative_slope, activate_last))
         with torch.cuda.device_of(x):
-            steps, planes = _Steps(x, taps, kernel_size, own, slopes), [x, *inner, out]
-            for n in range(num_steps):
-                steps.forward(n, planes[n], planes[n + 1])
+            steps.forward(x, out, states if save_states else None)
     return out, states_in_format_of(given, states)
 
 
@@ -178,72 +178,78 @@ def iac_backward(
     slopes = _slopes(num_steps, negative_slope, activate_last)
     with torch.cuda.device_of(x):
         steps = _Steps(x, _taps(filters, num_steps, channels, kernel_size), kernel_size, own, slopes)
+        last = _wide(x)  # the output again, for the sign of what was activated
         if states.ndim == 5 and states.shape[1] == num_steps - 1:
-            inner = list(states.contiguous().unbind(1))
+            states = states.contiguous()
+            planes = [x, *states.unbind(1)]
+            if activate_last:
+                steps.forward(planes[-1], last, first=num_steps - 1)
         else:
-            inner = _states(x, num_steps, save=True)[1]
-            for n in range(num_steps - 1):
-                steps.forward(n, [x, *inner][n], inner[n])
-        last, middle, spare = None, _wide(x), _wide(x, min(2, num_steps - 1))
-        planes = [x, *inner]
-        if activate_last:  # the sign of the output, which is not saved
-            last = _wide(x)
-            steps.forward(num_steps - 1, planes[-1], last)
+            states = _states(x, num_steps)
+            planes = [x, *states.unbind(1)]
+            steps.forward(x, last, states)
+        middle, spare = _wide(x), _wide(x, min(2, num_steps - 1))
+        outs = [*planes[1:], last if activate_last else None]
         grads = [grad_x, *(spare[n % 2] for n in range(num_steps - 1)), grad]
         for n in reversed(range(num_steps)):
-            steps.backward(n, planes[n], [*inner, last][n], grads[n + 1], middle, grads[n], grad_taps)
+            steps.backward(n, planes[n], outs[n], grads[n + 1], middle, grads[n], grad_taps)
     return grad_x, in_format_of(given, grad_filters)
 
 
-def _predict_and_apply(
-    x: Tensor, predictor: tuple[Tensor, Tensor, Tensor], planes: list[Tensor], kernel_size: int, own: bool,
-    slopes: list[float],
-) -> None:  # fmt: skip
-    """Run the first ``len(planes) - 1`` steps from ``planes[0]``; two launches each, their filters never stored."""
-    features, weight, bias = predictor
-    (frames, channels, height, width), d = x.shape, features.shape[1]
-    tile = predicted_tile(x.dtype, channels, d, height * width)
-    grid = (frames * triton.cdiv(channels, tile["BLOCK_C"]) * _blocks(x, tile["BLOCK"]),)
-    middle = _wide(x)
-    for n in range(len(planes) - 1):
-        for rows, source, out in ((False, planes[n], middle), (True, middle, planes[n + 1])):
-            _launch(
-                kernels.predicted_pass_kernel, grid, source, features, weight, bias, out, channels, d, height, width,
-                len(slopes), source.stride(0), out.stride(0), n, slopes[n], KS=kernel_size, ROWS=rows, OWN=own, **tile,
-            )  # fmt: skip
+class _Predictor:
+    """The filters of one step at a time, in float32: a matrix product of weights and features.
 
+    The bias is the weight of a feature of ones, so that torch multiplies and adds at once; zeros fill the features up
+    to a multiple of eight, which tensor cores need.
+    """
 
-def _predict(
-    x: Tensor, predictor: tuple[Tensor, Tensor, Tensor], first: int, biases: int, taps: int
-) -> Tensor:  # fmt: skip
-    """Make one step's filters (B, taps + C, H*W), in float32."""
-    features, weight, bias = predictor
-    (frames, channels, height, width), d = x.shape, features.shape[1]
-    rows = taps + channels
-    filters = x.new_empty(frames, rows, height * width, dtype=torch.float32)
-    tile = predicted_tile(x.dtype, channels, d, height * width)
-    grid = (frames * triton.cdiv(rows, tile["BLOCK_C"]) * _blocks(x, tile["BLOCK"]),)
-    _launch(
-        kernels.predict_kernel, grid, features, weight, bias, filters, d, height, width, first, biases, taps, rows,
-        **tile,
-    )  # fmt: skip
-    return filters
+    def __init__(
+        self, features: Tensor, weight: Tensor, bias: Tensor, x: Tensor, kernel_size: int, own: bool,
+        slopes: list[float],
+    ) -> None:  # fmt: skip
+        frames, d, pixels = features.shape[0], features.shape[1], features.shape[2] * features.shape[3]
+        self.channels, self.kernel_size, self.own, self.slopes = x.shape[1], kernel_size, own, slopes
+        self.taps, num_steps = self.channels * kernel_size, len(slopes)
+        rest = -(d + 1) % 8
+        table = F.pad(torch.cat([weight, bias[:, None]], 1), (0, rest))
+        taps = table[: num_steps * 2 * self.taps].view(num_steps, 2, self.taps, -1)[:, : 2 if own else 1]
+        biases = table[num_steps * 2 * self.taps :].view(num_steps, self.channels, -1)
+        self.weights = torch.cat([taps.flatten(1, 2), biases], 1)
+        ones = features.new_ones(frames, 1, pixels)
+        self.features = torch.cat([features.flatten(2), ones, features.new_zeros(frames, rest, pixels)], 1)
+
+    def filters(self, n: int) -> Tensor:
+        """Return the filters of step n: (B, C*(2K+1), H*W), or without horizontal taps C*(K+1) rows."""
+        weights = self.weights[n].expand(self.features.shape[0], -1, -1)
+        if weights.dtype == torch.float32 or not weights.is_cuda:
+            return torch.bmm(weights.float(), self.features.float())
+        return torch.bmm(weights, self.features, out_dtype=torch.float32)  # not rounded before it is used
+
+    def steps(self, n: int, x: Tensor, filters: Tensor) -> _Steps:
+        return _Steps(x, self.split(filters), self.kernel_size, self.own, self.slopes[n : n + 1])
+
+    def split(self, filters: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Vertical taps, horizontal ones, which are not there unless they are own, and biases."""
+        return filters, filters[:, self.taps :], filters[:, -self.channels :]
+
+    def forward(self, n: int, u: Tensor, out: Tensor) -> None:
+        self.steps(n, u, self.filters(n)).forward(u, out)
 
 
 def iac_from_features(
     x: Tensor, features: Tensor, weight: Tensor, bias: Tensor, num_steps: int, kernel_size: int,
     negative_slope: float, activate_last: bool, own: bool,
 ) -> Tensor:  # fmt: skip
-    """Make every tap in registers, where it is used."""
-    x, *rest = (t.contiguous() for t in (x, features, weight, bias))
+    """Make the filters of one step after the other, and apply them."""
+    x = x.contiguous()
     out = torch.empty_like(x)
     if out.numel():
-        planes, slopes = (
-            [x, *_states(x, num_steps, save=False)[1], out],
-            _slopes(num_steps, negative_slope, activate_last),
-        )
+        slopes, spare = _slopes(num_steps, negative_slope, activate_last), _wide(x, min(2, num_steps - 1))
+        planes = [x, *(spare[n % 2] for n in range(num_steps - 1)), out]
         with torch.cuda.device_of(x):
-            _predict_and_apply(x, (rest[0], rest[1], rest[2]), planes, kernel_size, own, slopes)
+            predictor = _Predictor(features, weight, bias, x, kernel_size, own, slopes)
+            for n in range(num_steps):
+                predictor.forward(n, planes[n], planes[n + 1])
     return out
 
 
@@ -261,36 +267,30 @@ def iac_from_features_backward(
     if x.numel():
         slopes, taps = _slopes(num_steps, negative_slope, activate_last), channels * kernel_size
         flat, flat_grad = features.flatten(2), grad_features.view(frames, d, -1) if need_features else grad_features
-        inner = _states(x, num_steps, save=True)[1]
-        middle, last = _wide(x), _wide(x) if activate_last else None
-        spare, planes = _wide(x, min(2, num_steps - 1)), [x, *inner]
+        middle, last, spare = _wide(x), _wide(x), _wide(x, min(2, num_steps - 1))
+        planes = [x, *_states(x, num_steps).unbind(1), last]
+        outs = [*planes[1:-1], last if activate_last else None]
         grads = [grad_x, *(spare[n % 2] for n in range(num_steps - 1)), grad]
         with torch.cuda.device_of(x):
-            _predict_and_apply(x, (features, weight, bias), planes, kernel_size, own, slopes)
+            predictor = _Predictor(features, weight, bias, x, kernel_size, own, slopes)
+            for n in range(num_steps if activate_last else num_steps - 1):
+                predictor.forward(n, planes[n], planes[n + 1])
             for n in reversed(range(num_steps)):
-                first, biases = n * 2 * taps, num_steps * 2 * taps + n * channels
-                rows = (slice(first, first + (2 if own else 1) * taps), slice(biases, biases + channels))
-                filters = _predict(x, (features, weight, bias), first, biases, rows[0].stop - first)
-                wanted = need_features or need_weight
-                grad_filters = torch.empty_like(filters, dtype=x.dtype) if wanted else None
-                steps = _Steps(x, _step_taps(filters, taps, channels), kernel_size, own, slopes[n : n + 1])
-                if n == num_steps - 1 and last is not None:
-                    steps.forward(0, planes[n], last)
-                steps.backward(
-                    0, planes[n], [*inner, last][n], grads[n + 1], middle, grads[n],
-                    None if grad_filters is None else _step_taps(grad_filters, taps, channels),
+                filters = predictor.filters(n)
+                grad_filters = torch.empty_like(filters, dtype=x.dtype) if need_features or need_weight else None
+                predictor.steps(n, x, filters).backward(
+                    0, planes[n], outs[n], grads[n + 1], middle, grads[n],
+                    None if grad_filters is None else predictor.split(grad_filters),
                 )  # fmt: skip
+                del filters  # before those of the next step are made
                 if grad_filters is not None and need_features:
-                    flat_grad += torch.matmul(torch.cat([weight[r] for r in rows]).t(), grad_filters)
+                    flat_grad += torch.matmul(predictor.weights[n, :, :d].t(), grad_filters)
                 if grad_filters is not None and need_weight:
-                    sizes = [filters.shape[1] - channels, channels]
+                    first, biases = n * 2 * taps, num_steps * 2 * taps + n * channels
+                    sizes = [grad_filters.shape[1] - channels, channels]
+                    rows = slice(first, first + sizes[0]), slice(biases, biases + channels)
                     of_weight = torch.matmul(grad_filters, flat.transpose(1, 2)).sum(0).split(sizes)
                     of_bias = grad_filters.sum((0, 2)).split(sizes)
                     for r, w, b in zip(rows, of_weight, of_bias, strict=True):
                         grad_weight[r], grad_bias[r] = w, b
     return grad_x, grad_features.to(x.dtype), grad_weight, grad_bias
-
-
-def _step_taps(filters: Tensor, taps: int, channels: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Split one step's filters (B, C*(2K+1) or, without horizontal taps, C*(K+1), H*W)."""
-    return filters, filters[:, taps:], filters[:, -channels:]

@@ -1,8 +1,8 @@
-"""Triton kernels of the adaptive convolutions: one step of all channels, and the two halves of its backward.
+"""Triton kernels of the adaptive convolutions: all steps of a channel, one step of all, the halves of its backward.
 
-Pixels of one channel lie on the lanes. Intermediate values of neighbors are recomputed from cache lines that are in L1
-already, so a step is one pass over its filters. No atomics: results do not depend on the order of
-blocks.
+Pixels of one channel lie on the lanes. A step is one pass over its filters: where it is a launch of its own,
+intermediate values of neighbors are recomputed from cache lines that are in L1 already. No atomics: results do not
+depend on the order of blocks.
 
 Names: ``p_`` pointers, ``o_`` offsets, ``m_`` masks, ``b_`` blocks of values. A channel's planes are H * W apart;
 offsets between channels, steps and frames are 64-bit, within a plane 32-bit.
@@ -71,6 +71,84 @@ def step_kernel(
     b_z = tl.where(b_z > 0, b_z, b_z * slope)
     p_out += i_b * out_frame + i_c * plane
     tl.store(p_out + o, b_z.to(p_out.dtype.element_ty), mask=m)
+
+
+@triton.jit
+def _channel_columns(p_u, p_v, p_taps, plane, W, KS: tl.constexpr, BLOCK: tl.constexpr):
+    """Write V u, the vertical pass over one channel. Taps are read once, 16 bytes at a time, and stay in no cache."""
+    for start in range(0, plane, BLOCK):
+        o = start + tl.arange(0, BLOCK)
+        m = o < plane
+        b_v = tl.zeros((BLOCK,), tl.float32)
+        for t in tl.static_range(KS):
+            o_t = o  # moved row by row up to the border, without a division
+            for _ in tl.static_range(KS // 2 - t):
+                o_t = tl.where(o_t < W, o_t, o_t - W)
+            for _ in tl.static_range(t - KS // 2):
+                o_t = tl.where(o_t >= plane - W, o_t, o_t + W)
+            b_tap = tl.load(p_taps + t * plane.to(tl.int64) + o, mask=m, other=0.0, eviction_policy="evict_first")
+            b_v += b_tap.to(tl.float32) * tl.load(p_u + o_t, mask=m, other=0.0).to(tl.float32)
+        tl.store(p_v + o, b_v, mask=m)
+
+
+@triton.jit(do_not_specialize=["C", "plane8", "x_planes", "taps_planes", "bias_planes", "out_planes", "n", "steps"])
+def channel_kernel(
+    p_x, p_vertical, p_horizontal, p_bias, p_states, p_scratch, p_out, C, W, plane8, x_planes, taps_planes,
+    bias_planes, out_planes, n, steps, slope, last_slope,
+    KS: tl.constexpr, BIAS: tl.constexpr, SAVE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Run ``steps`` steps from step n on, for one channel of one frame per program.
+
+    The passes of a step alternate on two float32 planes of scratch that no other program touches; the barrier between
+    them orders global memory within a program. ``plane8`` is H * W / 8: Triton then concludes that every plane starts
+    at a multiple of 16 bytes. ``*_planes`` are distances between frames. With SAVE, the states between the steps are
+    written to (B, steps - 1, C, H, W). ``last_slope`` belongs to the last step.
+    """
+    plane = plane8 * 8
+    i = tl.program_id(0).to(tl.int64)
+    i_b, i_c = i // C, i % C
+    p_x += (i_b * x_planes + i_c) * plane
+    p_out += (i_b * out_planes + i_c) * plane
+    p_v = p_scratch + i * plane
+    p_u = p_v + tl.num_programs(0).to(tl.int64) * plane  # unused, and not there, if it is one step
+    p_states += (i_b * (steps - 1) * C + i_c) * plane
+    o_taps = (i_b * taps_planes + (2 * n * C + i_c) * KS) * plane
+    p_vertical += o_taps
+    p_horizontal += o_taps
+    p_bias += (i_b * bias_planes + n * C + i_c) * plane
+    step_taps = i * 0 + 2 * C * KS  # planes between two steps, 64-bit
+    _channel_columns(p_x, p_v, p_vertical, plane, W, KS, BLOCK)
+    for k in range(steps):
+        tl.debug_barrier()
+        p_step = p_horizontal + k * step_taps * plane
+        step_slope = tl.where(k == steps - 1, last_slope, slope)
+        for start in range(0, plane, BLOCK):
+            o = start + tl.arange(0, BLOCK)
+            m = o < plane
+            o_x = o % W
+            b_z = tl.zeros((BLOCK,), tl.float32)
+            if BIAS:
+                p = p_bias + k * C * plane.to(tl.int64) + o
+                b_z += tl.load(p, mask=m, other=0.0, eviction_policy="evict_first").to(tl.float32)
+            for t in tl.static_range(KS):
+                if t < KS // 2:
+                    o_t = o - tl.minimum(o_x, KS // 2 - t)
+                elif t > KS // 2:
+                    o_t = o + tl.minimum(W - 1 - o_x, t - KS // 2)
+                else:
+                    o_t = o  # as it is, so that this load is of 16 bytes, too
+                b_tap = tl.load(p_step + t * plane.to(tl.int64) + o, mask=m, other=0.0, eviction_policy="evict_first")
+                b_z += b_tap.to(tl.float32) * tl.load(p_v + o_t, mask=m, other=0.0)
+            b_z = tl.where(b_z > 0, b_z, b_z * step_slope)
+            if k == steps - 1:
+                tl.store(p_out + o, b_z.to(p_out.dtype.element_ty), mask=m)
+            else:
+                tl.store(p_u + o, b_z, mask=m)
+                if SAVE:
+                    tl.store(p_states + k * C * plane.to(tl.int64) + o, b_z, mask=m)
+        if k < steps - 1:
+            tl.debug_barrier()
+            _channel_columns(p_u, p_v, p_vertical + (k + 1) * step_taps * plane, plane, W, KS, BLOCK)
 
 
 @triton.jit(do_not_specialize=["n"])
@@ -155,91 +233,3 @@ def columns_backward_kernel(
             else:
                 b_vertical += b_horizontal
             tl.store(p_grad_vertical + o_tap, b_vertical.to(p_grad_vertical.dtype.element_ty), mask=m)
-
-
-@triton.jit
-def _predicted(
-    p_features, p_weight, p_bias, o_row, o, m_row, m, width, D,
-    BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK: tl.constexpr, PRECISION: tl.constexpr, INDEX: tl.constexpr,
-):  # fmt: skip
-    """weight[o_row] features[:, o] + bias[o_row]: one tap of BLOCK_C channels at BLOCK pixels."""
-    plane = tl.full((), 1, tl.int64) * width
-    o_depth = tl.arange(0, BLOCK_D).to(INDEX)[:, None] * width
-    b_sum = tl.zeros((BLOCK_C, BLOCK), tl.float32)
-    for d in range(0, D, BLOCK_D):
-        o_d = d + tl.arange(0, BLOCK_D)
-        m_w, m_h = m_row[:, None] & (o_d < D)[None, :], (o_d < D)[:, None] & m[None, :]
-        b_w = tl.load(p_weight + (o_row[:, None] * D + o_d[None, :]), mask=m_w, other=0.0)
-        p_depth = p_features + d * plane
-        b_h = tl.load(p_depth + (o_depth + o[None, :]), mask=m_h, other=0.0)
-        b_sum = tl.dot(b_w, b_h, b_sum, input_precision=PRECISION)
-    return b_sum + tl.load(p_bias + o_row, mask=m_row, other=0.0).to(tl.float32)[:, None]
-
-
-@triton.jit(do_not_specialize=["n"])
-def predicted_pass_kernel(
-    p_source, p_features, p_weight, p_bias, p_out, C, D, H, W, N, source_frame, out_frame, n, slope,
-    KS: tl.constexpr, ROWS: tl.constexpr, OWN: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr,
-    BLOCK: tl.constexpr, PRECISION: tl.constexpr, INDEX: tl.constexpr,
-):  # fmt: skip
-    """Run one pass of step n with taps that are computed in registers and never stored.
-
-    The vertical pass, or, with ROWS, the horizontal one, which then adds the bias and activates. INDEX is the type of
-    offsets within a tile: 64-bit ones spill registers, and only planes of more than 2^25 pixels need them.
-    """
-    groups, blocks = tl.cdiv(C, BLOCK_C), tl.cdiv(H * W, BLOCK)
-    i = tl.program_id(0)
-    i_c = (i % groups) * BLOCK_C
-    o_c = i_c + tl.arange(0, BLOCK_C)
-    o = (i // groups % blocks) * BLOCK + tl.arange(0, BLOCK)
-    i_b = (i // groups // blocks).to(tl.int64)
-    plane = tl.full((), 1, tl.int64) * H * W
-    o_y, o_x, m, m_c = o // W, o % W, o < H * W, o_c < C
-    m_tile = m_c[:, None] & m[None, :]
-    p_features += i_b * D * plane
-    p_source += i_b * source_frame + i_c * plane
-    o_channel = tl.arange(0, BLOCK_C).to(INDEX)[:, None] * (H * W)
-    o_first = (2 * n + (1 if ROWS and OWN else 0)) * C * KS + o_c * KS
-    b_sum = tl.zeros((BLOCK_C, BLOCK), tl.float32)
-    for t in range(KS):
-        b_taps = _predicted(
-            p_features, p_weight, p_bias, o_first + t, o, m_c, m, H * W, D, BLOCK_C, BLOCK_D, BLOCK, PRECISION, INDEX
-        )
-        o_read = o_y * W + _clamped(o_x + t - KS // 2, W) if ROWS else _clamped(o_y + t - KS // 2, H) * W + o_x
-        b_source = tl.load(p_source + o_channel + o_read[None, :], mask=m_tile, other=0.0)
-        b_sum += b_taps * b_source.to(tl.float32)
-    if ROWS:
-        o_bias = 2 * N * C * KS + n * C + o_c
-        b_sum += _predicted(
-            p_features, p_weight, p_bias, o_bias, o, m_c, m, H * W, D, BLOCK_C, BLOCK_D, BLOCK, PRECISION, INDEX
-        )
-        b_sum = tl.where(b_sum > 0, b_sum, b_sum * slope)
-    p_out += i_b * out_frame + i_c * plane
-    tl.store(p_out + o_channel + o[None, :], b_sum.to(p_out.dtype.element_ty), mask=m_tile)
-
-
-@triton.jit(do_not_specialize=["first", "first_bias"])
-def predict_kernel(
-    p_features, p_weight, p_bias, p_out, D, H, W, first, first_bias, taps, rows,
-    BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK: tl.constexpr, PRECISION: tl.constexpr, INDEX: tl.constexpr,
-):  # fmt: skip
-    """Predict one step's filters (B, rows, H, W): ``taps`` rows of weight from ``first``, then from ``first_bias``.
-
-    The same products in the same order as in ``predicted_pass_kernel``, and no rounding between: gradients belong to
-    the output that was returned.
-    """
-    groups, blocks = tl.cdiv(rows, BLOCK_C), tl.cdiv(H * W, BLOCK)
-    i = tl.program_id(0)
-    i_row = (i % groups) * BLOCK_C
-    o_local = i_row + tl.arange(0, BLOCK_C)
-    o_row = tl.where(o_local < taps, first + o_local, first_bias + o_local - taps)
-    o = (i // groups % blocks) * BLOCK + tl.arange(0, BLOCK)
-    i_b = (i // groups // blocks).to(tl.int64)
-    plane = tl.full((), 1, tl.int64) * H * W
-    m_row, m = o_local < rows, o < H * W
-    b_filters = _predicted(
-        p_features + i_b * D * plane, p_weight, p_bias, o_row, o, m_row, m, H * W, D,
-        BLOCK_C, BLOCK_D, BLOCK, PRECISION, INDEX,
-    )  # fmt: skip
-    o_tile = tl.arange(0, BLOCK_C).to(INDEX)[:, None] * (H * W) + o[None, :]
-    tl.store(p_out + (i_b * rows + i_row) * plane + o_tile, b_filters, mask=m_row[:, None] & m[None, :])

@@ -33,8 +33,8 @@ def product_conv2d(
     falls into the padding returns to the pixels that the padding was filled from, so that ``<A x, y> = <x, A^T y>`` in
     every mode. It is also the *scatter* form of the blur: mirrored kernels, mixed with weights of the *input* pixels.
 
-    Gradients of every order exist in all three tensors, for both forms. Kernels of 5 taps across and more go
-    through Fourier transforms. Half-precision dtypes are computed in float32.
+    Gradients of every order exist in all three tensors, for both forms. Kernels of 5 taps across and more, on
+    CUDA of 13 and more, go through Fourier transforms. Half-precision dtypes are computed in float32.
 
     Args:
         x: frames, any range.

@@ -1,4 +1,4 @@
-"""Definition of the product convolution and of its derivatives, in plain torch, which is the fast path, too.
+"""Definition of the product convolution and of its derivatives, in plain torch, which is the fast path on the CPU, too.
 
 Everything is a partial derivative of one form, linear in each of its four arguments:
 ``T(g, x, k, w) = sum g[c, p] w[r, p] k[r, c, t] x[c, p + K - 1 - t]`` over r, c, p, t. The frame x has its
@@ -16,16 +16,16 @@ FOURIER_FROM = {"forward": 5, "adjoint": 5, "kernels": 7}
 
 
 def _widen(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """Return half-precision values as float32; an axis expanded from one entry becomes that entry."""
+    """Return half-precision values as float32."""
     return tuple(t.float() if t.dtype in (torch.float16, torch.bfloat16) else t for t in tensors)
 
 
-def _shared(kernels: Tensor) -> Tensor:
-    """Frames or channels that share their kernels, as one: (B|1, R, C|1, K, K)."""
-    for axis in (0, 2):
-        if kernels.shape[axis] > 1 and kernels.stride(axis) == 0:
-            kernels = kernels.narrow(axis, 0, 1)
-    return kernels
+def shared(tensor: Tensor, *axes: int) -> Tensor:
+    """Return the tensor with one entry along those axes that are expanded from one."""
+    for axis in axes:
+        if tensor.shape[axis] > 1 and tensor.stride(axis) == 0:
+            tensor = tensor.narrow(axis, 0, 1)
+    return tensor
 
 
 def _uses_fourier(kernel_size: int, what: str) -> bool:
@@ -57,7 +57,7 @@ def _each_blurred(x: Tensor, kernels: Tensor) -> list[Tensor]:
     if _uses_fourier(size, "forward"):
         lengths = _lengths(hp, wp)
         spectrum = torch.fft.rfft2(x, s=lengths)
-        transfer = torch.fft.rfft2(_shared(kernels), s=lengths)
+        transfer = torch.fft.rfft2(shared(kernels, 0, 2), s=lengths)
         return [
             torch.fft.irfft2(spectrum * each, s=lengths)[..., size - 1 : size - 1 + h, size - 1 : size - 1 + w]
             for each in transfer.unbind(1)
@@ -88,7 +88,7 @@ def product_conv2d_adjoint(g: Tensor, kernels: Tensor, weights: Tensor) -> Tenso
         return g.new_zeros(b, c, hp, wp)
     if _uses_fourier(size, "adjoint"):
         lengths = _lengths(hp, wp)
-        transfer = torch.fft.rfft2(_shared(k).flip(-2, -1), s=lengths)
+        transfer = torch.fft.rfft2(shared(k, 0, 2).flip(-2, -1), s=lengths)
         total: Tensor | None = None
         for each, weight in zip(transfer.unbind(1), w.unbind(1), strict=True):
             part = torch.fft.rfft2(g_ * weight[:, None], s=lengths)

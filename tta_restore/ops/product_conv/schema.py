@@ -8,6 +8,8 @@ from tta_restore._core import library
 
 from . import reference
 
+_TRITON = "tta_restore.ops.product_conv.triton"
+
 
 def _frame(like: Tensor, weights: Tensor, margin: int) -> Tensor:
     h, w = weights.shape[2:]
@@ -19,12 +21,14 @@ product_conv2d = library.define(
     reference=reference.product_conv2d,
     fake=lambda x, kernels, weights: _frame(x, weights, 0),
     cpu=False,
+    triton=_TRITON,
 )
 product_conv2d_adjoint = library.define(
     "product_conv2d_adjoint(Tensor g, Tensor kernels, Tensor weights) -> Tensor",
     reference=reference.product_conv2d_adjoint,
     fake=lambda g, kernels, weights: _frame(g, weights, kernels.shape[-1] - 1),
     cpu=False,
+    triton=_TRITON,
 )
 product_conv2d_grad_kernels = library.define(
     "product_conv2d_grad_kernels(Tensor g, Tensor x, Tensor weights) -> Tensor",
@@ -33,12 +37,14 @@ product_conv2d_grad_kernels = library.define(
         g.shape[0], weights.shape[1], g.shape[1], *[x.shape[-1] - g.shape[-1] + 1] * 2
     ),
     cpu=False,
+    triton=_TRITON,
 )
 product_conv2d_grad_weights = library.define(
     "product_conv2d_grad_weights(Tensor g, Tensor x, Tensor kernels) -> Tensor",
     reference=reference.product_conv2d_grad_weights,
     fake=lambda g, x, kernels: g.new_empty(g.shape[0], kernels.shape[1], *g.shape[2:]),
     cpu=False,
+    triton=_TRITON,
 )
 
 for _op in (product_conv2d, product_conv2d_adjoint, product_conv2d_grad_kernels, product_conv2d_grad_weights):
