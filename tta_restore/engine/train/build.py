@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,6 +28,7 @@ from tta_restore.engine.run.extensions import Metric, find_degradations, find_me
 from tta_restore.engine.run.methods import named_function
 from tta_restore.engine.run.models import build_module, read_origin
 from tta_restore.engine.run.names import SHIPPED_MODELS
+from tta_restore.engine.run.outputs import is_first_process
 from tta_restore.engine.run.usage import UsageError
 from tta_restore.engine.train.config import MetaConfig, ReblurConfig, WindowSettings, read_config
 from tta_restore.models import list_models
@@ -252,8 +252,7 @@ def configured(config: str | Path | Mapping[str, Any], kind: type[T], **override
 
 def tell_of_bundled_photos(chosen: Any) -> None:
     """Say that a training runs on the bundled photos, where its configuration names no data."""
-    told = chosen.run.progress and os.environ.get("RANK", "0") == "0"
-    if told and not chosen.data.keys() & {"layout", "root", "pictures"}:
+    if chosen.run.progress and is_first_process() and not chosen.data.keys() & {"layout", "root", "pictures"}:
         ProgressBar.write(
             f"note: [data] names no layout and no pictures: training on the {len(photos.TRAIN)} bundled photos, with "
             "simulated blur",

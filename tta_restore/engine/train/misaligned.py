@@ -72,6 +72,8 @@ class MisalignedObjective(Objective):
         settings: stages and weights.
     """
 
+    all_weights_learn = False  # either network rests in some stage
+
     def __init__(
         self,
         restorer: nn.Module,
