@@ -10,7 +10,7 @@ from typing import Any
 from tta_restore.data.io.atomic import atomic_file
 from tta_restore.engine.report.page import Sample, environment, require_packages, sample_context
 
-__all__ = ["Comparison", "render_comparison", "write_comparison"]
+__all__ = ["Comparison", "group_failures", "render_comparison", "write_comparison"]
 
 _COLUMNS = 10  # from which the print is smaller, so that the page shows them all
 _DASH = "–"  # noqa: RUF001 (an en dash, for people)
@@ -70,11 +70,24 @@ def render_comparison(comparison: Comparison) -> str:
         tables.append(_table(title, header, rows, notes))
         told |= {name for name, *_ in rows}
     missing = [line.partition("   ")[::2] if "   " in line else ("", line) for line in comparison.missing]
-    names = ("title", "lead", "source", "plot", "failed", "notes", "facts")
+    names = ("title", "lead", "source", "plot", "notes", "facts")
     shown = {name: getattr(comparison, name) for name in names}
     return template.render(
-        tables=tables, missing=missing, samples=[sample_context(s) for s in comparison.samples], **shown
+        tables=tables,
+        missing=missing,
+        failed=group_failures(comparison.failed),
+        quoted="quoted" in comparison.row_notes.values(),
+        samples=[sample_context(s) for s in comparison.samples],
+        **shown,
     )
+
+
+def group_failures(failed: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Return names of rows, joined by commas, and the reason that they share."""
+    rows: dict[str, list[str]] = {}
+    for row, why in failed.items():
+        rows.setdefault(why, []).append(row)
+    return [(", ".join(names), why) for why, names in rows.items()]
 
 
 def _table(
