@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tta_restore.cli import main
+from tta_restore.engine.run.outputs import is_first_process, locked_output
 from tta_restore.engine.run.usage import UsageError
 from tta_restore.engine.train import fabric as carriers
 from tta_restore.engine.train.config import TrainingRun
@@ -128,6 +129,18 @@ def test_an_update_rule_of_its_own_takes_the_steps_of_our_loop(tmp_path):
     changed = weights(tmp_path / "half")
     assert not all(torch.equal(own[name], changed[name]) for name in own)
     torch.testing.assert_close(changed, own, atol=0.02, rtol=0.0)  # Adam's steps are 0.01 long
+
+
+def test_processes_that_lightning_starts_leave_the_lock_to_the_first(tmp_path, monkeypatch):
+    with locked_output(tmp_path / "out"):
+        with pytest.raises(UsageError, match="another run is using it"), locked_output(tmp_path / "out"):
+            pass
+        for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"):
+            with monkeypatch.context() as patch:
+                patch.setenv(name, "1")
+                assert not is_first_process()
+                with locked_output(tmp_path / "out"):
+                    pass
 
 
 def test_the_weights_of_an_unfinished_run_are_next_to_its_state(tmp_path):

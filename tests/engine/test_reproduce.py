@@ -642,10 +642,13 @@ def test_rows_that_fail_do_not_stop_the_others(data, weights, tmp_path, capsys):
 def test_page_of_a_table():
     tables = [("Table 1", ["", "PSNR (dB) published"], [["JNB", "23.69"], ["ours", "-"]])]
     notes = ["Train with `a <b> --c`, and --model.filters false; -3 dB -- no option."]
+    remarks = {"JNB": "quoted", "ours": "as input on every image"}
     failed = {"ours": "give --weights", "theirs": "other", "others": "give --weights"}
     page = render_comparison(
-        Comparison("A table", "lead", "a paper", tables, row_notes={"JNB": "quoted"}, notes=notes, failed=failed)
+        Comparison("A table", "lead", "a paper", tables * 2, row_notes=remarks, notes=notes, failed=failed)
     )
+    assert page.count('<small class="note"> quoted</small>') == 2  # in both tables
+    assert page.count("<strong>ours</strong>: as input on every image.</p>") == 1
     assert "<code>a &lt;b&gt; --c</code>, and <code>--model.filters</code> false; -3 dB -- no option.</li>" in page
     assert "<strong>ours, others</strong> failed: give <code>--weights</code></li>" in page
     assert "Quoted: a method of others" in page

@@ -28,7 +28,7 @@ from tta_restore.engine.evaluate.results import FrameRecord, StreamResult
 from tta_restore.engine.evaluate.runner import open_lpips
 from tta_restore.engine.evaluate.tables import INPUT, Row, Table
 from tta_restore.engine.report import plots
-from tta_restore.engine.report.comparison import Comparison, group_failures, write_comparison
+from tta_restore.engine.report.comparison import Comparison, group_rows, write_comparison
 from tta_restore.engine.report.page import Sample, require_packages
 from tta_restore.engine.report.table import lay_out
 from tta_restore.engine.run.device import resolve_device
@@ -123,7 +123,7 @@ class Reproduction:
         for title, header, lines in side_by_side(outcome):
             say(lay_out(title, header, lines) + "\n")
         same = unchanged_rows(self.table, records)
-        told = [f"error: {rows} failed: {why}" for rows, why in group_failures(failed)]
+        told = [f"error: {rows} failed: {why}" for rows, why in group_rows(failed)]
         for line in [*without, *told, *(f"{row}: {how}" for row, how in same.items())]:
             say(line)
         self._write(outcome, records, [*self.table.notes, *without], same, device)
@@ -240,8 +240,8 @@ class Reproduction:
             if len(pictures) < 2 or not sharp.exists():
                 continue
             *_, after = pictures
-            value = "PSNR" if quantity == "psnr" else "PSNR after alignment"
-            rule = f"The middle image of the data set, its central {_SIDE} pixels; {value}, of the whole image."
+            value = "PSNR of" if quantity == "psnr" else "PSNR after alignment, of"
+            rule = f"The middle image of the data set, its central {_SIDE} pixels; {value} the whole image."
             samples.append(Sample(name, rule, pictures, read_image(sharp).as_rgb(), psnr, INPUT, after))
         return samples
 
