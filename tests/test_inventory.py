@@ -5,10 +5,11 @@ import inspect
 import re
 from pathlib import Path
 
+import pytest
 import torch
 
 import tta_restore
-from tta_restore import adapters, metrics, models
+from tta_restore import adapters, losses, metrics, models
 from tta_restore.engine.evaluate.published import TABLES
 from tta_restore.engine.train.config import MisalignedSettings
 
@@ -60,7 +61,36 @@ def test_every_part_has_a_place_and_a_test():
 def test_every_table_and_protocol_exists():
     named = {name for group in re.findall(r"reproduce ([\w-]+(?:`, `[\w-]+)*)`", TEXT) for name in group.split("`, `")}
     assert named == set(TABLES)
-    assert set(re.findall(r'protocols\["([\w-]+)"\]', TEXT)) <= set(metrics.protocols)
+    assert set(re.findall(r'protocols\["([\w-]+)"\]', TEXT)) == set(metrics.protocols)
+
+
+#: Registered networks that belong to none of the four publications.
+OWN = {
+    "conditioned_lens_unet",
+    "lens_estimator",
+    "lens_unet",
+    "motion_reblur",
+    "patch_critic",
+    "residual_upscaler",
+    "small_unet",
+}
+
+
+def test_every_loss_and_network_of_the_publications_is_listed():
+    assert {name for name in losses.__all__ if name.endswith("_loss") and f"losses.{name}`" not in TEXT} == set()
+    assert {name for name in models.list_models() if f"`{name}`" not in TEXT} == OWN
+
+
+@pytest.mark.parametrize(("heading", "prefix"), [("Meta Transferring", "003"), ("CauSiam", "000")])
+def test_every_figure_that_a_publication_names_is_mentioned(heading, prefix):
+    paths = list((ROOT.parent / "shared/seeds").glob(f"{prefix}_*.txt"))
+    if not paths:
+        pytest.skip("the publications are not part of the repository")
+    named = set(re.findall(r"(?:Figure|Fig\.) (\d)", paths[0].read_text(encoding="utf-8")))
+    assert len(named) >= 5
+    section = TEXT.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    listed = re.findall(r"Figures? ((?:\d(?:, | and )?)+)", section)
+    assert named <= set(re.findall(r"\d", " ".join(listed)))
 
 
 def test_stated_sizes():

@@ -605,6 +605,10 @@ def test_formats_are_named_by_suffix_or_in_capitals_too(folder, capsys):
     ("arguments", "message"),
     [
         (["calibrate", "in", "--model", "brightening:Brighten", "-o", "c.safetensors", "--crop", "-5"], "--crop: "),
+        (
+            ["evaluate", "--data", "A=in", "--methods", "causiam", "--method.semantic.encoder", "a:b"],
+            "--method.semantic.encoder: the command has no --method; settings are given with a name: --methods",
+        ),
         (["export", "--model", "brightening:Brighten", "-o", "c.pth"], "--out c.pth: expected a file that ends in"),
         (["train", "supervised", "--config", ""], "--config: expected a value, got an empty argument"),
     ],

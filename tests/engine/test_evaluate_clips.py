@@ -19,8 +19,10 @@ from tta_restore.engine.evaluate.clips import evaluate_clips, summarize
 from tta_restore.engine.evaluate.results import FrameRecord
 from tta_restore.engine.evaluate.runner import Unit, run_units
 from tta_restore.engine.run.methods import create_clip_method
+from tta_restore.engine.run.models import load_restorer
+from tta_restore.engine.train.files import write_weights
 from tta_restore.engine.train.loop import Processes
-from tta_restore.models import RestorerSpec, as_restorer
+from tta_restore.models import RestorerSpec, as_restorer, create_model
 
 
 def clip(frames=2):
@@ -132,9 +134,35 @@ def test_the_weights_of_every_clip_are_kept(tmp_path, capsys):
     one, two = (load_file(tmp_path / f"kept/{name}.safetensors") for name in ("one", "two"))
     assert one.keys() == Deblur().state_dict().keys()
     assert not torch.equal(one["last.weight"], two["last.weight"])
+    with pytest.raises(
+        ValueError, match="holds weights of _meta_networks:Deblur; .*: give --model _meta_networks:Deblur"
+    ):
+        load_restorer(str(tmp_path / "kept/one.safetensors"))
     assert main([*arguments, "--method.distance", "math:nothing"]) == 2
     assert "math:nothing: math has no nothing" in capsys.readouterr().err
     assert main([*arguments, "--method.distance", "3"]) == 2
+
+
+def test_the_weights_of_a_clip_load_by_their_file_and_clips_left_as_they_are_are_told(tmp_path, capsys):
+    material = clip(3)
+    for name, frames in (("blur", material.blurry), ("sharp", material.sharp)):
+        for time, frame in enumerate(frames):
+            write_image(tmp_path / "data/test/one" / name / f"{time}.png", Image(frame))
+    reblur = {"fusion": "channels", "base_channels": 2, "num_layers": 1}
+    networks = {"restorer": create_model("jdrl_unet", width=2), "reblur": create_model("video_reblur", **reblur)}
+    write_weights(tmp_path, networks, {"restorer": ("jdrl_unet", {"width": 2}), "reblur": ("video_reblur", reblur)})
+    words = ["evaluate-clips", str(tmp_path / "data"), "--layout", "reds", "--method", "meta-transfer", "--model"]
+    words += [str(tmp_path / "restorer.safetensors"), "--reblur", str(tmp_path / "reblur.safetensors")]
+    words += ["--method.num_patches", "1", "--method.patch_size", "32", "--method.lr", "0.01"]
+    kept = [*words, "--method.min_sharpness_gain", "0", "--checkpoints", str(tmp_path / "kept")]
+    assert main(kept) == 0, capsys.readouterr().err
+    assert "not adapted to" not in capsys.readouterr().out
+    adapted = load_restorer(str(tmp_path / "kept/one.safetensors")).module.state_dict()
+    original = networks["restorer"].state_dict()
+    assert adapted.keys() == original.keys()
+    assert not all(torch.equal(adapted[name], original[name]) for name in original)
+    assert main([*words, "--method.min_sharpness_gain", "60"]) == 0
+    assert "not adapted to, in part or at all: one (no location of the clip" in capsys.readouterr().out
 
 
 class Averaged(nn.Module):

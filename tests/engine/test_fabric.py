@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tta_restore.cli import main
+from tta_restore.engine.run.outputs import is_first_process, locked_output
 from tta_restore.engine.run.usage import UsageError
 from tta_restore.engine.train import fabric as carriers
 from tta_restore.engine.train.config import TrainingRun
@@ -44,10 +46,26 @@ class Fit(Objective):
         return {"layer": self.layer}
 
 
-def objective():
+class Alternating(Fit):
+    """Takes an optimizer step for each of its layers in turn."""
+
+    def optimizers(self):
+        return {name: torch.optim.Adam(self.layer[i].parameters(), lr=1e-2) for name, i in (("first", 0), ("last", 2))}
+
+    def update(self, batch, step, optimizers, processes):
+        for optimizer in optimizers.values():
+            optimizer.zero_grad(set_to_none=True)
+            found = self(batch, step)
+            found.loss.backward()
+            processes.average([p.grad for p in optimizer.param_groups[0]["params"]])
+            optimizer.step()
+        return found
+
+
+def objective(kind=Fit):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return Fit()
+        return kind()
 
 
 def source(count, generator):
@@ -58,11 +76,10 @@ def weights(folder):
     return load_file(folder / "layer.safetensors")
 
 
-def carried(out, **changes):
+def carried(out, kind=Fit, **changes):
     pytest.importorskip("lightning_fabric")
     run = dataclasses.replace(RUN, out=out, engine="fabric", **changes)
-    with torch.random.fork_rng(devices=[]):
-        return train(objective(), source, run, validate=lambda current: {"score": 1.0})
+    return train(objective(kind), source, run, validate=lambda current: {"score": 1.0})
 
 
 def test_one_process_takes_the_steps_of_our_loop(tmp_path):
@@ -74,6 +91,73 @@ def test_one_process_takes_the_steps_of_our_loop(tmp_path):
     assert (tmp_path / "fabric/best/layer.safetensors").exists()
     lines = [json.loads(line) for line in (tmp_path / "fabric/log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "fit" in line] == [0, 1, 2, 3]
+
+
+def test_batches_are_made_ahead_and_steps_are_drawn(tmp_path, monkeypatch):
+    monkeypatch.setattr(Fit, "picture", lambda self, found: torch.full((3, 4, 4), 0.5))
+    threads = set()
+
+    def watched(count, generator):
+        threads.add(threading.current_thread().name)
+        return source(count, generator)
+
+    pytest.importorskip("lightning_fabric")
+    state = torch.random.get_rng_state()
+    run = dataclasses.replace(RUN, out=tmp_path / "ahead", engine="fabric", num_workers=2, draw_every=2, accumulate=2)
+    train(objective(), watched, run)
+    assert threading.current_thread().name not in threads
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert sorted(path.name for path in (tmp_path / "ahead/pictures").iterdir()) == [
+        "000000.png", "000002.png", "000003.png",
+    ]  # fmt: skip
+    carried(tmp_path / "plain", accumulate=2)
+    assert all(map(torch.equal, weights(tmp_path / "ahead").values(), weights(tmp_path / "plain").values()))
+
+
+def test_an_update_rule_of_its_own_takes_the_steps_of_our_loop(tmp_path):
+    carried(tmp_path / "fabric", Alternating)
+    train(objective(Alternating), source, dataclasses.replace(RUN, out=tmp_path / "own"))
+    own, theirs = weights(tmp_path / "own"), weights(tmp_path / "fabric")
+    assert all(torch.equal(own[name], theirs[name]) for name in own)
+    carried(tmp_path / "parts", Alternating, steps=2)
+    assert json.loads((tmp_path / "parts/fabric/state.json").read_text())["step"] == 2
+    carried(tmp_path / "parts", Alternating)
+    assert all(torch.equal(own[name], tensor) for name, tensor in weights(tmp_path / "parts").items())
+    half = carried(tmp_path / "half", Alternating, fabric={"precision": "bf16-mixed"})
+    assert half(torch.rand(2, 3), 0).loss.dtype == torch.float32
+    assert not half.layer._forward_hooks
+    changed = weights(tmp_path / "half")
+    assert not all(torch.equal(own[name], changed[name]) for name in own)
+    torch.testing.assert_close(changed, own, atol=0.02, rtol=0.0)  # Adam's steps are 0.01 long
+
+
+def test_processes_that_lightning_starts_leave_the_lock_to_the_first(tmp_path, monkeypatch):
+    with locked_output(tmp_path / "out"):
+        with pytest.raises(UsageError, match="another run is using it"), locked_output(tmp_path / "out"):
+            pass
+        for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"):
+            with monkeypatch.context() as patch:
+                patch.setenv(name, "1")
+                assert not is_first_process()
+                with locked_output(tmp_path / "out"):
+                    pass
+
+
+def test_the_weights_of_an_unfinished_run_are_next_to_its_state(tmp_path):
+    """As the run leaves them when it is killed behind its second step."""
+
+    def killed(step, found):
+        if step == 2:
+            raise KeyboardInterrupt
+
+    pytest.importorskip("lightning_fabric")
+    run = dataclasses.replace(RUN, out=tmp_path / "killed", engine="fabric")
+    with pytest.raises(KeyboardInterrupt):
+        train(objective(), source, run, on_step=killed)
+    carried(tmp_path / "short", steps=2)
+    there, expected = load_file(tmp_path / "killed/fabric/layer.safetensors"), weights(tmp_path / "short")
+    assert all(torch.equal(there[name], expected[name]) for name in expected)
+    assert not (tmp_path / "killed/layer.safetensors").exists()
 
 
 def test_gradients_are_accumulated_over_batches(tmp_path):
@@ -111,14 +195,16 @@ def test_refusals(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="fabric is for engine 'fabric'"):
         dataclasses.replace(RUN, fabric={"strategy": "ddp"})
 
-    class Own(Fit):
-        def update(self, batch, step, optimizers, processes):
-            raise AssertionError
-
-    with pytest.raises(UsageError, match="does not carry Own, .* torchrun shares its batches"):
-        carriers.train_with_fabric(Own(), source, dataclasses.replace(RUN, out=tmp_path, engine="fabric"))
-    with pytest.raises(UsageError, match="does not carry Own"):
-        train(Own(), source, dataclasses.replace(RUN, out=tmp_path / "runs/own", engine="fabric"))
+    own = dataclasses.replace(RUN, out=tmp_path / "runs/own", engine="fabric")
+    for changes, message in (
+        ({"fabric": {"strategy": "fsdp2"}}, "strategy 'fsdp2' does not go with Alternating, .* expected 'ddp'"),
+        ({"fabric": {"precision": "16-mixed"}}, "'32-true' or 'bf16-mixed' for Alternating, got '16-mixed'"),
+        ({"accumulate": 2}, "Alternating takes its own optimizer steps; a larger batch_size does the same"),
+    ):
+        run = dataclasses.replace(own, **changes)
+        for start in (train, carriers.train_with_fabric):
+            with pytest.raises(UsageError, match=message):
+                start(Alternating(), source, run)
     assert list(tmp_path.iterdir()) == []
     for name in ("lightning.fabric", "lightning_fabric", "lightning"):
         monkeypatch.setitem(sys.modules, name, None)
@@ -128,6 +214,7 @@ def test_refusals(tmp_path, monkeypatch):
 
 PROGRAM = """
 import sys
+import threading
 from pathlib import Path
 from engine.test_fabric import Fit, objective, source, RUN
 import dataclasses
@@ -162,31 +249,32 @@ def test_the_command_line_with_a_recipe_of_the_package(tmp_path, capsys):
     words += ["--run.engine", "fabric", "--run.accumulate", "2", "--run.out", str(tmp_path / "out")]
     assert main([*words, "--run.fabric", '{"precision": "bf16-mixed"}']) == 0, capsys.readouterr().err
     assert load_file(tmp_path / "out/restorer.safetensors").keys() == Deblur().state_dict().keys()
-    for kind, name in (("reblur", "ReblurObjective"), ("meta", "MetaObjective")):
-        clips = [
-            "train",
-            kind,
-            "--model.name",
-            "_meta_networks:Deblur",
-            "--data.pictures",
-            "bundled",
-            "--data.size",
-            "40",
-        ]
-        clips += [
-            "--run.steps",
-            "1",
-            "--run.engine",
-            "fabric",
-            "--run.logger",
-            "none",
-            "--run.out",
-            str(tmp_path / "runs" / kind),
-        ]
-        assert main(clips) == 2
-        assert f"fabric does not carry {name}, which takes more than one optimizer step" in capsys.readouterr().err
-    assert not (tmp_path / "runs").exists()
     assert main([*words, "--run.fabric.strategy", "nix"]) == 2
     assert "[fabric] You selected an invalid strategy" in capsys.readouterr().err
     assert main([*words, "--run.fabric", '{"strategy": "fsdp2", "devices": "auto"}']) == 2
     assert "[fabric] strategy 'fsdp2': expected a number of devices, got 'auto'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["reblur", "meta"])
+def test_trainings_on_clips(tmp_path, capsys, kind):
+    pytest.importorskip("lightning_fabric")
+    words = ["train", kind, "--model.name", "_meta_networks:Deblur", "--reblur.num_layers", "1", "--data.frames", "5"]
+    words += ["--reblur.base_channels", "2", "--reblur.fusion", "channels", "--discriminator.base_channels", "2"]
+    words += ["--data.pictures", "bundled", "--data.size", "40", "--data.length", "2", "--data.num_subframes", "3"]
+    words += ["--windows.patch_size", "32", "--windows.num_patches", "1", "--windows.query_frames", "1"]
+    words += ["--run.steps", "2", "--run.batch_size", "1", "--run.logger", "none", "-q", "--run.out"]
+    assert main([*words, str(tmp_path / "own")]) == 0, capsys.readouterr().err
+    by_fabric = ["--run.engine", "fabric", "--run.fabric"]
+    assert main([*words, str(tmp_path / "fabric"), *by_fabric, '{"strategy": "auto"}']) == 0, capsys.readouterr().err
+    assert main([*words, str(tmp_path / "half"), *by_fabric, '{"precision": "bf16-mixed"}']) == 0
+    for name in ("restorer", "reblur"):
+        own, theirs, half = (
+            load_file(tmp_path / out / f"{name}.safetensors") for out in ("own", "fabric", "half")
+        )  # fmt: skip
+        assert all(torch.equal(own[key], theirs[key]) for key in own)
+        assert any(not torch.equal(own[key], half[key]) for key in own)
+        torch.testing.assert_close(half, own, atol=1e-3, rtol=0.0)
+    assert (tmp_path / "fabric/pictures/000000.png").exists()
+    assert main([*words, str(tmp_path / "no"), *by_fabric, '{"strategy": "fsdp2", "devices": 2}']) == 2
+    assert "[run] fabric: strategy 'fsdp2' does not go with" in capsys.readouterr().err
+    assert not (tmp_path / "no").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import pickle
 import sys
 import textwrap
@@ -11,7 +12,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tta_restore.engine.run.models import load_restorer
+from tta_restore.data.io.tensors import save_tensors
+from tta_restore.engine.run.models import build_module, load_restorer, origin_of
 from tta_restore.engine.run.names import SHIPPED_MODELS
 from tta_restore.models import Restorer, create_model, list_models
 
@@ -106,6 +108,27 @@ def test_unknown_names_list_what_can_be_given():
         load_restorer("weights/mine.pth")
     with pytest.raises(ValueError, match=r"\(name the module, not its file: net:build, from within its folder\)"):
         load_restorer("code/net.py:build")
+
+
+def test_origins_that_are_written_next_to_weights(tmp_path):
+    assert origin_of("specialist") == origin_of("lens_unet", "specialist")
+    assert json.loads(origin_of("jdrl_unet", config={"width": 2, "blur_map": True})["config"]) == {"width": 2}
+    assert origin_of("jdrl_unet", config={"width": 2, "blur_map": True})["model"] == "jdrl_journal"
+    assert origin_of("_meta_networks:Deblur") == {"model": "_meta_networks:Deblur", "config": "{}"}
+    torch.save({"weight": torch.ones(1)}, tmp_path / "unknown.pth")
+    assert origin_of(str(tmp_path / "unknown.pth")) == {}
+    small = create_model("small_unet")
+    save_tensors(tmp_path / "known.safetensors", small.state_dict(), {"model": "small_unet", "config": "{}"})
+    assert origin_of(str(tmp_path / "known.safetensors")) == {"model": "small_unet", "config": "{}"}
+
+
+def test_a_blur_map_in_front_of_weights_without_one(tmp_path):
+    conditioned = build_module("lens_unet", checkpoint="specialist", config={"blur_map": True})
+    plain = build_module("specialist")
+    assert all(torch.equal(plain.state_dict()[name], t) for name, t in conditioned.restorer.state_dict().items())
+    torch.save({"params": conditioned.state_dict()}, tmp_path / "both.pth")
+    again = build_module("lens_unet", checkpoint=tmp_path / "both.pth", config={"blur_map": True})
+    assert all(torch.equal(again.state_dict()[name], t) for name, t in conditioned.state_dict().items())
 
 
 def test_shipped_names_are_registered_models():

@@ -21,7 +21,7 @@ IFAN = {
         "baseline": (24.88, 0.753, 0.416, 0.289, None, None, None),
         "D": (24.97, 0.761, 0.412, 0.280, 10.58, 364.3, None),
         "F": (25.07, 0.765, 0.406, 0.271, None, None, None),
-        "F+D": (25.18, 0.780, 0.403, 0.233, None, None, None),
+        "F+D": (25.18, 0.780, 0.403, 0.233, 10.48, 362.9, None),
         "F+R": (25.28, 0.780, 0.400, 0.245, None, None, None),
         "F+D+R": (25.37, 0.789, 0.394, 0.217, 10.48, 362.9, None),
     },
@@ -201,6 +201,47 @@ def test_ifan_against_the_text_of_the_specification():
             assert found == pytest.approx({"psnr": psnr, "ssim": ssim, "mae": mae / 10, "lpips": lpips})
             if table == "ifan-table1" and costs:
                 assert [row.parameters, row.gmacs] == costs
+
+
+def seed(prefix):
+    paths = list((SPECIFICATIONS.parent / "seeds").glob(f"{prefix}_*.txt"))
+    if not paths:
+        pytest.skip("the publications are not part of the repository")
+    return paths[0].read_text(encoding="utf-8")
+
+
+def test_ifan_against_the_text_of_the_project_page():
+    text = seed("002")
+    printed = [line.split("\t") for line in text.splitlines() if len(numbers(line)) >= 4]
+    rows = [row for name in ("ifan-table1", "ifan-dpdd", "ifan-realdof") for row in TABLES[name].rows]
+    assert len(printed) == len(rows) == 19
+    for row, cells in zip(rows, printed, strict=True):
+        psnr, ssim, mae, lpips, *costs = numbers(" ".join(cells))
+        (found,) = row.published.values()
+        assert found == pytest.approx({"psnr": psnr, "ssim": ssim, "mae": mae / 10, "lpips": lpips})
+        own = [value for value in (row.parameters, row.gmacs, row.seconds) if value is not None]
+        if row.name == "F+D+R":  # printed once, for F+D, whose network is the same
+            assert costs == []
+            assert own == [10.48, 362.9]
+        else:
+            assert own == costs
+
+
+def test_meta_against_the_text_of_the_paper():
+    text = seed("003")
+    lines = [
+        re.findall(r"\d\d\.\d\d|0\.\d{3}", line)
+        for line in text.splitlines()
+        if line.startswith(("Baseline|", "Meta |"))
+    ]
+    found = [
+        [value for data in row.published.values() for value in data.values()] for row in TABLES["meta-table1"].rows
+    ]
+    assert [[float(n) for n in line] for line in lines] == found
+    for name in ("MIMOUnet+", "MPRNet", "Restormer", "CDVD-TSP"):
+        (line,) = [line for line in text.splitlines() if line.startswith(f"{name} ") and "(+" in line]
+        rows = [row for row in TABLES["meta-table2"].rows if row.name.lower().startswith(f"{name.lower()} (")]
+        assert [row.published["DVD"]["psnr"] for row in rows] == numbers(line)[:4]
 
 
 def test_jdrl_against_the_text_of_the_specification():

@@ -22,6 +22,7 @@ from tta_restore.engine.evaluate.outcome import Cost, unchanged_rows
 from tta_restore.engine.evaluate.reproduce import reproduce
 from tta_restore.engine.evaluate.results import FrameRecord
 from tta_restore.engine.evaluate.tables import DataSet, Row, Table
+from tta_restore.engine.report.comparison import Comparison, render_comparison
 from tta_restore.engine.run.settings import Named
 from tta_restore.engine.run.usage import UsageError
 from tta_restore.engine.run.user_code import import_named
@@ -227,6 +228,9 @@ def test_jdrl_sdd(data, weights, tmp_path):
     assert outcome.entry("UNet*", "SDD", "aligned_psnr").measured == pytest.approx(psnr, abs=1e-3)
     assert outcome.entry("UNet*", "SDD", "aligned_ssim").measured == pytest.approx(ssim, abs=1e-5)
     assert outcome.entry("MPRNet*", "SDD", "aligned_psnr").published == 26.88
+    page = (tmp_path / "report.html").read_text()
+    assert f'data-psnr="{psnr:.2f} dB"' in page  # of the image, as in the table
+    assert "PSNR after alignment, of the whole image" in page
     # without the flow network nothing can be measured, and it says so
     said = []
     with pytest.raises(UsageError, match="nothing to measure"):
@@ -619,15 +623,36 @@ def test_causiam_sweep(data, weights, tmp_path):
     assert len(set(found.values())) == 12
 
 
-def test_rows_that_fail_do_not_stop_the_others(data, weights, tmp_path):
+def test_rows_that_fail_do_not_stop_the_others(data, weights, tmp_path, capsys):
     torch.save({"other": torch.zeros(1)}, tmp_path / "other.pth")
     files = {"IFAN": weights / "IFAN.pytorch", "DPDNet-S": tmp_path / "other.pth"}
     outcome, said = run("ifan-realdof", tmp_path / "out", data={"RealDOF": data / "RealDOF"}, weights=files)
     assert outcome.exit_code == 1
     assert list(outcome.failed) == ["DPDNet-S"]
-    assert "DPDNet-S failed: " in said
+    assert "error: DPDNet-S failed: " in said
     assert outcome.entry("IFAN", "RealDOF", "psnr").measured is not None
     assert "DPDNet-S</strong> failed" in (tmp_path / "out/report.html").read_text()
+    words = ["reproduce", "ifan-realdof", "--data", f"RealDOF={data / 'RealDOF'}", "--weights"]
+    words += [*(f"{name}={file}" for name, file in files.items()), "--out", str(tmp_path / "out"), "--device", "cpu"]
+    assert main([*words, "-q"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()  # of a quiet run
+    assert line.startswith("error: DPDNet-S failed: load_checkpoint: ")
+
+
+def test_page_of_a_table():
+    tables = [("Table 1", ["", "PSNR (dB) published"], [["JNB", "23.69"], ["ours", "-"]])]
+    notes = ["Train with `a <b> --c`, and --model.filters false; -3 dB -- no option."]
+    remarks = {"JNB": "quoted", "ours": "as input on every image"}
+    failed = {"ours": "give --weights", "theirs": "other", "others": "give --weights"}
+    page = render_comparison(
+        Comparison("A table", "lead", "a paper", tables * 2, row_notes=remarks, notes=notes, failed=failed)
+    )
+    assert page.count('<small class="note"> quoted</small>') == 2  # in both tables
+    assert page.count("<strong>ours</strong>: as input on every image.</p>") == 1
+    assert "<code>a &lt;b&gt; --c</code>, and <code>--model.filters</code> false; -3 dB -- no option.</li>" in page
+    assert "<strong>ours, others</strong> failed: give <code>--weights</code></li>" in page
+    assert "Quoted: a method of others" in page
+    assert "Quoted" not in render_comparison(Comparison("A table", "lead", "a paper", tables))
 
 
 @pytest.mark.parametrize(

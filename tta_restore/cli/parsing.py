@@ -11,7 +11,7 @@ import sys
 import textwrap
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -312,6 +312,7 @@ def _take_settings(
             raise UsageError(f"{flag}: expected one argument")
         return waiting.pop(0)
 
+    takes = {parameter.name for parameter in _parameters(command)}
     while waiting:
         word = waiting.pop(0)
         if word == "--":
@@ -324,14 +325,27 @@ def _take_settings(
         elif flag in ("--print-config", "--print_config"):
             printing = True
         elif not command.config and flag in ("--set", "--method-set"):
+            _expect_named("model" if flag == "--set" else "method", flag, takes)
             name, value = parse_setting(value_of(flag, joined, sep), flag)
             _store(settings, "model" if flag == "--set" else "method", name, value)
         elif not command.config and flag.startswith("--") and dot and stem in _SETTINGS:
+            _expect_named(stem, flag, takes)
             _, value = parse_setting(f"{key}={value_of(flag, joined, sep)}", flag)
             _store(settings, stem, key, value)
         else:
             rest.append(word)
     return rest, files, settings, printing
+
+
+def _expect_named(name: str, flag: str, takes: Collection[str]) -> None:
+    """Refuse settings of a thing that the command does not name.
+
+    Raises:
+        UsageError: the command has no such option.
+    """
+    if name not in takes:
+        hint = "; settings are given with a name: --methods 'NAME[KEY=VALUE,...]'" if "methods" in takes else ""
+        raise UsageError(f"{flag}: the command has no --{name}{hint}")
 
 
 def _store(settings: dict[str, dict[str, Any]], name: str, key: str, value: Any) -> None:

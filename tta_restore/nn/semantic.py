@@ -249,7 +249,9 @@ class OpenClipEncoder(_Encoder):
                 self.name, pretrained=None if self.pretrained is None else str(self.pretrained)
             )
         except Exception as error:  # unknown names, tags without network, files of another model
-            raise ValueError(f"OpenClipEncoder: cannot load {self.name!r}, {self.pretrained!r}: {error}") from error
+            raise ValueError(
+                f"OpenClipEncoder: cannot load {self.name!r}, {self.pretrained!r}: {_reason(error)}"
+            ) from error
         return model.visual  # the text tower is not needed
 
     def _taken(self, tower: nn.Module) -> tuple[int, int, Any, Any, str]:
@@ -301,7 +303,9 @@ class TimmEncoder(_Encoder):
             if self.pretrained is not None and not self._from_hub:
                 load_checkpoint(model, str(self.pretrained), weights_only=True)
         except Exception as error:  # unknown names, weights without network, files of another model
-            raise ValueError(f"TimmEncoder: cannot load {self.name!r}, {self.pretrained!r}: {error}") from error
+            raise ValueError(
+                f"TimmEncoder: cannot load {self.name!r}, {self.pretrained!r}: {_reason(error)}"
+            ) from error
         return model
 
     def _taken(self, tower: nn.Module) -> tuple[int, int, Any, Any, str]:
@@ -315,6 +319,11 @@ class TimmEncoder(_Encoder):
     def _patches(self, tower: Any, image: Tensor) -> Tensor:
         (found,) = tower.forward_intermediates(image, indices=1, norm=False, output_fmt="NCHW", intermediates_only=True)
         return found.flatten(2).transpose(1, 2)
+
+
+def _reason(error: Exception) -> str:
+    """Return an error on one line, without the list of all names that a package has."""
+    return " ".join(str(error).split()).partition(" Available: [")[0]
 
 
 @contextlib.contextmanager

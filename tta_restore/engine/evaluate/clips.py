@@ -17,11 +17,12 @@ from tta_restore.data.datasets.clip_folders import find_clips
 from tta_restore.data.datasets.clips import Clip
 from tta_restore.engine.evaluate.results import FrameRecord, StreamResult
 from tta_restore.engine.evaluate.runner import Unit, run_folder, run_units
+from tta_restore.engine.evaluate.stream import scalars
 from tta_restore.engine.run.calibrate import write_checkpoint
 from tta_restore.engine.run.device import resolve_device
 from tta_restore.engine.run.extensions import find_metrics, use_layout
 from tta_restore.engine.run.methods import ClipMethod, create_clip_method
-from tta_restore.engine.run.models import expect_restorer
+from tta_restore.engine.run.models import expect_restorer, origin_of
 from tta_restore.engine.run.outputs import expect_file, expect_folder, locks_output
 from tta_restore.engine.run.settings import Named
 from tta_restore.engine.run.usage import UsageError
@@ -41,6 +42,7 @@ def evaluate_clips(
     look: Callable[[int, int, Tensor, Tensor, Tensor], None] | None = None,
     more: Mapping[str, Callable[[Tensor, Tensor], Tensor]] | None = None,
     checkpoints: Path | None = None,
+    origin: Mapping[str, str] | None = None,
     progress: bool = True,
     folder: Path | None = None,
     processes: Processes = Processes(),
@@ -64,6 +66,7 @@ def evaluate_clips(
         look: called with the numbers of every clip and frame, the blurred, the sharp and the restored frame.
         checkpoints: folder for the adapted weights of every clip, under the model's own keys; for methods of
             :func:`tta_restore.engine.run.methods.create_clip_method`.
+        origin: of the model, for the metadata of these files, see :func:`tta_restore.engine.run.models.origin_of`.
         progress: show progress on stderr.
         folder: see :func:`tta_restore.engine.evaluate.runner.run_units`.
         processes: see there.
@@ -89,16 +92,18 @@ def evaluate_clips(
                 look(number, index, blurry[0], sharp[0], restored.detach().float().cpu())
             own = {"input_psnr": before[0], "input_ssim": before[1], "aligned": float(aligned)}
             own |= {what: float(metric(restored.detach().float().cpu()[None], sharp)) for what, metric in found.items()}
+            report = scalars(getattr(getattr(method, "adapter", None), "report", None))
             records.append(
                 FrameRecord(
                     method=name, stream=number, index=index, family=clip.name, photo=clip.name, position=index,
-                    psnr=after[0], ssim=after[1], **timing, metrics=own,
+                    psnr=after[0], ssim=after[1], **timing, metrics=own, report=report,
                 )
             )  # fmt: skip
             wall, cpu = time.perf_counter(), time.process_time()
         if checkpoints is not None:
             adapted = method.adapter.export()  # type: ignore[missing-attribute]
-            write_checkpoint(adapted, checkpoints / f"{clip.name}.safetensors", {"clip": clip.name})
+            path = checkpoints / f"{clip.name}.safetensors"
+            write_checkpoint(adapted, path, {"clip": clip.name, **(origin or {})})
         return records
 
     units = [Unit(str(number), partial(measure, number)) for number in range(len(clips))]
@@ -188,6 +193,7 @@ def evaluate_clips_dataset(
                 limit=limit,
                 more=more,
                 checkpoints=kept,
+                origin=origin_of(model, checkpoint, config) if kept else None,
                 **options,
             )
             if out is not None and processes.first:
@@ -218,6 +224,11 @@ def summarize(records: Sequence[FrameRecord]) -> str:
     lost = sum(not record.metrics["aligned"] for record in records)
     if lost and lost < len(records):
         lines.append(f"  {lost} frames could not be aligned and were compared as they are")
+    reasons: dict[str, list[str]] = {}
+    for record in records:
+        if (why := record.report.get("skipped_because")) and record.family not in reasons.setdefault(str(why), []):
+            reasons[str(why)].append(record.family)
+    lines += [f"  not adapted to, in part or at all: {', '.join(names)} ({why})" for why, names in reasons.items()]
     return "\n".join(lines)
 
 

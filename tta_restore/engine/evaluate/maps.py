@@ -13,7 +13,7 @@ from tta_restore import losses
 from tta_restore.data.io.atomic import atomic_file
 from tta_restore.data.io.image_writer import write_image
 from tta_restore.data.io.pixels import Image
-from tta_restore.engine.train.misaligned import blur_radius, draw_step
+from tta_restore.engine.report.reblurring import blur_radius, draw_step
 from tta_restore.models import Restorer
 from tta_restore.models.jdrl import BlurConditioned, JDRLReblur
 from tta_restore.models.restorer.restorer import pad

@@ -53,15 +53,16 @@ _ABLATION = Table(
         _ifan("baseline", (24.88, 0.753, 0.416, 0.289), config={**_NO_FILTERS, "disparity": False}),
         _ifan("D", (24.97, 0.761, 0.412, 0.280), config=_NO_FILTERS, parameters=10.58, gmacs=364.3),
         _ifan("F", (25.07, 0.765, 0.406, 0.271), config={"disparity": False}),
-        _ifan("F+D", (25.18, 0.780, 0.403, 0.233)),
+        _ifan("F+D", (25.18, 0.780, 0.403, 0.233), parameters=10.48, gmacs=362.9),
         _ifan("F+R", (25.28, 0.780, 0.400, 0.245), config={"disparity": False}),
         _ifan("F+D+R", (25.37, 0.789, 0.394, 0.217), slot="IFAN", parameters=10.48, gmacs=362.9),
     ),
     f"{_IFAN_PAGE}, ablation study",
     (
         "Weights of the ablations were not published: train them with `tta-restore train supervised` and "
-        "--model.filters false, --model.disparity false, --settings.reblur_weight 0 as the row says.",
-        "The networks without filters follow the stated sizes, since their code is not published.",
+        "`--model.filters false`, `--model.disparity false`, `--settings.reblur_weight 0` as the row says.",
+        "The networks without filters follow the stated sizes, since their code is not published. The page prints the "
+        "size of F+D once; F+D+R restores with the same network.",
         *_IFAN_NOTES,
     ),
 )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from tta_restore.engine.evaluate.command import named_folders, named_values
 from tta_restore.engine.evaluate.outcome import Outcome
 from tta_restore.engine.evaluate.published import TABLES
 from tta_restore.engine.evaluate.tables import INPUT, DataSet, Row, Table, chosen_rows
-from tta_restore.engine.run.outputs import expect_folder, locked_output
+from tta_restore.engine.run.outputs import expect_folder, is_first_process, locked_output
 from tta_restore.engine.run.settings import merge, nested, parse_setting
 from tta_restore.engine.run.usage import UsageError
 from tta_restore.engine.run.user_code import import_named, is_named
@@ -85,7 +84,7 @@ def reproduce(
     missing += _missing_weights(chosen, files, sources)
     if lpips_weights is None and domains and any("lpips" in data.quantities for data in chosen.data):
         missing += _missing_lpips()
-    if missing and os.environ.get("RANK", "0") == "0":  # of torchrun's processes one is enough
+    if missing and is_first_process():
         say("\n".join(["Missing:", *(f"  {line}" for line in missing), ""]))
     if dry_run:
         measured = ", ".join(row.name for row in runnable) if domains else ""

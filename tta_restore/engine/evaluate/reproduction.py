@@ -28,7 +28,7 @@ from tta_restore.engine.evaluate.results import FrameRecord, StreamResult
 from tta_restore.engine.evaluate.runner import open_lpips
 from tta_restore.engine.evaluate.tables import INPUT, Row, Table
 from tta_restore.engine.report import plots
-from tta_restore.engine.report.comparison import Comparison, write_comparison
+from tta_restore.engine.report.comparison import Comparison, group_rows, write_comparison
 from tta_restore.engine.report.page import Sample, require_packages
 from tta_restore.engine.report.table import lay_out
 from tta_restore.engine.run.device import resolve_device
@@ -123,8 +123,8 @@ class Reproduction:
         for title, header, lines in side_by_side(outcome):
             say(lay_out(title, header, lines) + "\n")
         same = unchanged_rows(self.table, records)
-        told = [f"{row} failed: {why}" for row, why in failed.items()] + [f"{row}: {how}" for row, how in same.items()]
-        for line in [*without, *told]:
+        told = [f"error: {rows} failed: {why}" for rows, why in group_rows(failed)]
+        for line in [*without, *told, *(f"{row}: {how}" for row, how in same.items())]:
             say(line)
         self._write(outcome, records, [*self.table.notes, *without], same, device)
         return outcome
@@ -227,18 +227,21 @@ class Reproduction:
         samples = []
         for name in self.domains:
             pictures, psnr = {}, {}
+            quantity = next((q for q in self.table.data_set(name).quantities if q.endswith("psnr")), "psnr")
             for title in (INPUT, *(row for row in records if row != INPUT)):
                 path = self._picture(name, title)
                 if path.exists():
                     pictures[title] = read_image(path).as_rgb()
                 own = [r for r in records.get(title, ()) if r.family == name]
                 if len(own) > self.counts[name] // 2:
-                    psnr[title] = own[self.counts[name] // 2].psnr
+                    middle = own[self.counts[name] // 2]
+                    psnr[title] = middle.metrics.get(quantity, middle.psnr)
             sharp = self._picture(name, _SHARP)
             if len(pictures) < 2 or not sharp.exists():
                 continue
             *_, after = pictures
-            rule = f"The middle image of the data set, its central {_SIDE} pixels; PSNR of the whole image."
+            value = "PSNR of" if quantity == "psnr" else "PSNR after alignment, of"
+            rule = f"The middle image of the data set, its central {_SIDE} pixels; {value} the whole image."
             samples.append(Sample(name, rule, pictures, read_image(sharp).as_rgb(), psnr, INPUT, after))
         return samples
 

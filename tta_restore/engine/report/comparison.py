@@ -10,7 +10,7 @@ from typing import Any
 from tta_restore.data.io.atomic import atomic_file
 from tta_restore.engine.report.page import Sample, environment, require_packages, sample_context
 
-__all__ = ["Comparison", "render_comparison", "write_comparison"]
+__all__ = ["Comparison", "group_rows", "render_comparison", "write_comparison"]
 
 _COLUMNS = 10  # from which the print is smaller, so that the page shows them all
 _DASH = "–"  # noqa: RUF001 (an en dash, for people)
@@ -26,7 +26,7 @@ class Comparison:
         source: of the published values.
         tables: title, header and rows of text; after the first column the header has groups of columns, such
             as "PSNR published", "measured", "difference"; the first of a group has its title.
-        row_notes: row -> remark next to its name; one of several words appears in the first table of the row only.
+        row_notes: row -> remark: a word next to its name, a sentence below the first table of the row.
         samples: images to look at.
         plot: SVG of PSNR over time; empty for none.
         missing: what data and weights are missing, a line each.
@@ -65,16 +65,30 @@ def render_comparison(comparison: Comparison) -> str:
     template = environment().get_template("comparison.html.jinja")
     tables, told = [], set()
     for title, header, rows in comparison.tables:
-        # sentences once: next to names in each table they would widen narrow screens
-        notes = {row: note for row, note in comparison.row_notes.items() if row not in told or " " not in note}
-        tables.append(_table(title, header, rows, notes))
-        told |= {name for name, *_ in rows}
+        words = {row: note for row, note in comparison.row_notes.items() if " " not in note}
+        sentences = {row: note for row, note in comparison.row_notes.items() if row not in words}
+        new = {name: sentences[name] for name, *_ in rows if name in sentences and name not in told}
+        tables.append(_table(title, header, rows, words) | {"remarks": group_rows(new)})
+        told |= set(new)
     missing = [line.partition("   ")[::2] if "   " in line else ("", line) for line in comparison.missing]
-    names = ("title", "lead", "source", "plot", "failed", "notes", "facts")
+    names = ("title", "lead", "source", "plot", "notes", "facts")
     shown = {name: getattr(comparison, name) for name in names}
     return template.render(
-        tables=tables, missing=missing, samples=[sample_context(s) for s in comparison.samples], **shown
+        tables=tables,
+        missing=missing,
+        failed=group_rows(comparison.failed),
+        quoted="quoted" in comparison.row_notes.values(),
+        samples=[sample_context(s) for s in comparison.samples],
+        **shown,
     )
+
+
+def group_rows(reasons: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Return names of rows, joined by commas, and the sentence that they share."""
+    rows: dict[str, list[str]] = {}
+    for row, why in reasons.items():
+        rows.setdefault(why, []).append(row)
+    return [(", ".join(names), why) for why, names in rows.items()]
 
 
 def _table(

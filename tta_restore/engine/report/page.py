@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -151,7 +152,7 @@ def environment() -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    found.filters |= {"signed": _signed, "bracketed": _bracketed, "lens": lens_name}
+    found.filters |= {"signed": _signed, "bracketed": _bracketed, "lens": lens_name, "coded": _coded}
     return found
 
 
@@ -326,6 +327,19 @@ def _verdicts(result: StreamResult, baseline: str, group: str) -> list[str]:
         f"whole {plural(group)} (stream x family)."
     )
     return sentences
+
+
+def _coded(text: str) -> Any:
+    """Return a sentence as HTML, with what stands between backticks, and options of the command line, as code."""
+    from markupsafe import Markup, escape
+
+    parts = re.split(r"`([^`]+)`|((?<![\w-])--[a-z][\w.-]*\w)", text)
+    plain, quoted, options = parts[::3], parts[1::3], parts[2::3]
+    codes = (Markup("<code>{}</code>").format(code or option) for code, option in zip(quoted, options, strict=True))
+    pieces = [escape(plain[0])]
+    for code, after in zip(codes, plain[1:], strict=True):
+        pieces += [code, escape(after)]
+    return Markup("").join(pieces)
 
 
 def _signed(value: float, digits: int = 2) -> str:

@@ -30,7 +30,7 @@ from tta_restore.data.io.tensors import add_metadata, save_tensors
 from tta_restore.engine.report.calibration import CalibrationPage, compare_photos, write_calibration
 from tta_restore.engine.run.device import resolve_device
 from tta_restore.engine.run.methods import expect_one_frame, typed_settings
-from tta_restore.engine.run.models import expect_restorer
+from tta_restore.engine.run.models import expect_restorer, origin_of
 from tta_restore.engine.run.outputs import expect_file, locks_output
 from tta_restore.engine.run.restore_plan import describe_others
 from tta_restore.engine.run.settings import Named
@@ -187,7 +187,7 @@ def calibrate_model(
     unused, unopened = len(paths) - report.frames - len(problems), len(found) - len(paths)
     outcome = Calibration(report, len(problems), unused, unopened, left_out)
     facts = {"source": str(model), "checkpoint": str(checkpoint or ""), "verdict": report.verdict}
-    write_checkpoint(report.model, out, facts)
+    write_checkpoint(report.model, out, facts | origin_of(model, checkpoint, config))
     text = {
         name: getattr(report, name)
         for name in (

@@ -18,7 +18,7 @@ from tta_restore.data.io.atomic import atomic_file
 from tta_restore.engine.run.calibrate import write_checkpoint
 from tta_restore.engine.run.device import resolve_device
 from tta_restore.engine.run.methods import create_method
-from tta_restore.engine.run.models import expect_restorer
+from tta_restore.engine.run.models import expect_restorer, origin_of
 from tta_restore.engine.run.outputs import expect_file
 from tta_restore.engine.run.settings import Named
 from tta_restore.engine.run.usage import UsageError
@@ -110,7 +110,11 @@ def export_model(
         )
         say(f"ONNX: {onnx}   {checked}")
     if out is not None:
-        write_checkpoint(exported, out, {"source": str(model), **({} if state is None else {"state": str(state)})})
+        facts = {"source": str(model), **({} if state is None else {"state": str(state)})}
+        loaded = restorer.module
+        if isinstance(loaded, nn.Module) and exported.state_dict().keys() == loaded.state_dict().keys():
+            facts |= origin_of(model, checkpoint, config)
+        write_checkpoint(exported, out, facts)
         say(f"Checkpoint: {out}")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,19 @@ from tta_restore.engine.run.settings import Named, typed_keywords
 from tta_restore.engine.run.usage import UsageError
 from tta_restore.engine.run.user_code import guarded, import_named, is_named, plugins
 from tta_restore.models import Restorer, as_restorer, create_model, list_models, load_checkpoint
-from tta_restore.models.checkpoint import read, read_metadata
+from tta_restore.models.checkpoint import read, read_metadata, resolve
 from tta_restore.models.jdrl import BlurConditioned
 
-__all__ = ["build_module", "expect_restorer", "load_named", "load_restorer", "module_from_code", "read_origin"]
+__all__ = [
+    "build_module",
+    "describe_network",
+    "expect_restorer",
+    "load_named",
+    "load_restorer",
+    "module_from_code",
+    "origin_of",
+    "read_origin",
+]
 
 #: Keys of the state that :func:`tta_restore.engine.train.files.save_state` writes.
 _TRAINING_STATE = {"step", "identity", "weights", "optimizers"}
@@ -103,7 +113,8 @@ def build_module(
     Args:
         name: of a registered network, of shipped weights, or ``module.path:callable``.
         checkpoint: see :func:`load_restorer`.
-        config: keywords of the builder; ``blur_map=True`` conditions the restorer on its estimated blur map (JDRL).
+        config: keywords of the builder; ``blur_map=True`` conditions the restorer on its estimated blur map (JDRL), and
+            the checkpoint holds the weights of both or of the restorer alone.
         kind: of registered networks: "restorer", "reblurrer", "discriminator" or "estimator".
 
     Raises:
@@ -114,10 +125,7 @@ def build_module(
         name, checkpoint = SHIPPED_MODELS[name], name
     if options.pop("blur_map", False):
         if name != "jdrl_unet":
-            conditioned = BlurConditioned(build_module(name, config=options, kind=kind))
-            state = _training_state(checkpoint, kind)
-            weights = checkpoint if state is None else state[1]
-            return conditioned if weights is None else load_checkpoint(conditioned, weights)
+            return _conditioned(name, checkpoint, options, kind)
         name = "jdrl_journal"
     state = _training_state(checkpoint, kind)
     if is_named(name):
@@ -133,6 +141,60 @@ def build_module(
         return load_checkpoint(create_model(name, **{**state[0].get("config", {}), **options}), state[1])
     except TypeError as error:
         raise ValueError(f"model {name!r}: {error}") from error
+
+
+def _conditioned(name: str, checkpoint: str | Path | None, options: Mapping[str, Any], kind: str) -> BlurConditioned:
+    """Return a network that is conditioned on its blur map, with the weights of both or of the network alone."""
+    state = _training_state(checkpoint, kind)
+    weights = checkpoint if state is None else state[1]
+    content = read(resolve(weights)) if isinstance(weights, (str, Path)) else weights
+    if content is not None and not _holds_estimator(content):
+        return BlurConditioned(build_module(name, checkpoint=checkpoint, config=options, kind=kind))
+    conditioned = BlurConditioned(build_module(name, config=options, kind=kind))
+    return conditioned if weights is None else load_checkpoint(conditioned, weights)
+
+
+def _holds_estimator(content: Any) -> bool:
+    """Return whether a checkpoint has weights of an estimator of blur maps, next to others or in a wrapper."""
+    return isinstance(content, Mapping) and any(
+        "estimator" in str(name).lower() or _holds_estimator(entry) for name, entry in content.items()
+    )
+
+
+def describe_network(
+    name: str, checkpoint: str | Path | None, options: Mapping[str, Any], kind: str = "restorer"
+) -> tuple[str, dict[str, Any]]:
+    """Return the registered name, or ``module.path:callable``, and the keywords that :func:`build_module` builds from.
+
+    Raises:
+        ValueError: there is no such checkpoint.
+    """
+    own, known = dict(options), {}
+    if checkpoint is None and name in SHIPPED_MODELS:
+        checkpoint = name
+    if checkpoint is not None:
+        known = dict(read_origin(resolve(checkpoint), kind).get("config") or {})
+    name = SHIPPED_MODELS.get(name, name)
+    conditioned = own.pop("blur_map", False)
+    if conditioned and name == "jdrl_unet":
+        return "jdrl_journal", known | own
+    if conditioned and name in list_models():
+        return "blur_conditioned", {"restorer": name, "config": known.get("config", known) | own}
+    return name, known | own | ({"blur_map": True} if conditioned else {})
+
+
+def origin_of(
+    source: str | Named, checkpoint: str | Path | None = None, config: Mapping[str, Any] | None = None
+) -> dict[str, str]:
+    """Return metadata by which weights of the restorer of :func:`load_restorer` load without its name; else empty."""
+    named = Named.of(source)
+    name, options = named.name, {**named.settings, **(config or {})}
+    if name in list_models("restorer") or name in SHIPPED_MODELS or is_named(name):
+        model, known = describe_network(name, checkpoint, options)
+    else:
+        origin = read_origin(name)
+        model, known = origin.get("model"), origin.get("config") or {}
+    return {} if model is None else {"model": str(model), "config": json.dumps(known, default=str)}
 
 
 def module_from_code(source: str, **keywords: Any) -> Any:

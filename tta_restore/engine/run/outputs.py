@@ -14,22 +14,30 @@ from typing import ParamSpec, TypeVar
 from tta_restore.data.io.atomic import exclusive_lock
 from tta_restore.engine.run.usage import UsageError
 
-__all__ = ["expect_file", "expect_folder", "locked_output", "locks_output"]
+__all__ = ["expect_file", "expect_folder", "is_first_process", "locked_output", "locks_output"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+#: Set by torchrun, by Lightning for the processes that it starts, and by SLURM.
+_RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
+
+
+def is_first_process() -> bool:
+    """Return whether this process writes files, of those that share one task; before they meet."""
+    return all(os.environ.get(name, "0") == "0" for name in _RANKS)
 
 
 @contextmanager
 def locked_output(out: str | Path | None, *, flag: str = "--out") -> Iterator[None]:
     """Keep other runs from a folder or file of results while the block runs.
 
-    Under torchrun the first process holds the lock for all of them.
+    The first of the processes that share one task holds the lock for all of them.
 
     Raises:
         UsageError: another run is using it.
     """
-    if out is None or int(os.environ.get("RANK", "0")) > 0:
+    if out is None or not is_first_process():
         yield
         return
     lock = exclusive_lock(Path(out).absolute())

@@ -19,7 +19,7 @@ from tta_restore.engine.report.images import crop, find_most_changed
 from tta_restore.engine.run.calibrate import write_checkpoint
 from tta_restore.engine.run.device import resolve_device
 from tta_restore.engine.run.methods import ImageMethod, create_method
-from tta_restore.engine.run.models import expect_restorer
+from tta_restore.engine.run.models import expect_restorer, origin_of
 from tta_restore.engine.run.restore_clips import reason_not_to_adapt
 from tta_restore.engine.run.restore_plan import written_suffix
 from tta_restore.engine.run.settings import Named
@@ -127,6 +127,7 @@ class PhotoRestorer:
         self.device = resolve_device(device)
         self.model = str(model)
         restorer = expect_restorer(model, device=self.device, checkpoint=checkpoint, config=config)
+        self._origin = origin_of(model, checkpoint, config)
         chosen: dict[str, Any] = {"seed": seed} if task is None else {"seed": seed, "task": task}
         self._adapted = create_method("recommended", restorer, **chosen)
         if options and self.learns:  # a method that adapts nothing takes none of them
@@ -168,7 +169,7 @@ class PhotoRestorer:
         if not self.learns:
             raise UsageError(f"{self.model} has no weights to adapt")
         exported = adapter.export()
-        write_checkpoint(exported, path, {"source": self.model})
+        write_checkpoint(exported, path, {"source": self.model, **self._origin})
         original = adapter.export("source").state_dict()
         return any(not tensor.equal(original[name]) for name, tensor in exported.state_dict().items())
 

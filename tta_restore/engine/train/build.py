@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,8 +26,9 @@ from tta_restore.data.synthetic.camera_shake import ShakenClips
 from tta_restore.degradations.motion import CameraShake
 from tta_restore.engine.run.extensions import Metric, find_degradations, find_metrics, use_layout
 from tta_restore.engine.run.methods import named_function
-from tta_restore.engine.run.models import build_module, read_origin
+from tta_restore.engine.run.models import build_module, describe_network, read_origin
 from tta_restore.engine.run.names import SHIPPED_MODELS
+from tta_restore.engine.run.outputs import is_first_process
 from tta_restore.engine.run.usage import UsageError
 from tta_restore.engine.train.config import MetaConfig, ReblurConfig, WindowSettings, read_config
 from tta_restore.models import list_models
@@ -79,17 +79,7 @@ def build_network(section: Mapping[str, Any], *, default: str, kind: str = "rest
 
 def described(section: Mapping[str, Any], *, default: str, kind: str = "restorer") -> Built:
     """Return what a network of :func:`build_network` is built from, for the metadata of its weights."""
-    name, checkpoint, options = _entries(section, default, kind)
-    known: dict[str, Any] = {}
-    if checkpoint is not None:
-        known = dict(read_origin(resolve(checkpoint), kind).get("config") or {})
-    name = SHIPPED_MODELS.get(name, name)
-    conditioned = options.pop("blur_map", False)
-    if conditioned and name == "jdrl_unet":
-        return "jdrl_journal", known | options
-    if conditioned and name in list_models():
-        return "blur_conditioned", {"restorer": name, "config": known.get("config", known) | options}
-    return name, known | options | ({"blur_map": True} if conditioned else {})
+    return describe_network(*_entries(section, default, kind), kind)
 
 
 def build_clip_networks(
@@ -252,8 +242,7 @@ def configured(config: str | Path | Mapping[str, Any], kind: type[T], **override
 
 def tell_of_bundled_photos(chosen: Any) -> None:
     """Say that a training runs on the bundled photos, where its configuration names no data."""
-    told = chosen.run.progress and os.environ.get("RANK", "0") == "0"
-    if told and not chosen.data.keys() & {"layout", "root", "pictures"}:
+    if chosen.run.progress and is_first_process() and not chosen.data.keys() & {"layout", "root", "pictures"}:
         ProgressBar.write(
             f"note: [data] names no layout and no pictures: training on the {len(photos.TRAIN)} bundled photos, with "
             "simulated blur",

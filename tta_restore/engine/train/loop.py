@@ -29,11 +29,15 @@ __all__ = [
     "Objective",
     "Optimizers",
     "StepOutput",
+    "expect_finite",
+    "make_batches",
     "moved",
     "run_identity",
+    "seeded_step",
     "step_seed",
     "tell_continued",
     "train",
+    "write_picture",
 ]
 
 Optimizers = dict[str, torch.optim.Optimizer]
@@ -68,6 +72,8 @@ class Objective(nn.Module, ABC):
 
     #: Largest L2 norm of the gradient over all parameters of an optimizer; None for any.
     clip: float | None = None
+    #: Whether every trained weight gets a gradient at every step.
+    all_weights_learn: bool = True
 
     def __init__(self) -> None:
         super().__init__()
@@ -153,10 +159,10 @@ def train(
         FloatingPointError: the loss is not finite any more; the last good state stays where it is.
     """
     if run.engine == "fabric":
-        from tta_restore.engine.train.fabric import create_fabric, expect_carried, train_with_fabric
+        from tta_restore.engine.train.fabric import create_fabric, expect_carried, options_for, train_with_fabric
 
-        expect_carried(objective)
-        fabric = create_fabric(run, **run.fabric)
+        expect_carried(objective, run)
+        fabric = create_fabric(run, **options_for(objective, run))
         with locked_output(run.out, flag="--run.out"):
             return train_with_fabric(objective, source, run, fabric=fabric, validate=validate, on_step=on_step)
     with ExitStack() as stack:
@@ -175,23 +181,23 @@ def train(
             steps = range(first, run.steps)
             shown = run.progress and processes.first
             bar = ProgressBar(steps, initial=first, total=run.steps, unit="step", shown=shown)
-            for step, batch in zip(bar, _batches(source, run, steps, processes.rank), strict=True):
+            for step, batch in zip(bar, make_batches(source, run, steps, processes.rank), strict=True):
                 for name, optimizer in optimizers.items():
                     for group, rate in zip(optimizer.param_groups, rates[name], strict=True):
                         group["lr"] = rate * objective.rate(step)
-                with _seeded(step_seed(run.seed, step, processes.rank), run.device):
+                with seeded_step(step_seed(run.seed, step, processes.rank), run.device):
                     found = objective.update(moved(batch, run.device), step, optimizers, processes)
                 if on_step is not None:
                     on_step(step, found)
                 last = step + 1 == run.steps
                 saving = (step + 1) % run.save_every == 0 or last
                 if step % run.log_every == 0 or last or saving:
-                    loss = _finite(found, step)
+                    loss = expect_finite(found, step)
                     bar.set_postfix({"loss": f"{loss:.4f}", **objective.status(step)})
                     if step % run.log_every == 0 or last:
                         log.numbers(step, {"loss": loss} | {name: part.item() for name, part in found.parts.items()})
                 if processes.first and run.draw_every and (step % run.draw_every == 0 or last):
-                    _draw(objective, found, run.out, step, log.picture)
+                    write_picture(objective, found, run.out, step, log.picture)
                 if validate is not None and run.validate_every and ((step + 1) % run.validate_every == 0 or last):
                     scores = _validate(objective, validate, run.device) if processes.first else {}
                     log.numbers(step, {f"validation/{name}": score for name, score in scores.items()})
@@ -241,7 +247,7 @@ def moved(batch: Any, device: str | torch.device) -> Any:
     return batch
 
 
-def _batches(source: BatchSource, run: TrainingRun, steps: Sequence[int], rank: int) -> Iterator[Any]:
+def make_batches(source: BatchSource, run: TrainingRun, steps: Sequence[int], rank: int) -> Iterator[Any]:
     """Return the batch of every step, ``run.num_workers`` of them made ahead."""
 
     def make(step: int) -> Any:
@@ -265,14 +271,19 @@ def _batches(source: BatchSource, run: TrainingRun, steps: Sequence[int], rank: 
 
 
 @contextmanager
-def _seeded(seed: int, device: str) -> Iterator[None]:
-    """Return the global generator, which dropout draws from, at a seed; afterwards it is as it was."""
+def seeded_step(seed: int, device: str | torch.device) -> Iterator[None]:
+    """Set the global generator, which dropout draws from, to a seed; afterwards it is as it was."""
     with torch.random.fork_rng(devices=[torch.device(device)] if torch.device(device).type == "cuda" else []):
         torch.manual_seed(seed)
         yield
 
 
-def _finite(found: StepOutput, step: int) -> float:
+def expect_finite(found: StepOutput, step: int) -> float:
+    """Return the loss of a step as a number.
+
+    Raises:
+        FloatingPointError: it is not finite.
+    """
     loss = found.loss.item()
     if loss - loss != 0:
         parts = ", ".join(f"{name} {part.item():g}" for name, part in found.parts.items())
@@ -289,7 +300,10 @@ def _validate(objective: O, validate: Callable[[O], Mapping[str, float]], device
         objective.train()
 
 
-def _draw(objective: Objective, found: StepOutput, out: Path, step: int, show: Callable[[int, Tensor], None]) -> None:
+def write_picture(
+    objective: Objective, found: StepOutput, out: Path, step: int, show: Callable[[int, Tensor], None]
+) -> None:
+    """Write the picture of a step, where there is one, to ``pictures/``, and show it on the board of the log."""
     picture = objective.picture(found)
     if picture is None:
         return

@@ -1,4 +1,4 @@
-"""The objective of reblurring-guided learning: any restorer, a batch of misaligned pairs, a loss with all its parts.
+"""Train any restorer on misaligned pairs, guided by a reblurring network.
 
 Source: JDRL (Li et al., AAAI 2023); Reblurring-guided defocus deblurring (Ren et al., IJCV 2025).
 """
@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tta_restore import losses, metrics, ops
@@ -27,7 +26,7 @@ from tta_restore.data.datasets.misaligned import (
 )
 from tta_restore.data.io.image import read_image
 from tta_restore.degradations import Degradation
-from tta_restore.engine.report.images import contact_sheet
+from tta_restore.engine.report.reblurring import draw_step
 from tta_restore.engine.run.extensions import Metric, find_degradations
 from tta_restore.engine.run.settings import nested, read_settings
 from tta_restore.engine.train.build import (
@@ -48,15 +47,11 @@ from tta_restore.engine.train.loop import Objective, StepOutput, train
 from tta_restore.models import as_restorer
 from tta_restore.models.jdrl import BlurConditioned, JDRLReblur
 from tta_restore.models.optical_flow import LucasKanade, create_flow
-from tta_restore.nn.reblur import KERNEL_SIZES
 
 __all__ = [
     "MisalignedObjective",
     "MisalignedPairSource",
     "aligned_scores",
-    "blur_radius",
-    "draw_step",
-    "mixed_kernels",
     "train_misaligned",
     "train_misaligned_from_config",
 ]
@@ -71,6 +66,8 @@ class MisalignedObjective(Objective):
         flow: estimator, see :mod:`tta_restore.models.optical_flow`.
         settings: stages and weights.
     """
+
+    all_weights_learn = False  # either network rests in some stage
 
     def __init__(
         self,
@@ -208,65 +205,6 @@ class MisalignedObjective(Objective):
 
 def _sum(terms: Iterable[Tensor]) -> Tensor:
     return torch.stack(list(terms)).sum()
-
-
-def blur_radius(seeds: Tensor, weights: Tensor) -> Tensor:
-    """Root mean square distance, in pixels, that the mixed kernel of every pixel carries its light.
-
-    Shape: seeds (B, 35, H, W), weights (B, 8, H, W) -> (B, 1, H, W).
-    """
-    total, first = torch.zeros_like(weights[:, :1]), 0
-    for n, size in enumerate(KERNEL_SIZES, 1):
-        count = (size + 1) // 2
-        kernel = ops.isotropic_kernels(seeds[:, first : first + count], size)
-        first += count
-        axis = torch.arange(size, device=seeds.device, dtype=kernel.dtype) - size // 2
-        squared = (axis[:, None].square() + axis.square()).view(1, -1, 1, 1)
-        total = total + weights[:, n, None] * (kernel * squared).sum(1, keepdim=True)
-    return total.sqrt()
-
-
-def mixed_kernels(seeds: Tensor, weights: Tensor, pixels: list[tuple[int, int]]) -> Tensor:
-    """Return the whole kernels of some pixels (y, x) of the first frame: (P, 15, 15)."""
-    side = max(KERNEL_SIZES)
-    drawn = []
-    for y, x in pixels:
-        out, first = torch.zeros(side, side), 0
-        out[side // 2, side // 2] = weights[0, 0, y, x].cpu()
-        for n, size in enumerate(KERNEL_SIZES, 1):
-            count = (size + 1) // 2
-            own = seeds[:1, first : first + count, y : y + 1, x : x + 1]
-            first += count
-            kernel = ops.isotropic_kernels(own, size).view(size, size).cpu() * weights[0, n, y, x].cpu()
-            margin = (side - size) // 2
-            out += F.pad(kernel, (margin,) * 4)
-        drawn.append(out)
-    return torch.stack(drawn)
-
-
-def draw_step(tensors: dict[str, Tensor]) -> Tensor:
-    """Return the first pair of a step as one picture (3, H, W): images, flow and mask, then blur radius and kernels."""
-    height, width = tensors["blurry"].shape[2:]
-    tiles = [tensors[name][0].clamp(0, 1) for name in ("blurry", "sharp", "restored") if name in tensors]
-    if "warped" in tensors:
-        tiles.append(tensors["warped"][0].clamp(0, 1))
-    if "flow" in tensors:
-        from torchvision.utils import flow_to_image  # slow to import, and few runs draw
-
-        tiles.append(flow_to_image(tensors["flow"][0].float()) / 255)
-    if "mask" in tensors:
-        tiles.append(tensors["mask"][0].expand(3, -1, -1))
-    if "reblurred" in tensors:
-        tiles.append(tensors["reblurred"][0].clamp(0, 1))
-    if "weights" in tensors and tensors["weights"].shape[1] > 1:  # the one-branch ablation has no kernel sizes
-        seeds, weights = tensors["seeds"][:1], tensors["weights"][:1]
-        tiles.append((blur_radius(seeds, weights)[0] / 6).clamp(0, 1).expand(3, -1, -1))
-        places = [(y, x) for y in (height // 4, 3 * height // 4) for x in (width // 4, 3 * width // 4)]
-        kernels = mixed_kernels(seeds, weights, places)
-        kernels = (kernels / kernels.amax((1, 2), keepdim=True)).view(2, 2, *kernels.shape[1:])
-        sheet = F.pad(kernels, (1, 1, 1, 1), value=0.3).permute(0, 2, 1, 3).reshape(1, 1, 34, 34)
-        tiles.append(F.interpolate(sheet, size=(height, width))[0].expand(3, -1, -1))
-    return contact_sheet(tiles, columns=min(len(tiles), 5))
 
 
 MisalignedPairSource = Callable[[int, torch.Generator], MisalignedPair]
