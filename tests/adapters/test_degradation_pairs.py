@@ -600,6 +600,39 @@ def test_pairs_of_gray_frames_have_equal_channels():
             assert torch.equal(image[:, 0], image[:, 1]) == gray
 
 
+def test_how_much_content_a_student_may_remove_where_there_is_no_color():
+    assert _trust.gentle_share(0.03, -1.0) == 1
+    assert _trust.gentle_share(0.1, 0.1) == 1
+    assert _trust.gentle_share(0.1, 0.09) == pytest.approx(0.5)
+    assert _trust.gentle_share(0.1, 0.08) == pytest.approx(0)
+
+
+@pytest.mark.parametrize("color", [0, 1, 3])
+def test_a_student_that_removes_more_content_than_the_source_is_not_used_on_gray_frames(monkeypatch, color):
+    """The channels of a gray frame correlate whether what is removed is noise or content."""
+    adapter = DegradationPairs(
+        GrayFilter() if color == 1 else Filter(), spec=dataclasses.replace(DENOISE, in_channels=color or 3),
+        calibration_frames=1,
+    )  # fmt: skip
+    x = _frame(40)[0] if color == 3 else _gray_frame(40)[0][:, : color or 3]
+    adapter.adapt(x)
+    assert adapter.report.metrics["trust"] > 0.5
+    assert adapter.phase == "steady"
+
+    def excess(self, frame, restored, expected):
+        return 0.05 if self.memory["correlation"] and list(expected) == self.memory["correlation"][2:] else 0.0
+
+    monkeypatch.setattr(DegradationPairs, "_structure_excess", excess)
+    adapter(x)
+    share = 1.0 if color == 3 else 0.0
+    assert adapter.report.metrics["trust"] == pytest.approx(share * adapter.memory["weights"][2])
+    adapter.reset()
+    found = iter((0.0, 0.05))  # of the source and the student
+    monkeypatch.setattr(DegradationPairs, "_structure_excess", lambda *_: next(found))
+    adapter.adapt(x)
+    assert (adapter.report.metrics["trust"] > 0.5) == (color == 3)
+
+
 def test_gray_and_color_frames_are_different_cameras():
     adapter = DegradationPairs(Filter(), spec=DENOISE, steps=12, calibration_frames=1, read_interval=8)
     color, gray = _frame(25, 4)[0], _gray_frame(25, 5)[0]

@@ -46,6 +46,9 @@ _UNEXPLAINED, _MIN_DETAIL = (0.9, 1.5), 1.5
 _VARIED, _SMOOTHEST, _SMOOTH, _BLOCK, _MIN_BLOCKS = (1.15, 1.3), 0.1, 0.3, 8, 10
 # What the source removes from a frame, relative to pairs, and what noise of 1/255 adds to these limits
 _REMOVED, _REMOVED_NOISE = (0.85, 1.05), 0.02
+# Correlation of the residual of a frame without color from which it is compared with that of the source's, and the
+# difference from which a student earns nothing
+_COLORLESS, _MORE_CONTENT = 0.03, 0.02
 # Correlation of the residual, beyond that on pairs and per dB of lead, that is trusted fully and not any more
 _EXCESS, _EXCESS_UPSCALING = (0.05, 0.1), (0.04, 0.07)
 
@@ -138,6 +141,18 @@ def structure_share(excess: float, lead: float, *, scale: int) -> float:
     """
     low, high = (limit * lead for limit in (_EXCESS if scale == 1 else _EXCESS_UPSCALING))
     return 1 - _position(excess, (low, high)) if lead > 0 else 0.0
+
+
+def gentle_share(student: float, source: float) -> float:
+    """Return the part of the weight of a student that is not to remove more content than the source, 0 to 1.
+
+    For frames without color, where noise and content cannot be told apart by their correlation between channels.
+
+    Args:
+        student: :func:`structure_excess` of its restoration.
+        source: that of the source's restoration.
+    """
+    return 1.0 if student <= _COLORLESS else 1 - _position(student - source, (0.0, _MORE_CONTENT))
 
 
 def explained(reading: Reading, frame: Tensor, removed: tuple[float, float]) -> float:

@@ -632,15 +632,18 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         images = {"source": notes["source"].image}
         if not sampler.sharpens:
             images["teacher"] = self._image("teacher", frame.region)
-        excesses = []
+        excesses, correlation = {}, []
         for role, image in images.items():
             on_pairs = _downsampled(self._image(role, degraded), sampler.scale)
             expected = _trust.residual_correlation(degraded, on_pairs)
-            excesses.append(self._structure_excess(frame.region, image, expected))
-            self.memory["correlation"] = list(expected) if role == "teacher" else []
-        excess = max(excesses)
+            excesses[role] = self._structure_excess(frame.region, image, expected)
+            correlation += expected
+        self.memory["correlation"] = correlation if "teacher" in images else []
+        excess = max(excesses.values())
         frame.metrics["structure_excess"] = excess
         kept = _trust.structure_share(excess, notes["best"], scale=sampler.scale)
+        if "teacher" in images and _is_colorless(frame):
+            kept = min(kept, _trust.gentle_share(excesses["teacher"], excesses["source"]))
         if kept < 1:
             frame.messages.append(
                 "restoration removes content that is as fine as noise: the estimate of the noise is not trusted "
@@ -674,14 +677,13 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         plain, kept, new = weights
         if not self.memory["correlation"] or new == 0:
             return weights
-        if frame.cropped:
-            image = self._image("teacher", frame.region)
-        else:
-            frame.scratch["teacher"] = self.ensemble("teacher", frame.image)
-            image = frame.scratch["teacher"].image
-        across, near = self.memory["correlation"]
+        image = self._restored(frame, "teacher")
+        *of_source, across, near = self.memory["correlation"]
         excess = self._structure_excess(frame.region, image, (across, near))
         share = _trust.structure_share(excess, _STEADY_LEAD * self.memory["lead"], scale=1)
+        if _is_colorless(frame) and _trust.gentle_share(excess, -math.inf) < 1:
+            source = self._structure_excess(frame.region, self._restored(frame, "source"), (of_source[0], of_source[1]))
+            share = min(share, _trust.gentle_share(excess, source))
         frame.metrics["structure_excess"] = excess
         if share == 1:
             return weights
@@ -691,6 +693,14 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
             f"{new:.2f} (the residual correlates by {excess:.2f} more than noise)"
         )
         return [plain, kept + (1 - share) * new, share * new]
+
+    def _restored(self, frame: FrameContext, role: str) -> Tensor:
+        """Restore a frame, or the parts of a large one that tests are made on; whole frames are kept for the output."""
+        if frame.cropped:
+            return self._image(role, frame.region)
+        if role not in frame.scratch:
+            frame.scratch[role] = self.ensemble(role, frame.image)
+        return frame.scratch[role].image
 
     def _max_share(self, lead: float, readings: list[Reading], sampler: PairSampler) -> float:
         if self.degradation is not None:
@@ -832,6 +842,11 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         assert self._budget is not None  # noqa: S101
         amount, unit = self._budget
         return amount if unit == "s" else amount * forward
+
+
+def _is_colorless(frame: FrameContext) -> bool:
+    """Return whether correlation between channels shows nothing of what is noise in a frame."""
+    return frame.scratch["gray"] or frame.image.shape[1] == 1
 
 
 def _downsampled(image: Tensor, scale: int) -> Tensor:
