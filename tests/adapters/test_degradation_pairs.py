@@ -601,10 +601,10 @@ def test_pairs_of_gray_frames_have_equal_channels():
 
 
 def test_how_much_content_a_student_may_remove_where_there_is_no_color():
-    assert _trust.gentle_share(0.03, -1.0) == 1
-    assert _trust.gentle_share(0.1, 0.1) == 1
-    assert _trust.gentle_share(0.1, 0.09) == pytest.approx(0.5)
-    assert _trust.gentle_share(0.1, 0.08) == pytest.approx(0)
+    assert _trust.gentle_share(0.01, -1.0) == 1
+    assert _trust.gentle_share(0.1, 0.11) == pytest.approx(1)
+    assert _trust.gentle_share(0.1, 0.1) == pytest.approx(0.5)
+    assert _trust.gentle_share(0.1, 0.09) == pytest.approx(0)
 
 
 @pytest.mark.parametrize("color", [0, 1, 3])

@@ -47,8 +47,8 @@ _VARIED, _SMOOTHEST, _SMOOTH, _BLOCK, _MIN_BLOCKS = (1.15, 1.3), 0.1, 0.3, 8, 10
 # What the source removes from a frame, relative to pairs, and what noise of 1/255 adds to these limits
 _REMOVED, _REMOVED_NOISE = (0.85, 1.05), 0.02
 # Correlation of the residual of a frame without color from which it is compared with that of the source's, and the
-# difference from which a student earns nothing
-_COLORLESS, _MORE_CONTENT = 0.03, 0.02
+# differences to it from which a student earns less, and nothing
+_COLORLESS, _MORE_CONTENT = 0.01, (-0.01, 0.01)
 # Correlation of the residual, beyond that on pairs and per dB of lead, that is trusted fully and not any more
 _EXCESS, _EXCESS_UPSCALING = (0.05, 0.1), (0.04, 0.07)
 
@@ -152,7 +152,7 @@ def gentle_share(student: float, source: float) -> float:
         student: :func:`structure_excess` of its restoration.
         source: that of the source's restoration.
     """
-    return 1.0 if student <= _COLORLESS else 1 - _position(student - source, (0.0, _MORE_CONTENT))
+    return 1.0 if student <= _COLORLESS else 1 - _position(student - source, _MORE_CONTENT)
 
 
 def explained(reading: Reading, frame: Tensor, removed: tuple[float, float]) -> float:
