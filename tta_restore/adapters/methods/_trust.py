@@ -46,11 +46,10 @@ _UNEXPLAINED, _MIN_DETAIL = (0.9, 1.5), 1.5
 _VARIED, _SMOOTHEST, _SMOOTH, _BLOCK, _MIN_BLOCKS = (1.15, 1.3), 0.1, 0.3, 8, 10
 # What the source removes from a frame, relative to pairs, and what noise of 1/255 adds to these limits
 _REMOVED, _REMOVED_NOISE = (0.85, 1.05), 0.02
-# Correlation of the residual of a frame without color from which it is compared with that of the source's, and the
-# differences to it from which a student earns less, and nothing
-_COLORLESS, _MORE_CONTENT = 0.01, (-0.01, 0.01)
 # Correlation of the residual, beyond that on pairs and per dB of lead, that is trusted fully and not any more
 _EXCESS, _EXCESS_UPSCALING = (0.05, 0.1), (0.04, 0.07)
+# The same on frames without color, and by how much less a student has to correlate than the source to be exempt
+_EXCESS_COLORLESS, _GENTLER = (0.01, 0.02), 0.005
 
 
 def max_student(lead: float, readings: Sequence[Reading], *, sharpens: bool, scale: int, denoises: bool) -> float:
@@ -143,16 +142,21 @@ def structure_share(excess: float, lead: float, *, scale: int) -> float:
     return 1 - _position(excess, (low, high)) if lead > 0 else 0.0
 
 
-def gentle_share(student: float, source: float) -> float:
-    """Return the part of the weight of a student that is not to remove more content than the source, 0 to 1.
+def colorless_share(student: float, source: float, lead: float) -> float:
+    """Return the part of the weight of a student on a frame without color, 0 to 1.
 
-    For frames without color, where noise and content cannot be told apart by their correlation between channels.
+    There noise and content are the same in all channels, and only the correlation between neighbors tells them apart: a
+    student is to remove less content than the source, or hardly any for its ``lead`` in dB.
 
     Args:
         student: :func:`structure_excess` of its restoration.
         source: that of the source's restoration.
+        lead: PSNR gain over the source on held-out pairs, dB.
     """
-    return 1.0 if student <= _COLORLESS else 1 - _position(student - source, _MORE_CONTENT)
+    if student <= source - _GENTLER:
+        return 1.0
+    low, high = (limit * lead for limit in _EXCESS_COLORLESS)
+    return 1 - _position(student, (low, high)) if lead > 0 else 0.0
 
 
 def explained(reading: Reading, frame: Tensor, removed: tuple[float, float]) -> float:

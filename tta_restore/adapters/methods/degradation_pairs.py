@@ -643,7 +643,7 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         frame.metrics["structure_excess"] = excess
         kept = _trust.structure_share(excess, notes["best"], scale=sampler.scale)
         if "teacher" in images and _is_colorless(frame):
-            kept = min(kept, _trust.gentle_share(excesses["teacher"], excesses["source"]))
+            kept = min(kept, _trust.colorless_share(excesses["teacher"], excesses["source"], notes["best"]))
         if kept < 1:
             frame.messages.append(
                 "restoration removes content that is as fine as noise: the estimate of the noise is not trusted "
@@ -680,10 +680,12 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         image = self._restored(frame, "teacher")
         *of_source, across, near = self.memory["correlation"]
         excess = self._structure_excess(frame.region, image, (across, near))
-        share = _trust.structure_share(excess, _STEADY_LEAD * self.memory["lead"], scale=1)
-        if _is_colorless(frame) and _trust.gentle_share(excess, -math.inf) < 1:
-            source = self._structure_excess(frame.region, self._restored(frame, "source"), (of_source[0], of_source[1]))
-            share = min(share, _trust.gentle_share(excess, source))
+        lead = _STEADY_LEAD * self.memory["lead"]
+        share = _trust.structure_share(excess, lead, scale=1)
+        if _is_colorless(frame) and _trust.colorless_share(excess, -math.inf, lead) < 1:
+            restored = self._restored(frame, "source")
+            source = self._structure_excess(frame.region, restored, (of_source[0], of_source[1]))
+            share = min(share, _trust.colorless_share(excess, source, lead))
         frame.metrics["structure_excess"] = excess
         if share == 1:
             return weights
