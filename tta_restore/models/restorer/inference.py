@@ -151,6 +151,7 @@ def infer_spec(
     return RestorerSpec(scale=scale, size=size, frames=None if clips else 1, border=border, batched=batched)
 
 
+@with_usual_defaults
 def example_frame(name: str, restorer: Restorer) -> Tensor:
     """Noise of 64x64 pixels that a restorer takes: an image (1, C, 64, 64) with C 3, 1, 2, 4 or 6, or a clip.
 
