@@ -146,7 +146,7 @@ def test_weights_of_a_failed_training_are_refused(tmp_path):
     weights = create_model("lens_unet", widths=(4, 4, 4), blocks=1).state_dict()
     weights["head.bias"][1] = float("nan")
     torch.save(weights, tmp_path / "net.pth")
-    with pytest.raises(ValueError, match=r"net.pth: the weights of head.bias hold NaN"):
+    with pytest.raises(ValueError, match=r"net.pth holds NaN in 1 of 32 parameters of \w+, first in head.bias"):
         load_restorer("lens_unet", checkpoint=tmp_path / "net.pth", config={"widths": (4, 4, 4), "blocks": 1})
 
 

@@ -329,6 +329,7 @@ def multi_frame(tmp_path, monkeypatch):
     return folder(tmp_path / "in", 4)
 
 
+@pytest.mark.filterwarnings("ignore:recommended. the model")
 @pytest.mark.parametrize("method", ["source", "recommended"])
 @pytest.mark.parametrize("kind", ["frames", "video"])
 def test_models_of_several_frames_restore_clips(kind, method, multi_frame):
@@ -357,6 +358,7 @@ def test_models_of_several_frames_restore_clips(kind, method, multi_frame):
         assert (restored - target).abs().max() < (0.02 if kind == "video" else 1 / 255)
 
 
+@pytest.mark.filterwarnings("ignore:recommended. the model")
 def test_models_of_several_frames_name_what_takes_them(multi_frame, capsys):
     model = ["--model", "multi_frame:window"]
     assert main(["restore", "in/f8.png", "-o", "out", *model]) == 2

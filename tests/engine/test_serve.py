@@ -115,6 +115,7 @@ def test_a_model_that_fails_on_a_photo(photo, tmp_path, monkeypatch):
     assert record.error == "ArithmeticError: out of order"
 
 
+@pytest.mark.filterwarnings("ignore:recommended. the model has no weights to adapt")
 def test_a_model_without_weights_is_not_adapted(photo, tmp_path):
     restorer = PhotoRestorer("torch.nn:Identity", tmp_path / "out")
     record = restorer.restore(photo)
@@ -133,6 +134,7 @@ def test_a_constant_photo_teaches_nothing(tmp_path):
     assert "constant" in record.messages[-1]
 
 
+@pytest.mark.filterwarnings("ignore:recommended. the model has no weights to adapt")
 def test_large_photos_are_shown_where_adaptation_changed_most(tmp_path, monkeypatch):
     monkeypatch.setattr("tta_restore.engine.serve.photos._DETAIL", 16)
     restorer = PhotoRestorer("torch.nn:Identity", tmp_path / "out")
@@ -254,6 +256,7 @@ def test_one_photo_at_a_time_and_none_after_the_end(photo, tmp_path):
     assert waited == [True]
 
 
+@pytest.mark.filterwarnings("ignore:recommended. the model has no weights to adapt")
 def test_a_model_of_the_command_line_is_offered_first(photo, tmp_path):
     own = settings(tmp_path, model="torch.nn:Identity")
     assert own.choices()[0] == "torch.nn:Identity"

@@ -312,7 +312,7 @@ def _take_settings(
             raise UsageError(f"{flag}: expected one argument")
         return waiting.pop(0)
 
-    takes = {parameter.name for parameter in _parameters(command)}
+    takes = set(read_function(command.function).parameters)
     while waiting:
         word = waiting.pop(0)
         if word == "--":
@@ -338,12 +338,12 @@ def _take_settings(
 
 
 def _expect_named(name: str, flag: str, takes: Collection[str]) -> None:
-    """Refuse settings of a thing that the command does not name.
+    """Refuse settings that the function of the command does not take.
 
     Raises:
-        UsageError: the command has no such option.
+        UsageError: it takes none of that name.
     """
-    if name not in takes:
+    if _SETTINGS[name] not in takes:
         hint = "; settings are given with a name: --methods 'NAME[KEY=VALUE,...]'" if "methods" in takes else ""
         raise UsageError(f"{flag}: the command has no --{name}{hint}")
 
