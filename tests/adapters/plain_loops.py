@@ -175,6 +175,9 @@ class CoTTALoop(SiameseLoop):
 class TentLoop(Loop):
     group = "rot4_flip"
 
+    def make_optimizer(self, weights: list[Tensor]) -> torch.optim.Optimizer:
+        return torch.optim.Adam(weights, lr=2e-3)
+
     def frame(self, x: Tensor) -> None:
         self.step(self.student.variance(x).mean())
 
@@ -535,7 +538,8 @@ LOOPS: dict[str, tuple[Callable[[Any], Adapter], type[Loop]]] = {
     "DegradationPairs": (_pairs, PairsLoop),
     "ReblurPairs": (lambda net: _pairs(net, RecordedReblurPairs, "defocus"), PairsLoop),
     "CoTTA": (lambda net: adapters.CoTTA(net, lr=1e-2, ema=0.8, restore=0.0), CoTTALoop),
-    "Tent": (lambda net: adapters.Tent(net, select="all", lr=1e-2, views="rot4_flip"), TentLoop),
+    # Adam magnifies the rounding of gradients near zero, which differs between processors, by the learning rate
+    "Tent": (lambda net: adapters.Tent(net, select="all", lr=2e-3, views="rot4_flip"), TentLoop),
     "ROID": (lambda net: adapters.ROID(net, select="all", lr=1e-2, momentum=0.9, temperature=0.1), ROIDLoop),
     "SAR": (lambda net: adapters.SAR(net, select="all", lr=1.0, guards=adapters.Guards()), SARLoop),
     "EATA": (_eata, EATALoop),
