@@ -16,18 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from tta_restore._core.padding import PADDING_MODES, fold, pad
-
-
-@triton.jit
-def _place(blocks, H, W, BLOCK: tl.constexpr):
-    """Plane of this program, H * W, and offset, row, column and mask of its pixels.
-
-    The grid has one axis, because the others end at 65535.
-    """
-    i = tl.program_id(0)
-    o = (i % blocks) * BLOCK + tl.arange(0, BLOCK)
-    one = tl.full((), 1, tl.int64)  # where H and W are 1 they are compile-time numbers, which have no dtype
-    return (i // blocks).to(tl.int64), one * H * W, o, o // W, o % W, o < H * W
+from tta_restore._core.triton_grid import place
 
 
 @triton.jit
@@ -36,7 +25,7 @@ def forward_kernel(
     K: tl.constexpr, CHANNELS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Out = sum over taps of tap x padded frame, for CHANNELS channels that share their taps."""
-    i, plane, o, o_y, o_x, mask = _place(tl.cdiv(H * W, BLOCK), H, W, BLOCK)
+    i, plane, o, o_y, o_x, mask = place(tl.cdiv(H * W, BLOCK), H, W, BLOCK)
     each = C // G
     parts = tl.cdiv(each, CHANNELS)
     i_g, i_b = i // parts % G, i // parts // G
@@ -62,7 +51,7 @@ def grad_x_kernel(
     K: tl.constexpr, CHANNELS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Gradient of the padded frame: what every output pixel that read this one gives back to it."""
-    i, plane, o, o_y, o_x, mask = _place(tl.cdiv(padded_h * padded_w, BLOCK), padded_h, padded_w, BLOCK)
+    i, plane, o, o_y, o_x, mask = place(tl.cdiv(padded_h * padded_w, BLOCK), padded_h, padded_w, BLOCK)
     each = C // G
     parts = tl.cdiv(each, CHANNELS)
     i_g, i_b = i // parts % G, i // parts // G
@@ -94,7 +83,7 @@ def grad_kernels_kernel(
     K: tl.constexpr, TAPS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Gradients of one row of K taps: products of gradient and padded frame, summed over the channels of the group."""
-    i, plane, o, o_y, o_x, mask = _place(tl.cdiv(H * W, BLOCK), H, W, BLOCK)
+    i, plane, o, o_y, o_x, mask = place(tl.cdiv(H * W, BLOCK), H, W, BLOCK)
     each = C // G
     i_row, i_g, i_b = i % K, i // K % G, i // K // G
     one = tl.full((), 1, tl.int64)

@@ -15,17 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-
-@triton.jit
-def _place(blocks, H, W, BLOCK: tl.constexpr):
-    """Plane of this program, H * W, and offset, row, column and mask of its pixels.
-
-    The grid has one axis, because the others end at 65535.
-    """
-    i = tl.program_id(0)
-    o = (i % blocks) * BLOCK + tl.arange(0, BLOCK)
-    one = tl.full((), 1, tl.int64)  # where H and W are 1 they are compile-time numbers, which have no dtype
-    return (i // blocks).to(tl.int64), one * H * W, o, o // W, o % W, o < H * W
+from tta_restore._core.triton_grid import place
 
 
 @triton.jit
@@ -47,7 +37,7 @@ def _weight(b_a, b_b, b_c, t, K: tl.constexpr):
 @triton.jit
 def forward_kernel(p_x, p_precision, p_out, C, H, W, K: tl.constexpr, CHANNELS: tl.constexpr, BLOCK: tl.constexpr):
     """Out = sum over taps of weight x frame, divided by the sum of the weights, for CHANNELS channels."""
-    i, plane, o, o_y, o_x, mask = _place(tl.cdiv(H * W, BLOCK), H, W, BLOCK)
+    i, plane, o, o_y, o_x, mask = place(tl.cdiv(H * W, BLOCK), H, W, BLOCK)
     parts = tl.cdiv(C, CHANNELS)
     i_b = i // parts
     o_c = i % parts * CHANNELS + tl.arange(0, CHANNELS)
@@ -71,7 +61,7 @@ def forward_kernel(p_x, p_precision, p_out, C, H, W, K: tl.constexpr, CHANNELS: 
 @triton.jit
 def scale_kernel(p_precision, p_scale, H, W, K: tl.constexpr, BLOCK: tl.constexpr):
     """1 / Z of every pixel."""
-    i_b, plane, o, _, _, mask = _place(tl.cdiv(H * W, BLOCK), H, W, BLOCK)
+    i_b, plane, o, _, _, mask = place(tl.cdiv(H * W, BLOCK), H, W, BLOCK)
     b_a, b_b, b_c = _precision(p_precision + i_b * 3 * plane + o, plane, mask)
     b_total = tl.zeros([BLOCK], dtype=tl.float32)
     for t in range(K * K):
@@ -84,7 +74,7 @@ def grad_image_kernel(
     p_grad, p_precision, p_scale, p_grad_x, C, H, W, K: tl.constexpr, CHANNELS: tl.constexpr, BLOCK: tl.constexpr
 ):
     """Gradient of the padded frame: the sum of what every pixel that read this one gives back."""
-    i, plane, o, o_y, o_x, mask = _place(tl.cdiv((H + K - 1) * (W + K - 1), BLOCK), H + K - 1, W + K - 1, BLOCK)
+    i, plane, o, o_y, o_x, mask = place(tl.cdiv((H + K - 1) * (W + K - 1), BLOCK), H + K - 1, W + K - 1, BLOCK)
     parts = tl.cdiv(C, CHANNELS)
     i_b = i // parts
     o_c = i % parts * CHANNELS + tl.arange(0, CHANNELS)
@@ -110,7 +100,7 @@ def grad_image_kernel(
 @triton.jit
 def grad_precision_kernel(p_grad, p_x, p_precision, p_grad_precision, C, H, W, K: tl.constexpr, BLOCK: tl.constexpr):
     """Gradients of a, b and c, with the moments about their means."""
-    i_b, plane, o, o_y, o_x, mask = _place(tl.cdiv(H * W, BLOCK), H, W, BLOCK)
+    i_b, plane, o, o_y, o_x, mask = place(tl.cdiv(H * W, BLOCK), H, W, BLOCK)
     padded_w = W + K - 1
     one = tl.full((), 1, tl.int64)
     padded = one * (H + K - 1) * padded_w

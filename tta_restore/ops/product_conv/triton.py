@@ -18,23 +18,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tta_restore._core.padding import pad
+from tta_restore._core.triton_grid import place
 
 from . import reference
 
 # Largest kernel size of each op; above, Fourier transforms run. By counts of instructions and bytes, see README.md.
 DIRECT_UP_TO = {"forward": 11, "adjoint": 11, "kernels": 7, "weights": 11}
-
-
-@triton.jit
-def _place(blocks, H, W, BLOCK: tl.constexpr):
-    """Plane of this program, H * W, and offset, row, column and mask of its pixels.
-
-    The grid has one axis, because the others end at 65535.
-    """
-    i = tl.program_id(0)
-    o = (i % blocks) * BLOCK + tl.arange(0, BLOCK)
-    one = tl.full((), 1, tl.int64)  # where H and W are 1 they are compile-time numbers, which have no dtype
-    return (i // blocks).to(tl.int64), one * H * W, o, o // W, o % W, o < H * W
 
 
 @triton.jit
@@ -53,7 +42,7 @@ def mix_kernel(
     C // G channels share their kernels (B, G, K, K, R), R filled up to whole parts by zeros. With ADJOINT the weights
     have the size of the frame and are read beside it.
     """
-    i, plane, o, o_y, o_x, mask = _place(tl.cdiv(H * W, BLOCK), H, W, BLOCK)
+    i, plane, o, o_y, o_x, mask = place(tl.cdiv(H * W, BLOCK), H, W, BLOCK)
     each = C // G
     parts = tl.cdiv(each, CHANNELS)
     i_g, i_b = i // parts % G, i // parts // G
@@ -95,7 +84,7 @@ def grad_weights_kernel(
     K: tl.constexpr, RANKS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Out (B, R, H, W) = sum over taps of tap x (sum over the channels that share it of gradient x frame)."""
-    i, plane, o, o_y, o_x, mask = _place(tl.cdiv(H * W, BLOCK), H, W, BLOCK)
+    i, plane, o, o_y, o_x, mask = place(tl.cdiv(H * W, BLOCK), H, W, BLOCK)
     parts = tl.cdiv(R, RANKS)
     i_b, first = i // parts, i % parts * RANKS
     padded_w = W + K - 1
