@@ -145,6 +145,8 @@ def test_a_largest_side_that_is_no_multiple_is_rounded_down():
     assert set(shapes) == {(56, 56)}
     with pytest.raises(ValueError, match="SizeRequirements: expected maximum .* >= 64"):
         SizeRequirements(minimum=60, multiple_of=64, maximum=63)
+    with pytest.raises(ValueError, match="sides above twice the border, got a largest side of 56 and border = 28"):
+        RestorerSpec(border=28, size=SizeRequirements(multiple_of=8, maximum=63))
 
 
 @pytest.mark.parametrize("declared", [True, False])

@@ -287,7 +287,7 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
             self._hold_out(frame, reading)
             if self._change(frame):
                 return
-        memory["gray"] = _is_gray(frame)
+        memory["gray"] = _has_equal_channels(frame)
         memory["readings"] = [*memory["readings"], reading.tensors()][-self.window :]
         self._hold_out(frame, self.reading)
         frame.metrics["changed"] = float(changed)
@@ -363,7 +363,7 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
             sharpens=task in _DEBLURRING or spec.scale > 1,  # upscalers restore resolution, whatever else they do
             motion=task == "motion",
             channels=frame.image.shape[1],
-            gray=_is_gray(frame),
+            gray=_has_equal_channels(frame),
             patch_size=patch_size_for(spec.size, spec.scale, self.patch_size),
             scene_fraction=self.scene_fraction,
             spread=self.spread,
@@ -374,7 +374,7 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
     def _read(self, frame: FrameContext) -> Reading | None:
         """Estimate the frame's degradation; None for frames of a steady camera that are not due."""
         memory = self.memory
-        is_like = _is_gray(frame) == memory["gray"]
+        is_like = _has_equal_channels(frame) == memory["gray"]
         if self.phase == "steady" and is_like and memory["unread"] + 1 < memory["interval"]:
             memory["unread"] += 1
             return None
@@ -416,7 +416,7 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
             return False  # the frames are known to carry it
         pooled = self.reading
         distance = 0.0 if pooled is None else reading.distance(pooled)
-        if pooled is not None and _is_gray(frame) != self.memory["gray"]:
+        if pooled is not None and _has_equal_channels(frame) != self.memory["gray"]:
             distance = max(distance, 2 * self.change_threshold)  # noise of gray frames is the same in all channels
         frame.metrics["distance"] = distance
         if pooled is None or distance > threshold:
@@ -476,7 +476,7 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
             self.restart(entry["teacher"])
             leads.append(self._lead(frame, "teacher"))
             near = entry is not left and leads[-1] >= _KEPT_LEAD * entry["lead"]
-            near &= entry["gray"] == _is_gray(frame)
+            near &= entry["gray"] == _has_equal_channels(frame)
             distances.append(reading.distance(self._pooled(entry["readings"])) if near else math.inf)
         nearest = min(range(len(known)), key=distances.__getitem__)
         best = max(range(len(known)), key=leads.__getitem__)
@@ -845,7 +845,7 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         return amount if unit == "s" else amount * forward
 
 
-def _is_gray(frame: FrameContext) -> bool:
+def _has_equal_channels(frame: FrameContext) -> bool:
     """Return whether the three channels of a frame are equal."""
     if "gray" not in frame.scratch:
         frame.scratch["gray"] = frame.image.shape[1] == 3 and bool(is_gray(frame.region).all())
@@ -854,7 +854,7 @@ def _is_gray(frame: FrameContext) -> bool:
 
 def _is_colorless(frame: FrameContext) -> bool:
     """Return whether correlation between channels shows nothing of what is noise in a frame."""
-    return frame.image.shape[1] == 1 or _is_gray(frame)
+    return frame.image.shape[1] == 1 or _has_equal_channels(frame)
 
 
 def _downsampled(image: Tensor, scale: int) -> Tensor:

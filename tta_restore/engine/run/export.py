@@ -163,8 +163,8 @@ def write_onnx(restorer: Restorer, path: str | Path, *, size: tuple[int, int] | 
         spec = restorer.known_spec(draw(_SIDE, _SIDE))
         if spec.frames not in (1, None):
             raise ValueError("expected a model of single images, not of clips")
-        if spec.size.maximum is not None:
-            largest = spec.size.maximum // spec.size.multiple_of * spec.size.multiple_of
+        largest = spec.size.largest
+        if largest is not None:
             size = size or (largest, largest)
             if max(size) > largest:
                 raise ValueError(f"the model takes sides of at most {largest} pixels, got {size[0]} x {size[1]}")

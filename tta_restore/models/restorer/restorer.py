@@ -49,6 +49,11 @@ class SizeRequirements:
         height, width = (self._round_up(max(side, self.minimum)) for side in (height, width))
         return (max(height, width),) * 2 if self.square else (height, width)
 
+    @property
+    def largest(self) -> int | None:
+        """Largest legal side; None where there is none."""
+        return None if self.maximum is None else self.maximum // self.multiple_of * self.multiple_of
+
     def _round_up(self, side: int) -> int:
         return -(-side // self.multiple_of) * self.multiple_of
 
@@ -96,6 +101,11 @@ class RestorerSpec:
             if (name, value) != ("frames", None):
                 checks.expect_int("RestorerSpec", name, value, minimum=1)
         checks.expect_int("RestorerSpec", "border", self.border, minimum=0)
+        if self.size.largest is not None and self.size.largest <= 2 * self.border:
+            raise ValueError(
+                f"RestorerSpec: expected sides above twice the border, got a largest side of {self.size.largest} and "
+                f"border = {self.border}"
+            )
         if self.task is not None:
             checks.expect_choice("RestorerSpec", "task", self.task, TASKS)
 
@@ -255,19 +265,17 @@ class Restorer(nn.Module):
         arguments: dict[str, Any],
     ) -> Restoration:
         height, width = x.shape[-2:]
-        maximum = spec.size.maximum
-        if maximum is not None and max(spec.padded(height, width)) > maximum and spec.dense:
+        largest = spec.size.largest
+        if largest is not None and max(spec.padded(height, width)) > largest and spec.dense:
             from tta_restore.models.restorer.tiles import Tiles  # which builds on restorations
 
-            side = maximum // spec.size.multiple_of * spec.size.multiple_of - 2 * spec.border
-            tiles = Tiles(side, side // 4)
-            if tiles.needed(x):
-                return tiles.run(
-                    lambda tile, _, cut: self._restore(tile, spec, call, memory_format, cut),
-                    x,
-                    arguments=arguments,
-                    scale=spec.scale,
-                )
+            side = largest - 2 * spec.border
+            return Tiles(side, side // 4).run(
+                lambda tile, _, cut: self._restore(tile, spec, call, memory_format, cut),
+                x,
+                arguments=arguments,
+                scale=spec.scale,
+            )
         low, high = spec.value_range
         inputs = self._cast(pad(x, spec.size, border=spec.border))
         if (low, high) != (0, 1):

@@ -40,7 +40,7 @@ def mix_kernel(
     """Out (B, C, H, W) = sum over taps of (sum over r of weight x tap) x frame, whose margin is K - 1 in all.
 
     C // G channels share their kernels (B, G, K, K, R), R filled up to whole parts by zeros. With ADJOINT the weights
-    have the size of the frame and are read beside it.
+    have the same margin, and every tap takes the weight of the pixel that it reads.
     """
     i, plane, o, o_y, o_x, mask = place(tl.cdiv(H * W, BLOCK), H, W, BLOCK)
     each = C // G
