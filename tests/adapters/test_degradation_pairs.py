@@ -620,18 +620,50 @@ def test_a_student_that_removes_more_content_than_the_source_is_not_used_on_gray
     assert adapter.report.metrics["trust"] > 0.5
     assert adapter.phase == "steady"
 
+    of_source = 0.0
+
     def excess(self, frame, restored, expected):
-        return 0.08 if self.memory["correlation"] and list(expected) == self.memory["correlation"][2:] else 0.0
+        return 0.08 if list(expected) == self.memory["correlation"][2:] else of_source
 
     monkeypatch.setattr(DegradationPairs, "_structure_excess", excess)
     adapter(x)
     share = 1.0 if color == 3 else 0.0
     assert adapter.report.metrics["trust"] == pytest.approx(share * adapter.memory["weights"][2])
+    of_source = 0.2  # which then removes more
+    adapter(x)
+    assert adapter.report.metrics["trust"] == pytest.approx(adapter.memory["weights"][2])
     adapter.reset()
     found = iter((0.0, 0.08))  # of the source and the student
     monkeypatch.setattr(DegradationPairs, "_structure_excess", lambda *_: next(found))
     adapter.adapt(x)
     assert (adapter.report.metrics["trust"] > 0.5) == (color == 3)
+
+
+@pytest.mark.parametrize("gray", [True, False])
+def test_the_test_on_a_frame_adds_noise_like_its_own(monkeypatch, gray):
+    """Independent noise in the channels of a gray frame would favor what removes that."""
+    added = []
+    risk = _blend.frame_risk
+
+    def record(candidates, noises, *arguments, **options):
+        added.extend(noises)
+        return risk(candidates, noises, *arguments, **options)
+
+    monkeypatch.setattr(_blend, "frame_risk", record)
+    DegradationPairs(Filter(), spec=DENOISE, steps=1, lr=1e-4).adapt((_gray_frame if gray else _frame)(25)[0])
+    assert len(added) == 2
+    assert all(torch.equal(noise[:, 0], noise[:, 2]) == gray for noise in added)
+
+
+def test_a_gray_frame_is_not_of_an_earlier_color_camera(monkeypatch):
+    monkeypatch.setattr("tta_restore.adapters.methods.degradation_pairs._MARGIN", 100.0)  # cameras start anew
+    adapter = DegradationPairs(Filter(), spec=DENOISE, steps=12, calibration_frames=1)
+    for noise in (25, 60):
+        assert adapter.adapt(_frame(noise, 4)[0]).steps > 0
+    assert adapter.adapt(_gray_frame(25, 4)[0]).steps > 0
+    again = adapter.adapt(_frame(25, 4)[0])
+    assert again.steps == 0
+    assert any("earlier camera" in message for message in again.messages)
 
 
 def test_gray_and_color_frames_are_different_cameras():

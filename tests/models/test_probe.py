@@ -204,3 +204,9 @@ def test_weights_of_passes_that_are_run_again_are_found(style):
     assert not report.without_gradient
     assert all(parameter.grad is None for name, parameter in net.named_parameters() if name != "a.weight")
     assert torch.equal(net.a.weight.grad, torch.ones_like(net.a.weight))
+
+
+def test_a_model_of_one_channel_is_told():
+    report = probe(nn.Conv2d(1, 1, 3, padding=1))
+    assert report.spec.in_channels == 1
+    assert "1 (color frames are restored channel by channel)" in str(report)
