@@ -260,6 +260,11 @@ def test_clips_and_functions_and_half_models_run():
     assert half(torch.rand(1, 3, 8, 8).to(torch.bfloat16)).dtype == torch.bfloat16
 
 
+def test_a_spec_of_another_type_is_refused():
+    with pytest.raises(TypeError, match="expected spec to be a RestorerSpec, got dict"):
+        as_restorer(nn.Identity(), {"scale": 2})
+
+
 def test_wrappers_are_taken_off_and_specs_kept():
     net = Strict()
     assert as_restorer(nn.DataParallel(net)).module is net

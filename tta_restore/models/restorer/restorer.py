@@ -346,8 +346,10 @@ def as_restorer(model: Any, spec: RestorerSpec | None = None) -> Restorer:
     DistributedDataParallel are unwrapped. A module may carry its own spec as attribute ``spec``.
 
     Raises:
-        TypeError: ``model`` cannot be called.
+        TypeError: ``model`` cannot be called, or ``spec`` is no specification.
     """
+    if spec is not None and not isinstance(spec, RestorerSpec):
+        raise TypeError(f"as_restorer: expected spec to be a RestorerSpec, got {type(spec).__name__} {spec!r}")
     if isinstance(model, Restorer):
         return model if spec is None else Restorer(model.module, spec)
     if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
