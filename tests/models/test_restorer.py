@@ -8,7 +8,7 @@ from torch import nn
 
 from tta_restore import models
 from tta_restore.models import RestorerSpec, SizeRequirements, as_restorer
-from tta_restore.models.restorer.restorer import pad
+from tta_restore.models.restorer.spec import pad
 
 
 class Strict(nn.Module):

@@ -8,7 +8,8 @@ from tta_restore.models.competence import Competence, competence
 from tta_restore.models.complexity import Macs, count_macs
 from tta_restore.models.registry import create_model, list_models, register_model
 from tta_restore.models.restorer.probing import ProbeReport, probe
-from tta_restore.models.restorer.restorer import Restoration, Restorer, RestorerSpec, SizeRequirements, as_restorer
+from tta_restore.models.restorer.restorer import Restoration, Restorer, as_restorer
+from tta_restore.models.restorer.spec import RestorerSpec, SizeRequirements
 
 __all__ = [
     "Competence",

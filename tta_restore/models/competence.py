@@ -24,7 +24,8 @@ from tta_restore._core.ambient import with_usual_defaults
 from tta_restore.models.complexity import CountingMode
 from tta_restore.models.restorer.inference import example_frame
 from tta_restore.models.restorer.preserve import preserve_state
-from tta_restore.models.restorer.restorer import Restorer, RestorerSpec, as_restorer
+from tta_restore.models.restorer.restorer import Restorer, as_restorer
+from tta_restore.models.restorer.spec import RestorerSpec
 
 __all__ = ["Competence", "competence"]
 

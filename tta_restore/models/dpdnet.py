@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tta_restore._core import checks
 from tta_restore.models.registry import register_model
-from tta_restore.models.restorer.restorer import RestorerSpec, SizeRequirements
+from tta_restore.models.restorer.spec import RestorerSpec, SizeRequirements
 
 __all__ = ["DPDNet"]
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tta_restore import ops
 from tta_restore._core import checks
 from tta_restore.models.registry import create_model, register_model
-from tta_restore.models.restorer.restorer import RestorerSpec, SizeRequirements
+from tta_restore.models.restorer.spec import RestorerSpec, SizeRequirements
 from tta_restore.nn import (
     BlurMapEstimator,
     BlurMapFusion,

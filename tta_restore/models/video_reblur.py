@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from tta_restore._core import checks
 from tta_restore.models.registry import register_model
-from tta_restore.models.restorer.restorer import SizeRequirements, pad
+from tta_restore.models.restorer.spec import SizeRequirements, pad
 from tta_restore.nn import CrossFrameFusionBlock
 from tta_restore.nn.cross_frame import Variant
 

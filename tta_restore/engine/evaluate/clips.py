@@ -26,7 +26,7 @@ from tta_restore.engine.run.models import expect_restorer, origin_of
 from tta_restore.engine.run.outputs import expect_file, expect_folder, locks_output
 from tta_restore.engine.run.settings import Named
 from tta_restore.engine.run.usage import UsageError
-from tta_restore.models.restorer.restorer import SizeRequirements, pad
+from tta_restore.models.restorer.spec import SizeRequirements, pad
 
 __all__ = ["evaluate_clips", "evaluate_clips_dataset", "summarize"]
 

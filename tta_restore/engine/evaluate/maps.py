@@ -16,7 +16,7 @@ from tta_restore.data.io.pixels import Image
 from tta_restore.engine.report.reblurring import blur_radius, draw_step
 from tta_restore.models import Restorer
 from tta_restore.models.jdrl import BlurConditioned, JDRLReblur
-from tta_restore.models.restorer.restorer import pad
+from tta_restore.models.restorer.spec import pad
 
 __all__ = ["pair_maps", "restorer_maps", "write_maps"]
 

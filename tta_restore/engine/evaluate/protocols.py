@@ -32,7 +32,7 @@ from tta_restore.engine.run.settings import merge, nested
 from tta_restore.engine.run.user_code import import_named, is_named
 from tta_restore.models import Restorer
 from tta_restore.models.optical_flow import create_flow
-from tta_restore.models.restorer.restorer import SizeRequirements, pad
+from tta_restore.models.restorer.spec import SizeRequirements, pad
 
 __all__ = ["PROTOCOLS", "Job", "find_images", "find_protocol"]
 

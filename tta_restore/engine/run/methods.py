@@ -31,7 +31,7 @@ from tta_restore.models.checkpoint import read, resolve
 from tta_restore.models.motion_reblur import MotionReblur
 from tta_restore.models.restorer import outputs
 from tta_restore.models.restorer.outputs import find_image
-from tta_restore.models.restorer.restorer import SizeRequirements, pad
+from tta_restore.models.restorer.spec import SizeRequirements, pad
 
 __all__ = [
     "BY_MOTION",

@@ -14,7 +14,7 @@ from tta_restore import ops
 from tta_restore._core import checks
 from tta_restore.models.ifan import checkpoint as ifan_checkpoint
 from tta_restore.models.registry import register_model
-from tta_restore.models.restorer.restorer import RestorerSpec, SizeRequirements
+from tta_restore.models.restorer.spec import RestorerSpec, SizeRequirements
 from tta_restore.nn import DisparityEstimator, IterativeFilterAdaptiveBlock
 from tta_restore.nn.residual import ResidualChain, activated_conv, activated_upconv
 from tta_restore.ops.adaptive_conv import Horizontal

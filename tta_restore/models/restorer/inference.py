@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from tta_restore._core.ambient import global_random, uncompiled, with_usual_defaults
 from tta_restore.models.restorer.outputs import describe_output, infer_border, infer_scale, is_vector, leaves
 from tta_restore.models.restorer.preserve import preserve_state
-from tta_restore.models.restorer.restorer import Restorer, RestorerSpec, SizeRequirements
+from tta_restore.models.restorer.restorer import Restorer
+from tta_restore.models.restorer.spec import RestorerSpec, SizeRequirements
 
 CHANNELS = (3, 1, 2, 4, 6)  # of frames that are tried where none are declared
 _MULTIPLES = ((1, 2, 4, 8, 16, 32, 64, 128), (3, 5, 6, 7, 9, 10, 12, 14, 18, 20, 24, 28, 40, 48, 56, 80, 96, 112))

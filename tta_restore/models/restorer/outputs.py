@@ -5,14 +5,13 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 
-if TYPE_CHECKING:
-    from tta_restore.models.restorer.restorer import RestorerSpec
+from tta_restore.models.restorer.spec import RestorerSpec
 
 Path = tuple[int | str, ...]
 

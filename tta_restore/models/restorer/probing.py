@@ -18,7 +18,8 @@ from tta_restore.models.restorer.inference import CHANNELS, example_frame
 from tta_restore.models.restorer.normalization import normalization_layers
 from tta_restore.models.restorer.outputs import differentiate, infer_scale, third_party_functions
 from tta_restore.models.restorer.preserve import preserve_state
-from tta_restore.models.restorer.restorer import Restoration, Restorer, RestorerSpec, as_restorer
+from tta_restore.models.restorer.restorer import Restoration, Restorer, as_restorer
+from tta_restore.models.restorer.spec import RestorerSpec
 
 _SIDE_OF_HEAVY = 32  # of the noise for models of more than _MAX_MACS at 64 x 64 pixels
 _MAX_MACS = 5e8  # a probe makes about a hundred passes

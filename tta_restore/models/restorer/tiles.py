@@ -11,7 +11,8 @@ from torch import Tensor
 
 from tta_restore._core import checks
 from tta_restore._core.progress import ProgressBar
-from tta_restore.models.restorer.restorer import Restoration, SizeRequirements, pad
+from tta_restore.models.restorer.restorer import Restoration
+from tta_restore.models.restorer.spec import SizeRequirements, pad
 
 __all__ = ["Tiles", "is_map"]
 
