@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from tta_restore.adapters import DegradationPairs, Tiles
-from tta_restore.adapters.tiling import Windows
+from tta_restore.adapters.views import Windows
 from tta_restore.models import SizeRequirements
 
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from tta_restore._core import progress
 from tta_restore.adapters import Adapter, CenterCrop, SelfEnsemble, SiamCTTA, Tiles
-from tta_restore.adapters.tiling import OFFICIAL_REGION
+from tta_restore.adapters.views import OFFICIAL_REGION
 from tta_restore.models import RestorerSpec, SizeRequirements
 
 

@@ -25,8 +25,7 @@ from tta_restore.adapters.recommended import recommended
 from tta_restore.adapters.registry import create_adapter, list_adapters
 from tta_restore.adapters.select import select_parameters
 from tta_restore.adapters.state import Guards
-from tta_restore.adapters.tiling import CenterCrop, Windows
-from tta_restore.adapters.views import resolve_views
+from tta_restore.adapters.views import CenterCrop, Windows, resolve_views
 from tta_restore.models.restorer.tiles import Tiles
 
 __all__ = [

@@ -31,8 +31,7 @@ from tta_restore.adapters.injection import Semantic
 from tta_restore.adapters.select import Select, select_parameters, subspaces
 from tta_restore.adapters.settings import RecordedModule
 from tta_restore.adapters.state import Guards, ParameterSet, State, map_tensors
-from tta_restore.adapters.tiling import CenterCrop, Windows, by_frames
-from tta_restore.adapters.views import NAMED, View, Views, resolve_views
+from tta_restore.adapters.views import NAMED, CenterCrop, View, Views, Windows, by_frames, resolve_views
 from tta_restore.models import Restoration, RestorerSpec, as_restorer
 from tta_restore.models.restorer import outputs
 from tta_restore.models.restorer.tiles import Tiles

@@ -9,7 +9,7 @@ from tta_restore.adapters.injection import Semantic
 from tta_restore.adapters.methods.siam_ctta import SiamCTTA
 from tta_restore.adapters.select import Select
 from tta_restore.adapters.state import Guards
-from tta_restore.adapters.tiling import CenterCrop
+from tta_restore.adapters.views import CenterCrop
 from tta_restore.nn import OpenClipEncoder
 
 _OFFICIAL: dict[str, Any] = {

@@ -23,8 +23,7 @@ from tta_restore.adapters.methods import _blend, _trust
 from tta_restore.adapters.methods._muon import Muon
 from tta_restore.adapters.methods._pair_sampler import PairSampler, clipped_fraction, moved, patch_size_for, upsampled
 from tta_restore.adapters.select import Select
-from tta_restore.adapters.tiling import Windows
-from tta_restore.adapters.views import Views
+from tta_restore.adapters.views import Views, Windows
 from tta_restore.degradations import Degradation, Estimator, Reading
 from tta_restore.losses import charbonnier_loss
 from tta_restore.models import Competence, Restoration, competence

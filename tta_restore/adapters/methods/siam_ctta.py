@@ -10,8 +10,7 @@ from tta_restore._core import checks
 from tta_restore.adapters.adapter import Adapter
 from tta_restore.adapters.frame import FrameContext
 from tta_restore.adapters.select import Select
-from tta_restore.adapters.tiling import OFFICIAL_REGION, CenterCrop
-from tta_restore.adapters.views import Views
+from tta_restore.adapters.views import OFFICIAL_REGION, CenterCrop, Views
 from tta_restore.losses import siamese_consistency_loss
 from tta_restore.models import Restoration
 
