@@ -268,7 +268,8 @@ def test_calibration_takes_all_frames_for_those_of_one_camera():
     report = adapter.calibrate(noisy)  # the first one is of another camera than the last one above
     (message,) = [message for message in report.messages if "changed" in message]
     assert message.startswith("frame 1: ")
-    assert len(adapter.memory["readings"]) == 2
+    assert "earlier camera" in message
+    assert len(adapter.memory["readings"]) == 3  # with the one from before
 
 
 def test_calibration_keeps_the_original_where_nothing_is_gained():
@@ -637,6 +638,18 @@ def test_a_student_that_removes_more_content_than_the_source_is_not_used_on_gray
     monkeypatch.setattr(DegradationPairs, "_structure_excess", lambda *_: next(found))
     adapter.adapt(x)
     assert (adapter.report.metrics["trust"] > 0.5) == (color == 3)
+
+
+def test_a_camera_that_a_new_one_starts_from_is_not_forgotten(monkeypatch):
+    monkeypatch.setattr("tta_restore.adapters.methods.degradation_pairs._MARGIN", -100.0)  # always from earlier weights
+    adapter = DegradationPairs(Filter(), spec=DENOISE, steps=12, calibration_frames=1)
+    assert adapter.adapt(_frame(25, 4)[0]).steps > 0
+    changed = adapter.adapt(_frame(60, 4)[0])
+    assert changed.steps > 0
+    assert any("starts from earlier weights" in message for message in changed.messages)
+    again = adapter.adapt(_frame(25, 4)[0])
+    assert again.steps == 0
+    assert any("earlier camera" in message for message in again.messages)
 
 
 @pytest.mark.parametrize("gray", [True, False])

@@ -626,10 +626,31 @@ def test_trial_passes_compile_nothing():
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # torch, on TorchScript
-def test_an_adapter_is_not_traced():
+@pytest.mark.parametrize(
+    "capture",
+    [
+        lambda adapter, x: torch.jit.trace(lambda x: adapter.restore(x), x),
+        torch.jit.trace,
+        lambda adapter, x: torch.jit.script(adapter),
+        lambda adapter, x: torch.jit.script(nn.Sequential(adapter)),
+    ],
+)
+def test_an_adapter_is_not_traced_or_scripted(capture):
     adapter, x = siam(network()), frame()
-    with pytest.raises(TypeError, match=r"SiamCTTA: .* cannot be exported or traced; pass what adapter.export\(\)"):
-        torch.jit.trace(lambda x: adapter.restore(x), x)
+    with pytest.raises(TypeError, match=r"SiamCTTA: .* exported, traced or scripted; pass what adapter.export\(\)"):
+        capture(adapter, x)
+    assert adapter.state.frames == 0
+
+
+def test_attributes_without_a_value_are_told_by_hasattr():
+    adapter = SelfEnsemble(network(), spec=RestorerSpec())
+    assert not any(hasattr(adapter, name) for name in ("generator", "student", "teacher"))
+    for name in dir(adapter):
+        hasattr(adapter, name)  # raises nothing
+    with pytest.raises(AttributeError, match="SelfEnsemble: random numbers exist only while a frame is worked on"):
+        adapter.generator  # noqa: B018
+    with pytest.raises(AttributeError, match="SelfEnsemble: has no student"):
+        adapter.student  # noqa: B018
 
 
 def test_an_adapter_is_not_exported():

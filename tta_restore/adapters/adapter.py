@@ -12,7 +12,7 @@ import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -390,12 +390,30 @@ class Adapter(RecordedModule):
     @property
     def student(self) -> ParameterSet:
         """Tensors that the optimizer steps."""
-        return self.state.sets["student"]
+        return self._set_of("student")
 
     @property
     def teacher(self) -> ParameterSet:
         """Tensors that follow the student slowly."""
-        return self.state.sets["teacher"]
+        return self._set_of("teacher")
+
+    def _set_of(self, role: str) -> ParameterSet:
+        if role not in self.state.sets:
+            raise AttributeError(role)  # worded by __getattr__
+        return self.state.sets[role]
+
+    def __prepare_scriptable__(self) -> NoReturn:  # called by torch.jit.script
+        raise TypeError(
+            f"{type(self).__name__}: an adapter changes from frame to frame and cannot be exported, traced or scripted; "
+            "pass what adapter.export() returns, a plain model with the adapted weights"
+        )
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "generator":
+            raise AttributeError(f"{type(self).__name__}: random numbers exist only while a frame is worked on")
+        if name in ("student", "teacher"):
+            raise AttributeError(f"{type(self).__name__}: has no {name}")
+        return super().__getattr__(name)
 
     @property
     def source(self) -> ParameterSet:
@@ -409,7 +427,7 @@ class Adapter(RecordedModule):
     def generator(self) -> torch.Generator:
         """Random numbers of this frame, on the CPU; the only randomness a method may use."""
         if self._generator is None:
-            raise RuntimeError(f"{type(self).__name__}: random numbers exist only while a frame is worked on")
+            raise AttributeError("generator")  # worded by __getattr__
         return self._generator
 
     def run(self, role: str, image: Tensor, **arguments: Any) -> Restoration:
@@ -564,10 +582,7 @@ class Adapter(RecordedModule):
         """Read a frame once: why it is not adapted on, if it is not, and messages on it."""
         name = type(self).__name__
         if torch.compiler.is_exporting() or torch.jit.is_tracing():
-            raise TypeError(
-                f"{name}: an adapter changes from frame to frame and cannot be exported or traced; pass what "
-                "adapter.export() returns, a plain model with the adapted weights"
-            )
+            self.__prepare_scriptable__()
         checks.expect_floating(name, x=x)
         checks.expect_values(name, x=x)
         if not x.numel():

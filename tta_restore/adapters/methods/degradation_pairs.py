@@ -481,7 +481,7 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         best = max(range(len(known)), key=leads.__getitem__)
         again = distances[nearest] <= self.change_threshold
         lead = leads[nearest if again else best]
-        entry = known.pop(nearest if again else best) if again or lead > _MARGIN else {}
+        entry = known.pop(nearest) if again else known[best] if lead > _MARGIN else {}
         self.restart(entry.get("teacher"))
         memory["known"] = known[max(len(known) - self.num_cached, 0) :]
         memory.update(phase="changed", interval=1)
