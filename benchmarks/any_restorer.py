@@ -50,13 +50,16 @@ _BORDER = 6  # pixels at each side that do not count
 
 def _camera(
     *, blur: str | None = None, radius: float = 0.0, motion: float = 0.0, scale: int = 1, noise: float = 0.0,
-    jpeg: int | None = None,
+    channels: float = 0.0, jpeg: int | None = None,
 ) -> Compose:  # fmt: skip
-    """A degradation of fixed strength: blur radius (root mean square) and motion in pixels of the sharp image."""
+    """A degradation of fixed strength: blur radius (root mean square) and motion in pixels of the sharp image.
+
+    ``channels`` is the correlation of the noise between channels.
+    """
     items: list[Any] = [] if blur is None else [Blur(radius=(radius, radius), lens=blur)]
     items += [MotionBlur(length=(motion, motion), tremor=0.0)] if motion else []
     items += [Resize(scale)] if scale > 1 else []
-    items += [Noise(read_std=(noise / 255, noise / 255))] if noise else []
+    items += [Noise(read_std=(noise / 255, noise / 255), channel_correlation=channels)] if noise else []
     items += [Clip(), Quantize()]
     return Compose([*items, Jpeg(quality=(jpeg, jpeg))] if jpeg else items)
 
@@ -136,6 +139,9 @@ def cases(real: Path | None) -> dict[str, Case]:
                 "own, gray": (_camera(noise=15), "gray"),
                 "near, gray": (_camera(noise=30), "gray"),
                 "mixed, gray": (_camera(noise=15, jpeg=50), "gray"),
+                "own, shared": (_camera(noise=15, channels=1.0), "photo"),
+                "near, shared": (_camera(noise=30, channels=1.0), "photo"),
+                "near, half shared": (_camera(noise=30, channels=0.5), "photo"),
                 **foreign,
             },
         ),
@@ -149,6 +155,7 @@ def cases(real: Path | None) -> dict[str, Case]:
                 "mixed": (_camera(noise=8, jpeg=30), "photo"),
                 "text": (_camera(jpeg=30), "text"),
                 "far, gray": (_camera(noise=15), "gray"),
+                "far, shared": (_camera(noise=15, channels=1.0), "photo"),
                 **foreign,
             },
         ),
@@ -160,6 +167,7 @@ def cases(real: Path | None) -> dict[str, Case]:
                 "far": (_camera(scale=2, noise=8), "photo"),
                 "mixed": (_camera(blur="gaussian", radius=1.7, scale=2, noise=4, jpeg=60), "photo"),
                 "text": (_camera(scale=2, noise=8), "text"),
+                "far, shared": (_camera(scale=2, noise=8, channels=1.0), "photo"),
             },
             scale=2,
             size=96,
@@ -175,6 +183,7 @@ def cases(real: Path | None) -> dict[str, Case]:
                 "night": (lens(blur="disk", radius=2.5), "night"),
                 "text": (lens(blur="gaussian", radius=2.2), "text"),
                 "far, gray": (_camera(blur="gaussian", radius=2.2, noise=10), "gray"),
+                "far, shared": (_camera(blur="gaussian", radius=2.2, noise=10, channels=1.0), "photo"),
             },
         ),
     }

@@ -42,6 +42,24 @@ def test_gray_noise_is_not_taken_for_more_or_for_sharpness(estimator, noise, blu
     assert found.mean["blur_radius"] == pytest.approx(blur, rel=0.25)
 
 
+@pytest.mark.parametrize("between", [0.6, 1.0])
+@pytest.mark.parametrize(("noise", "blur"), [(8, 2.0), (20, 2.0)])
+def test_noise_that_channels_share_is_read_as_other_noise_is(estimator, noise, blur, between):
+    image = 0.6 * photos.load("grace_hopper")[None, :, 40:232, 60:252] + 0.2
+
+    def read(correlation):
+        items = [Blur(radius=blur, lens="gaussian"), Noise(noise / 255, channel_correlation=correlation)]
+        camera = Compose([*items, Clip(), Quantize()])
+        return estimator.read(camera.apply(image, camera.sample(seeded(), 1), seeded()))
+
+    found, independent = read(between), read(0.0)
+    assert found.between_channels == pytest.approx(between, abs=0.08)
+    assert independent.between_channels == 0
+    assert found.mean["jpeg_quality"] == 100
+    assert found.mean["noise_std"] == pytest.approx(independent.mean["noise_std"], rel=0.15)
+    assert found.mean["blur_radius"] == pytest.approx(independent.mean["blur_radius"], rel=0.25)
+
+
 def test_spectra_of_gray_noise_are_those_of_color_noise(estimator):
     noise = 0.5 + 10 / 255 * torch.randn(2, 3, 96, 96, generator=seeded())
     gray = torch.stack([noise[0], noise[0, :1].expand(3, -1, -1)])

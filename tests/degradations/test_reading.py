@@ -105,6 +105,24 @@ def test_pooling_weights_by_confidence_and_keeps_what_frames_share():
         Reading.pool([])
 
 
+def test_frames_that_do_not_show_the_correlation_of_channels_do_not_lower_it():
+    shown = [reading(channel_correlation=torch.tensor([value, 1.0])) for value in (0.4, 0.8)]
+    unknown = reading()
+    assert unknown.between_channels == 0
+    assert Reading.pool(shown).between_channels == pytest.approx(0.6)
+    pooled = Reading.pool([Reading.pool([*shown, unknown]), unknown])
+    assert pooled.between_channels == pytest.approx(0.6)
+    torch.testing.assert_close(pooled.channel_correlation, torch.tensor([0.6, 0.5]))
+    assert Reading.pool([pooled, unknown]).between_channels == 0  # fewer than half of them
+    drawn = pooled.sample(seeded(), 4, ["noise"]).parts[0]
+    torch.testing.assert_close(drawn.channel_correlation, torch.full((4,), 0.6))
+    assert unknown.sample(seeded(), 4, ["noise"]).parts[0].channel_correlation is None
+    again = Reading.from_tensors(pooled.tensors())
+    assert again.between_channels == pooled.between_channels
+    old = {name: value for name, value in reading().tensors().items() if name != "channel_correlation"}
+    assert Reading.from_tensors(old).between_channels == 0  # states from before
+
+
 def test_tables_of_files_are_kept_while_they_agree():
     first, second = quality_tables(torch.tensor([70.0, 40.0]))
     assert torch.equal(Reading.pool([reading(tables=first), reading(tables=first)]).tables, first)

@@ -404,8 +404,8 @@ class Adapter(RecordedModule):
 
     def __prepare_scriptable__(self) -> NoReturn:  # called by torch.jit.script
         raise TypeError(
-            f"{type(self).__name__}: an adapter changes from frame to frame and cannot be exported, traced or scripted; "
-            "pass what adapter.export() returns, a plain model with the adapted weights"
+            f"{type(self).__name__}: an adapter changes from frame to frame and cannot be exported, traced or "
+            "scripted; pass what adapter.export() returns, a plain model with the adapted weights"
         )
 
     def __getattr__(self, name: str) -> Any:

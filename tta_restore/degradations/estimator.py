@@ -13,9 +13,16 @@ from torch import Tensor, nn
 
 from tta_restore._core import checks
 from tta_restore._core.ambient import with_usual_defaults
+from tta_restore._core.color import is_gray
 from tta_restore.degradations.asymmetry import MIN_RADIUS, asymmetric_pupils, estimate_asymmetry
 from tta_restore.degradations.jpeg_lattice import estimate_jpeg
-from tta_restore.degradations.noise_level import estimate_noise, estimate_noise_curve, largest_noise
+from tta_restore.degradations.noise_level import (
+    estimate_channel_correlation,
+    estimate_noise,
+    estimate_noise_curve,
+    largest_noise,
+    noise_of_mean,
+)
 from tta_restore.degradations.reading import Reading, file_jpeg
 from tta_restore.degradations.statistics import StatisticsNet, frame_statistics
 from tta_restore.models import create_model
@@ -133,16 +140,19 @@ class Estimator(nn.Module):
         device = next(self.defocus.parameters()).device
         parts = frame_crops(image).to(device)
         quality = float(jpeg[1]) if float(jpeg[0]) >= 0.5 else 100.0
-        blur, noise = self._joint(parts, quality)
+        # compression removes colors, also those of noise
+        shared = estimate_channel_correlation(original) if quality == 100 else 0.0
+        in_mean = 1.0 if is_gray(original) else noise_of_mean(shared)  # spectra know gray images
+        blur, noise = self._joint(parts, quality, in_mean)
         visible = float(estimate_noise(image).clamp(min=_MIN_NOISE))
-        estimate = self.defocus(parts, visible)
+        estimate = self.defocus(parts, visible * in_mean)
         blur = _fused_radius(blur, estimate, visible)
         radii, weights = _relative_radii(estimate)
         statistics = estimate.statistics.sum(0, keepdim=True).cpu()
         # compression removes the noise that its dependence on brightness would be read from
         shot = torch.zeros(2)
         if quality == 100:
-            noise = _below(noise, largest_noise(original).cpu().clamp(min=_MIN_NOISE).log())
+            noise = _below(noise, largest_noise(original, channel_correlation=shared).cpu().clamp(min=_MIN_NOISE).log())
             shot = _shot_noise(image)
             noise = _without_shot(noise, shot, image)
         radius = math.exp(float(blur[0]))
@@ -161,11 +171,14 @@ class Estimator(nn.Module):
             sharpest=_sharpest(estimate),
             statistics=statistics,
             asymmetry=asymmetry,
+            channel_correlation=torch.tensor([shared, float(shared > 0)]),
         )
 
-    def _joint(self, parts: Tensor, quality: float) -> tuple[Tensor, Tensor]:
+    def _joint(self, parts: Tensor, quality: float, noise_in_mean: float) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of log radius and of log noise, from one or several parts of a frame."""
-        statistics = frame_statistics(parts, torch.full((len(parts),), quality), self.defocus)
+        statistics = frame_statistics(
+            parts, torch.full((len(parts),), quality), self.defocus, noise_in_mean=noise_in_mean
+        )
         means, log_scales = (value.cpu() for value in self.joint(statistics))
         # a Laplace distribution of scale s has the standard deviation s * sqrt(2)
         deviation = log_scales.exp() * math.sqrt(2) * torch.tensor(_CALIBRATION)

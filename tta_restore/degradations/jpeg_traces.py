@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tta_restore._core.color import is_gray
+from tta_restore.degradations.noise_level import estimate_channel_correlation
 
 __all__ = ["detail_grid", "lacks_color", "zeros_grid"]
 
@@ -23,6 +24,8 @@ _NEAR = (-3, -2, -1, 1, 2, 3)  # neighbors of a border that it is compared with
 _WHITE, _WHITE_SCALE, _MIN_NOISE = 1.4, 1.5, 3.0
 _COLOR_NOISE = 0.3  # noise in differences of channels relative to that of luminance: 1.6 where channels are independent
 _ROUNDING = 0.7  # detail in differences of channels by rounding
+# Detail of colors at half the size relative to full size, and to nothing, above which colors were stored at half
+_HALVED, _NO_DETAIL, _EVERYWHERE = 1.3, 0.1, 0.15
 _MIN_LINES = 6  # borders of blocks that are enough to judge by
 
 
@@ -64,8 +67,9 @@ def detail_grid(luma: Tensor) -> tuple[float, tuple[int, int]]:
 def lacks_color(image: Tensor) -> tuple[bool, bool]:
     """Return whether an image lacks detail in its colors, which are stored at half the size, and has noise elsewhere.
 
-    The first is true of all images with subsampled colors that were not changed since; the second also asks for white
-    noise in the luminance, which is a proof by itself. Neither is true of gray images, which have no colors to lack.
+    The first is true of all images with subsampled colors that were not changed since. The second also asks for white
+    noise in the luminance, which is a proof by itself, unless it may be noise that the channels share: that is in the
+    colors at no size. Neither is true of gray images, which have no colors to lack.
 
     Args:
         image: (3, H, W) in [0, 1].
@@ -79,14 +83,19 @@ def lacks_color(image: Tensor) -> tuple[bool, bool]:
     fine = _blocks(_haar(*_quads(luma)), 8)
     half = 4 * _blocks(_haar(*_quads(coarse)), 4)  # an average of 4 pixels has a quarter of the variance
     colored = _blocks(_haar(*_quads(color))[0], 8).mean(0)
+    halved = 4 * _blocks(_haar(*_quads(F.avg_pool2d(color[None], 2)[0]))[0], 4).mean(0)
     height, width = (min(sides) for sides in zip(fine.shape[1:], half.shape[1:], strict=True))
-    fine, half, colored = (part[..., :height, :width].flatten(-2) for part in (fine, half, colored))
+    fine, half, colored, halved = (part[..., :height, :width].flatten(-2) for part in (fine, half, colored, halved))
     smooth = fine[0].argsort()[: max(fine.shape[1] // 2, 4)]  # medians: a few of them have edges
     diagonal, across, down = fine[:, smooth].median(1).values.sqrt().tolist()
     coarser, level = (float(part[smooth].median().sqrt()) for part in (half[0], colored))
+    halved_level = float(halved[smooth].quantile(_EVERYWHERE).sqrt())  # content has colors in some places only
     white = max(across, down) < _WHITE * diagonal and coarser < _WHITE_SCALE * diagonal
     lacking = level < _COLOR_NOISE * diagonal
-    return lacking or level < _ROUNDING, lacking and white and diagonal > _MIN_NOISE
+    noisy = lacking and white and diagonal > _MIN_NOISE
+    if noisy and halved_level <= _HALVED * level + _NO_DETAIL:
+        noisy = estimate_channel_correlation(image) == 0
+    return lacking or level < _ROUNDING, noisy
 
 
 def _phase(detail: Tensor) -> tuple[float, float, int]:

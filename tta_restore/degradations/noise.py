@@ -1,4 +1,4 @@
-"""Sensor noise: Poisson-Gaussian, white or correlated between neighboring pixels."""
+"""Sensor noise: Poisson-Gaussian, white or correlated between neighboring pixels or between channels."""
 
 from __future__ import annotations
 
@@ -25,15 +25,17 @@ from tta_restore.degradations.registry import register_degradation
 __all__ = ["Noise", "NoiseParameters"]
 
 _INVISIBLE = 0.5 / 255  # standard deviation that rounding to 8 bits hides, about
+_COLOR_STEP = 0.3  # difference of the correlations of channels that is just noticeable, about
 
 
 @dataclass(frozen=True, eq=False)
 class NoiseParameters(Parameters):
-    """Variance ``read_std^2 + shot * value``, correlated over ``correlation`` pixels."""
+    """Variance ``read_std^2 + shot * value``, correlated over ``correlation`` pixels and between channels."""
 
     read_std: Tensor = quantity("standard deviation, values in [0, 1]", minimum=0, maximum=1)
     shot: Tensor = quantity("variance per value", minimum=0, maximum=1)
     correlation: Tensor = quantity("standard deviation of the noise's Gaussian filter in pixels", minimum=0, maximum=8)
+    channel_correlation: Tensor | None = quantity("correlation of two channels", minimum=0, maximum=1, default=None)
 
 
 @register_degradation("noise")
@@ -46,6 +48,8 @@ class Noise(Degradation):
         shot: variance per value of the photon noise, in [0, 1] values.
         correlation: standard deviation in pixels of the Gaussian filter that correlates the noise, as demosaicking and
             resizing do; 0 is white noise. The variance of a pixel does not depend on it.
+        channel_correlation: correlation of the noise of any two channels: 0 is independent noise, 1 the same in all of
+            them, as film grain and cameras that remove color noise leave it.
         linear: add the noise to linear light instead of to stored (sRGB) values.
         log_uniform: draw levels log-uniformly where they are visible (above 0.5/255); False draws them uniformly.
 
@@ -62,6 +66,7 @@ class Noise(Degradation):
     read_std: Range = (0.5 / 255, 50 / 255)
     shot: Range = 0.0
     correlation: Range = 0.0
+    channel_correlation: Range = 0.0
     linear: bool = False
     log_uniform: bool = True
 
@@ -71,6 +76,7 @@ class Noise(Degradation):
         expect_range("Noise", "read_std", self.read_std, minimum=0, maximum=1)
         expect_range("Noise", "shot", self.shot, minimum=0, maximum=1)
         expect_range("Noise", "correlation", self.correlation, minimum=0, maximum=8)
+        expect_range("Noise", "channel_correlation", self.channel_correlation, minimum=0, maximum=1)
 
     def sample(self, generator: torch.Generator, n: int) -> NoiseParameters:
         """Draw ``n`` sets of parameters."""
@@ -78,6 +84,9 @@ class Noise(Degradation):
             read_std=spaced(self.read_std, generator, n, floor=_INVISIBLE, log=self.log_uniform),
             shot=spaced(self.shot, generator, n, floor=_INVISIBLE**2, log=self.log_uniform),
             correlation=uniform(self.correlation, generator, n),
+            channel_correlation=(
+                None if self.channel_correlation == 0 else uniform(self.channel_correlation, generator, n)
+            ),
         )
 
     def apply(self, sharp: Tensor, parameters: NoiseParameters, generator: torch.Generator) -> Tensor:
@@ -87,30 +96,49 @@ class Noise(Degradation):
         x = srgb_to_linear(x) if self.linear else x
         read, shot = (value.to(x)[:, None, None, None] for value in (parameters.read_std, parameters.shot))
         std = (read.square() + shot * x.clamp(min=0)).sqrt()
-        noisy = x + std * _unit_noise(x, parameters.correlation, generator)
+        noisy = x + std * _unit_noise(x, parameters, generator)
         return (linear_to_srgb(noisy) if self.linear else noisy).to(sharp.dtype)
 
     def distance(self, a: NoiseParameters, b: NoiseParameters) -> Tensor:
-        """Return the distance of the standard deviations at mid-gray and of the grain sizes, (N,)."""
+        """Return the distance of the standard deviations at mid-gray, grain sizes and channel correlations, (N,)."""
         strength = just_noticeable(_std(a), _std(b), _INVISIBLE)
         # a noise that cannot be seen has no grain
         visible = torch.minimum(_std(a), _std(b)) / (torch.minimum(_std(a), _std(b)) + _INVISIBLE)
         grain = just_noticeable(a.correlation, b.correlation, 0.5) * visible
-        return torch.hypot(strength, grain)
+        color = (_between_channels(a) - _between_channels(b)) / _COLOR_STEP * visible
+        return torch.hypot(torch.hypot(strength, grain), color)
 
 
 def _std(parameters: NoiseParameters) -> Tensor:
     return (parameters.read_std.square() + 0.5 * parameters.shot).sqrt()
 
 
-def _unit_noise(x: Tensor, correlation: Tensor, generator: torch.Generator) -> Tensor:
-    """Draw noise of unit variance: (B, C, H, W)."""
+def _between_channels(parameters: NoiseParameters) -> Tensor:
+    given = parameters.channel_correlation
+    return torch.zeros_like(parameters.read_std) if given is None else given
+
+
+def unit_noise(like: Tensor, channel_correlation: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw white noise of unit variance (B, C, H, W) whose channels correlate by (B,) or () in [0, 1]."""
+    b, c, h, w = like.shape
+    shared = channel_correlation.to(like).expand(b).view(-1, 1, 1, 1)
+    if c > 1 and bool((shared == 1).all()):
+        return normal((b, 1, h, w), generator, like).to(like).expand(b, c, h, w)
+    own = normal((b, c, h, w), generator, like).to(like)
+    if c == 1 or not bool((shared > 0).any()):
+        return own
+    return (1 - shared).sqrt() * own + shared.sqrt() * normal((b, 1, h, w), generator, like).to(like)
+
+
+def _unit_noise(x: Tensor, parameters: NoiseParameters, generator: torch.Generator) -> Tensor:
+    """Draw noise of unit variance with the correlations of the parameters: (B, C, H, W)."""
+    correlation, between = parameters.correlation, _between_channels(parameters)
     widest = float(correlation.max()) if len(correlation) else 0.0
     if widest == 0:
-        return normal(x.shape, generator, x).to(x)
+        return unit_noise(x, between, generator)
     reach = math.ceil(3 * widest)
     b, c, h, w = x.shape
-    drawn = normal((b, c, h + 2 * reach, w + 2 * reach), generator, x).to(x)
+    drawn = unit_noise(x.new_empty(()).expand(b, c, h + 2 * reach, w + 2 * reach), between, generator)
     axis = torch.arange(-reach, reach + 1, device=x.device, dtype=x.dtype)
     taps = torch.exp(-axis.square() / (2 * correlation.to(x)[:, None].clamp(min=1e-3).square()))
     taps = taps / taps.square().sum(1, keepdim=True).sqrt()

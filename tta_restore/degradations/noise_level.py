@@ -1,4 +1,4 @@
-"""Blind estimation of the noise level from the diagonal Haar coefficients of the smoothest parts of an image."""
+"""Blind estimation of noise, its level and what channels share of it, from the smoothest parts of an image."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from tta_restore._core import checks
 from tta_restore._core.color import is_gray
 
-__all__ = ["estimate_noise", "estimate_noise_curve", "largest_noise"]
+__all__ = ["estimate_channel_correlation", "estimate_noise", "estimate_noise_curve", "largest_noise"]
 
 _BLOCK = 8  # Haar coefficients per side of a block, 16 pixels
 _QUANTILE = 0.1
@@ -26,6 +26,10 @@ _MIN_PIXELS = 64  # Haar coefficients
 _BAND, _MAX_PIXELS = 64, 4_000_000  # rows; pixels above which bands of rows give the median of all
 _MARGIN = 1.1  # the same for pixels far from black and white
 _INDEPENDENT = 0.6  # noise in differences of channels, relative to that in channels, from which it is independent
+# What all channels share is noise if, in the smoothest of at least so many blocks, it is as strong in every direction,
+# and at least half of the blocks hold little more of it; ratios of standard deviations, the least one in 1/255
+_SHARED_BLOCKS, _INSIDE, _SMOOTHEST, _SMOOTHEST_BIAS = 10, 0.5, 0.2, 1.16
+_WHITE, _EVEN, _MIN_SHARED, _MIN_CORRELATION = 1.2, 1.35, 2.0, 0.15
 
 
 def estimate_noise(image: Tensor) -> Tensor:
@@ -70,11 +74,62 @@ def estimate_noise_curve(image: Tensor) -> tuple[Tensor, Tensor]:
     return read, shot
 
 
-def largest_noise(image: Tensor) -> Tensor:
-    """Return an upper bound on the standard deviation of white noise that is independent between channels.
+def estimate_channel_correlation(image: Tensor) -> float:
+    """Estimate the correlation of white noise between the channels of an image, 0 where that is not certain.
+
+    Film grain and cameras that remove color noise leave noise that all channels share, which content is, too. Noise
+    is as strong in all three Haar directions and in all blocks, fine content hardly is.
+
+    Shape:
+        - image: (1 or 3, H, W) in [0, 1]
+        - output: in [0, 1]; 1 or 0 for gray images
+    """
+    if min(image.shape[1:]) < 2 * _BLOCK:
+        return 0.0
+    x = _bands(image.float())
+    differences = (x[-2:] - x[:1]) / math.sqrt(2)
+    inside = F.max_pool2d(_clipped(x).any(0).float()[None], 2)[0] == 0  # of clipped noise channels share less
+    enough = F.avg_pool2d(inside.float()[None], _BLOCK)[0] >= _INSIDE
+    shared, own = (_directions(part, inside)[:, enough] for part in (x.mean(0, keepdim=True), differences))
+    total = shared.sum(0)
+    if len(total) < _SHARED_BLOCKS:
+        return 0.0
+    smoothest = total.argsort()[: math.ceil(_SMOOTHEST * len(total))]
+    own_mean = own[:, smoothest].mean()
+    # the mean of C channels has 1 / C of the variance that is their own
+    levels = shared[:, smoothest].mean(1) * _SMOOTHEST_BIAS - own_mean / len(x)
+    least, even = _MIN_SHARED / 255, total.median() <= _EVEN**2 * total.quantile(_QUANTILE)
+    white = float(levels.max()) <= _WHITE**2 * float(levels.min())
+    if not (even and white and float(levels.min()) >= least**2):
+        return 0.0
+    correlation = float(levels.mean() / (levels.mean() + own_mean))
+    return correlation if correlation >= _MIN_CORRELATION else 0.0
+
+
+def noise_of_mean(channel_correlation: float) -> float:
+    """Return the noise in the mean of three channels that correlate, relative to that of independent ones."""
+    return math.sqrt(1 + 2 * channel_correlation)
+
+
+def _directions(image: Tensor, inside: Tensor) -> Tensor:
+    """Return the mean Haar energy of (C, H, W) in three directions of 16 x 16 blocks, where ``inside``: (3, h, w)."""
+    x = image[..., : image.shape[-2] // 2 * 2, : image.shape[-1] // 2 * 2]
+    a, b, c, d = (x[..., i::2, j::2] for i in (0, 1) for j in (0, 1))
+    bands = torch.stack([a - b - c + d, a - b + c - d, a + b - c - d]) / 2
+    count = F.avg_pool2d(inside.float()[None], _BLOCK).clamp(min=1e-6)
+    return F.avg_pool2d(bands.square().mean(1) * inside, _BLOCK) / count
+
+
+def largest_noise(image: Tensor, *, channel_correlation: float = 0.0) -> Tensor:
+    """Return an upper bound on the standard deviation of white noise.
 
     At most half of the diagonal Haar coefficients exceed the median of the noise, however strong the content of the
-    other half; and content, unlike noise, is mostly equal in all channels, so that their differences show the noise.
+    other half; and content, unlike noise, is mostly equal in all channels, so that their differences show the noise,
+    unless they share it.
+
+    Args:
+        image: image to look at.
+        channel_correlation: what :func:`estimate_channel_correlation` found.
 
     Shape:
         - image: (C, H, W) in [0, 1], H and W at least 2
@@ -84,7 +139,7 @@ def largest_noise(image: Tensor) -> Tensor:
     """
     image = _bands(image)
     level = _median_level(image)
-    if is_gray(image):
+    if is_gray(image) or channel_correlation > 0:
         return _CEILING * level
     differences = (image[1:] - image[:1]) / math.sqrt(2)
     difference = _median_level(differences, _clipped(image).any(0))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -57,6 +57,7 @@ class Reading:
         statistics: sums from which symmetric ``pupils`` were found, of all frames, (1, P).
         asymmetry: mean of :func:`tta_restore.degradations.asymmetry.estimate_asymmetry` over the frames, (2, 2).
         frames: number of frames.
+        channel_correlation: correlation of the noise between channels, and fraction of the frames that show it, (2,).
     """
 
     noise: Tensor
@@ -71,6 +72,7 @@ class Reading:
     statistics: Tensor
     asymmetry: Tensor
     frames: int = 1
+    channel_correlation: Tensor = field(default_factory=lambda: torch.zeros(2))
 
     @property
     def mean(self) -> dict[str, float]:
@@ -93,6 +95,12 @@ class Reading:
             "blur_radius": mean["blur_radius"] * float(self.blur[1]),
             "jpeg_quality": float(self.jpeg[2]),
         }
+
+    @property
+    def between_channels(self) -> float:
+        """Correlation of the noise between channels, in [0, 1]; 0 where fewer than half of the frames show it."""
+        correlation, shown = self.channel_correlation.tolist()
+        return correlation if shown >= 0.5 else 0.0
 
     def degradation(self, include: Collection[str] = PARTS, *, scale: int = 1, kernel: str = "bicubic") -> Compose:
         """Return the degradation whose parameters :meth:`sample` draws, in the order of the camera.
@@ -140,7 +148,8 @@ class Reading:
             level = (self.noise[0] + spread * self.noise[1] * normal((n,), generator, self.noise)).exp()
             shot = self.shot[0] + spread * self.shot[1] * normal((n,), generator, self.noise)
             shot = shot.clamp(0, 1) if float(self.shot[0]) > 0 else torch.zeros(n)
-            drawn["noise"] = NoiseParameters(level.clamp(0, 1), shot, torch.zeros(n))
+            between = torch.full((n,), self.between_channels) if self.between_channels else None
+            drawn["noise"] = NoiseParameters(level.clamp(0, 1), shot, torch.zeros(n), between)
         if "jpeg" in include:
             probability, quality, deviation = self.jpeg.tolist()
             applied = (rand(generator, n) < probability).long()
@@ -247,6 +256,9 @@ class Reading:
         sharpest = torch.stack([reading.sharpest for reading in readings])
         waves = torch.stack([reading.asymmetry for reading in readings])
         asymmetry = (count[:, None, None] * waves).sum(0) / count.sum()
+        correlation, shown = torch.stack([reading.channel_correlation for reading in readings]).unbind(1)
+        showing = count * shown
+        correlation = (showing * correlation).sum() / showing.sum().clamp(min=1e-6)
         if estimator is not None:
             pupils = estimator.candidates(statistics, asymmetry, frames)
         else:
@@ -266,6 +278,7 @@ class Reading:
             statistics=statistics,
             asymmetry=asymmetry,
             frames=frames,
+            channel_correlation=torch.stack([correlation, showing.sum() / count.sum()]),
         )
 
     @with_usual_defaults

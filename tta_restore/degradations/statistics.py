@@ -24,12 +24,15 @@ NUM_STATISTICS = 6 * len(_ENERGY_QUANTILES) + len(_SPECTRUM_QUANTILES) * _SCALES
 
 
 @torch.no_grad()
-def frame_statistics(image: Tensor, quality: Tensor, defocus: DefocusEstimator) -> Tensor:
+def frame_statistics(
+    image: Tensor, quality: Tensor, defocus: DefocusEstimator, *, noise_in_mean: float = 1.0
+) -> Tensor:
     """Return statistics that depend on noise, blur and compression, and little on the scene.
 
     These are quantiles over places, so that the few sharp edges and the few smooth areas count: energies of the Haar
     coefficients in three directions at two scales (noise); spectra of windows relative to the noise, and the blur radii
     that the estimator reads from them (blur); the level of the noise, brightness, contrast, and the JPEG quality.
+    ``noise_in_mean`` is the noise in the mean of the channels relative to that of independent or gray ones.
 
     Shape:
         - image: (B, 3, H, W) in [0, 1], H and W at least 32
@@ -39,7 +42,7 @@ def frame_statistics(image: Tensor, quality: Tensor, defocus: DefocusEstimator) 
     checks.expect_shape("frame_statistics", "image", image, "(B, C, H, W)", (None, 3, None, None))
     x = image.float()
     noise = estimate_noise(x).clamp(min=_LEAST_NOISE)
-    spectra = defocus.spectra(x, noise).flatten(1, 2)
+    spectra = defocus.spectra(x, noise * noise_in_mean).flatten(1, 2)
     reading = defocus.window_net(spectra.reshape(-1, *spectra.shape[-2:]) / 4 - 0.5).view(*spectra.shape[:2], 3)
     log_radius, log_confidence = reading[..., 0].clamp(-3, 2.2), reading[..., 1].clamp(-2, 4)
     weight = log_confidence.exp()

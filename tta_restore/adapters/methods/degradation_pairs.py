@@ -25,6 +25,7 @@ from tta_restore.adapters.methods._pair_sampler import PairSampler, clipped_frac
 from tta_restore.adapters.select import Select
 from tta_restore.adapters.views import Views, Windows
 from tta_restore.degradations import Degradation, Estimator, Reading
+from tta_restore.degradations.noise import unit_noise
 from tta_restore.losses import charbonnier_loss
 from tta_restore.models import Competence, Restoration, competence
 
@@ -637,10 +638,12 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
             excesses[role] = self._structure_excess(frame.region, image, expected)
             correlation += expected
         self.memory["correlation"] = correlation if "teacher" in images else []
-        excess = max(excesses.values())
+        # noise that is white and even in all channels is noise, whatever the source removes
+        shown = "teacher" in images and notes["reading"].between_channels > 0
+        excess = excesses["teacher"] if shown else max(excesses.values())
         frame.metrics["structure_excess"] = excess
         kept = _trust.structure_share(excess, notes["best"], scale=sampler.scale)
-        if "teacher" in images and _is_colorless(frame):
+        if "teacher" in images and self._is_colorless(frame):
             kept = min(kept, _trust.colorless_share(excesses["teacher"], excesses["source"], notes["best"]))
         if kept < 1:
             frame.messages.append(
@@ -680,7 +683,7 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         excess = self._structure_excess(frame.region, image, (across, near))
         lead = _STEADY_LEAD * self.memory["lead"]
         share = _trust.structure_share(excess, lead, scale=1)
-        if _is_colorless(frame) and _trust.colorless_share(excess, -math.inf, lead) < 1:
+        if self._is_colorless(frame) and _trust.colorless_share(excess, -math.inf, lead) < 1:
             restored = self._restored(frame, "source")
             source = self._structure_excess(frame.region, restored, (of_source[0], of_source[1]))
             share = min(share, _trust.colorless_share(excess, source, lead))
@@ -693,6 +696,12 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
             f"{new:.2f} (the residual correlates by {excess:.2f} more than noise)"
         )
         return [plain, kept + (1 - share) * new, share * new]
+
+    def _is_colorless(self, frame: FrameContext) -> bool:
+        """Return whether noise and content are the same in all channels of a frame."""
+        reading = self.reading
+        shared = reading is not None and reading.between_channels > 0
+        return frame.image.shape[1] == 1 or _has_equal_channels(frame) or shared
 
     def _restored(self, frame: FrameContext, role: str) -> Tensor:
         """Restore a frame, or the parts of a large one that tests are made on; whole frames are kept for the output."""
@@ -740,8 +749,8 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         height, width = (min(side, _WINDOW) for side in frame.region.shape[-2:])
         windows = frame.region[..., :height, :width]
         y = windows[:: math.ceil(windows[:, 0].numel() / _WINDOW**2)]  # of a large frame some of them
-        shape = (y.shape[0], 1, *y.shape[2:]) if sampler.gray else y.shape
-        noise = torch.randn(shape, generator=self.generator).to(y).expand_as(y) * reading.mean["noise_std"]
+        between = torch.tensor(1.0 if sampler.gray else reading.between_channels)
+        noise = unit_noise(y, between, self.generator) * reading.mean["noise_std"]
         stages: list[tuple[Any, Any]] = []
         if sampler.sharpens:
             parts = ("blur",)
@@ -849,11 +858,6 @@ def _has_equal_channels(frame: FrameContext) -> bool:
     if "gray" not in frame.scratch:
         frame.scratch["gray"] = frame.image.shape[1] == 3 and bool(is_gray(frame.region).all())
     return frame.scratch["gray"]
-
-
-def _is_colorless(frame: FrameContext) -> bool:
-    """Return whether correlation between channels shows nothing of what is noise in a frame."""
-    return frame.image.shape[1] == 1 or _has_equal_channels(frame)
 
 
 def _downsampled(image: Tensor, scale: int) -> Tensor:
