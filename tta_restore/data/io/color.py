@@ -67,22 +67,31 @@ def is_srgb(image: Image) -> bool:
 def to_srgb(image: Image) -> Image:
     """Return an image converted to sRGB in [0, 1], without profile, gamma or cICP; high dynamic range is clipped."""
     transform = _find_transform(image)
-    extras = tuple(extra for extra in image.extras if not extra.is_color or extra.format == "exr")
-    plain = {"icc": None, "gamma": None, "cicp": None, "is_linear": False, "extras": extras}
+    plain = replace(_without_color(image), is_linear=False)
     if transform is None:
-        return replace(image, **plain)
+        return plain
     converted = transform[0](image.as_rgb())
     if image.pixels.shape[0] == 1:
         converted = converted[:1]
-    return replace(image, pixels=converted, **plain)
+    return replace(plain, pixels=converted)
 
 
 def to_linear(image: Image) -> Image:
-    """Return an image converted to linear light with the primaries of sRGB."""
+    """Return an image converted to linear light with the primaries of sRGB.
+
+    Float samples outside [0, 1] that have no profile follow the same curve, mirrored below 0.
+    """
     if image.is_linear:
         return image
-    encoded = to_srgb(image)
-    return replace(encoded, pixels=srgb_to_linear(encoded.pixels), is_linear=True)
+    encoded = to_srgb(image) if image.icc or image.gamma else _without_color(image)
+    values = encoded.pixels
+    return replace(encoded, pixels=srgb_to_linear(values.abs()).copysign(values), is_linear=True)
+
+
+def _without_color(image: Image) -> Image:
+    """Return an image without profile, gamma, cICP and entries on color."""
+    extras = tuple(extra for extra in image.extras if not extra.is_color or extra.format == "exr")
+    return replace(image, icc=None, gamma=None, cicp=None, extras=extras)
 
 
 def cmyk_to_srgb(array: np.ndarray, icc: bytes | None) -> tuple[np.ndarray, str]:
