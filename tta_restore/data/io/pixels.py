@@ -209,7 +209,9 @@ def apply_orientation(array: np.ndarray, orientation: int) -> np.ndarray:
 
 def one_line(error: BaseException) -> str:
     """Return the message of a library's exception as one line of at most 160 characters."""
-    text = " ".join(str(error).split())
+    content = error.args[0] if len(error.args) == 1 else None
+    text = content.decode("utf-8", "replace") if isinstance(content, bytes) else str(error)
+    text = " ".join(text.split())
     return text[:160] if text else type(error).__name__
 
 
