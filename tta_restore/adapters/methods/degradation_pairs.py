@@ -88,7 +88,8 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
     the self-ensemble of the source, and that of the student. Its weights minimize the error on held-out pairs, with
     losses to the source counted twice, among the averages that a test on the frame itself permits: noise of the
     frame's strength is added, and the restorations are compared with an independent noisy copy of the frame. Where a
-    frame holds something else than noise, blur and compression, restorers that keep blur are left as they are.
+    frame holds something else than noise, blur and compression, restorers that keep blur are left as they are. Where
+    no lead could earn the student any weight, no steps are taken.
 
     Frames of more than 2.5 million pixels are sampled in 3 x 3 windows for all of this (``region``); only the output
     takes passes over the whole frame.
