@@ -198,6 +198,17 @@ def test_the_same_command_again_keeps_what_is_there(folder, capsys):
     assert capsys.readouterr().err == ""
 
 
+def test_a_configuration_that_cannot_lie_next_to_the_results_is_told_before(folder, capsys):
+    (folder / "out/tta-restore.yaml").mkdir(parents=True)
+    (folder / "piped").mkdir()
+    os.mkfifo(folder / "piped/tta-restore.yaml")
+    for out, kind in (("out", "a folder"), ("piped", "a FIFO")):
+        assert restore("--method", "source", "-o", out) == 2
+        said = f"tta-restore restore: output {out}/tta-restore.yaml: expected a file, got {kind}\n"
+        assert capsys.readouterr().err == said
+        assert len(list((folder / out).iterdir())) == 1
+
+
 def test_a_state_holds_adapter_and_inputs(folder):
     assert restore("--method", "siam-ctta", "--state", "camera.safetensors") == 0
     with safe_open(folder / "camera.safetensors", framework="pt") as file:
