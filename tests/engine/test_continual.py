@@ -163,6 +163,14 @@ def test_the_command_line_reaches_it(domains, tmp_path, capsys):
     assert main(["evaluate", "--data", "nameless"]) == 2
 
 
+def test_an_original_of_another_size_is_named(tmp_path):
+    for kind, size in (("source", 20), ("target", 24)):
+        write_image(tmp_path / "d" / kind / "a.png", Image(torch.rand(3, size, size)))
+    frames = folder_frames({"d": tmp_path / "d"})
+    with pytest.raises(ValueError, match=r"for frame 0 \(.*source/a.png\), expected \(1, 3, 24, 24\)"):
+        run_resumable(frames, "m", ImageMethod(adapters.Adapter(Net())), tmp_path / "run", progress=False)
+
+
 def test_data_without_originals_alone_is_refused(tmp_path):
     write_image(tmp_path / "CUHK/image/out.png", Image(torch.rand(3, 20, 20)))
     with pytest.raises(UsageError, match="CUHK: no originals, nothing to measure; `tta-restore restore --method`"):

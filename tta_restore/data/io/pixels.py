@@ -224,4 +224,6 @@ def too_large(width: int, height: int, max_pixels: int) -> str:
 
 
 def _millions(count: int) -> str:
+    if count < 1e5:
+        return str(count)
     return f"{count / 1e6:.0f} million" if count >= 1e9 else f"{count / 1e6:.4g} million"
