@@ -24,6 +24,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -58,8 +59,24 @@ def run_child(folder: Path, numbers: list[int], kinds: tuple[str, ...], found: l
     good = folder / "good.png"
     with contextlib.redirect_stderr(io.StringIO()):  # imports are not what is timed
         _take("images", good, good, folder / "warm")
-    printed = tempfile.TemporaryFile()  # noqa: SIM115 (what libraries in C print until the end)
-    os.dup2(printed.fileno(), 2)
+    with _captured() as printed:
+        _take_all(folder, numbers, found, good, printed)
+
+
+@contextlib.contextmanager
+def _captured() -> Iterator[BinaryIO]:
+    """Give a file that receives what libraries in C print to standard error in a ``with`` block."""
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as printed:
+        os.dup2(printed.fileno(), 2)
+        try:
+            yield printed
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+
+
+def _take_all(folder: Path, numbers: list[int], found: list[tuple[str, Made]], good: Path, printed: BinaryIO) -> None:
     for number in numbers:
         kind, path = found[number][0], found[number][1].path
         print(json.dumps({"start": number}), flush=True)
