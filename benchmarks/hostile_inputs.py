@@ -24,6 +24,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -58,19 +59,41 @@ def run_child(folder: Path, numbers: list[int], kinds: tuple[str, ...], found: l
     good = folder / "good.png"
     with contextlib.redirect_stderr(io.StringIO()):  # imports are not what is timed
         _take("images", good, good, folder / "warm")
+    with _captured() as printed:
+        _take_all(folder, numbers, found, good, printed)
+
+
+@contextlib.contextmanager
+def _captured() -> Iterator[BinaryIO]:
+    """Give a file that receives what libraries in C print to standard error in a ``with`` block."""
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as printed:
+        os.dup2(printed.fileno(), 2)
+        try:
+            yield printed
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+
+
+def _take_all(folder: Path, numbers: list[int], found: list[tuple[str, Made]], good: Path, printed: BinaryIO) -> None:
     for number in numbers:
         kind, path = found[number][0], found[number][1].path
         print(json.dumps({"start": number}), flush=True)
         before = time.perf_counter()
-        said, status, failure = io.StringIO(), None, None
+        said, out, status, failure = io.StringIO(), io.StringIO(), None, None
         try:
-            with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
+            with contextlib.redirect_stderr(said), contextlib.redirect_stdout(out):
                 status = _take(kind, path, good, folder / "out")
         except BaseException as error:  # what gets out is a failure, whatever it is
             failure = f"{type(error).__name__}: {str(error)[:150]}"
         lines = [line for line in said.getvalue().splitlines() if line.strip()]
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        result = {"number": number, "status": status, "failure": failure, "lines": lines[:20]}
+        printed.seek(0)
+        extra = out.getvalue() + printed.read(500).decode(errors="replace")
+        printed.seek(0)
+        printed.truncate()
+        result = {"number": number, "status": status, "failure": failure, "lines": lines[:20], "printed": extra[:500]}
         print(json.dumps(result | {"seconds": time.perf_counter() - before, "peak": peak}), flush=True)
 
 
@@ -102,6 +125,8 @@ def judge(kind: str, made: Made, result: dict) -> tuple[str, str]:
     path = made.path
     if result["failure"]:
         return "failure", result["failure"]
+    if result.get("printed"):
+        return "failure", f"a library printed {result['printed'].splitlines()[0][:150]!r}"
     if result["seconds"] > LONGEST:
         return "failure", f"took {result['seconds']:.0f} s"
     errors = [line for line in result["lines"] if not line.startswith(("note:", "usage:"))]

@@ -209,7 +209,9 @@ def main() -> None:
             moment = moments.random() * (duration - first if begins else duration)
             row = trial(folder, kind, tried, moment, reference, anew=anew, from_first=begins)
             tried += 1
-            kills += row["killed"]  # else it was done before
+            kills += row["killed"]
+            if not row["killed"]:  # it was done before: the machine is less busy than when it was timed
+                known.pop((kind, anew))
             bar.update(row["killed"])
             rows.append(row)
         bar.close()

@@ -216,6 +216,8 @@ def make_configurations(folder: Path) -> Iterator[Made]:
         "deep.toml": "a = " + "[" * 5000, "deep.yaml": "[" * 5000, "other.ini": "[run]\nsteps = 3\n",
         "sections.json": '{"run": [1, 2]}', "nul.toml": "[model]\nname = \"a\\u0000b\"\n",
         "tables.toml": "[[run]]\nsteps = 1\n",
+        "twice.yaml": "run: {steps: 1}\nrun: {steps: 2}\n", "twice.json": '{"run": {"steps": 1, "steps": 2}}',
+        "dotted.toml": '"run.steps" = 1\n[run]\nsteps = 2\n', "number.yaml": "1: 2\n",
         "path.toml": "[model]\nname = ''\n", "dates.toml": "[run]\nsteps = 2020-01-01\n",
     }  # fmt: skip
     for name, text in texts.items():

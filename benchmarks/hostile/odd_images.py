@@ -204,6 +204,13 @@ def _exrs() -> dict[str, bytes]:
             OpenEXR.File(header, channels).write(f"{folder}/a.exr")
             return Path(folder, "a.exr").read_bytes()
 
+    def parts(**named: dict[str, np.ndarray]) -> bytes:
+        header = {"compression": OpenEXR.ZIP_COMPRESSION, "type": OpenEXR.scanlineimage}
+        with tempfile.TemporaryDirectory() as folder:
+            made = [OpenEXR.Part(header | {"name": name}, channels) for name, channels in named.items()]
+            OpenEXR.File(made).write(f"{folder}/a.exr")
+            return Path(folder, "a.exr").read_bytes()
+
     values = VALUES.astype(np.float32)
     wide = (0.68, 0.32, 0.265, 0.69, 0.15, 0.06, 0.3127, 0.329)
     return {
@@ -211,6 +218,10 @@ def _exrs() -> dict[str, bytes]:
         "wide.exr": exr({"RGB": values * 8}, chromaticities=wide, pixelAspectRatio=2.0),
         "window.exr": exr({"Y": values[..., 0]}, dataWindow=((-9, 5), (54, 52)), displayWindow=((0, 0), (99, 99))),
         "depth.exr": exr({"RGBA": np.dstack([values, values[..., :1]]), "Z": values[..., 0]}),
+        "parts.exr": parts(depth={"Z": values[..., 0]}, beauty={"RGB": values}, left={"RGB": values / 2}),
+        "refused_parts.exr": parts(depth={"Z": values[..., 0]}, id={"N": values[..., 0]}),
+        "refused_cut_parts.exr": parts(beauty={"RGB": values}, left={"RGB": values})[:-4000],
+        "refused_alpha.exr": exr({"RGBA": np.dstack([values, np.full_like(values[..., :1], np.nan)])}),
         "refused_layers.exr": exr({"diffuse.RGB": values}),
         "refused_nan.exr": exr({"RGB": np.where(values > 0.8, np.inf, values)}),
     }

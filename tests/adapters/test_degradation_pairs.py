@@ -826,6 +826,27 @@ def test_the_residuals_of_source_and_student_both_count(monkeypatch):
     assert limits["max_input"] == 0.25
 
 
+@pytest.mark.parametrize(("task", "limit"), [("denoise", "explained"), ("defocus", "max_student")])
+def test_no_step_is_taken_for_a_student_that_gets_no_weight(task, limit, monkeypatch):
+    """The output is that of a student that would not be trusted, without the time of its steps."""
+    x = _frame(25)[0]
+    measured = getattr(_trust, limit)
+    monkeypatch.setattr(_trust, limit, lambda *_, **options: 0.04)
+    adapter = DegradationPairs(Filter(), spec=dataclasses.replace(DENOISE, task=task), steps=24, calibration_frames=3)
+    before = {name: tensor.clone() for name, tensor in adapter.student.items()}
+    adapter(x)
+    metrics = adapter.report.metrics
+    assert (metrics["taken"], metrics["trust"], metrics["rate"]) == (0, 0, 0)
+    assert "nothing in it shows that the estimate is right" in " ".join(adapter.report.messages)
+    assert "never got ahead" not in " ".join(adapter.report.messages)
+    assert all(torch.equal(before[name], tensor) for name, tensor in adapter.student.items())
+    assert (adapter.memory["unimproved"], adapter.memory["adapted"], adapter.phase) == (0, 1, "calibrating")
+    monkeypatch.setattr(_trust, limit, measured if task == "denoise" else lambda *_, **options: 0.05)
+    adapter(x)  # a frame that may earn it weight is adapted on
+    assert adapter.report.metrics["taken"] > 0
+    assert adapter.memory["rate"] > 0
+
+
 def test_one_frame_does_not_decide_for_the_camera(monkeypatch):
     chosen = iter([[0.0, 0.2, 0.8], [0.0, 0.1, 0.9], [0.0, 1.0, 0.0]])
     monkeypatch.setattr(_blend, "choose", lambda *a, **options: _blend.grid().tolist().index(next(chosen)))

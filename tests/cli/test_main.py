@@ -198,6 +198,17 @@ def test_the_same_command_again_keeps_what_is_there(folder, capsys):
     assert capsys.readouterr().err == ""
 
 
+def test_a_configuration_that_cannot_lie_next_to_the_results_is_told_before(folder, capsys):
+    (folder / "out/tta-restore.yaml").mkdir(parents=True)
+    (folder / "piped").mkdir()
+    os.mkfifo(folder / "piped/tta-restore.yaml")
+    for out, kind in (("out", "a folder"), ("piped", "a FIFO")):
+        assert restore("--method", "source", "-o", out) == 2
+        said = f"tta-restore restore: output {out}/tta-restore.yaml: expected a file, got {kind}\n"
+        assert capsys.readouterr().err == said
+        assert len(list((folder / out).iterdir())) == 1
+
+
 def test_a_state_holds_adapter_and_inputs(folder):
     assert restore("--method", "siam-ctta", "--state", "camera.safetensors") == 0
     with safe_open(folder / "camera.safetensors", framework="pt") as file:
@@ -365,6 +376,9 @@ def test_settings_of_a_method_are_checked_by_name_and_type(folder, capsys):
         ("a.yaml", "inputs: {a: in}", "a.yaml: inputs: expected str, got {'a': 'in'}"),
         ("a.yaml", "seed: 2024-01-01", "a.yaml: seed: expected a whole number >= 0, got 2024-01-01"),
         ("a.yaml", "jobs: 9999999", "a.yaml: jobs: expected a whole number <= 1024, got 9999999"),
+        ("a.yaml", "seed: 1\nmethod: {steps: 2, steps: 3}", "a.yaml: 'steps' is there twice"),
+        ("a.json", '{"seed": 1, "seed": 1, "seed": 2}', "a.json: 'seed' is there 3 times"),
+        ("a.toml", "bit-depth = 8\nbit_depth = 16", "a.toml: 'bit_depth' is there twice"),
         ("a.txt", "method: source", "ends in .toml, .yaml, .yml or .json"),
         ("a.json", "[1]", "expected names and values, got list"),
         ("none.toml", None, "no such file"),
@@ -376,6 +390,13 @@ def test_a_configuration_file_that_means_nothing_is_refused(folder, capsys, name
     assert restore("--config", name) == 2
     assert message in capsys.readouterr().err
     assert not (folder / "out").exists()
+
+
+def test_what_a_yaml_file_merges_in_may_be_overridden(folder, capsys):
+    (folder / "a.yaml").write_text("method: {<<: &shared {steps: 3, lr: 0.1}, name: siam-ctta, steps: 5}\n")
+    with pytest.raises(SystemExit):
+        main(["restore", "in", "-o", "out", "--config", "a.yaml", "--print-config"])
+    assert yaml.safe_load(capsys.readouterr().out)["method"] == {"name": "siam-ctta", "steps": 5, "lr": 0.1}
 
 
 def test_a_configuration_is_printed_and_read(folder, capsys):
@@ -571,6 +592,10 @@ def test_results_of_a_running_command_are_kept_from_another(tmp_path, monkeypatc
             b"a%d: &a%d [%s]\n" % (n, n, b", ".join([b"*a%d" % (n - 1)] * 10)) for n in range(1, 9)
         ), "more than 100000 entries"),
         ("pipe.toml", None, "not a regular file: a FIFO"),
+        ("twice.yaml", b"run: {steps: 1}\nrun: {steps: 2}\n", r"twice\.yaml: 'run' is there twice"),
+        ("twice.json", b'{"run": {"steps": 1, "steps": 1}}', r"twice\.json: 'steps' is there twice"),
+        ("twice.toml", b'"run.steps" = 1\n[run]\nsteps = 2\n', r"twice\.toml: 'run\.steps' is there twice"),
+        ("number.yaml", b"1: 2\n", "expected the sections .*, got 1$"),
     ],
 )  # fmt: skip
 def test_configurations_that_mean_harm_are_one_line(name, content, message, tmp_path, capsys):
@@ -610,6 +635,8 @@ def test_formats_are_named_by_suffix_or_in_capitals_too(folder, capsys):
             "--method.semantic.encoder: the command has no --method; settings are given with a name: --methods",
         ),
         (["export", "--model", "brightening:Brighten", "-o", "c.pth"], "--out c.pth: expected a file that ends in"),
+        (["restore", "in", "-o", "x", "--set", 'a={"b": 1, "b": 2}'], "--set a: 'b' is there twice"),
+        (["restore", "in", "-o", "x", "--method.a", "[" * 100_000], "--method.a: nested too deeply"),
         (["train", "supervised", "--config", ""], "--config: expected a value, got an empty argument"),
     ],
 )

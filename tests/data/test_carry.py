@@ -154,6 +154,33 @@ def test_exr_keeps_the_bits_that_there_are(image, options, dtype, tmp_path):
         assert file.channels()["RGB"].pixels.dtype == dtype
 
 
+@pytest.mark.parametrize("value", [3.5, -0.5])
+@pytest.mark.parametrize("is_linear", [False, True])
+@pytest.mark.parametrize(
+    ("name", "depth"), [("a.png", 16), ("a.jpg", 8), ("a.avif", 16), ("a.jxl", 32), ("a.tif", 32), ("a.exr", 32)]
+)
+def test_samples_beyond_the_range_are_kept_or_told(name, depth, is_linear, value, tmp_path):
+    pixels = torch.full((3, 8, 8), 0.25)
+    pixels[:, :2] = value
+    image = Image(pixels, bit_depth=32, is_linear=is_linear)
+    notes = write_image(tmp_path / name, image, bit_depth=depth, quality=100)
+    read = read_image(tmp_path / name)
+    if name == "a.exr" or (name == "a.tif" and not is_linear):
+        assert notes == ()
+        assert read.pixels[0, 0, 0].sign() == np.sign(value)
+        encoded = value if is_linear or name == "a.tif" else np.sign(value) * ((abs(value) + 0.055) / 1.055) ** 2.4
+        assert float(read.pixels[0, 0, 0]) == pytest.approx(encoded, rel=1e-5)
+    else:
+        kind = {"jpg": "JPEG", "tif": "TIFF"}.get(name[2:], name[2:].upper())
+        assert notes == (f"25.00% of the samples lie outside [0, 1]: clipped, {kind} is written in sRGB",)
+        assert float(read.pixels[0, 0, 0]) == pytest.approx(min(max(value, 0), 1), abs=0.02)
+
+
+def test_rounding_at_the_ends_of_the_range_is_not_told(tmp_path):
+    image = Image(torch.tensor([-1e-6, 1 + 1e-6]).view(1, 1, 2).expand(3, 4, 2), bit_depth=32, is_linear=True)
+    assert write_image(tmp_path / "a.png", image, bit_depth=16) == ()
+
+
 def segment(marker, data):
     return b"\xff" + bytes([marker]) + struct.pack(">H", len(data) + 2) + data
 

@@ -251,7 +251,7 @@ def test_high_dynamic_range_is_told_and_kept(tmp_path):
         assert "high dynamic range" in image.notes[0]
         assert (image.pixels.permute(1, 2, 0) - torch.tensor(values)).abs().max() < 0.02
     notes = write_image(tmp_path / "b.png", image, bit_depth=16)
-    assert "above 1: clipped" in notes[0]
+    assert "outside [0, 1]: clipped" in notes[0]
     (tmp_path / "cut.exr").write_bytes(exr(values)[:900])
     with pytest.raises(ImageError, match="truncated or damaged EXR"):
         read_image(tmp_path / "cut.exr")

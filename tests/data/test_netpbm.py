@@ -79,3 +79,16 @@ def test_damaged_files_are_named(content, message, tmp_path):
     with pytest.raises(ImageError, match=message) as caught:
         read_image(tmp_path / "a.ppm")
     assert str(caught.value).startswith(str(tmp_path / "a.ppm"))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"P6 2 1 255\nabcdef", b"P5 2 1 300\n\0\1\0\2", b"P4 9 2\n" + bytes(4), b"Pf\n2 1\n-1\n" + bytes(8)],
+)
+def test_images_behind_the_first_one_are_told(content, tmp_path):
+    for count, between in ((1, b""), (2, b""), (3, b"\n")):
+        (tmp_path / "a.pnm").write_bytes(between.join([content] * count))
+        notes = [note for note in read_image(tmp_path / "a.pnm").notes if "several images" in note]
+        assert len(notes) == (count > 1)
+    (tmp_path / "a.pnm").write_bytes(content + b"\nrest")
+    assert not any("several images" in note for note in read_image(tmp_path / "a.pnm").notes)

@@ -387,6 +387,24 @@ def test_a_film_that_starts_late_or_ends_before_its_sound_is_whole(sound, tmp_pa
     assert video.losses == []
 
 
+def test_sound_that_outlasts_the_film_of_a_wmv_is_no_damage(tmp_path):
+    with av.open(str(tmp_path / "a.wmv"), "w") as container:
+        film = container.add_stream("wmv2", rate=25)
+        film.width, film.height, film.pix_fmt = 32, 32, "yuv420p"
+        track = container.add_stream("pcm_alaw", rate=8000, layout="mono")
+        for number in range(10):
+            picture = av.VideoFrame.from_ndarray(np.full((32, 32, 3), number, np.uint8), format="rgb24")
+            picture.pts, picture.time_base = number, Fraction(1, 25)
+            container.mux(film.encode(picture.reformat(format="yuv420p")))
+        container.mux(film.encode())
+        tone = av.AudioFrame.from_ndarray(np.zeros((1, 6000), np.int16), format="s16", layout="mono")
+        tone.sample_rate, tone.pts, tone.time_base = 8000, 0, Fraction(1, 8000)
+        container.mux(track.encode(tone))
+    video = VideoFile(tmp_path / "a.wmv")
+    assert len(list(video)) == 10
+    assert video.losses == []
+
+
 def test_gaps_in_an_even_video_are_told(tmp_path):
     """Matroska's demuxer skips a damaged stretch without an error."""
     record(tmp_path / "a.mkv", "ffv1", count=60)

@@ -136,9 +136,20 @@ def test_a_killed_run_goes_on_where_its_last_state_was(domains, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run_resumable(frames, "siam", Killed(method().adapter), tmp_path / "cut", progress=False, save_every=4)
     assert [path.name for path in (tmp_path / "cut").glob("*.safetensors")] == ["siam.8.safetensors"]
-    assert len((tmp_path / "cut" / "siam.jsonl").read_text().splitlines()) == 7  # one more than the state has seen
+    log = tmp_path / "cut" / "siam.jsonl"
+    assert len(log.read_text().splitlines()) == 7  # one more than the state has seen
+    log.write_text(log.read_text()[:-30])  # a kill leaves what a buffer held
     rest = run_resumable(frames, "siam", method(), tmp_path / "cut", progress=False, save_every=4)
     assert numbers(rest) == numbers(whole)
+
+
+@pytest.mark.parametrize("content", ['{"index": 0, "bro\n', "null\n", "[]\n", '{"x": 1}\n', "\xff\n"])
+def test_damaged_records_are_named(content, domains, tmp_path):
+    frames = folder_frames(domains, rounds=1)
+    run_resumable(frames, "m", ImageMethod(adapters.Adapter(Net())), tmp_path, progress=False)
+    (tmp_path / "m.jsonl").write_bytes(content.encode("latin-1"))
+    with pytest.raises(UsageError, match=r"m.jsonl: damaged records of an earlier run; remove .* to start anew"):
+        run_resumable(frames, "m", ImageMethod(adapters.Adapter(Net())), tmp_path, progress=False)
 
 
 def test_the_command_line_reaches_it(domains, tmp_path, capsys):
@@ -150,6 +161,14 @@ def test_the_command_line_reaches_it(domains, tmp_path, capsys):
     assert "no method 'nothing'" in capsys.readouterr().err
     assert main(["evaluate", "--out", str(tmp_path / "y"), "--data", f"a={tmp_path / 'nowhere'}"]) == 2
     assert main(["evaluate", "--data", "nameless"]) == 2
+
+
+def test_an_original_of_another_size_is_named(tmp_path):
+    for kind, size in (("source", 20), ("target", 24)):
+        write_image(tmp_path / "d" / kind / "a.png", Image(torch.rand(3, size, size)))
+    frames = folder_frames({"d": tmp_path / "d"})
+    with pytest.raises(ValueError, match=r"for frame 0 \(.*source/a.png\), expected \(1, 3, 24, 24\)"):
+        run_resumable(frames, "m", ImageMethod(adapters.Adapter(Net())), tmp_path / "run", progress=False)
 
 
 def test_data_without_originals_alone_is_refused(tmp_path):

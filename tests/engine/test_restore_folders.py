@@ -123,6 +123,11 @@ def test_linked_folders_are_entered_once(tmp_path):
         (["in/a.png"], "out.mp4", {}, "a.png is an image, not written as .mp4"),
         (["in/film.mkv"], "out.png", {}, "film.mkv is a video, not written as .png"),
         (["in"], "loop", {}, "output loop: a link that leads nowhere"),
+        (["in/a.png"], "pipe.png", {}, "output pipe.png: a FIFO with this name is there"),
+        (["in/a.png"], "pipe/a.png/", {}, "pipe is not a folder"),
+        (["in"], "taken", {}, "output taken/a.png: a folder with this name is there"),
+        (["in"], "taken", {"clips": True}, "output taken/in: a file with this name is there"),
+        (["in/a.png"], "x" * 300 + ".png", {}, "file name too long"),
         (["in/a.png", "in/b.png"], "out.webp", {}, "named like a file"),
         (["in"], "in", {}, "the originals would be overwritten"),
         (["in"], "out", {"state": "in"}, "--state in: is a folder"),
@@ -146,6 +151,10 @@ def test_wrong_usage_is_told_before_anything_is_done(inputs, out, options, match
     (tmp_path / "in/film.mkv").write_bytes(b"\x1a\x45\xdf\xa3")
     (tmp_path / "file").write_text("")
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    os.mkfifo(tmp_path / "pipe.png")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "taken/a.png").mkdir(parents=True)
+    (tmp_path / "taken/in").write_text("")
     before = names(tmp_path)
     with pytest.raises(UsageError, match=match):
         restore(inputs, out, **options)

@@ -62,6 +62,15 @@ def test_color_wheel():
     torch.testing.assert_close(_color_wheel(), FLOWS["colorwheel_55x3"])
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_flow_that_is_not_finite_is_masked(value):
+    """A training that diverges ends by its loss, not by an index."""
+    flow = torch.rand(2, 2, 4, 4)
+    flow[0, 1, 2, 2] = value
+    mask = losses.calibration_mask(flow, tolerance=9.0)
+    assert mask.mean((1, 2, 3)).tolist() == [0, 1]
+
+
 def test_flows_without_two_channels_are_refused():
     with pytest.raises(ValueError, match=r"calibration_mask: expected flow of shape \(B, 2, H, W\)"):
         losses.calibration_mask(torch.zeros(1, 3, 4, 4))

@@ -147,3 +147,16 @@ def test_half_types_are_sampled_in_float32(dtype, generator):
     out = ops.flow_warp(x, flow, padding_mode="border")
     assert out.dtype == dtype
     assert_agrees(out, gather(x.double(), flow.double(), padding_mode="border"))
+
+
+@pytest.mark.parametrize("padding_mode", ["zeros", "border", "reflection"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_flow_that_is_not_finite_gives_nan_there(padding_mode, value, generator):
+    """The backward pass of torch's sampler ends the process at such places."""
+    x = torch.rand(1, 3, 24, 32, generator=generator, requires_grad=True)
+    flow = torch.zeros(1, 2, 24, 32)
+    flow[0, 1, 3, 4] = value
+    warped = ops.flow_warp(x, flow.requires_grad_(), padding_mode=padding_mode)
+    warped.sum().backward()
+    assert warped.isnan().nonzero()[:, 2:].tolist() == [[3, 4]] * 3
+    assert x.grad.isfinite().all()

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
-__all__ = ["READER_LEFT", "ReaderLeft", "is_closed", "run_with_streams"]
+__all__ = ["READER_LEFT", "ReaderLeft", "is_closed", "muted", "run_with_streams"]
 
 #: Exit code of a program whose output nobody reads any more: 128 and the number of SIGPIPE, as shells report it.
 READER_LEFT = 141
@@ -33,6 +35,31 @@ def run_with_streams(work: Callable[[], int]) -> int:
                 sys.stdout.flush()
         except ReaderLeft:
             return READER_LEFT
+
+
+_muting = threading.Lock()
+
+
+@contextmanager
+def muted() -> Iterator[None]:
+    """Drop what libraries print in a ``with`` block, from C as well; what is raised there takes one line elsewhere.
+
+    The streams are those of the whole process, so that only one thread at a time is inside.
+    """
+    with _muting, redirect_stdout(io.StringIO()):
+        try:
+            kept = os.dup(2)
+        except OSError:  # standard error is closed
+            yield
+            return
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 2)
+        os.close(nowhere)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
 
 
 class ReaderLeft(BaseException):

@@ -155,8 +155,13 @@ def _earlier(command: Command, parsed: Parsed) -> str | None:
     """Return the configuration that lies next to the results, None where there is none that can be read."""
     if not command.folder or parsed.folder is None:
         return None
+    from tta_restore.engine.run.outputs import expect_file
+
+    path = parsed.folder / RESULTS_FILE
+    if path.parent.is_dir():
+        expect_file(path, flag="output")
     try:
-        return (parsed.folder / RESULTS_FILE).read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except (OSError, ValueError):
         return None
 

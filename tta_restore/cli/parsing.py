@@ -64,7 +64,7 @@ def parse(name: str, command: Command, arguments: Sequence[str]) -> Parsed:
     given: dict[str, Any] = {}
     for file in files:
         content = read_settings(file)
-        given = merge(given, content if command.config else _checked(file, content, command))
+        given = merge(given, nested(content, f"{file}: ") if command.config else _checked(file, content, command))
     if command.config:
         return _parse_sections(parser, command, rest, given, printing)
     for key in _SETTINGS:
@@ -113,6 +113,8 @@ def _checked(file: str, content: Mapping[Any, Any], command: Command) -> dict[st
         if name not in parameters and name not in _COMMON:
             there_are = ", ".join((*parameters, *_COMMON))
             raise UsageError(f"{file}: there is no option {key!r}; there are: {there_are}")
+        if name in found:
+            raise UsageError(f"{file}: {name!r} is there twice, the second time as {key!r}")
         try:
             found[name] = _checked_value(name, value, parameters.get(name))
         except ValueError as error:

@@ -47,13 +47,14 @@ def _flow_to_gray(flow: Tensor) -> Tensor:
     u, v = u / (largest + 1e-5), v / (largest + 1e-5)
     radius, angle = (u.square() + v.square()).sqrt(), torch.atan2(-v, -u) / math.pi
     position = (angle + 1) / 2 * 54
-    low = position.floor()
+    low = position.nan_to_num(0.0).floor()  # NaN is no place on the wheel
     # Interpolation in float64: the official code computes colors with NumPy, and the floor below amplifies rounding.
     part = (position.double() - low.double())[:, None]
     wheel = (_color_wheel().to(flow.device) / 255).T  # (3, 55)
     first, second = wheel[:, low.long()].movedim(0, 1), wheel[:, (low.long() + 1) % 55].movedim(0, 1)
     color = 1 - radius.double()[:, None] * (1 - ((1 - part) * first + part * second))
-    return luma_8bit((255 * color).floor().long()).float()
+    gray = luma_8bit((255 * color).nan_to_num(0.0).floor().long()).float()
+    return gray.masked_fill(position.isnan()[:, None], math.nan)
 
 
 def calibration_mask(flow: Tensor, *, tolerance: float = 0.35) -> Tensor:
@@ -61,7 +62,7 @@ def calibration_mask(flow: Tensor, *, tolerance: float = 0.35) -> Tensor:
 
     The flow is drawn with the Middlebury color wheel, relative to the largest displacement of its sample, and converted
     to gray. The mask is 1 where the gray value is within ``tolerance`` of the mean, relative to the mean. Zero and
-    constant flow give a mask of ones. The mask carries no gradient.
+    constant flow give a mask of ones, flow that is not finite one of zeros. The mask carries no gradient.
 
     Args:
         flow: optical flow in pixels.

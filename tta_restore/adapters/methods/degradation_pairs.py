@@ -51,6 +51,7 @@ _MAX_NEAR = 2  # times ``calibration_frames`` after which changes below that par
 _VAIN = 0.2  # added to it by each change after which it did not lead either
 _DOUBTFUL = 2  # frames of a steady camera in a row without that lead, which are a change
 _MARGIN = 0.3  # dB by which weights must lead over the source to be worth keeping
+_LEAST_WEIGHT = 0.05  # of the student in an average; a lower limit on it excludes the student
 _EXPLAINED = 0.5  # part of a frame's detail that must be explained, or the report says so
 _RECORRUPTION = 0.3  # strength of the noise that the frame is tested with, relative to its own
 _WINDOW = 256  # side in pixels of the part of a frame that is tested
@@ -88,7 +89,8 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
     the self-ensemble of the source, and that of the student. Its weights minimize the error on held-out pairs, with
     losses to the source counted twice, among the averages that a test on the frame itself permits: noise of the
     frame's strength is added, and the restorations are compared with an independent noisy copy of the frame. Where a
-    frame holds something else than noise, blur and compression, restorers that keep blur are left as they are.
+    frame holds something else than noise, blur and compression, restorers that keep blur are left as they are. Where
+    no lead could earn the student any weight, no steps are taken.
 
     Frames of more than 2.5 million pixels are sampled in 3 x 3 windows for all of this (``region``); only the output
     takes passes over the whole frame.
@@ -291,14 +293,19 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         memory["readings"] = [*memory["readings"], reading.tensors()][-self.window :]
         self._hold_out(frame, self.reading)
         frame.metrics["changed"] = float(changed)
+        in_vain = not self._may_be_trusted(frame)
+        if in_vain:
+            frame.steps = 0
         rates = 0 if memory["rate"] else len(_RATES) if self.lr is None else 1
-        count = self.steps + rates * self._trial_steps
+        count = frame.steps + (rates * self._trial_steps if frame.steps else 0)
         shown = {"shown": self.show_progress and self.processes.first, "delay": _SILENT, "leave": False}
         notes["bar"] = ProgressBar(total=count, desc="adapting, steps", unit="step", **shown)
-        if not memory["rate"]:
+        if frame.steps and not memory["rate"]:
             self._find_rate(frame, forward)
         lead = self._lead(frame, "teacher")
         notes.update(taken=0, since_best=0, best=lead, first=lead, kept=self.snapshot(), forward=forward, started=None)
+        if in_vain:
+            self._finish(frame)
 
     def objective(self, frame: FrameContext) -> Tensor | None:
         """Charbonnier distance of the restored pairs from their targets, plus the no-harm penalty."""
@@ -582,7 +589,8 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         memory["weights"] = sorted(memory["recent"], key=lambda one: one[2])[(len(memory["recent"]) - 1) // 2]
         memory["lead"] = notes["best"]
         progress = notes["best"] - notes["first"]
-        memory["unimproved"] = memory["unimproved"] + 1 if progress < _MIN_GAIN else 0
+        if frame.steps or not self.steps:  # frames that cannot show progress do not end the adaptation of the others
+            memory["unimproved"] = memory["unimproved"] + 1 if progress < _MIN_GAIN else 0
         memory["adapted"] += 1
         memory["adapted_near"] += 1
         memory["phase"] = "steady" if self._is_complete() else "calibrating"
@@ -591,13 +599,17 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         frame.metrics.update(
             trust=weights[2], input_weight=weights[0], lead=notes["best"], rate=memory["rate"], taken=notes["taken"]
         )
-        if notes["best"] <= 0:
+        if notes["best"] <= 0 and notes["taken"]:
             frame.messages.append(
                 "the student never got ahead of the source on held-out pairs: it is not used "
                 f"(last learning rate {memory['rate']:g})"
             )
-        elif weights[2] < 0.05:
-            reason = "nothing in it shows that the estimate is right" if max_student < 0.05 else "a test on it failed"
+        elif weights[2] < _LEAST_WEIGHT:
+            reason = (
+                "nothing in it shows that the estimate is right"
+                if max_student < _LEAST_WEIGHT
+                else "a test on it failed"
+            )
             frame.messages.append(
                 f"the student was not trusted on this frame, because {reason}: the output is the source's or the input"
             )
@@ -652,9 +664,19 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
             )
         return share * kept, plain * kept if sampler.sharpens else plain
 
+    def _may_be_trusted(self, frame: FrameContext) -> bool:
+        """Return whether a student could get any weight on a frame, however far it gets ahead on pairs."""
+        notes = frame.scratch
+        share = self._max_share(math.inf, [notes["read"], notes["reading"]], notes["sampler"])
+        if self.degradation is None and not notes["sampler"].sharpens:
+            share *= self._explained(frame)
+        return share >= _LEAST_WEIGHT
+
     def _explained(self, frame: FrameContext) -> float:
         """Return how far the estimate explains what is in the frame, 0 to 1."""
         notes = frame.scratch
+        if "explained" in frame.metrics:
+            return frame.metrics["explained"]
         degraded, _ = notes["held_out"]
         pairs = (self._image("source", degraded) - degraded).square().mean((1, 2, 3))
         removed = (notes["source"].image.float().clamp(0, 1) - frame.region).square().mean()

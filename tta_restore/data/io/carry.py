@@ -22,6 +22,8 @@ _CARRIES = {
 _ENTRIES = {"png": "PNG chunks", "tiff": "TIFF tags", "exr": "EXR attributes"}
 _LARGEST_SEGMENT = 65000  # bytes of one JPEG segment
 _SHOWN = 8  # names in one note
+_UNBOUNDED = (("exr", 16), ("exr", 32), ("tiff", 32))  # formats and depths of samples beyond [0, 1]
+_HALF_LEVEL = 0.5 / 255
 
 
 def strip_metadata(image: Image) -> Image:
@@ -40,23 +42,21 @@ def fit_format(image: Image, kind: str, depth: int, *, embeds_exif: bool = True)
         embeds_exif: whether the writer adds EXIF, for which a TIFF file has to fit into memory.
     """
     notes: list[str] = []
-    cicp = image.cicp
+    given, cicp = image, image.cicp
     carries = _CARRIES[kind] if (kind, depth) != ("avif", 16) else _CARRIES[kind] - {"icc"}  # imagecodecs takes none
     if kind == "exr":
         if not image.is_linear:
             image = color.to_linear(image)
     elif image.is_linear:
-        clipped = float((image.pixels > 1).float().mean())
         image = color.to_srgb(image)
-        if clipped:
-            notes.append(f"{clipped:.2%} of the samples are above 1: clipped, {kind.upper()} is written in sRGB")
     elif (image.icc and "icc" not in carries) or (image.gamma and "gamma" not in carries):
         what = "color profile" if image.icc else "gamma (gAMA)"
         if not color.is_srgb(image):
             notes.append(f"{what}: converted to sRGB, which {kind.upper()} is written in")
         image = color.to_srgb(image)
-    if kind == "jxl" and depth == 32 and (outside := float(((image.pixels < 0) | (image.pixels > 1)).float().mean())):
-        notes.append(f"{outside:.2%} of the samples lie outside [0, 1]: clipped, JXL is written in sRGB")
+    has_range = not (given.icc or given.gamma) if kind == "exr" else image.pixels is given.pixels
+    if not (has_range and (kind, depth) in _UNBOUNDED) and (outside := _fraction_outside(given)):
+        notes.append(f"{outside:.2%} of the samples lie outside [0, 1]: clipped, {kind.upper()} is written in sRGB")
     lost = {
         "EXIF": image.exif and "exif" not in carries,
         "XMP": image.xmp and "xmp" not in carries,
@@ -79,6 +79,13 @@ def fit_format(image: Image, kind: str, depth: int, *, embeds_exif: bool = True)
         notes.append("EXIF left out: a TIFF file of this size is written without it")
         image = replace(image, exif=None)
     return image, notes
+
+
+def _fraction_outside(image: Image) -> float:
+    """Return the fraction of float samples that lie outside [0, 1] by more than 8 bits show."""
+    if image.bit_depth != 32:
+        return 0.0
+    return float(((image.pixels < -_HALF_LEVEL) | (image.pixels > 1 + _HALF_LEVEL)).float().mean())
 
 
 def _fit_segments(image: Image, notes: list[str]) -> Image:

@@ -13,10 +13,11 @@ from torch import Tensor
 from tta_restore._core.color import linear_to_srgb, srgb_to_linear
 from tta_restore.data.io.pixels import Image, ImageError
 
-__all__ = ["cmyk_to_srgb", "in_range", "is_srgb", "to_linear", "to_model_space", "to_srgb"]
+__all__ = ["cmyk_to_srgb", "in_range", "is_srgb", "profile_note", "to_linear", "to_model_space", "to_srgb"]
 
 _SRGB_GAMMA = 0.45455  # what PNG files declare for sRGB
 _TOLERANCE = 2 / 255  # a profile that moves no color further is taken for sRGB
+_UNOPTIMIZED = 0x0100  # littleCMS interpolates the curve of a gray profile between 33 values else
 _ROWS = 256  # rows converted at a time, which bounds the memory
 
 _Transform = tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]
@@ -33,6 +34,8 @@ def to_model_space(image: Image) -> tuple[Tensor, Callable[[Tensor], Image]]:
     Shape: (3, H, W) in [0, 1]; the function takes (3, s*H, s*W).
     """
     rgb = image.as_rgb()
+    if (note := profile_note(image)) is not None:
+        image = replace(image, notes=(*image.notes, note))
     transform = _find_transform(image)
     if transform is None:
         return rgb, lambda restored: image.with_rgb(in_range(restored))
@@ -53,6 +56,13 @@ def to_model_space(image: Image) -> tuple[Tensor, Callable[[Tensor], Image]]:
     return source, back
 
 
+def profile_note(image: Image) -> str | None:
+    """Return a note on a color profile that cannot be used, None where there is none."""
+    if not image.icc or image.is_linear or _icc_transform(image.icc, image.pixels.shape[0] == 1)[1]:
+        return None
+    return "color profile that cannot be used: the samples are taken for sRGB"
+
+
 def in_range(x: Tensor) -> Tensor:
     """Return values clamped to [0, 1]; the tensor itself where they lie there, for large photos take much memory."""
     low, high = x.aminmax()
@@ -67,22 +77,31 @@ def is_srgb(image: Image) -> bool:
 def to_srgb(image: Image) -> Image:
     """Return an image converted to sRGB in [0, 1], without profile, gamma or cICP; high dynamic range is clipped."""
     transform = _find_transform(image)
-    extras = tuple(extra for extra in image.extras if not extra.is_color or extra.format == "exr")
-    plain = {"icc": None, "gamma": None, "cicp": None, "is_linear": False, "extras": extras}
+    plain = replace(_without_color(image), is_linear=False)
     if transform is None:
-        return replace(image, **plain)
+        return plain
     converted = transform[0](image.as_rgb())
     if image.pixels.shape[0] == 1:
         converted = converted[:1]
-    return replace(image, pixels=converted, **plain)
+    return replace(plain, pixels=converted)
 
 
 def to_linear(image: Image) -> Image:
-    """Return an image converted to linear light with the primaries of sRGB."""
+    """Return an image converted to linear light with the primaries of sRGB.
+
+    Float samples outside [0, 1] that have no profile follow the same curve, mirrored below 0.
+    """
     if image.is_linear:
         return image
-    encoded = to_srgb(image)
-    return replace(encoded, pixels=srgb_to_linear(encoded.pixels), is_linear=True)
+    encoded = to_srgb(image) if image.icc or image.gamma else _without_color(image)
+    values = encoded.pixels
+    return replace(encoded, pixels=srgb_to_linear(values.abs()).copysign(values), is_linear=True)
+
+
+def _without_color(image: Image) -> Image:
+    """Return an image without profile, gamma, cICP and entries on color."""
+    extras = tuple(extra for extra in image.extras if not extra.is_color or extra.format == "exr")
+    return replace(image, icc=None, gamma=None, cicp=None, extras=extras)
 
 
 def cmyk_to_srgb(array: np.ndarray, icc: bytes | None) -> tuple[np.ndarray, str]:
@@ -115,7 +134,7 @@ def _find_transform(image: Image) -> _Transform | None:
     if image.is_linear:
         return (lambda x: linear_to_srgb(x.clamp(0, 1))), srgb_to_linear
     if image.icc:
-        return _icc_transform(image.icc) if image.pixels.shape[0] == 3 else None
+        return _icc_transform(image.icc, image.pixels.shape[0] == 1)[0]
     if image.gamma and abs(image.gamma - _SRGB_GAMMA) > 0.02 and image.cicp is None:
         gamma = image.gamma
         return (
@@ -130,14 +149,16 @@ def _find_transform(image: Image) -> _Transform | None:
 
 
 @cache
-def _icc_transform(icc: bytes) -> _Transform | None:
-    """Return the conversions of a profile, None for sRGB and for profiles that cannot be used."""
+def _icc_transform(icc: bytes, is_gray: bool) -> tuple[_Transform | None, bool]:
+    """Return the conversions of a profile, None for sRGB and for profiles that cannot be used, and whether it can."""
     try:
         import imagecodecs
     except ImportError:
         if b"sRGB" in icc or b"s\0R\0G\0B" in icc:
-            return None
+            return None, True
         raise ImageError("its color profile needs imagecodecs: pip install 'tta-restore[io]'") from None
+    if is_gray and (found := _gray_transform(icc)) is not None:
+        return found
     srgb = _srgb_profile()
 
     def convert(x: Tensor, source: bytes, target: bytes) -> Tensor:
@@ -156,10 +177,37 @@ def _icc_transform(icc: bytes) -> _Transform | None:
         moved = (convert(grid, icc, srgb) - grid).abs().max()
         convert(grid, srgb, icc)
     except Exception:  # a damaged profile, a gray one, or one that works in one direction only
-        return None
+        return None, False
     if moved <= _TOLERANCE:
+        return None, True
+    return ((lambda x: convert(x, icc, srgb)), (lambda x: convert(x, srgb, icc))), True
+
+
+def _gray_transform(icc: bytes) -> tuple[_Transform | None, bool] | None:
+    """Return what :func:`_icc_transform` does of a profile of gray images, None for any other profile."""
+    import imagecodecs
+
+    grays = np.linspace(0, 1, 4097)
+    try:
+        ramp = (grays[None] * 65535).round().astype(np.uint16)
+        spaces = {"colorspace": "gray", "outcolorspace": "rgb", "flags": _UNOPTIMIZED}
+        values = imagecodecs.cms_transform(ramp, icc, _srgb_profile(), **spaces)
+    except Exception:  # one of RGB images, or damaged
         return None
-    return (lambda x: convert(x, icc, srgb)), (lambda x: convert(x, srgb, icc))
+    curve = values[0, :, 1] / 65535
+    if (np.diff(curve) < 0).any():
+        return None, False
+    if np.abs(curve - grays).max() <= _TOLERANCE:
+        return None, True
+
+    def convert(x: Tensor, source: np.ndarray, target: np.ndarray) -> Tensor:
+        result = torch.empty_like(x, memory_format=torch.contiguous_format)
+        for top in range(0, x.shape[1], _ROWS):
+            rows = np.interp(x[:, top : top + _ROWS].numpy(), source, target)
+            result[:, top : top + _ROWS] = torch.from_numpy(rows.astype(np.float32))
+        return result
+
+    return ((lambda x: convert(x, grays, curve)), (lambda x: convert(x, curve, grays))), True
 
 
 @cache

@@ -6,12 +6,15 @@ import importlib
 import io
 import os
 import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from tta_restore._core.streams import muted
 from tta_restore.data.io.atomic import is_text
 from tta_restore.data.io.pixels import Extra, Image, ImageError, too_large
 
@@ -29,18 +32,23 @@ _ROWS_PER_CHUNK = {0: 1, 1: 1, 2: 1, 3: 16, 4: 32, 5: 16, 6: 32, 7: 32, 8: 32, 9
 
 
 def read_exr(path: Path, content: bytes, *, max_pixels: int) -> Image:
-    """Read an OpenEXR file of one part with the channels R, G, B or Y, and A.
+    """Read the first part of an OpenEXR file that has the channels R, G, B or Y, and A.
 
     Raises:
         ImageError: it is truncated, has other channels, or is too large.
         ImportError: OpenEXR is not installed.
     """
-    size = _check_structure(content, max_pixels)
+    notes: list[str] = []
+    parts = _read_structure(content, max_pixels)
+    index = _main_part(parts, notes)
+    size = parts[index].size
     openexr = importlib.import_module("OpenEXR")
     source = str(path) if is_text(path) else io.BytesIO(content)
-    with openexr.File(source, separate_channels=True) as file:
-        channels = {name: channel.pixels for name, channel in file.channels().items()}
-        extras, notes = _attributes(file.header())
+    with muted(), openexr.File(source, separate_channels=True) as file:
+        if len(file.parts) != len(parts):
+            raise ImageError("truncated or damaged EXR")  # the library leaves out parts that it cannot decode
+        channels = {name: channel.pixels for name, channel in file.channels(index).items()}
+        extras = _attributes(file.header(index), notes)
     by_name = {name.upper(): name for name in channels}
     names = ("R", "G", "B") if "R" in by_name else ("Y",)
     if missing := [name for name in names if name not in by_name]:
@@ -53,11 +61,13 @@ def read_exr(path: Path, content: bytes, *, max_pixels: int) -> Image:
         notes.append(f"EXR channels left out: {', '.join(rest[:6])}")
     if any(plane is None or plane.shape[:2] != size for plane in planes):
         raise ImageError("EXR with subsampled or damaged channels")
-    alpha = np.asarray(channels[by_name["A"]], np.float32) if "A" in by_name else None
+    alpha = np.array(channels[by_name["A"]], np.float32) if "A" in by_name else None
+    if alpha is not None and (outside := float(((alpha < 0) | (alpha > 1)).mean())):
+        notes.append(f"{outside:.2%} of the alpha samples lie outside [0, 1]: clipped")
     values = np.stack([plane.astype(np.float32) for plane in planes])
     return Image(
         pixels=torch.from_numpy(values),
-        alpha=torch.from_numpy(alpha.copy()).clamp(0, 1)[None] if alpha is not None else None,
+        alpha=torch.from_numpy(alpha).clamp(0, 1)[None] if alpha is not None else None,
         bit_depth=32,
         is_linear=True,
         premultiplied=alpha is not None,
@@ -87,9 +97,9 @@ def encode_exr(path: Path, image: Image, *, is_half: bool) -> None:
         file.write(os.fspath(path))
 
 
-def _attributes(header: dict[str, Any]) -> tuple[tuple[Extra, ...], list[str]]:
-    """Return the attributes that are written back, and notes on them."""
-    extras, notes = [], []
+def _attributes(header: dict[str, Any], notes: list[str]) -> tuple[Extra, ...]:
+    """Return the attributes that are written back; add notes on them."""
+    extras = []
     for name, value in header.items():
         if name in _STRUCTURE:
             continue
@@ -107,7 +117,7 @@ def _attributes(header: dict[str, Any]) -> tuple[tuple[Extra, ...], list[str]]:
             if is_default:
                 continue  # follow from the size
         extras.append(Extra("exr", name, value, is_color=is_color, is_default=is_default, is_sized=name in _WINDOWS))
-    return tuple(extras), notes
+    return tuple(extras)
 
 
 def decode_radiance(content: bytes) -> Image:
@@ -140,46 +150,136 @@ def read_radiance_size(content: bytes) -> tuple[int, int] | None:
     return None
 
 
-def _check_structure(content: bytes, max_pixels: int) -> tuple[int, int]:
-    """Return height and width; refuse truncated files, which the library reads in part without an error."""
+@dataclass(frozen=True)
+class _Part:
+    """A part of a file as its header declares it.
+
+    Attributes:
+        name: of the part; empty in files of one part.
+        size: height and width.
+        channels: their names.
+        kind: as the file calls it, such as ``"scanlineimage"`` or ``"deeptile"``.
+        has_levels: whether it holds several resolutions.
+        chunks: number of blocks of samples.
+    """
+
+    name: str
+    size: tuple[int, int]
+    channels: tuple[str, ...]
+    kind: str
+    has_levels: bool
+    chunks: int
+
+    @property
+    def is_deep(self) -> bool:
+        return self.kind.startswith("deep")
+
+
+def _main_part(parts: Sequence[_Part], notes: list[str]) -> int:
+    """Return the index of the part that holds the image: the first flat one with R, G, B or Y.
+
+    Raises:
+        ImageError: there is none.
+    """
+    flat = [n for n, part in enumerate(parts) if not (part.is_deep or part.has_levels)]
+    shown = [
+        n for n in flat if {"R", "G", "B"} <= (names := {name.upper() for name in parts[n].channels}) or "Y" in names
+    ]
+    if not flat:
+        raise ImageError(
+            f"EXR with {'deep samples' if parts[0].is_deep else 'several resolutions'}: expected one image"
+        )
+    if not shown and len(parts) > 1:
+        raise ImageError(f"EXR of {len(parts)} parts ({_names(parts)}): expected one with the channels R, G, B or Y")
+    found = (shown or flat)[0]
+    if rest := [part for n, part in enumerate(parts) if n != found]:
+        left = f"the {len(rest)} others are" if len(rest) > 1 else "the other one is"
+        notes.append(f"EXR of {len(parts)} parts: {parts[found].name} is read, {left} left out ({_names(rest)})")
+    return found
+
+
+def _names(parts: Sequence[_Part]) -> str:
+    names = [part.name for part in parts]
+    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+
+
+def _read_structure(content: bytes, max_pixels: int) -> list[_Part]:
+    """Return the parts of a file; refuse truncated files, which the library reads in part without an error."""
     truncated = ImageError("truncated or damaged EXR")
     (flags,) = struct.unpack_from("<I", content, 4)
-    if flags & (_DEEP | _PARTS):
-        raise ImageError("EXR with several parts or deep samples: expected one flat image")
-    attributes, at = {}, 8
+    has_parts = bool(flags & _PARTS)
+    parts, at = [], 8
     try:
-        while content[at] != 0:
-            name, at = _read_name(content, at)
-            _, at = _read_name(content, at)
-            (length,) = struct.unpack_from("<i", content, at)
-            attributes[name] = content[at + 4 : at + 4 + length]
-            at += 4 + length
-            if length < 0:
+        while not parts or (has_parts and content[at] != 0):
+            attributes, at = _read_header(content, at)
+            parts.append(_part_of(attributes, flags))
+            height, width = parts[-1].size
+            if min(width, height) < 1:
                 raise truncated
-        left, top, right, bottom = struct.unpack("<4i", attributes["dataWindow"])
-        compression = attributes["compression"][0]
-        width, height = right - left + 1, bottom - top + 1
-        if min(width, height) < 1:
-            raise truncated
-        if width * height > max_pixels:
-            raise ImageError(too_large(width, height, max_pixels))
-        if flags & _TILED:
-            across, down = struct.unpack_from("<II", attributes["tiles"])
-            if attributes["tiles"][8] & 0xF:
-                raise ImageError("EXR with several resolutions: expected one image")
-            chunks, prefix = -(-width // across) * -(-height // down), 16
-        else:
-            chunks, prefix = -(-height // _ROWS_PER_CHUNK[compression]), 4
-        offsets = struct.unpack_from(f"<{chunks}Q", content, at + 1)
-        for offset in offsets:
-            (length,) = struct.unpack_from("<i", content, offset + prefix)
-            if offset + prefix + 4 + length > len(content):
-                raise truncated
+            if width * height > max_pixels:
+                raise ImageError(too_large(width, height, max_pixels))
+        at += has_parts  # the end of the headers
+        for part in parts:
+            offsets = struct.unpack_from(f"<{part.chunks}Q", content, at)
+            at += 8 * part.chunks
+            # the number of the part, then the place of the chunk, then its length
+            prefix = 4 * has_parts + (16 if "tile" in part.kind else 4)
+            for offset in offsets:
+                (length,) = struct.unpack_from("<i", content, offset + prefix)
+                if not part.is_deep and offset + prefix + 4 + length > len(content):
+                    raise truncated
     except ImageError:
         raise
     except (struct.error, IndexError, KeyError, ZeroDivisionError, ValueError):
         raise truncated from None
-    return height, width
+    return parts
+
+
+def _read_header(content: bytes, at: int) -> tuple[dict[str, bytes], int]:
+    """Return the attributes of a header and where it ends.
+
+    Raises:
+        ValueError: an attribute has a negative length.
+    """
+    attributes = {}
+    while content[at] != 0:
+        name, at = _read_name(content, at)
+        _, at = _read_name(content, at)
+        (length,) = struct.unpack_from("<i", content, at)
+        if length < 0:
+            raise ValueError(f"length {length}")
+        attributes[name] = content[at + 4 : at + 4 + length]
+        at += 4 + length
+    return attributes, at + 1
+
+
+def _part_of(attributes: Mapping[str, bytes], flags: int) -> _Part:
+    left, top, right, bottom = struct.unpack("<4i", attributes["dataWindow"])
+    width, height = right - left + 1, bottom - top + 1
+    compression = attributes["compression"][0]
+    usual = "deepscanline" if flags & _DEEP else "tiledimage" if flags & _TILED else "scanlineimage"
+    kind = attributes["type"].rstrip(b"\0").decode("latin-1") if flags & _PARTS else usual
+    tiles = attributes.get("tiles", b"") if "tile" in kind else b""
+    if flags & (_PARTS | _DEEP) and "chunkCount" in attributes:
+        (chunks,) = struct.unpack("<i", attributes["chunkCount"])
+    elif tiles:
+        across, down = struct.unpack_from("<II", tiles)
+        chunks = -(-width // across) * -(-height // down)
+    else:
+        chunks = -(-height // _ROWS_PER_CHUNK[compression])
+    channels, at, listed = [], 0, attributes["channels"]
+    while at < len(listed) and listed[at] != 0:
+        name, at = _read_name(listed, at)
+        channels.append(name)
+        at += 16  # type, linearity, sampling
+    return _Part(
+        name=attributes.get("name", b"").rstrip(b"\0").decode("utf-8", "replace"),
+        size=(height, width),
+        channels=tuple(channels),
+        kind=kind,
+        has_levels=bool(tiles and tiles[8] & 0xF),
+        chunks=chunks,
+    )
 
 
 def _read_name(content: bytes, at: int) -> tuple[str, int]:

@@ -303,7 +303,8 @@ def _read_jpeg_xl(content: bytes) -> Image:
     else:
         depth = array.dtype.itemsize * 8
     is_linear = header is not None and header.is_linear
-    return _image_of(array, 1, bit_depth=depth, exif=block, notes=notes, is_linear=is_linear, **carried)
+    image = _image_of(array, 1, bit_depth=depth, exif=block, notes=notes, is_linear=is_linear, **carried)
+    return _checked_floats(image) if depth == 32 else image
 
 
 def _read_jpeg_2000(content: bytes) -> Image:
@@ -366,9 +367,10 @@ def _read_heic(content: bytes, max_pixels: int) -> Image:
 
 
 def _checked_floats(image: Image) -> Image:
-    broken = int((~image.pixels.isfinite()).sum())
+    planes = [image.pixels] if image.alpha is None else [image.pixels, image.alpha]
+    broken = sum(int((~plane.isfinite()).sum()) for plane in planes)
     if broken:
-        raise ImageError(f"{broken} of {image.pixels.numel()} samples are NaN or infinite")
+        raise ImageError(f"{broken} of {sum(plane.numel() for plane in planes)} samples are NaN or infinite")
     outside = float(((image.pixels < 0) | (image.pixels > 1)).float().mean())
     if not outside:
         return image

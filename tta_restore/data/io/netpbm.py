@@ -12,6 +12,7 @@ from tta_restore.data.io.pixels import Image, ImageError, tensor_from_array
 
 __all__ = ["decode_netpbm", "read_netpbm_size"]
 
+_ANOTHER = re.compile(rb"\s*P[1-7fF]\s")  # the start of an image that follows
 _CHANNELS = {"1": 1, "2": 1, "3": 3, "4": 1, "5": 1, "6": 3, "f": 1, "F": 3}
 
 
@@ -47,20 +48,21 @@ def decode_netpbm(content: bytes) -> Image:
     shape = (header.height, header.width, header.channels)
     count = header.height * header.width * header.channels
     text = tuple(("Comment", comment) for comment in header.comments)
+    notes = []
+    if header.kind not in "123" and _ANOTHER.match(content, header.length + _data_size(header)):
+        notes.append("PNM of several images: the first one is read, the others are left out")
     if header.kind in "fF":
         order = "<f4" if header.largest < 0 else ">f4"
         array = _raw(content, header, np.dtype(order), count).reshape(shape)[::-1].astype(np.float32)
         pixels = torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)))
-        return Image(pixels=pixels, bit_depth=32, is_linear=True, text=text)
-    notes = []
+        return Image(pixels=pixels, bit_depth=32, is_linear=True, text=text, notes=tuple(notes))
     levels = int(header.largest)
     if header.kind in "14":
         notes.append("1-bit image: read as 8-bit gray")
     if header.kind in "123":
         array = _plain(content, header, count)
     elif header.kind == "4":
-        row = -(-header.width // 8)
-        packed = _raw(content, header, np.dtype(np.uint8), row * header.height).reshape(header.height, row)
+        packed = _raw(content, header, np.dtype(np.uint8), _data_size(header)).reshape(header.height, -1)
         array = np.unpackbits(packed, axis=1)[:, : header.width]
     else:
         array = _raw(content, header, np.dtype(np.uint8 if levels < 256 else ">u2"), count)
@@ -125,6 +127,14 @@ def _read_pam_header(content: bytes) -> _Header:
     if not 1 <= depth <= 4 or width < 1 or height < 1 or not 1 <= largest <= 65535:
         raise ImageError(f"PAM of {width} x {height} pixels with {depth} samples up to {largest}: expected gray or RGB")
     return _Header("7", width, height, depth, largest, tuple(comments), len(head) + len(separator))
+
+
+def _data_size(header: _Header) -> int:
+    """Return the number of bytes of raw samples."""
+    if header.kind == "4":
+        return -(-header.width // 8) * header.height
+    size = 4 if header.kind in "fF" else 1 if header.largest < 256 else 2
+    return size * header.width * header.height * header.channels
 
 
 def _raw(content: bytes, header: _Header, dtype: np.dtype, count: int) -> np.ndarray:

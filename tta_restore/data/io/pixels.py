@@ -209,7 +209,9 @@ def apply_orientation(array: np.ndarray, orientation: int) -> np.ndarray:
 
 def one_line(error: BaseException) -> str:
     """Return the message of a library's exception as one line of at most 160 characters."""
-    text = " ".join(str(error).split())
+    content = error.args[0] if len(error.args) == 1 else None
+    text = content.decode("utf-8", "replace") if isinstance(content, bytes) else str(error)
+    text = " ".join(text.split())
     return text[:160] if text else type(error).__name__
 
 
@@ -222,4 +224,6 @@ def too_large(width: int, height: int, max_pixels: int) -> str:
 
 
 def _millions(count: int) -> str:
+    if count < 1e5:
+        return str(count)
     return f"{count / 1e6:.0f} million" if count >= 1e9 else f"{count / 1e6:.4g} million"

@@ -353,7 +353,8 @@ def _rate_of(stream: Any) -> Fraction:
 def _declared_length(container: Any, stream: Any) -> tuple[Fraction | None, bool]:
     """Return the seconds from the first to the last frame that a file declares, and whether for the film alone."""
     if stream.duration and stream.time_base:
-        return Fraction(stream.duration) * stream.time_base, True
+        # ASF gives every track the length of the file
+        return Fraction(stream.duration) * stream.time_base, container.format.name != "asf"
     if container.format.name.startswith("matroska"):  # counts from zero, wherever the film starts
         start = start_of(container)
         if found := _CLOCK_TIME.fullmatch(stream.metadata.get("DURATION", "")):

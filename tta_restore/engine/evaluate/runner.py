@@ -65,8 +65,7 @@ def run_resumable(
     folder.mkdir(parents=True, exist_ok=True)
     log, states = folder / f"{stem}.jsonl", sorted(folder.glob(f"{glob.escape(stem)}.*.safetensors"), key=_frames_done)
     done = _frames_done(states[-1]) if states else 0
-    lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
-    records = [FrameRecord(**entry) for entry in map(json.loads, lines) if entry["index"] < done]
+    records = [record for record in _read_records(log) if record.index < done] if log.exists() else []
     log.write_text("".join(_line(record) for record in records), encoding="utf-8")
     if done:
         method.load(states[-1])
@@ -129,8 +128,7 @@ def run_units(
     processes.wait()
     for unit in units:
         if unit.name not in found and folder is not None:
-            lines = (folder / f"{unit.name}.jsonl").read_text(encoding="utf-8").splitlines()
-            found[unit.name] = [FrameRecord(**entry) for entry in map(json.loads, lines)]
+            found[unit.name] = _read_records(folder / f"{unit.name}.jsonl")
     return [record for unit in units for record in found[unit.name]]
 
 
@@ -151,6 +149,20 @@ def run_folder(out: str | Path | None, task: Mapping[str, Any], processes: Proce
     processes.wait()
     if folder is not None and processes.first:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _read_records(path: Path) -> list[FrameRecord]:
+    """Return the records in a file, without the last line where a killed run wrote it in part.
+
+    Raises:
+        UsageError: they are damaged.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        whole = [line for line in lines if line.endswith("\n")]
+        return [FrameRecord(**json.loads(line)) for line in whole]
+    except (ValueError, TypeError):
+        raise UsageError(f"{path}: damaged records of an earlier run; remove {path.parent} to start anew") from None
 
 
 def _line(record: FrameRecord) -> str:
@@ -193,6 +205,7 @@ def claim(folder: Path, task: Mapping[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "task.json"
     text = json.dumps(task)
-    if path.exists() and path.read_text(encoding="utf-8") != text:
+    if path.exists() and path.read_text(encoding="utf-8", errors="replace") != text:
         raise UsageError(f"{folder} holds a run of another model, seed or data; give another --out, or remove it")
-    path.write_text(text, encoding="utf-8")
+    with atomic_file(path) as partial:
+        partial.write_text(text, encoding="utf-8")

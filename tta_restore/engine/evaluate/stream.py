@@ -104,8 +104,10 @@ def evaluate_frame(
     cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
     output = output.detach()
     if output.shape != sharp.shape:
+        path = getattr(frame, "blurry_path", None)
         raise ValueError(
-            f"evaluate_stream: {name} returned {tuple(output.shape)} for frame {index}, expected {tuple(sharp.shape)}"
+            f"evaluate_stream: {name} returned {tuple(output.shape)} for frame {index}{f' ({path})' if path else ''}, "
+            f"expected {tuple(sharp.shape)}"
         )
     sharp = sharp.to(output.device)
     values: dict[str, Any] = dict(finite_metrics(measures(output, sharp)))

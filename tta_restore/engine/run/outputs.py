@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from tta_restore.data.io.atomic import exclusive_lock
+from tta_restore.data.io.formats import irregular_kind
 from tta_restore.engine.run.usage import UsageError
 
-__all__ = ["expect_file", "expect_folder", "is_first_process", "locked_output", "locks_output"]
+__all__ = ["expect_file", "expect_folder", "expect_writable", "is_first_process", "locked_output", "locks_output"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -87,14 +88,41 @@ def expect_folder(out: str | Path, *, flag: str = "--out") -> Path:
     return folder
 
 
+def expect_writable(name: str, path: Path) -> None:
+    """Refuse a folder for results that cannot be created or written.
+
+    Args:
+        name: begins the message.
+        path: the folder.
+
+    Raises:
+        UsageError: it cannot.
+    """
+    there = path
+    try:
+        while not there.exists() and there != there.parent:
+            there = there.parent
+        if not there.is_dir():
+            raise UsageError(f"{name} {path}: {there} is not a folder")
+        with tempfile.TemporaryFile(dir=there):  # the only test that no file system or container fools
+            pass
+    except OSError as error:
+        raise UsageError(f"{name} {path}: {there} cannot be written to ({error.strerror})") from None
+
+
 def expect_file(out: str | Path | None, *, flag: str = "--out") -> None:
     """Refuse a result file that cannot be written, before any work is done.
 
     Raises:
-        UsageError: it is a folder, or its folder cannot be created or written.
+        UsageError: it is a folder or a pipe, or its folder cannot be created or written.
     """
     if out is None:
         return
-    if Path(out).is_dir():
-        raise UsageError(f"{flag} {out}: expected a file, got a folder")
+    try:
+        if (kind := "a folder" if Path(out).is_dir() else irregular_kind(Path(out))) is not None:
+            raise UsageError(f"{flag} {out}: expected a file, got {kind}")
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise UsageError(f"{flag} {out}: {(error.strerror or str(error)).lower()}") from None
     expect_folder(Path(out).parent, flag=flag)

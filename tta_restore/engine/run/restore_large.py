@@ -13,7 +13,7 @@ import torch
 
 from tta_restore._core.progress import ProgressBar
 from tta_restore.data.io.carry import fit_format, strip_metadata
-from tta_restore.data.io.color import is_srgb, to_model_space
+from tta_restore.data.io.color import is_srgb, profile_note, to_model_space
 from tta_restore.data.io.image import MAX_PIXELS
 from tta_restore.data.io.image_writer import check_writable
 from tta_restore.data.io.large import LargeImage, declared_pixels, open_large, samples_of, write_large
@@ -66,7 +66,7 @@ def restore_large(
                 result = _restore_strips(large, restore, device, depth, Path(name) / "result", progress=shown)
             carried = replace(large.carried, bit_depth=depth)
             carried = carried.without_sized(result.shape[0] // large.size[0])
-            notes = list(carried.notes)
+            notes = [*carried.notes, *filter(None, [profile_note(corner)])]
             if output.strip:
                 carried = strip_metadata(carried)
             kind = "png" if job.destination.suffix.lower() == ".png" else "tiff"

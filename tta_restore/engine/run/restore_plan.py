@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -24,6 +24,7 @@ from tta_restore.data.io.formats import (
 from tta_restore.data.io.image_writer import FORMATS, SUFFIXES
 from tta_restore.data.io.video_writer import WRITABLE_SUFFIXES
 from tta_restore.engine.run.names import RESULTS_FILE
+from tta_restore.engine.run.outputs import expect_writable
 from tta_restore.engine.run.usage import UsageError
 
 __all__ = [
@@ -110,8 +111,11 @@ def plan_jobs(
     image_format = format_named(image_format)
     is_folder = _names_folder(out)
     out, plan = Path(out), Plan()
-    if out.is_symlink() and not out.exists():
-        raise UsageError(f"output {out}: a link that leads nowhere")
+    try:
+        if out.is_symlink() and not out.exists():
+            raise UsageError(f"output {out}: a link that leads nowhere")
+    except OSError as error:
+        raise UsageError(f"output {out}: {(error.strerror or str(error)).lower()}") from None
     for entry in dict.fromkeys(map(Path, inputs)):
         try:
             if entry.is_dir():
@@ -163,12 +167,14 @@ def check_output(plan: Plan, inputs: Sequence[str | Path], out: str | Path, stat
                 f"output {out}: named like a file, and {_count(len(inputs), 'input')} would need a folder; "
                 f"{out}{os.sep} names the folder"
             )
-    _expect_writable("output", out.parent if is_file else out)
+    expect_writable("output", out.parent if is_file else out)
+    for job in plan.jobs:
+        _expect_replaceable(job)
     if state is not None:
         state = Path(state)
         if state.is_dir():
             raise UsageError(f"--state {state}: is a folder, expected a file")
-        _expect_writable("--state", state.parent)
+        expect_writable("--state", state.parent)
         if state.is_symlink() and not state.exists():
             raise UsageError(f"--state {state}: a link that leads nowhere")
         if state.exists() and (special := irregular_kind(state)) is not None:
@@ -177,6 +183,20 @@ def check_output(plan: Plan, inputs: Sequence[str | Path], out: str | Path, stat
             raise UsageError(f"--state {state}: cannot be written to")
         if any(state.resolve() in (job.source.resolve(), job.destination.resolve()) for job in plan.jobs):
             raise UsageError(f"--state {state}: is also an input or a result of this run")
+
+
+def _expect_replaceable(job: Job) -> None:
+    """Refuse a result in whose place there is a folder, or a pipe, which the result would replace.
+
+    Raises:
+        UsageError: there is.
+    """
+    place = job.destination
+    with suppress(OSError):  # nothing is there, or the name is too long, which concerns this input alone
+        kind = irregular_kind(place)
+        if kind is not None or place.is_dir() != (job.kind == "frames"):
+            kind = kind or ("a folder" if place.is_dir() else "a file")
+            raise UsageError(f"output {place}: {kind} with this name is there")
 
 
 def _names_folder(out: str | Path) -> bool:
@@ -200,19 +220,6 @@ def _expect_known_format(plan: Plan, out: Path, *, alone: bool) -> None:
     if len(plan.jobs) == 1 and suffix not in wanted:
         what = "a video" if "video" in kinds else "an image"
         raise UsageError(f"output {out}: {plan.jobs[0].source.name} is {what}, not written as {suffix}; {there_are}")
-
-
-def _expect_writable(name: str, path: Path) -> None:
-    there = path
-    while not there.exists() and there != there.parent:
-        there = there.parent
-    if not there.is_dir():
-        raise UsageError(f"{name} {path}: {there} is not a folder")
-    try:
-        with tempfile.TemporaryFile(dir=there):  # the only test that no file system or container fools
-            pass
-    except OSError as error:
-        raise UsageError(f"{name} {path}: {there} cannot be written to ({error.strerror})") from None
 
 
 def _plan_folder(plan: Plan, entry: Path, out: Path, *, clips: bool, image_format: str | None) -> None:

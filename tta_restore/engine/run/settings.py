@@ -6,7 +6,8 @@ import json
 import re
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,7 @@ def read_settings(path: str | Path) -> dict[str, Any]:
     """Return the content of a TOML, YAML or JSON file.
 
     Raises:
-        UsageError: the file cannot be read, is empty, or holds no table.
+        UsageError: the file cannot be read, is empty, holds no table, or has a key twice.
     """
     if not str(path):
         raise UsageError("--config: expected a value, got an empty argument")
@@ -67,19 +68,13 @@ def read_settings(path: str | Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8-sig")  # editors on Windows put a mark first
         suffix = path.suffix.lower()
         if suffix == ".json":
-            content = json.loads(text)
+            content = json.loads(text, object_pairs_hook=_distinct)
         elif suffix == ".toml":
             import tomllib
 
             content = tomllib.loads(text)
         elif suffix in (".yaml", ".yml"):
-            import yaml
-
-            try:
-                content = yaml.safe_load(text)
-                _expect_small(content, path)
-            except yaml.YAMLError as error:
-                raise UsageError(f"{path}: {' '.join(str(error).split())}") from None
+            content = _load_yaml(text, path)
         else:
             raise UsageError(f"{path}: expected a file that ends in .toml, .yaml, .yml or .json")
     except OSError as error:
@@ -95,6 +90,46 @@ def read_settings(path: str | Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UsageError(f"{path}: expected names and values, got {type(content).__name__}")
     return content
+
+
+def _load_yaml(text: str, path: Path) -> Any:
+    """Return the content of a YAML file.
+
+    Raises:
+        UsageError: it is damaged, or its aliases stand for too many entries.
+        ValueError: a mapping has a key twice.
+    """
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        """A safe loader for which a mapping has each key once; one that is merged in (``<<``) may be overridden."""
+
+        def flatten_mapping(self, node: yaml.MappingNode) -> None:
+            _expect_distinct([key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)])
+            super().flatten_mapping(node)
+
+    try:
+        content = yaml.load(text, Loader)
+    except yaml.YAMLError as error:
+        raise UsageError(f"{path}: {' '.join(str(error).split())}") from None
+    _expect_small(content, path)
+    return content
+
+
+def _distinct(entries: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the entries of a mapping in JSON.
+
+    Raises:
+        ValueError: two of them have the same key.
+    """
+    _expect_distinct([key for key, _ in entries])
+    return dict(entries)
+
+
+def _expect_distinct(keys: Sequence[str]) -> None:
+    for key, count in Counter(keys).items():
+        if count > 1:
+            raise ValueError(f"{key!r} is there {'twice' if count == 2 else f'{count} times'}")
 
 
 def _expect_small(content: Any, path: Path) -> None:
@@ -118,24 +153,51 @@ def parse_setting(text: str, flag: str = "--set") -> tuple[str, Any]:
     """Split ``KEY=VALUE``; the value is read as JSON where it is JSON, else as text.
 
     Raises:
-        UsageError: the text has no ``=`` or no key.
+        UsageError: the text has no ``=`` or no key, or its value is a mapping with a key twice.
     """
     name, found, value = text.partition("=")
     if not (name and found):
         raise UsageError(f"{flag}: expected KEY=VALUE, got {text!r}")
+    value = {"True": "true", "False": "false", "None": "null"}.get(value, value)
     try:
-        return name, json.loads({"True": "true", "False": "false", "None": "null"}.get(value, value))
-    except ValueError:
-        return name, value
+        return name, json.loads(value, object_pairs_hook=_distinct)
+    except json.JSONDecodeError:
+        return name, text.partition("=")[2]
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else error
+        where = flag if flag.endswith(f".{name}") else f"{flag} {name}"
+        raise UsageError(f"{where}: {reason}") from None
 
 
-def nested(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return mappings for dotted keys: ``{"a.b": 1}`` -> ``{"a": {"b": 1}}``."""
+def nested(settings: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+    """Return mappings for dotted keys: ``{"a.b": 1}`` -> ``{"a": {"b": 1}}``.
+
+    Args:
+        settings: values by key.
+        where: begins the message of an error.
+
+    Raises:
+        UsageError: an entry is given twice, with dots and within a mapping.
+    """
     found: dict[str, Any] = {}
     for key, value in settings.items():
-        first, dot, rest = key.partition(".")
-        found = merge(found, {first: nested({rest: value}) if dot else value})
+        first, dot, rest = str(key).partition(".")
+        entry = {first: nested({rest: value}, where) if dot else value}
+        if (twice := _overlap(found, entry)) is not None:
+            raise UsageError(f"{where}{twice!r} is there twice")
+        found = merge(found, entry)
     return found
+
+
+def _overlap(first: Mapping[str, Any], second: Mapping[str, Any]) -> str | None:
+    """Return the dotted name of an entry of the first mapping that the second one would override."""
+    for key in first.keys() & second.keys():
+        held, value = first[key], second[key]
+        if not (isinstance(held, Mapping) and isinstance(value, Mapping)):
+            return str(key)
+        if (inner := _overlap(held, value)) is not None:
+            return f"{key}.{inner}"
+    return None
 
 
 def merge(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:

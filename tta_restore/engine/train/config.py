@@ -532,7 +532,7 @@ def read_config(
     """
     where = "" if isinstance(source, Mapping) else f"{source}: "
     content = dict(source) if isinstance(source, Mapping) else read_settings(source)
-    content = nested(content)
+    content = nested(content, where)
     names = [entry.name for entry in fields(kind)]  # type: ignore[bad-argument-type]
     if strange := [
         name if name not in names else f"{name} as {type(section).__name__}"

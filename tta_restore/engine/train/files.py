@@ -87,7 +87,9 @@ def resume_state(
     except (RuntimeError, KeyError, ValueError, EOFError, pickle.UnpicklingError) as error:
         if isinstance(error, UsageError):
             raise
-        raise UsageError(f"{path} is damaged or of other networks: {str(error).splitlines()[0]}") from error
+        is_other = isinstance(error, (pickle.UnpicklingError, EOFError))  # whose text advises to run any code in it
+        reason = "not a file of torch.save" if is_other else str(error).splitlines()[0]
+        raise UsageError(f"{path} is damaged or of other networks: {reason}") from error
 
 
 def write_weights(

@@ -20,6 +20,7 @@ def flow_warp(x: Tensor, flow: Tensor, *, padding_mode: str = "zeros", align_cor
         x: frames or features, any range.
         flow: displacement in pixels of ``x``, channel 0 to the right, channel 1 downwards.
         padding_mode: what lies outside the frame: ``"zeros"``, ``"border"`` or ``"reflection"`` about the outer pixels.
+            Flow that is not finite gives NaN.
         align_corners: False reproduces the released JDRL warp (with ``padding_mode="border"``), whose grid and sampler
             disagree: along an axis of N pixels it samples at ``(p + flow) * N / (N - 1) - 1 / 2``, so that even zero
             flow stretches and blurs. For published numbers only.
@@ -91,4 +92,9 @@ def _sample(x: Tensor, flow: Tensor, padding_mode: str, *, exact: bool) -> Tenso
         centers = exact and not corners
         axes.append((2 * position + 1) / size - 1 if centers else 2 * position / max(size - 1, 1) - 1)
     grid = torch.stack(axes, -1)
-    return F.grid_sample(x.to(dtype), grid, padding_mode=padding_mode, align_corners=corners).to(x.dtype)
+    if padding_mode == "zeros":
+        return F.grid_sample(x.to(dtype), grid, padding_mode=padding_mode, align_corners=corners).to(x.dtype)
+    # torch's backward pass on CPUs writes outside its memory at positions that are not finite; the result there is NaN
+    places = grid.nan_to_num(0.0, 0.0, 0.0)
+    sampled = F.grid_sample(x.to(dtype), places, padding_mode=padding_mode, align_corners=corners)
+    return (sampled + (grid - grid).sum(-1)[:, None]).to(x.dtype)
