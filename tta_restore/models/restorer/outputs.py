@@ -165,7 +165,11 @@ def is_vector(leaf: Tensor) -> bool:
 
 
 def _fits(leaf: Any, spec: RestorerSpec, size: tuple[int, int]) -> bool:
-    return isinstance(leaf, Tensor) and leaf.ndim >= 3 and spec.missing(size, leaf.shape[-2:]) is not None
+    if not isinstance(leaf, Tensor) or leaf.ndim < 3:
+        return False
+    if not spec.border:
+        return leaf.shape[-2:] == (spec.scale * size[0], spec.scale * size[1])
+    return spec.missing(size, leaf.shape[-2:]) is not None
 
 
 def infer_scale(raw: Any, size: tuple[int, int], *, clips: bool = False) -> int | None:
