@@ -611,6 +611,15 @@ def test_pairs_share_the_noise_that_channels_share():
         assert not torch.equal(sharp[:, 0], sharp[:, 1])
 
 
+def test_shown_noise_may_be_removed_by_models_that_were_not_made_for_it():
+    shown, other = (Estimator().read(make(20)[0]) for make in (_shared_frame, _frame))
+    options = {"sharpens": False, "scale": 1}
+    assert _trust.max_student(0.8, [shown, shown], denoises=False, **options) == 1
+    for readings in ([other, other], [shown, other]):
+        assert _trust.max_student(0.8, readings, denoises=False, **options) == 0
+        assert _trust.max_student(0.8, readings, denoises=True, **options) == 1
+
+
 def test_what_the_source_removes_does_not_speak_against_noise_that_is_shown(monkeypatch):
     found = {"source": 0.3, "teacher": 0.0}
     adapter = DegradationPairs(Filter(), spec=DENOISE, calibration_frames=1)
@@ -647,6 +656,32 @@ def test_pairs_of_gray_frames_have_equal_channels():
 ])  # fmt: skip
 def test_how_much_content_a_student_may_remove_where_there_is_no_color(student, source, lead, share):
     assert _trust.colorless_share(student, source, lead) == pytest.approx(share)
+
+
+def test_how_uneven_a_frame_without_color_may_be(monkeypatch):
+    found = {0.0: 1.1, 1.0: 1.175, 2.0: 1.3}
+    monkeypatch.setattr(_trust, "unevenness", lambda image: found[float(image.mean())])
+    frames = torch.tensor([0.0, 1.0, 2.0]).view(3, 1, 1, 1)
+    assert [_trust.even_share(frame[None]) for frame in frames] == pytest.approx([1.0, 0.5, 0.0])
+    assert _trust.even_share(frames) == 0
+
+
+@pytest.mark.parametrize("make", [_gray_frame, _shared_frame, _frame])
+def test_content_in_most_of_a_frame_without_color_is_not_trusted_as_noise(monkeypatch, make):
+    x = make(40)[0]
+    adapter = DegradationPairs(Filter(), spec=DENOISE, calibration_frames=1)
+    assert adapter.adapt(x).metrics["trust"] > 0.5
+    trusted = adapter.memory["weights"][2]
+    monkeypatch.setattr(_trust, "unevenness", lambda _: 1.175)
+    adapter(x)
+    assert adapter.report.metrics["trust"] == pytest.approx(trusted * (1.0 if make is _frame else 0.5))
+    filled = any("content fills most of the frame" in message for message in adapter.report.messages)
+    assert filled == (make is not _frame)
+    adapter.reset()
+    monkeypatch.setattr(_trust, "unevenness", lambda _: 1.3)
+    report = adapter.adapt(x)
+    assert (report.metrics["trust"] > 0.5) == (make is _frame)
+    assert any("content fills" in message for message in report.messages) == (make is not _frame)
 
 
 @pytest.mark.parametrize("color", ["equal", "one", "shared", "color"])

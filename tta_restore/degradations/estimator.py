@@ -17,9 +17,9 @@ from tta_restore._core.color import is_gray
 from tta_restore.degradations.asymmetry import MIN_RADIUS, asymmetric_pupils, estimate_asymmetry
 from tta_restore.degradations.jpeg_lattice import estimate_jpeg
 from tta_restore.degradations.noise_level import (
-    estimate_channel_correlation,
     estimate_noise,
     estimate_noise_curve,
+    estimate_shared_noise,
     largest_noise,
     noise_of_mean,
 )
@@ -141,7 +141,7 @@ class Estimator(nn.Module):
         parts = frame_crops(image).to(device)
         quality = float(jpeg[1]) if float(jpeg[0]) >= 0.5 else 100.0
         # compression removes colors, also those of noise
-        shared = estimate_channel_correlation(original) if quality == 100 else 0.0
+        _, shared = estimate_shared_noise(original) if quality == 100 else (0.0, 0.0)
         in_mean = 1.0 if is_gray(original) else noise_of_mean(shared)  # spectra know gray images
         blur, noise = self._joint(parts, quality, in_mean)
         visible = float(estimate_noise(image).clamp(min=_MIN_NOISE))
@@ -152,7 +152,7 @@ class Estimator(nn.Module):
         # compression removes the noise that its dependence on brightness would be read from
         shot = torch.zeros(2)
         if quality == 100:
-            noise = _below(noise, largest_noise(original, channel_correlation=shared).cpu().clamp(min=_MIN_NOISE).log())
+            noise = _below(noise, largest_noise(original).cpu().clamp(min=_MIN_NOISE).log())
             shot = _shot_noise(image)
             noise = _without_shot(noise, shot, image)
         radius = math.exp(float(blur[0]))

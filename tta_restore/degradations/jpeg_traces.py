@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tta_restore._core.color import is_gray
-from tta_restore.degradations.noise_level import estimate_channel_correlation
+from tta_restore.degradations.noise_level import estimate_shared_noise
 
 __all__ = ["detail_grid", "lacks_color", "zeros_grid"]
 
@@ -94,7 +94,7 @@ def lacks_color(image: Tensor) -> tuple[bool, bool]:
     lacking = level < _COLOR_NOISE * diagonal
     noisy = lacking and white and diagonal > _MIN_NOISE
     if noisy and halved_level <= _HALVED * level + _NO_DETAIL:
-        noisy = estimate_channel_correlation(image) == 0
+        noisy = estimate_shared_noise(image)[1] == 0
     return lacking or level < _ROUNDING, noisy
 
 

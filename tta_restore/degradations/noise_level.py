@@ -11,7 +11,7 @@ from torch import Tensor
 from tta_restore._core import checks
 from tta_restore._core.color import is_gray
 
-__all__ = ["estimate_channel_correlation", "estimate_noise", "estimate_noise_curve", "largest_noise"]
+__all__ = ["estimate_noise", "estimate_noise_curve", "estimate_shared_noise", "largest_noise", "unevenness"]
 
 _BLOCK = 8  # Haar coefficients per side of a block, 16 pixels
 _QUANTILE = 0.1
@@ -74,36 +74,65 @@ def estimate_noise_curve(image: Tensor) -> tuple[Tensor, Tensor]:
     return read, shot
 
 
-def estimate_channel_correlation(image: Tensor) -> float:
-    """Estimate the correlation of white noise between the channels of an image, 0 where that is not certain.
+def estimate_shared_noise(image: Tensor) -> tuple[float, float]:
+    """Estimate the standard deviation of white noise that channels share, and its correlation between channels.
 
     Film grain and cameras that remove color noise leave noise that all channels share, which content is, too. Noise
     is as strong in all three Haar directions and in all blocks, fine content hardly is.
 
     Shape:
         - image: (1 or 3, H, W) in [0, 1]
-        - output: in [0, 1]; 1 or 0 for gray images
+        - output: standard deviation in [0, 1] values; correlation in [0, 1], 1 for gray images. Both are 0 where it is
+          not certain that there is such noise.
+    """
+    shared, own = _shared_and_own(image)
+    total = shared.sum(0)
+    if len(total) < _SHARED_BLOCKS:
+        return 0.0, 0.0
+    smoothest = total.argsort()[: math.ceil(_SMOOTHEST * len(total))]
+    own_mean = float(own[:, smoothest].mean())
+    # the mean of C channels has 1 / C of the variance that is their own
+    levels = shared[:, smoothest].mean(1) * _SMOOTHEST_BIAS - own_mean / len(image)
+    low, high = float(levels.min()), float(levels.max())
+    if not (_unevenness(total) <= _EVEN and high <= _WHITE**2 * low and low >= (_MIN_SHARED / 255) ** 2):
+        return 0.0, 0.0
+    level = float(levels.mean())
+    correlation = level / (level + own_mean)
+    return (math.sqrt(level + own_mean), correlation) if correlation >= _MIN_CORRELATION else (0.0, 0.0)
+
+
+def unevenness(image: Tensor) -> float:
+    """Return how much more half of the blocks of 16 x 16 pixels hold than the smoothest do: 1.07 for noise alone.
+
+    Content that fills an image makes it more. The ratio is that of standard deviations, of what channels share.
+
+    Shape:
+        - image: (C, H, W) in [0, 1]
+        - output: at least 1; 1 where fewer than 10 blocks can be judged
+    """
+    total = _shared_and_own(image)[0].sum(0)
+    return _unevenness(total) if len(total) >= _SHARED_BLOCKS else 1.0
+
+
+def _unevenness(total: Tensor) -> float:
+    return float((total.median() / total.quantile(_QUANTILE).clamp(min=1e-12)).sqrt())
+
+
+def _shared_and_own(image: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the Haar energy of the mean of channels, and of half their differences, of blocks that are not clipped.
+
+    Shape:
+        - image: (C, H, W) in [0, 1]
+        - output: two of (3, N), in three directions
     """
     if min(image.shape[1:]) < 2 * _BLOCK:
-        return 0.0
+        return image.new_zeros(3, 0), image.new_zeros(3, 0)
     x = _bands(image.float())
     differences = (x[-2:] - x[:1]) / math.sqrt(2)
     inside = F.max_pool2d(_clipped(x).any(0).float()[None], 2)[0] == 0  # of clipped noise channels share less
     enough = F.avg_pool2d(inside.float()[None], _BLOCK)[0] >= _INSIDE
-    shared, own = (_directions(part, inside)[:, enough] for part in (x.mean(0, keepdim=True), differences))
-    total = shared.sum(0)
-    if len(total) < _SHARED_BLOCKS:
-        return 0.0
-    smoothest = total.argsort()[: math.ceil(_SMOOTHEST * len(total))]
-    own_mean = own[:, smoothest].mean()
-    # the mean of C channels has 1 / C of the variance that is their own
-    levels = shared[:, smoothest].mean(1) * _SMOOTHEST_BIAS - own_mean / len(x)
-    least, even = _MIN_SHARED / 255, total.median() <= _EVEN**2 * total.quantile(_QUANTILE)
-    white = float(levels.max()) <= _WHITE**2 * float(levels.min())
-    if not (even and white and float(levels.min()) >= least**2):
-        return 0.0
-    correlation = float(levels.mean() / (levels.mean() + own_mean))
-    return correlation if correlation >= _MIN_CORRELATION else 0.0
+    mean = x.mean(0, keepdim=True)
+    return _directions(mean, inside)[:, enough], _directions(differences, inside)[:, enough]
 
 
 def noise_of_mean(channel_correlation: float) -> float:
@@ -120,16 +149,12 @@ def _directions(image: Tensor, inside: Tensor) -> Tensor:
     return F.avg_pool2d(bands.square().mean(1) * inside, _BLOCK) / count
 
 
-def largest_noise(image: Tensor, *, channel_correlation: float = 0.0) -> Tensor:
+def largest_noise(image: Tensor) -> Tensor:
     """Return an upper bound on the standard deviation of white noise.
 
     At most half of the diagonal Haar coefficients exceed the median of the noise, however strong the content of the
     other half; and content, unlike noise, is mostly equal in all channels, so that their differences show the noise,
-    unless they share it.
-
-    Args:
-        image: image to look at.
-        channel_correlation: what :func:`estimate_channel_correlation` found.
+    unless they share it, of which :func:`estimate_shared_noise` gives a narrower one.
 
     Shape:
         - image: (C, H, W) in [0, 1], H and W at least 2
@@ -139,7 +164,10 @@ def largest_noise(image: Tensor, *, channel_correlation: float = 0.0) -> Tensor:
     """
     image = _bands(image)
     level = _median_level(image)
-    if is_gray(image) or channel_correlation > 0:
+    shared, _ = estimate_shared_noise(image)
+    if shared:
+        return torch.minimum(_CEILING * level, level.new_tensor(_MARGIN * shared))
+    if is_gray(image):
         return _CEILING * level
     differences = (image[1:] - image[:1]) / math.sqrt(2)
     difference = _median_level(differences, _clipped(image).any(0))

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tta_restore.degradations import Reading
+from tta_restore.degradations.noise_level import unevenness
 
 _MIN_MEASURED = 2.0  # noise in 1/255 from which the error on a frame is measured well
 _MIN_QUALITY = 95.0  # JPEG quality below which a frame counts as compressed
@@ -50,6 +51,7 @@ _REMOVED, _REMOVED_NOISE = (0.85, 1.05), 0.02
 _EXCESS, _EXCESS_UPSCALING = (0.05, 0.1), (0.04, 0.07)
 # The same on frames without color, and by how much less a student has to correlate than the source to be exempt
 _EXCESS_COLORLESS, _GENTLER = (0.01, 0.02), 0.005
+_UNEVEN = (1.15, 1.2)  # and how uneven such a frame may be: content in most blocks is taken for noise
 
 
 def max_student(lead: float, readings: Sequence[Reading], *, sharpens: bool, scale: int, denoises: bool) -> float:
@@ -77,7 +79,7 @@ def max_student(lead: float, readings: Sequence[Reading], *, sharpens: bool, sca
     if sharpens:
         full = _FULL_LEAD if scale == 1 else _FULL_LEAD_UPSCALING
     share = min(max(lead / full, 0.0), 1.0)
-    if not sharpens and not denoises:
+    if not sharpens and not denoises and not is_shown(readings):
         share = _position(lead, _LEAD_UNTRAINED)  # true noise leaves it much to gain
     radius = min(reading.mean["blur_radius"] for reading in readings)
     noisy = any(is_noisy(reading) for reading in readings)
@@ -128,6 +130,11 @@ def is_compressed(readings: Sequence[Reading]) -> bool:
     return any(reading.mean["jpeg_quality"] < _MIN_QUALITY for reading in readings)
 
 
+def is_shown(readings: Sequence[Reading]) -> bool:
+    """Return whether the noise was found to be white and even in all channels, which content is not."""
+    return all(reading.between_channels > 0 for reading in readings)
+
+
 def is_noisy(reading: Reading, doubt: float = 0.0) -> bool:
     """Return whether the noise, or ``doubt`` standard deviations more, suffices to measure errors on a frame."""
     return 255 * reading.mean["noise_std"] * math.exp(doubt * float(reading.noise[1])) >= _MIN_MEASURED
@@ -140,6 +147,11 @@ def structure_share(excess: float, lead: float, *, scale: int) -> float:
     """
     low, high = (limit * lead for limit in (_EXCESS if scale == 1 else _EXCESS_UPSCALING))
     return 1 - _position(excess, (low, high)) if lead > 0 else 0.0
+
+
+def even_share(frame: Tensor) -> float:
+    """Return the part of the weight of a student on frames (B, C, H, W) without color that content leaves, 0 to 1."""
+    return min(1 - _position(unevenness(image), _UNEVEN) for image in frame)
 
 
 def colorless_share(student: float, source: float, lead: float) -> float:

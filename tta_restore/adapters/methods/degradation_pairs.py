@@ -650,17 +650,18 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
             excesses[role] = self._structure_excess(frame.region, image, expected)
             correlation += expected
         self.memory["correlation"] = correlation if "teacher" in images else []
-        # noise that is white and even in all channels is noise, whatever the source removes
-        shown = "teacher" in images and notes["reading"].between_channels > 0
+        shown = "teacher" in images and _trust.is_shown(readings)  # it is noise, whatever the source removes
         excess = excesses["teacher"] if shown else max(excesses.values())
         frame.metrics["structure_excess"] = excess
-        kept = _trust.structure_share(excess, notes["best"], scale=sampler.scale)
+        kept, even = _trust.structure_share(excess, notes["best"], scale=sampler.scale), 1.0
         if "teacher" in images and self._is_colorless(frame):
-            kept = min(kept, _trust.colorless_share(excesses["teacher"], excesses["source"], notes["best"]))
+            gentle = _trust.colorless_share(excesses["teacher"], excesses["source"], notes["best"])
+            even = _trust.even_share(frame.region)
+            kept = min(kept, gentle, even)
         if kept < 1:
             frame.messages.append(
                 "restoration removes content that is as fine as noise: the estimate of the noise is not trusted "
-                f"(the residual correlates by {excess:.2f} more than noise)"
+                f"({_evidence(excess, even)})"
             )
         return share * kept, plain * kept if sampler.sharpens else plain
 
@@ -705,7 +706,10 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         excess = self._structure_excess(frame.region, image, (across, near))
         lead = _STEADY_LEAD * self.memory["lead"]
         share = _trust.structure_share(excess, lead, scale=1)
-        if self._is_colorless(frame) and _trust.colorless_share(excess, -math.inf, lead) < 1:
+        colorless = self._is_colorless(frame)
+        even = _trust.even_share(frame.region) if colorless else 1.0
+        share = min(share, even)
+        if colorless and _trust.colorless_share(excess, -math.inf, lead) < 1:
             restored = self._restored(frame, "source")
             source = self._structure_excess(frame.region, restored, (of_source[0], of_source[1]))
             share = min(share, _trust.colorless_share(excess, source, lead))
@@ -715,14 +719,14 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         frame.metrics["trust"] = share * new
         frame.messages.append(
             f"the student removes content that is as fine as noise here: its weight is {share * new:.2f} instead of "
-            f"{new:.2f} (the residual correlates by {excess:.2f} more than noise)"
+            f"{new:.2f} ({_evidence(excess, even)})"
         )
         return [plain, kept + (1 - share) * new, share * new]
 
     def _is_colorless(self, frame: FrameContext) -> bool:
         """Return whether noise and content are the same in all channels of a frame."""
         reading = self.reading
-        shared = reading is not None and reading.between_channels > 0
+        shared = reading is not None and _trust.is_shown([reading])
         return frame.image.shape[1] == 1 or _has_equal_channels(frame) or shared
 
     def _restored(self, frame: FrameContext, role: str) -> Tensor:
@@ -880,6 +884,11 @@ def _has_equal_channels(frame: FrameContext) -> bool:
     if "gray" not in frame.scratch:
         frame.scratch["gray"] = frame.image.shape[1] == 3 and bool(is_gray(frame.region).all())
     return frame.scratch["gray"]
+
+
+def _evidence(excess: float, even: float) -> str:
+    found = f"the residual correlates by {excess:.2f} more than noise"
+    return found if even == 1 else found + ", and content fills most of the frame"
 
 
 def _downsampled(image: Tensor, scale: int) -> Tensor:
