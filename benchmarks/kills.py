@@ -205,7 +205,7 @@ def main() -> None:
                 shutil.rmtree(out)
                 out.with_suffix(".state").unlink(missing_ok=True)
             reference, first, duration = known[kind, anew]
-            begins = kills % 4 < 2  # half of the moments are counted from the first result
+            begins = moments.random() < 0.5  # half of the moments are counted from the first result
             moment = moments.random() * (duration - first if begins else duration)
             row = trial(folder, kind, tried, moment, reference, anew=anew, from_first=begins)
             tried += 1
