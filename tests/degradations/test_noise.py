@@ -79,6 +79,14 @@ def test_independent_noise_is_drawn_as_if_channels_could_not_correlate():
     assert Noise().sample(seeded(), 2).channel_correlation is None
 
 
+def test_batches_with_and_without_a_correlation_of_channels_are_concatenated():
+    plain, shared = (Noise(channel_correlation=value).sample(seeded(), 2) for value in (0.0, 0.5))
+    assert NoiseParameters.cat([plain, plain]).channel_correlation is None
+    both = NoiseParameters.cat([plain, shared])
+    torch.testing.assert_close(both.channel_correlation, torch.tensor([0.0, 0.0, 0.5, 0.5]))
+    assert NoiseParameters.from_dict(both.to_dict()).channel_correlation.tolist() == [0.0, 0.0, 0.5, 0.5]
+
+
 def test_images_of_a_batch_correlate_each_in_its_own_way():
     parameters = NoiseParameters(torch.full((2,), 0.1), torch.zeros(2), torch.zeros(2), torch.tensor([0.0, 1.0]))
     found = Noise().apply(torch.full((2, 3, 96, 96), 0.5), parameters, seeded()) - 0.5

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -36,6 +37,13 @@ class NoiseParameters(Parameters):
     shot: Tensor = quantity("variance per value", minimum=0, maximum=1)
     correlation: Tensor = quantity("standard deviation of the noise's Gaussian filter in pixels", minimum=0, maximum=8)
     channel_correlation: Tensor | None = quantity("correlation of two channels", minimum=0, maximum=1, default=None)
+
+    @classmethod
+    def cat(cls, parts: Sequence[Self]) -> Self:
+        """Concatenate batches; without a correlation of channels it is 0 beside those that have one."""
+        if any(part.channel_correlation is not None for part in parts):
+            parts = [replace(part, channel_correlation=_between_channels(part)) for part in parts]
+        return super().cat(parts)
 
 
 @register_degradation("noise")
