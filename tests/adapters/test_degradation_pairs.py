@@ -658,6 +658,19 @@ def test_how_much_content_a_student_may_remove_where_there_is_no_color(student, 
     assert _trust.colorless_share(student, source, lead) == pytest.approx(share)
 
 
+def test_frames_that_are_not_read_do_not_pool_readings(monkeypatch):
+    x = _shared_frame(30)[0]
+    adapter = DegradationPairs(Filter(), spec=DENOISE, calibration_frames=1, read_interval=8)
+    adapter.adapt(x)
+    assert adapter.phase == "steady"
+    assert adapter.memory["shared"]
+    adapter.memory["interval"] = 8
+    pooled = []
+    monkeypatch.setattr(DegradationPairs, "_pooled", lambda *_: pooled.append(1))
+    adapter(x)
+    assert not pooled
+
+
 def test_how_uneven_a_frame_without_color_may_be(monkeypatch):
     found = {0.0: 1.1, 1.0: 1.175, 2.0: 1.3}
     monkeypatch.setattr(_trust, "unevenness", lambda image: found[float(image.mean())])

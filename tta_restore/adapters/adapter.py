@@ -403,6 +403,9 @@ class Adapter(RecordedModule):
         return self.state.sets[role]
 
     def __prepare_scriptable__(self) -> NoReturn:  # called by torch.jit.script
+        self._refuse_capture()
+
+    def _refuse_capture(self) -> NoReturn:
         raise TypeError(
             f"{type(self).__name__}: an adapter changes from frame to frame and cannot be exported, traced or "
             "scripted; pass what adapter.export() returns, a plain model with the adapted weights"
@@ -582,7 +585,7 @@ class Adapter(RecordedModule):
         """Read a frame once: why it is not adapted on, if it is not, and messages on it."""
         name = type(self).__name__
         if torch.compiler.is_exporting() or torch.jit.is_tracing():
-            self.__prepare_scriptable__()
+            self._refuse_capture()
         checks.expect_floating(name, x=x)
         checks.expect_values(name, x=x)
         if not x.numel():

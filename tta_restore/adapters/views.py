@@ -1,4 +1,4 @@
-"""What of a frame an adapter works on: flips and quarter turns with the way back, crops, a clip frame by frame."""
+"""Views and parts of a frame that adapters run the model on: flips, quarter turns, crops, frames of a clip."""
 
 from __future__ import annotations
 

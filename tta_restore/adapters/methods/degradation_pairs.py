@@ -62,6 +62,7 @@ _DEBLURRING = ("defocus", "motion", "sr")
 _CAMERA = (
     "readings",
     "gray",
+    "shared",
     "rate",
     "lead",
     "exported_lead",
@@ -240,6 +241,7 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
             "phase": "calibrating",
             "readings": [],
             "gray": False,
+            "shared": False,
             "rate": 0.0,
             "lead": 0.0,
             "exported_lead": 0.0,
@@ -291,7 +293,9 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
                 return
         memory["gray"] = _has_equal_channels(frame)
         memory["readings"] = [*memory["readings"], reading.tensors()][-self.window :]
-        self._hold_out(frame, self.reading)
+        pooled = self.reading
+        memory["shared"] = pooled is not None and _trust.is_shown([pooled])
+        self._hold_out(frame, pooled)
         frame.metrics["changed"] = float(changed)
         in_vain = not self._may_be_trusted(frame)
         if in_vain:
@@ -725,9 +729,7 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
 
     def _is_colorless(self, frame: FrameContext) -> bool:
         """Return whether noise and content are the same in all channels of a frame."""
-        reading = self.reading
-        shared = reading is not None and _trust.is_shown([reading])
-        return frame.image.shape[1] == 1 or _has_equal_channels(frame) or shared
+        return frame.image.shape[1] == 1 or _has_equal_channels(frame) or self.memory["shared"]
 
     def _restored(self, frame: FrameContext, role: str) -> Tensor:
         """Restore a frame, or the parts of a large one that tests are made on; whole frames are kept for the output."""

@@ -1,4 +1,4 @@
-"""What a restorer takes and returns: sizes, channels, value range, scale, border."""
+"""Specification of a restorer: its sizes, channels, value range, scale and border."""
 
 from __future__ import annotations
 
