@@ -8,7 +8,9 @@ from _degradation_base import seeded
 
 from tta_restore.data.synthetic import defocus, photos
 from tta_restore.degradations import Blur, Clip, Compose, Estimator, Jpeg, Noise, Quantize, quality_tables
+from tta_restore.degradations import estimator as estimator_module
 from tta_restore.degradations.estimator import _below, _sharpest
+from tta_restore.degradations.noise_level import estimate_shared_noise
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +60,33 @@ def test_noise_that_channels_share_is_read_as_other_noise_is(estimator, noise, b
     assert found.mean["jpeg_quality"] == 100
     assert found.mean["noise_std"] == pytest.approx(independent.mean["noise_std"], rel=0.15)
     assert found.mean["blur_radius"] == pytest.approx(independent.mean["blur_radius"], rel=0.25)
+
+
+def test_statistics_know_the_noise_that_channels_share(estimator, monkeypatch):
+    seen = []
+    original = estimator_module.frame_statistics
+
+    def record(*arguments, **options):
+        seen.append(options["noise_in_mean"])
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(estimator_module, "frame_statistics", record)
+    image = 0.6 * photos.load("grace_hopper")[None, :, 40:168, 40:168] + 0.2
+    for correlation in (1.0, 0.0):
+        camera = Compose([Noise(15 / 255, channel_correlation=correlation), Clip(), Quantize()])
+        estimator.read(camera.apply(image, camera.sample(seeded(), 1), seeded()))
+    assert seen == pytest.approx([3**0.5, 1.0], rel=0.02)
+
+
+def test_shared_noise_is_not_read_from_compressed_frames(estimator):
+    """Compression removes the noise of colors, so that independent noise looks shared afterwards."""
+    image = 0.6 * photos.load("grace_hopper")[None, :, 40:232, 60:252] + 0.2
+    camera = Compose([Noise(15 / 255, channel_correlation=1.0), Clip(), Quantize(), Jpeg(quality=90)])
+    frame = camera.apply(image, camera.sample(seeded(), 1), seeded())
+    assert estimate_shared_noise(frame[0])[1] > 0.9
+    found = estimator.read(frame)
+    assert found.mean["jpeg_quality"] < 95
+    assert found.between_channels == 0
 
 
 def test_spectra_of_gray_noise_are_those_of_color_noise(estimator):
