@@ -671,6 +671,19 @@ def test_frames_that_are_not_read_do_not_pool_readings(monkeypatch):
     assert not pooled
 
 
+def test_an_earlier_camera_is_known_to_share_its_noise(monkeypatch):
+    monkeypatch.setattr("tta_restore.adapters.methods.degradation_pairs._MARGIN", 100.0)  # cameras start anew
+    adapter = DegradationPairs(Filter(), spec=DENOISE, steps=12, calibration_frames=1)
+    adapter.adapt(_shared_frame(20)[0])
+    assert adapter.memory["shared"]
+    adapter.adapt(_frame(60)[0])
+    assert not adapter.memory["shared"]
+    again = adapter.adapt(_shared_frame(20)[0])
+    assert any("earlier camera" in message for message in again.messages)
+    assert again.steps == 0
+    assert adapter.memory["shared"]
+
+
 def test_how_uneven_a_frame_without_color_may_be(monkeypatch):
     found = {0.0: 1.1, 1.0: 1.175, 2.0: 1.3}
     monkeypatch.setattr(_trust, "unevenness", lambda image: found[float(image.mean())])
