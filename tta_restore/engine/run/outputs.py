@@ -15,7 +15,7 @@ from tta_restore.data.io.atomic import exclusive_lock
 from tta_restore.data.io.formats import irregular_kind
 from tta_restore.engine.run.usage import UsageError
 
-__all__ = ["expect_file", "expect_folder", "expect_writable", "is_first_process", "locked_output", "locks_output"]
+__all__ = ["expect_file", "expect_folder", "is_first_process", "locked_output", "locks_output"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -74,40 +74,19 @@ def expect_folder(out: str | Path, *, flag: str = "--out") -> Path:
     Raises:
         UsageError: it is a file, or cannot be created or written.
     """
-    folder = Path(out)
+    folder = above = Path(out)
     try:
-        if folder.exists() and not folder.is_dir():
+        if folder.is_file():
             raise UsageError(f"{flag} {out}: expected a folder, got a file")
-        above = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+        while not above.exists() and above != above.parent:
+            above = above.parent
         if not above.is_dir():
-            raise UsageError(f"{flag} {out}: {above} is a file")
+            raise UsageError(f"{flag} {out}: {above} is not a folder")
         with tempfile.TemporaryFile(dir=above):  # the only test that no file system or container fools
             pass
     except OSError as error:
-        raise UsageError(f"{flag} {out}: {(error.strerror or str(error)).lower()}") from error
+        raise UsageError(f"{flag} {out}: {above} cannot be written to ({error.strerror or error})") from error
     return folder
-
-
-def expect_writable(name: str, path: Path) -> None:
-    """Refuse a folder for results that cannot be created or written.
-
-    Args:
-        name: begins the message.
-        path: the folder.
-
-    Raises:
-        UsageError: it cannot.
-    """
-    there = path
-    try:
-        while not there.exists() and there != there.parent:
-            there = there.parent
-        if not there.is_dir():
-            raise UsageError(f"{name} {path}: {there} is not a folder")
-        with tempfile.TemporaryFile(dir=there):  # the only test that no file system or container fools
-            pass
-    except OSError as error:
-        raise UsageError(f"{name} {path}: {there} cannot be written to ({error.strerror})") from None
 
 
 def expect_file(out: str | Path | None, *, flag: str = "--out") -> None:

@@ -24,7 +24,7 @@ from tta_restore.data.io.formats import (
 from tta_restore.data.io.image_writer import FORMATS, SUFFIXES
 from tta_restore.data.io.video_writer import WRITABLE_SUFFIXES
 from tta_restore.engine.run.names import RESULTS_FILE
-from tta_restore.engine.run.outputs import expect_writable
+from tta_restore.engine.run.outputs import expect_folder
 from tta_restore.engine.run.usage import UsageError
 
 __all__ = [
@@ -167,14 +167,14 @@ def check_output(plan: Plan, inputs: Sequence[str | Path], out: str | Path, stat
                 f"output {out}: named like a file, and {_count(len(inputs), 'input')} would need a folder; "
                 f"{out}{os.sep} names the folder"
             )
-    expect_writable("output", out.parent if is_file else out)
+    expect_folder(out.parent if is_file else out, flag="output")
     for job in plan.jobs:
         _expect_replaceable(job)
     if state is not None:
         state = Path(state)
         if state.is_dir():
             raise UsageError(f"--state {state}: is a folder, expected a file")
-        expect_writable("--state", state.parent)
+        expect_folder(state.parent, flag="--state")
         if state.is_symlink() and not state.exists():
             raise UsageError(f"--state {state}: a link that leads nowhere")
         if state.exists() and (special := irregular_kind(state)) is not None:
