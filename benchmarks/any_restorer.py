@@ -50,16 +50,17 @@ _BORDER = 6  # pixels at each side that do not count
 
 def _camera(
     *, blur: str | None = None, radius: float = 0.0, motion: float = 0.0, scale: int = 1, noise: float = 0.0,
-    channels: float = 0.0, jpeg: int | None = None,
+    pixels: float = 0.0, channels: float = 0.0, jpeg: int | None = None,
 ) -> Compose:  # fmt: skip
     """A degradation of fixed strength: blur radius (root mean square) and motion in pixels of the sharp image.
 
-    ``channels`` is the correlation of the noise between channels.
+    ``pixels`` is the standard deviation of the noise's filter, ``channels`` its correlation between channels.
     """
     items: list[Any] = [] if blur is None else [Blur(radius=(radius, radius), lens=blur)]
     items += [MotionBlur(length=(motion, motion), tremor=0.0)] if motion else []
     items += [Resize(scale)] if scale > 1 else []
-    items += [Noise(read_std=(noise / 255, noise / 255), channel_correlation=channels)] if noise else []
+    if noise:
+        items += [Noise(read_std=(noise / 255, noise / 255), correlation=pixels, channel_correlation=channels)]
     items += [Clip(), Quantize()]
     return Compose([*items, Jpeg(quality=(jpeg, jpeg))] if jpeg else items)
 
@@ -82,6 +83,26 @@ def _smooth(x: Tensor, std: float) -> Tensor:
     weights = torch.exp(-(torch.arange(-4.0, 5.0) ** 2) / (2 * std**2))
     kernel = (weights[:, None] * weights / weights.sum() ** 2).expand(x.shape[1], 1, 9, 9)
     return F.conv2d(F.pad(x, (4, 4, 4, 4), mode="reflect"), kernel, groups=x.shape[1])
+
+
+def _demosaicked(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Add noise of a Bayer pattern after bilinear demosaicking."""
+    side = torch.arange(x.shape[-1] + 2)
+    odd, shifted = side[:, None] % 2, side % 2
+    seen = torch.stack([(1 - odd) * (1 - shifted), (odd + shifted) % 2, odd * shifted]).float()
+    row = torch.tensor([0.5, 1.0, 0.5])
+    cross = torch.tensor([[0.0, 0.25, 0.0], [0.25, 1.0, 0.25], [0.0, 0.25, 0.0]])
+    kernels = torch.stack([row[:, None] * row, cross, row[:, None] * row])
+    noise = 20 / 255 * torch.randn(1, 1, len(side), len(side), generator=generator)
+    return x + F.conv2d(noise * seen, kernels[:, None], groups=3)
+
+
+def _enlarged(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Add noise that was enlarged by half with the image."""
+    side = x.shape[-1]
+    noise = torch.randn(1, 3, side, side, generator=generator)
+    noise = F.interpolate(noise, scale_factor=1.5, mode="bicubic")[..., :side, :side]
+    return x + 20 / 255 * noise / noise.std()
 
 
 def _impulses(x: Tensor, generator: torch.Generator) -> Tensor:
@@ -142,6 +163,11 @@ def cases(real: Path | None) -> dict[str, Case]:
                 "own, shared": (_camera(noise=15, channels=1.0), "photo"),
                 "near, shared": (_camera(noise=30, channels=1.0), "photo"),
                 "near, half shared": (_camera(noise=30, channels=0.5), "photo"),
+                "own, correlated": (_camera(noise=15, pixels=0.6), "photo"),
+                "near, correlated": (_camera(noise=30, pixels=0.8), "photo"),
+                "correlated and shared": (_camera(noise=20, pixels=0.6, channels=0.5), "photo"),
+                "demosaicked noise": (Foreign(_demosaicked), "photo"),
+                "enlarged noise": (Foreign(_enlarged), "photo"),
                 **foreign,
             },
         ),
@@ -156,6 +182,7 @@ def cases(real: Path | None) -> dict[str, Case]:
                 "text": (_camera(jpeg=30), "text"),
                 "far, gray": (_camera(noise=15), "gray"),
                 "far, shared": (_camera(noise=15, channels=1.0), "photo"),
+                "far, correlated": (_camera(noise=15, pixels=0.6), "photo"),
                 **foreign,
             },
         ),
@@ -168,6 +195,7 @@ def cases(real: Path | None) -> dict[str, Case]:
                 "mixed": (_camera(blur="gaussian", radius=1.7, scale=2, noise=4, jpeg=60), "photo"),
                 "text": (_camera(scale=2, noise=8), "text"),
                 "far, shared": (_camera(scale=2, noise=8, channels=1.0), "photo"),
+                "far, correlated": (_camera(scale=2, noise=8, pixels=0.7), "photo"),
             },
             scale=2,
             size=96,
@@ -184,6 +212,7 @@ def cases(real: Path | None) -> dict[str, Case]:
                 "text": (lens(blur="gaussian", radius=2.2), "text"),
                 "far, gray": (_camera(blur="gaussian", radius=2.2, noise=10), "gray"),
                 "far, shared": (_camera(blur="gaussian", radius=2.2, noise=10, channels=1.0), "photo"),
+                "far, correlated": (_camera(blur="gaussian", radius=2.2, noise=10, pixels=0.7), "photo"),
             },
         ),
     }

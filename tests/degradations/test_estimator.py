@@ -10,7 +10,7 @@ from tta_restore.data.synthetic import defocus, photos
 from tta_restore.degradations import Blur, Clip, Compose, Estimator, Jpeg, Noise, Quantize, quality_tables
 from tta_restore.degradations import estimator as estimator_module
 from tta_restore.degradations.estimator import _below, _sharpest
-from tta_restore.degradations.noise_level import estimate_shared_noise
+from tta_restore.degradations.noise_correlation import estimate_noise_correlation
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ def test_shared_noise_is_not_read_from_compressed_frames(estimator):
     image = 0.6 * photos.load("grace_hopper")[None, :, 40:232, 60:252] + 0.2
     camera = Compose([Noise(15 / 255, channel_correlation=1.0), Clip(), Quantize(), Jpeg(quality=90)])
     frame = camera.apply(image, camera.sample(seeded(), 1), seeded())
-    assert estimate_shared_noise(frame[0])[1] > 0.9
+    assert estimate_noise_correlation(frame[0]).between_channels > 0.9
     found = estimator.read(frame)
     assert found.mean["jpeg_quality"] < 95
     assert found.between_channels == 0

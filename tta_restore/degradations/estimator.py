@@ -16,13 +16,13 @@ from tta_restore._core.ambient import with_usual_defaults
 from tta_restore._core.color import is_gray
 from tta_restore.degradations.asymmetry import MIN_RADIUS, asymmetric_pupils, estimate_asymmetry
 from tta_restore.degradations.jpeg_lattice import estimate_jpeg
-from tta_restore.degradations.noise_level import (
-    estimate_noise,
-    estimate_noise_curve,
-    estimate_shared_noise,
-    largest_noise,
+from tta_restore.degradations.noise_correlation import (
+    NoiseCorrelation,
+    estimate_noise_correlation,
+    haar_energies,
     noise_of_mean,
 )
+from tta_restore.degradations.noise_level import estimate_noise, estimate_noise_curve, largest_noise
 from tta_restore.degradations.reading import Reading, file_jpeg
 from tta_restore.degradations.statistics import StatisticsNet, frame_statistics
 from tta_restore.models import create_model
@@ -43,6 +43,7 @@ _DEFOCUS_FROM = (0.5, 0.8)
 _DEFOCUS_WEIGHT = (0.85, 0.5)
 _DEFOCUS_STD = 0.25
 _JOINT_BIAS = 0.2
+_CORRELATED_STD = 0.08  # standard deviation of the log noise where it correlates between neighboring pixels
 _SHARPEST = 0.15  # part of the squared confidence of the places that count as the sharpest ones of a frame
 
 
@@ -141,8 +142,8 @@ class Estimator(nn.Module):
         parts = frame_crops(image).to(device)
         quality = float(jpeg[1]) if float(jpeg[0]) >= 0.5 else 100.0
         # compression removes colors, also those of noise
-        _, shared = estimate_shared_noise(original) if quality == 100 else (0.0, 0.0)
-        in_mean = 1.0 if is_gray(original) else noise_of_mean(shared)  # spectra know gray images
+        shared = estimate_noise_correlation(original) if quality == 100 else NoiseCorrelation(0.0, 0.0, None)
+        in_mean = 1.0 if is_gray(original) else noise_of_mean(shared.between_channels)  # spectra know gray images
         blur, noise = self._joint(parts, quality, in_mean)
         visible = float(estimate_noise(image).clamp(min=_MIN_NOISE))
         estimate = self.defocus(parts, visible * in_mean)
@@ -152,8 +153,11 @@ class Estimator(nn.Module):
         # compression removes the noise that its dependence on brightness would be read from
         shot = torch.zeros(2)
         if quality == 100:
-            noise = _below(noise, largest_noise(original).cpu().clamp(min=_MIN_NOISE).log())
-            shot = _shot_noise(image)
+            if shared.between_pixels:  # the statistics are those of white noise
+                noise = torch.tensor([math.log(shared.std), _CORRELATED_STD])
+            else:
+                noise = _below(noise, largest_noise(original).cpu().clamp(min=_MIN_NOISE).log())
+            shot = _shot_noise(image) / float(haar_energies(shared.between_pixels or 0.0)[0])
             noise = _without_shot(noise, shot, image)
         radius = math.exp(float(blur[0]))
         asymmetry = torch.zeros(2, 2)
@@ -171,7 +175,8 @@ class Estimator(nn.Module):
             sharpest=_sharpest(estimate),
             statistics=statistics,
             asymmetry=asymmetry,
-            channel_correlation=torch.tensor([shared, float(shared > 0)]),
+            channel_correlation=torch.tensor([shared.between_channels, float(shared.between_channels > 0)]),
+            correlation=torch.tensor([shared.between_pixels or 0.0, float(shared.between_pixels is not None)]),
         )
 
     def _joint(self, parts: Tensor, quality: float, noise_in_mean: float) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tta_restore._core.color import is_gray
-from tta_restore.degradations.noise_level import estimate_shared_noise
+from tta_restore.degradations._haar import haar, quads
+from tta_restore.degradations.noise_correlation import estimate_noise_correlation
 
 __all__ = ["detail_grid", "lacks_color", "zeros_grid"]
 
@@ -57,7 +58,7 @@ def detail_grid(luma: Tensor) -> tuple[float, tuple[int, int]]:
     Args:
         luma: luminance of 255, (H, W).
     """
-    detail = _haar(luma[:-1, :-1], luma[:-1, 1:], luma[1:, :-1], luma[1:, 1:])[0].abs()
+    detail = haar(luma[:-1, :-1], luma[:-1, 1:], luma[1:, :-1], luma[1:, 1:])[0].abs()
     detail = detail.clamp(max=float(_CAP * detail.median() + 1))
     (rows, row_errors, top), (columns, column_errors, left) = _phase(detail.mean(1)), _phase(detail.mean(0))
     errors = (row_errors + column_errors) / 2**0.5
@@ -80,10 +81,10 @@ def lacks_color(image: Tensor) -> tuple[bool, bool]:
     luma = values.mean(0)
     coarse = F.avg_pool2d(luma[None], 2)[0]
     color = torch.stack([values[0] - values[1], values[2] - values[1]]) / 2**0.5
-    fine = _blocks(_haar(*_quads(luma)), 8)
-    half = 4 * _blocks(_haar(*_quads(coarse)), 4)  # an average of 4 pixels has a quarter of the variance
-    colored = _blocks(_haar(*_quads(color))[0], 8).mean(0)
-    halved = 4 * _blocks(_haar(*_quads(F.avg_pool2d(color[None], 2)[0]))[0], 4).mean(0)
+    fine = _blocks(haar(*quads(luma)), 8)
+    half = 4 * _blocks(haar(*quads(coarse)), 4)  # an average of 4 pixels has a quarter of the variance
+    colored = _blocks(haar(*quads(color))[0], 8).mean(0)
+    halved = 4 * _blocks(haar(*quads(F.avg_pool2d(color[None], 2)[0]))[0], 4).mean(0)
     height, width = (min(sides) for sides in zip(fine.shape[1:], half.shape[1:], strict=True))
     fine, half, colored, halved = (part[..., :height, :width].flatten(-2) for part in (fine, half, colored, halved))
     smooth = fine[0].argsort()[: max(fine.shape[1] // 2, 4)]  # medians: a few of them have edges
@@ -94,7 +95,7 @@ def lacks_color(image: Tensor) -> tuple[bool, bool]:
     lacking = level < _COLOR_NOISE * diagonal
     noisy = lacking and white and diagonal > _MIN_NOISE
     if noisy and halved_level <= _HALVED * level + _NO_DETAIL:
-        noisy = estimate_shared_noise(image)[1] == 0
+        noisy = estimate_noise_correlation(image).between_channels == 0
     return lacking or level < _ROUNDING, noisy
 
 
@@ -117,16 +118,6 @@ def _phase(detail: Tensor) -> tuple[float, float, int]:
     best, other = sorted(range(8), key=excesses.__getitem__, reverse=True)[:2]
     excess = excesses[best] - max(excesses[other], 0.0)
     return excess, errors[best], (best + 1) % 8
-
-
-def _quads(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    x = x[..., : x.shape[-2] // 2 * 2, : x.shape[-1] // 2 * 2]
-    return x[..., ::2, ::2], x[..., ::2, 1::2], x[..., 1::2, ::2], x[..., 1::2, 1::2]
-
-
-def _haar(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
-    """Return the diagonal, horizontal and vertical Haar coefficients of 2 x 2 pixels, (3, ...)."""
-    return torch.stack([a - b - c + d, a - b + c - d, a + b - c - d]) / 2
 
 
 def _blocks(coefficients: Tensor, size: int) -> Tensor:

@@ -104,7 +104,7 @@ class Noise(Degradation):
         x = srgb_to_linear(x) if self.linear else x
         read, shot = (value.to(x)[:, None, None, None] for value in (parameters.read_std, parameters.shot))
         std = (read.square() + shot * x.clamp(min=0)).sqrt()
-        noisy = x + std * _unit_noise(x, parameters, generator)
+        noisy = x + std * unit_noise(x, parameters.correlation, _between_channels(parameters), generator)
         return (linear_to_srgb(noisy) if self.linear else noisy).to(sharp.dtype)
 
     def distance(self, a: NoiseParameters, b: NoiseParameters) -> Tensor:
@@ -126,32 +126,35 @@ def _between_channels(parameters: NoiseParameters) -> Tensor:
     return torch.zeros_like(parameters.read_std) if given is None else given
 
 
-def unit_noise(like: Tensor, channel_correlation: Tensor, generator: torch.Generator) -> Tensor:
-    """Draw white noise of unit variance (B, C, H, W) whose channels correlate by (B,) or () in [0, 1]."""
+def unit_noise(like: Tensor, correlation: Tensor, channel_correlation: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw noise of unit variance (B, C, H, W) with correlations (B,) or () as in :class:`Noise`."""
     b, c, h, w = like.shape
-    shared = channel_correlation.to(like).expand(b).view(-1, 1, 1, 1)
+    correlation, between = (value.to(like).expand(b) for value in (correlation, channel_correlation))
+    if not bool((correlation > 0).any()):
+        return _white_noise(like, between, generator)
+    taps = filter_taps(correlation).repeat_interleave(c, 0)
+    margin = taps.shape[1] - 1
+    drawn = _white_noise(like.new_empty(()).expand(b, c, h + margin, w + margin), between, generator)
+    stack: Any = drawn.reshape(1, b * c, *drawn.shape[-2:])
+    for kernel in (taps[:, None, :, None], taps[:, None, None, :]):
+        stack = F.conv2d(stack, kernel, groups=b * c)
+    return stack.view(like.shape)
+
+
+def filter_taps(correlation: Tensor) -> Tensor:
+    """Return the Gaussian filters (B, K) of standard deviations (B,) that keep the variance of white noise."""
+    reach = math.ceil(3 * float(correlation.max())) if len(correlation) else 0
+    axis = torch.arange(-reach, reach + 1, device=correlation.device, dtype=correlation.dtype)
+    taps = torch.exp(-axis.square() / (2 * correlation[:, None].clamp(min=1e-3).square()))
+    return taps / taps.square().sum(1, keepdim=True).sqrt()
+
+
+def _white_noise(like: Tensor, channel_correlation: Tensor, generator: torch.Generator) -> Tensor:
+    b, c, h, w = like.shape
+    shared = channel_correlation.view(-1, 1, 1, 1)
     if c > 1 and bool((shared == 1).all()):
         return normal((b, 1, h, w), generator, like).to(like).expand(b, c, h, w)
     own = normal((b, c, h, w), generator, like).to(like)
     if c == 1 or not bool((shared > 0).any()):
         return own
     return (1 - shared).sqrt() * own + shared.sqrt() * normal((b, 1, h, w), generator, like).to(like)
-
-
-def _unit_noise(x: Tensor, parameters: NoiseParameters, generator: torch.Generator) -> Tensor:
-    """Draw noise of unit variance with the correlations of the parameters: (B, C, H, W)."""
-    correlation, between = parameters.correlation, _between_channels(parameters)
-    widest = float(correlation.max()) if len(correlation) else 0.0
-    if widest == 0:
-        return unit_noise(x, between, generator)
-    reach = math.ceil(3 * widest)
-    b, c, h, w = x.shape
-    drawn = unit_noise(x.new_empty(()).expand(b, c, h + 2 * reach, w + 2 * reach), between, generator)
-    axis = torch.arange(-reach, reach + 1, device=x.device, dtype=x.dtype)
-    taps = torch.exp(-axis.square() / (2 * correlation.to(x)[:, None].clamp(min=1e-3).square()))
-    taps = taps / taps.square().sum(1, keepdim=True).sqrt()
-    taps = taps.repeat_interleave(c, 0)
-    stack: Any = drawn.reshape(1, b * c, *drawn.shape[-2:])
-    for kernel in (taps[:, None, :, None], taps[:, None, None, :]):
-        stack = F.conv2d(stack, kernel, groups=b * c)
-    return stack.view(x.shape)

@@ -1,4 +1,4 @@
-"""Blind estimation of noise, its level and what channels share of it, from the smoothest parts of an image."""
+"""Blind estimation of the level of noise, from the smoothest parts of an image."""
 
 from __future__ import annotations
 
@@ -10,26 +10,22 @@ from torch import Tensor
 
 from tta_restore._core import checks
 from tta_restore._core.color import is_gray
+from tta_restore.degradations._haar import bands, is_clipped, quads
+from tta_restore.degradations.noise_correlation import estimate_noise_correlation
 
-__all__ = ["estimate_noise", "estimate_noise_curve", "estimate_shared_noise", "largest_noise", "unevenness"]
+__all__ = ["estimate_noise", "estimate_noise_curve", "largest_noise"]
 
 _BLOCK = 8  # Haar coefficients per side of a block, 16 pixels
 _QUANTILE = 0.1
 _BIAS = 1.08  # the quantile of noise alone lies this factor below its standard deviation
-_CLIPPED = 0.5 / 255
 _GROUP, _MAX_GROUPS = 24, 8  # blocks per group of one brightness, groups
 _ROWS = 256  # pixel rows looked at together, whole blocks: bounds the memory on large images
 _MIN_STD = 0.29 / 255  # rounding to 8 bits
 _NORMAL_MEDIAN = 0.6745  # of the absolute values of a standard normal distribution
 _CEILING = 1.3  # the median without clipped pixels lies up to this factor below the noise
 _MIN_PIXELS = 64  # Haar coefficients
-_BAND, _MAX_PIXELS = 64, 4_000_000  # rows; pixels above which bands of rows give the median of all
 _MARGIN = 1.1  # the same for pixels far from black and white
 _INDEPENDENT = 0.6  # noise in differences of channels, relative to that in channels, from which it is independent
-# What all channels share is noise if, in the smoothest of at least so many blocks, it is as strong in every direction,
-# and at least half of the blocks hold little more of it; ratios of standard deviations, the least one in 1/255
-_SHARED_BLOCKS, _INSIDE, _SMOOTHEST, _SMOOTHEST_BIAS = 10, 0.5, 0.2, 1.16
-_WHITE, _EVEN, _MIN_SHARED, _MIN_CORRELATION = 1.2, 1.35, 2.0, 0.15
 
 
 def estimate_noise(image: Tensor) -> Tensor:
@@ -74,87 +70,12 @@ def estimate_noise_curve(image: Tensor) -> tuple[Tensor, Tensor]:
     return read, shot
 
 
-def estimate_shared_noise(image: Tensor) -> tuple[float, float]:
-    """Estimate the standard deviation of white noise that channels share, and its correlation between channels.
-
-    Film grain and cameras that remove color noise leave noise that all channels share, which content is, too. Noise
-    is as strong in all three Haar directions and in all blocks, fine content hardly is.
-
-    Shape:
-        - image: (1 or 3, H, W) in [0, 1]
-        - output: standard deviation in [0, 1] values; correlation in [0, 1], 1 for gray images. Both are 0 where it is
-          not certain that there is such noise.
-    """
-    shared, own = _shared_and_own(image)
-    total = shared.sum(0)
-    if len(total) < _SHARED_BLOCKS:
-        return 0.0, 0.0
-    smoothest = total.argsort()[: math.ceil(_SMOOTHEST * len(total))]
-    own_mean = float(own[:, smoothest].mean())
-    # the mean of C channels has 1 / C of the variance that is their own
-    levels = shared[:, smoothest].mean(1) * _SMOOTHEST_BIAS - own_mean / len(image)
-    low, high = float(levels.min()), float(levels.max())
-    if not (_unevenness(total) <= _EVEN and high <= _WHITE**2 * low and low >= (_MIN_SHARED / 255) ** 2):
-        return 0.0, 0.0
-    level = float(levels.mean())
-    correlation = level / (level + own_mean)
-    return (math.sqrt(level + own_mean), correlation) if correlation >= _MIN_CORRELATION else (0.0, 0.0)
-
-
-def unevenness(image: Tensor) -> float:
-    """Return how much more half of the blocks of 16 x 16 pixels hold than the smoothest do: 1.07 for noise alone.
-
-    Content that fills an image makes it more. The ratio is that of standard deviations, of what channels share.
-
-    Shape:
-        - image: (C, H, W) in [0, 1]
-        - output: at least 1; 1 where fewer than 10 blocks can be judged
-    """
-    total = _shared_and_own(image)[0].sum(0)
-    return _unevenness(total) if len(total) >= _SHARED_BLOCKS else 1.0
-
-
-def _unevenness(total: Tensor) -> float:
-    return float((total.median() / total.quantile(_QUANTILE).clamp(min=1e-12)).sqrt())
-
-
-def _shared_and_own(image: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the Haar energy of the mean of channels, and of half their differences, of blocks that are not clipped.
-
-    Shape:
-        - image: (C, H, W) in [0, 1]
-        - output: two of (3, N), in three directions
-    """
-    if min(image.shape[1:]) < 2 * _BLOCK:
-        return image.new_zeros(3, 0), image.new_zeros(3, 0)
-    x = _bands(image.float())
-    differences = (x[-2:] - x[:1]) / math.sqrt(2)
-    inside = F.max_pool2d(_clipped(x).any(0).float()[None], 2)[0] == 0  # of clipped noise channels share less
-    enough = F.avg_pool2d(inside.float()[None], _BLOCK)[0] >= _INSIDE
-    mean = x.mean(0, keepdim=True)
-    return _directions(mean, inside)[:, enough], _directions(differences, inside)[:, enough]
-
-
-def noise_of_mean(channel_correlation: float) -> float:
-    """Return the noise in the mean of three channels that correlate, relative to that of independent ones."""
-    return math.sqrt(1 + 2 * channel_correlation)
-
-
-def _directions(image: Tensor, inside: Tensor) -> Tensor:
-    """Return the mean Haar energy of (C, H, W) in three directions of 16 x 16 blocks, where ``inside``: (3, h, w)."""
-    x = image[..., : image.shape[-2] // 2 * 2, : image.shape[-1] // 2 * 2]
-    a, b, c, d = (x[..., i::2, j::2] for i in (0, 1) for j in (0, 1))
-    bands = torch.stack([a - b - c + d, a - b + c - d, a + b - c - d]) / 2
-    count = F.avg_pool2d(inside.float()[None], _BLOCK).clamp(min=1e-6)
-    return F.avg_pool2d(bands.square().mean(1) * inside, _BLOCK) / count
-
-
 def largest_noise(image: Tensor) -> Tensor:
     """Return an upper bound on the standard deviation of white noise.
 
     At most half of the diagonal Haar coefficients exceed the median of the noise, however strong the content of the
     other half; and content, unlike noise, is mostly equal in all channels, so that their differences show the noise,
-    unless they share it, of which :func:`estimate_shared_noise` gives a narrower one.
+    unless they share it, of which :func:`estimate_noise_correlation` gives a narrower one.
 
     Shape:
         - image: (C, H, W) in [0, 1], H and W at least 2
@@ -162,15 +83,15 @@ def largest_noise(image: Tensor) -> Tensor:
 
     Source: Donoho and Johnstone, "Ideal spatial adaptation by wavelet shrinkage", Biometrika 1994.
     """
-    image = _bands(image)
+    image = bands(image)
     level = _median_level(image)
-    shared, _ = estimate_shared_noise(image)
-    if shared:
-        return torch.minimum(_CEILING * level, level.new_tensor(_MARGIN * shared))
+    found = estimate_noise_correlation(image)
+    if found.between_channels:
+        return torch.minimum(_CEILING * level, level.new_tensor(_MARGIN * found.std))
     if is_gray(image):
         return _CEILING * level
     differences = (image[1:] - image[:1]) / math.sqrt(2)
-    difference = _median_level(differences, _clipped(image).any(0))
+    difference = _median_level(differences, is_clipped(image).any(0))
     if difference >= _INDEPENDENT * level:
         # near black and white, clipping makes the noise of what is left smaller
         local = F.avg_pool2d(image[None].float(), 7, stride=1, padding=3, count_include_pad=False)[0]
@@ -182,24 +103,9 @@ def largest_noise(image: Tensor) -> Tensor:
     return torch.minimum(_CEILING * level, 2 * _CEILING * difference + 1 / 255)
 
 
-def _bands(image: Tensor) -> Tensor:
-    """Return evenly spaced bands of rows of a large image, which bounds time and memory; smaller ones unchanged."""
-    height, width = image.shape[-2:]
-    count = _MAX_PIXELS // (_BAND * width)
-    if height * width <= _MAX_PIXELS or count < 1:
-        return image
-    starts = [round(i * (height - _BAND) / max(count - 1, 1)) for i in range(count)]
-    return torch.cat([image[:, start : start + _BAND] for start in starts], 1)
-
-
-def _clipped(x: Tensor) -> Tensor:
-    return (x <= _CLIPPED) | (x >= 1 - _CLIPPED)
-
-
 def _median_level(x: Tensor, clipped: Tensor | None = None) -> Tensor:
-    x = x.float()[..., : x.shape[-2] // 2 * 2, : x.shape[-1] // 2 * 2]
-    touched = (_clipped(x) if clipped is None else clipped[: x.shape[-2], : x.shape[-1]].expand_as(x)).float()
-    a, b, c, d = (x[..., i::2, j::2] for i in (0, 1) for j in (0, 1))
+    touched = (is_clipped(x) if clipped is None else clipped.expand_as(x)).float()
+    a, b, c, d = quads(x.float())
     values = ((a - b - c + d) / 2)[F.max_pool2d(touched, 2) == 0].abs()
     return values.median() / _NORMAL_MEDIAN if values.numel() >= _MIN_PIXELS else values.new_tensor(math.inf)
 
@@ -247,8 +153,8 @@ def block_energy(image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def _block_rows(image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return energy, mean value and fraction of clipped pixels of the blocks of some rows."""
     x = image.float()[..., : image.shape[-2] // 2 * 2, : image.shape[-1] // 2 * 2]
-    a, b, c, d = (x[..., i::2, j::2] for i in (0, 1) for j in (0, 1))
+    a, b, c, d = quads(x)
     energy = F.avg_pool2d(((a - b - c + d) / 2).square().mean(1, keepdim=True), _BLOCK)[:, 0]
     level = F.avg_pool2d(((a + b + c + d) / 4).mean(1, keepdim=True), _BLOCK)[:, 0]
-    touched = ((x <= _CLIPPED) | (x >= 1 - _CLIPPED)).any(1, keepdim=True).float()
+    touched = is_clipped(x).any(1, keepdim=True).float()
     return energy, level, F.avg_pool2d(touched, 2 * _BLOCK)[:, 0]

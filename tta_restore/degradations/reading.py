@@ -58,6 +58,8 @@ class Reading:
         asymmetry: mean of :func:`tta_restore.degradations.asymmetry.estimate_asymmetry` over the frames, (2, 2).
         frames: number of frames.
         channel_correlation: correlation of the noise between channels, and fraction of the frames that show it, (2,).
+        correlation: standard deviation of the noise's Gaussian filter in pixels, 0 for white noise, and fraction of the
+            frames that show it, (2,).
     """
 
     noise: Tensor
@@ -73,6 +75,7 @@ class Reading:
     asymmetry: Tensor
     frames: int = 1
     channel_correlation: Tensor = field(default_factory=lambda: torch.zeros(2))
+    correlation: Tensor = field(default_factory=lambda: torch.zeros(2))
 
     @property
     def mean(self) -> dict[str, float]:
@@ -99,8 +102,15 @@ class Reading:
     @property
     def between_channels(self) -> float:
         """Correlation of the noise between channels, in [0, 1]; 0 where fewer than half of the frames show it."""
-        correlation, shown = self.channel_correlation.tolist()
-        return correlation if shown >= 0.5 else 0.0
+        return _shown(self.channel_correlation)
+
+    @property
+    def between_pixels(self) -> float:
+        """Standard deviation in pixels of the Gaussian filter that correlates the noise.
+
+        0 for white noise, and where fewer than half of the frames show which it is.
+        """
+        return _shown(self.correlation)
 
     def degradation(self, include: Collection[str] = PARTS, *, scale: int = 1, kernel: str = "bicubic") -> Compose:
         """Return the degradation whose parameters :meth:`sample` draws, in the order of the camera.
@@ -149,7 +159,7 @@ class Reading:
             shot = self.shot[0] + spread * self.shot[1] * normal((n,), generator, self.noise)
             shot = shot.clamp(0, 1) if float(self.shot[0]) > 0 else torch.zeros(n)
             between = torch.full((n,), self.between_channels) if self.between_channels else None
-            drawn["noise"] = NoiseParameters(level.clamp(0, 1), shot, torch.zeros(n), between)
+            drawn["noise"] = NoiseParameters(level.clamp(0, 1), shot, torch.full((n,), self.between_pixels), between)
         if "jpeg" in include:
             probability, quality, deviation = self.jpeg.tolist()
             applied = (rand(generator, n) < probability).long()
@@ -256,9 +266,12 @@ class Reading:
         sharpest = torch.stack([reading.sharpest for reading in readings])
         waves = torch.stack([reading.asymmetry for reading in readings])
         asymmetry = (count[:, None, None] * waves).sum(0) / count.sum()
-        correlation, shown = torch.stack([reading.channel_correlation for reading in readings]).unbind(1)
-        showing = count * shown
-        correlation = (showing * correlation).sum() / showing.sum().clamp(min=1e-6)
+
+        def of_shown(name: str) -> Tensor:
+            value, shown = torch.stack([getattr(reading, name) for reading in readings]).unbind(1)
+            showing = count * shown
+            return torch.stack([(showing * value).sum() / showing.sum().clamp(min=1e-6), showing.sum() / count.sum()])
+
         if estimator is not None:
             pupils = estimator.candidates(statistics, asymmetry, frames)
         else:
@@ -278,7 +291,8 @@ class Reading:
             statistics=statistics,
             asymmetry=asymmetry,
             frames=frames,
-            channel_correlation=torch.stack([correlation, showing.sum() / count.sum()]),
+            channel_correlation=of_shown("channel_correlation"),
+            correlation=of_shown("correlation"),
         )
 
     @with_usual_defaults
@@ -307,6 +321,12 @@ class Reading:
 def file_jpeg(tables: Tensor) -> Tensor:
     """Return the JPEG part of a reading from the tables of a file: certain."""
     return torch.tensor([1.0, tables_quality(tables), 0.5])
+
+
+def _shown(value: Tensor) -> float:
+    """Return what at least half of the frames show: the first of (2,), and 0 for fewer."""
+    mean, shown = value.tolist()
+    return mean if shown >= 0.5 else 0.0
 
 
 def _expect_parts(function: str, include: Collection[str]) -> None:

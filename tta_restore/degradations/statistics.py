@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tta_restore._core import checks
+from tta_restore.degradations._haar import haar, quads
 from tta_restore.degradations.noise_level import block_energy, estimate_noise
 from tta_restore.models.defocus.estimator import DefocusEstimator
 
@@ -64,9 +65,7 @@ def frame_statistics(
 
 def _energies(x: Tensor, block: int, usable: Tensor) -> Tensor:
     """Quantiles over unclipped blocks of the log root mean square Haar coefficients in three directions: (B, 3 Q)."""
-    x = x[..., : x.shape[-2] // 2 * 2, : x.shape[-1] // 2 * 2]
-    a, b, c, d = (x[..., i::2, j::2] for i in (0, 1) for j in (0, 1))
-    bands = torch.stack([a - b - c + d, a - b + c - d, a + b - c - d], 1) / 2
+    bands = haar(*quads(x)).transpose(0, 1)
     energy = F.avg_pool2d(bands.square().mean(2), block).flatten(2)
     energy = energy.masked_fill(~usable[:, None], float("nan"))
     levels = torch.tensor(_ENERGY_QUANTILES, device=x.device)

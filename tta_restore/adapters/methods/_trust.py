@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tta_restore.degradations import Reading
-from tta_restore.degradations.noise_level import unevenness
+from tta_restore.degradations._haar import haar, quads
+from tta_restore.degradations.noise_correlation import haar_energies, unevenness
 
 _MIN_MEASURED = 2.0  # noise in 1/255 from which the error on a frame is measured well
 _MIN_QUALITY = 95.0  # JPEG quality below which a frame counts as compressed
@@ -131,8 +132,17 @@ def is_compressed(readings: Sequence[Reading]) -> bool:
 
 
 def is_shown(readings: Sequence[Reading]) -> bool:
-    """Return whether the noise was found to be white and even in all channels, which content is not."""
-    return all(reading.between_channels > 0 for reading in readings)
+    """Return whether correlated noise was found that content cannot be: in all channels, or in their differences."""
+    return all(reading.between_channels > 0 or reading.between_pixels > 0 for reading in readings)
+
+
+def is_filtered(readings: Sequence[Reading]) -> bool:
+    """Return whether noise that correlates between pixels was found in the differences of channels.
+
+    Restorers made for white noise leave a part of it, so that what the source removes is mostly content: a student is
+    compared with the source then, and not with noise.
+    """
+    return all(reading.between_pixels > 0 for reading in readings)
 
 
 def is_noisy(reading: Reading, doubt: float = 0.0) -> bool:
@@ -186,7 +196,8 @@ def explained(reading: Reading, frame: Tensor, removed: tuple[float, float]) -> 
     mean = reading.mean
     variance = mean["noise_std"] ** 2 + mean["noise_shot"] * float(frame.mean())
     noise = 255 * math.sqrt(variance)
-    smoothest, smooth = (math.sqrt(max(energy - variance, 0.0)) for energy in _smooth_energies(frame))
+    shown = variance * float(haar_energies(reading.between_pixels)[:3].mean())
+    smoothest, smooth = (math.sqrt(max(energy - shown, 0.0)) for energy in _smooth_energies(frame))
     unexplained = _position(255 * smoothest / (noise + _MIN_DETAIL), _UNEXPLAINED)
     if unexplained:
         unexplained *= 1 - _position(smooth / smoothest, _VARIED)
@@ -201,10 +212,8 @@ def _smooth_energies(frame: Tensor) -> tuple[float, float]:
     """
     if math.prod(side // (2 * _BLOCK) for side in frame.shape[-2:]) < _MIN_BLOCKS:
         return 0.0, 0.0
-    x = frame.float()[..., : frame.shape[-2] // 2 * 2, : frame.shape[-1] // 2 * 2]
-    a, b, c, d = (x[..., i::2, j::2] for i in (0, 1) for j in (0, 1))
-    energy = ((a - b + c - d).square() + (a + b - c - d).square() + (a - b - c + d).square()).mean(1, keepdim=True) / 12
-    blocks = F.avg_pool2d(energy, _BLOCK).flatten()
+    energy = haar(*quads(frame.float())).square().mean((0, 2))
+    blocks = F.avg_pool2d(energy[:, None], _BLOCK).flatten()
     tenth, more = blocks.sort().values[[math.ceil(part * len(blocks)) - 1 for part in (_SMOOTHEST, _SMOOTH)]].tolist()
     return tenth, more
 

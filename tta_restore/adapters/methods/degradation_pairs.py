@@ -63,6 +63,7 @@ _CAMERA = (
     "readings",
     "gray",
     "shared",
+    "filtered",
     "rate",
     "lead",
     "exported_lead",
@@ -242,6 +243,7 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
             "readings": [],
             "gray": False,
             "shared": False,
+            "filtered": False,
             "rate": 0.0,
             "lead": 0.0,
             "exported_lead": 0.0,
@@ -294,7 +296,8 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         memory["gray"] = _has_equal_channels(frame)
         memory["readings"] = [*memory["readings"], reading.tensors()][-self.window :]
         pooled = self.reading
-        memory["shared"] = pooled is not None and _trust.is_shown([pooled])
+        memory["shared"] = pooled is not None and pooled.between_channels > 0
+        memory["filtered"] = pooled is not None and _trust.is_filtered([pooled])
         self._hold_out(frame, pooled)
         frame.metrics["changed"] = float(changed)
         in_vain = not self._may_be_trusted(frame)
@@ -656,6 +659,8 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         self.memory["correlation"] = correlation if "teacher" in images else []
         shown = "teacher" in images and _trust.is_shown(readings)  # it is noise, whatever the source removes
         excess = excesses["teacher"] if shown else max(excesses.values())
+        if shown and _trust.is_filtered(readings):
+            excess -= max(excesses["source"], 0.0)
         frame.metrics["structure_excess"] = excess
         kept, even = _trust.structure_share(excess, notes["best"], scale=sampler.scale), 1.0
         if "teacher" in images and self._is_colorless(frame):
@@ -705,18 +710,22 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         plain, kept, new = weights
         if not self.memory["correlation"] or new == 0:
             return weights
-        image = self._restored(frame, "teacher")
-        *of_source, across, near = self.memory["correlation"]
-        excess = self._structure_excess(frame.region, image, (across, near))
+
+        def excess_of(role: str) -> float:
+            of_source, of_teacher = self.memory["correlation"][:2], self.memory["correlation"][2:]
+            across, near = of_source if role == "source" else of_teacher
+            return self._structure_excess(frame.region, self._restored(frame, role), (across, near))
+
+        excess = excess_of("teacher")
         lead = _STEADY_LEAD * self.memory["lead"]
+        if self.memory["filtered"] and _trust.structure_share(excess, lead, scale=1) < 1:
+            excess -= max(excess_of("source"), 0.0)
         share = _trust.structure_share(excess, lead, scale=1)
         colorless = self._is_colorless(frame)
         even = _trust.even_share(frame.region) if colorless else 1.0
         share = min(share, even)
         if colorless and _trust.colorless_share(excess, -math.inf, lead) < 1:
-            restored = self._restored(frame, "source")
-            source = self._structure_excess(frame.region, restored, (of_source[0], of_source[1]))
-            share = min(share, _trust.colorless_share(excess, source, lead))
+            share = min(share, _trust.colorless_share(excess, excess_of("source"), lead))
         frame.metrics["structure_excess"] = excess
         if share == 1:
             return weights
@@ -778,7 +787,7 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         windows = frame.region[..., :height, :width]
         y = windows[:: math.ceil(windows[:, 0].numel() / _WINDOW**2)]  # of a large frame some of them
         between = torch.tensor(1.0 if sampler.gray else reading.between_channels)
-        noise = unit_noise(y, between, self.generator) * reading.mean["noise_std"]
+        noise = unit_noise(y, torch.tensor(reading.between_pixels), between, self.generator) * reading.mean["noise_std"]
         stages: list[tuple[Any, Any]] = []
         if sampler.sharpens:
             parts = ("blur",)
