@@ -14,7 +14,7 @@ from tta_restore.adapters import DegradationPairs, Processes, SelfEnsemble, cali
 from tta_restore.adapters.methods import _blend, _trust
 from tta_restore.adapters.methods._pair_sampler import PairSampler, _common_pupils, _hedged, patch_size_for
 from tta_restore.data.synthetic import dead_leaves, defocus, photos
-from tta_restore.degradations import Degradation, Estimator, Jpeg, Parameters, Reading
+from tta_restore.degradations import Clip, Compose, Degradation, Estimator, Jpeg, Noise, Parameters, Quantize, Reading
 from tta_restore.degradations import lens as optics
 from tta_restore.degradations.degradation import quantity
 from tta_restore.metrics import psnr
@@ -630,6 +630,71 @@ def test_what_the_source_removes_does_not_speak_against_noise_that_is_shown(monk
         adapter.adapt(x)
         assert (adapter.report.metrics["trust"] > 0.5) == shown
         assert adapter.report.metrics["structure_excess"] == (0.0 if shown else 0.3)
+
+
+def _filtered_frame(noise: float, pixels: float = 0.7, seed: int = 3) -> tuple[Tensor, Tensor]:
+    """A photograph with noise that correlates between pixels, as demosaicking leaves it."""
+    sharp = 0.6 * photos.load("grace_hopper")[None, :, 40:168, 40:168] + 0.2
+    camera = Compose([Noise(noise / 255, correlation=pixels), Clip(), Quantize()])
+    generator = torch.Generator().manual_seed(seed)
+    return camera.apply(sharp, camera.sample(generator, 1), generator), sharp
+
+
+def test_frames_whose_noise_correlates_between_pixels_are_adapted_to_with_such_noise():
+    x, y = _filtered_frame(30)
+    adapter = DegradationPairs(Filter(), spec=DENOISE)
+    assert _gain(adapter, x, y) > 1
+    assert adapter.reading.between_pixels == pytest.approx(0.7, abs=0.06)
+    assert adapter.report.metrics["trust"] > 0.5
+    other = DegradationPairs(Filter(), spec=DENOISE)
+    other.load_state_dict(adapter.state_dict())
+    assert other.reading.between_pixels == adapter.reading.between_pixels
+    assert other.memory["filtered"]
+
+
+def _neighbors(noise: Tensor) -> float:
+    return float((noise[..., 1:] * noise[..., :-1]).mean() / noise.square().mean())
+
+
+def test_pairs_and_the_test_on_the_frame_have_the_correlation_of_its_noise(monkeypatch):
+    sampler = PairSampler(scale=1, sharpens=False, motion=False, channels=3, patch_size=32)
+    noises = []
+    monkeypatch.setattr(_blend, "frame_risk", lambda candidates, noises_, *_, **__: noises.append(noises_[0]))
+    for x, expected in ((_filtered_frame(20)[0], 0.54), (_frame(20)[0], 0.0)):
+        reading = Estimator().read(x)
+        degraded, sharp = sampler.draw(reading, None, 8, torch.Generator().manual_seed(0))
+        assert _neighbors(degraded - sharp) == pytest.approx(expected, abs=0.08)
+        DegradationPairs(Filter(), spec=DENOISE, steps=1).adapt(x)
+        assert _neighbors(noises.pop()) == pytest.approx(expected, abs=0.08)
+
+
+@pytest.mark.parametrize(("student", "source", "trusted"), [
+    (0.3, 0.32, True), (0.3, 0.3, True), (0.3, 0.1, False), (0.3, -0.5, False), (0.0, -0.5, True),
+])  # fmt: skip
+def test_a_student_for_filtered_noise_may_remove_as_much_content_as_the_source(monkeypatch, student, source, trusted):
+    adapter = DegradationPairs(Filter(), spec=DENOISE, calibration_frames=1)
+    x, found = _filtered_frame(30)[0], iter([source, student])
+    monkeypatch.setattr(DegradationPairs, "_structure_excess", lambda *_: next(found))
+    adapter.adapt(x)
+    assert (adapter.report.metrics["trust"] > 0.5) == trusted
+    assert adapter.report.metrics["structure_excess"] == pytest.approx(student - max(source, 0.0))
+    assert adapter.phase == "steady"
+    adapter.memory["weights"] = [0.0, 0.0, 1.0]
+    found = iter([student, source])  # the source is asked only where it matters
+    adapter(x)
+    assert (adapter.report.metrics["trust"] > 0.5) == trusted
+    assert (next(found, None) is None) == (student > 0)
+    adapter.memory["filtered"], found = False, iter([student])
+    adapter(x)
+    assert (adapter.report.metrics["trust"] > 0.5) == (student == 0)
+
+
+def test_filtered_noise_explains_what_smooth_blocks_hold():
+    x = _filtered_frame(30)[0]
+    reading = Estimator().read(x)
+    assert _trust.explained(reading, x, (4.0, 8.0)) == 1
+    unread = dataclasses.replace(reading, noise=reading.noise - torch.tensor([2.3, 0.0]))
+    assert _trust.explained(unread, x, (4.0, 8.0)) == 0
 
 
 def test_gray_frames_are_adapted_to_with_gray_noise():

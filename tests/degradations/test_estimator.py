@@ -89,6 +89,25 @@ def test_shared_noise_is_not_read_from_compressed_frames(estimator):
     assert found.between_channels == 0
 
 
+@pytest.mark.parametrize(("level", "shot"), [(10, 0.0), (20, 0.0), (2, 0.02)])
+def test_noise_that_neighbors_share_is_read_as_strong_as_it_is(estimator, level, shot):
+    image = 0.6 * photos.load("grace_hopper")[None, :, 40:232, 60:252] + 0.2
+    camera = Compose([Noise(level / 255, shot, correlation=0.7), Clip(), Quantize()])
+    found = estimator.read(camera.apply(image, camera.sample(seeded(), 1), seeded()))
+    assert found.between_pixels == pytest.approx(0.7, abs=0.06)
+    assert found.mean["noise_shot"] == pytest.approx(shot, rel=0.3)
+    total = (found.mean["noise_std"] ** 2 + found.mean["noise_shot"] * float(image.mean())) ** 0.5
+    assert total == pytest.approx(((level / 255) ** 2 + shot * float(image.mean())) ** 0.5, rel=0.1)
+
+
+def test_the_filter_of_noise_is_not_read_from_compressed_frames(estimator):
+    image = 0.6 * photos.load("grace_hopper")[None, :, 40:232, 60:252] + 0.2
+    camera = Compose([Noise(20 / 255, correlation=0.6), Clip(), Quantize(), Jpeg(quality=93)])
+    found = estimator.read(camera.apply(image, camera.sample(seeded(), 1), seeded()))
+    assert found.mean["jpeg_quality"] < 95
+    assert found.correlation.tolist() == [0, 0]
+
+
 def test_spectra_of_gray_noise_are_those_of_color_noise(estimator):
     noise = 0.5 + 10 / 255 * torch.randn(2, 3, 96, 96, generator=seeded())
     gray = torch.stack([noise[0], noise[0, :1].expand(3, -1, -1)])

@@ -119,8 +119,20 @@ def test_frames_that_do_not_show_the_correlation_of_channels_do_not_lower_it():
     assert unknown.sample(seeded(), 4, ["noise"]).parts[0].channel_correlation is None
     again = Reading.from_tensors(pooled.tensors())
     assert again.between_channels == pooled.between_channels
-    old = {name: value for name, value in reading().tensors().items() if name != "channel_correlation"}
-    assert Reading.from_tensors(old).between_channels == 0  # states from before
+    old = {name: value for name, value in reading().tensors().items() if not name.endswith("correlation")}
+    assert Reading.from_tensors(old).between_channels == Reading.from_tensors(old).between_pixels == 0  # from before
+
+
+def test_frames_that_do_not_show_the_filter_of_the_noise_do_not_change_it():
+    filtered, white = (reading(correlation=torch.tensor([value, 1.0])) for value in (0.8, 0.0))
+    unknown = reading()
+    assert (filtered.between_pixels, white.between_pixels, unknown.between_pixels) == (pytest.approx(0.8), 0, 0)
+    pooled = Reading.pool([filtered, unknown])
+    assert pooled.between_pixels == pytest.approx(0.8)
+    assert Reading.pool([pooled, unknown]).between_pixels == 0  # fewer than half of them
+    assert Reading.pool([filtered, white]).between_pixels == pytest.approx(0.4)
+    torch.testing.assert_close(pooled.sample(seeded(), 4, ["noise"]).parts[0].correlation, torch.full((4,), 0.8))
+    assert Reading.from_dict(pooled.to_dict()).between_pixels == pytest.approx(0.8)
 
 
 def test_tables_of_files_are_kept_while_they_agree():
