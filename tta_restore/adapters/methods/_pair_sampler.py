@@ -144,9 +144,7 @@ class PairSampler:
     def _material(self, held_out: bool, generator: torch.Generator, count: int) -> Tensor:
         if self.sharp_images is not None:
             return random_patches(self.sharp_images, count, self.side, generator)
-        tiles = _dead_leaves(max(_TILE, self.side))
-        kept = (torch.arange(len(tiles)) % _HELD_OUT == 0) == held_out
-        return random_patches(tiles[kept], count, self.side, generator)
+        return random_patches(_tiles(max(_TILE, self.side), held_out), count, self.side, generator)
 
 
 def patch_size_for(size: SizeRequirements, scale: int, wanted: int | None = None) -> int:
@@ -209,6 +207,13 @@ def _with_highlights(sharp: Tensor, generator: torch.Generator) -> Tensor:
     bright = (level >= threshold.view(-1, 1, 1, 1)).float()
     raised = light * (1 - bright) + bright * (1 + light * _MAX_GAIN * gain)
     return torch.where(chosen < 0.5, linear_to_srgb(raised), sharp)
+
+
+@cache
+def _tiles(side: int, held_out: bool) -> Tensor:
+    """Return the dead leaves that are trained on, or those that are not."""
+    leaves = _dead_leaves(side)
+    return leaves[(torch.arange(len(leaves)) % _HELD_OUT == 0) == held_out]
 
 
 @cache
