@@ -1,7 +1,11 @@
-"""One thread: tiny tensors gain nothing from two, and on a busy machine two wait for each other."""
+"""One thread, because tiny tensors gain nothing from two, and one estimate per frame."""
+
+import dataclasses
 
 import pytest
 import torch
+
+from tta_restore.degradations import Estimator
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -10,3 +14,22 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def estimates():
+    """Estimate the degradation of each frame once: most tests share a few frames, and steps are faster."""
+    read, found = Estimator.read, {}
+
+    def remember(self, frame, **options):
+        if options or frame.requires_grad:
+            return read(self, frame, **options)
+        modes = torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu"), torch.get_default_dtype()
+        key = (self.num_candidates, frame.shape, frame.dtype, frame.numpy().tobytes(), *modes)
+        if key not in found:
+            found[key] = read(self, frame)
+        return dataclasses.replace(found[key])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Estimator, "read", remember)
+        yield

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import re
+from functools import cache
 
 import pytest
 import torch
@@ -47,6 +48,7 @@ class Upscaler(Filter):
 DENOISE = RestorerSpec(in_channels=3, task="denoise")
 
 
+@cache
 def _frame(noise: float, seed: int = 3, size: int = 80) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     sharp = F.avg_pool2d(dead_leaves.tile(size + 2, generator)[None], 3, stride=1)  # as soft as a photo
