@@ -200,7 +200,7 @@ class GrayFilter(Filter):
 @pytest.mark.parametrize("make", [recommended, DegradationPairs])
 def test_models_of_one_channel_are_served_without_a_spec(make):
     x, y = (image.mean(1, keepdim=True) for image in _frame(40))
-    adapter = make(GrayFilter())
+    adapter = make(GrayFilter(), steps=48)
     assert isinstance(adapter, DegradationPairs)
     assert _gain(adapter, x, y) > 0.5
     assert adapter.competence().scale == 1
@@ -506,7 +506,7 @@ def test_a_lens_that_the_student_fails_on_is_a_change(monkeypatch):
     """The second doubtful frame of a steady camera makes it calibrate again; the first one is trusted less."""
     model = create_model("lens_unet", checkpoint="specialist").eval()
     options = {"calibration_frames": 1, "change_threshold": 100.0, "read_interval": 1}
-    adapter = DegradationPairs(model, task="defocus", steps=24, lr=1e-3, **options)
+    adapter = DegradationPairs(model, task="defocus", steps=4, lr=1e-3, views="identity", batch_size=2, **options)
     ring, disk = (optics.Lens(n, f, (2.8, 3.4)) for n, f in (("ring", optics.ring(0.6)), ("disk", optics.disk)))
     stream = defocus.defocus_stream([ring, disk], photos.DEV[:1], frames_per_lens=3, size=112, seed=4)
     adapter.adapt(stream[0].blurry[None])
@@ -624,7 +624,7 @@ def test_shown_noise_may_be_removed_by_models_that_were_not_made_for_it():
 
 def test_what_the_source_removes_does_not_speak_against_noise_that_is_shown(monkeypatch):
     found = {"source": 0.3, "teacher": 0.0}
-    adapter = DegradationPairs(Filter(), spec=DENOISE, calibration_frames=1)
+    adapter = DegradationPairs(Filter(), spec=DENOISE, steps=48, lr=1e-2, calibration_frames=1)
     for x, shown in ((_shared_frame(30)[0], True), (_frame(40)[0], False)):
         roles = iter(found)
         monkeypatch.setattr(DegradationPairs, "_structure_excess", lambda *_, roles=roles: found[next(roles)])
@@ -701,7 +701,7 @@ def test_filtered_noise_explains_what_smooth_blocks_hold():
 
 def test_gray_frames_are_adapted_to_with_gray_noise():
     x, y = _gray_frame(40)
-    adapter = DegradationPairs(Filter(), spec=DENOISE)
+    adapter = DegradationPairs(Filter(), spec=DENOISE, steps=48)
     assert _gain(adapter, x, y) > 1
     assert adapter.report.metrics["trust"] > 0.5
     assert abs(adapter.report.metrics["structure_excess"]) < 0.1
@@ -727,7 +727,7 @@ def test_how_much_content_a_student_may_remove_where_there_is_no_color(student, 
 
 def test_frames_that_are_not_read_do_not_pool_readings(monkeypatch):
     x = _shared_frame(30)[0]
-    adapter = DegradationPairs(Filter(), spec=DENOISE, calibration_frames=1, read_interval=8)
+    adapter = DegradationPairs(Filter(), spec=DENOISE, steps=12, lr=1e-2, calibration_frames=1, read_interval=8)
     adapter.adapt(x)
     assert adapter.phase == "steady"
     assert adapter.memory["shared"]
@@ -762,7 +762,7 @@ def test_how_uneven_a_frame_without_color_may_be(monkeypatch):
 @pytest.mark.parametrize("make", [_gray_frame, _shared_frame, _frame])
 def test_content_in_most_of_a_frame_without_color_is_not_trusted_as_noise(monkeypatch, make):
     x = make(40)[0]
-    adapter = DegradationPairs(Filter(), spec=DENOISE, calibration_frames=1)
+    adapter = DegradationPairs(Filter(), spec=DENOISE, steps=48, lr=1e-2, calibration_frames=1)
     assert adapter.adapt(x).metrics["trust"] > 0.5
     trusted = adapter.memory["weights"][2]
     monkeypatch.setattr(_trust, "unevenness", lambda _: 1.175)
@@ -782,7 +782,7 @@ def test_a_student_that_removes_more_content_than_the_source_is_not_used_on_gray
     """The channels of a gray frame correlate whether what is removed is noise or content."""
     model, channels = (GrayFilter(), 1) if color == "one" else (Filter(), 3)
     spec = dataclasses.replace(DENOISE, in_channels=channels)
-    adapter = DegradationPairs(model, spec=spec, calibration_frames=1)
+    adapter = DegradationPairs(model, spec=spec, steps=48, lr=1e-2, calibration_frames=1)
     x = {"color": _frame, "shared": _shared_frame}.get(color, _gray_frame)(40)[0][:, :channels]
     adapter.adapt(x)
     assert adapter.report.metrics["trust"] > 0.5
