@@ -27,7 +27,7 @@ _SMOOTHEST, _SMOOTHEST_BIAS, _WHITE, _EVEN, _MIN_CORRELATION = 0.2, 1.16, 1.2, 1
 # gives the filter; noise that is weaker, or less strong along axes relative to the diagonal, counts as white.
 _SMOOTH, _EVEN_DIFFERENCES, _MISFIT, _QUARTER, _QUARTER_BIAS = 0.3, (1.15, 1.25), 0.25, 0.25, 1.035
 _MIN_FILTERED, _MIN_AXIAL = 3.0 / 255, 1.6
-_FILTERS = 31  # of a standard deviation of 0 to 1.5 pixels
+_FILTERS, _WIDEST = 26, 1.25  # filters that are compared, and the standard deviation of the last in pixels
 
 
 class NoiseCorrelation(NamedTuple):
@@ -115,7 +115,7 @@ def haar_energies(correlation: float) -> Tensor:
 @cache
 def _filters() -> tuple[Tensor, Tensor]:
     """Return standard deviations of filters (S,) and the logarithms of their energies (S, 6)."""
-    filters = torch.linspace(0, 1.5, _FILTERS)
+    filters = torch.linspace(0, _WIDEST, _FILTERS)
     return filters, torch.stack([haar_energies(float(one)) for one in filters]).log()
 
 
