@@ -237,6 +237,16 @@ def test_the_train_mode_draws_from_the_adapters_own_numbers():
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_numbers_that_a_program_draws_change_nothing():
+    stream = frames("plain", 3)
+    outputs = []
+    for seed in (0, 99):
+        torch.manual_seed(seed)
+        outputs.append(list(make_siam_ctta(build("plain")).stream(stream)))
+    assert same_bits(*outputs)
+    assert not same_bits(outputs[0], list(make_siam_ctta(build("plain"), seed=1).stream(stream)))
+
+
 def test_batch_statistics_are_for_those_who_ask():
     net, x = build("batch_norm"), frames("batch_norm", 1, batch=2)[0]
     assert torch.equal(Adapter(net)(x), Adapter(net)(torch.cat([x, x * 0]))[:2])
