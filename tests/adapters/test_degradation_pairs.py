@@ -18,6 +18,7 @@ from tta_restore.data.synthetic import dead_leaves, defocus, photos
 from tta_restore.degradations import Clip, Compose, Degradation, Estimator, Jpeg, Noise, Parameters, Quantize, Reading
 from tta_restore.degradations import lens as optics
 from tta_restore.degradations.degradation import quantity
+from tta_restore.degradations.noise_correlation import haar_energies
 from tta_restore.metrics import psnr
 from tta_restore.models import RestorerSpec, SizeRequirements, as_restorer, create_model
 
@@ -689,6 +690,31 @@ def test_a_student_for_filtered_noise_may_remove_as_much_content_as_the_source(m
     adapter.memory["filtered"], found = False, iter([student])
     adapter(x)
     assert (adapter.report.metrics["trust"] > 0.5) == (student == 0)
+
+
+def test_frames_of_a_camera_that_do_not_show_its_filter_are_read_with_it(monkeypatch):
+    pooled = Estimator().read(_filtered_frame(30)[0])
+    shift = 0.5 * math.log(float(haar_energies(pooled.between_pixels)[0]))
+
+    def hidden(times=1.0, shown=0.0):
+        noise = pooled.noise + torch.tensor([shift + math.log(times), 0.0])
+        return dataclasses.replace(pooled, noise=noise, correlation=torch.tensor([0.0, shown]))
+
+    found = _trust.of_camera(hidden(), pooled, 1.0)
+    torch.testing.assert_close(found.noise, pooled.noise)
+    assert found.between_pixels == pooled.between_pixels
+    for other in (hidden(times=2.0), hidden(shown=1.0), pooled):  # another camera, white noise, shown
+        assert _trust.of_camera(other, pooled, 1.0) is other
+    unknown = dataclasses.replace(pooled, correlation=torch.zeros(2))
+    assert _trust.of_camera(hidden(), unknown, 1.0).between_pixels == 0
+
+    adapter = DegradationPairs(Filter(), spec=DENOISE, steps=12, calibration_frames=1)
+    x = _filtered_frame(30)[0]
+    adapter.adapt(x)
+    monkeypatch.setattr(adapter.estimator, "read", lambda _: hidden())
+    adapter.adapt(x)
+    assert adapter.phase == "steady"
+    assert adapter.report.metrics["distance"] < 0.5
 
 
 def test_filtered_noise_explains_what_smooth_blocks_hold():

@@ -123,6 +123,16 @@ def test_frames_that_do_not_show_the_correlation_of_channels_do_not_lower_it():
     assert Reading.from_tensors(old).between_channels == Reading.from_tensors(old).between_pixels == 0  # from before
 
 
+def test_white_noise_is_another_camera_than_filtered_noise():
+    def shown(pixels, noise=20.0, certain=1.0):
+        return reading(noise / 255, correlation=torch.tensor([pixels, certain]))
+
+    assert shown(0.0).distance(shown(0.7)) > 2.5 > shown(0.0).distance(shown(0.5)) > 1
+    assert shown(0.6).distance(shown(0.7)) < 0.5
+    assert shown(0.0).distance(shown(0.7, certain=0.0)) == 0  # it is not known
+    assert shown(0.0, noise=0.1).distance(shown(0.7, noise=0.1)) < 0.5  # noise that cannot be seen
+
+
 def test_frames_that_do_not_show_the_filter_of_the_noise_do_not_change_it():
     filtered, white = (reading(correlation=torch.tensor([value, 1.0])) for value in (0.8, 0.0))
     unknown = reading()

@@ -36,6 +36,7 @@ PARTS = ("blur", "noise", "jpeg")
 
 _SHARED = 0.3  # share of the error's variance that frames of one camera have in common, which pooling does not remove
 _MAX_RADII = 2048
+_FILTER_FLOOR = 1.0  # pixels added to the standard deviations of filters before they are compared
 _PUPIL_STEP = 0.3  # relative squared distance of two pupil functions that counts as a step
 _ABSENT = 0.35  # root mean square radius in pixels below which no blur is applied
 
@@ -214,6 +215,11 @@ class Reading:
         # the shape of a small blur is not visible, and single frames show it badly
         visible = min(self.mean["blur_radius"], other.mean["blur_radius"], 1.0)
         steps.append(apart / _PUPIL_STEP * visible)
+        if min(float(self.correlation[1]), float(other.correlation[1])) >= 0.5:
+            # whether the noise is white; noise that cannot be seen has no correlation
+            noise = min(self.mean["noise_std"], other.mean["noise_std"])
+            between = just_noticeable(self.correlation[0], other.correlation[0], _FILTER_FLOOR)
+            steps.append(between * noise / (noise + 1 / 255))
         return float(torch.stack(steps).square().sum().sqrt())
 
     def _steps(self, other: Reading, name: str, floor: float) -> Tensor:

@@ -113,6 +113,20 @@ def plausible(reading: Reading, *, scale: int) -> Reading:
     )
 
 
+def of_camera(reading: Reading, pooled: Reading, near: float) -> Reading:
+    """Return the reading of a frame of a camera with filtered noise that does not show the filter itself.
+
+    Its noise was then read as white, which is too weak. If that of the camera's filter is as strong as the camera's,
+    within a distance of ``near``, it is the same noise.
+    """
+    pixels = pooled.between_pixels
+    if not pixels or float(reading.correlation[1]) > 0:
+        return reading
+    shift = torch.tensor([-0.5 * math.log(float(haar_energies(pixels)[0])), 0.0])
+    filtered = replace(reading, noise=reading.noise + shift, correlation=torch.tensor([pixels, 1.0]))
+    return filtered if filtered.distance(pooled) <= near else reading
+
+
 def max_input(readings: Sequence[Reading], *, scale: int) -> float:
     """Return the largest weight of the input next to a restorer that removes blur, 0 to 1.
 

@@ -394,6 +394,8 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
             return None
         memory["unread"] = 0
         reading = self.estimator.read(frame.image)
+        if memory["filtered"] and is_like:
+            reading = _trust.of_camera(reading, self._pooled(memory["readings"]), _NEAR * self.change_threshold)
         mean = reading.mean
         frame.metrics.update(noise=255 * mean["noise_std"], blur=mean["blur_radius"], jpeg_quality=mean["jpeg_quality"])
         return reading
