@@ -15,7 +15,10 @@ import pytest
 import torch
 from _base import needs_extension
 from _fresh import run_program
+from torch._decomp import decomposition_table
+from torch._subclasses import FakeTensorMode
 from torch.autograd import forward_ad
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import tta_restore
@@ -239,6 +242,15 @@ def test_bare_operator_refuses_a_gradient():
     out = torch.ops.tta_restore.self_shift_products(*[torch.rand(1, 1, 3, 3, requires_grad=True)] * 2)
     with pytest.raises(RuntimeError, match="self_shift_products has no gradient; call the function in tta_restore.ops"):
         out.sum().backward()
+
+
+def test_symbolic_sizes_run_the_fake_kernel(monkeypatch):
+    """The decomposition, for torch.onnx.export, runs the whole reference: tracing would take many times as long."""
+    op = torch.ops.tta_restore.self_shift_products.default
+    monkeypatch.setitem(decomposition_table, op, None)
+    frame = FakeTensorMode(shape_env=ShapeEnv()).from_tensor(torch.rand(2, 3, 8, 9))
+    assert isinstance(frame.shape[2], torch.SymInt)
+    assert op(frame, frame).shape[0] == frame.shape[0]
 
 
 def test_names_of_ops_are_unique():

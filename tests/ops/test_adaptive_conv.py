@@ -85,6 +85,10 @@ class TestIac(OpTests):
             for shape, n, k, options in IAC_SAMPLES
         ]  # fmt: skip
 
+    def test_opcheck_with_saved_states(self, device, generator, monkeypatch):
+        monkeypatch.setattr(functional, "_CHANNEL_IN_CACHE", 0)
+        self.test_opcheck(device, generator, None)
+
     def bad(self):
         x, filters, steps = torch.rand(2, 3, 4, 5), torch.rand(2, 42, 4, 5), {"num_steps": 2}
         return [

@@ -65,6 +65,8 @@ def define(
     op = getattr(torch.ops.tta_restore, name).default
     # torch.onnx.export replaces ops by what this table holds; torch.export, torch.compile and AOTInductor keep them.
     register_decomposition(op)(reference)
+    # Of an op in that table, fake tensors with symbolic sizes would run the decomposition instead of the fake kernel.
+    register_decomposition(op, type="meta")(fake)
     return op
 
 
