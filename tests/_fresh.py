@@ -1,7 +1,7 @@
 """Run functions and programs of tests in new processes.
 
-They are forked from a process that has imported torch and done nothing else, so that each starts in a moment and knows
-nothing of earlier tests.
+They are forked from a process that has imported parts of torch and done nothing else, so that each starts in a moment
+and knows nothing of earlier tests.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from typing import Any
 import torch
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["torch"])
+# The first optimizer of a process imports torch._dynamo. Half of that import is the module below; the whole would also
+# import triton, before a child can set TRITON_INTERPRET.
+_context.set_forkserver_preload(["torch", "torch.distributed.fsdp"])
 
 
 def in_new_process(function: Callable[..., Any], *arguments: Any) -> Any:
