@@ -145,11 +145,17 @@ class Case(ModuleTests):
 
 
 class TestBlock(Case):
-    pass
+    @pytest.mark.slow
+    def test_compile_fullgraph(self, device, generator):
+        super().test_compile_fullgraph(device, generator)
 
 
 class TestReleasedOrder(Case):
     options = {"variant": "official"}  # noqa: RUF012
+
+    @pytest.mark.slow
+    def test_compile_fullgraph(self, device, generator):
+        super().test_compile_fullgraph(device, generator)
 
 
 class TestFilledWindows(Case):

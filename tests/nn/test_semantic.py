@@ -155,6 +155,10 @@ class TestTokens(Case):
 class TestTokenFeatures(Case):
     features = (2, 20, 12)
 
+    @pytest.mark.slow
+    def test_compile_fullgraph(self, device, generator):
+        super().test_compile_fullgraph(device, generator)
+
 
 class TestOneVector(Case):
     context, unused = (2, 10), ("to_q.weight", "to_k.weight")
@@ -162,6 +166,10 @@ class TestOneVector(Case):
 
 class TestOneToken(Case):
     context, features, unused = (2, 1, 10), (2, 20, 12), ("to_q.weight", "to_k.weight")
+
+    @pytest.mark.slow
+    def test_compile_fullgraph(self, device, generator):
+        super().test_compile_fullgraph(device, generator)
 
 
 def test_it_starts_as_the_identity_and_its_output_projection_learns():
