@@ -30,10 +30,10 @@ def test_own_layer(monkeypatch):
     assert after < before
 
 
-@pytest.mark.parametrize("network", ["kpn", "ifan", "upsampler"])
-def test_kernel_networks(monkeypatch, network):
+@pytest.mark.parametrize(("network", "size"), [("kpn", "16"), ("ifan", "16"), ("upsampler", "32")])
+def test_kernel_networks(monkeypatch, network, size):
     torch._dynamo.reset()
-    words = ["kernel_networks.py", "--network", network, "--steps", "40", "--size", "32", "--compiler", "aot_eager"]
+    words = ["kernel_networks.py", "--network", network, "--steps", "40", "--size", size, "--compiler", "aot_eager"]
     monkeypatch.setattr(sys, "argv", words)
     before, after = load("kernel_networks").main()
     assert after < before
