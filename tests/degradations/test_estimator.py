@@ -95,6 +95,7 @@ def test_noise_that_neighbors_share_is_read_as_strong_as_it_is(estimator, level,
     camera = Compose([Noise(level / 255, shot, correlation=0.7), Clip(), Quantize()])
     found = estimator.read(camera.apply(image, camera.sample(seeded(), 1), seeded()))
     assert found.between_pixels == pytest.approx(0.7, abs=0.06)
+    assert float(found.correlation[1]) == 1
     assert found.mean["noise_shot"] == pytest.approx(shot, rel=0.3)
     total = (found.mean["noise_std"] ** 2 + found.mean["noise_shot"] * float(image.mean())) ** 0.5
     assert total == pytest.approx(((level / 255) ** 2 + shot * float(image.mean())) ** 0.5, rel=0.1)
@@ -106,6 +107,14 @@ def test_the_filter_of_noise_is_not_read_from_compressed_frames(estimator):
     found = estimator.read(camera.apply(image, camera.sample(seeded(), 1), seeded()))
     assert found.mean["jpeg_quality"] < 95
     assert found.correlation.tolist() == [0, 0]
+
+
+def test_white_noise_is_known_and_gray_frames_do_not_show_it(estimator):
+    image = 0.6 * photos.load("grace_hopper")[None, :, 40:168, 40:168] + 0.2
+    camera = Compose([Noise(15 / 255), Clip(), Quantize()])
+    for frame, known in ((image, 1), (image.mean(1, keepdim=True), 0)):
+        found = estimator.read(camera.apply(frame, camera.sample(seeded(), 1), seeded()))
+        assert found.correlation.tolist() == [0, known]
 
 
 def test_spectra_of_gray_noise_are_those_of_color_noise(estimator):
