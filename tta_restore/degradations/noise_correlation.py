@@ -60,7 +60,7 @@ def estimate_noise_correlation(image: Tensor) -> NoiseCorrelation:
         return NoiseCorrelation(0.0, 0.0, None)
     own_std, pixels = _filter_of(own)
     if pixels:  # as strong as white noise would be
-        shared, own = (energy / haar_energies(pixels)[:, None] for energy in (shared, own))
+        shared, own = (energy / haar_energies(pixels)[:, None].to(energy) for energy in (shared, own))
     total = shared[:3].sum(0)
     smoothest = total.argsort()[: math.ceil(_SMOOTHEST * len(total))]
     own_mean = float(own[:3, smoothest].mean())

@@ -198,7 +198,7 @@ def colorless_share(student: float, source: float, lead: float) -> float:
 def explained(reading: Reading, frame: Tensor, removed: tuple[float, float]) -> float:
     """Return how far the estimate explains what is in a frame, 0 to 1.
 
-    Degradations that are not estimated, such as impulses, stripes, correlated noise or rain, leave detail in the
+    Degradations that are not estimated, such as impulses, stripes, film grain or rain, leave detail in the
     smoothest blocks of a frame, the same in all of them, that is not the noise that was read; or the source removes
     more of the frame than of pairs. The frame then looks cleaner than it is, which favors the input.
 
