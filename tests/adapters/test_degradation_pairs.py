@@ -649,6 +649,7 @@ def test_frames_whose_noise_correlates_between_pixels_are_adapted_to_with_such_n
     assert _gain(adapter, x, y) > 1
     assert adapter.reading.between_pixels == pytest.approx(0.7, abs=0.06)
     assert adapter.report.metrics["trust"] > 0.5
+    assert adapter.report.metrics["noise_filter"] == adapter.reading.between_pixels
     other = DegradationPairs(Filter(), spec=DENOISE)
     other.load_state_dict(adapter.state_dict())
     assert other.reading.between_pixels == adapter.reading.between_pixels

@@ -96,6 +96,11 @@ def test_a_gain(tmp_path):
     assert "Worth using: +0.63 dB on held-out pairs, trust 0.90." in text
     assert "24.9 / 255" in text
     assert "JPEG quality none found" in text
+    assert "filter that correlates it" not in text
+    found = {"noise": 20.0, "noise_filter": 0.66}
+    (tmp_path / "camera.html").unlink()
+    filtered = written(tmp_path, CalibrationPage("title", report(0.63, degradation=found)))
+    assert "filter that correlates it, standard deviation 0.66 pixels" in filtered
     assert "1. a.png +0.20 2. b.png +0.63" in text
     assert "frame 1: a &lt;remark&gt; c.png: empty file" in text
     assert "model net.pth" in text

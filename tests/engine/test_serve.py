@@ -289,6 +289,15 @@ def test_trust_in_words(trust, text):
     assert "JPEG quality 40" in described
 
 
+def test_correlated_noise_in_words():
+    plain = {"noise": 20.0, "blur": 1.0}
+    for found, text in (
+        (plain, "noise of 20.0 / 255, blur"),
+        (plain | {"noise_filter": 0.66}, "correlated over 0.7 pixels, blur"),
+    ):
+        assert text in words.describe_photo(PhotoRecord("a.png", trust=0.8, degradation=found))
+
+
 def test_text_of_files_and_models_is_shown_as_it_is():
     record = PhotoRecord("<b>*a*</b>.png", error="<script>\n`x`")
     described = words.describe_photo(record)

@@ -34,7 +34,8 @@ class CalibrationReport:
         steps: number of optimizer steps taken.
         seconds: wall time.
         task: what the model was found to remove.
-        degradation: estimated degradation of the frames: noise in 1/255, blur radius in pixels, JPEG quality.
+        degradation: estimated degradation of the frames: noise in 1/255, blur radius in pixels, JPEG quality, and the
+            filter of noise that correlates between pixels, standard deviation in pixels.
         gain: PSNR gain of the calibrated model over the original on held-out pairs, in dB; NaN for methods without
             such pairs.
         trust: weight of the adapted model in the average that restores best, 0 to 1.
@@ -199,7 +200,8 @@ def calibrate(
             "noise": 255 * mean.get("noise_std", 0.0),
             "blur": mean.get("blur_radius", 0.0),
             "jpeg_quality": mean.get("jpeg_quality", 100.0),
-        },
+        }
+        | ({"noise_filter": reading.between_pixels} if reading is not None and reading.between_pixels else {}),
         gain=gain,
         trust=memory["weights"][2],
         learning_rate=memory["rate"] or None,

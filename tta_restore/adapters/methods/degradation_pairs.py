@@ -398,6 +398,8 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
             reading = _trust.of_camera(reading, self._pooled(memory["readings"]), _NEAR * self.change_threshold)
         mean = reading.mean
         frame.metrics.update(noise=255 * mean["noise_std"], blur=mean["blur_radius"], jpeg_quality=mean["jpeg_quality"])
+        if reading.between_pixels:
+            frame.metrics["noise_filter"] = reading.between_pixels
         return reading
 
     def _pooled(self, readings: list[dict[str, Tensor]]) -> Reading:

@@ -25,6 +25,7 @@ _SIDE = 320  # of the part of a photo that is shown, in pixels of the photo
 _LARGEST_SIDE = 640  # of the same part of the result
 _PARAMETERS = {
     "noise": ("noise, standard deviation", "{:.1f} / 255"),
+    "noise_filter": ("filter that correlates it, standard deviation", "{:.2f} pixels"),
     "blur": ("blur, root mean square radius", "{:.2f} pixels"),
     "jpeg_quality": ("JPEG quality", "{:.0f}"),
 }

@@ -27,6 +27,7 @@ from tta_restore.engine.run.usage import UsageError
 
 __all__ = ["PhotoLimits", "PhotoRecord", "PhotoRestorer"]
 
+_DEGRADATION = ("noise", "noise_filter", "blur", "jpeg_quality")  # of the metrics
 _DETAIL = 1024  # longest side of the part that is shown at full resolution
 
 
@@ -68,7 +69,8 @@ class PhotoRecord:
         trust: weight of the adapted model in the result, 0 to 1; None if the method does not measure it.
         gain: PSNR gain of the adapted model over the unadapted one on held-out pairs, dB; None if not measured.
         input_weight: weight of the photo itself in the result, 0 to 1.
-        degradation: estimated noise in 1/255, blur radius in pixels and JPEG quality, by name; may be empty.
+        degradation: estimated noise in 1/255, its filter and the blur radius in pixels, JPEG quality, by name; may be
+            empty.
         steps: optimizer steps taken.
         seconds: wall time with adaptation.
         baseline_seconds: wall time of the self-ensemble of the unadapted model.
@@ -232,7 +234,7 @@ def _with_report(record: PhotoRecord, report: StepReport) -> PhotoRecord:
         trust=report.trust,
         gain=metrics.get("lead"),
         input_weight=metrics.get("input_weight", 0.0),
-        degradation={name: metrics[name] for name in ("noise", "blur", "jpeg_quality") if name in metrics},
+        degradation={name: metrics[name] for name in _DEGRADATION if name in metrics},
         steps=report.steps,
         messages=(*skipped, *report.messages, *record.messages),
     )

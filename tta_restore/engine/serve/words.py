@@ -105,7 +105,9 @@ def _degradation(record: PhotoRecord) -> str:
     found = record.degradation
     parts = []
     if "noise" in found:
-        parts.append(f"noise of {found['noise']:.1f} / 255")
+        pixels = found.get("noise_filter")
+        correlated = f", correlated over {pixels:.1f} pixels" if pixels else ""
+        parts.append(f"noise of {found['noise']:.1f} / 255{correlated}")
     if "blur" in found:
         parts.append(f"blur of radius {found['blur']:.1f} pixels")
     if "jpeg_quality" in found:
