@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from functools import cache
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -30,7 +30,8 @@ _MIN_FILTERED, _MIN_AXIAL = 3.0 / 255, 1.6
 _FILTERS, _WIDEST = 26, 1.25  # filters that are compared, and the standard deviation of the last in pixels
 
 
-class NoiseCorrelation(NamedTuple):
+@dataclass(frozen=True)
+class NoiseCorrelation:
     """What is known for certain of the noise of an image.
 
     Attributes:
