@@ -156,7 +156,7 @@ def _block_energies(image: Tensor) -> tuple[Tensor, Tensor]:
     """
     if min(image.shape[1:]) < 2 * _BLOCK:
         return image.new_zeros(6, 0), image.new_zeros(6, 0)
-    x = bands(image.float())
+    x = bands(image).float()
     clipped = is_clipped(x).any(0).float()[None]  # of clipped noise channels share less
     enough = F.avg_pool2d((F.max_pool2d(clipped, 2) == 0).float(), _BLOCK)[0] >= _INSIDE
     shared, own = (
