@@ -693,6 +693,24 @@ def test_a_student_for_filtered_noise_may_remove_as_much_content_as_the_source(m
     assert (adapter.report.metrics["trust"] > 0.5) == (student == 0)
 
 
+def test_a_source_that_removes_no_content_excuses_none():
+    assert _trust.excess_over(0.2, 0.3) == pytest.approx(0.1)
+    assert _trust.excess_over(-0.5, 0.3) == 0.3
+
+
+def test_filtered_noise_that_channels_share_is_judged_as_other_noise_without_color(monkeypatch):
+    """On frames without steps, too: the student is compared with the source once, not twice."""
+    adapter = DegradationPairs(Filter(), spec=DENOISE, calibration_frames=1)
+    x = _filtered_frame(30)[0]
+    adapter.adapt(x)
+    adapter.memory.update(shared=True, weights=[0.0, 0.0, 1.0], correlation=[0.0] * 4)
+    seen = []
+    monkeypatch.setattr(DegradationPairs, "_structure_excess", lambda *_: 0.3)
+    monkeypatch.setattr(_trust, "colorless_share", lambda student, source, lead: seen.append((student, source)) or 0.5)
+    adapter(x)
+    assert seen == [(0.3, -math.inf), (0.3, 0.3)]
+
+
 def test_frames_of_a_camera_that_do_not_show_its_filter_are_read_with_it(monkeypatch):
     pooled = Estimator().read(_filtered_frame(30)[0])
     shift = 0.5 * math.log(float(haar_energies(pooled.between_pixels)[0]))
@@ -701,13 +719,13 @@ def test_frames_of_a_camera_that_do_not_show_its_filter_are_read_with_it(monkeyp
         noise = pooled.noise + torch.tensor([shift + math.log(times), 0.0])
         return dataclasses.replace(pooled, noise=noise, correlation=torch.tensor([0.0, shown]))
 
-    found = _trust.of_camera(hidden(), pooled, 1.0)
+    found = _trust.with_filter_of(pooled, hidden(), 1.0)
     torch.testing.assert_close(found.noise, pooled.noise)
     assert found.between_pixels == pooled.between_pixels
     for other in (hidden(times=2.0), hidden(shown=1.0), pooled):  # another camera, white noise, shown
-        assert _trust.of_camera(other, pooled, 1.0) is other
+        assert _trust.with_filter_of(pooled, other, 1.0) is other
     unknown = dataclasses.replace(pooled, correlation=torch.zeros(2))
-    assert _trust.of_camera(hidden(), unknown, 1.0).between_pixels == 0
+    assert _trust.with_filter_of(unknown, hidden(), 1.0).between_pixels == 0
 
     adapter = DegradationPairs(Filter(), spec=DENOISE, steps=12, calibration_frames=1)
     x = _filtered_frame(30)[0]

@@ -1,4 +1,4 @@
-"""What noise shares between channels and neighbors: read back what was added, and content is no noise."""
+"""Correlation of noise between channels and pixels: read back as it was added; content is not taken for noise."""
 
 import pytest
 import torch
@@ -77,6 +77,12 @@ def test_the_level_of_shared_noise_is_read_back_and_bounds_it(level, between):
     image = _correlated(0.5 * photo("rocket") + 0.25, level, between)
     assert 255 * estimate_noise_correlation(image).std == pytest.approx(level, rel=0.03)
     assert level <= 255 * float(largest_noise(image)) < 1.25 * level
+
+
+@pytest.mark.parametrize("function", [estimate_noise_correlation, unevenness])
+def test_batches_are_refused(function):
+    with pytest.raises(ValueError, match=rf"{function.__name__}: expected image of shape \(C, H, W\), got"):
+        function(photo())
 
 
 def test_content_makes_an_image_uneven():

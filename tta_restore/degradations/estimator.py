@@ -142,8 +142,8 @@ class Estimator(nn.Module):
         parts = frame_crops(image).to(device)
         quality = float(jpeg[1]) if float(jpeg[0]) >= 0.5 else 100.0
         # compression removes colors, also those of noise
-        shared = estimate_noise_correlation(original) if quality == 100 else NoiseCorrelation(0.0, 0.0, None)
-        in_mean = 1.0 if is_gray(original) else noise_of_mean(shared.between_channels)  # spectra know gray images
+        correlation = estimate_noise_correlation(original) if quality == 100 else NoiseCorrelation(0.0, 0.0, None)
+        in_mean = 1.0 if is_gray(original) else noise_of_mean(correlation.between_channels)  # spectra know gray images
         blur, noise = self._joint(parts, quality, in_mean)
         visible = float(estimate_noise(image).clamp(min=_MIN_NOISE))
         estimate = self.defocus(parts, visible * in_mean)
@@ -153,11 +153,11 @@ class Estimator(nn.Module):
         # compression removes the noise that its dependence on brightness would be read from
         shot = torch.zeros(2)
         if quality == 100:
-            if shared.between_pixels:  # the statistics are those of white noise
-                noise = torch.tensor([math.log(shared.std), _CORRELATED_STD])
+            if correlation.between_pixels:  # the statistics are those of white noise
+                noise = torch.tensor([math.log(correlation.std), _CORRELATED_STD])
             else:
-                noise = _below(noise, largest_noise(original).cpu().clamp(min=_MIN_NOISE).log())
-            shot = _shot_noise(image) / float(haar_energies(shared.between_pixels or 0.0)[0])
+                noise = _below(noise, largest_noise(original, correlation).cpu().clamp(min=_MIN_NOISE).log())
+            shot = _shot_noise(image) / float(haar_energies(correlation.between_pixels or 0.0)[0])
             noise = _without_shot(noise, shot, image)
         radius = math.exp(float(blur[0]))
         asymmetry = torch.zeros(2, 2)
@@ -175,8 +175,8 @@ class Estimator(nn.Module):
             sharpest=_sharpest(estimate),
             statistics=statistics,
             asymmetry=asymmetry,
-            channel_correlation=torch.tensor([shared.between_channels, float(shared.between_channels > 0)]),
-            correlation=torch.tensor([shared.between_pixels or 0.0, float(shared.between_pixels is not None)]),
+            channel_correlation=_known(correlation.between_channels or None),
+            correlation=_known(correlation.between_pixels),
         )
 
     def _joint(self, parts: Tensor, quality: float, noise_in_mean: float) -> tuple[Tensor, Tensor]:
@@ -192,6 +192,11 @@ class Estimator(nn.Module):
         # parts of a frame share most of their error
         std = (1 / weight.mean(0)).sqrt()
         return torch.stack([mean[0], std[0]]), torch.stack([mean[1], std[1]])
+
+
+def _known(value: float | None) -> Tensor:
+    """Return a value, and whether the frame shows it, (2,)."""
+    return torch.tensor([value or 0.0, float(value is not None)])
 
 
 def _clamped(image: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tta_restore._core import checks
 from tta_restore.degradations._haar import bands, haar, is_clipped, quads
 from tta_restore.degradations.noise import filter_taps
 
@@ -32,7 +33,7 @@ _FILTERS, _WIDEST = 26, 1.25  # filters that are compared, and the standard devi
 
 @dataclass(frozen=True)
 class NoiseCorrelation:
-    """What is known for certain of the noise of an image.
+    """Estimated correlation of the noise of an image, between channels and between pixels.
 
     Attributes:
         std: standard deviation in [0, 1] values; 0 where neither correlation was found.
@@ -54,8 +55,12 @@ def estimate_noise_correlation(image: Tensor) -> NoiseCorrelation:
     noise is as strong in all directions and in all blocks, fine content hardly is.
 
     Shape:
-        - image: (1 or 3, H, W) in [0, 1]
+        - image: (C, H, W) in [0, 1], C = 1 or 3
+
+    Raises:
+        ValueError: the image has another shape.
     """
+    checks.expect_shape("estimate_noise_correlation", "image", image, "(C, H, W)")
     shared, own = _block_energies(image)
     if shared.shape[1] < _MIN_BLOCKS:
         return NoiseCorrelation(0.0, 0.0, None)
@@ -84,7 +89,11 @@ def unevenness(image: Tensor) -> float:
     Shape:
         - image: (C, H, W) in [0, 1]
         - output: at least 1; 1 where fewer than 10 blocks can be judged
+
+    Raises:
+        ValueError: the image has another shape.
     """
+    checks.expect_shape("unevenness", "image", image, "(C, H, W)")
     total = _block_energies(image)[0][:3].sum(0)
     return _unevenness(total) if len(total) >= _MIN_BLOCKS else 1.0
 

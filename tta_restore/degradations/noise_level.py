@@ -11,7 +11,7 @@ from torch import Tensor
 from tta_restore._core import checks
 from tta_restore._core.color import is_gray
 from tta_restore.degradations._haar import bands, is_clipped, quads
-from tta_restore.degradations.noise_correlation import estimate_noise_correlation
+from tta_restore.degradations.noise_correlation import NoiseCorrelation, estimate_noise_correlation
 
 __all__ = ["estimate_noise", "estimate_noise_curve", "largest_noise"]
 
@@ -70,12 +70,16 @@ def estimate_noise_curve(image: Tensor) -> tuple[Tensor, Tensor]:
     return read, shot
 
 
-def largest_noise(image: Tensor) -> Tensor:
+def largest_noise(image: Tensor, correlation: NoiseCorrelation | None = None) -> Tensor:
     """Return an upper bound on the standard deviation of white noise.
 
     At most half of the diagonal Haar coefficients exceed the median of the noise, however strong the content of the
     other half; and content, unlike noise, is mostly equal in all channels, so that their differences show the noise,
     unless they share it, of which :func:`estimate_noise_correlation` gives a narrower one.
+
+    Args:
+        image: to be judged.
+        correlation: of its noise; None to estimate it.
 
     Shape:
         - image: (C, H, W) in [0, 1], H and W at least 2
@@ -85,7 +89,7 @@ def largest_noise(image: Tensor) -> Tensor:
     """
     image = bands(image)
     level = _median_level(image)
-    found = estimate_noise_correlation(image)
+    found = estimate_noise_correlation(image) if correlation is None else correlation
     if found.between_channels:
         return torch.minimum(_CEILING * level, level.new_tensor(_MARGIN * found.std))
     if is_gray(image):

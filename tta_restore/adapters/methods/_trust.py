@@ -113,18 +113,18 @@ def plausible(reading: Reading, *, scale: int) -> Reading:
     )
 
 
-def of_camera(reading: Reading, pooled: Reading, near: float) -> Reading:
-    """Return the reading of a frame of a camera with filtered noise that does not show the filter itself.
+def with_filter_of(camera: Reading, reading: Reading, near: float) -> Reading:
+    """Return the reading of a frame with the filter of a camera's noise, if the frame does not show which it has.
 
-    Its noise was then read as white, which is too weak. If that of the camera's filter is as strong as the camera's,
-    within a distance of ``near``, it is the same noise.
+    Its noise was then read as white, and too weak. If noise with that filter would be as strong as the camera's, within
+    a distance of ``near``, it is the camera's; the reading is returned unchanged otherwise.
     """
-    pixels = pooled.between_pixels
+    pixels = camera.between_pixels
     if not pixels or float(reading.correlation[1]) > 0:
         return reading
     shift = torch.tensor([-0.5 * math.log(float(haar_energies(pixels)[0])), 0.0])
     filtered = replace(reading, noise=reading.noise + shift, correlation=torch.tensor([pixels, 1.0]))
-    return filtered if filtered.distance(pooled) <= near else reading
+    return filtered if filtered.distance(camera) <= near else reading
 
 
 def max_input(readings: Sequence[Reading], *, scale: int) -> float:
@@ -151,12 +151,17 @@ def is_shown(readings: Sequence[Reading]) -> bool:
 
 
 def is_filtered(readings: Sequence[Reading]) -> bool:
-    """Return whether noise that correlates between pixels was found in the differences of channels.
-
-    Restorers made for white noise leave a part of it, so that what the source removes is mostly content: a student is
-    compared with the source then, and not with noise.
-    """
+    """Return whether noise that correlates between pixels was found in the differences of channels."""
     return all(reading.between_pixels > 0 for reading in readings)
+
+
+def excess_over(source: float, student: float) -> float:
+    """Return by how much the residual of a student correlates more than that of the source, where noise is filtered.
+
+    Restorers made for white noise leave a part of such noise, so that what they remove correlates with content. A
+    source whose residual correlates less than noise counts as one that removes no content.
+    """
+    return student - max(source, 0.0)
 
 
 def is_noisy(reading: Reading, doubt: float = 0.0) -> bool:

@@ -395,7 +395,7 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         memory["unread"] = 0
         reading = self.estimator.read(frame.image)
         if memory["filtered"] and is_like:
-            reading = _trust.of_camera(reading, self._pooled(memory["readings"]), _NEAR * self.change_threshold)
+            reading = _trust.with_filter_of(self._pooled(memory["readings"]), reading, _NEAR * self.change_threshold)
         mean = reading.mean
         frame.metrics.update(noise=255 * mean["noise_std"], blur=mean["blur_radius"], jpeg_quality=mean["jpeg_quality"])
         if reading.between_pixels:
@@ -664,7 +664,7 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         shown = "teacher" in images and _trust.is_shown(readings)  # it is noise, whatever the source removes
         excess = excesses["teacher"] if shown else max(excesses.values())
         if shown and _trust.is_filtered(readings):
-            excess -= max(excesses["source"], 0.0)
+            excess = _trust.excess_over(excesses["source"], excess)
         frame.metrics["structure_excess"] = excess
         kept, even = _trust.structure_share(excess, notes["best"], scale=sampler.scale), 1.0
         if "teacher" in images and self._is_colorless(frame):
@@ -720,16 +720,16 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
             across, near = of_source if role == "source" else of_teacher
             return self._structure_excess(frame.region, self._restored(frame, role), (across, near))
 
-        excess = excess_of("teacher")
+        excess = student = excess_of("teacher")
         lead = _STEADY_LEAD * self.memory["lead"]
-        if self.memory["filtered"] and _trust.structure_share(excess, lead, scale=1) < 1:
-            excess -= max(excess_of("source"), 0.0)
+        if self.memory["filtered"] and _trust.structure_share(student, lead, scale=1) < 1:
+            excess = _trust.excess_over(excess_of("source"), student)
         share = _trust.structure_share(excess, lead, scale=1)
         colorless = self._is_colorless(frame)
         even = _trust.even_share(frame.region) if colorless else 1.0
         share = min(share, even)
-        if colorless and _trust.colorless_share(excess, -math.inf, lead) < 1:
-            share = min(share, _trust.colorless_share(excess, excess_of("source"), lead))
+        if colorless and _trust.colorless_share(student, -math.inf, lead) < 1:
+            share = min(share, _trust.colorless_share(student, excess_of("source"), lead))
         frame.metrics["structure_excess"] = excess
         if share == 1:
             return weights
