@@ -734,6 +734,8 @@ def test_frames_of_a_camera_that_do_not_show_its_filter_are_read_with_it(monkeyp
     adapter.adapt(x)
     assert adapter.phase == "steady"
     assert adapter.report.metrics["distance"] < 0.5
+    adapter.adapt(x.mean(1, keepdim=True).expand_as(x))  # a gray camera has noise of its own
+    assert adapter.report.metrics["noise"] == pytest.approx(255 * hidden().mean["noise_std"])
 
 
 def test_filtered_noise_explains_what_smooth_blocks_hold():
