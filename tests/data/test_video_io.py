@@ -1,5 +1,7 @@
 """Video files there and back: pixels, colors, bits, odd sides, orientation, times, sound, and damaged files."""
 
+import io
+import struct
 from fractions import Fraction
 
 import pytest
@@ -183,7 +185,10 @@ def record(
     """A video by another writer: a bright and a dark half that change slowly."""
     height, width = size
     with av.open(
-        str(path), "w", format=format, container_options={"movflags": "use_metadata_tags"} if tags else {}
+        path if hasattr(path, "write") else str(path),
+        "w",
+        format=format,
+        container_options={"movflags": "use_metadata_tags"} if tags else {},
     ) as container:
         for key, value in (tags or {}).items():
             container.metadata[key] = value
@@ -417,6 +422,97 @@ def test_gaps_in_an_even_video_are_told(tmp_path):
     video = VideoFile(tmp_path / "b.mkv")
     assert len(list(video)) == 50
     assert video.losses == ["damaged or incomplete: 10 frames are missing from 0.8 s on"]
+
+
+def test_dropped_frames_of_an_avi_are_no_damage(tmp_path):
+    """Recorders write chunks of zero bytes for them; the frame before stays longer, here and in the result."""
+    record(tmp_path / "a.avi", "ffv1", count=60)
+    with av.open(str(tmp_path / "a.avi")) as source, av.open(str(tmp_path / "b.avi"), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        packets = [packet for packet in source.demux(source.streams.video[0]) if packet.dts is not None]
+        for packet in packets[:20] + packets[22:30] + packets[31:]:
+            packet.stream = stream
+            target.mux(packet)
+    content = bytearray((tmp_path / "b.avi").read_bytes())
+    (tmp_path / "c.avi").write_bytes(_without_last_frames(content, 5))
+    for name, count in (("b.avi", 57), ("c.avi", 52)):
+        video = VideoFile(tmp_path / name)
+        assert len(list(video)) == count
+        assert video.losses == []
+        assert [round(time * 25) for time in video.times] == [t for t in range(count + 3) if t not in (20, 21, 30)]
+    start = content.index(b"movi") + struct.unpack_from("<I", content, content.index(b"idx1") + 8 + 16 * 40 + 8)[0]
+    content[start : start + 400] = b"\xff" * 400  # frames that are there and damaged
+    (tmp_path / "d.avi").write_bytes(content)
+    video = VideoFile(tmp_path / "d.avi", keep_going=True)
+    assert len(list(video)) < 57
+    assert video.losses
+
+
+@pytest.mark.parametrize(
+    ("name", "codec"),
+    [("a.mkv", "mjpeg"), ("a.flv", "flv1"), ("a.wmv", "wmv2"), ("a.ts", "mpeg2video"), ("a.avi", "ffv1")],
+)
+def test_the_last_frames_are_not_lost_in_silence(tmp_path, name, codec):
+    """They are fewer than a length in seconds could tell, which sound and rounding change too."""
+    record(tmp_path / name, codec, "yuvj420p" if codec == "mjpeg" else "yuv420p", count=30)
+    content = (tmp_path / name).read_bytes()
+    whole = VideoFile(tmp_path / name)
+    assert len(list(whole)) == 30
+    assert whole.losses == []
+    (tmp_path / f"cut-{name}").write_bytes(content[: int(len(content) * (0.5 if name == "a.wmv" else 0.95))])
+    video = VideoFile(tmp_path / f"cut-{name}", keep_going=True)
+    assert len(list(video)) < 30
+    assert video.losses
+    if name == "a.ts":
+        at = len(content) - 188 * 12 - 100
+        (tmp_path / "b.ts").write_bytes(content[:at] + bytes(188 * 6) + content[at + 188 * 6 :])
+        video = VideoFile(tmp_path / "b.ts", keep_going=True)
+        assert list(video)
+        assert video.losses
+
+
+@pytest.mark.parametrize("name", ["a.webm", "a.flv", "a.ts", "a.avi"])
+def test_live_recordings_are_whole(tmp_path, name):
+    """Written to a pipe, they declare no sizes."""
+    codec = {"a.webm": "libvpx-vp9", "a.flv": "flv1", "a.ts": "mpeg2video", "a.avi": "mjpeg"}[name]
+    with (tmp_path / name).open("wb") as file:
+        pipe = io.BufferedWriter(_Pipe(file))
+        record(
+            pipe,
+            codec,
+            "yuvj420p" if codec == "mjpeg" else "yuv420p",
+            count=30,
+            format=name[2:].replace("ts", "mpegts"),
+        )
+        pipe.flush()
+    video = VideoFile(tmp_path / name)
+    assert len(list(video)) == 30
+    assert video.losses == []
+
+
+class _Pipe(io.RawIOBase):
+    def __init__(self, file):
+        self.file = file
+
+    def writable(self):
+        return True
+
+    def write(self, data):
+        return self.file.write(data)
+
+
+def _without_last_frames(content, count):
+    """Return an AVI file whose last frames are dropped ones: chunks of zero bytes, and filler."""
+    content = bytearray(content)
+    index = content.index(b"idx1")
+    for entry in range(len(content) - 16 * count, len(content), 16):
+        (start,) = struct.unpack_from("<I", content, entry + 8)
+        start += content.index(b"movi")
+        (size,) = struct.unpack_from("<I", content, start + 4)
+        struct.pack_into("<I4sI", content, start + 4, 0, b"JUNK", size + size % 2 - 8)
+        struct.pack_into("<I", content, entry + 12, 0)
+    assert content[index + 8 :][:4] == b"00dc"
+    return bytes(content)
 
 
 def test_tags_and_chapters_go_along(tmp_path):

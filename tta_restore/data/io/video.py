@@ -26,6 +26,7 @@ from tta_restore.data.io.codecs import (
 from tta_restore.data.io.formats import irregular_kind
 from tta_restore.data.io.pixels import ImageError, too_large
 from tta_restore.data.io.side_data import Hdr10, describe_lost, kinds_of, orientation_of, read_hdr10
+from tta_restore.data.io.structure import count_avi_frames, is_broken
 
 __all__ = ["MAX_FRAME_PIXELS", "DecodedFrames", "VideoFile", "VideoInfo"]
 #: Default limit on the pixels of a frame.
@@ -35,6 +36,7 @@ _HIGHEST_RATE = 2000  # frames per second; more are nonsense in a header
 _LONGEST_GROUP = 10  # seconds after damage for which a key frame is awaited
 _CLOCK_TIME = re.compile(r"(\d+):(\d+):(\d+(?:\.\d+)?)")
 _EVEN = 0.95  # fraction of equal steps in time from which on a gap means lost frames
+_BROKEN = "damaged or truncated: its parts do not follow each other to its end"
 _TRIED_FRAMES = 5  # of which one has to be interlaced for the video to count as such
 
 
@@ -255,7 +257,7 @@ class VideoFile:
 
     def _decoded(self, container: Any, stream: Any) -> Iterator[Any]:
         """Yield the frames that can be decoded, and note the damage."""
-        good = bad = 0
+        good = bad = taken = 0
         skipped: int | None = None
         longest = round(_LONGEST_GROUP * self.info.frame_rate)
         first: float | None = None
@@ -271,6 +273,7 @@ class VideoFile:
             except Exception as error:  # the file's structure itself: nothing behind it can be found
                 packet, problem = None, error
             if packet is not None:
+                taken += packet.size > 0
                 if times is not None and packet.size and packet.dts is not None:
                     times.append(packet.dts)
                 try:
@@ -315,9 +318,17 @@ class VideoFile:
             self.losses.append(f"damaged: {bad} frames from {first:.1f} s on are lost, {good} frames are good")
         if good == 0:
             raise ImageError(f"{self.path}: damaged video, no frame can be read")
+        if times is not None and not bad:
+            held, is_whole = count_avi_frames(self.path, stream.index)
+            if not is_whole:
+                self.losses.append(_BROKEN)
+            elif taken < held:
+                self.losses.append(f"damaged: {held - taken} frames are lost, {good} are good")
 
     def _check_end(self, container: Any, stream: Any, last: int | None, step: int) -> None:
         """Note that frames are missing: a file ends before the length that it declares, or has gaps."""
+        if container.format.name == "avi":  # has been counted
+            return
         if not self.losses and not container.format.name.startswith("mov"):
             # These demuxers skip a damaged stretch silently; MP4 has a table of its frames instead.
             steps = np.diff(np.frombuffer(self._ticks, np.int64)) if len(self._ticks) > 2 else np.zeros(0)
@@ -326,10 +337,8 @@ class VideoFile:
                 at = self._ticks[int(gaps.argmax())] / CLOCK
                 missing = int((steps[gaps] / step).round().sum() - gaps.sum())
                 self.losses.append(f"damaged or incomplete: {missing} frames are missing from {at:.1f} s on")
-        if container.format.name == "mpegts" and not self.losses:
-            size = self.path.stat().st_size
-            if all(size % packet for packet in (188, 192, 204)):
-                self.losses.append("truncated: the file ends within a packet")
+        if not self.losses and is_broken(self.path, container.format.name):
+            self.losses.append(_BROKEN)
         expected, is_own = _declared_length(container, stream)
         if expected is None or last is None:
             return

@@ -1,0 +1,121 @@
+"""Structure of video files: what demuxers pass over in silence, frames between damaged bytes and a missing end."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+__all__ = ["count_avi_frames", "is_broken"]
+
+_ASF_DATA = bytes.fromhex("3626b2758e66cf11a6d900aa0062ce6c")
+_PACKETS = ((188, 0), (192, 4), (204, 0))  # bytes of a packet of a transport stream, and where in it its mark is
+_MARK = 0x47
+_BLOCK = 2**16  # packets looked at together
+_EBML_HEADER, _SEGMENT, _CLUSTER = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67", b"\x1f\x43\xb6\x75"
+
+
+def count_avi_frames(path: Path, stream: int) -> tuple[int, bool]:
+    """Return the number of frames that an AVI file holds, and whether its chunks follow each other to its end.
+
+    A chunk of zero bytes has the frame before be shown once more: it is none that could be missing.
+
+    Args:
+        path: an AVI file.
+        stream: number of the video stream within it.
+    """
+    kinds = {b"%02d%s" % (stream, kind) for kind in (b"dc", b"db")}
+    total = path.stat().st_size
+    frames = at = end = 0  # end of the part that a RIFF chunk declares, where it does
+    with path.open("rb", buffering=0) as file:
+        while at + 8 <= total:
+            file.seek(at)
+            kind, size, name = struct.unpack("<4sI4s", file.read(12).ljust(12))
+            if kind == b"RIFF":
+                end = at + 8 + size if 0 < size < 2**32 - 1 else total
+                at += 12
+            elif at >= end:  # behind what the file declares
+                break
+            elif kind == b"LIST" and name in (b"movi", b"rec "):  # chunks within
+                at += 12
+            elif not kind.isascii() or at + 8 + size > total:
+                return frames, False
+            else:
+                frames += kind in kinds and size > 0
+                at += 8 + size + size % 2
+    return frames, end - 8 <= total  # some writers count the 8 bytes before as well
+
+
+def is_broken(path: Path, container: str) -> bool:
+    """Return whether the parts of a file do not follow each other to its end, by the sizes that they declare.
+
+    Args:
+        path: a video file.
+        container: libav's name of its format; only those of Matroska, FLV, ASF and transport streams are looked into.
+    """
+    if container == "mpegts":
+        return _is_broken_transport(path)
+    find = next((find for name, find in _PARTS.items() if name in container.split(",")), None)
+    if find is None:
+        return False
+    total = path.stat().st_size
+    at = 0
+    with path.open("rb", buffering=0) as file:
+        while at < total:
+            file.seek(at)
+            size = find(file, at)
+            if size is None:  # no part that is known here
+                return False
+            at += size
+    return at > total
+
+
+def _is_broken_transport(path: Path) -> bool:
+    """Return whether a packet of a transport stream does not begin with its mark, or is not whole."""
+    total = path.stat().st_size
+    content = np.memmap(path, np.uint8, "r")
+    for size, start in _PACKETS:
+        if total % size == 0 and (content[start : 8 * size : size] == _MARK).all():
+            marks = content[start::size]
+            return any((marks[at : at + _BLOCK] != _MARK).any() for at in range(0, len(marks), _BLOCK))
+    return True
+
+
+def _matroska_part(file: BinaryIO, at: int) -> int | None:
+    """Return the bytes of an element; of one without an end, as live recordings have, those before what it holds."""
+    head = file.read(12)
+    width = 9 - head[0].bit_length() if head and head[0] else 5
+    if width > 4 or len(head) <= width or not head[width] or (at == 0 and head[:4] != _EBML_HEADER):
+        return None
+    kind, length = head[:width], 9 - head[width].bit_length()
+    size = int.from_bytes(head[width : width + length].ljust(length, b"\0")) & ((1 << 7 * length) - 1)
+    is_open = size == (1 << 7 * length) - 1
+    if is_open and kind not in (_SEGMENT, _CLUSTER):
+        return None
+    return width + length + (0 if is_open else size)
+
+
+def _flv_part(file: BinaryIO, at: int) -> int | None:
+    """Return the bytes of a tag, and of the size of the one before, which comes first."""
+    head = file.read(15)
+    if at == 0:
+        return int.from_bytes(head[5:9]) if head[:3] == b"FLV" else None
+    if len(head) == 4:  # behind the last tag; some writers leave it out
+        return 4
+    return 15 + int.from_bytes(head[5:8]) if head[4:5] in (b"\x08", b"\x09", b"\x12") else None
+
+
+def _asf_part(file: BinaryIO, at: int) -> int | None:
+    head = file.read(24).ljust(24, b"\0")
+    size = int.from_bytes(head[16:24], "little")
+    return size if size >= 24 and (at == 0 or head[:16] == _ASF_DATA) else None
+
+
+_PARTS: dict[str, Callable[[BinaryIO, int], int | None]] = {
+    "matroska": _matroska_part,
+    "flv": _flv_part,
+    "asf": _asf_part,
+}
