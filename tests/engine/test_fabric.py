@@ -95,17 +95,17 @@ def test_one_process_takes_the_steps_of_our_loop(tmp_path):
 
 def test_batches_are_made_ahead_and_steps_are_drawn(tmp_path, monkeypatch):
     monkeypatch.setattr(Fit, "picture", lambda self, found: torch.full((3, 4, 4), 0.5))
-    threads = set()
+    threads = []
 
     def watched(count, generator):
-        threads.add(threading.current_thread().name)
+        threads.append(threading.current_thread().name)
         return source(count, generator)
 
     pytest.importorskip("lightning_fabric")
     state = torch.random.get_rng_state()
     run = dataclasses.replace(RUN, out=tmp_path / "ahead", engine="fabric", num_workers=2, draw_every=2, accumulate=2)
     train(objective(), watched, run)
-    assert threading.current_thread().name not in threads
+    assert threads.count(threading.current_thread().name) == 1  # the sample by which memory is reckoned
     assert torch.equal(torch.random.get_rng_state(), state)
     assert sorted(path.name for path in (tmp_path / "ahead/pictures").iterdir()) == [
         "000000.png", "000002.png", "000003.png",

@@ -76,6 +76,7 @@ def test_messages_name_standard_input_and_nothing_else_is_printed(run):
     code, result, err = run("-", "-o", "-", "--dry-run", content=content)
     assert (code, result) == (0, b"")
     assert err.splitlines()[0] == "would restore standard input -> standard output"
+    assert run("-", "-o", "-", "--dry-run", "-q", content=content)[2].splitlines()[0] == err.splitlines()[0]
     assert run("-", "-o", "-", "-q", content=content)[2] == ""
 
 

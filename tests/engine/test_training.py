@@ -236,6 +236,12 @@ def test_threads_change_nothing(tmp_path):
         train(Fit(), broken, replace(RUN, out=tmp_path / "broken", num_workers=2))
 
 
+@pytest.mark.parametrize("changes", [{"batch_size": 10**10}, {"batch_size": 10**8, "num_workers": 1000}])
+def test_a_batch_without_memory_for_it_is_refused(tmp_path, changes):
+    with pytest.raises(UsageError, match=r"\[run\] batch_size \d+: a batch.* of memory, and this machine has"):
+        run_small(tmp_path, 1, **changes)
+
+
 def test_the_best_weights_are_kept(tmp_path):
     scores = iter([1.0, 3.0, 2.0])
     seen = {}
@@ -300,6 +306,8 @@ def test_other_settings_and_damage_are_told(tmp_path, capsys):
         TrainingRun(tmp_path, steps=0)
     with pytest.raises(ValueError, match="workers to be an integer >= 0"):
         TrainingRun(tmp_path, num_workers=-1)
+    with pytest.raises(ValueError, match="num_workers <= 1000, got 1000000000"):
+        TrainingRun(tmp_path, num_workers=10**9)
 
 
 def test_seeds_differ():

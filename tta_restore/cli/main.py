@@ -101,7 +101,7 @@ def _run(command: Command, parsed: Parsed) -> int:
     called = getattr(importlib.import_module(module), function)
     options = _without_defaults(parsed.options, command)
     if parsed.quiet:
-        options |= _quiet(called)
+        options |= _quiet(called, speaks=bool(parsed.options.get("dry_run")))
         if command.config:
             options["config"] = merge(options["config"], {"run": {"progress": False}})
     earlier = _earlier(command, parsed)
@@ -188,12 +188,13 @@ def _without_defaults(options: Mapping[str, Any], command: Command) -> dict[str,
     return {name: value for name, value in found.items() if value != [] or name not in command.positional}
 
 
-def _quiet(function: Any) -> dict[str, Any]:
+def _quiet(function: Any, *, speaks: bool) -> dict[str, Any]:
+    """Return the options that keep a function from saying more than errors; ``speaks``: what it says is its result."""
     import inspect
 
     takes = inspect.signature(function).parameters
     options: dict[str, Any] = {"progress": False} if "progress" in takes else {}
-    return options | ({"say": _say_errors} if "say" in takes else {})
+    return options | ({"say": _say_errors} if "say" in takes and not speaks else {})
 
 
 def _say_errors(line: str) -> None:

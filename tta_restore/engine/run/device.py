@@ -1,12 +1,19 @@
-"""The rule of ``--device``: the requested device, otherwise CUDA if present, otherwise the CPU."""
+"""The rule of ``--device``: the requested device, otherwise CUDA if present, otherwise the CPU; and its memory."""
 
 from __future__ import annotations
+
+import os
 
 import torch
 
 from tta_restore.engine.run.usage import UsageError
 
-__all__ = ["resolve_device"]
+__all__ = ["physical_memory", "resolve_device"]
+
+
+def physical_memory() -> int | None:
+    """Return the bytes of memory of this machine; None where it cannot be asked, as on Windows."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None
 
 
 def resolve_device(device: str | torch.device | None = None) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -24,6 +23,7 @@ from tta_restore.data.io.parts import PartStore
 from tta_restore.data.io.pixels import Image, ImageError, one_line
 from tta_restore.data.io.video import VideoFile
 from tta_restore.data.io.video_writer import write_video
+from tta_restore.engine.run.device import physical_memory
 from tta_restore.engine.run.restore_plan import Job, frame_files
 
 __all__ = [
@@ -261,9 +261,8 @@ def _announce_memory(job: Job, frames: int, pixels: int, say: Callable[[str], No
     """
     needed = _CLIP_BYTES * frames * pixels
     text = f"the method takes the whole clip at once: {frames} frames need at least {needed / 1e9:.1f} GB of memory"
-    known = hasattr(os, "sysconf")  # not on Windows
-    available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if known else needed
-    if needed > available:
+    available = physical_memory()
+    if available is not None and needed > available:
         raise ImageError(f"{job.source}: {text}, of {available / 1e9:.1f} GB; split it into shorter clips")
     if needed > _LARGE_CLIP:
         say(f"note: {job.source}: {text}")

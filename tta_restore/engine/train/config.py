@@ -48,6 +48,9 @@ def _checks() -> Any:
     return checks
 
 
+_MOST_WORKERS = 1000
+
+
 @dataclass(frozen=True)
 class TrainingRun:
     """Length of a training, intervals, and the folder for its results.
@@ -60,7 +63,7 @@ class TrainingRun:
         log_every: steps between lines of the log.
         draw_every: steps between sample images; 0 for none.
         validate_every: steps between validations, if there is validation data; 0 for none.
-        num_workers: threads that prepare batches ahead; results do not depend on them.
+        num_workers: threads that prepare batches ahead, at most 1000; results do not depend on them.
         seed: of samples, dropout and, from a configuration, initial weights.
         device: of the networks, such as "cpu" or "cuda:0".
         progress: show progress on stderr.
@@ -99,6 +102,8 @@ class TrainingRun:
             _checks().expect_int("TrainingRun", name, getattr(self, name), minimum=1)
         for name in ("draw_every", "validate_every", "num_workers", "seed"):
             _checks().expect_int("TrainingRun", name, getattr(self, name), minimum=0)
+        if self.num_workers > _MOST_WORKERS:
+            raise ValueError(f"TrainingRun: expected num_workers <= {_MOST_WORKERS}, got {self.num_workers}")
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,9 @@ from tta_restore._core.processes import Processes
 from tta_restore._core.progress import ProgressBar
 from tta_restore.data.io.image_writer import write_image
 from tta_restore.data.io.pixels import Image
+from tta_restore.engine.run.device import physical_memory
 from tta_restore.engine.run.outputs import locked_output
+from tta_restore.engine.run.usage import UsageError
 from tta_restore.engine.train.config import TrainingRun
 from tta_restore.engine.train.files import keep_best, open_log, resume_state, save_state, write_weights
 from tta_restore.engine.train.identity import plain
@@ -235,20 +237,30 @@ def step_seed(seed: int, step: int, rank: int) -> int:
 
 def moved(batch: Any, device: str | torch.device) -> Any:
     """The batch with its tensors on a device: tensors, dataclasses, mappings and sequences of them; others as is."""
+    return _with_tensors(batch, lambda tensor: tensor.to(device))
+
+
+def _with_tensors(batch: Any, change: Callable[[Tensor], Any]) -> Any:
     if isinstance(batch, Tensor):
-        return batch.to(device)
+        return change(batch)
     if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
-        entries = {entry.name: moved(getattr(batch, entry.name), device) for entry in dataclasses.fields(batch)}
+        entries = {entry.name: _with_tensors(getattr(batch, entry.name), change) for entry in dataclasses.fields(batch)}
         return dataclasses.replace(batch, **entries)
     if isinstance(batch, Mapping):
-        return {name: moved(value, device) for name, value in batch.items()}
+        return {name: _with_tensors(value, change) for name, value in batch.items()}
     if isinstance(batch, (list, tuple)):
-        return type(batch)(moved(value, device) for value in batch)
+        return type(batch)(_with_tensors(value, change) for value in batch)
     return batch
 
 
 def make_batches(source: BatchSource, run: TrainingRun, steps: Sequence[int], rank: int) -> Iterator[Any]:
-    """Return the batch of every step, ``run.num_workers`` of them made ahead."""
+    """Return the batch of every step, ``run.num_workers`` of them made ahead.
+
+    Raises:
+        UsageError: this machine has no memory for one.
+    """
+    if steps:
+        _expect_memory(source, run)
 
     def make(step: int) -> Any:
         return source(run.batch_size, torch.Generator().manual_seed(step_seed(run.seed, step, rank)))
@@ -268,6 +280,22 @@ def make_batches(source: BatchSource, run: TrainingRun, steps: Sequence[int], ra
         finally:
             for future in waiting:
                 future.cancel()
+
+
+def _expect_memory(source: BatchSource, run: TrainingRun) -> None:
+    """Expect that batches fit into memory, by the size of a sample; a system that has none left ends the process."""
+    one: list[int] = []
+    _with_tensors(
+        source(1, torch.Generator().manual_seed(run.seed)), lambda tensor: one.append(tensor.nbytes) or tensor
+    )
+    needed = sum(one) * run.batch_size * (1 + run.num_workers)
+    available = physical_memory()
+    if available is not None and needed > available:
+        ahead = f" and {run.num_workers} ahead" if run.num_workers else ""
+        raise UsageError(
+            f"[run] batch_size {run.batch_size}: a batch{ahead} needs {needed / 1e9:.3g} GB of memory, "
+            f"and this machine has {available / 1e9:.3g} GB"
+        )
 
 
 @contextmanager
