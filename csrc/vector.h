@@ -110,7 +110,6 @@ inline __attribute__((always_inline)) Vector<T, L> count_from(T first) {
   return result;
 }
 
-#if !__has_builtin(__builtin_shuffle)
 template <int... I>
 struct Lanes {};
 template <int N, int... I>
@@ -119,18 +118,25 @@ template <int... I>
 struct FirstLanes<0, I...> {
   using type = Lanes<I...>;
 };
+
+// Lane from(l) of low and high laid end to end, for every l; `from` is a lambda without captures.
+//
+// The lanes are written as a list of constants: compilers take minutes to find out what loops make of them.
+template <typename T, int L, typename From>
+inline __attribute__((always_inline)) Vector<T, L> shuffled(Vector<T, L> low, Vector<T, L> high, From) {
+  return [&]<int... l>(Lanes<l...>) __attribute__((always_inline)) {
+#if __has_builtin(__builtin_shuffle)  // GCC, which has the other only since 12
+    return __builtin_shuffle(low, high, Integers<T, L>{Integer<T>(From{}(l))...});
+#else
+    return __builtin_shufflevector(low, high, From{}(l)...);
 #endif
+  }(typename FirstLanes<L>::type{});
+}
 
 // The lanes first, first + 1, ... of low and high laid end to end
 template <int first, typename T, int L>
 inline __attribute__((always_inline)) Vector<T, L> lanes_from(Vector<T, L> low, Vector<T, L> high) {
-#if __has_builtin(__builtin_shuffle)  // GCC, which has the other only since 12
-  return __builtin_shuffle(low, high, count_from<L, Integer<T>>(first));
-#else
-  return [&]<int... lane>(Lanes<lane...>) {
-    return __builtin_shufflevector(low, high, (first + lane)...);
-  }(typename FirstLanes<L>::type{});
-#endif
+  return shuffled<T, L>(low, high, [](int l) constexpr { return first + l; });
 }
 
 }  // namespace

@@ -18,19 +18,10 @@ inline __attribute__((always_inline)) Vector<T, L> every_kth(const Vector<T, L> 
   unroll<K - 1>([&]<int m>() __attribute__((always_inline)) {
     // Lane l of the result is value K * l + t of all; the first shuffle places also those of v[0].
     constexpr int next = m + 1;
-#if __has_builtin(__builtin_shuffle)
-    Vector<Integer<T>, L> from{};
-    for (int l = 0; l < L; ++l) {
+    found = shuffled<T, L>(found, v[next], [](int l) constexpr {
       const int at = K * l + t;
-      from[l] = Integer<T>(at / L == next ? L + at % L : next == 1 ? at % L : l);
-    }
-    found = __builtin_shuffle(found, v[next], from);
-#else
-    found = [&]<int... l>(Lanes<l...>) {
-      return __builtin_shufflevector(found, v[next],
-                                     ((K * l + t) / L == next ? L + (K * l + t) % L : next == 1 ? (K * l + t) % L : l)...);
-    }(typename FirstLanes<L>::type{});
-#endif
+      return at / L == next ? L + at % L : next == 1 ? at % L : l;
+    });
   });
   return found;
 }
@@ -42,19 +33,10 @@ inline __attribute__((always_inline)) Vector<T, L> interleave_kth(const Vector<T
   unroll<K - 1>([&]<int s>() __attribute__((always_inline)) {
     // Value L * m + l of all is lane (L * m + l) / K of v[(L * m + l) % K].
     constexpr int next = s + 1;
-#if __has_builtin(__builtin_shuffle)
-    Vector<Integer<T>, L> from{};
-    for (int l = 0; l < L; ++l) {
+    found = shuffled<T, L>(found, v[next], [](int l) constexpr {
       const int at = L * m + l;
-      from[l] = Integer<T>(at % K == next ? L + at / K : next == 1 ? at / K : l);
-    }
-    found = __builtin_shuffle(found, v[next], from);
-#else
-    found = [&]<int... l>(Lanes<l...>) {
-      return __builtin_shufflevector(found, v[next],
-                                     ((L * m + l) % K == next ? L + (L * m + l) / K : next == 1 ? (L * m + l) / K : l)...);
-    }(typename FirstLanes<L>::type{});
-#endif
+      return at % K == next ? L + at / K : next == 1 ? at / K : l;
+    });
   });
   return found;
 }

@@ -8,40 +8,36 @@
 namespace tta::TTA_ISA {
 namespace {
 
-// low[0], high[0], low[1], high[1], ...: the first half of both vectors, or with `upper` the second
-template <bool upper, typename T, int L>
-inline __attribute__((always_inline)) Vector<T, L> interleave(Vector<T, L> low, Vector<T, L> high) {
-  constexpr int first = upper ? L / 2 : 0;
-#if __has_builtin(__builtin_shuffle)
-  Vector<Integer<T>, L> order{};
-  for (int lane = 0; lane < L; ++lane) order[lane] = Integer<T>(first + lane / 2 + lane % 2 * L);
-  return __builtin_shuffle(low, high, order);
-#else
-  return [&]<int... lane>(Lanes<lane...>) {
-    return __builtin_shufflevector(low, high, (first + lane / 2 + lane % 2 * L)...);
-  }(typename FirstLanes<L>::type{});
-#endif
+// Blocks of `half` lanes: the even ones of a and b in turn, or with `odd` the odd ones
+template <int half, bool odd, typename T, int L>
+inline __attribute__((always_inline)) Vector<T, L> interleave(Vector<T, L> a, Vector<T, L> b) {
+  return shuffled<T, L>(a, b, [](int lane) constexpr {
+    const int block = lane / half;
+    return (block % 2 ? L : 0) + (block / 2 * 2 + odd) * half + lane % half;
+  });
 }
 
-// to[c * to_stride + r] = from[r * from_stride + c] for r, c < L. Each round rotates the bits of the index (r, c) by one.
-template <int L, typename T>
-inline __attribute__((always_inline)) void transpose_square(const T* from, int64_t from_stride, T* to, int64_t to_stride) {
-  using V = Vector<T, L>;
-  V a[L], b[L];
-#pragma GCC unroll 64
-  for (int i = 0; i < L; ++i) a[i] = load_vector<L>(from + i * from_stride);
-#pragma GCC unroll 8
-  for (int step = 1; step < L; step *= 2) {
-#pragma GCC unroll 64
-    for (int i = 0; i < L / 2; ++i) {
-      b[2 * i] = interleave<false, T, L>(a[i], a[i + L / 2]);
-      b[2 * i + 1] = interleave<true, T, L>(a[i], a[i + L / 2]);
-    }
-#pragma GCC unroll 64
-    for (int i = 0; i < L; ++i) a[i] = b[i];
+template <int half, typename T, int L>
+inline __attribute__((always_inline)) void exchange_blocks(Vector<T, L> (&rows)[L]) {
+#pragma GCC unroll 16
+  for (int r = 0; r < L; ++r) {
+    if (r & half) continue;
+    const Vector<T, L> a = rows[r], b = rows[r + half];
+    rows[r] = interleave<half, false, T, L>(a, b);
+    rows[r + half] = interleave<half, true, T, L>(a, b);
   }
-#pragma GCC unroll 64
-  for (int i = 0; i < L; ++i) store_vector<L>(to + i * to_stride, a[i]);
+  if constexpr (half > 1) exchange_blocks<half / 2, T, L>(rows);
+}
+
+// to[c * to_stride + r] = from[r * from_stride + c] for r, c < L
+template <int L, typename S, typename T>
+inline __attribute__((always_inline)) void transpose_square(const S* from, int64_t from_stride, T* to, int64_t to_stride) {
+  Vector<T, L> rows[L];
+#pragma GCC unroll 16
+  for (int r = 0; r < L; ++r) rows[r] = load_vector<L>(from + r * from_stride);
+  exchange_blocks<L / 2, T, L>(rows);
+#pragma GCC unroll 16
+  for (int r = 0; r < L; ++r) store_vector<L>(to + r * to_stride, rows[r]);
 }
 
 // to[c * plane + p] = from[p * pixel + c] for c < channels, p < pixels
