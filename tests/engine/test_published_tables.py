@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import tta_restore
-from tta_restore.engine.evaluate.outcome import Cost, Entry, Outcome, side_by_side
+from tta_restore.engine.evaluate.outcome import Cost, Entry, Outcome, entries_of, side_by_side
 from tta_restore.engine.evaluate.published import TABLES
 from tta_restore.engine.evaluate.tables import INPUT
 from tta_restore.engine.train.config import SupervisedConfig
@@ -145,6 +145,31 @@ def test_causiam():
 def test_tables_without_values_have_none():
     for name in ("ifan-16bit", "ifan-dual", "ifan-table4", "jdrl-journal", "causiam-sweep"):
         assert not any(row.published for row in TABLES[name].rows), name
+
+
+def test_published_numbers_are_shown_with_the_digits_of_the_paper():
+    def shown(name):
+        table = TABLES[name]
+        entries = entries_of(table, {})
+        costs = {row.name: (Cost(row.parameters, row.gmacs, row.seconds), Cost()) for row in table.rows}
+        return [{row: cells for row, *cells in rows} for _, _, rows in side_by_side(Outcome(table, entries, costs))]
+
+    values, costs = shown("ifan-dpdd")
+    assert values["EBDB"] == ["23.94", "0.723", "0.0468", "0.402"]
+    assert [costs[row][-1] for row in ("JNB", "EBDB", "DMENet")] == ["105.8", "96.58", "77.70"]
+    (values,) = shown("jdrl-sdd")
+    assert values == {
+        "MPRNet*": ["26.88", "0.81"],
+        "MPRNet* (converted, other flow network)": ["24.8", "0.753"],
+    }
+
+
+def test_the_size_of_the_whole_ifan_is_told_where_it_is_printed():
+    (note,) = [note for note in TABLES["ifan-table1"].notes if "F+D+R" in note]
+    whole = row_of("ifan-table1", "F+D+R")
+    (compared,) = [row for row in TABLES["ifan-dpdd"].rows if row.name == "IFAN"]
+    assert (whole.published, whole.parameters, whole.gmacs) == (compared.published, compared.parameters, compared.gmacs)
+    assert f"{whole.parameters} M and {whole.gmacs} B" in note
 
 
 def test_every_row_can_be_measured_or_says_why():

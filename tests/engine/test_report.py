@@ -16,7 +16,7 @@ import torch
 from PIL import Image as PilImage
 
 from tta_restore.engine.evaluate.results import FrameRecord, StreamResult
-from tta_restore.engine.report import images
+from tta_restore.engine.report import images, plots
 from tta_restore.engine.report.comparison import Comparison, render_comparison
 from tta_restore.engine.report.page import KernelSample, MethodNote, Report, Sample, render_report, write_report
 from tta_restore.engine.run.usage import UsageError
@@ -172,6 +172,15 @@ def test_drawings_repeat_and_leave_matplotlib_as_it_was(report):
     before = dict(mpl.rcParams)
     assert render_report(report) == render_report(report)
     assert dict(mpl.rcParams) == before
+
+
+def test_more_methods_than_colors_differ_in_line_and_marker():
+    names = [f"method {number}" for number in range(2 * len(plots.PALETTE) + 1)]
+    records = [FrameRecord(name, 0, t, "a", "a", t, 20.0 + t, 0.9, 1.0, 1.0) for name in names for t in range(2)]
+    colors = {name: plots.PALETTE[order % len(plots.PALETTE)] for order, name in enumerate(names)}
+    svg = plots.psnr_over_stream(StreamResult(tuple(records)), names, colors)
+    first = [line for line in re.findall(r'style="fill: none; ([^"]*)"', svg) if plots.PALETTE[0].lower() in line]
+    assert len(set(first)) == 3  # of the three methods of the first color
 
 
 def test_identifiers_of_the_drawings_are_apart(page):

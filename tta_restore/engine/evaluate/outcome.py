@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tta_restore.engine.evaluate.tables import DECIMALS, Table
+from tta_restore.engine.evaluate.tables import DECIMALS, Printed, Table
 
 __all__ = ["Cost", "Entry", "Outcome"]
 
@@ -151,14 +151,13 @@ def side_by_side(outcome: Outcome) -> list[tuple[str, list[str], list[list[str]]
             digits = _digits(outcome, quantity)
             found = [outcome.entry(row.name, name, quantity) for row in outcome.table.rows]
             columns += [
-                (f"{title_of(quantity)} published", [_number(entry.published, digits) for entry in found]),
+                (f"{title_of(quantity)} published", [_printed(entry.published, digits) for entry in found]),
                 ("measured", [_number(entry.measured, digits) for entry in found]),
                 ("difference", ["-" if e.difference is None else f"{e.difference:+.{digits}f}" for e in found]),
             ]
         header, rows = _filled([row.name for row in outcome.table.rows], columns)
         count = max((e.images for e in outcome.entries if e.data == name), default=0)
-        images = f"{name}, {count} {'image' if count == 1 else 'images'} measured"
-        tables.append((images if count else name, header, rows))
+        tables.append((f"{name}, {count_of(count)} measured" if count else name, header, rows))
     columns = []
     for name, title, digits in (
         ("parameters", "parameters (M)", 3),
@@ -196,6 +195,11 @@ def title_of(quantity: str) -> str:
     return f"{name.upper()}{', aligned' if aligned else ''}{' (dB)' if name == 'psnr' else ''}"
 
 
+def count_of(images: int) -> str:
+    """Return a number of images in words."""
+    return f"{images} {'image' if images == 1 else 'images'}"
+
+
 def write_values(path: Path, outcome: Outcome) -> None:
     """Write all values as CSV, a row each."""
     from tta_restore.data.io.atomic import atomic_file
@@ -228,5 +232,8 @@ def _number(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
-def _printed(value: float | None) -> str:
-    return "-" if value is None else f"{value:g}"
+def _printed(value: float | None, digits: int | None = None) -> str:
+    """Return a published number, with the digits of its column unless it brings its own."""
+    if isinstance(value, Printed):
+        return value.text
+    return f"{value:g}" if value is not None and digits is None else _number(value, digits or 0)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from tta_restore.engine.evaluate.tables import INPUT, DataSet, Row, Table
+from tta_restore.engine.evaluate.tables import INPUT, DataSet, Printed, Row, Table
 from tta_restore.engine.run.settings import Named
 
 __all__ = ["TABLES"]
@@ -61,8 +61,9 @@ _ABLATION = Table(
     (
         "Weights of the ablations were not published: train them with `tta-restore train supervised` and "
         "`--model.filters false`, `--model.disparity false`, `--settings.reblur_weight 0` as the row says.",
-        "The networks without filters follow the stated sizes, since their code is not published. The page prints the "
-        "size of F+D once; F+D+R restores with the same network.",
+        "The networks without filters follow the stated sizes, since their code is not published. This table of the "
+        "project page prints a size for D and for F+D only. F+D+R restores with the network of F+D; the page's "
+        "comparison, where the same values stand for the whole method, prints 10.48 M and 362.9 B for it.",
         *_IFAN_NOTES,
     ),
 )
@@ -76,7 +77,9 @@ _IFAN_DPDD = Table(
         Row("input", {"DPDD": _four(23.89, 0.725, 0.471, 0.349)}, INPUT),
         _quoted("JNB", "DPDD", (23.69, 0.707, 0.480, 0.442), seconds=105.8),
         _quoted("EBDB", "DPDD", (23.94, 0.723, 0.468, 0.402), seconds=96.58),
-        _quoted("DMENet", "DPDD", (23.90, 0.720, 0.470, 0.410), parameters=26.94, gmacs=1172.5, seconds=77.70),
+        _quoted(
+            "DMENet", "DPDD", (23.90, 0.720, 0.470, 0.410), parameters=26.94, gmacs=1172.5, seconds=Printed("77.70")
+        ),
         Row(
             "DPDNet-S", {"DPDD": _four(24.03, 0.735, 0.461, 0.279)}, "dpdnet_s", "DPDNet-S",
             parameters=35.25, gmacs=989.8, seconds=0.462,
@@ -178,10 +181,10 @@ _JDRL_SDD = Table(
     "jdrl",
     (DataSet("SDD", "sdd", _ALIGNED, about=_SDD_ABOUT, multiple=16),),
     (
-        *_jdrl_rows("SDD", {"aligned_psnr": 26.88, "aligned_ssim": 0.81}, _FLOW),
+        *_jdrl_rows("SDD", {"aligned_psnr": 26.88, "aligned_ssim": Printed("0.81")}, _FLOW),
         Row(
-            "MPRNet* (converted, other flow network)", {"SDD": {"aligned_psnr": 24.8, "aligned_ssim": 0.753}},
-            source=_PORT, reason="quoted",
+            "MPRNet* (converted, other flow network)",
+            {"SDD": {"aligned_psnr": Printed("24.8"), "aligned_ssim": 0.753}}, source=_PORT, reason="quoted",
         ),
     ),
     "Li et al., AAAI 2023",

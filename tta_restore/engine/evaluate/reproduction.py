@@ -21,7 +21,15 @@ from tta_restore.data.io.image import read_image
 from tta_restore.data.io.image_writer import write_image
 from tta_restore.data.io.pixels import Image
 from tta_restore.engine.evaluate.dpdd import takes_views
-from tta_restore.engine.evaluate.outcome import Cost, Outcome, entries_of, side_by_side, unchanged_rows, write_values
+from tta_restore.engine.evaluate.outcome import (
+    Cost,
+    Outcome,
+    count_of,
+    entries_of,
+    side_by_side,
+    unchanged_rows,
+    write_values,
+)
 from tta_restore.engine.evaluate.protocols import Job, find_protocol
 from tta_restore.engine.evaluate.reproduce import identity_of
 from tta_restore.engine.evaluate.results import FrameRecord, StreamResult
@@ -261,7 +269,7 @@ class Reproduction:
         write_values(out / "table.csv", outcome)
         facts = {
             "table": f"{table.name}: {table.title}",
-            "data": ", ".join(f"{name} ({self.counts[name]} images, {path})" for name, path in self.domains.items()),
+            "data": ", ".join(f"{name} ({count_of(self.counts[name])}, {p})" for name, p in self.domains.items()),
             "weights": ", ".join(f"{name}={file}" for name, file in self.files.items()) or "none",
             "models": ", ".join(f"{name}={source}" for name, source in self.sources.items()) or "built-in ones",
             "limit": "none" if self.limit is None else f"the first {self.limit} images of each data set",

@@ -9,12 +9,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Self
 
 from tta_restore.engine.run.settings import Named
 from tta_restore.engine.run.usage import UsageError
 
-__all__ = ["DECIMALS", "INPUT", "DataSet", "Row", "Table", "chosen_rows"]
+__all__ = ["DECIMALS", "INPUT", "DataSet", "Printed", "Row", "Table", "chosen_rows"]
 
 #: Model of a row that measures the degraded images themselves.
 INPUT = "input"
@@ -24,6 +24,22 @@ DECIMALS = {"psnr": 2, "ssim": 3, "mae": 4, "lpips": 3, "aligned_psnr": 2, "alig
 
 
 _SOURCE = Named("source")
+
+
+class Printed(float):
+    """A number with the digits of a publication, for those that differ from the other numbers of a column.
+
+    Args:
+        text: as printed, such as "24.8" in a column of two digits.
+    """
+
+    text: str
+
+    def __new__(cls, text: str | float) -> Self:
+        """Keep the text of the number."""
+        number = super().__new__(cls, text)
+        number.text = str(text)
+        return number
 
 
 @dataclass(frozen=True)
@@ -57,7 +73,8 @@ class Row:
 
     Attributes:
         name: as printed, unique in its table.
-        published: printed values by data set and quantity; PSNR in dB, MAE in [0, 1].
+        published: printed values by data set and quantity, of :class:`Printed` where their digits are to be kept; PSNR
+            in dB, MAE in [0, 1].
         model: registered restorer, :data:`INPUT`, or ``module.path:callable``; empty for a network of another project,
             which ``--models NAME=MODEL`` or a checkpoint that spandrel recognizes provides.
         slot: NAME of ``--weights NAME=FILE`` and ``--models NAME=MODEL``; empty for a row without a network.

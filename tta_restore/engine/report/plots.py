@@ -13,6 +13,8 @@ __all__ = ["PALETTE", "gain_after_switch", "gain_against_cost", "gain_over_strea
 
 #: Okabe and Ito's palette: distinguishable with every kind of color blindness.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#5C6470", "#000000")
+#: Line and marker of the first, second, ... method of one color, where there are more methods than colors.
+_LINES = (("-", "o"), ("--", "s"), (":", "^"), ("-.", "D"))
 _INK, _SOFT, _GRID = "#1c2430", "#5c6470", "#dfe4ea"
 _LETTER = 0.1  # width of a letter above a band, in inches, with some room
 _STYLE = {
@@ -41,9 +43,9 @@ def psnr_over_stream(result: StreamResult, methods: Sequence[str], colors: Mappi
 
     def draw(figure: Any, axes: Any) -> None:
         _bands(axes, result)
-        for method in methods:
+        for method, style in _styles(methods, colors).items():
             records = sorted(result.of(method), key=lambda r: (r.stream, r.index))
-            _plot_lenses(axes, [(r, r.psnr) for r in records], color=colors[method], label=method)
+            _plot_lenses(axes, [(r, r.psnr) for r in records], **style)
         axes.set_ylabel("PSNR (dB)")
         _legend(figure, axes)
 
@@ -56,9 +58,9 @@ def gain_over_stream(result: StreamResult, baseline: str, methods: Sequence[str]
     def draw(figure: Any, axes: Any) -> None:
         _bands(axes, result)
         axes.axhline(0, color=_INK, linewidth=1)
-        for method in methods:
+        for method, style in _styles(methods, colors).items():
             pairs = sorted(result.gains(method, baseline), key=lambda p: (p[0].stream, p[0].index))
-            _plot_lenses(axes, pairs, color=colors[method], label=method)
+            _plot_lenses(axes, pairs, **style)
         axes.set_ylabel("gain (dB)")
         _legend(figure, axes)
 
@@ -72,14 +74,13 @@ def gain_after_switch(
 
     def draw(figure: Any, axes: Any) -> None:
         axes.axhline(0, color=_INK, linewidth=1)
-        for order, method in enumerate(methods):
+        for order, (method, style) in enumerate(_styles(methods, colors).items()):
             points = result.gain_by_position(method, baseline)
             # Beside each other, so that the bars of different methods do not cover each other.
             places = [position + 1 + 0.06 * (order - (len(methods) - 1) / 2) for position, _ in points]
             means = [interval.mean for _, interval in points]
             reach = _reach([interval for _, interval in points])
-            style = {"color": colors[method], "marker": "o", "capsize": 2.5, "elinewidth": 1, "label": method}
-            axes.errorbar(places, means, yerr=reach, **style)
+            axes.errorbar(places, means, yerr=reach, capsize=2.5, elinewidth=1, **style)
         axes.set_xticks(sorted({record.position + 1 for record in result.records}))
         axes.set_xlabel(f"frame after the {group} changed")
         axes.set_ylabel("gain (dB)")
@@ -108,7 +109,18 @@ def gain_against_cost(result: StreamResult, baseline: str, colors: Mapping[str, 
     return _svg("cost", 6.2, 4.2, draw)
 
 
-def _plot_lenses(axes: Any, points: Sequence[tuple[FrameRecord, float]], *, color: str, label: str) -> None:
+def _styles(methods: Sequence[str], colors: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """Return color, label, line and marker of each method; methods of one color differ in line and marker."""
+    styles: dict[str, dict[str, Any]] = {}
+    for method in methods:
+        color = colors[method]
+        before = sum(style["color"] == color for style in styles.values())
+        line, marker = _LINES[before % len(_LINES)]
+        styles[method] = {"color": color, "label": method, "linestyle": line, "marker": marker}
+    return styles
+
+
+def _plot_lenses(axes: Any, points: Sequence[tuple[FrameRecord, float]], **style: Any) -> None:
     """Return a line for each lens, not across their borders: nothing goes on from one lens to the next."""
     places: list[float] = []
     values: list[float] = []
@@ -118,7 +130,7 @@ def _plot_lenses(axes: Any, points: Sequence[tuple[FrameRecord, float]], *, colo
             values.append(float("nan"))
         places.append(place)
         values.append(value)
-    axes.plot(places, values, color=color, label=label, marker="o", markersize=3.5)
+    axes.plot(places, values, markersize=3.5, **style)
 
 
 def _reach(intervals: Sequence[Interval]) -> list[list[float]]:
