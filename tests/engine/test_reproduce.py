@@ -639,6 +639,38 @@ def test_rows_that_fail_do_not_stop_the_others(data, weights, tmp_path, capsys):
     assert line.startswith("error: DPDNet-S failed: load_checkpoint: ")
 
 
+def test_a_damaged_data_set_costs_its_own_values(data, tmp_path, monkeypatch):
+    """One image of REDS is damaged; the network of another row cannot be built, as code of others may fail."""
+
+    def load(source, **options):
+        if source == "other:Net":
+            raise KeyError("layers")
+        return models.as_restorer(Plus())
+
+    monkeypatch.setattr(reproduction, "load_restorer", load)
+    for video, folders in (("DVD/one", ("input", "GT")), ("REDS/test/000", ("blur", "sharp"))):
+        for folder, image in zip(folders, photo(7, 32, 32), strict=True):
+            write_image(tmp_path / video / folder / "0.png", Image(image))
+    (tmp_path / "DVD/test_list.txt").write_text("one\n")
+    damaged = tmp_path / "REDS/test/000/sharp/0.png"
+    damaged.write_bytes(damaged.read_bytes()[:500])
+    folders = {name: tmp_path / name for name in ("DVD", "REDS")}
+    sources = {"Restormer": "somebody:Net", "MPRNet": "other:Net"}
+    rows = ["MPRNet (baseline)", "Restormer (baseline)"]
+    outcome, said = run("meta-table1", tmp_path / "out", data=folders, models=sources, rows=rows)
+    assert outcome.measured == ("Restormer (baseline)",)
+    assert outcome.exit_code == 1
+    assert outcome.entry("Restormer (baseline)", "DVD", "psnr").images == 1
+    assert outcome.entry("Restormer (baseline)", "REDS", "psnr").measured is None
+    reason = f"{damaged}: truncated or damaged PNG: image file is truncated"
+    assert outcome.failed == {"MPRNet (baseline)": "KeyError: 'layers'", "Restormer (baseline) on REDS": reason}
+    assert f"error: Restormer (baseline) on REDS failed: {reason}" in said.splitlines()
+    assert "<strong>Restormer (baseline) on REDS</strong> failed: " in (tmp_path / "out/report.html").read_text()
+    # the reason of every data set is told once
+    outcome, _ = run("meta-table1", tmp_path / "one", data={"REDS": folders["REDS"]}, models=sources, rows=rows)
+    assert outcome.failed == {"MPRNet (baseline)": "KeyError: 'layers'", "Restormer (baseline)": reason}
+
+
 def test_page_of_a_table():
     tables = [("Table 1", ["", "PSNR (dB) published"], [["JNB", "23.69"], ["ours", "-"]])]
     notes = ["Train with `a <b> --c`, and --model.filters false; -3 dB -- no option."]

@@ -51,7 +51,8 @@ def launch(folder: Path, words: list[str], *, pause: float = 0.0) -> subprocess.
     script = folder / f"program{pause}.py"
     script.write_text(PROGRAM.format(pause=pause))
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+    path = os.pathsep.join(filter(None, (str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH"))))
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     return subprocess.Popen(
         [*launcher, *words], cwd=folder, env=environment, start_new_session=True, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -206,6 +207,29 @@ def test_evaluation_shared_killed_and_resumed_has_one_result(data, kind):
     run(data, [*words, f"killed{ending}"])
     assert rows_of(result("killed")) == rows_of(result("alone"))
     assert len(rows_of(result("alone"))) >= 4
+
+
+def test_what_fails_in_one_process_costs_one_row(data):
+    """Of four images the second one, which the second process reads, is damaged; weights are damaged for both."""
+    (data / "network.py").write_text("import torch\nclass Net(torch.nn.Identity):\n    pass\n")
+    images = data / "DPDD/test_c/source"
+    whole = {path: path.read_bytes() for path in sorted(images.iterdir())}
+    (data / "damaged.pth").write_bytes(b"nothing")
+    words = ["reproduce", "ifan-dpdd", "--data", "DPDD=DPDD", "--models", "IFAN=network:Net", "--out", "out", "-q"]
+    words += ["--weights", "DPDNet-S=damaged.pth"]
+    (images / "1.png").write_bytes(whole[images / "1.png"][:300])
+    for damaged in (["input", "IFAN"], []):
+        process = launch(data, words)
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode != 0
+        assert errors.count("Traceback") == 1  # that of torchrun
+        assert errors.count("error: DPDNet-S failed") == 1
+        failed = json.loads((data / "out/results.json").read_text())["failed"]
+        assert list(failed) == [*damaged[:1], "DPDNet-S", *damaged[1:]]
+        assert all("truncated or damaged PNG" in failed[row] for row in damaged)
+        assert "damaged.pth is damaged" in failed["DPDNet-S"]
+        (images / "1.png").write_bytes(whole[images / "1.png"])
+    assert len(rows_of(data / "out/frames.csv")) == 8
 
 
 def test_calibration_shared_by_two_processes_has_the_result_of_one(data):

@@ -68,8 +68,8 @@ class Outcome:
         entries: every value.
         costs: published and measured cost by row.
         missing: what data and weights are missing, a line each.
-        failed: row -> why it could not be measured.
-        measured: rows that were measured.
+        failed: row, or "ROW on DATA" where other data sets were measured -> why it could not be measured.
+        measured: rows that were measured, on one data set at least.
     """
 
     table: Table

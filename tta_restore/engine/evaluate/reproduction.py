@@ -42,6 +42,7 @@ from tta_restore.engine.report.table import lay_out
 from tta_restore.engine.run.device import resolve_device
 from tta_restore.engine.run.extensions import find_metrics
 from tta_restore.engine.run.models import build_module, load_restorer
+from tta_restore.engine.run.usage import one_line
 from tta_restore.engine.run.user_code import is_named, plugins
 from tta_restore.models import Restorer, RestorerSpec, as_restorer, count_macs, list_models
 
@@ -146,29 +147,41 @@ class Reproduction:
         costs: dict[str, tuple[Cost, Cost]],
         failed: dict[str, str],
     ) -> list[FrameRecord] | None:
-        """Return the records of a row; None where it failed, with the reason in ``failed``."""
+        """Return the records of a row; None where there are none, with the reasons in ``failed``.
+
+        Data sets are measured apart from each other, and one that is damaged costs its own values; a stream is one.
+        Under torchrun what fails in one process fails in all of them, see :func:`~.runner.run_units`.
+        """
+        costs[row.name] = (_published_cost(row), Cost())
         try:
             restorer = self._restorer(row, device)
             networks = {key: self.files[name] for key, name in row.networks.items()}
             protocol, more = find_protocol(self.table.protocol), find_metrics(self._metrics())
-            found: list[FrameRecord] = []
-            groups = [self.domains] if self.table.stream else [{name: path} for name, path in self.domains.items()]
-            for domains in groups:
-                folder = self.out / "run" / f"{row.file}.{self._identity(row, domains, lpips)}"
-                folder.mkdir(parents=True, exist_ok=True)
+        except Exception as error:  # code of any project
+            failed[row.name] = one_line(error)
+            return None
+        found: list[FrameRecord] = []
+        reasons: dict[str, str] = {}
+        groups = [self.domains] if self.table.stream else [{name: path} for name, path in self.domains.items()]
+        for domains in groups:
+            folder = self.out / "run" / f"{row.file}.{self._identity(row, domains, lpips)}"
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
                 found += protocol(
                     Job(
                         self.table, row, domains, restorer, networks, folder, device, self.limit, lpips, more,
                         self._keep(row), processes, self.progress,
                     )
                 )  # fmt: skip
-        except (ValueError, TypeError, ImportError, RuntimeError, OSError) as error:
-            if processes.count > 1:
-                raise  # the others wait for this one
-            failed[row.name] = " ".join(str(error).split()) or type(error).__name__
-            costs[row.name] = (_published_cost(row), Cost())
+            except Exception as error:
+                reasons[", ".join(domains)] = one_line(error)
+        if not found and len(set(reasons.values())) == 1:
+            failed[row.name] = next(iter(reasons.values()))
+        else:
+            failed |= {f"{row.name} on {name}": why for name, why in reasons.items()}
+        if not found:
             return None
-        seconds = sum(record.wall_seconds for record in found) / max(len(found), 1)
+        seconds = sum(record.wall_seconds for record in found) / len(found)
         measured = Cost() if restorer is None else cost_of(restorer, self.table.macs_size)
         costs[row.name] = (_published_cost(row), replace(measured, seconds=None if restorer is None else seconds))
         return found

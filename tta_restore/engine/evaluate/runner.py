@@ -20,7 +20,7 @@ from tta_restore.data.datasets.layouts import FolderFrame
 from tta_restore.data.io.atomic import atomic_file
 from tta_restore.engine.evaluate.results import FrameRecord
 from tta_restore.engine.evaluate.stream import StreamFrame, evaluate_frame, inputs_of
-from tta_restore.engine.run.usage import UsageError
+from tta_restore.engine.run.usage import UsageError, one_line
 
 __all__ = ["Resumable", "Unit", "claim", "open_lpips", "run_folder", "run_resumable", "run_units", "task_of"]
 
@@ -114,18 +114,30 @@ def run_units(
         progress: show progress on stderr.
         processes: those that torchrun started. Each runs its share of the units, and all return all records; several
             processes need a folder.
+
+    Raises:
+        UsageError: a unit failed in another process; where it is one of this process, its own error is raised.
     """
     shown = progress and processes.first
     found: dict[str, list[FrameRecord]] = {}
+    failure: Exception | None = None
     for number, unit in enumerate(ProgressBar(units, unit="part", shown=shown, leave=False)):
         path = None if folder is None else folder / f"{unit.name}.jsonl"
         if number % processes.count != processes.rank or (path is not None and path.exists()):
             continue
-        found[unit.name] = unit.run()
+        try:
+            found[unit.name] = unit.run()
+        except Exception as error:  # the other processes wait for this one, and are told
+            failure = error
+            break
         if path is not None:
             with atomic_file(path) as partial:
                 partial.write_text("".join(map(_line, found[unit.name])), encoding="utf-8")
-    processes.wait()
+    told = processes.share("" if failure is None else one_line(failure))
+    if failure is not None:
+        raise failure
+    if any(told):
+        raise UsageError(next(filter(None, told)))
     for unit in units:
         if unit.name not in found and folder is not None:
             found[unit.name] = _read_records(folder / f"{unit.name}.jsonl")
