@@ -10,9 +10,12 @@ import pytest
 import torch
 from _fresh import run_program
 
+from tta_restore import adapters, degradations, models
 from tta_restore.data.io.image import read_image
 from tta_restore.data.io.image_writer import write_image
 from tta_restore.data.io.pixels import Image
+from tta_restore.engine.run import extensions, user_code
+from tta_restore.engine.run.methods import find_method
 
 PACKAGE = Path(__file__).parents[1] / "plugin_package"
 PROGRAM = """
@@ -150,6 +153,94 @@ def test_reproduce_takes_a_method_and_a_layout_for_every_protocol(folder):
     values = json.loads((folder / "stream/results.json").read_text())["values"]
     found = {value["row"]: value["measured"] for value in values if value["quantity"] == "example-brightness"}
     assert found == {"brighter": pytest.approx(1.25, abs=0.01), "halved": pytest.approx(0.625, abs=0.01)}
+
+
+BROKEN = {
+    "restorers": "bad-import = absent_module:Net\nbad-type = math:tau\nbad-exit = leaves:Net\nifan = torch.nn:Identity",
+    "methods": "bad-import = absent_module:Method\nbad-class = torch.nn:Identity\ntent = torch.nn:Identity",
+    "degradations": "bad-import = absent_module:Haze\nbad-class = torch.nn:Identity\nnoise = torch.nn:Identity",
+    "metrics": "bad-import = absent_module:metric\nbad-type = math:tau\npsnr = math:dist",
+    "layouts": "bad-import = absent_module:layout\nbad-type = math:tau\nfolders = math:dist",
+}
+
+
+@pytest.fixture
+def broken(tmp_path, monkeypatch):
+    """An installed package whose entries cannot be used, or have the names of built-in ones."""
+    package = tmp_path / "packages/tta_broken-1.0.dist-info"
+    package.mkdir(parents=True)
+    (package / "METADATA").write_text("Metadata-Version: 2.1\nName: tta-broken\nVersion: 1.0\n")
+    groups = (f"[tta_restore.{group}]\n{entries}\n" for group, entries in BROKEN.items())
+    (package / "entry_points.txt").write_text("\n".join(groups))
+    (package.parent / "leaves.py").write_text("import sys\nsys.exit(1)\n")
+    monkeypatch.syspath_prepend(package.parent)
+    for registry, plugins in ((models.registry, "_plugins"), (degradations.registry, "_broken")):
+        monkeypatch.setattr(registry, "_discovered", False)
+        monkeypatch.setattr(registry, plugins, {})
+    monkeypatch.setattr(extensions, "_used", set())
+    user_code._announced.cache_clear()
+    user_code.warn_of_namesake.cache_clear()
+    for side in ("blurry", "sharp"):
+        photo = torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(0))
+        write_image(tmp_path / "pairs" / side / "a.png", Image(photo))
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    user_code._announced.cache_clear()
+    user_code.warn_of_namesake.cache_clear()
+
+
+NET = ["--model", "torch.nn:Identity"]
+PAIRS = ["evaluate-pairs", "pairs", "--layout", "folders", "--flow", "lucas_kanade"]
+RESTORE = ["restore", "pairs/blurry/a.png", "-o", "out.png"]
+
+
+@pytest.mark.filterwarnings("ignore:list_(models|degradations). plugin")
+@pytest.mark.filterwarnings("ignore:'.*' is the built-in one")
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([*RESTORE, "--model", "bad-import"], "plugin 'bad-import' (absent_module:Net) failed: No module named"),
+        ([*RESTORE, "--model", "bad-type"], "(math:tau) failed: expected a function or class, got float"),
+        ([*RESTORE, "--model", "bad-exit"], "plugin 'bad-exit' (leaves:Net) failed: 1"),
+        ([*RESTORE, "--model", "ifan"], "model 'ifan' needs weights: name its checkpoint"),
+        ([*RESTORE, *NET, "--method", "bad-import"], "method bad-import: absent_module:Method: No module named"),
+        ([*RESTORE, *NET, "--method", "bad-class"], "method 'bad-class': expected an Adapter, got Identity"),
+        (["train", "supervised", "--model.name", "bad-import", "--data.pictures", "bundled"], "(absent_module:Net)"),
+        (["evaluate", *NET, "--degradations", "bad-import"], "plugin 'bad-import' (absent_module:Haze) failed"),
+        (["evaluate", *NET, "--degradations", "bad-class"], "expected 'bad-class' to be a subclass of Degradation"),
+        ([*PAIRS, *NET, "--metrics", "bad-import"], "--metrics: absent_module:metric: No module named"),
+        ([*PAIRS, *NET, "--metrics", "bad-type"], "--metrics: bad-type is no function"),
+        ([*PAIRS, *NET, "--metrics", "psnr"], "--metrics: psnr is measured anyway"),
+        ([*PAIRS[:3], "bad-import", *PAIRS[4:], *NET], "absent_module:layout: No module named"),
+        ([*PAIRS[:3], "bad-type", *PAIRS[4:], *NET], "bad-type: expected a function of root and split"),
+    ],
+)
+def test_a_broken_plug_in_is_one_line(broken, capsys, words, message):
+    from tta_restore.cli import main
+
+    assert main([*words, "-q"]) == 2
+    (error,) = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("warning: ")]
+    assert message in error
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_broken_plug_in_breaks_no_other_command(broken, capsys):
+    """Built-in models, methods, degradations, quantities and layouts are used, and namesakes told in a sentence."""
+    from tta_restore.cli import main
+
+    with pytest.warns(UserWarning, match=r"'tent' is the built-in one; .* is used as torch\.nn:Identity"):
+        assert find_method("tent")[1] is adapters.Tent
+    with pytest.warns(UserWarning, match="'folders' is the built-in one"):
+        assert extensions.use_layout("folders") == "folders"
+    assert main([*RESTORE, *NET, "--method", "source", "-q"]) == 0
+    told = capsys.readouterr().err
+    assert "plugin 'ifan' (torch.nn:Identity) has the name of a built-in model, which is used" in told
+    restored, photo = (read_image(broken / name).pixels for name in ("out.png", "pairs/blurry/a.png"))
+    assert torch.equal(restored, photo)
+    with pytest.warns(UserWarning, match="'noise' is the built-in one"):
+        assert isinstance(extensions.parse_degradation("noise:20").degradations[0], degradations.Noise)
+    named = [name for name in ("psnr", "bad-type", "math:dist", "mae") if extensions.is_further_metric(name)]
+    assert named == ["bad-type", "math:dist"]
 
 
 def test_what_is_not_there_is_one_line(folder, monkeypatch, capsys):

@@ -19,6 +19,7 @@ ENTRY_POINT_GROUP = "tta_restore.degradations"
 
 _Class = TypeVar("_Class", bound=type[Degradation])
 _entries: dict[str, type[Degradation]] = {}
+_broken: dict[str, str] = {}  # name of a plug-in -> why it cannot be used
 _discovered = False
 
 
@@ -85,6 +86,8 @@ def _find(name: str) -> type[Degradation]:
         if "kind" not in vars(found):
             found.kind = name
         return found
+    if name in _broken:
+        raise ValueError(f"create_degradation: {_broken[name]}")
     near = get_close_matches(name, _entries, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(sorted(_entries))}"
     raise ValueError(f"create_degradation: no degradation is called {name!r}; {hint}")
@@ -96,13 +99,17 @@ def _discover() -> None:
         return
     _discovered = True
     importlib.import_module("tta_restore.degradations")
+    built_in = set(_entries)
     for point in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP):
+        what = f"plugin {point.name!r} ({point.value})"
+        if point.name in built_in:
+            warnings.warn(f"list_degradations: {what} has the name of a built-in one, which is used", stacklevel=3)
+            continue
         try:
-            loaded = point.load()
-            if point.name not in _entries:
-                register_degradation(point.name)(loaded)
-        except Exception as error:  # one broken plugin must not take the shipped degradations away
-            warnings.warn(f"list_degradations: plugin {point.name!r} ({point.value}) failed: {error}", stacklevel=3)
+            register_degradation(point.name)(point.load())
+        except (Exception, SystemExit) as error:  # one broken plugin must not take the shipped degradations away
+            _broken[point.name] = f"{what} failed: {error}"
+            warnings.warn(f"list_degradations: {_broken[point.name]}", stacklevel=3)
 
 
 def _origin(cls: type) -> str:

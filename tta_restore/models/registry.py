@@ -33,6 +33,7 @@ class _Entry:
 
 
 _entries: dict[str, _Entry] = {}
+_plugins: dict[str, str] = {}  # name -> why it cannot be used; empty where it can
 _lock = threading.RLock()
 _discovered = False
 
@@ -85,6 +86,8 @@ def create_model(name: str, *, checkpoint: str | Path | None = None, **config: A
     """
     _discover()
     if name not in _entries:
+        if name in _plugins:
+            raise ValueError(f"create_model: {_plugins[name]}")
         near = get_close_matches(name, _entries, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(sorted(_entries))}"
         raise ValueError(f"create_model: no model is called {name!r}; {hint}")
@@ -97,6 +100,12 @@ def create_model(name: str, *, checkpoint: str | Path | None = None, **config: A
     builder, content = _entries[name].builder, checkpoints.read(path)
     known = metadata["config"] if "config" in metadata else checkpoints.infer_config(builder, content, str(path))
     return checkpoints.load(_build(name, known | config), content, str(path))
+
+
+def is_plugin(name: str) -> bool:
+    """Return whether an installed package announces a restorer of that name, and no built-in one has it."""
+    _discover()
+    return name in _plugins
 
 
 def _build(name: str, config: dict[str, Any]) -> nn.Module:
@@ -115,11 +124,20 @@ def _discover() -> None:
         for module in pkgutil.walk_packages(package.__path__, "tta_restore.models."):
             if not module.name.rpartition(".")[2].startswith("_"):
                 importlib.import_module(module.name)
+        _plugins.clear()
+        built_in = set(_entries)
         for point in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP):
+            what = f"plugin {point.name!r} ({point.value})"
+            if point.name in built_in or (checkpoints.WEIGHTS / f"{point.name}.safetensors").is_file():
+                warnings.warn(f"list_models: {what} has the name of a built-in model, which is used", stacklevel=3)
+                continue
+            _plugins[point.name] = ""
             try:
                 loaded = point.load()
-                if point.name not in _entries and callable(loaded):
-                    register_model(point.name)(loaded)
-            except Exception as error:  # one broken plugin must not take the shipped models away
-                warnings.warn(f"list_models: plugin {point.name!r} ({point.value}) failed: {error}", stacklevel=3)
+                if not callable(loaded):
+                    raise TypeError(f"expected a function or class, got {type(loaded).__name__}")
+                register_model(point.name)(loaded)
+            except (Exception, SystemExit) as error:  # one broken plugin must not take the shipped models away
+                _plugins[point.name] = f"{what} failed: {error}"
+                warnings.warn(f"list_models: {_plugins[point.name]}", stacklevel=3)
         _discovered = True

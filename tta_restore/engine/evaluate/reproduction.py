@@ -40,10 +40,9 @@ from tta_restore.engine.report.comparison import Comparison, group_rows, write_c
 from tta_restore.engine.report.page import Sample, require_packages
 from tta_restore.engine.report.table import lay_out
 from tta_restore.engine.run.device import resolve_device
-from tta_restore.engine.run.extensions import find_metrics
+from tta_restore.engine.run.extensions import find_metrics, is_further_metric
 from tta_restore.engine.run.models import build_module, load_restorer
 from tta_restore.engine.run.usage import one_line
-from tta_restore.engine.run.user_code import is_named, plugins
 from tta_restore.models import Restorer, RestorerSpec, as_restorer, count_macs, list_models
 
 __all__ = ["Reproduction", "cost_of"]
@@ -189,7 +188,7 @@ class Reproduction:
     def _metrics(self) -> list[str]:
         """Return the quantities of the table that are metrics of a plug-in or of a module."""
         quantities = dict.fromkeys(q for data in self.table.data for q in data.quantities)
-        return [q for q in quantities if is_named(q) or q in plugins("tta_restore.metrics")]
+        return [q for q in quantities if is_further_metric(q)]
 
     def _restorer(self, row: Row, device: str) -> Restorer | None:
         if row.model == INPUT:

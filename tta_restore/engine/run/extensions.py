@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -24,12 +25,17 @@ from tta_restore.degradations import (
     list_degradations,
 )
 from tta_restore.engine.run.usage import UsageError
-from tta_restore.engine.run.user_code import guarded, import_named, is_named, plugins
+from tta_restore.engine.run.user_code import guarded, import_named, is_named, plugins, warn_of_namesake
 
-__all__ = ["Metric", "find_degradations", "find_metrics", "parse_degradation", "use_layout"]
+__all__ = ["Metric", "find_degradations", "find_metrics", "is_further_metric", "parse_degradation", "use_layout"]
 
 #: From a restored and a sharp image, (1, 3, H, W) in [0, 1], to one value.
 Metric = Callable[[Tensor, Tensor], Tensor]
+
+#: Degradations that take a number.
+_BUILT_IN = ("noise", "jpeg", "blur", "motion", "lens")
+#: What commands measure by themselves; also aligned, and of the input.
+_QUANTITY = re.compile(r"((aligned|input)_)?(psnr|ssim|mae|lpips)")
 
 
 def find_degradations(names: Any, flag: str) -> list[Degradation]:
@@ -69,6 +75,8 @@ def parse_degradation(text: str, flag: str = "--degradations") -> Degradation:
 
 def _part(text: str) -> Degradation:
     name, _, value = text.partition(":")
+    if name in _BUILT_IN:
+        warn_of_namesake(name, "tta_restore.degradations")
     if name == "noise":
         return Noise(read_std=_number(value, 25.0) / 255)
     if name == "jpeg":
@@ -80,10 +88,10 @@ def _part(text: str) -> Degradation:
     if name == "lens":
         shape, _, radius = (value or "disk").partition(",")
         return Blur(radius=_number(radius, 2.5), lens=shape)
-    if not value and text in list_degradations():
+    if not value and (text in list_degradations() or text in plugins("tta_restore.degradations")):
         return create_degradation(text)
     if not is_named(text):
-        names = ", ".join(dict.fromkeys(("noise", "jpeg", "blur", "motion", "lens", *list_degradations())))
+        names = ", ".join(dict.fromkeys((*_BUILT_IN, *list_degradations())))
         raise ValueError(f"no degradation {text!r}; there are: {names}, and your own by module.path:Class")
     found = import_named(text)
     with guarded(text):
@@ -117,6 +125,10 @@ def find_metrics(names: Sequence[str] | None, flag: str = "--metrics") -> dict[s
         try:
             if is_named(name):
                 metric = import_named(name)
+            elif _QUANTITY.fullmatch(name):
+                raise UsageError(
+                    f"{flag}: {name} is measured anyway; name the plug-in of that name as module.path:name"
+                )
             elif name in own:
                 metric = own[name]()
             else:
@@ -133,6 +145,11 @@ def find_metrics(names: Sequence[str] | None, flag: str = "--metrics") -> dict[s
     return found
 
 
+def is_further_metric(quantity: str) -> bool:
+    """Return whether a quantity of a table is a metric of a plug-in or of a module, and none that is built in."""
+    return is_named(quantity) or (quantity in plugins("tta_restore.metrics") and not _QUANTITY.fullmatch(quantity))
+
+
 def _measured(name: str, metric: Metric, restored: Tensor, sharp: Tensor) -> Tensor:
     """Return the value of user code as a tensor of one element."""
     with torch.no_grad(), guarded(name):
@@ -140,6 +157,9 @@ def _measured(name: str, metric: Metric, restored: Tensor, sharp: Tensor) -> Ten
     if value.numel() != 1:
         raise ValueError(f"{name}: expected one value for an image, got {tuple(value.shape)}")
     return value.reshape(())
+
+
+_used: set[str] = set()  # layouts that were registered here
 
 
 def use_layout(name: Any) -> Any:
@@ -151,7 +171,10 @@ def use_layout(name: Any) -> Any:
     Raises:
         ValueError: it cannot be imported, or is neither.
     """
-    if not isinstance(name, str) or name in LAYOUTS or name in CLIP_LAYOUTS:
+    if not isinstance(name, str) or name in _used:
+        return name
+    if name in LAYOUTS or name in CLIP_LAYOUTS:
+        warn_of_namesake(name, "tta_restore.layouts")
         return name
     own = plugins("tta_restore.layouts")
     if is_named(name):
@@ -167,4 +190,5 @@ def use_layout(name: Any) -> Any:
         register_layout(name, pairs=found, clips=found)
     else:
         raise ValueError(f"{name}: expected a function of root and split, or a mapping, got {type(found).__name__}")
+    _used.add(name)
     return name

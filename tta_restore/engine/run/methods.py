@@ -25,7 +25,7 @@ from tta_restore.engine.run.models import load_named
 from tta_restore.engine.run.names import CLIP_METHODS
 from tta_restore.engine.run.settings import Named, readable_hints, typed_value
 from tta_restore.engine.run.usage import UsageError
-from tta_restore.engine.run.user_code import guarded, import_named, is_named, plugins
+from tta_restore.engine.run.user_code import guarded, import_named, is_named, plugins, warn_of_namesake
 from tta_restore.models import Restorer, create_model
 from tta_restore.models.checkpoint import read, resolve
 from tta_restore.models.motion_reblur import MotionReblur
@@ -194,6 +194,8 @@ def create_method(
             settings["semantic"] = create_semantic(settings["semantic"], variant=settings.get("variant", "official"))
         settings = typed_settings(kind, settings)
         adapter = build(restorer, **({"seed": seed, "tiles": adapters.Tiles(size=tile)} | settings))
+        if not isinstance(adapter, Adapter):
+            raise TypeError(f"expected an Adapter, got {type(adapter).__name__}")
         _expect_suitable(adapter)
     except (ValueError, TypeError, RuntimeError, OSError) as error:
         raise UsageError(f"method {named.name!r}: {error}") from error
@@ -207,6 +209,7 @@ def find_method(name: str) -> tuple[Callable[..., Any], type | None]:
         UsageError: there is no such method.
     """
     if name in METHODS:
+        warn_of_namesake(name, "tta_restore.methods")
         return METHODS[name]
     if is_named(name):
         try:
@@ -219,7 +222,10 @@ def find_method(name: str) -> tuple[Callable[..., Any], type | None]:
         if name in registered:
             found = partial(adapters.create_adapter, registered[name])
         elif name in own:
-            found = own[name]()
+            try:
+                found = own[name]()
+            except ValueError as error:
+                raise UsageError(f"method {name}: {error}") from error
         else:
             there = ", ".join(dict.fromkeys([*METHODS, *CLIP_METHODS, *own]))
             raise UsageError(f"no method {name!r}; there are: {there}, and your own by module.path:Class")
@@ -321,9 +327,9 @@ def expect_one_frame(restorer: Restorer) -> None:
         )
 
 
-def _expect_suitable(adapter: Any) -> None:
+def _expect_suitable(adapter: Adapter) -> None:
     """Refuse a restorer that a method cannot take, before the first image is read."""
-    if not isinstance(adapter, Adapter) or adapter.takes_clips:
+    if adapter.takes_clips:
         return
     restricted = adapter.keeps_size or type(adapter).expect_suitable is not Adapter.expect_suitable
     if restricted:

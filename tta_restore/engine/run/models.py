@@ -15,10 +15,11 @@ from torch import nn
 from tta_restore.engine.run.names import SHIPPED_MODELS
 from tta_restore.engine.run.settings import Named, typed_keywords
 from tta_restore.engine.run.usage import UsageError
-from tta_restore.engine.run.user_code import guarded, import_named, is_named, plugins
+from tta_restore.engine.run.user_code import guarded, import_named, is_named
 from tta_restore.models import Restorer, as_restorer, create_model, list_models, load_checkpoint
 from tta_restore.models.checkpoint import read, read_metadata, resolve
 from tta_restore.models.jdrl import BlurConditioned
+from tta_restore.models.registry import is_plugin
 
 __all__ = [
     "build_module",
@@ -64,8 +65,8 @@ def load_restorer(
     name, config = named.name, {**named.settings, **(config or {})}
     if name in SHIPPED_MODELS and checkpoint is None and not config:
         model: Any = create_model(SHIPPED_MODELS[name], checkpoint=name)
-    elif name in list_models("restorer") and name not in SHIPPED_MODELS:
-        if checkpoint is None and name not in plugins("tta_restore.restorers"):  # a plug-in may bring its weights
+    elif _is_registered(name, "restorer") and name not in SHIPPED_MODELS:
+        if checkpoint is None and not is_plugin(name):  # which may bring its weights
             raise ValueError(f"model {name!r} needs weights: name its checkpoint")
         model = build_module(name, checkpoint=checkpoint, config=config)
     elif is_named(name):
@@ -86,6 +87,11 @@ def load_restorer(
         _expect_finite(restorer.module, str(name if checkpoint is None else checkpoint))
         restorer.module.eval().requires_grad_(False)
     return restorer.to(device)
+
+
+def _is_registered(name: str, kind: str) -> bool:
+    """Return whether a model is registered, or announced by a plug-in, which may fail when it is built."""
+    return name in list_models(kind) or (kind == "restorer" and is_plugin(name))
 
 
 def _expect_finite(module: nn.Module, source: str) -> None:
@@ -133,7 +139,7 @@ def build_module(
         if checkpoint is not None:
             load_checkpoint(module, checkpoint if state is None else state[1])
         return module
-    if name not in list_models(kind):
+    if not _is_registered(name, kind):
         raise ValueError(f"no {kind} {name!r}; there are: {', '.join(list_models(kind))}")
     try:
         if state is None:

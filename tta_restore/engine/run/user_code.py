@@ -6,14 +6,16 @@ import importlib
 import importlib.metadata
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from tta_restore._core.streams import ReaderLeft
 
-__all__ = ["guarded", "import_named", "is_named", "plugins"]
+__all__ = ["guarded", "import_named", "is_named", "plugins", "warn_of_namesake"]
 
 _NAME = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
@@ -65,17 +67,41 @@ def guarded(source: str, *, importing: bool = False) -> Iterator[None]:
 def plugins(group: str) -> dict[str, Callable[[], Any]]:
     """Return the entry points of a group: name -> function that loads it.
 
-    The groups are ``tta_restore.restorers``, ``tta_restore.methods`` and ``tta_restore.degradations``.
+    The groups are ``tta_restore.restorers``, ``tta_restore.methods``, ``tta_restore.degradations``,
+    ``tta_restore.metrics`` and ``tta_restore.layouts``. What two packages announce under one name raises a ValueError
+    when it is loaded.
     """
 
-    def loader(point: importlib.metadata.EntryPoint) -> Callable[[], Any]:
+    def loader(name: str, values: list[str]) -> Callable[[], Any]:
         def load() -> Any:
-            with guarded(point.value, importing=True):
-                return point.load()
+            if len(values) > 1:
+                raise ValueError(f"several plug-ins are called {name!r}: {', '.join(values)}; name one of these")
+            with guarded(values[0], importing=True):
+                return importlib.metadata.EntryPoint(name, values[0], group).load()
 
         return load
 
-    return {point.name: loader(point) for point in importlib.metadata.entry_points(group=group)}
+    return {name: loader(name, values) for name, values in _announced(group).items()}
+
+
+@cache
+def warn_of_namesake(name: str, group: str) -> None:
+    """Warn, once, where a package announces something under a built-in name: what is built in is used."""
+    if values := _announced(group).get(name):
+        warnings.warn(
+            f"{name!r} is the built-in one; the plug-in that has the same name is used as {values[0]}", stacklevel=3
+        )
+
+
+@cache
+def _announced(group: str) -> dict[str, list[str]]:
+    """Return what installed packages announce in a group: name -> different values."""
+    found: dict[str, list[str]] = {}
+    for point in importlib.metadata.entry_points(group=group):
+        values = found.setdefault(point.name, [])
+        if point.value not in values:
+            values.append(point.value)
+    return found
 
 
 @contextmanager
