@@ -131,6 +131,15 @@ def test_a_blur_map_in_front_of_weights_without_one(tmp_path):
     assert all(torch.equal(again.state_dict()[name], t) for name, t in conditioned.state_dict().items())
 
 
+@pytest.mark.parametrize("name", ["dpdnet_s", "_meta_networks:Deblur"])
+def test_a_result_with_a_blur_map_has_the_size_that_its_file_names(tmp_path, name):
+    options = {"width": 2, "blur_map": True}
+    trained = build_module(name, config=options)
+    save_tensors(tmp_path / "both.safetensors", trained.state_dict(), origin_of(name, config=options))
+    again = build_module(name, checkpoint=tmp_path / "both.safetensors", config={"blur_map": True})
+    assert all(torch.equal(again.state_dict()[key], t) for key, t in trained.state_dict().items())
+
+
 def test_shipped_names_are_registered_models():
     assert set(SHIPPED_MODELS.values()) <= set(list_models("restorer"))
 

@@ -156,6 +156,10 @@ def _conditioned(name: str, checkpoint: str | Path | None, options: Mapping[str,
     content = read(resolve(weights)) if isinstance(weights, (str, Path)) else weights
     if content is not None and not _holds_estimator(content):
         return BlurConditioned(build_module(name, checkpoint=checkpoint, config=options, kind=kind))
+    known = {} if checkpoint is None else read_origin(resolve(checkpoint), kind).get("config") or {}
+    if known.get("restorer", name) == name:  # as describe_network wrote it
+        own = {key: value for key, value in known.get("config", known).items() if key != "blur_map"}
+        options = own | dict(options)
     conditioned = BlurConditioned(build_module(name, config=options, kind=kind))
     return conditioned if weights is None else load_checkpoint(conditioned, weights)
 
