@@ -52,6 +52,21 @@ def test_unet_official_file(tmp_path):
     models.create_model("jdrl_reblur", width=4, checkpoint=file)
 
 
+@pytest.mark.parametrize("prefix", ["module.", "net.", "module.generator."])
+@pytest.mark.parametrize("name", ["jdrl_unet", "jdrl_reblur"])
+def test_the_size_of_weights_below_any_prefix_is_found(name, prefix, tmp_path):
+    model = models.create_model(name, width=4)
+    weights = {prefix + key: tensor for key, tensor in model.state_dict().items()}
+    torch.save({"state_dict": weights, "epoch": 3}, tmp_path / "lightning.ckpt")
+    again = models.create_model(name, checkpoint=tmp_path / "lightning.ckpt")
+    assert all(torch.equal(again.state_dict()[key], tensor) for key, tensor in model.state_dict().items())
+    # two networks of one shape in a file: which one is meant is not known
+    other = {"teacher." + key: tensor + 1 for key, tensor in model.state_dict().items()}
+    torch.save({"state_dict": weights | other}, tmp_path / "two.ckpt")
+    with pytest.raises(ValueError, match="several sets of weights that fit|does not fit"):
+        models.create_model(name, checkpoint=tmp_path / "two.ckpt", width=4)
+
+
 def test_unet_refuses():
     model = JDRLUNet(width=2)
     with pytest.raises(ValueError, match="multiples of 16"):

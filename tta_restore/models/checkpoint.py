@@ -4,6 +4,7 @@ import json
 import pickle
 import re
 import warnings
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -54,13 +55,17 @@ def load(module: M, content: Any, source: str) -> M:
     if isinstance(target, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         target = target.module
     expected, own = target.state_dict(), getattr(target, "checkpoint_wrappers", ())
-    convert = getattr(target, "convert_state_dict", None)
+    convert = getattr(target, "convert_state_dict", dict)
     weights = None if own else _fitting(content, expected, source)
     if weights is None:
         weights = _unwrap(content, source, own)
-        weights = {_strip(name, expected): value for name, value in weights.items()}
-        if callable(convert):
-            weights = convert(weights)
+        stripped = {_strip(name, expected): value for name, value in weights.items()}
+        weights = convert(stripped)
+        if expected.keys().isdisjoint(weights):
+            groups = [convert(group) for group in _below_prefixes(stripped, len(expected))]
+            fitting = [made for made in groups if made.keys() == expected.keys()]
+            if fitting and all(_are_equal(made, fitting[0]) for made in fitting):
+                weights = fitting[0]
     _check_fit(target, expected, weights, source)
     target.load_state_dict({name: value.to_dense() if value.is_sparse else value for name, value in weights.items()})
     return module
@@ -135,7 +140,9 @@ def infer_config(kind: Any, content: Any, source: str) -> dict[str, Any]:
     if not callable(tell):
         return {}
     weights = _unwrap(content, source, getattr(kind, "checkpoint_wrappers", ()))
-    return tell({_strip(name, {}): tensor for name, tensor in weights.items()})
+    stripped = {_strip(name, {}): tensor for name, tensor in weights.items()}
+    found = tell(stripped)
+    return found or next(filter(None, map(tell, _below_prefixes(stripped, len(stripped) // 2))), {})
 
 
 def read(path: Path) -> Any:
@@ -304,6 +311,13 @@ def _strip(name: str, expected: Mapping[str, Tensor]) -> str:
     while name not in expected and name.startswith(_PREFIXES):
         name = name.split(".", 1)[1]
     return name
+
+
+def _below_prefixes(weights: Mapping[str, Tensor], count: int) -> Iterator[dict[str, Tensor]]:
+    """Weights below each prefix that at least ``count`` of them share, without it; short prefixes first."""
+    shared = Counter(name[: end + 1] for name in weights for end in range(len(name)) if name[end] == ".")
+    for prefix in sorted((prefix for prefix, number in shared.items() if number >= count), key=len):
+        yield {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
 
 
 def _check_fit(module: nn.Module, expected: Mapping[str, Tensor], weights: Mapping[str, Tensor], source: str) -> None:

@@ -134,7 +134,7 @@ class TestOfficialFiles:
         torch.save({prefix + key: tensor for key, tensor in content.items()}, path)
         return path, model, reblur
 
-    @pytest.mark.parametrize("prefix", ["module.", ""])
+    @pytest.mark.parametrize("prefix", ["module.", "", "model.", "module.net."])
     @pytest.mark.parametrize("name", ["ifan", "ifan_dual"])
     def test_both_networks_of_one_file_load_and_the_file_tells_their_configuration(self, name, prefix, tmp_path):
         path, model, reblur = self.wrapped(tmp_path, name, prefix=prefix)
