@@ -149,10 +149,13 @@ def test_reproduce_takes_a_table_with_model_layout_and_metric(folder):
     assert found["brighter", "psnr"]["published"] == 20.0
 
 
-def test_reproduce_takes_a_method_and_a_layout_for_every_protocol(folder):
+def test_reproduce_takes_methods_degradations_and_a_layout_for_every_protocol(folder):
     values = json.loads((folder / "stream/results.json").read_text())["values"]
     found = {value["row"]: value["measured"] for value in values if value["quantity"] == "example-brightness"}
-    assert found == {"brighter": pytest.approx(1.25, abs=0.01), "halved": pytest.approx(0.625, abs=0.01)}
+    hazy = found.pop("hazy, example-haze")
+    assert found.pop("hazy, tta_example:Haze") == hazy == pytest.approx(0.8 * 1.25 + 0.2 / 0.25, abs=0.01)
+    halved = pytest.approx(0.625, abs=0.01)
+    assert found == {"brighter": pytest.approx(1.25, abs=0.01), "halved": halved, "halved by module": halved}
 
 
 BROKEN = {

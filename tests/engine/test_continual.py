@@ -89,7 +89,7 @@ def test_every_method_runs_side_by_side_and_nothing_is_measured_without_an_origi
     assert json.loads((tmp_path / "results.json").read_text())["settings"]["domains"]["blind"]
     again = run_continual(domains, tmp_path, say=said.append, seed=3, **options)
     assert again.records == result.records  # all done: read back, not run
-    with pytest.raises(UsageError, match="holds a run of another model, seed or data"):
+    with pytest.raises(UsageError, match=r"holds a run of another model, seed or data \(seed differs\); give"):
         run_continual(domains, tmp_path, seed=4, **options)
 
 

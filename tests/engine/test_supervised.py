@@ -193,6 +193,8 @@ def test_refusals():
         SupervisedSettings(lr=0)
     with pytest.raises(ValueError, match=r"restored images of shape \(1, 3, 24, 24\), got \(1, 3, 48, 48\)"):
         SupervisedObjective(nn.Upsample(scale_factor=2))(pairs(views=False)(1, torch.Generator()), 0)
+    with pytest.raises(ValueError, match=r"\[settings\] lpips_weights: Lpips: .* at nowhere.pth, found no file"):
+        SupervisedObjective(nn.Identity(), settings=SupervisedSettings(lpips_weight=0.1, lpips_weights="nowhere.pth"))
 
 
 def test_the_lpips_term_is_a_tenth_of_its_square(tmp_path):

@@ -108,6 +108,14 @@ TABLE = Table(
 STREAM = Table(
     "example-stream", "A stream of the plug-in", "causiam",
     (DataSet("Flat", "example-flat", ("psnr", "example-brightness")),),
-    (Row("brighter", {}, "example-brighter"), Row("halved", {}, "example-brighter", method=Named("example-halving"))),
+    (
+        Row("brighter", {}, "example-brighter"),
+        Row("halved", {}, "example-brighter", method=Named("example-halving")),
+        Row("halved by module", {}, "tta_example:Brighter", method=Named("tta_example:Halving")),
+        *(
+            Row(f"hazy, {name}", {}, "example-brighter", method=Named("tta_example:Fogging", {"degradation": name}))
+            for name in ("example-haze", "tta_example:Haze")
+        ),
+    ),
     "nobody, nowhere", stream=True,
 )  # fmt: skip

@@ -43,8 +43,7 @@ class Lpips(nn.Module):
         path = Path(torch.hub.get_dir()) / "checkpoints" / WEIGHTS if weights is None else Path(weights)
         if not path.is_file():
             raise _LpipsUnavailable(
-                f"Lpips: expected AlexNet's weights at {path}, found no file; pass torchvision's {WEIGHTS} "
-                "(--lpips-weights)"
+                f"Lpips: expected AlexNet's weights at {path}, found no file; pass torchvision's {WEIGHTS}"
             )
         try:
             import torchvision  # noqa: F401 (torchmetrics needs it)

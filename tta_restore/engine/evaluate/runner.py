@@ -195,8 +195,8 @@ def open_lpips(weights: str | Path | None, device: str) -> tuple[metrics.Lpips |
         return metrics.Lpips(weights).to(device), []
     except ValueError as error:
         if weights is not None:
-            raise UsageError(str(error)) from error
-        return None, [f"LPIPS is left out: {error}."]
+            raise UsageError(f"--lpips-weights: {error}") from error
+        return None, [f"LPIPS is left out: {error} (--lpips-weights)."]
 
 
 def task_of(
@@ -217,7 +217,20 @@ def claim(folder: Path, task: Mapping[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "task.json"
     text = json.dumps(task)
-    if path.exists() and path.read_text(encoding="utf-8", errors="replace") != text:
-        raise UsageError(f"{folder} holds a run of another model, seed or data; give another --out, or remove it")
+    if path.exists() and (held := path.read_text(encoding="utf-8", errors="replace")) != text:
+        raise UsageError(
+            f"{folder} holds a run of another model, seed or data{_differing(held, text)}; give another --out, or "
+            "remove it"
+        )
     with atomic_file(path) as partial:
         partial.write_text(text, encoding="utf-8")
+
+
+def _differing(held: str, asked: str) -> str:
+    """Return the names of the settings that differ, in brackets; empty where what was held cannot be read."""
+    try:
+        old, new = json.loads(held), json.loads(asked)
+        names = [name for name in {**new, **old} if old.get(name) != new.get(name)]
+    except (ValueError, TypeError, AttributeError):
+        return ""
+    return f" ({', '.join(names)} differ)" if len(names) > 1 else f" ({names[0]} differs)" if names else ""

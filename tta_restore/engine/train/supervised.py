@@ -93,7 +93,12 @@ class SupervisedObjective(Objective):
         self._run = as_restorer(restorer)
         self._forward_train: Callable[..., Any] | None = getattr(restorer, "forward_train", None)
         # A tuple keeps the frozen network out of the objective's parameters and states.
-        self._lpips = (metrics.Lpips(settings.lpips_weights),) if settings.lpips_weight else ()
+        self._lpips: tuple[metrics.Lpips, ...] = ()
+        if settings.lpips_weight:
+            try:
+                self._lpips = (metrics.Lpips(settings.lpips_weights),)
+            except ValueError as error:
+                raise ValueError(f"[settings] lpips_weights: {error}") from error
 
     def forward(self, batch: Pair, step: int) -> StepOutput:
         """Loss of a batch."""
