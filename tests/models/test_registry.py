@@ -79,6 +79,21 @@ def test_plugins_are_found_and_a_broken_one_only_warns(monkeypatch):
     assert isinstance(models.create_model("from_plugin"), nn.Identity)
 
 
+def test_a_plugin_that_was_imported_before_is_no_namesake(monkeypatch):
+    models.register_model("from_plugin")(build_small)
+    points = [
+        importlib.metadata.EntryPoint(name, value, registry.ENTRY_POINT_GROUP)
+        for name, value in (("from_plugin", f"{__name__}:build_small"), ("ifan", "torch.nn:Identity"))
+    ]
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: points)
+    monkeypatch.setattr(registry, "_discovered", False)
+    monkeypatch.setattr(registry, "_plugins", {})
+    with pytest.warns(UserWarning, match="'ifan' .* has the name of a built-in model") as told:
+        assert registry.is_plugin("from_plugin")
+    assert len(told) == 1
+    assert not registry.is_plugin("ifan")
+
+
 def test_a_keyword_that_the_model_does_not_take_is_answered_with_near_ones():
     models.register_model("small", kind="estimator")(build_small)
     with pytest.raises(TypeError, match="create_model: 'small' has no widht; did you mean width"):

@@ -99,7 +99,7 @@ def _discover() -> None:
         return
     _discovered = True
     importlib.import_module("tta_restore.degradations")
-    built_in = set(_entries)
+    built_in = {name for name, cls in _entries.items() if _origin(cls).startswith("tta_restore.")}
     for point in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP):
         what = f"plugin {point.name!r} ({point.value})"
         if point.name in built_in:

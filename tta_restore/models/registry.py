@@ -125,7 +125,7 @@ def _discover() -> None:
             if not module.name.rpartition(".")[2].startswith("_"):
                 importlib.import_module(module.name)
         _plugins.clear()
-        built_in = set(_entries)
+        built_in = {name for name, entry in _entries.items() if entry.origin.startswith("tta_restore.")}
         for point in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP):
             what = f"plugin {point.name!r} ({point.value})"
             if point.name in built_in or (checkpoints.WEIGHTS / f"{point.name}.safetensors").is_file():
