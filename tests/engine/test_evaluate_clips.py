@@ -20,6 +20,7 @@ from tta_restore.engine.evaluate.results import FrameRecord
 from tta_restore.engine.evaluate.runner import Unit, run_units
 from tta_restore.engine.run.methods import create_clip_method
 from tta_restore.engine.run.models import load_restorer
+from tta_restore.engine.run.usage import UsageError
 from tta_restore.engine.train.files import write_weights
 from tta_restore.engine.train.loop import Processes
 from tta_restore.models import RestorerSpec, as_restorer, create_model
@@ -118,6 +119,23 @@ def test_units_are_run_once_and_shared_by_processes(tmp_path):
     found = run_units([unit(n) for n in range(4)], shared, progress=False, processes=Second(1, 2))
     assert ran == [1, 3]
     assert found == whole
+
+    class Told(Processes):
+        def wait(self) -> None:
+            """The first process has failed by now, or has not."""
+            (failed / "failed.0.txt").write_text("0: damaged")
+
+    failed = tmp_path / "failed"
+    failed.mkdir()
+    with pytest.raises(UsageError, match="^0: damaged$"):
+        run_units([unit(n) for n in range(2)], failed, progress=False, processes=Told(1, 2))
+
+    def absent() -> list[FrameRecord]:
+        raise OSError("1: no such file")
+
+    with pytest.raises(OSError, match="1: no such file"):  # its own one, and the others are told
+        run_units([unit(0), Unit("2", absent)], failed, progress=False, processes=Told(1, 2))
+    assert (failed / "failed.1.txt").read_text() == "1: no such file"
 
 
 def test_the_weights_of_every_clip_are_kept(tmp_path, capsys):

@@ -13,8 +13,6 @@ from torch import Tensor
 
 __all__ = ["Processes"]
 
-_TEXT = 2000  # bytes of a text that processes share
-
 
 @dataclass(frozen=True)
 class Processes:
@@ -74,17 +72,6 @@ class Processes:
         flat /= self.count
         for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
             tensor.copy_(part.view_as(tensor))
-
-    def share(self, text: str) -> list[str]:
-        """Return the texts of all processes, in the order of their ranks; each is cut to 2000 bytes."""
-        if self.count == 1:
-            return [text]
-        own = torch.zeros(_TEXT, dtype=torch.uint8, device=self.device)
-        content = text.encode()[:_TEXT]
-        own[: len(content)] = torch.tensor(list(content), dtype=torch.uint8, device=self.device)
-        found = [torch.empty_like(own) for _ in range(self.count)]
-        dist.all_gather(found, own)
-        return [bytes(one.tolist()).rstrip(b"\0").decode(errors="ignore") for one in found]
 
     def wait(self) -> None:
         """Go on when all processes are here."""

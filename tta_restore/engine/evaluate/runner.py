@@ -121,23 +121,29 @@ def run_units(
     shown = progress and processes.first
     found: dict[str, list[FrameRecord]] = {}
     failure: Exception | None = None
+    failures = [] if folder is None else [folder / f"failed.{rank}.txt" for rank in range(processes.count)]
+    if processes.count > 1:
+        failures[processes.rank].unlink(missing_ok=True)  # of an earlier run
     for number, unit in enumerate(ProgressBar(units, unit="part", shown=shown, leave=False)):
         path = None if folder is None else folder / f"{unit.name}.jsonl"
         if number % processes.count != processes.rank or (path is not None and path.exists()):
             continue
         try:
             found[unit.name] = unit.run()
-        except Exception as error:  # the other processes wait for this one, and are told
+        except Exception as error:
+            if processes.count == 1:
+                raise
             failure = error
+            failures[processes.rank].write_text(one_line(error), encoding="utf-8")  # the others wait for this one
             break
         if path is not None:
             with atomic_file(path) as partial:
                 partial.write_text("".join(map(_line, found[unit.name])), encoding="utf-8")
-    told = processes.share("" if failure is None else one_line(failure))
+    processes.wait()
     if failure is not None:
         raise failure
-    if any(told):
-        raise UsageError(next(filter(None, told)))
+    if processes.count > 1 and (told := [path.read_text(encoding="utf-8") for path in failures if path.exists()]):
+        raise UsageError(told[0])
     for unit in units:
         if unit.name not in found and folder is not None:
             found[unit.name] = _read_records(folder / f"{unit.name}.jsonl")
