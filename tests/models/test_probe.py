@@ -1,8 +1,10 @@
 """The probe says of spandrel's restorers what was found by hand (shared/conformance/spandrel_matrix.csv)."""
 
 import importlib.util
+import random
 import sys
 
+import numpy as np
 import pytest
 import torch
 from adapters.styles import build as build_style
@@ -193,6 +195,33 @@ def test_models_that_take_long_get_smaller_frames(monkeypatch):
     assert sides.count(32) > 10
     assert len(sides) <= light + 1
     assert str(found).splitlines()[:10] == str(report).splitlines()[:10]
+
+
+def test_a_heavy_model_without_padding_is_given_small_frames(monkeypatch):
+    sides: list[int] = []
+    net = nn.Sequential(*[nn.Conv2d(3, 3, 5) for _ in range(17)])
+    net.register_forward_pre_hook(lambda net, inputs: sides.append(inputs[0].shape[-1]))
+    monkeypatch.setattr(probing, "_MAX_MACS", 0)
+    monkeypatch.setattr(sys.modules["tta_restore.models.competence"], "_MAX_MACS", 0)
+    report = probe(net, competence=True)
+    assert (report.spec.border, report.spec.size.minimum) == (34, 69)
+    assert max(sides) == 48 + 2 * 34
+    assert sum(side**2 for side in sides) < 15 * (64 + 2 * 34) ** 2
+    assert not report.random_in_train
+
+
+def test_random_numbers_of_numpy_and_python_go_on_as_if_nothing_was_drawn():
+    class Draws(nn.Conv2d):
+        def forward(self, x):
+            return super().forward(x) + (random.random() + np.random.rand()) * self.training  # noqa: NPY002
+
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002
+    expected = random.random(), np.random.rand()  # noqa: NPY002
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002
+    assert probe(Draws(3, 3, 3, padding=1)).random_in_train
+    assert (random.random(), np.random.rand()) == expected  # noqa: NPY002
 
 
 @pytest.mark.parametrize("style", ["activation checkpointing", "reentrant checkpointing", "reversible", "recurrent"])

@@ -41,7 +41,7 @@ _TASKS = {"defocus": "defocus", "motion": "motion", "noise": "denoise", "jpeg": 
 _MIN_GAIN = 0.2  # dB at the best level, from which a kind counts as removed
 _DISKS = 60  # of a synthetic image
 _SETUPS = ((2, 96), (2, 48), (1, 48))  # images and their side in pixels: the first of at most _MAX_MACS, else the last
-_MAX_MACS = 4e11  # of all passes, about 4 s of two CPU cores
+_MAX_MACS = 1e11  # of all passes, about 2 s of a CPU core
 _FEWER = {"defocus": (2.0,), "motion": (9.0,), "noise": (15.0,), "jpeg": (30.0,), "mixed": (1.0,), "none": (0.0,)}
 _FUSED = ("_transformer_encoder_layer_fwd", "_native_multi_head_attention")  # torch's fast paths without gradients
 _CLEAN = 50.0  # PSNR in dB up to which outputs are told apart; higher ones count as equal
@@ -104,8 +104,8 @@ class Competence:
 def competence(model: Any, spec: RestorerSpec | None = None, *, seed: int = 0) -> Competence:
     """Measure what a restorer removes, by about twenty small forward passes on synthetic images.
 
-    There are two images of 96 pixels a side, of 48 for a model of more than about 1.4 million multiply-adds per pixel,
-    and one for a model of more than 5.8 million. Above 11.6 million, or less for a model without padding, which has to
+    There are two images of 96 pixels a side, of 48 for a model of more than about 0.36 million multiply-adds per pixel,
+    and one for a model of more than 1.4 million. Above 2.9 million, or less for a model without padding, which has to
     be given larger images, each kind is measured at one level. Nothing stays changed in the model, and global random
     state is not used.
 
@@ -131,15 +131,15 @@ def competence(model: Any, spec: RestorerSpec | None = None, *, seed: int = 0) -
         channels = channels or example_frame("competence", restorer).shape[-3]
         if channels not in (1, 3):
             raise ValueError(f"competence: expected a restorer with 1 or 3 channels, got one with {channels}")
-        example = torch.rand(1, channels, 64, 64, generator=generator).to(weight)
+        example = torch.rand(1, channels, 32, 32, generator=generator).to(weight)
         known = restorer.known_spec(example)
         if not known.dense or known.frames != 1:
             raise ValueError("competence: expected a restorer that returns an image for a single frame")
-        per_pixel = multiply_adds(restorer, example) / math.prod(known.padded(64, 64))
+        per_pixel = multiply_adds(restorer, example) / math.prod(known.padded(32, 32))
         costs = {setup: per_pixel * _num_pixels(known, *setup) for setup in _SETUPS}
         count, side = next((setup for setup in _SETUPS if costs[setup] <= _MAX_MACS), _SETUPS[-1])
         kinds = _LEVELS if costs[count, side] <= _MAX_MACS else _FEWER
-        scale, height = known.scale, known.size.fit(side, side)[0]
+        scale, height = known.scale, known.padded(side, side)[0] - 2 * known.border
         sharp = _sharp_images(count, height * scale, generator)
         if channels == 1:
             sharp = sharp.mean(1, keepdim=True)

@@ -93,10 +93,8 @@ def infer_spec(
 
     def smallest(multiple: int, scale: int, border: int = 0) -> int:
         spec = RestorerSpec(scale=scale, border=border)
-        sides = sorted({-(-side // multiple) * multiple for side in _SIDES if side > 2 * border})
-        return next(
-            (side for side in sides if _gives(run(side, side), spec, side, clips)), max(sides, default=multiple)
-        )
+        sides = sorted({-(-(side + 2 * border) // multiple) * multiple for side in _SIDES})
+        return next((side for side in sides if _gives(run(side, side), spec, side, clips)), sides[-1])
 
     def takes_batches(height: int, width: int) -> bool:
         pair = torch.rand((2, *like.shape[1:-2], height, width), generator=generator, dtype=torch.float32, device="cpu")
@@ -172,11 +170,12 @@ def example_frame(name: str, restorer: Restorer) -> Tensor:
         kept = preserve_state(module, training=False) if isinstance(module, nn.Module) else contextlib.nullcontext()
         try:
             with global_random(frame.device), torch.no_grad(), kept:
-                trial(frame)
+                spec = trial.known_spec(frame)
+                if restorer.spec is not None:  # declared, and not known to be right
+                    trial(frame)
         except Exception as error:  # whatever a third-party model raises
             problem = problem or error
             continue
-        spec = trial.known_spec(frame)
         restorer.spec = spec if channels == CHANNELS[0] else replace(spec, in_channels=channels)
         return frame[..., : spec.in_channels or channels, :, :]
     remedy = "declare channels and sizes in a RestorerSpec"

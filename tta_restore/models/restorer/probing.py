@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tta_restore._core.ambient import with_usual_defaults
+from tta_restore._core.ambient import GlobalRandom, global_random, with_usual_defaults
 from tta_restore.models.competence import Competence, multiply_adds
 from tta_restore.models.competence import competence as measure_competence
 from tta_restore.models.restorer import outputs
@@ -21,8 +22,8 @@ from tta_restore.models.restorer.preserve import preserve_state
 from tta_restore.models.restorer.restorer import Restoration, Restorer, as_restorer
 from tta_restore.models.restorer.spec import RestorerSpec
 
-_SIDE_OF_HEAVY = 32  # of the noise for models of more than _MAX_MACS at 64 x 64 pixels
-_MAX_MACS = 5e8  # a probe makes about a hundred passes
+_SIDE_OF_HEAVY = 32  # of the noise for models of more than _MAX_MACS
+_MAX_MACS = 5e8  # at 64 x 64 pixels; a probe makes about twenty passes
 
 
 @dataclass(frozen=True)
@@ -141,25 +142,26 @@ def probe(model: Any, example: Tensor | None = None, *, competence: bool = False
     if not isinstance(module, nn.Module):
         raise TypeError(f"probe: expected a module or a spandrel descriptor, got {type(model).__name__}")
     devices = [device for device in {p.device for p in module.parameters()} if device.type == "cuda"]
-    with torch.random.fork_rng(devices), preserve_state(module):
-        torch.manual_seed(0)
+    measured = restorer.spec is None
+    first = devices[0] if devices else torch.device("cpu")
+    with torch.random.fork_rng(devices), global_random(first) as drawn, preserve_state(module):
+        drawn.seed(0)
         frame = example[:1] if example is not None else _lighter(restorer, example_frame("probe", restorer))
-        report = _report(restorer, module, frame)
+        report = _report(restorer, module, frame, drawn, measured=measured)
         return replace(report, competence=_competence(restorer, report)) if competence else report
 
 
 def _lighter(restorer: Restorer, frame: Tensor) -> Tensor:
     """Return a part of the noise for models that take long on all of it."""
     module: Any = restorer.module
-    with preserve_state(module, training=False):
-        if multiply_adds(restorer, frame) <= _MAX_MACS:
-            return frame
-        spec = restorer.known_spec(frame)
-        side = max(_SIDE_OF_HEAVY - spec.border, 8)  # a border is added to it, and is part of the size
-        height, width = (max(part - 2 * spec.border, 1) for part in spec.padded(side, side))
-        part = frame[..., :height, :width]
-        with torch.no_grad():
-            return part if _holds(lambda: restorer(part).isfinite().all()) else frame
+    spec = restorer.known_spec(frame)
+    side = max(_SIDE_OF_HEAVY - spec.border, 8)  # a border is added to it, and is part of the size
+    height, width = (max(part - 2 * spec.border, 1) for part in spec.padded(side, side))
+    part = frame[..., :height, :width]
+    larger = math.prod(spec.padded(*frame.shape[-2:])) / math.prod(spec.padded(*part.shape[-2:]))
+    with preserve_state(module, training=False), torch.no_grad():
+        heavy = _holds(lambda: multiply_adds(restorer, part) * larger > _MAX_MACS)
+        return part if heavy and _holds(lambda: restorer(part).isfinite().all()) else frame
 
 
 def _competence(restorer: Restorer, report: ProbeReport) -> Competence | None:
@@ -168,26 +170,28 @@ def _competence(restorer: Restorer, report: ProbeReport) -> Competence | None:
     return measure_competence(restorer.module, report.spec)
 
 
-def _report(restorer: Restorer, module: nn.Module, frame: Tensor) -> ProbeReport:
+def _report(
+    restorer: Restorer, module: nn.Module, frame: Tensor, drawn: GlobalRandom, *, measured: bool
+) -> ProbeReport:
     with preserve_state(module, training=False), torch.no_grad():
         trial = Restorer(module, restorer.known_spec(frame))
         spec = trial.known_spec(frame)
         restored = trial.restore(frame)
-        alone = torch.cat([restored.image, trial(frame.flip(-1))])
         writes_input, again = _writes_input(trial, frame)
         repeatable = torch.equal(again, restored.image)
-        pair = torch.cat([frame, frame.flip(-1)])
-        batch = spec.batched and _holds(
-            lambda: (both := trial(pair)).shape == alone.shape and (not repeatable or _close(both, alone))
-        )
+        batch = spec.batched
+        if batch and not measured:
+            pair = torch.cat([frame, frame.flip(-1)])
+            alone = torch.cat([restored.image, trial(frame.flip(-1))])
+            batch = _holds(
+                lambda: (both := trial(pair)).shape == alone.shape and (not repeatable or _close(both, alone))
+            )
     with preserve_state(module, training=False):
         backward_in_eval, unreached, functions = _backward(trial, module, frame)
     with preserve_state(module, training=True):
         backward_in_train, unreached_in_train, _ = _backward(trial, module, frame)
     with preserve_state(module, training=True), torch.no_grad():
-        random_in_train = _holds(
-            lambda: (first := trial(frame)) is not None and any(not torch.equal(trial(frame), first) for _ in range(3))
-        )
+        random_in_train = _holds(lambda: _varies(trial, frame, drawn))
     return ProbeReport(
         model=type(getattr(module, "_orig_mod", module)).__name__,
         parameters=sum(parameter.numel() for parameter in module.parameters()),
@@ -206,6 +210,13 @@ def _report(restorer: Restorer, module: nn.Module, frame: Tensor) -> ProbeReport
         normalization=dict(Counter(type(layer).__name__ for _, layer in normalization_layers(module))),
         autograd_functions=functions,
     )
+
+
+def _varies(restorer: Restorer, frame: Tensor, drawn: GlobalRandom) -> bool:
+    """Return whether passes differ; a pass that drew random numbers may still be equal to the next one."""
+    drawn.seed(0)
+    first = restorer(frame)
+    return any(not torch.equal(restorer(frame), first) for _ in range(3 if drawn.drawn() else 1))
 
 
 def _writes_input(restorer: Restorer, frame: Tensor) -> tuple[bool, Tensor]:
