@@ -338,6 +338,42 @@ def test_a_frame_that_an_undeclared_model_refuses_is_named():
         as_restorer(torch.nn.BatchNorm2d(3))(torch.rand(3, 8, 8))
 
 
+@pytest.mark.parametrize("spec", [RestorerSpec(), RestorerSpec(size=SizeRequirements(8, 4)), None])
+@pytest.mark.parametrize(("shape", "hint"), [((1, 1, 20, 22), ""), ((2, 4, 20, 22), ""), ((1, 20, 22, 3), "move the")])
+def test_other_channels_than_the_model_takes_are_refused_in_words(spec, shape, hint):
+    net = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 3, 3, padding=1)).train()
+    restorer = as_restorer(net, spec)
+    if spec is None:
+        restorer(torch.rand(1, 3, 20, 22))
+    before = net[0].running_mean.clone()
+    with pytest.raises(ValueError, match=rf"expected x with 3 channels, which the model takes, got {shape[1]}.*{hint}"):
+        restorer(torch.rand(shape))
+    assert torch.equal(net[0].running_mean, before)
+
+
+def test_what_a_model_raises_for_other_reasons_stays_as_it_is():
+    def model(x, limit=1.0):
+        if x.max() > limit or x.shape[1] == 1:
+            raise KeyError("too bright")
+        return x.clone()
+
+    restorer, x = as_restorer(model, RestorerSpec()), torch.full((1, 3, 8, 8), 0.6)
+    with pytest.raises(KeyError, match="too bright"):
+        restorer(2 * x)
+    with pytest.raises(ValueError, match="expected x with 3 channels"):
+        restorer(x[:, :1], limit=0.9)
+
+
+def test_a_model_of_one_channel_measured_on_gray_frames_restores_color_ones():
+    net, gray, color = nn.Conv2d(1, 1, 3, padding=1), torch.rand(1, 1, 20, 22), torch.rand(1, 3, 20, 22)
+    restorer = as_restorer(net)
+    torch.testing.assert_close(restorer(gray), net(gray))
+    torch.testing.assert_close(restorer(color), net(color.movedim(1, 0)).movedim(0, 1))
+    mixing = as_restorer(lambda x: x - x.mean(1, keepdim=True))  # takes any number of them
+    mixing(gray)
+    torch.testing.assert_close(mixing(color), color - color.mean(1, keepdim=True))
+
+
 def valid(scale=1, kernel=5, layers=2):
     """A network without padding, which eats `kernel // 2` pixels a layer at each side."""
     torch.manual_seed(0)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tta_restore._core.ambient import global_random, uncompiled, with_usual_defaults
 from tta_restore.models.restorer.outputs import describe_output, infer_border, infer_scale, is_vector, leaves
 from tta_restore.models.restorer.preserve import preserve_state
-from tta_restore.models.restorer.restorer import Restorer
+from tta_restore.models.restorer.restorer import Restorer, layout_hint
 from tta_restore.models.restorer.spec import RestorerSpec, SizeRequirements
 
 CHANNELS = (3, 1, 2, 4, 6)  # of frames that are tried where none are declared
@@ -41,10 +41,9 @@ def infer_spec(
     """
     generator, clips = torch.Generator().manual_seed(0), like.ndim == 5
 
-    def run(height: int, width: int) -> Any:
-        noise = torch.rand(
-            (1, *like.shape[1:-2], height, width), generator=generator, dtype=torch.float32, device="cpu"
-        )
+    def run(height: int, width: int, channels: int = like.shape[-3]) -> Any:
+        shape = (1, *like.shape[1:-3], channels, height, width)
+        noise = torch.rand(shape, generator=generator, dtype=torch.float32, device="cpu")
         try:
             raw = module(noise.to(like), **_resized(arguments or {}, like, height, width, 1))
         except Exception:  # whatever a third-party model raises for a size it cannot take
@@ -123,14 +122,12 @@ def infer_spec(
             except Exception as error:
                 letters = "(B, C, H, W)" if like.ndim == 4 else "(B, T, C, H, W)"
                 problem = " ".join(str(error).split()) or "no reason given"
-                last = like.shape[-1] in (1, 3, 4) and like.shape[-3] not in (1, 3, 4)
-                hint = " (channels come before rows and columns: move the last axis)" if last else ""
                 missing = [name for name in further_inputs(module) if name not in (arguments or {})]
                 remedy = "sizes that it takes can be declared in a RestorerSpec"
                 if missing:
                     remedy = f"pass {' and '.join(missing)} with each frame, by keyword"
                 raise ValueError(
-                    f"restorer: expected x of a shape that the model takes, got {letters} = {tuple(like.shape)}{hint}; "
+                    f"restorer: expected x of a shape that the model takes, got {letters} = {tuple(like.shape)}{layout_hint(like.shape)}; "
                     f"the model raised {type(error).__name__}: {problem}; {remedy}"
                 ) from error
             if [leaf.shape[0] for _, leaf in leaves(raw) if is_vector(leaf)] == [like.shape[0]]:
@@ -147,7 +144,9 @@ def infer_spec(
         scale, size, border = found
         sides = (size.maximum,) * 2 if size.maximum else size.fit(*(max(32 - border, 8) + 2 * border,) * 2)
         batched = takes_batches(*(sides if run(*sides) is not None else like.shape[-2:]))
-    return RestorerSpec(scale=scale, size=size, frames=None if clips else 1, border=border, batched=batched)
+        one = not clips and like.shape[1] == 1 and run(*sides) is not None and run(*sides, channels=3) is None
+    spec = RestorerSpec(scale=scale, size=size, frames=None if clips else 1, border=border, batched=batched)
+    return replace(spec, in_channels=1) if one else spec
 
 
 @with_usual_defaults

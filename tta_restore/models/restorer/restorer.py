@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,8 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from tta_restore._core import checks
+from tta_restore._core.ambient import global_random, uncompiled
 from tta_restore._core.library import autocast_dtype
 from tta_restore.models.restorer import outputs
+from tta_restore.models.restorer.preserve import preserve_state
 from tta_restore.models.restorer.spec import RestorerSpec, SizeRequirements, pad
 
 __all__ = ["Restoration", "Restorer", "as_restorer"]
@@ -185,6 +188,12 @@ class Restorer(nn.Module):
         try:
             raw = call(inputs, **arguments)
         except Exception as error:  # as the model raised it: a user may wait for this kind
+            taken = None if spec.in_channels else self._taken_channels(x, spec, call, arguments)
+            if taken is not None:
+                raise ValueError(
+                    f"restorer: expected x with {taken} channels, which the model takes, got {x.shape[-3]} in "
+                    f"{tuple(x.shape)}{layout_hint(x.shape)}"
+                ) from error
             name = type(self.module).__name__ if isinstance(self.module, nn.Module) else "the function"
             error.add_note(f"restorer: raised by {name} for an input of shape {tuple(inputs.shape)}")
             raise
@@ -201,6 +210,28 @@ class Restorer(nn.Module):
         if inputs.dtype != x.dtype:
             image = image.to(x.dtype)
         return Restoration(image, raw, path)
+
+    def _taken_channels(
+        self, x: Tensor, spec: RestorerSpec, call: Callable[..., Any], arguments: dict[str, Any]
+    ) -> int | None:
+        """Return how many channels a model takes that refuses as many as ``x`` has; None where that is not why."""
+        from tta_restore.models.restorer.inference import CHANNELS  # which builds on specifications
+
+        sides = spec.padded(*(min(side, 32) for side in x.shape[-2:]))
+
+        def takes(channels: int) -> bool:
+            try:
+                call(self._cast(x.new_full((1, *x.shape[1:-3], channels, *sides), 0.5)), **arguments)
+            except Exception:  # whatever a third-party model raises
+                return False
+            return True
+
+        own = call is self.module and isinstance(self.module, nn.Module)
+        kept = preserve_state(self.module) if own else contextlib.nullcontext()  # type: ignore[arg-type]
+        with kept, global_random(x.device), torch.no_grad(), uncompiled():
+            if takes(x.shape[-3]):
+                return None
+            return next((channels for channels in CHANNELS if takes(channels)), None)
 
     def _check(self, x: Tensor, spec: RestorerSpec) -> None:
         _expect_frames(x)
@@ -260,6 +291,12 @@ def as_restorer(model: Any, spec: RestorerSpec | None = None) -> Restorer:
     if callable(model):
         return Restorer(model, spec)
     raise TypeError(f"as_restorer: expected a module, a function or a spandrel descriptor, got {type(model).__name__}")
+
+
+def layout_hint(shape: Sequence[int]) -> str:
+    """Return what a caller may have meant whose frames have the channels last."""
+    last = shape[-1] in (1, 3, 4) and shape[-3] not in (1, 3, 4)
+    return " (channels come before rows and columns: move the last axis)" if last else ""
 
 
 def _expect_frames(x: Tensor) -> None:
