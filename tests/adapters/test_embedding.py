@@ -16,6 +16,8 @@ import torch
 from _fresh import in_new_process
 from safetensors.torch import load_model, save_model
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.checkpoint import checkpoint
 
 from tta_restore.adapters import (
@@ -633,13 +635,31 @@ def test_trial_passes_compile_nothing():
         torch.jit.trace,
         lambda adapter, x: torch.jit.script(adapter),
         lambda adapter, x: torch.jit.script(nn.Sequential(adapter)),
+        lambda adapter, x: torch.fx.symbolic_trace(adapter),
+        lambda adapter, x: torch.fx.symbolic_trace(Around(adapter)),
+        lambda adapter, x: make_fx(adapter.predict)(x),
+        lambda adapter, x: torch.func.vmap(adapter)(x[None]),
+        lambda adapter, x: torch.func.grad(lambda z: adapter.predict(z).sum())(x),
+        lambda adapter, x: torch.func.jvp(adapter.restore, (x,), (x,)),
+        lambda adapter, x: adapter.adapt(FakeTensorMode().from_tensor(x)),
     ],
 )
-def test_an_adapter_is_not_traced_or_scripted(capture):
+def test_an_adapter_is_not_traced_scripted_or_transformed(capture):
     adapter, x = siam(network()), frame()
-    with pytest.raises(TypeError, match=r"SiamCTTA: .* exported, traced or scripted; pass what adapter.export\(\)"):
+    with pytest.raises(TypeError, match=r"SiamCTTA: .* traced, scripted or transformed; pass what adapter.export\(\)"):
         capture(adapter, x)
     assert adapter.state.frames == 0
+
+
+def test_a_call_within_the_adapters_own_frame_is_refused():
+    adapter, x = siam(network()), frame()
+    before = adapter.state_dict()
+    z = x.clone().requires_grad_()
+    with pytest.raises(RuntimeError, match=r"SiamCTTA: was called within its own frame, as by .* checkpointing around"):
+        checkpoint(lambda z: (adapter(z) * z).sum(), z, use_reentrant=False)
+    assert str(adapter.state_dict()) == str(before)
+    adapter(x)
+    assert adapter.state.frames == 1
 
 
 def test_attributes_without_a_value_are_told_by_hasattr():

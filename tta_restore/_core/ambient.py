@@ -14,12 +14,15 @@ from typing import Any, ParamSpec, TypeVar
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch._C import _functorch
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.overrides import TorchFunctionMode
 
 __all__ = [
     "GlobalRandom",
     "delay_forks",
     "global_random",
+    "is_captured",
     "outside_of_graphs",
     "uncompiled",
     "usual_defaults",
@@ -132,6 +135,18 @@ def with_usual_defaults(function: Callable[_P, _R]) -> Callable[_P, _R]:
             return function(*arguments, **keywords)
 
     return run
+
+
+def is_captured(x: Any) -> bool:
+    """Return whether a call with ``x`` is recorded or transformed as a function, and not run for its values."""
+    proxies = sys.modules.get("torch.fx.experimental.proxy_tensor")  # what make_fx imports
+    return (
+        isinstance(x, (torch.fx.Proxy, FakeTensor))
+        or torch.compiler.is_exporting()
+        or torch.jit.is_tracing()
+        or _functorch.peek_interpreter_stack() is not None  # grad, vmap, jvp
+        or (proxies is not None and proxies.get_proxy_mode() is not None)
+    )
 
 
 def outside_of_graphs(function: Callable[_P, _R]) -> Callable[_P, _R]:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from tta_restore._core import checks
-from tta_restore._core.ambient import delay_forks, outside_of_graphs
+from tta_restore._core.ambient import delay_forks, is_captured, outside_of_graphs
 from tta_restore._core.processes import Processes
 from tta_restore.adapters import checkpoint, registry
 from tta_restore.adapters import plan as plans
@@ -196,7 +196,6 @@ class Adapter(RecordedModule):
 
     # What users call.
 
-    @outside_of_graphs
     def forward(self, x: Tensor, *inputs: Any, **arguments: Any) -> Any:
         """Adapt on a frame and restore it; further ``inputs`` and ``arguments`` go to every call of the model.
 
@@ -209,17 +208,16 @@ class Adapter(RecordedModule):
                 model.
             TypeError: ``x`` is no floating-point tensor.
         """
-        return self._adapt_and_restore(x, self._named(inputs, arguments)).output()
+        return self._respond(x, inputs, arguments).output()
 
-    @outside_of_graphs
     def restore(self, x: Tensor, *inputs: Any, **arguments: Any) -> Tensor:
         """Adapt on a frame and return its restored image alone, whatever else the model returns."""
-        return self._adapt_and_restore(x, self._named(inputs, arguments)).image
+        return self._respond(x, inputs, arguments).image
 
     @outside_of_graphs
     def adapt(self, x: Tensor, *inputs: Any, **arguments: Any) -> StepReport:
         """Adapt on a frame without restoring it, and report what happened. Takes and raises what a call does."""
-        arguments = self._named(inputs, arguments)
+        arguments = self._named(x, inputs, arguments)
         problem, messages = self._inspect(x, arguments)
         problem = problem or self._frozen_reason()
         if problem is not None:
@@ -232,7 +230,7 @@ class Adapter(RecordedModule):
 
         Takes and returns what a call does, and raises for bytes as it does; NaN passes through.
         """
-        arguments = self._named(inputs, arguments)
+        arguments = self._named(x, inputs, arguments)
         self._inspect(x, arguments, adapting=False)
         return self._predict(x, arguments).output()
 
@@ -407,8 +405,8 @@ class Adapter(RecordedModule):
 
     def _refuse_capture(self) -> NoReturn:
         raise TypeError(
-            f"{type(self).__name__}: an adapter changes from frame to frame and cannot be exported, traced or "
-            "scripted; pass what adapter.export() returns, a plain model with the adapted weights"
+            f"{type(self).__name__}: an adapter changes from frame to frame and cannot be exported, traced, "
+            "scripted or transformed; pass what adapter.export() returns, a plain model with the adapted weights"
         )
 
     def __getattr__(self, name: str) -> Any:
@@ -584,13 +582,11 @@ class Adapter(RecordedModule):
     def _inspect(self, x: Tensor, arguments: dict[str, Any], *, adapting: bool = True) -> tuple[str | None, list[str]]:
         """Read a frame once: why it is not adapted on, if it is not, and messages on it."""
         name = type(self).__name__
-        if torch.compiler.is_exporting() or torch.jit.is_tracing():
-            self._refuse_capture()
         checks.expect_floating(name, x=x)
         checks.expect_values(name, x=x)
         if not x.numel():
             return "the batch is empty: there is no frame", []
-        low, high = (float(bound) for bound in x.aminmax())
+        low, high = (float(bound) for bound in x.detach().aminmax())
         if math.isfinite(low) and math.isfinite(high):
             if max(-low, high) > _BYTES:
                 values = f"up to {high:g}" if low >= 0 else f"{low:g} to {high:g}"
@@ -624,7 +620,9 @@ class Adapter(RecordedModule):
         self.report = StepReport(frame=self.state.frames, skipped_because=problem)
         return self.report
 
-    def _adapt_and_restore(self, x: Tensor, arguments: dict[str, Any]) -> Restoration:
+    @outside_of_graphs
+    def _respond(self, x: Tensor, inputs: tuple[Any, ...], arguments: dict[str, Any]) -> Restoration:
+        arguments = self._named(x, inputs, arguments)
         problem, messages = self._inspect(x, arguments)
         problem = problem or self._frozen_reason()
         if problem is not None:
@@ -853,7 +851,9 @@ class Adapter(RecordedModule):
             raise ValueError(f"{type(self).__name__}: expected one of the roles {known}, got {role!r}{remedy}")
         return None if role == "source" else self.state.sets[role]
 
-    def _named(self, inputs: tuple[Any, ...], arguments: dict[str, Any]) -> dict[str, Any]:
+    def _named(self, x: Tensor, inputs: tuple[Any, ...], arguments: dict[str, Any]) -> dict[str, Any]:
+        if is_captured(x):
+            self._refuse_capture()
         return name_inputs(type(self).__name__, self._backbone.root, inputs, arguments) if inputs else arguments
 
     def _keywords(self, role: str, image: Tensor) -> dict[str, Any]:

@@ -101,6 +101,7 @@ class Backbone:
         self._with_graph: Replica | Outside | None = None
         self._without: Replica | Outside | None = None
         self._held = contextlib.ExitStack()
+        self._open = False  # a session
         _backbones.add(self)
 
     def twin(self) -> Backbone:
@@ -142,7 +143,7 @@ class Backbone:
     def drop_replicas(self) -> None:
         """Delete the replicas; the next session creates them again."""
         self._with_graph = self._without = None
-        self._held = contextlib.ExitStack()
+        self._held, self._open = contextlib.ExitStack(), False
         if self.prefix is not None and self.prefix.frame is not None:
             self.prefix.share(None)
 
@@ -169,6 +170,13 @@ class Backbone:
         with contextlib.ExitStack() as stack:
             for module in sorted({self.root, *companions}, key=id):  # one order for all, or two could wait for ever
                 stack.enter_context(lock_of(module))
+            if self._open:  # in this thread, as others wait for the lock
+                raise RuntimeError(
+                    f"{self.asker}: was called within its own frame, as by a hook of the model or by activation "
+                    "checkpointing around the adapter; call it outside of them"
+                )
+            self._open = True
+            stack.callback(setattr, self, "_open", False)
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.no_grad())
             stack.enter_context(usual_defaults(next(iter(self.parameters().values()), None)))

@@ -126,7 +126,7 @@ def _measured(adapter: Adapter, x: Tensor, arguments: dict[str, Any]) -> tuple[i
     for count in counts:
         trial.steps = count
         start = time.perf_counter()
-        trial._adapt_and_restore(x, arguments)
+        trial._respond(x, (), arguments)
         times.append((0 if trial.report is None else trial.report.steps, time.perf_counter() - start))
     (first, seconds), (last, longer) = times[0], times[-1]
     a_step = max(longer - seconds, 0.0) / max(last - first, 1)
@@ -145,7 +145,7 @@ def _bytes_for_backward(adapter: Adapter, x: Tensor, arguments: dict[str, Any]) 
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        adapter._adapt_and_restore(x, arguments)
+        adapter._respond(x, (), arguments)
     return sum(seen.values())
 
 
