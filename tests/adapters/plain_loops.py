@@ -55,6 +55,10 @@ def images_of(style: str, net: nn.Module) -> Callable[[Tensor], Tensor]:
             inputs = F.pad(inputs, (0, -width % 64, 0, -height % 64), mode="replicate")
         elif style == "multiple of 6":
             inputs = F.pad(inputs, (0, -width % 6, 0, -height % 6), mode="reflect")
+        elif style == "one size of 24x32":
+            modes = ["reflect" if 2 * side > whole else "replicate" for side, whole in ((width, 32), (height, 24))]
+            inputs = F.pad(inputs, (0, 32 - width, 0, 0), mode=modes[0])
+            inputs = F.pad(inputs, (0, 0, 0, 24 - height), mode=modes[1])
         elif style == "eats its border":
             inputs = F.pad(inputs, (2, 2, 2, 2), mode="reflect")
         out = net(inputs, **ARGUMENTS.get(style, {}))

@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from tta_restore import adapters
 from tta_restore.adapters import Adapter
 from tta_restore.degradations import Estimator
-from tta_restore.models import create_model
+from tta_restore.models import RestorerSpec, SizeRequirements, create_model
 
 
 class Checkpointed(Body):
@@ -189,9 +189,11 @@ class Multiple(Body):
 
 
 class OneSize(Body):
-    def __init__(self, side: int):
+    def __init__(self, height: int, width: int | None = None):
         super().__init__()
-        self.register_buffer("position", torch.zeros(1, 3, side, side))
+        self.register_buffer("position", torch.zeros(1, 3, height, width or height))
+        if width is not None:
+            self.spec = RestorerSpec(size=SizeRequirements((height, width), maximum=(height, width)))
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x + self.position)
@@ -350,6 +352,7 @@ STYLES: dict[str, Callable[[], nn.Module]] = {
     "multiple of 6": lambda: Multiple(6),
     "one size of 64": lambda: OneSize(64),
     "one size of 16": lambda: OneSize(16),
+    "one size of 24x32": lambda: OneSize(24, 32),
     "non-deterministic": Random,
     "in place": InPlace,
     "named tuple with None": lambda: Wrapped(lambda y: Output3(None, y, {"none": None})),

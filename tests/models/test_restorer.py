@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tta_restore import models
-from tta_restore.models import RestorerSpec, SizeRequirements, as_restorer
+from tta_restore.models import RestorerSpec, SizeRequirements, as_restorer, probe
 from tta_restore.models.restorer.spec import pad
 
 
@@ -99,16 +99,16 @@ def test_sizes_and_scale_are_measured_and_any_frame_runs(net):
 class OneSize(nn.Module):
     """Takes a single square size; shuffles pixels up by ``scale``."""
 
-    def __init__(self, side, scale=1, border=0):
+    def __init__(self, side, scale=1, border=0, width=None):
         super().__init__()
-        self.side, self.scale, self.border = side, scale, border
+        self.sides, self.scale, self.border = (side, width or side), scale, border
         self.mix = nn.Conv2d(3, 3 * scale**2, 1)
 
     def forward(self, x):
-        if x.shape[-2:] != (self.side, self.side):
-            raise RuntimeError(f"expected {self.side} pixels")
-        inner = slice(self.scale * self.border, self.scale * (self.side - self.border))
-        return nn.functional.pixel_shuffle(self.mix(x), self.scale)[..., inner, inner]
+        if x.shape[-2:] != self.sides:
+            raise RuntimeError(f"expected {self.sides} pixels")
+        inner = [slice(self.scale * self.border, self.scale * (side - self.border)) for side in self.sides]
+        return nn.functional.pixel_shuffle(self.mix(x), self.scale)[..., inner[0], inner[1]]
 
 
 @pytest.mark.parametrize("side", [16, 32, 40, 48, 64, 96, 112, 128, 224, 256, 384, 512])
@@ -119,11 +119,26 @@ def test_a_model_of_one_size_restores_any_frame_in_tiles(side):
     assert restorer.spec.size == SizeRequirements(side, side, True, side)
 
 
+def test_a_model_of_one_size_that_is_not_square_is_measured_on_a_frame_or_declared():
+    net, x = OneSize(40, width=48), torch.rand(1, 3, 70, 90)
+    with pytest.raises(
+        ValueError, match=r"declare .* of a single size, such as .*SizeRequirements\(minimum=\(96, 160\)"
+    ):
+        probe(net)
+    found = probe(net, torch.rand(1, 3, 40, 48))
+    assert found.spec.size == SizeRequirements((40, 48), maximum=(40, 48))
+    assert "at least 40x48, at most 40x48" in str(found)
+    restorer = as_restorer(net)
+    torch.testing.assert_close(restorer(x[..., :40, :48]), net.mix(x[..., :40, :48]))
+    torch.testing.assert_close(restorer(x), net.mix(x))
+
+
 @pytest.mark.parametrize(("scale", "border"), [(1, 0), (2, 0), (3, 0), (1, 4)])
 @pytest.mark.parametrize("shape", [(20, 20), (32, 32), (33, 90), (100, 7)])
-def test_tiles_of_a_declared_size_give_the_image_and_gradients(scale, border, shape):
-    net, x = OneSize(32, scale, border), torch.rand(2, 3, *shape)
-    spec = RestorerSpec(scale=scale, border=border, size=SizeRequirements(32, 32, maximum=32))
+@pytest.mark.parametrize("width", [32, 40])
+def test_tiles_of_a_declared_size_give_the_image_and_gradients(scale, border, shape, width):
+    net, x = OneSize(32, scale, border, width), torch.rand(2, 3, *shape)
+    spec = RestorerSpec(scale=scale, border=border, size=SizeRequirements((32, width), maximum=(32, width)))
     image = as_restorer(net, spec)(x)
     expected = nn.functional.pixel_shuffle(net.mix(x), scale)
     torch.testing.assert_close(image, expected)

@@ -92,12 +92,12 @@ class CenterCrop:
         limit = self.min_size or (self.size, self.size)
         if height <= limit[0] and width <= limit[1]:
             return image
-        sides = [self._side(side, requirements) for side in (height, width)]
+        least = requirements.smallest
+        sides = [self._side(height, requirements, least[0]), self._side(width, requirements, least[1])]
         top, left = (height - sides[0]) // 2, (width - sides[1]) // 2
         return image[..., top : top + sides[0], left : left + sides[1]]
 
-    def _side(self, side: int, requirements: SizeRequirements) -> int:
-        least = max(requirements.minimum, requirements.multiple_of)
+    def _side(self, side: int, requirements: SizeRequirements, least: int) -> int:
         cropped = min(side, self.size) // requirements.multiple_of * requirements.multiple_of
         return min(side, max(cropped, least))
 
@@ -126,11 +126,11 @@ class Windows:
         """Return the crops of (B, C, H, W) as (B * N, C, h, w), or the frame itself."""
         if image.ndim != 4 or image.shape[-2] * image.shape[-1] <= self.min_pixels:
             return image
-        rows, columns = (self._spans(side, requirements) for side in image.shape[-2:])
+        least = requirements.smallest
+        rows, columns = (self._spans(image.shape[axis], requirements, least[axis]) for axis in (-2, -1))
         return torch.cat([image[..., top:bottom, left:right] for top, bottom in rows for left, right in columns])
 
-    def _spans(self, side: int, requirements: SizeRequirements) -> list[tuple[int, int]]:
-        least = max(requirements.minimum, requirements.multiple_of)
+    def _spans(self, side: int, requirements: SizeRequirements, least: int) -> list[tuple[int, int]]:
         length = min(side, max(self.size // requirements.multiple_of * requirements.multiple_of, least))
         steps = max(self.count - 1, 1)
         starts = sorted({round(i * (side - length) / steps) for i in range(self.count)})

@@ -165,9 +165,9 @@ def write_onnx(restorer: Restorer, path: str | Path, *, size: tuple[int, int] | 
             raise ValueError("expected a model of single images, not of clips")
         largest = spec.size.largest
         if largest is not None:
-            size = size or (largest, largest)
-            if max(size) > largest:
-                raise ValueError(f"the model takes sides of at most {largest} pixels, got {size[0]} x {size[1]}")
+            size = size or largest
+            if size[0] > largest[0] or size[1] > largest[1]:
+                raise ValueError(f"the model takes at most {largest[0]} x {largest[1]}, got {size[0]} x {size[1]}")
         if size is not None and spec.padded(*size) != size:
             raise ValueError(
                 f"the model does not take frames of {size[0]} x {size[1]}; the next size is {spec.padded(*size)}"
@@ -176,7 +176,7 @@ def write_onnx(restorer: Restorer, path: str | Path, *, size: tuple[int, int] | 
         with torch.no_grad():
             found = outputs.find_image(module(frame.clone()), spec, (frame.shape[2], frame.shape[3]))
             model = _Image(module, found, spec.value_range).eval()
-            program = _program(model, frame, None if size else (spec.size.multiple_of, spec.size.minimum))
+            program = _program(model, frame, None if size else (spec.size.multiple_of, max(spec.size.smallest)))
             with atomic_file(path) as partial:
                 program.save(partial)
                 other = frame if size else draw(*spec.padded(_SIDE + 40, _SIDE + 8))

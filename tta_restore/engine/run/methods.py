@@ -89,7 +89,7 @@ class ImageMethod:
                 f"save time; --method.views {adapter.views_name} takes all"
             )
         if tiles is not None and height * width > _LARGE:
-            adapter.tiles = replace(tiles, size=min(tiles.size, _SMALL_TILE))
+            adapter.tiles = replace(tiles, size=min(*tiles.sides, _SMALL_TILE))
         try:
             yield note
         finally:

@@ -127,8 +127,8 @@ def infer_spec(
                 if missing:
                     remedy = f"pass {' and '.join(missing)} with each frame, by keyword"
                 raise ValueError(
-                    f"restorer: expected x of a shape that the model takes, got {letters} = {tuple(like.shape)}{layout_hint(like.shape)}; "
-                    f"the model raised {type(error).__name__}: {problem}; {remedy}"
+                    f"restorer: expected x of a shape that the model takes, got {letters} = {tuple(like.shape)}"
+                    f"{layout_hint(like.shape)}; the model raised {type(error).__name__}: {problem}; {remedy}"
                 ) from error
             if [leaf.shape[0] for _, leaf in leaves(raw) if is_vector(leaf)] == [like.shape[0]]:
                 return RestorerSpec(frames=None if like.ndim == 5 else 1, dense=False)
@@ -139,10 +139,10 @@ def infer_spec(
                     f"{size[0]}x{size[1]}, where it gave {describe_output(raw)}; declare scale, size and output in a "
                     "RestorerSpec"
                 )
-            fixed = size[0] if size[0] == size[1] else 1
-            found = scale, SizeRequirements(fixed, fixed, fixed > 1, fixed if fixed > 1 else None), 0
+            only = SizeRequirements(size[0], size[0], True, size[0])
+            found = scale, only if size[0] == size[1] else SizeRequirements(size, maximum=size), 0
         scale, size, border = found
-        sides = (size.maximum,) * 2 if size.maximum else size.fit(*(max(32 - border, 8) + 2 * border,) * 2)
+        sides = size.largest or size.fit(*(max(32 - border, 8) + 2 * border,) * 2)
         batched = takes_batches(*(sides if run(*sides) is not None else like.shape[-2:]))
         one = not clips and like.shape[1] == 1 and run(*sides) is not None and run(*sides, channels=3) is None
     spec = RestorerSpec(scale=scale, size=size, frames=None if clips else 1, border=border, batched=batched)
@@ -177,7 +177,10 @@ def example_frame(name: str, restorer: Restorer) -> Tensor:
             continue
         restorer.spec = spec if channels == CHANNELS[0] else replace(spec, in_channels=channels)
         return frame[..., : spec.in_channels or channels, :, :]
-    remedy = "declare channels and sizes in a RestorerSpec"
+    remedy = (
+        "declare channels and sizes in a RestorerSpec; for a model of a single size, such as 96x160, that is "
+        "size=SizeRequirements(minimum=(96, 160), maximum=(96, 160))"
+    )
     if further := further_inputs(module):
         passed = "them" if further[1:] else "it"
         remedy = f"it also takes {' and '.join(further)}; wrap it in a module that passes {passed} on"

@@ -96,7 +96,9 @@ class ProbeReport:
             "no backward in eval mode": self.backward_in_eval is not None,
             "no backward in train mode": self.backward_in_train is not None,
             f"{len(self.without_gradient)} tensors without gradient in eval mode": bool(self.without_gradient),
-            "sizes must be padded": self.spec.size.multiple_of > 1 or self.spec.size.square,
+            "sizes must be padded": self.spec.size.multiple_of > 1
+            or self.spec.size.square
+            or isinstance(self.spec.size.minimum, tuple),
             f"own autograd functions ({', '.join(self.autograd_functions)})": bool(self.autograd_functions),
         }
         return tuple(words for words, holds in found.items() if holds)
@@ -112,8 +114,8 @@ class ProbeReport:
         rows["scale"] = self.spec.scale
         if self.spec.border:
             rows["border"] = f"{self.spec.border} pixels are cut off at each side; frames are extended by as many"
-        most = "" if size.maximum is None else f", at most {size.maximum}: larger frames are restored in tiles"
-        rows["size"] = f"multiple of {size.multiple_of}, at least {size.minimum}{square}{most}"
+        most = "" if size.maximum is None else f", at most {_side(size.maximum)}: larger frames are restored in tiles"
+        rows["size"] = f"multiple of {size.multiple_of}, at least {_side(size.minimum)}{square}{most}"
         width = max(map(len, rows))
         lines = [f"{name.replace('_', ' '):<{width}}  {_shown(value)}" for name, value in rows.items()]
         return "\n".join(lines if self.competence is None else [*lines, "", str(self.competence)])
@@ -290,6 +292,10 @@ def _kind(raw: Any) -> str:
         return "tensor"
     inner = ", ".join(f"{path[-1]}: {tuple(leaf.shape)}" for path, leaf in outputs.leaves(raw))
     return f"{type(raw).__name__}({inner})"
+
+
+def _side(side: int | tuple[int, int]) -> str:
+    return str(side) if isinstance(side, int) else "{}x{}".format(*side)
 
 
 def _shown(value: Any) -> str:

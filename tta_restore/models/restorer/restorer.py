@@ -161,11 +161,12 @@ class Restorer(nn.Module):
     ) -> Restoration:
         height, width = x.shape[-2:]
         largest = spec.size.largest
-        if largest is not None and max(spec.padded(height, width)) > largest and spec.dense:
+        sides = zip(spec.padded(height, width), largest or (), strict=False)
+        if largest is not None and any(side > most for side, most in sides) and spec.dense:
             from tta_restore.models.restorer.tiles import Tiles  # which builds on restorations
 
-            side = largest - 2 * spec.border
-            return Tiles(side, side // 4).run(
+            tile = largest[0] - 2 * spec.border, largest[1] - 2 * spec.border
+            return Tiles(tile, min(tile) // 4).run(
                 lambda tile, _, cut: self._restore(tile, spec, call, memory_format, cut),
                 x,
                 arguments=arguments,

@@ -23,33 +23,45 @@ class SizeRequirements:
     """Sides, in pixels, that a restorer can run on.
 
     Attributes:
-        minimum: smallest side.
+        minimum: smallest side, or a pair (height, width).
         multiple_of: both sides must be a multiple of this.
         square: both sides must be equal.
-        maximum: largest side, above which images are restored in overlapping tiles; None where there is none. A model
-            of one size has it as ``minimum``, ``multiple_of`` and ``maximum``.
+        maximum: largest side, or a pair (height, width), above which images are restored in overlapping tiles; None
+            where there is none. A model of one size has it as ``minimum`` and ``maximum``.
     """
 
-    minimum: int = 1
+    minimum: int | tuple[int, int] = 1
     multiple_of: int = 1
     square: bool = False
-    maximum: int | None = None
+    maximum: int | tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
-        for name, value in (("minimum", self.minimum), ("multiple_of", self.multiple_of)):
-            checks.expect_int("SizeRequirements", name, value, minimum=1)
+        checks.expect_int("SizeRequirements", "multiple_of", self.multiple_of, minimum=1)
+        for side in _pair(self.minimum):
+            checks.expect_int("SizeRequirements", "minimum", side, minimum=1)
         if self.maximum is not None:
-            checks.expect_int("SizeRequirements", "maximum", self.maximum, minimum=self._round_up(self.minimum))
+            for side, least in zip(_pair(self.maximum), self.smallest, strict=True):
+                checks.expect_int("SizeRequirements", "maximum", side, minimum=least)
 
     def fit(self, height: int, width: int) -> tuple[int, int]:
         """Smallest legal (height, width) that holds the given one."""
-        height, width = (self._round_up(max(side, self.minimum)) for side in (height, width))
+        least = self.smallest
+        height, width = self._round_up(max(height, least[0])), self._round_up(max(width, least[1]))
         return (max(height, width),) * 2 if self.square else (height, width)
 
     @property
-    def largest(self) -> int | None:
-        """Largest legal side; None where there is none."""
-        return None if self.maximum is None else self.maximum // self.multiple_of * self.multiple_of
+    def smallest(self) -> tuple[int, int]:
+        """Smallest legal (height, width)."""
+        height, width = map(self._round_up, _pair(self.minimum))
+        return (max(height, width),) * 2 if self.square else (height, width)
+
+    @property
+    def largest(self) -> tuple[int, int] | None:
+        """Largest legal (height, width); None where there is none."""
+        if self.maximum is None:
+            return None
+        height, width = (side // self.multiple_of * self.multiple_of for side in _pair(self.maximum))
+        return (min(height, width),) * 2 if self.square else (height, width)
 
     def _round_up(self, side: int) -> int:
         return -(-side // self.multiple_of) * self.multiple_of
@@ -98,9 +110,10 @@ class RestorerSpec:
             if (name, value) != ("frames", None):
                 checks.expect_int("RestorerSpec", name, value, minimum=1)
         checks.expect_int("RestorerSpec", "border", self.border, minimum=0)
-        if self.size.largest is not None and self.size.largest <= 2 * self.border:
+        largest = self.size.largest
+        if largest is not None and min(largest) <= 2 * self.border:
             raise ValueError(
-                f"RestorerSpec: expected sides above twice the border, got a largest side of {self.size.largest} and "
+                f"RestorerSpec: expected sides above twice the border, got a largest side of {min(largest)} and "
                 f"border = {self.border}"
             )
         if self.task is not None:
@@ -120,6 +133,11 @@ class RestorerSpec:
             return None
         pixels, odd = divmod(lacking.pop(), 2)
         return pixels if not odd and -(-pixels // self.scale) == self.border else None
+
+
+def _pair(sides: int | tuple[int, int]) -> tuple[int, int]:
+    height, width = sides if isinstance(sides, tuple) else (sides, sides)
+    return height, width
 
 
 def pad(x: Tensor, size: SizeRequirements, *, border: int = 0) -> Tensor:

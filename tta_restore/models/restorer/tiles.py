@@ -27,22 +27,28 @@ class Tiles:
     global pooling or attention does not. Where a model returns more than the image, the rest is the first tile's.
 
     Attributes:
-        size: sides of a tile in pixels, rounded down to what the model takes.
+        size: side of a tile in pixels, or a pair (height, width), rounded down to what the model takes.
         overlap: pixels that neighboring tiles share; the outer quarters are dropped, the blend in between is linear.
     """
 
-    size: int = 1024
+    size: int | tuple[int, int] = 1024
     overlap: int = 64
 
     def __post_init__(self) -> None:
-        checks.expect_int("Tiles", "size", self.size, minimum=1)
+        for side in self.sides:
+            checks.expect_int("Tiles", "size", side, minimum=1)
         checks.expect_int("Tiles", "overlap", self.overlap, minimum=0)
-        if self.overlap > self.size // 2:
+        if self.overlap > min(self.sides) // 2:
             raise ValueError(f"Tiles: expected overlap <= size / 2, got size {self.size}, overlap {self.overlap}")
 
     def needed(self, image: Tensor) -> bool:
         """Return whether the image is larger than a tile."""
-        return max(image.shape[-2:]) > self.size
+        return any(side > length for side, length in zip(image.shape[-2:], self.sides, strict=True))
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """Height and width of a tile."""
+        return self.size if isinstance(self.size, tuple) else (self.size, self.size)
 
     def run(
         self,
@@ -64,7 +70,10 @@ class Tiles:
         legal = SizeRequirements(size.minimum, size.multiple_of)
         maps = {key: pad(value, legal) for key, value in (arguments or {}).items() if is_map(value, image.shape[-2:])}
         image = pad(image, legal)
-        rows, columns = (self._spans(side, size.multiple_of) for side in image.shape[-2:])
+        rows, columns = (
+            self._spans(side, length, size.multiple_of)
+            for side, length in zip(image.shape[-2:], self.sides, strict=True)
+        )
         first: Restoration | None = None
         total = image.new_empty(0)
         places = [(*row, *column) for row in rows for column in columns]
@@ -84,9 +93,9 @@ class Tiles:
             raise ValueError(f"Tiles: expected an image with pixels, got shape {tuple(image.shape)}")
         return first.with_image(total[..., : height * scale, : width * scale].to(first.image.dtype))
 
-    def _spans(self, side: int, multiple: int) -> list[tuple[int, int, Tensor]]:
+    def _spans(self, side: int, length: int, multiple: int) -> list[tuple[int, int, Tensor]]:
         """Start, end and weights of the tiles along one side; the weights of all tiles add up to one everywhere."""
-        length = min(side, max(self.size // multiple, 1) * multiple)
+        length = min(side, max(length // multiple, 1) * multiple)
         stride = max((length - self.overlap) // multiple, 1) * multiple
         starts = [*range(0, side - length, stride), side - length]
         shared = min(self.overlap, length - stride)
