@@ -245,6 +245,80 @@ class Stored(Body):
         return super().forward(x) + F.conv2d(x, self.kernel.to(x.dtype), padding=1)
 
 
+class Hypernetwork(Body):
+    """Makes a kernel from the frame."""
+
+    def __init__(self):
+        super().__init__()
+        self.maker = nn.Linear(3, 81)
+
+    def forward(self, x: Tensor) -> Tensor:
+        kernels = self.maker(x.mean((2, 3))).view(-1, 3, 3, 3)
+        parts = [F.conv2d(one[None], kernel, padding=1) for one, kernel in zip(x, kernels, strict=True)]
+        return super().forward(x) + 0.1 * torch.cat(parts)
+
+
+class FixedPoint(torch.autograd.Function):
+    """The gradient of an equilibrium by the implicit function theorem."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, kernel: Tensor) -> Tensor:
+        z = torch.zeros_like(x)
+        for _ in range(20):
+            z = FixedPoint.step(z, x, kernel)
+        ctx.save_for_backward(x, kernel, z)
+        return z
+
+    @staticmethod
+    def step(z: Tensor, x: Tensor, kernel: Tensor) -> Tensor:
+        return torch.tanh(0.3 * F.conv2d(z, kernel, padding=1) + x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        x, kernel, z = (tensor.detach().requires_grad_() for tensor in ctx.saved_tensors)
+        with torch.enable_grad():
+            next_z = FixedPoint.step(z, x, kernel)
+        total = gradient
+        for _ in range(20):
+            total = gradient + torch.autograd.grad(next_z, z, total, retain_graph=True)[0]
+        return torch.autograd.grad(next_z, (x, kernel), total)
+
+
+class Equilibrium(Body):
+    def __init__(self):
+        super().__init__()
+        self.kernel = nn.Parameter(torch.randn(6, 6, 3, 3) * 0.05)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.b(FixedPoint.apply(self.a(x), self.kernel))
+
+
+class Late(Body):
+    """Makes a layer in its first pass."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not hasattr(self, "late"):
+            self.late = conv(3, 3)
+        return self.late(super().forward(x))
+
+
+class LowRank(nn.Module):
+    """A frozen convolution and a change of rank 2."""
+
+    def __init__(self, base: nn.Conv2d):
+        super().__init__()
+        self.base = base.requires_grad_(False)
+        self.up, self.down = nn.Parameter(torch.randn(6, 2) * 0.1), nn.Parameter(torch.randn(2, 27) * 0.1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        change = (self.up @ self.down).view_as(self.base.weight)
+        return F.conv2d(x, self.base.weight + change, self.base.bias, padding=1)
+
+
+def low_rank(net: nn.Module) -> None:
+    net.a = LowRank(net.a)
+
+
 class Lazy(Body):
     def __init__(self):
         super().__init__()
@@ -336,6 +410,10 @@ STYLES: dict[str, Callable[[], nn.Module]] = {
     "several dtypes": SeveralDtypes,
     "weight norm": changed(weight_norm),
     "spectral norm": changed(spectral_norm),
+    "frozen base with LoRA": changed(low_rank),
+    "hypernetwork": Hypernetwork,
+    "deep equilibrium": Equilibrium,
+    "makes a layer late": Late,
     "lazy": Lazy,
     "changing buffers": Counting,
     "list output": lambda: Wrapped(lambda y: [F.avg_pool2d(y, 2), y]),
@@ -369,7 +447,7 @@ REFUSED = {
     "TorchScript": "TorchScript hides the weights of a model",
     "TorchScript inside": "TorchScript hides the weights of a;",
     "lazy": "lazy weights",
-    "weights hold tensors": 'a.weight is a Holding, which holds other tensors.*"!a.weight"',
+    "makes a layer late": "Late creates weights in its first pass .* run it on a frame first",
     "weights without values": "weights without values",
 } | NOT_EXCHANGED
 """Styles that methods refuse, by a part of the message."""

@@ -15,7 +15,7 @@ from adapters.keeping import CachedWeights, Locked
 from adapters.styles import NonBlind, build
 from torch import nn
 
-from tta_restore.adapters import Adapter, CauSiam, SelfEnsemble, Semantic, SiamCTTA, backbone
+from tta_restore.adapters import SRTTA, Adapter, CauSiam, SelfEnsemble, Semantic, SiamCTTA, backbone
 from tta_restore.adapters.replica import Replica, copy_module
 from tta_restore.models import RestorerSpec, as_restorer, probe
 
@@ -99,6 +99,75 @@ def test_a_model_that_cannot_be_copied_is_refused_before_anything_changes():
         adapter(x)
     assert adapter.state.frames == 0
     assert SelfEnsemble(net)(x).shape == x.shape
+
+
+class Late(Noted):
+    """Makes a layer in its first pass."""
+
+    def forward(self, x):
+        if not hasattr(self, "late"):
+            self.late = nn.Conv2d(3, 3, 1)
+        return self.late(super().forward(x))
+
+
+@pytest.mark.parametrize("method", [Adapter, SiamCTTA, SRTTA])
+def test_a_model_that_makes_weights_in_its_first_pass_is_to_be_run_before(method):
+    net, x = Late(), frame()
+    with pytest.raises(ValueError, match=r"creates weights in its first pass \(late.weight, late.bias\); run it"):
+        method(net)(x)
+    assert not hasattr(net, "late")
+    plain = net(x)
+    adapter = method(net)
+    assert adapter(x).shape == x.shape
+    assert torch.equal(Adapter(net)(x), plain)
+    assert ("late.weight" in adapter.adapted) == (method is not Adapter)
+
+
+class Overwrites(Noted):
+    """Has no backward pass, as it writes over what it needs for it."""
+
+    def forward(self, x):
+        return x.copy_(super().forward(x))
+
+
+def test_errors_of_the_backward_pass_are_those_of_the_model():
+    adapter, x = SiamCTTA(Overwrites(), select="all"), frame()
+    with pytest.raises(RuntimeError, match="SiamCTTA: the backward pass of the model raised: one of the variables"):
+        adapter(x)
+    assert adapter.state.frames == 0
+
+
+class Prompted(Noted):
+    """Adds rows of a table, whose gradient may be sparse."""
+
+    def __init__(self, sparse):
+        super().__init__()
+        self.table = nn.Embedding(10, 3, sparse=sparse)
+
+    def forward(self, x):
+        return super().forward(x) + self.table(torch.tensor([1, 2])).mean(0)[:, None, None]
+
+
+def test_sparse_gradients_are_those_of_a_dense_table():
+    students = []
+    for sparse in (False, True):
+        torch.manual_seed(0)
+        adapter = siam(Prompted(sparse))
+        for seed in range(2):
+            adapter(frame(seed))
+        students.append(adapter.student)
+    assert all(torch.equal(students[1][name], value) for name, value in students[0].items())
+    assert not torch.equal(students[0]["table.weight"], adapter.source["table.weight"])
+
+
+def test_weights_that_are_nan_do_not_pass_for_written_ones():
+    net, x = Noted(), frame()
+    net.conv.weight.data[0, 0, 0, 0] = float("nan")
+    version = net.conv.weight._version
+    adapter = siam(net)
+    assert adapter(x).isnan().any()
+    assert "nan" in adapter.report.skipped_because
+    assert net.conv.weight._version == version
 
 
 class Roles(SiamCTTA):

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from adapters.styles import build as build_style
 from adapters.zoo import Tied, Tokens, UNet, build
 from torch import nn
 
@@ -91,6 +92,25 @@ def test_other_refusals():
     quantized.weight = nn.Parameter(torch.zeros(2, dtype=torch.int8), requires_grad=False)
     quantized.scale = nn.Parameter(torch.zeros(2))
     assert select_parameters(quantized, "all") == ("scale",)
+
+
+def test_presets_leave_out_frozen_weights_where_the_model_has_others():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 3, 3))
+    net[0].requires_grad_(False)
+    rest = ("1.weight", "1.bias", "2.weight", "2.bias")
+    assert select_parameters(net, "all") == select_parameters(net, ["!0.*"]) == rest
+    assert select_parameters(net, ["0", "norm"]) == ("0.weight", "0.bias", "1.weight", "1.bias")
+    net[1].requires_grad_(False)
+    with pytest.raises(ValueError, match="preset 'norm' finds nothing that requires gradients in Sequential"):
+        select_parameters(net, "norm")
+    net.requires_grad_(False)
+    assert len(select_parameters(net, "all")) == 6
+
+
+def test_weights_that_hold_other_tensors_are_named():
+    net = build_style("weights hold tensors")
+    with pytest.raises(TypeError, match=r'a.weight is a Holding, which holds other tensors.*"!a.weight"'):
+        select_parameters(net, ["a", "b"])
 
 
 def _changes(select: str) -> list[tuple[torch.Tensor, torch.Tensor]]:

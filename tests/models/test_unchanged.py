@@ -27,6 +27,7 @@ class Restless(nn.Module):
         self.calls += 1
         self.size = x.shape
         self.cache = x
+        self.added, self.norm = nn.Identity(), self.norm if len(self._modules) > 4 else nn.BatchNorm2d(3)
         return self.norm(self.old_norm(self.merged(x)))
 
 

@@ -25,7 +25,7 @@ from tta_restore.adapters import plan as plans
 from tta_restore.adapters import state as parameter_sets
 from tta_restore.adapters.arguments import fit_arguments, name_inputs, view_arguments
 from tta_restore.adapters.backbone import Backbone
-from tta_restore.adapters.examination import expect_exchangeable, expect_unsharded
+from tta_restore.adapters.examination import expect_exchangeable, expect_unsharded, explain_backward
 from tta_restore.adapters.frame import FrameContext, StepReport
 from tta_restore.adapters.injection import Semantic
 from tta_restore.adapters.select import Select, select_parameters, subspaces
@@ -500,12 +500,9 @@ class Adapter(RecordedModule):
         try:
             gradients = outputs.differentiate(loss, tensors, accumulate=self._accumulates) if loss.requires_grad else []
         except RuntimeError as error:
-            if "scaled_dot_product" not in str(error):
+            if isinstance(error, torch.OutOfMemoryError):
                 raise
-            raise RuntimeError(
-                f"{type(self).__name__}: the model differentiates within its pass, and the fast attentions of torch "
-                "have no second derivative; run the adapter within torch.nn.attention.sdpa_kernel(SDPBackend.MATH)"
-            ) from error
+            raise RuntimeError(f"{type(self).__name__}: {explain_backward(error)}") from error
         if all(gradient is None for gradient in gradients):
             raise RuntimeError(
                 f"{type(self).__name__}: the loss depends on none of the {len(tensors)} adapted tensors "

@@ -279,6 +279,11 @@ class Backbone:
                 training=self.training,
                 memory_format=self.memory_format,
             )
+            if found.created:
+                raise ValueError(
+                    f"{self.asker}: {type(self.root).__name__} creates weights in its first pass "
+                    f"({', '.join(found.created[:3])}); run it on a frame first"
+                )
             self.problem, self.reuses_memory = found.problem, found.reuses_memory
             self.remark = _REMEMBERS if found.remembers else ""
             self.copies = not self.problem

@@ -20,7 +20,7 @@ from tta_restore.models.restorer.outputs import is_continuous
 from tta_restore.models.restorer.preserve import Values, preserve_state
 from tta_restore.models.restorer.tiles import is_map
 
-__all__ = ["Findings", "examine_copies", "expect_exchangeable", "expect_unsharded"]
+__all__ = ["Findings", "examine_copies", "expect_exchangeable", "expect_unsharded", "explain_backward"]
 
 _REPEATS = 32
 _SIDE = 64  # in pixels, of the crops that are tried first
@@ -39,6 +39,10 @@ _BYPASSES = (
 _WRITES = (
     "a pass writes into its weights, as a clamp, an average of weights or an embedding with max_norm does, and would "
     "change the model, or what an adapter has learned"
+)
+_NO_SECOND_ORDER = (
+    "the model differentiates within its pass, and the fast attentions of torch have no second derivative; run the "
+    "adapter within torch.nn.attention.sdpa_kernel(SDPBackend.MATH)"
 )
 _DIFFERS = "a copy of it gives other images, as where a function keeps what it saw in the module"
 
@@ -59,12 +63,14 @@ class Findings:
         replicas: the copies that were examined, where they work.
         remembers: whether its output depends on its earlier calls.
         reuses_memory: whether it returns the same memory from call to call, with new values.
+        created: names of weights that a pass adds.
     """
 
     problem: str = ""
     replicas: tuple[Replica, Replica] | None = None
     remembers: bool = False
     reuses_memory: bool = False
+    created: tuple[str, ...] = ()
 
 
 def examine_copies(
@@ -156,6 +162,12 @@ def expect_exchangeable(name: str, module: Any, select: Any) -> None:
         )
 
 
+def explain_backward(error: RuntimeError) -> str:
+    """Return what an error of a backward pass means for the model."""
+    no_second_order = "scaled_dot_product" in str(error)
+    return _NO_SECOND_ORDER if no_second_order else f"the backward pass of the model raised: {error}"
+
+
 def _overlap(root: nn.Module) -> tuple[str, str] | None:
     """Return the names of two parameters that share memory."""
     spans: list[tuple[torch.device, int, int, str]] = []
@@ -188,6 +200,8 @@ def _compare(
             kept.append(run(first, x, of_module))  # alive, so that another place is another tensor
             places.append(_places(kept[-1]))
             found.append(_cloned(kept[-1]))
+            if created := [name for name, _ in first.root.named_parameters() if name not in first.places]:
+                return Findings("it creates weights", created=tuple(created))
         reuses = bool(places[0] & places[1])
         # a module with a source of randomness of its own is examined no further
         of_random = Findings(_BY_NAME if of_module.touched else "", reuses_memory=reuses)

@@ -74,7 +74,9 @@ class Replica:
         self.parts = list(zip(parts, self.root.modules(), strict=True))
         self.places = _places(root, {id(part): twin for part, twin in self.parts})
         self.fingerprint = fingerprint(root)
-        self._own = [(twin, dict(twin.__dict__), dict(twin._parameters)) for _, twin in self.parts]
+        self._own = [
+            (twin, dict(twin.__dict__), (dict(twin._parameters), dict(twin._modules))) for _, twin in self.parts
+        ]
         self.weights = {name: _at(self.places[name][0]) for name in self.places}
         self._shared_buffers = [
             (twin._buffers, name)
@@ -124,9 +126,9 @@ class Replica:
     def reset(self) -> None:
         """Undo what a pass left behind: what it computed from some weights must not serve a pass with others."""
         tables: list[tuple[dict, dict]] = []
-        for twin, attributes, parameters in self._own:
+        for twin, attributes, own in self._own:
             kept = {key: twin.__dict__[key] for key in ("training", "forward") if key in twin.__dict__}
-            tables += [(twin.__dict__, attributes | kept), (twin._parameters, parameters)]
+            tables += [(twin.__dict__, attributes | kept), *zip((twin._parameters, twin._modules), own, strict=True)]
         put_back(tables)
         self._contents.restore()
         self._reset_buffers()

@@ -34,7 +34,8 @@ def select_parameters(
     ``"bias"``, ``"last_stage"`` (the last modules, as defined, that make up 5 % of the weights), ``"injected"`` (what
     an adapter adds; given in ``injected``), ``"gains"`` and ``"low_rank"`` (the kernels and matrices of all layers,
     whose changes are one factor per output channel, or of rank 4). An entry ``"!..."`` takes away again. Prefixes of
-    torch.compile and DataParallel may be written or left out.
+    torch.compile and DataParallel may be written or left out. Presets leave out weights with ``requires_grad=False``
+    where the model has others, such as fixed filters or the base of LoRA; of a model that is frozen as a whole, none.
 
     Raises:
         ValueError: an entry matches nothing (near names are listed), or nothing is left.
@@ -55,7 +56,7 @@ def select_parameters(
         )
     taken: set[str] = set()
     if entries and all(isinstance(entry, str) and entry.startswith("!") for entry in entries):
-        taken.update(aliases.values())
+        taken.update(_matches(module, aliases, "all"))
     for entry in entries:
         if isinstance(entry, str) and entry.startswith("!"):
             taken.difference_update(_matches(module, aliases, entry[1:]))
@@ -122,14 +123,23 @@ def _matches(module: nn.Module, aliases: dict[str, str], entry: str | type[nn.Mo
     elif not isinstance(entry, str):
         raise TypeError(f"select: expected patterns, presets or module classes, got {entry!r}")
     elif entry in _PRESETS:
-        found = _PRESETS[entry](module, aliases)
-        problem = f"select: preset {entry!r} finds nothing in {type(module).__name__}"
+        frozen = _frozen(module)
+        found = _PRESETS[entry](module, aliases) - frozen
+        kind = " that requires gradients" if frozen else ""
+        problem = f"select: preset {entry!r} finds nothing{kind} in {type(module).__name__}"
     else:
         found = _by_pattern(aliases, entry) or _by_pattern(aliases, _WRAPPING.sub("", entry))
         problem = f"select: {entry!r} matches no weight of {type(module).__name__}"
     if not found:
         raise ValueError(f"{problem}; {_hint(module, aliases, entry)}")
     return {aliases[alias] for alias in found}
+
+
+def _frozen(module: nn.Module) -> set[str]:
+    """Return the names of the frozen weights of a model that has others."""
+    named = dict(module.named_parameters(remove_duplicate=False))
+    frozen = {name for name, parameter in named.items() if not parameter.requires_grad}
+    return frozen if any(is_continuous(parameter) for name, parameter in named.items() if name not in frozen) else set()
 
 
 def _by_pattern(aliases: Iterable[str], pattern: str) -> set[str]:

@@ -222,22 +222,26 @@ def third_party_functions(output: Tensor) -> Iterator[BackwardCFunction]:
     return (node for node in kinds if not type(node)._forward_cls.__module__.startswith("tta_restore."))
 
 
+def _dense(gradient: Tensor | None) -> Tensor | None:
+    return gradient.to_dense() if gradient is not None and gradient.is_sparse else gradient
+
+
 def differentiate(loss: Tensor, tensors: Sequence[Tensor], *, accumulate: bool) -> list[Tensor | None]:
     """Return the gradient of a loss for each of some leaves, None for those that it does not depend on.
 
     With ``accumulate``, gradients are collected in ``.grad`` as ``loss.backward()`` does. Python autograd Functions
     that run backward inside backward, as reentrant activation checkpointing and reversible blocks do, add their part
-    there only. The ``.grad`` of other leaves is put back.
+    there only. The ``.grad`` of other leaves is put back. Sparse gradients, as of embeddings, are returned dense.
     """
     if not accumulate:
-        return list(torch.autograd.grad(loss, tensors, allow_unused=True))
+        return [_dense(gradient) for gradient in torch.autograd.grad(loss, tensors, allow_unused=True)]
     own = {id(tensor) for tensor in tensors}
     found = [node.variable for node in nodes(loss) if hasattr(node, "variable")]
     others = [(leaf, leaf.grad) for leaf in found if id(leaf) not in own]
     for leaf, _ in others:
         leaf.grad = None  # a gradient that is there would be added to
     loss.backward()
-    gradients = [tensor.grad for tensor in tensors]
+    gradients = [_dense(tensor.grad) for tensor in tensors]
     for leaf, kept in [*((tensor, None) for tensor in tensors), *others]:
         leaf.grad = kept
     return gradients

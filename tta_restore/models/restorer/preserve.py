@@ -38,16 +38,17 @@ def preserve_state(module: nn.Module, *, training: bool | None = None) -> Iterat
     """Run a block with ``module`` in eval (or train) mode, and undo whatever the block does to it.
 
     Undone are: the mode of every submodule, attributes that a forward sets (caches, the weight of an old-style
-    weight_norm), what it puts into containers, objects and tensors there (:class:`Contents`), buffers and parameters it
-    replaces or writes into, gradients, parameters it points elsewhere through ``.data``. Tensors that an earlier
-    ``inference_mode`` call left behind are replaced by plain ones for the block, because autograd refuses them.
+    weight_norm), what it puts into containers, objects and tensors there (:class:`Contents`), parts that it adds or
+    replaces, buffers and parameters it replaces or writes into, gradients, parameters it points elsewhere through
+    ``.data``. Tensors that an earlier ``inference_mode`` call left behind are replaced by plain ones for the block,
+    because autograd refuses them.
     """
     parts = list(module.modules())
     # TorchScript has no attributes to change from Python: its mode and its buffers are all there is
     modules = [m for m in parts if not isinstance(m, torch.jit.ScriptModule)]
     modes = [(m, m.training) for m in parts]
     attributes = [dict(m.__dict__) for m in modules]
-    tables = [(dict(m._parameters), dict(m._buffers)) for m in modules]
+    tables = [(dict(m._parameters), dict(m._buffers), dict(m._modules)) for m in modules]
     weights = [parameter for m in modules for parameter in m.parameters(recurse=False)]
     data = [(parameter, parameter.detach()) for parameter in weights if parameter.layout == torch.strided]
     gradients = [(parameter, parameter.grad) for parameter, _ in data if parameter.is_leaf]
@@ -69,8 +70,8 @@ def preserve_state(module: nn.Module, *, training: bool | None = None) -> Iterat
             m.reshard()  # FSDP2 keeps the whole weights of a root after a pass, and would count on them
         if module.training != mode:
             set_mode(module, mode)  # a module may do more than set flags here; the flags themselves follow below
-        for m, old, (parameters, own_buffers) in zip(modules, attributes, tables, strict=True):
-            put_back([(m.__dict__, old), (m._parameters, parameters), (m._buffers, own_buffers)])
+        for m, old, own in zip(modules, attributes, tables, strict=True):
+            put_back([(m.__dict__, old), *zip((m._parameters, m._buffers, m._modules), own, strict=True)])
         contents.restore()
         for m, old_mode in modes:
             if m.training != old_mode:
@@ -111,9 +112,8 @@ class Values:
         """Write the old values into tensors that have others now; return whether there was one."""
         changed = False
         for tensor, old in self._kept:
-            if _has_values(tensor) and not torch.equal(
-                tensor, old
-            ):  # batch_norm writes without raising the version counter
+            # batch_norm writes without raising the version counter
+            if _has_values(tensor) and not _same_values(tensor, old):
                 changed = True
                 with torch.inference_mode(tensor.is_inference()), torch.no_grad():
                     tensor.copy_(old)
@@ -153,6 +153,14 @@ def _has_values(tensor: Tensor) -> bool:
     if tensor.layout != torch.strided:
         return False
     return not tensor.numel() or tensor.untyped_storage().size() > 0  # FSDP2 lets go of the memory of whole weights
+
+
+def _same_values(a: Tensor, b: Tensor) -> bool:
+    """Return whether two tensors are equal, NaN with NaN."""
+    if torch.equal(a, b) or not (a.is_floating_point() or a.is_complex()):
+        return torch.equal(a, b)
+    a, b = (x if x.is_complex() else x.double() for x in (a, b))
+    return torch.allclose(a, b, rtol=0.0, atol=0.0, equal_nan=True)
 
 
 class Contents:
