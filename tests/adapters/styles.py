@@ -253,7 +253,7 @@ class Hypernetwork(Body):
         self.maker = nn.Linear(3, 81)
 
     def forward(self, x: Tensor) -> Tensor:
-        kernels = self.maker(x.mean((2, 3))).view(-1, 3, 3, 3)
+        kernels = self.maker(x.mean((2, 3))).view(-1, 3, 3, 3, 3)
         parts = [F.conv2d(one[None], kernel, padding=1) for one, kernel in zip(x, kernels, strict=True)]
         return super().forward(x) + 0.1 * torch.cat(parts)
 

@@ -96,7 +96,7 @@ def test_tile_weights_add_up_to_one_and_cover_everything(side, size, share, mult
     side = -(-side // multiple) * multiple
     tiles = Tiles(size, int(size * share))
     total = torch.zeros(side)
-    spans = tiles._spans(side, multiple)
+    spans = tiles._spans(side, tiles.sides[0], multiple)
     for start, end, weight in spans:
         assert 0 <= start < end <= side
         assert (end - start) % multiple == 0

@@ -167,7 +167,8 @@ def write_onnx(restorer: Restorer, path: str | Path, *, size: tuple[int, int] | 
         if largest is not None:
             size = size or largest
             if size[0] > largest[0] or size[1] > largest[1]:
-                raise ValueError(f"the model takes at most {largest[0]} x {largest[1]}, got {size[0]} x {size[1]}")
+                most = " x ".join(map(str, dict.fromkeys(largest)))
+                raise ValueError(f"the model takes sides of at most {most} pixels, got {size[0]} x {size[1]}")
         if size is not None and spec.padded(*size) != size:
             raise ValueError(
                 f"the model does not take frames of {size[0]} x {size[1]}; the next size is {spec.padded(*size)}"
