@@ -7,9 +7,11 @@ import sys
 import numpy as np
 import pytest
 import torch
+from adapters.styles import OneSize
 from adapters.styles import build as build_style
 from torch import nn
 
+from tta_restore.engine.run import info
 from tta_restore.models import as_restorer, probe
 from tta_restore.models.restorer import probing
 
@@ -239,3 +241,10 @@ def test_a_model_of_one_channel_is_told():
     report = probe(nn.Conv2d(1, 1, 3, padding=1))
     assert report.spec.in_channels == 1
     assert "1 (color frames are restored channel by channel)" in str(report)
+
+
+def test_the_cost_of_a_model_of_one_size_is_that_of_a_tile():
+    net = OneSize(24, 32)
+    counted = info._cost(as_restorer(net), probe(net))
+    assert counted.startswith("at 32x24:")
+    assert "not counted" not in counted

@@ -74,10 +74,12 @@ def describe(
 
 
 def _cost(restorer: Restorer, report: ProbeReport) -> str:
-    """Return the multiply-adds of a 1280x720 frame, counted from shapes on the meta device."""
-    height, width = report.spec.padded(720, 1280)
+    """Return the multiply-adds of a 1280x720 frame, or of the largest tile, from shapes on the meta device."""
+    height, width = report.spec.size.largest or report.spec.padded(720, 1280)
     clip = () if report.spec.frames == 1 else (report.spec.frames or 5,)
-    frame = torch.empty(1, *clip, report.spec.in_channels or 3, height, width, device="meta")
+    border = report.spec.border if report.spec.size.largest else 0
+    sides = height - 2 * border, width - 2 * border
+    frame = torch.empty(1, *clip, report.spec.in_channels or 3, *sides, device="meta")
     try:
         counted = str(count_macs(as_restorer(restorer.module, report.spec), frame))
     except Exception as error:  # a third-party model may raise anything on the meta device
