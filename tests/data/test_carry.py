@@ -284,3 +284,79 @@ def test_metadata_of_avif_files_of_many_bits(alpha, tmp_path):
     assert read_image(tmp_path / "only.avif").xmp == xmp
     write_image(tmp_path / "again.avif", found, bit_depth=16)
     assert read_image(tmp_path / "again.avif").exif == found.exif
+
+
+def saved(kind, picture=None, **options):
+    stream = io.BytesIO()
+    (picture or PilImage.fromarray(RGB)).save(stream, kind, **options)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("suffix", ["avif", "heic"])
+def test_colors_of_avif_and_heic_files_are_told(suffix, tmp_path):
+    """Primaries of P3 or Rec. 2020 and the curve of PQ, declared by numbers instead of a profile."""
+    path = tmp_path / f"a.{suffix}"
+    if suffix == "heic":
+        heif = pytest.importorskip("pillow_heif")
+        stream = io.BytesIO()
+        heif.from_pillow(PilImage.fromarray(RGB)).save(stream)
+        content = stream.getvalue()
+        if b"colrnclx" not in content:
+            pytest.skip("this libheif writes no numbers of colors")
+    else:
+        content = saved("AVIF")
+    at = content.index(b"colrnclx") + 8
+    path.write_bytes(content)
+    assert read_image(path).cicp is None  # sRGB
+    path.write_bytes(content[:at] + struct.pack(">HH", 9, 16) + content[at + 4 :])
+    image = read_image(path)
+    assert image.cicp == (9, 16, 0, 1)
+    for name, depth in (("b.avif", 8), ("deep.avif", 16), ("b.png", 8)):
+        assert write_image(tmp_path / name, image, bit_depth=depth) == ()
+        assert read_image(tmp_path / name).cicp == image.cicp
+    assert write_image(tmp_path / "b.jpg", image) == ("cICP left out: JPEG is written without it",)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP", "AVIF"])
+def test_the_orientation_in_xmp_follows_that_of_the_pixels(kind, tmp_path):
+    exif = PilImage.Exif()
+    exif[0x0112] = 6
+    packet = b"<x:xmpmeta><a tiff:Orientation='6'/><tiff:Orientation>6</tiff:Orientation></x:xmpmeta>"
+    options = {"tiffinfo": {700: packet, 0x0112: 6}} if kind == "TIFF" else {"exif": exif, "xmp": packet}
+    content = saved(kind, **({} if kind == "PNG" else options))
+    if kind == "PNG":
+        added = png.chunk(b"eXIf", exif.tobytes()[6:]) + png.chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + packet)
+        content = content[:33] + added + content[33:]
+    (tmp_path / "a").write_bytes(content)
+    image = read_image(tmp_path / "a")
+    assert image.pixels.shape == (3, 16, 12)
+    assert image.xmp == packet.replace(b"6", b"1")
+
+
+def test_exif_of_all_kinds_reaches_a_tiff_file(tmp_path):
+    exif = PilImage.Exif()
+    exif[0x010F], exif[0x4746], exif[0x9C9B] = "Maker", 4, "title".encode("utf-16-le")
+    exif[0x011A], exif[0x011B], exif[0x0128], exif[0x0100] = 240.0, 120.0, 3, 999
+    (tmp_path / "a.webp").write_bytes(saved("WEBP", exif=exif))
+    assert write_image(tmp_path / "b.tif", read_image(tmp_path / "a.webp")) == ()
+    with PilImage.open(tmp_path / "b.tif") as picture:
+        tags = dict(picture.tag_v2)
+        assert picture.size == (16, 12)
+    assert (tags[0x010F], tags[0x4746], bytes(tags[0x9C9B])) == ("Maker", 4, "title".encode("utf-16-le"))
+    assert (tags[0x011A], tags[0x011B], tags[0x0128]) == (240, 120, 3)
+
+
+def test_what_lies_behind_an_image_is_told(tmp_path, capsys):
+    video = b"\0\0\0\x18ftypmp42" + bytes(16)
+    for number, (content, expected) in enumerate((
+        (saved("JPEG") + saved("JPEG"), ["another image (JPEG), as a gain map"]),
+        (saved("JPEG", progressive=True) + video, ["a video, as of a motion photo"]),
+        (saved("PNG") + b"secret", ["6 bytes of other data"]),
+        (saved("JPEG") + bytes(100), []),
+        (saved("JPEG", exif=b"Exif\0\0II*\0" + saved("JPEG")), []),
+    )):  # fmt: skip
+        suffix = ".png" if content[:1] == b"\x89" else ".jpg"
+        path = tmp_path / f"{number}{suffix}"
+        path.write_bytes(content)
+        notes = [note for note in restored(path, tmp_path / f"b{number}.png", capsys) if "behind" in note]
+        assert notes == [f"behind the image in its file, left out: {name}" for name in expected]

@@ -376,6 +376,46 @@ def test_what_can_be_read_of_a_truncated_file_is_read_by_choice(kind, tmp_path):
     assert torch.equal(image.pixels[:, :24], whole.pixels[:, :24])
 
 
+@pytest.mark.parametrize("progressive", [False, True])
+def test_damage_within_a_jpeg_file_is_told(progressive, tmp_path):
+    """The usual decoder fills what is missing with gray in silence, where the file has its end."""
+    pytest.importorskip("av")
+    array = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+    whole = pillow("JPEG", array=array, progressive=progressive)
+    middle, path = len(whole) * 2 // 3, tmp_path / "a.jpg"
+    for content in (whole[:middle] + b"\xff\xd9", whole[: middle // 2] + whole[middle // 2 + 500 :]):
+        path.write_bytes(content)
+        with pytest.raises(ImageError, match="damaged JPEG: its samples end early or cannot be decoded; --keep-going"):
+            read_image(path)
+        image = read_image(path, keep_going=True)
+        assert "truncated or damaged JPEG" in image.losses[0]
+        assert image.pixels.shape == (3, 64, 64)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_whole_jpeg_files_do_not_count_as_damaged(mode, tmp_path):
+    array = np.random.default_rng(0).integers(0, 255, (33, 50, 3), np.uint8)
+    for options in (
+        {"subsampling": 0}, {"subsampling": 2}, {"progressive": True}, {"optimize": True, "quality": 1},
+        {"restart_marker_blocks": 2}, {"quality": 100},
+    ):  # fmt: skip
+        (tmp_path / "a.jpg").write_bytes(pillow("JPEG", mode, array, **options))
+        assert read_image(tmp_path / "a.jpg").losses == ()
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_the_transparent_gray_of_few_bits_becomes_alpha(bits, tmp_path):
+    values = np.arange(8, dtype=np.uint8)[None] % 2**bits
+    packed = np.packbits(np.unpackbits(values.T, axis=1)[:, 8 - bits :])
+    rows = zlib.compress(b"\0" + packed.tobytes())
+    header = struct.pack(">IIBBBBB", 8, 1, bits, 0, 0, 0, 0)
+    parts = ((b"IHDR", header), (b"tRNS", b"\0\1"), (b"IDAT", rows), (b"IEND", b""))
+    (tmp_path / "a.png").write_bytes(png.SIGNATURE + b"".join(png.chunk(*part) for part in parts))
+    alpha = read_image(tmp_path / "a.png").alpha
+    assert alpha is not None
+    assert torch.equal(alpha[0], torch.from_numpy(values != 1).float())
+
+
 def test_camera_files_are_never_read_as_their_preview(tmp_path, monkeypatch):
     """A DNG's first page is a small preview; without rawpy the file is refused as what it is."""
     import sys

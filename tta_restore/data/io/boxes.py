@@ -10,11 +10,13 @@ __all__ = [
     "add_avif_metadata",
     "add_jpeg_xl_metadata",
     "avif_depth",
+    "color_numbers",
     "declared_size",
     "jpeg_2000_metadata",
     "jpeg_2000_size",
     "jpeg_xl_code_stream",
     "jpeg_xl_metadata",
+    "with_color_numbers",
 ]
 
 _CONTAINERS = {
@@ -26,6 +28,7 @@ _CONTAINERS = {
 }  # boxes in boxes, and the bytes before the first inner one
 _UUID_XMP = bytes.fromhex("be7acfcb97a942e89c71999491e3afac")
 _UUID_EXIF = b"JpgTiffExif->JP2"
+_SRGB_PRIMARIES, _SRGB_CURVES = (1, 2), (1, 2, 6, 13, 14, 15)  # 2: not declared
 _LARGEST_METADATA = 2**24  # bytes
 _CODE_STREAM_HEAD = 256  # bytes in which the header of a code stream lies
 
@@ -36,6 +39,27 @@ def avif_depth(content: bytes) -> int:
         if kind == b"av1C" and len(data) > 2:
             return {0: 8, 0x40: 10, 0x60: 12}.get(data[2] & 0x60, 8)
     return 8
+
+
+def color_numbers(content: bytes) -> tuple[int, int, int, int] | None:
+    """Return primaries and transfer curve of an AVIF or HEIC file that has no profile, as numbers of RGB samples.
+
+    Returns None for those of sRGB and of Rec. 709, which are taken for sRGB everywhere, and where none are declared.
+    """
+    entries = [data for kind, data in _walk(content) if kind == b"colr"]
+    found = next((data for data in entries if data[:4] == b"nclx" and len(data) >= 8), None)
+    if found is None or any(data[:4] in (b"prof", b"rICC") for data in entries):
+        return None
+    primaries, curve = struct.unpack_from(">HH", found, 4)
+    if primaries > 255 or curve > 255 or (primaries in _SRGB_PRIMARIES and curve in _SRGB_CURVES):
+        return None
+    return primaries, curve, 0, 1  # the samples are decoded: RGB in their full range
+
+
+def with_color_numbers(content: bytes, numbers: tuple[int, int, int, int]) -> bytes:
+    """Return an AVIF file that declares other primaries and another transfer curve for its samples."""
+    at = content.index(b"colrnclx") + 8
+    return content[:at] + struct.pack(">HH", *numbers[:2]) + content[at + 4 :]
 
 
 def declared_size(content: bytes) -> tuple[int, int] | None:

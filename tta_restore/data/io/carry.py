@@ -15,7 +15,7 @@ _CARRIES = {
     "jpeg": {"icc", "exif", "xmp", "iptc", "comment", "resolution"},
     "tiff": {"icc", "exif", "xmp", "iptc", "resolution"},
     "webp": {"icc", "exif", "xmp"},
-    "avif": {"icc", "exif", "xmp"},
+    "avif": {"icc", "exif", "xmp", "cicp"},
     "jxl": {"exif", "xmp"},
     "exr": set(),
 }

@@ -2,16 +2,34 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from typing import BinaryIO
 
-__all__ = ["DESCRIBING", "NESTED", "embed_tiff_exif", "read_tiff_exif", "reset_orientation"]
+__all__ = [
+    "DESCRIBING",
+    "NESTED",
+    "SAMPLE_TAGS",
+    "embed_tiff_exif",
+    "read_resolution",
+    "read_tiff_exif",
+    "reset_orientation",
+    "upright_xmp",
+]
 
 _ORIENTATION = 0x0112
 #: Directories of exposure settings and position.
 NESTED = (0x8769, 0x8825)
-#: Description, maker, model, software, time, artist, copyright; the other tags of a TIFF describe its own pixels.
+#: Description, maker, model, software, time, artist, copyright: what a block takes of the tags of a TIFF file.
 DESCRIBING = (0x010E, 0x010F, 0x0110, 0x0131, 0x0132, 0x013B, 0x8298)
+#: Tags of a TIFF file that describe the samples and how they are stored, which are written anew.
+SAMPLE_TAGS = frozenset(
+    (*range(254, 260), 262, *range(263, 267), 273, 274, *range(277, 285), *range(288, 294), 296, 317, 320, 321, 322,
+     323, 324, 325, 330, *range(332, 342), 347, *range(512, 522), 529, 530, 531, 532, 559)
+)  # fmt: skip
+_DENSEST = 1e6  # dots per unit
+_RESOLUTION = (0x011A, 0x011B, 0x0128)
+_XMP_ORIENTATION = re.compile(rb"(tiff:Orientation(?:\s*=\s*[\"']|>)\s*)[2-8](?=\s*[\"'<])")
 
 
 def reset_orientation(block: bytes | None, notes: list[str]) -> tuple[bytes | None, int]:
@@ -37,6 +55,24 @@ def reset_orientation(block: bytes | None, notes: list[str]) -> tuple[bytes | No
     except Exception:  # no reason to refuse the image
         notes.append("unreadable EXIF block: left out")
         return None, 1
+
+
+def upright_xmp(packet: bytes | None) -> bytes | None:
+    """Return an XMP packet with its copy of the orientation set to upright, its length unchanged."""
+    return _XMP_ORIENTATION.sub(rb"\g<1>1", packet) if packet else None
+
+
+def read_resolution(block: bytes | None) -> tuple[float, float, int] | None:
+    """Return dots per unit in x and y and the unit (2 inch, 3 centimeter) of a block, None where it has none."""
+    from PIL import Image as PilImage
+
+    exif = PilImage.Exif()
+    exif.load(block or b"")
+    try:
+        x, y, unit = float(exif[_RESOLUTION[0]]), float(exif[_RESOLUTION[1]]), int(exif.get(_RESOLUTION[2], 2))
+    except (KeyError, TypeError, ValueError, ZeroDivisionError):
+        return None
+    return (x, y, unit) if unit in (2, 3) and 0 < x < _DENSEST and 0 < y < _DENSEST else None
 
 
 def read_tiff_exif(file: BinaryIO, notes: list[str]) -> bytes | None:
@@ -71,8 +107,8 @@ def embed_tiff_exif(content: bytes, block: bytes) -> bytes:
     exif = PilImage.Exif()
     exif.load(block)
     added = ImageFileDirectory_v2(ifh=content[:8])
-    for tag in DESCRIBING:
-        if tag in exif:
+    for tag in exif:
+        if tag not in SAMPLE_TAGS and tag not in NESTED:
             added[tag] = exif[tag]
     for tag in NESTED:
         if entries := exif.get_ifd(tag):

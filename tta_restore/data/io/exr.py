@@ -21,6 +21,7 @@ from tta_restore.data.io.pixels import Extra, Image, ImageError, too_large
 __all__ = ["decode_radiance", "encode_exr", "read_exr", "read_radiance_size"]
 
 _LARGEST_HALF = 65504
+_RADIANCE_HEAD = 4096  # bytes in which the header of a Radiance HDR file ends
 _TILED, _DEEP, _PARTS = 0x200, 0x800, 0x1000
 #: Attributes that describe the samples and their layout, which are written anew.
 _STRUCTURE = (
@@ -128,6 +129,8 @@ def decode_radiance(content: bytes) -> Image:
     """
     import imagecodecs
 
+    if b"32-bit_rle_xyze" in content[:_RADIANCE_HEAD].split(b"\n\n", 1)[0]:
+        raise ImageError("Radiance HDR of XYZ samples: not read, convert it to RGB first")
     array = np.array(imagecodecs.rgbe_decode(content), np.float32)
     pixels = torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)))
     return Image(pixels=pixels, bit_depth=32, is_linear=True, notes=_radiance_notes(content))
@@ -135,7 +138,7 @@ def decode_radiance(content: bytes) -> Image:
 
 def _radiance_notes(content: bytes) -> tuple[str, ...]:
     """Return a note on the header lines that are not carried along, such as EXPOSURE."""
-    head = content[:4096].split(b"\n\n", 1)[0].split(b"\n")[1:]
+    head = content[:_RADIANCE_HEAD].split(b"\n\n", 1)[0].split(b"\n")[1:]
     lines = [line.decode("latin-1").strip() for line in head if not line.startswith((b"FORMAT", b"#"))]
     shown = ", ".join(line[:40] for line in lines[:4] if line)
     return (f"header lines left out: {shown}",) if shown else ()
@@ -143,7 +146,7 @@ def _radiance_notes(content: bytes) -> tuple[str, ...]:
 
 def read_radiance_size(content: bytes) -> tuple[int, int] | None:
     """Return width and height that the header of a Radiance HDR file declares, None where it declares none."""
-    for line in content[:4096].splitlines():
+    for line in content[:_RADIANCE_HEAD].splitlines():
         parts = line.split()
         if len(parts) == 4 and parts[0] in (b"-Y", b"+Y") and parts[2] in (b"+X", b"-X"):
             return int(parts[3]), int(parts[1])

@@ -34,6 +34,8 @@ _GRAY_MODES = ("1", "L", "LA")
 _PILLOW = {"PNG": "PNG", "JPEG": "JPEG", "WebP": "WEBP", "AVIF": "AVIF", "BMP": "BMP", "GIF": "GIF"}
 # An application extension whose data is the packet itself, closed by a trailer that ends every reading of blocks.
 _GIF_XMP = re.compile(rb"\x21\xff\x0bXMP DataXMP(.*?)\x01\xff\xfe\xfd", re.DOTALL)
+# Where the image ends, for formats whose files often hold more.
+_ENDS = {"PNG": png.end_of_image, "JPEG": jpeg.end_of_image}
 
 
 def read_image(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS, keep_going: bool = False) -> Image:
@@ -164,7 +166,7 @@ def _open(content: bytes, kind: str, max_pixels: int) -> Any:
 
 def _decode(content: bytes, kind: str, max_pixels: int) -> Image:
     try:
-        return _decode_by_pillow(content, kind, max_pixels)
+        image = _decode_by_pillow(content, kind, max_pixels)
     except ImageError:
         if kind != "PNG" or len(samples := png.without_metadata(content)) == len(content):
             raise
@@ -173,6 +175,9 @@ def _decode(content: bytes, kind: str, max_pixels: int) -> Image:
         except ImageError:
             pass  # it was not the metadata
         raise
+    if kind == "JPEG" and jpeg.is_damaged(content):
+        raise ImageError("damaged JPEG: its samples end early or cannot be decoded; --keep-going reads what it can")
+    return image
 
 
 def _decode_by_pillow(content: bytes, kind: str, max_pixels: int, *, samples: bytes | None = None) -> Image:
@@ -203,6 +208,8 @@ def _decoded(content: bytes, kind: str, max_pixels: int, samples: bytes | None) 
     if header is not None and header.bit_depth == 16:
         depth = 16
     transparent = picture.info.get("transparency")
+    if header is not None and header.bit_depth in (2, 4) and isinstance(transparent, int) and header.color_type == 0:
+        transparent *= 255 // (2**header.bit_depth - 1)  # as the decoder does with the samples
     try:
         if kind == "PNG" and depth == 16:
             array = png.decode_16_bit(samples or content)
@@ -235,7 +242,21 @@ def _decoded(content: bytes, kind: str, max_pixels: int, samples: bytes | None) 
         array = np.concatenate([array, opaque.astype(array.dtype) * np.iinfo(array.dtype).max], axis=2)
     carried = _carried(content, kind, picture)
     notes += carried.pop("notes", [])
+    if orientation != 1:
+        carried["xmp"] = exif.upright_xmp(carried.get("xmp"))
+    if count == 1 and kind in _ENDS and (rest := _describe_rest(content[_ENDS[kind](content) :])):
+        notes.append(f"behind the image in its file, left out: {rest}")
     return _image_of(array, orientation, bit_depth=depth, icc=icc, exif=block, notes=notes, **carried)
+
+
+def _describe_rest(data: bytes) -> str:
+    """Return what the bytes behind an image are, empty for padding."""
+    if not data.strip(b"\0\xff\xd9"):  # the end of a JPEG image once more
+        return ""
+    found = detect_format(data[:4096])
+    if found is None:
+        return f"{len(data)} bytes of other data"
+    return "a video, as of a motion photo" if found.kind == "video" else f"another image ({found.name}), as a gain map"
 
 
 def _image_of(
@@ -260,6 +281,8 @@ def _carried(content: bytes, kind: str, picture: Any) -> dict[str, Any]:
         found["xmp"] = packet[1]
     if kind == "GIF" and picture.info.get("comment"):
         found["text"] = (("Comment", bytes(picture.info["comment"]).decode("utf-8", "replace")),)
+    if kind == "AVIF":
+        found["cicp"] = boxes.color_numbers(content)
     dpi = picture.info.get("dpi")
     if dpi and all(np.isfinite(float(value)) and 0 < float(value) < 1e6 for value in dpi):
         found["resolution"] = (float(dpi[0]), float(dpi[1]), 2)
@@ -279,7 +302,7 @@ def _salvage(content: bytes, kind: str, max_pixels: int) -> Image:
             lost = f"truncated or damaged PNG: {fraction:.0%} of its rows are lost and black"
         else:
             raise
-        image = _decode(repaired, kind, max_pixels)
+        image = _decode_by_pillow(repaired, kind, max_pixels)
         return replace(image, losses=(*image.losses, lost))
 
 
@@ -297,6 +320,7 @@ def _read_jpeg_xl(content: bytes) -> Image:
     if header is not None and header.encoding and not header.is_linear:
         notes.append(f"JPEG XL with {header.encoding}: left out, the samples are taken for sRGB")
     block, _ = exif.reset_orientation(carried.pop("exif", None), notes)  # the decoder has turned the pixels
+    carried["xmp"] = exif.upright_xmp(carried.get("xmp"))
     if array.dtype.kind == "f":
         array = array.astype(np.float32)
         depth = 32
@@ -331,10 +355,13 @@ def _read_deep_avif(content: bytes) -> Image:
         array = array[0]
     with _quiet_open(content, "AVIF") as picture:
         carried = {"icc": picture.info.get("icc_profile") or None, "xmp": picture.info.get("xmp") or None}
-        block, _ = exif.reset_orientation(picture.info.get("exif"), notes)
+        block, orientation = exif.reset_orientation(picture.info.get("exif"), notes)
+        if orientation != 1:
+            carried["xmp"] = exif.upright_xmp(carried["xmp"])
     return _image_of(
-        array, 1, bit_depth=16, levels=2 ** boxes.avif_depth(content) - 1, exif=block, notes=notes, **carried
-    )
+        array, 1, bit_depth=16, levels=2 ** boxes.avif_depth(content) - 1, exif=block, notes=notes,
+        cicp=boxes.color_numbers(content), **carried
+    )  # fmt: skip
 
 
 def _quiet_open(content: bytes, kind: str) -> Any:
@@ -361,7 +388,8 @@ def _read_heic(content: bytes, max_pixels: int) -> Image:
         bit_depth=8 if bits == 8 else 16,
         icc=file.info.get("icc_profile") or None,
         exif=block,
-        xmp=file.info.get("xmp") or None,
+        xmp=exif.upright_xmp(file.info.get("xmp")),
+        cicp=boxes.color_numbers(content),
         notes=notes,
     )
 

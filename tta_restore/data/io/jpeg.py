@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
+import re
 import struct
 from collections.abc import Iterator
 from typing import Any
 
-__all__ = ["add_iptc", "read_metadata", "read_size", "unsupported_process"]
+__all__ = ["add_iptc", "end_of_image", "is_damaged", "read_metadata", "read_size", "unsupported_process"]
 
 _JPEG_LS = 0xF7
 _LOSSLESS = {0xC3, 0xC7, 0xCB, 0xCF}
@@ -16,6 +18,8 @@ _PHOTOSHOP = b"Photoshop 3.0\0"
 _XMP = b"http://ns.adobe.com/xap/1.0/\0"
 _IPTC = 0x0404
 _LASTING_RESOURCES = {*range(0x07D0, 0x0BB7), 0x0BB7, 0x040A, 0x0414, 0x0428, 0x0435}  # paths, copyright, aspect, ...
+_MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])")  # with a segment behind it, or the end of the image
+_END = b"\xd9"
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # start of frame
 
 
@@ -38,6 +42,35 @@ def unsupported_process(content: bytes) -> str | None:
                 return "lossless JPEG"
             return f"JPEG of {data[0]} bits per sample" if data[0] != 8 else None
     return None
+
+
+def end_of_image(content: bytes) -> int:
+    """Return where a JPEG image ends in its file: behind it may lie a gain map, a video or a smaller copy."""
+    at = 2
+    while (found := _MARKER.search(content, at)) is not None and found[1] != _END:
+        at = found.end() + int.from_bytes(content[found.end() : found.end() + 2])
+    return found.end() if found is not None else len(content)
+
+
+def is_damaged(content: bytes) -> bool:
+    """Return whether the coded samples of a JPEG image are damaged or end early.
+
+    The usual decoder fills what is missing with gray in silence. FFmpeg (the extra "video") decodes the image once more
+    and is strict; False where it is not installed, or does not know the process.
+    """
+    try:
+        av = importlib.import_module("av")
+    except ImportError:
+        return False
+    decoder = av.CodecContext.create("mjpeg", "r")
+    decoder.options = {"err_detect": "explode"}
+    try:
+        decoder.decode(av.Packet(content))
+    except av.error.InvalidDataError:
+        return True
+    except av.error.FFmpegError:  # arithmetic coding, rare kinds of subsampling
+        return False
+    return False
 
 
 def read_metadata(content: bytes) -> dict[str, Any]:

@@ -19,6 +19,7 @@ __all__ = [
     "chunk",
     "decode_16_bit",
     "encode_16_bit",
+    "end_of_image",
     "profile_and_exif",
     "read_header",
     "read_metadata",
@@ -127,6 +128,11 @@ def profile_and_exif(content: bytes, notes: list[str] | None = None) -> tuple[by
         elif kind == b"eXIf":
             block = b"Exif\0\0" + data
     return icc, block
+
+
+def end_of_image(content: bytes) -> int:
+    """Return where the last chunk ends."""
+    return 8 + sum(12 + len(data) for _, data in _chunks(content))
 
 
 def decode_16_bit(content: bytes) -> np.ndarray:

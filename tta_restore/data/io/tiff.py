@@ -38,11 +38,6 @@ _DTYPES = {"bool": 8, "uint8": 8, "uint16": 16, "float16": 32, "float32": 32, "f
 _SAME_SHAPE = 0.03  # relative difference of two aspect ratios that rounding explains
 _MOST_PAGES = 1000  # of which the main one is looked for
 _XMP, _IPTC, _DNG, _CFA = 700, 33723, 50706, 33421
-#: Tags that describe the samples and how they are stored, which are written anew.
-_STRUCTURE = frozenset(
-    (*range(254, 260), 262, *range(263, 267), 273, 274, *range(277, 285), *range(288, 294), 296, 317, 320, 321, 322,
-     323, 324, 325, 330, *range(332, 342), 347, *range(512, 522), 529, 530, 531, 532, 559)
-)  # fmt: skip
 #: Tags that are carried as metadata of any format: XMP, IPTC, profile, EXIF, position.
 _CARRIED = frozenset((_XMP, _IPTC, 34675, 34665, 34853, 40965))
 _SIZELESS = frozenset((37724, 34377, 50838, 50839))  # layers, Photoshop's resources, ImageJ's data: of the old samples
@@ -129,6 +124,8 @@ def encode_tiff(image: Image, depth: int) -> bytes:
     import tifffile
 
     array = array_from_tensors(image.pixels, image.alpha, depth)
+    if image.resolution is None:
+        image = replace(image, resolution=exif.read_resolution(image.exif))
     has_exif = image.exif is not None  # the EXIF directory is added to classic TIFF only
     stream = io.BytesIO()
     tifffile.imwrite(
@@ -166,12 +163,13 @@ def carried_by(page: Any, block: bytes | None, notes: list[str]) -> Image:
     dots = page.get_resolution() if "XResolution" in page.tags else None
     extra = [getattr(kind, "name", "") for kind in page.extrasamples]
     extras = _own_tags(page, block, notes)
+    xmp, turned = _bytes_of(page, _XMP), page.tags.get("Orientation")
     return Image(
         pixels=torch.zeros(1, 1, 1),
         bit_depth=_DTYPES[str(page.dtype)],
         icc=page.tags["InterColorProfile"].value if "InterColorProfile" in page.tags else None,
         exif=block,
-        xmp=_bytes_of(page, _XMP),
+        xmp=exif.upright_xmp(xmp) if turned is not None and turned.value != 1 else xmp,
         iptc=_bytes_of(page, _IPTC),
         resolution=(*dots, int(unit.value) if unit is not None else 2) if dots is not None else None,
         premultiplied=extra[:1] == ["ASSOCALPHA"],
@@ -185,7 +183,7 @@ def _own_tags(page: Any, block: bytes | None, notes: list[str]) -> tuple[Extra, 
     extras: list[Extra] = []
     lost = ["EXIF" for tag in page.tags if tag.code in exif.NESTED and block is None and page.parent.is_bigtiff]
     for tag in page.tags:
-        if tag.code in _STRUCTURE or tag.code in _CARRIED or (block is not None and tag.code in exif.DESCRIBING):
+        if tag.code in exif.SAMPLE_TAGS or tag.code in _CARRIED or (block is not None and tag.code in exif.DESCRIBING):
             continue
         value = _plain(tag)
         if tag.code in _SIZELESS or value is None:
