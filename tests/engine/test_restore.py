@@ -22,7 +22,7 @@ from torch import Tensor
 from tta_restore.data.io.image import read_image
 from tta_restore.data.io.image_writer import write_image
 from tta_restore.data.io.pixels import Image
-from tta_restore.engine.run.restore import run_jobs
+from tta_restore.engine.run.restore import restore_files, run_jobs
 from tta_restore.engine.run.restore_plan import Job, check_output, plan_jobs
 from tta_restore.engine.run.usage import UsageError
 
@@ -143,6 +143,19 @@ def test_bad_inputs_never_stop_the_others(folder, tmp_path):
     assert told == names
     assert not any("\n" in line for line in said)
     assert str(summary) == "6 restored, 3 failed"
+
+
+def test_a_link_to_itself_does_not_stop_the_others(folder, tmp_path):
+    (folder / "itself.png").symlink_to("itself.png")
+    (folder / "around").symlink_to(folder)
+    said = []
+    out = folder / "out"  # within the input
+    summary = restore_files(folder, out, method="source", model="torch.nn:Identity", say=said.append)
+    assert (summary.failed, summary.restored) == (1, 4)
+    assert [line for line in said if line.startswith("error")] == [
+        f"error: {folder / 'itself.png'}: too many levels of symbolic links"
+    ]
+    assert restore_files(folder, out, method="source", model="torch.nn:Identity", say=said.append).kept == 4
 
 
 def test_a_model_that_fails_on_one_image_does_not_stop_the_others(folder, tmp_path):

@@ -18,7 +18,7 @@ from tta_restore.data.io.formats import (
     sniff_file,
 )
 
-__all__ = ["FolderContent", "images_below", "match_files", "natural_order", "printable", "scan_folder"]
+__all__ = ["FolderContent", "images_below", "match_files", "natural_order", "printable", "real_path", "scan_folder"]
 
 
 @dataclass
@@ -49,11 +49,11 @@ def scan_folder(folder: Path, *, skip: Iterable[Path] = (), recursive: bool = Tr
     """
     found = FolderContent()
     entered: set[tuple[int, int]] = set()
-    skipped = {path.resolve() for path in skip}
+    skipped = {real_path(path) for path in skip}
     for root, folders, names in os.walk(folder, followlinks=True):
         state = os.stat(root)
         here = Path(root)
-        if (state.st_dev, state.st_ino) in entered or here.resolve() in skipped:
+        if (state.st_dev, state.st_ino) in entered or real_path(here) in skipped:
             folders.clear()
             continue
         entered.add((state.st_dev, state.st_ino))
@@ -112,6 +112,11 @@ def natural_order(path: Path) -> list[tuple[int, str]]:
     pieces: Iterable[str] = re.split(r"(\d+)", str(path))
     # isdecimal, not isdigit: "²" is a digit that int() refuses
     return [(int(piece), "") if piece.isdecimal() else (-1, piece) for piece in pieces]
+
+
+def real_path(path: Path) -> Path:
+    """Return an absolute path without links; a link to itself, for which `Path.resolve` raises, stays."""
+    return Path(os.path.realpath(path))
 
 
 def printable(text: str) -> str:

@@ -23,7 +23,7 @@ from tta_restore.adapters.calibration import CalibrationProgress
 from tta_restore.adapters.settings import encode
 from tta_restore.data.io.atomic import atomic_file, hidden_path
 from tta_restore.data.io.color import to_model_space
-from tta_restore.data.io.files import printable, scan_folder
+from tta_restore.data.io.files import printable, real_path, scan_folder
 from tta_restore.data.io.image import read_image
 from tta_restore.data.io.pixels import ImageError
 from tta_restore.data.io.tensors import add_metadata, save_tensors
@@ -261,7 +261,7 @@ class _Keeper:
 
 def _file_facts(path: Path) -> list[Any]:
     facts = path.stat()
-    return [str(path.resolve()), facts.st_size, facts.st_mtime_ns]
+    return [str(real_path(path)), facts.st_size, facts.st_mtime_ns]
 
 
 def write_checkpoint(model: nn.Module, path: str | Path, metadata: Mapping[str, str]) -> None:

@@ -16,7 +16,7 @@ from tta_restore._core.progress import ProgressBar
 from tta_restore.data.datasets.clips import ImageSequence, sliding_windows, stack_frames
 from tta_restore.data.io.atomic import exclusive_lock, hidden_path
 from tta_restore.data.io.color import in_range, to_model_space
-from tta_restore.data.io.files import printable
+from tta_restore.data.io.files import printable, real_path
 from tta_restore.data.io.image import MAX_PIXELS, read_image
 from tta_restore.data.io.image_writer import check_writable, write_image
 from tta_restore.data.io.parts import PartStore
@@ -271,7 +271,7 @@ def _announce_memory(job: Job, frames: int, pixels: int, say: Callable[[str], No
 def _open_parts(job: Job, method: FrameByFrame, output: Output) -> PartStore:
     state = job.source.stat()
     key = {
-        "source": str(job.source.resolve()),
+        "source": str(real_path(job.source)),
         "size": state.st_size,
         "time": state.st_mtime_ns,
         "fresh": method.fresh,

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from tta_restore.data.io.files import natural_order, printable, scan_folder
+from tta_restore.data.io.files import natural_order, printable, real_path, scan_folder
 from tta_restore.data.io.formats import (
     AUDIO_SUFFIXES,
     IMAGE_SUFFIXES,
@@ -181,7 +181,7 @@ def check_output(plan: Plan, inputs: Sequence[str | Path], out: str | Path, stat
             raise UsageError(f"--state {state}: not a regular file: {special}")
         if state.exists() and not os.access(state, os.W_OK):
             raise UsageError(f"--state {state}: cannot be written to")
-        if any(state.resolve() in (job.source.resolve(), job.destination.resolve()) for job in plan.jobs):
+        if any(real_path(state) in (real_path(job.source), real_path(job.destination)) for job in plan.jobs):
             raise UsageError(f"--state {state}: is also an input or a result of this run")
 
 
@@ -223,7 +223,7 @@ def _expect_known_format(plan: Plan, out: Path, *, alone: bool) -> None:
 
 
 def _plan_folder(plan: Plan, entry: Path, out: Path, *, clips: bool, image_format: str | None) -> None:
-    if out.resolve() == entry.resolve():
+    if real_path(out) == real_path(entry):
         raise UsageError(f"the output folder {out} is the input folder: the originals would be overwritten")
     base = out / entry.name if clips else out
     found = scan_folder(entry, skip=[out])
@@ -237,7 +237,7 @@ def _plan_folder(plan: Plan, entry: Path, out: Path, *, clips: bool, image_forma
     jobs += _video_jobs(found.videos, entry, base)
     if not jobs:
         plan.problems.append(f"{entry}: no image and no video in this folder{_others(found.others)}")
-    if entry.resolve() in out.resolve().parents:
+    if real_path(entry) in real_path(out).parents:
         _expect_results_only(out, jobs)
     plan.jobs += sorted(jobs, key=lambda job: natural_order(job.source))
 
@@ -325,20 +325,20 @@ def _expect_distinct(plan: Plan) -> None:
     Results under the name of their input have the first choice; one whose suffix changes takes its whole name where
     another result has the short one ("a.bmp.png" next to "a.png").
     """
-    sources = {job.source.resolve() for job in plan.jobs}
+    sources = {real_path(job.source) for job in plan.jobs}
     taken: dict[Path, Path] = {}
     folded: dict[str, Path] = {}
     placed: dict[int, Job] = {}
     for index in sorted(range(len(plan.jobs)), key=lambda i: _is_renamed(plan.jobs[i])):
         job = plan.jobs[index]
-        target, source = job.destination.resolve(), job.source.resolve()
+        target, source = real_path(job.destination), real_path(job.source)
         if target == source:
             raise UsageError(f"{job.source} would be overwritten by its own result: choose another output")
         if target in sources:
             raise UsageError(f"{target} is an input and would be overwritten by the result of {job.source}")
         if taken.get(target, source) != source and _is_renamed(job):
             job = replace(job, destination=_appended(job.source, job.destination))
-            target = job.destination.resolve()
+            target = real_path(job.destination)
         other = taken.get(target)
         if other == source:
             continue
@@ -351,7 +351,7 @@ def _expect_distinct(plan: Plan) -> None:
         key = unicodedata.normalize("NFC", str(target)).casefold()
         if (twin := folded.get(key)) is not None:
             number = 2
-            while (target := job.destination.with_stem(f"{job.destination.stem} ({number})").resolve()) in taken:
+            while (target := real_path(job.destination.with_stem(f"{job.destination.stem} ({number})"))) in taken:
                 number += 1
             plan.notes.append(
                 f"{job.source}: written as {target.name}, since its name and that of {twin.name} differ only in case "

@@ -11,6 +11,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from tta_restore.data.io.atomic import atomic_file, exclusive_lock
+from tta_restore.data.io.files import real_path
 from tta_restore.data.io.tensors import add_metadata
 from tta_restore.engine.run.usage import UsageError
 
@@ -95,4 +96,4 @@ class RestoreState:
 
 
 def _name(source: Path) -> str:
-    return str(source.resolve())
+    return str(real_path(source))
