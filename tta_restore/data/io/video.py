@@ -36,7 +36,7 @@ _HIGHEST_RATE = 2000  # frames per second; more are nonsense in a header
 _LONGEST_GROUP = 10  # seconds after damage for which a key frame is awaited
 _CLOCK_TIME = re.compile(r"(\d+):(\d+):(\d+(?:\.\d+)?)")
 _EVEN = 0.95  # fraction of equal steps in time from which on a gap means lost frames
-_BROKEN = "damaged or truncated: its parts do not follow each other to its end"
+_BROKEN = "damaged or truncated: its parts do not follow each other to its end, or differ from their checksums"
 _TRIED_FRAMES = 5  # of which one has to be interlaced for the video to count as such
 
 
