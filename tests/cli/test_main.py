@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import importlib
 import os
 import re
@@ -643,3 +644,22 @@ def test_formats_are_named_by_suffix_or_in_capitals_too(folder, capsys):
 def test_values_are_checked_before_they_mean_something(arguments, message, folder, capsys):
     assert main(arguments) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_configuration_that_cannot_be_written_does_not_hide_the_results(folder, monkeypatch, capsys):
+    """On a full disk the summary was missing, and the exit code was that of a wrong call."""
+    from tta_restore.data.io import atomic
+
+    written = atomic.atomic_file
+
+    def full(path):
+        if Path(path).name == "tta-restore.yaml":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return written(path)
+
+    monkeypatch.setattr(atomic, "atomic_file", full)
+    arguments = ["restore", "in", "-o", "out", "--method", "source", "--model", "torch.nn:Identity", "-q"]
+    assert main(arguments) == 1
+    assert capsys.readouterr().err == "error: out/tta-restore.yaml: cannot be written (No space left on device)\n"
+    assert main([*arguments[:-1], "--overwrite"]) == 1
+    assert "restored; written to out\n" in capsys.readouterr().err

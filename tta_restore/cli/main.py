@@ -113,8 +113,7 @@ def _run(command: Command, parsed: Parsed) -> int:
     except BaseException:
         _keep(command, parsed)
         raise
-    if getattr(result, "has_written", True):
-        _keep(command, parsed)
+    is_kept = not getattr(result, "has_written", True) or _keep(command, parsed)
     if getattr(result, "kept", 0) and (changed := _changed(earlier, parsed)) and not parsed.quiet:
         print(
             f"note: {result.kept} results were kept that were made with other settings ({', '.join(changed)}): "
@@ -125,7 +124,7 @@ def _run(command: Command, parsed: Parsed) -> int:
         print(result)
     elif hasattr(result, "exit_code") and not parsed.quiet and not parsed.options.get("dry_run"):
         print(_closing(result, parsed.options["out"]), file=sys.stderr)
-    return int(getattr(result, "exit_code", OK))
+    return max(int(getattr(result, "exit_code", OK)), OK if is_kept else SOME_FAILED)
 
 
 def _closing(result: Any, out: Any) -> str:
@@ -136,8 +135,8 @@ def _closing(result: Any, out: Any) -> str:
     return f"{result}; {'written' if getattr(result, 'has_written', True) else 'nothing written'} to {there}"
 
 
-def _keep(command: Command, parsed: Parsed) -> None:
-    """Write the configuration next to the results, where there are any."""
+def _keep(command: Command, parsed: Parsed) -> bool:
+    """Write the configuration next to the results, where there are any; return whether the disk took it."""
     if (
         command.folder
         and parsed.folder is not None
@@ -147,8 +146,14 @@ def _keep(command: Command, parsed: Parsed) -> None:
     ):
         from tta_restore.data.io.atomic import atomic_file
 
-        with atomic_file(parsed.folder / RESULTS_FILE) as partial:
-            partial.write_text(parsed.text, encoding="utf-8")
+        path = parsed.folder / RESULTS_FILE
+        try:
+            with atomic_file(path) as partial:
+                partial.write_text(parsed.text, encoding="utf-8")
+        except OSError as error:  # the results are there all the same
+            print(f"error: {_line(str(path))}: cannot be written ({error.strerror or error})", file=sys.stderr)
+            return False
+    return True
 
 
 def _earlier(command: Command, parsed: Parsed) -> str | None:
