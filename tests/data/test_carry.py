@@ -360,3 +360,15 @@ def test_what_lies_behind_an_image_is_told(tmp_path, capsys):
         path.write_bytes(content)
         notes = [note for note in restored(path, tmp_path / f"b{number}.png", capsys) if "behind" in note]
         assert notes == [f"behind the image in its file, left out: {name}" for name in expected]
+
+
+def test_no_resolution_is_made_up_for_a_jpeg_file(tmp_path):
+    exif = PilImage.Exif()
+    exif[0x010F] = "Maker"
+    (tmp_path / "a.jpg").write_bytes(saved("JPEG", exif=exif))
+    assert read_image(tmp_path / "a.jpg").resolution is None
+    exif[0x011A], exif[0x011B], exif[0x0128] = 240.0, 120.0, 3
+    (tmp_path / "a.jpg").write_bytes(saved("JPEG", exif=exif))
+    assert read_image(tmp_path / "a.jpg").resolution == (240, 120, 3)
+    (tmp_path / "a.jpg").write_bytes(saved("JPEG", exif=exif, dpi=(72, 36)))
+    assert read_image(tmp_path / "a.jpg").resolution == (72, 36, 2)

@@ -67,10 +67,10 @@ def read_resolution(block: bytes | None) -> tuple[float, float, int] | None:
     from PIL import Image as PilImage
 
     exif = PilImage.Exif()
-    exif.load(block or b"")
     try:
+        exif.load(block or b"")
         x, y, unit = float(exif[_RESOLUTION[0]]), float(exif[_RESOLUTION[1]]), int(exif.get(_RESOLUTION[2], 2))
-    except (KeyError, TypeError, ValueError, ZeroDivisionError):
+    except Exception:  # none, or an unreadable block
         return None
     return (x, y, unit) if unit in (2, 3) and 0 < x < _DENSEST and 0 < y < _DENSEST else None
 

@@ -283,6 +283,8 @@ def _carried(content: bytes, kind: str, picture: Any) -> dict[str, Any]:
         found["text"] = (("Comment", bytes(picture.info["comment"]).decode("utf-8", "replace")),)
     if kind == "AVIF":
         found["cicp"] = boxes.color_numbers(content)
+    if kind == "JPEG" and picture.info.get("jfif_unit") not in (1, 2):  # Pillow makes up 72 dots per inch then
+        return found | {"resolution": exif.read_resolution(picture.info.get("exif"))}
     dpi = picture.info.get("dpi")
     if dpi and all(np.isfinite(float(value)) and 0 < float(value) < 1e6 for value in dpi):
         found["resolution"] = (float(dpi[0]), float(dpi[1]), 2)
