@@ -385,7 +385,7 @@ def test_damage_within_a_jpeg_file_is_told(progressive, tmp_path):
     middle, path = len(whole) * 2 // 3, tmp_path / "a.jpg"
     for content in (whole[:middle] + b"\xff\xd9", whole[: middle // 2] + whole[middle // 2 + 500 :]):
         path.write_bytes(content)
-        with pytest.raises(ImageError, match="damaged JPEG: its samples end early or cannot be decoded; --keep-going"):
+        with pytest.raises(ImageError, match="truncated or damaged JPEG: its samples end early"):
             read_image(path)
         image = read_image(path, keep_going=True)
         assert "truncated or damaged JPEG" in image.losses[0]

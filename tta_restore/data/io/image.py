@@ -176,7 +176,7 @@ def _decode(content: bytes, kind: str, max_pixels: int) -> Image:
             pass  # it was not the metadata
         raise
     if kind == "JPEG" and jpeg.is_damaged(content):
-        raise ImageError("damaged JPEG: its samples end early or cannot be decoded; --keep-going reads what it can")
+        raise ImageError("truncated or damaged JPEG: its samples end early, or cannot be decoded")
     return image
 
 
