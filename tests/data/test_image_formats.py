@@ -403,6 +403,46 @@ def test_whole_jpeg_files_do_not_count_as_damaged(mode, tmp_path):
         assert read_image(tmp_path / "a.jpg").losses == ()
 
 
+@pytest.mark.parametrize("interlaced", [False, True])
+def test_missing_rows_of_a_png_file_are_told(interlaced, tmp_path):
+    """The compressed stream is whole and too short; the usual decoder leaves the rest black in silence."""
+    passes = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+    black = np.zeros((24, 32, 3), np.uint8)
+    for array, missing, is_whole in ((RGB8, 0, True), (black, 0, True), (RGB8, 5, False)):
+        parts = [array[y::down, x::across] for x, y, across, down in passes] if interlaced else [array]
+        rows = [b"\0" + row.tobytes() for part in parts for row in part]
+        data = zlib.compress(b"".join(rows[: len(rows) - missing]))
+        header = struct.pack(">IIBBBBB", 32, 24, 8, 2, 0, 0, interlaced)
+        chunks = ((b"IHDR", header), (b"IDAT", data[:50]), (b"IDAT", data[50:]), (b"IEND", b""))
+        (tmp_path / "a.png").write_bytes(png.SIGNATURE + b"".join(png.chunk(*part) for part in chunks))
+        if is_whole:
+            assert torch.equal(
+                read_image(tmp_path / "a.png").pixels * 255, torch.tensor(array).permute(2, 0, 1).float()
+            )
+            continue
+        with pytest.raises(ImageError, match="truncated or damaged PNG: rows are missing"):
+            read_image(tmp_path / "a.png")
+        if not interlaced:
+            salvaged = read_image(tmp_path / "a.png", keep_going=True)
+            assert salvaged.losses == ("truncated or damaged PNG: 21% of its rows are lost and black",)
+
+
+def test_empty_strips_of_a_tiff_file_are_told(tmp_path):
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, RGB8, photometric="rgb", rowsperstrip=8)
+    with tifffile.TiffFile(path, mode="r+b") as file:
+        tags = file.pages[0].tags
+        tags["StripByteCounts"].overwrite((768, 0, 768))
+    with pytest.raises(ImageError, match="damaged TIFF: a strip or tile is empty"):
+        read_image(path)
+    with tifffile.TiffFile(path, mode="r+b") as file:
+        offsets = file.pages[0].tags["StripOffsets"]
+        offsets.overwrite((offsets.value[0], 0, offsets.value[2]))
+    image = read_image(path)
+    assert image.notes == ("1 of 3 strips or tiles are not in the file: read as black",)
+    assert not image.pixels[:, 8:16].any()
+
+
 @pytest.mark.parametrize("bits", [1, 2, 4])
 def test_the_transparent_gray_of_few_bits_becomes_alpha(bits, tmp_path):
     values = np.arange(8, dtype=np.uint8)[None] % 2**bits
@@ -445,3 +485,23 @@ def test_recognition():
         assert (found.name, found.kind) == (name, kind)
     assert detect_format(b"BMan, this is a text") is None
     assert detect_format(b"") is None
+
+
+def test_parts_of_a_color_profile_that_are_missing_are_told(tmp_path):
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    content = pillow("JPEG")
+    part = b"ICC_PROFILE\0\1\2" + profile[:200]
+    (tmp_path / "a.jpg").write_bytes(content[:2] + b"\xff\xe2" + struct.pack(">H", len(part) + 2) + part + content[2:])
+    image = read_image(tmp_path / "a.jpg")
+    assert image.icc is None
+    assert image.notes == ("color profile of which parts are missing: left out, the samples are taken for sRGB",)
+
+
+def test_interlaced_png_files_of_16_bits_are_read_without_a_line_from_the_library(tmp_path, capfd):
+    rows = b"\0" + RGB16[0, 0].astype(">u2").tobytes()
+    header = struct.pack(">IIBBBBB", 1, 1, 16, 2, 0, 0, 1)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    (tmp_path / "a.png").write_bytes(png.SIGNATURE + b"".join(png.chunk(*part) for part in chunks))
+    image = read_image(tmp_path / "a.png")
+    assert (image.pixels * 65535).round().flatten().tolist() == RGB16[0, 0].tolist()
+    assert capfd.readouterr().err == ""

@@ -35,7 +35,11 @@ _PILLOW = {"PNG": "PNG", "JPEG": "JPEG", "WebP": "WEBP", "AVIF": "AVIF", "BMP": 
 # An application extension whose data is the packet itself, closed by a trailer that ends every reading of blocks.
 _GIF_XMP = re.compile(rb"\x21\xff\x0bXMP DataXMP(.*?)\x01\xff\xfe\xfd", re.DOTALL)
 # Where the image ends, for formats whose files often hold more.
-_ENDS = {"PNG": png.end_of_image, "JPEG": jpeg.end_of_image}
+_ENDS = {
+    "PNG": png.end_of_image,
+    "JPEG": jpeg.end_of_image,
+    "WebP": lambda content: 8 + int.from_bytes(content[4:8], "little"),
+}
 
 
 def read_image(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS, keep_going: bool = False) -> Image:
@@ -207,6 +211,7 @@ def _decoded(content: bytes, kind: str, max_pixels: int, samples: bytes | None) 
     header = png.read_header(content) if kind == "PNG" else None
     if header is not None and header.bit_depth == 16:
         depth = 16
+    is_short = False
     transparent = picture.info.get("transparency")
     if header is not None and header.bit_depth in (2, 4) and isinstance(transparent, int) and header.color_type == 0:
         transparent *= 255 // (2**header.bit_depth - 1)  # as the decoder does with the samples
@@ -226,6 +231,8 @@ def _decoded(content: bytes, kind: str, max_pixels: int, samples: bytes | None) 
             elif picture.mode not in (*_GRAY_MODES, "RGB", "RGBA", "CMYK"):
                 raise ImageError(f"color mode {picture.mode}: convert it to RGB or gray first")
             array = np.asarray(picture)
+            if kind == "PNG" and (header is None or header.is_interlaced or not array[-1].any()):
+                is_short = png.ends_early(content)
             if picture.mode == "CMYK":  # Pillow has inverted Adobe's inks already
                 array, note = color.cmyk_to_srgb(array, icc)
                 notes.append(note)
@@ -234,6 +241,8 @@ def _decoded(content: bytes, kind: str, max_pixels: int, samples: bytes | None) 
         raise
     except Exception as error:
         raise ImageError(f"truncated or damaged {kind}: {one_line(error)}") from None
+    if is_short:
+        raise ImageError("truncated or damaged PNG: rows are missing")
     if array.ndim == 2:
         array = array[..., None]
     if transparent is not None and array.shape[2] in (1, 3):
@@ -242,6 +251,8 @@ def _decoded(content: bytes, kind: str, max_pixels: int, samples: bytes | None) 
         array = np.concatenate([array, opaque.astype(array.dtype) * np.iinfo(array.dtype).max], axis=2)
     carried = _carried(content, kind, picture)
     notes += carried.pop("notes", [])
+    if carried.pop("has_profile", False) and not picture.info.get("icc_profile"):
+        notes.append("color profile of which parts are missing: left out, the samples are taken for sRGB")
     if orientation != 1:
         carried["xmp"] = exif.upright_xmp(carried.get("xmp"))
     if count == 1 and kind in _ENDS and (rest := _describe_rest(content[_ENDS[kind](content) :])):

@@ -15,6 +15,7 @@ _LOSSLESS = {0xC3, 0xC7, 0xCB, 0xCF}
 #: How segments begin that are carried in another way, or that a decoder and an encoder need.
 _KNOWN = (b"JFIF\0", b"JFXX\0", b"Exif\0", b"http://ns.adobe.com/xap/1.0/\0", b"ICC_PROFILE\0", b"Adobe\0", b"MPF\0")
 _PHOTOSHOP = b"Photoshop 3.0\0"
+_PROFILE = b"ICC_PROFILE\0"
 _XMP = b"http://ns.adobe.com/xap/1.0/\0"
 _IPTC = 0x0404
 _LASTING_RESOURCES = {*range(0x07D0, 0x0BB7), 0x0BB7, 0x040A, 0x0414, 0x0428, 0x0435}  # paths, copyright, aspect, ...
@@ -74,7 +75,10 @@ def is_damaged(content: bytes) -> bool:
 
 
 def read_metadata(content: bytes) -> dict[str, Any]:
-    """Return IPTC, XMP and comment of a JPEG file, as keywords of :class:`tta_restore.data.io.pixels.Image`."""
+    """Return IPTC, XMP and comment of a JPEG file, as keywords of :class:`tta_restore.data.io.pixels.Image`.
+
+    ``"has_profile"`` tells that there are parts of a color profile.
+    """
     found: dict[str, Any] = {}
     lost: dict[str, None] = {}
     for marker, data in _segments(content):
@@ -86,6 +90,8 @@ def read_metadata(content: bytes) -> dict[str, Any]:
                     lost["Photoshop's image resources"] = None
         elif marker == 0xE1 and data.startswith(_XMP):
             found["xmp"] = data[len(_XMP) :]
+        elif marker == 0xE2 and data.startswith(_PROFILE):
+            found["has_profile"] = True
         elif marker == 0xFE:
             found["text"] = (*found.get("text", ()), ("Comment", data.decode("utf-8", "replace")))
         elif 0xE0 <= marker <= 0xEF and not data.startswith(_KNOWN):

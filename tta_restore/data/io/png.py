@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from tta_restore._core.streams import muted
 from tta_restore.data.io.pixels import Extra, Image
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "decode_16_bit",
     "encode_16_bit",
     "end_of_image",
+    "ends_early",
     "profile_and_exif",
     "read_header",
     "read_metadata",
@@ -40,6 +42,9 @@ _OWN = (
 )  # fmt: skip
 _SRGB_CHROMATICITIES = struct.pack(">8I", 31270, 32900, 64000, 33000, 30000, 60000, 15000, 6000)
 _SAFE_TO_COPY = 0x20  # bit of the last letter of a chunk's type
+_PIECE = 2**20  # bytes decompressed at a time
+# First column and row, and distance of columns and rows, of the passes of interlaced images.
+_PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by color type
 
 
@@ -135,13 +140,34 @@ def end_of_image(content: bytes) -> int:
     return 8 + sum(12 + len(data) for _, data in _chunks(content))
 
 
+def ends_early(content: bytes) -> bool:
+    """Return whether the compressed samples of a PNG file are fewer than its header declares.
+
+    Decoders leave the missing rows black in silence where the compressed stream itself is whole.
+    """
+    header = read_header(content)
+    if header is None or header.color_type not in _CHANNELS:
+        return False
+    bits = header.bit_depth * _CHANNELS[header.color_type]
+    passes = _PASSES if header.is_interlaced else ((0, 0, 1, 1),)
+    sizes = ((-(-(header.width - x) // across), -(-(header.height - y) // down)) for x, y, across, down in passes)
+    left = sum(height * (1 + (width * bits + 7) // 8) for width, height in sizes if width > 0 and height > 0)
+    inflate = zlib.decompressobj()
+    for kind, data in _chunks(content):
+        while kind == b"IDAT" and data and left > 0 and not inflate.eof:
+            left -= len(inflate.decompress(data, _PIECE))
+            data = inflate.unconsumed_tail
+    return left > 0
+
+
 def decode_16_bit(content: bytes) -> np.ndarray:
     """Return the samples, uint16. Shape: (H, W) or (H, W, C).
 
     Raises:
         ImportError: imagecodecs is not installed.
     """
-    return np.asarray(_imagecodecs().png_decode(content))
+    with muted():  # the library prints a warning for each interlaced file
+        return np.asarray(_imagecodecs().png_decode(content))
 
 
 def encode_16_bit(array: np.ndarray) -> bytes:

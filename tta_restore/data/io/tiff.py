@@ -63,6 +63,8 @@ def read_tiff(path: Path, *, max_pixels: int) -> Image:
         page = main_page(file, notes)
         stream.seek(0, io.SEEK_END)
         check_page(page, stream.tell(), max_pixels)
+        if absent := sum(size == 0 for size in page.databytecounts):  # sparse files, as of maps
+            notes.append(f"{absent} of {len(page.databytecounts)} strips or tiles are not in the file: read as black")
         try:
             array = page.asarray()
         except ValueError as error:
@@ -286,6 +288,8 @@ def check_page(page: Any, file_size: int, max_pixels: int) -> None:
     parts = list(zip(page.dataoffsets, page.databytecounts, strict=False))
     if not parts or max(start + size for start, size in parts) > file_size:
         raise ImageError("truncated TIFF: the pixel data ends early")
+    if any(start > 0 and size == 0 for start, size in parts):
+        raise ImageError("truncated or damaged TIFF: a strip or tile is empty")
     if len(parts) < -(-height // max(page.rowsperstrip or height, 1)) and not page.is_tiled:
         raise ImageError("truncated or damaged TIFF: strips are missing")
     if sum(size for _, size in parts) > file_size:
