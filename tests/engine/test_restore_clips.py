@@ -71,6 +71,29 @@ def test_plan(tmp_path):
         plan_jobs([tmp_path / "in/two"], tmp_path / "in", clips=True)
 
 
+@pytest.mark.parametrize(
+    ("names", "missing"),
+    [
+        (["f1.png", "f2.png", "f3.jpg"], None),  # not one sequence
+        ([f"{n:04}.png" for n in range(0, 90, 10)], None),  # every tenth frame
+        ([f"frame 2 - {n}.png" for n in (8, 9, 10, 11)], None),
+        ([f"{n}.png" for n in (1, 5, 100, 1000)], None),  # no counter
+        (["a.png", "b.png", "3.png"], None),
+        (["only 1.png"], None),
+        ([f"v2_{n}.png" for n in (1, 2, 3, 5, 9, 10, 100)], "4, 6 to 8, 11 to 99"),
+        ([f"{n}.png" for n in (0, 10, 20, 40, 50)], "30"),
+        ([f"{n}.png" for n in (*range(20), *range(20, 32, 2))], "21, 23, 25, 27 and 1 more"),
+    ],
+)
+def test_missing_numbers_of_a_clip_are_told(names, missing, tmp_path):
+    for name in names:
+        write_image(tmp_path / "in" / name, Image(frames(1)[0]))
+    plan = plan_jobs([tmp_path / "in"], tmp_path / "out", clips=True)
+    expected = [] if missing is None else [f"{tmp_path / 'in'}: numbers are missing among its frames: {missing}"]
+    assert plan.notes == expected
+    assert plan_jobs([tmp_path / "in"], tmp_path / "out").notes == []
+
+
 def test_folders_keep_their_frames_and_what_is_done_is_kept(tmp_path):
     job = Job(folder(tmp_path / "in", 3), tmp_path / "out", "frames")
     summary = run_jobs([job], halved, whole_clips=True)

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -79,6 +80,7 @@ class Plan:
     left_out: Counter[str] = field(default_factory=Counter)
 
 
+_SHOWN_GAPS = 4  # stretches of missing numbers in one note
 #: Suffixes of documents that an output may be named like by mistake.
 _DOCUMENTS = (".psd", ".pdf", ".svg")
 
@@ -232,6 +234,9 @@ def _plan_folder(plan: Plan, entry: Path, out: Path, *, clips: bool, image_forma
     if clips:
         folders = sorted({path.parent for path in found.images}, key=natural_order)
         jobs += [Job(path, base / path.relative_to(entry), "frames", image_format) for path in folders]
+        for path in folders:
+            names = [image.name for image in found.images if image.parent == path]
+            plan.notes += [f"{path}: {gap}" for gap in filter(None, [_describe_gaps(names)])]
     else:
         jobs += _image_jobs(found.images, entry, base, image_format)
     jobs += _video_jobs(found.videos, entry, base)
@@ -240,6 +245,25 @@ def _plan_folder(plan: Plan, entry: Path, out: Path, *, clips: bool, image_forma
     if real_path(entry) in real_path(out).parents:
         _expect_results_only(out, jobs)
     plan.jobs += sorted(jobs, key=lambda job: natural_order(job.source))
+
+
+def _describe_gaps(names: Sequence[str]) -> str | None:
+    """Return which numbers are missing among the files of a clip, None where they are even or are no counters.
+
+    The last number in a name counts; names that differ in something else are no sequence. Every tenth frame of a film
+    is one without gaps.
+    """
+    parts = [re.fullmatch(r"(.*?)(\d+)(\D*)", name) for name in names]
+    numbers = sorted({int(part[2]) for part in parts if part is not None and part[2].isdecimal()})
+    if len(numbers) < len(names) or len({(part[1], part[3]) for part in parts if part is not None}) != 1:
+        return None
+    steps = Counter(after - before for before, after in pairwise(numbers))
+    if not steps or (step := min(steps)) in (0, max(steps)) or 2 * steps[step] < steps.total():
+        return None
+    missing = [(a + step, b - step) for a, b in pairwise(numbers) if b - a > step]
+    shown = ", ".join(str(first) if first == last else f"{first} to {last}" for first, last in missing[:_SHOWN_GAPS])
+    rest = len(missing) - _SHOWN_GAPS
+    return f"numbers are missing among its frames: {shown}" + (f" and {rest} more" if rest > 0 else "")
 
 
 def _expect_results_only(out: Path, jobs: Sequence[Job]) -> None:
