@@ -372,3 +372,18 @@ def test_no_resolution_is_made_up_for_a_jpeg_file(tmp_path):
     assert read_image(tmp_path / "a.jpg").resolution == (240, 120, 3)
     (tmp_path / "a.jpg").write_bytes(saved("JPEG", exif=exif, dpi=(72, 36)))
     assert read_image(tmp_path / "a.jpg").resolution == (72, 36, 2)
+
+
+@pytest.mark.parametrize("suffix", ["avif", "heic"])
+def test_further_boxes_of_avif_and_heic_files_are_named(suffix, tmp_path):
+    if suffix == "heic":
+        stream = io.BytesIO()
+        pytest.importorskip("pillow_heif").from_pillow(PilImage.fromarray(RGB)).save(stream)
+        content = stream.getvalue()
+    else:
+        content = saved("AVIF")
+    path = tmp_path / f"a.{suffix}"
+    path.write_bytes(content + struct.pack(">I4s", 8, b"free"))
+    assert read_image(path).notes == ()
+    path.write_bytes(content + struct.pack(">I4s", 12, b"mpvd") + bytes(4) + struct.pack(">I4s", 8, b"sefd"))
+    assert read_image(path).notes == ("boxes left out: mpvd (a video, as of a motion photo), sefd",)

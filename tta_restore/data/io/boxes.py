@@ -12,6 +12,7 @@ __all__ = [
     "avif_depth",
     "color_numbers",
     "declared_size",
+    "further_boxes",
     "jpeg_2000_metadata",
     "jpeg_2000_size",
     "jpeg_xl_code_stream",
@@ -29,6 +30,7 @@ _CONTAINERS = {
 _UUID_XMP = bytes.fromhex("be7acfcb97a942e89c71999491e3afac")
 _UUID_EXIF = b"JpgTiffExif->JP2"
 _SRGB_PRIMARIES, _SRGB_CURVES = (1, 2), (1, 2, 6, 13, 14, 15)  # 2: not declared
+_OF_IMAGES = (b"ftyp", b"meta", b"mdat", b"moov", b"free", b"skip", b"wide", b"idat")
 _LARGEST_METADATA = 2**24  # bytes
 _CODE_STREAM_HEAD = 256  # bytes in which the header of a code stream lies
 
@@ -54,6 +56,13 @@ def color_numbers(content: bytes) -> tuple[int, int, int, int] | None:
     if primaries > 255 or curve > 255 or (primaries in _SRGB_PRIMARIES and curve in _SRGB_CURVES):
         return None
     return primaries, curve, 0, 1  # the samples are decoded: RGB in their full range
+
+
+def further_boxes(content: bytes) -> list[str]:
+    """Return a note on the boxes of an AVIF or HEIC file that are not of its images, such as the video of a photo."""
+    kinds = dict.fromkeys(kind.decode("latin-1") for kind, _ in _boxes(content) if kind not in _OF_IMAGES)
+    names = [f"{kind} (a video, as of a motion photo)" if kind == "mpvd" else kind for kind in kinds if kind.isalnum()]
+    return [f"boxes left out: {', '.join(names[:8])}"] if names else []
 
 
 def with_color_numbers(content: bytes, numbers: tuple[int, int, int, int]) -> bytes:

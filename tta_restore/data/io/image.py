@@ -293,7 +293,7 @@ def _carried(content: bytes, kind: str, picture: Any) -> dict[str, Any]:
     if kind == "GIF" and picture.info.get("comment"):
         found["text"] = (("Comment", bytes(picture.info["comment"]).decode("utf-8", "replace")),)
     if kind == "AVIF":
-        found["cicp"] = boxes.color_numbers(content)
+        found["cicp"], found["notes"] = boxes.color_numbers(content), boxes.further_boxes(content)
     if kind == "JPEG" and picture.info.get("jfif_unit") not in (1, 2):  # Pillow makes up 72 dots per inch then
         return found | {"resolution": exif.read_resolution(picture.info.get("exif"))}
     dpi = picture.info.get("dpi")
@@ -361,7 +361,7 @@ def _read_jpeg_2000(content: bytes) -> Image:
 def _read_deep_avif(content: bytes) -> Image:
     import imagecodecs
 
-    notes: list[str] = []
+    notes = boxes.further_boxes(content)
     array = np.asarray(imagecodecs.avif_decode(content))
     if array.ndim == 4:
         notes.append(f"AVIF of {len(array)} images: the first one is read, the others are left out")
@@ -386,7 +386,7 @@ def _read_heic(content: bytes, max_pixels: int) -> Image:
         import pillow_heif
     except ImportError:
         raise ImageError("HEIC: reading it needs pillow-heif: pip install 'tta-restore[heif]'") from None
-    notes: list[str] = []
+    notes = boxes.further_boxes(content)
     file = pillow_heif.open_heif(io.BytesIO(content), convert_hdr_to_8bit=False)
     _check_size(file.size, max_pixels)
     if len(file) > 1:
