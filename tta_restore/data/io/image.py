@@ -393,6 +393,7 @@ def _read_heic(content: bytes, max_pixels: int) -> Image:
         notes.append(f"HEIC of {len(file)} images: the main one is read, the others are left out")
     array = np.asarray(file)
     bits = int(file.info.get("bit_depth", 8))
+    xmp: Any = file.info.get("xmp")
     # libheif has turned the pixels upright; the block may still say otherwise.
     block, _ = exif.reset_orientation(file.info.get("exif"), notes)
     return _image_of(
@@ -401,7 +402,7 @@ def _read_heic(content: bytes, max_pixels: int) -> Image:
         bit_depth=8 if bits == 8 else 16,
         icc=file.info.get("icc_profile") or None,
         exif=block,
-        xmp=exif.upright_xmp(file.info.get("xmp")),
+        xmp=exif.upright_xmp(xmp),
         cicp=boxes.color_numbers(content),
         notes=notes,
     )
