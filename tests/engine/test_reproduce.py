@@ -666,7 +666,7 @@ def test_a_damaged_data_set_costs_its_own_values(data, tmp_path, monkeypatch):
     assert outcome.failed == {"MPRNet (baseline)": "KeyError: 'layers'", "Restormer (baseline) on REDS": reason}
     assert f"error: Restormer (baseline) on REDS failed: {reason}" in said.splitlines()
     assert "<strong>Restormer (baseline) on REDS</strong> failed: " in (tmp_path / "out/report.html").read_text()
-    # the reason of every data set is told once
+    # where only one data set is measured, the reason stands for the whole row
     outcome, _ = run("meta-table1", tmp_path / "one", data={"REDS": folders["REDS"]}, models=sources, rows=rows)
     assert outcome.failed == {"MPRNet (baseline)": "KeyError: 'layers'", "Restormer (baseline)": reason}
 

@@ -284,11 +284,14 @@ def make_batches(source: BatchSource, run: TrainingRun, steps: Sequence[int], ra
 
 def _expect_memory(source: BatchSource, run: TrainingRun) -> None:
     """Expect that batches fit into memory, by the size of a sample; a system that has none left ends the process."""
-    one: list[int] = []
-    _with_tensors(
-        source(1, torch.Generator().manual_seed(run.seed)), lambda tensor: one.append(tensor.nbytes) or tensor
-    )
-    needed = sum(one) * run.batch_size * (1 + run.num_workers)
+    sizes: list[int] = []
+
+    def note_size(tensor: Tensor) -> Tensor:
+        sizes.append(tensor.nbytes)
+        return tensor
+
+    _with_tensors(source(1, torch.Generator().manual_seed(run.seed)), note_size)
+    needed = sum(sizes) * run.batch_size * (1 + run.num_workers)
     available = physical_memory()
     if available is not None and needed > available:
         ahead = f" and {run.num_workers} ahead" if run.num_workers else ""
