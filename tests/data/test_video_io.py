@@ -549,6 +549,23 @@ class _Pipe(io.RawIOBase):
         return self.file.write(data)
 
 
+def test_frames_that_the_demuxer_passes_over_are_told(tmp_path, monkeypatch):
+    record(tmp_path / "a.avi", "ffv1", count=12)
+    monkeypatch.setattr("tta_restore.data.io.video.count_avi_frames", lambda path, stream: (15, True))
+    video = VideoFile(tmp_path / "a.avi")
+    assert len(list(video)) == 12
+    assert video.losses == ["damaged: 3 frames are lost, 12 are good"]
+
+
+def test_every_packet_of_a_transport_stream_has_its_mark(tmp_path):
+    packets = bytearray((b"\x47" + bytes(187)) * 40)
+    (tmp_path / "a.ts").write_bytes(packets)
+    assert not is_broken(tmp_path / "a.ts", "mpegts")
+    packets[30 * 188] = 0
+    (tmp_path / "a.ts").write_bytes(packets)
+    assert is_broken(tmp_path / "a.ts", "mpegts")
+
+
 def _without_last_frames(content, count):
     """Return an AVI file whose last frames are dropped ones: chunks of zero bytes, and filler."""
     content = bytearray(content)
