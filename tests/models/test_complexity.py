@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from _fresh import run_program
 from torch.utils.flop_counter import FlopCounterMode
 
 from tta_restore import models, ops
@@ -41,6 +42,39 @@ def test_nothing_of_the_model_is_touched():
     with pytest.raises(ValueError, match="multiples of 8"):
         models.count_macs(model, torch.rand(1, 3, 15, 16))
     assert not any(m._forward_hooks for m in model.modules())
+
+
+def test_what_a_model_keeps_of_a_pass_is_no_fake():
+    class Caching(torch.nn.Module):
+        weight = None
+
+        def forward(self, x):
+            if self.weight is None:
+                self.weight = torch.ones(x.shape[-1])
+            return x * self.weight
+
+    model = Caching()
+    models.count_macs(model, torch.rand(1, 3, 8, 8))
+    assert model.weight is None
+    x = torch.rand(1, 3, 8, 8)
+    assert torch.equal(model(x), x)
+
+
+def test_inference_mode_counts_the_same():
+    model = torch.nn.Linear(5, 7)
+    with torch.inference_mode():
+        assert models.count_macs(model, torch.empty(2, 3, 5)).total == 210
+
+
+def test_counting_within_passes_does_not_import_the_compiler():
+    program = """
+import sys, torch
+from tta_restore.models.complexity import Operators
+with Operators() as operators:
+    torch.nn.Conv2d(3, 8, 3, padding=1)(torch.rand(1, 3, 10, 10))
+print(operators.macs, operators.biases, "torch._dynamo" in sys.modules)
+"""
+    assert run_program(program).stdout == "{'aten.convolution': 21600} 800 False\n"
 
 
 def test_only_modules_are_counted():

@@ -18,10 +18,9 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
-from torch.utils.flop_counter import flop_registry
 
 from tta_restore._core.ambient import with_usual_defaults
-from tta_restore.models.complexity import CountingMode
+from tta_restore.models.complexity import Operators
 from tta_restore.models.restorer.inference import example_frame
 from tta_restore.models.restorer.preserve import preserve_state
 from tta_restore.models.restorer.restorer import Restorer, as_restorer
@@ -43,7 +42,6 @@ _DISKS = 60  # of a synthetic image
 _SETUPS = ((2, 96), (2, 48), (1, 48))  # images and their side in pixels: the first of at most _MAX_MACS, else the last
 _MAX_MACS = 1e11  # of all passes, about 2 s of a CPU core
 _FEWER = {"defocus": (2.0,), "motion": (9.0,), "noise": (15.0,), "jpeg": (30.0,), "mixed": (1.0,), "none": (0.0,)}
-_FUSED = ("_transformer_encoder_layer_fwd", "_native_multi_head_attention")  # torch's fast paths without gradients
 _CLEAN = 50.0  # PSNR in dB up to which outputs are told apart; higher ones count as equal
 
 
@@ -157,28 +155,12 @@ def _num_pixels(spec: RestorerSpec, count: int, side: int) -> int:
     return count * sum(map(len, _LEVELS.values())) * math.prod(spec.padded(side, side))
 
 
-def multiply_adds(restorer: Restorer, frame: Tensor) -> float:
+def multiply_adds(restorer: Restorer, frame: Tensor) -> int:
     """Return the multiply-adds of one pass, as far as operators have a formula."""
     restorer.known_spec(frame)  # which runs the model to infer what is unknown
-    with torch.no_grad(), _Operations() as counter:
+    with torch.no_grad(), Operators() as counter:
         restorer(frame)
-    return counter.total / 2
-
-
-class _Operations(CountingMode):
-    """Counter of floating-point operations by torch's formulas.
-
-    ``FlopCounterMode`` also follows modules, and fails on weights that one module passes to another without gradients.
-    """
-
-    def count(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> int:
-        formula = flop_registry.get(func.overloadpacket)
-        if formula is not None:
-            return formula(*args, **kwargs, out_val=out)
-        if func.overloadpacket.__name__ in _FUSED:
-            matrices = [value for value in args[1:] if isinstance(value, Tensor) and value.ndim == 2]
-            return 2 * args[0].numel() // args[0].shape[-1] * sum(matrix.numel() for matrix in matrices)
-        return 0
+    return counter.total
 
 
 def _gain(restorer: Restorer, sharp: Tensor, degraded: Tensor, weight: Tensor) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,10 +11,13 @@ from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import flop_registry
+
+from tta_restore.models.restorer.preserve import preserve_state
 
 __all__ = ["Macs", "count_macs"]
 
+_FUSED = ("_transformer_encoder_layer_fwd", "_native_multi_head_attention")  # torch's fast paths without gradients
 _ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU)
 
 
@@ -44,37 +48,62 @@ class Macs:
         return "\n".join(f"{name:<{width}}  {number / 1e9:.3f} G" for name, number in rows.items())
 
 
-class CountingMode(TorchDispatchMode):
-    """Mode that sums a count over the operators that run, in ``total``."""
+class Operators(TorchDispatchMode):
+    """Mode that counts what the operators do that run within it, by torch's formulas.
+
+    ``FlopCounterMode``, whose formulas these are, imports the compiler, which takes seconds; it also follows modules,
+    and fails on weights that one module passes to another without gradients.
+
+    Attributes:
+        macs: multiply-adds by name of the operator, as far as there is a formula for it.
+        biases: number of bias additions, for which torch has no formula.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.total = 0
+        self.macs: dict[str, int] = {}
+        self.biases = 0
 
-    def count(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> int:
-        """Return the count of one call of an operator."""
-        raise NotImplementedError
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Answer torch that nothing here is compiled, for whose prevention it imports the compiler."""
+        return False
+
+    @property
+    def total(self) -> int:
+        """Multiply-adds of all operators."""
+        return sum(self.macs.values())
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        out = func(*args, **(kwargs or {}))
-        self.total += self.count(func, args, kwargs or {}, out)
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        operator = func.overloadpacket
+        macs = _macs(operator, args, kwargs, out)
+        if macs is not None:
+            self.macs[str(operator)] = self.macs.get(str(operator), 0) + macs
+        self.biases += _biases(operator.__name__, args, out)
         return out
 
 
-class _Biases(CountingMode):
-    """Mode that counts the additions of biases, for which torch has no formula."""
+def _macs(operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> int | None:
+    formula = flop_registry.get(operator)
+    if formula is not None:
+        return formula(*args, **kwargs, out_val=out) // 2  # torch counts a multiplication and an addition as two
+    if operator.__name__ in _FUSED:
+        matrices = [value for value in args[1:] if isinstance(value, Tensor) and value.ndim == 2]
+        return args[0].numel() // args[0].shape[-1] * sum(matrix.numel() for matrix in matrices)
+    return None
 
-    def count(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> int:
-        name = func.overloadpacket.__name__
-        if (name == "convolution" and args[2] is not None) or name == "addmm":
-            return out.numel()
-        if name == "iac_from_features":
-            # One bias per filter tap and pixel of the features.
-            features, bias = args[1], args[3]
-            return features.numel() // features.shape[1] * bias.numel()
-        return 0
+
+def _biases(name: str, args: tuple[Any, ...], out: Any) -> int:
+    if (name == "convolution" and args[2] is not None) or name == "addmm":
+        return out.numel()
+    if name == "iac_from_features":
+        features, bias = args[1], args[3]
+        return features.numel() // features.shape[1] * bias.numel()  # one per filter tap and pixel of the features
+    return 0
 
 
 def count_macs(model: nn.Module, *inputs: Tensor, **arguments: Any) -> Macs:
@@ -102,20 +131,15 @@ def count_macs(model: nn.Module, *inputs: Tensor, **arguments: Any) -> Macs:
         nonlocal activations
         activations += out.numel()
 
-    hooks = [m.register_forward_hook(activated) for m in model.modules() if isinstance(m, _ACTIVATIONS)]
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    # Fake tensors carry the strides of the inputs, since layers choose paths by memory format.
-    biases, counter = _Biases(), FlopCounterMode(display=False)
-    try:
-        with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
-            fake = [torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=device) for x in inputs]
-            # Detached, since the counter asks weights that a module passes to another one for a gradient function.
-            weights = {n: t.detach() for n, t in (*model.named_parameters(), *model.named_buffers())}
-            with counter, biases:
-                functional_call(model, weights, tuple(fake), arguments)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    # torch counts a multiplication and an addition as two operations.
-    counts = {str(op): flops // 2 for op, flops in counter.get_flop_counts().get("Global", {}).items()}
-    return Macs(sum(counts.values()), counts, biases.total, activations)
+    with torch.inference_mode(False), torch.no_grad(), preserve_state(model), contextlib.ExitStack() as stack:
+        for module in model.modules():
+            if isinstance(module, _ACTIVATIONS):
+                stack.callback(module.register_forward_hook(activated).remove)
+        # Fake tensors carry the strides of the inputs, since layers choose paths by memory format.
+        stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+        fake = [torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=device) for x in inputs]
+        weights = {n: t.detach() for n, t in (*model.named_parameters(), *model.named_buffers())}
+        with Operators() as operators:
+            functional_call(model, weights, tuple(fake), arguments)
+    return Macs(operators.total, operators.macs, operators.biases, activations)

@@ -99,16 +99,17 @@ def infer_spec(
         pair = torch.rand((2, *like.shape[1:-2], height, width), generator=generator, dtype=torch.float32, device="cpu")
         one, two = (_resized(arguments or {}, like, height, width, batch) for batch in (1, 2))
         pair = pair.to(like)
-        first, again, second = (dict(leaves(module(pair[i : i + 1].clone(), **one))) for i in (0, 0, 1))
         try:
             both = dict(leaves(module(pair.clone(), **two)))
         except Exception:  # whatever a third-party model raises for two images at once
             return False
+        first, second = (dict(leaves(module(pair[i : i + 1].clone(), **one))) for i in (0, 1))
         tolerance = 1e-4 if like.dtype in (torch.float32, torch.float64) else 3e-2
-        if not all(_near(first[path], again.get(path), tolerance) for path in first):
-            return True  # a random model says nothing
         images = [path for path, leaf in first.items() if leaf.ndim >= 4 and leaf.is_floating_point()]
-        return all(_near(torch.cat([first[path], second[path]]), both.get(path), tolerance) for path in images)
+        if all(_near(torch.cat([first[path], second[path]]), both.get(path), tolerance) for path in images):
+            return True
+        again = dict(leaves(module(pair[:1].clone(), **one)))
+        return not all(_near(first[path], again.get(path), tolerance) for path in first)  # a random one says nothing
 
     kept = preserve_state(module, training=False) if isinstance(module, nn.Module) else contextlib.nullcontext()
     with kept, global_random(like.device), torch.no_grad(), uncompiled():

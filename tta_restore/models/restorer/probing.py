@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from tta_restore._core.ambient import GlobalRandom, global_random, with_usual_defaults
-from tta_restore.models.competence import Competence, multiply_adds
+from tta_restore.models.competence import Competence
 from tta_restore.models.competence import competence as measure_competence
+from tta_restore.models.complexity import Operators
 from tta_restore.models.restorer import outputs
 from tta_restore.models.restorer.inference import CHANNELS, example_frame
 from tta_restore.models.restorer.normalization import normalization_layers
@@ -161,9 +162,9 @@ def _lighter(restorer: Restorer, frame: Tensor) -> Tensor:
     height, width = (max(part - 2 * spec.border, 1) for part in spec.padded(side, side))
     part = frame[..., :height, :width]
     larger = math.prod(spec.padded(*frame.shape[-2:])) / math.prod(spec.padded(*part.shape[-2:]))
-    with preserve_state(module, training=False), torch.no_grad():
-        heavy = _holds(lambda: multiply_adds(restorer, part) * larger > _MAX_MACS)
-        return part if heavy and _holds(lambda: restorer(part).isfinite().all()) else frame
+    with preserve_state(module, training=False), torch.no_grad(), Operators() as operators:
+        restored = _holds(lambda: restorer(part).isfinite().all())
+    return part if restored and operators.total * larger > _MAX_MACS else frame
 
 
 def _competence(restorer: Restorer, report: ProbeReport) -> Competence | None:
