@@ -677,5 +677,7 @@ def test_an_adapter_is_not_exported():
     adapter, x = siam(network()), frame()
     with pytest.raises(TypeError, match=r"SiamCTTA: an adapter changes from frame .* pass what adapter.export\(\)"):
         torch.export.export(adapter, (x,))
+    with pytest.raises(torch._dynamo.exc.Unsupported, match=r"SiamCTTA: an adapter changes from frame"):
+        torch.export.export(Around(adapter), (x,), strict=True)
     assert adapter.state.frames == 0
     assert torch.equal(torch.export.export(adapter.export("source").eval(), (x,)).module()(x), network()(x))

@@ -9,7 +9,7 @@ import random
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, NoReturn, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ __all__ = [
     "global_random",
     "is_captured",
     "outside_of_graphs",
+    "refuse_capture",
     "uncompiled",
     "usual_defaults",
     "with_usual_defaults",
@@ -149,14 +150,24 @@ def is_captured(x: Any) -> bool:
     )
 
 
-def outside_of_graphs(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Run a function as it is where ``torch.compile`` reaches it, such as in a compiled module that holds an adapter.
+def refuse_capture(adapter: Any) -> NoReturn:
+    """Raise a TypeError that says what to record or transform instead of an adapter."""
+    raise TypeError(
+        f"{type(adapter).__name__}: an adapter changes from frame to frame and cannot be exported, traced, scripted or "
+        "transformed; pass what adapter.export() returns, a plain model with the adapted weights"
+    )
 
-    ``torch.compiler.disable`` would do as much, and import the compiler with the library.
+
+def outside_of_graphs(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Run a method of an adapter as it is where ``torch.compile`` reaches it, as in a module that holds the adapter.
+
+    ``torch.compiler.disable`` would do as much, and import the compiler with the library; an export ends in its words.
     """
 
     @functools.wraps(function)
     def run(*arguments: _P.args, **keywords: _P.kwargs) -> _R:
+        if torch.compiler.is_exporting():
+            refuse_capture(arguments[0])
         if torch.compiler.is_compiling():
             return torch.compiler.disable(function)(*arguments, **keywords)
         return function(*arguments, **keywords)

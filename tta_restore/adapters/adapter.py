@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from tta_restore._core import checks
-from tta_restore._core.ambient import delay_forks, is_captured, outside_of_graphs
+from tta_restore._core.ambient import delay_forks, is_captured, outside_of_graphs, refuse_capture
 from tta_restore._core.processes import Processes
 from tta_restore.adapters import checkpoint, registry
 from tta_restore.adapters import plan as plans
@@ -401,13 +401,7 @@ class Adapter(RecordedModule):
         return self.state.sets[role]
 
     def __prepare_scriptable__(self) -> NoReturn:  # called by torch.jit.script
-        self._refuse_capture()
-
-    def _refuse_capture(self) -> NoReturn:
-        raise TypeError(
-            f"{type(self).__name__}: an adapter changes from frame to frame and cannot be exported, traced, "
-            "scripted or transformed; pass what adapter.export() returns, a plain model with the adapted weights"
-        )
+        refuse_capture(self)
 
     def __getattr__(self, name: str) -> Any:
         if name == "generator":
@@ -850,7 +844,7 @@ class Adapter(RecordedModule):
 
     def _named(self, x: Tensor, inputs: tuple[Any, ...], arguments: dict[str, Any]) -> dict[str, Any]:
         if is_captured(x):
-            self._refuse_capture()
+            refuse_capture(self)
         return name_inputs(type(self).__name__, self._backbone.root, inputs, arguments) if inputs else arguments
 
     def _keywords(self, role: str, image: Tensor) -> dict[str, Any]:
