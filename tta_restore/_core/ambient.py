@@ -151,7 +151,7 @@ def is_captured(x: Any) -> bool:
 
 
 def refuse_capture(adapter: Any) -> NoReturn:
-    """Raise a TypeError that says what to record or transform instead of an adapter."""
+    """Raise a TypeError that names what can be recorded or transformed instead of an adapter."""
     raise TypeError(
         f"{type(adapter).__name__}: an adapter changes from frame to frame and cannot be exported, traced, scripted or "
         "transformed; pass what adapter.export() returns, a plain model with the adapted weights"

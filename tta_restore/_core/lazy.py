@@ -24,7 +24,7 @@ def submodule(package: str, name: str) -> ModuleType:
 
 
 def member(package: str, names: Mapping[str, str], name: str) -> Any:
-    """Return what a package exports, from the module of it that ``names`` says, else a submodule of that name.
+    """Return a member of a package from the module that ``names`` maps it to, else the submodule of that name.
 
     Raises:
         AttributeError: the package has no such name and no such module.

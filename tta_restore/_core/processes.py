@@ -31,7 +31,7 @@ class Processes:
     @staticmethod
     @contextmanager
     def join(device: str) -> Iterator[Processes]:
-        """Meet the other processes that ``torchrun`` started, if it did; a group that is there already is used."""
+        """Join the process group of ``torchrun`` where it started this process; an existing group is used."""
         if dist.is_available() and dist.is_initialized():
             yield Processes(dist.get_rank(), dist.get_world_size(), device)
             return

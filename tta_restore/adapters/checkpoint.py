@@ -126,7 +126,7 @@ def _checked(header: Any, tensors: dict[str, Tensor], source: object) -> dict[st
 
 
 def _checksum_of(modules: list[nn.Module]) -> str:
-    """Short text that tells whether frozen weights are the ones a state was made with.
+    """Return a checksum by which a state recognizes the frozen weights that it was made with.
 
     It covers the name, shape, dtype and up to 512 evenly spaced values of every weight and saved buffer, so it costs
     next to nothing; a change of single other values goes unseen.
@@ -156,7 +156,7 @@ def _checksum(tensors: dict[str, Tensor]) -> int:
 
 
 def state_dict(adapter: Adapter) -> dict[str, Any]:
-    """State of an adapter with all that tells where it belongs."""
+    """Return the state of an adapter, with the settings and the model that it belongs to."""
     structure, tensors = pack(adapter.state.tree())
     return {
         "format_version": _FORMAT_VERSION,

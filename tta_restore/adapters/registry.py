@@ -46,7 +46,7 @@ def expect_options(method: type, keywords: Iterable[str]) -> None:
 
 
 def list_adapters() -> list[str]:
-    """Return the names that :func:`create_adapter` knows, sorted."""
+    """Return the names that :func:`create_adapter` accepts, sorted."""
     package = importlib.import_module("tta_restore.adapters")
     for module in pkgutil.walk_packages(package.__path__, "tta_restore.adapters."):
         importlib.import_module(module.name)

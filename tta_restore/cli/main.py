@@ -194,7 +194,7 @@ def _without_defaults(options: Mapping[str, Any], command: Command) -> dict[str,
 
 
 def _quiet(function: Any, *, speaks: bool) -> dict[str, Any]:
-    """Return the options that keep a function from saying more than errors; ``speaks``: what it says is its result."""
+    """Return the options that limit the messages of a function to errors; ``speaks``: its messages are its result."""
     import inspect
 
     takes = inspect.signature(function).parameters

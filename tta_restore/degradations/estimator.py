@@ -208,9 +208,9 @@ def _clamped(image: Tensor) -> Tensor:
 def _fused_radius(joint: Tensor, estimate: DefocusEstimate, noise_std: float) -> Tensor:
     """Combine the joint network's log radius (mean, standard deviation) with that of the defocus estimator.
 
-    The joint network tells sharp frames from blurred ones, and reads blur about a fifth too small, more where it varies
-    over the frame; the defocus estimator measures visible blur well, but never reads less than about 0.7 pixels, and
-    pulls towards its mean where there is noise.
+    The joint network distinguishes sharp from blurred frames, and reads blur about a fifth too small, more where it
+    varies over the frame; the defocus estimator measures visible blur well, but never reads less than about 0.7
+    pixels, and pulls towards its mean where there is noise.
     """
     confidence = estimate.confidence
     defocus = float((estimate.radius.log() * confidence).sum() / confidence.sum())

@@ -135,7 +135,7 @@ def _is_safetensors(path: Path) -> bool:
 
 
 def infer_config(kind: Any, content: Any, source: str) -> dict[str, Any]:
-    """Configuration that weights tell by their names and shapes, where the class ``kind`` can read it off them."""
+    """Return the configuration that follows from names and shapes of weights, where the class ``kind`` infers one."""
     tell = getattr(kind, "config_of_state_dict", None)
     if not callable(tell):
         return {}

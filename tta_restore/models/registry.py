@@ -61,7 +61,7 @@ def register_model(name: str, *, kind: str = "restorer") -> Callable[[Builder], 
 
 
 def list_models(kind: str | None = None) -> list[str]:
-    """Return the names that ``create_model`` knows, sorted, all of them or those of one kind.
+    """Return the names that ``create_model`` accepts, sorted, all of them or those of one kind.
 
     Raises:
         ValueError: if ``kind`` is unknown.

@@ -186,8 +186,8 @@ def even_share(frame: Tensor) -> float:
 def colorless_share(student: float, source: float, lead: float) -> float:
     """Return the part of the weight of a student on a frame without color, 0 to 1.
 
-    There noise and content are the same in all channels, and only the correlation between neighbors tells them apart: a
-    student is to remove less content than the source, or hardly any for its ``lead`` in dB.
+    There noise and content are the same in all channels and differ only in the correlation between neighbors: a student
+    has to remove less content than the source, or hardly any for its ``lead`` in dB.
 
     Args:
         student: :func:`structure_excess` of its restoration.

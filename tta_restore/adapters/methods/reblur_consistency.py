@@ -1,4 +1,4 @@
-"""ReblurConsistency: the restoration, blurred again with the blur that the frame shows, has to meet the frame."""
+"""ReblurConsistency: compare the restoration, blurred again by the estimated kernels, with the frame."""
 
 from __future__ import annotations
 
@@ -17,20 +17,21 @@ from tta_restore.models import Restoration
 
 
 class ReblurConsistency(DefocusAdapter, method="reblur_consistency"):
-    """Adapts a restorer until its restoration, blurred again, meets the frame, and keeps it from making things up.
+    """Adapter that makes a restoration, blurred again, equal to the frame, with bounds on invented detail.
 
-    On every frame the estimator reads the spatially varying blur, reduced to isotropic kernels, from the frame alone:
-    the adapting restorer has no say in it. Then, `steps` times, the student's restoration is blurred with them in
-    linear light and compared with the frame. What blurring removes, that comparison cannot see, and a restorer that
-    follows it alone fills the blind spot with patterns, faster at higher learning rates. Four things hold it:
+    On every frame the estimator reads the spatially varying blur, reduced to isotropic kernels, from the frame alone;
+    the adapted restorer does not influence it. Then, `steps` times, the student's restoration is blurred with these
+    kernels in linear light and compared with the frame. The comparison does not constrain what the blur removes (its
+    null space), where a restorer that only minimizes it invents patterns, faster at higher learning rates. Four bounds
+    prevent that:
 
-    - `null_space_weight`: the part of the change from the source's restoration that the blur would remove is held back;
-    - `trust_radius`: the image that is given lies within a ball around the source's restoration, whose radius is this
-      share of what the source itself changed in the frame, whatever the weights have become;
-    - a student that starts a frame outside twice that ball is put back to the source;
-    - where the source's own restoration meets the frame better, by the same measure, that is given.
+    - `null_space_weight`: penalty on the part of the change from the source's restoration that the blur would remove;
+    - `trust_radius`: the output lies within a ball around the source's restoration; the radius is this fraction of
+      what the source itself changed in the frame, for any weights;
+    - a student that starts a frame outside twice that ball is reset to the source;
+    - where the source's restoration, blurred again, is nearer to the frame, it is the output.
 
-    What is given otherwise is the teacher's self-ensemble, projected onto that ball.
+    Otherwise the output is the teacher's self-ensemble, projected onto the ball.
 
     Args:
         model: a restorer of single frames at scale 1; see :class:`Adapter`, as for ``options``.
@@ -38,8 +39,8 @@ class ReblurConsistency(DefocusAdapter, method="reblur_consistency"):
         select: which weights to adapt.
         steps: optimizer steps per frame.
         lr: learning rate.
-        ema: share of itself that the teacher keeps at each step.
-        null_space_weight: weight of the change that the comparison cannot see.
+        ema: EMA momentum of the teacher at each step.
+        null_space_weight: weight of the penalty on changes in the null space of the blur.
         trust_radius: radius of the ball, relative to the root mean square change that the source makes; None for no
             ball, no way back and no comparison with the source.
         border: pixels at each side that are not compared: blurring sees zeros beyond the frame.
@@ -122,7 +123,7 @@ class ReblurConsistency(DefocusAdapter, method="reblur_consistency"):
         return restored.with_image(near.to(restored.image.dtype))
 
     def _judge_image(self, image: Tensor, source: Tensor, seeds: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Distance from the frame, and the objective, of every sample by itself: (B,), (B,)."""
+        """Return the distance from the frame and the objective of each sample: (B,), (B,)."""
         return disagreement(
             image, x, seeds, source=source, null_space_weight=self.null_space_weight, border=self.border
         )

@@ -78,7 +78,7 @@ def register_layout(
     pairs: Mapping[str, Sequence[tuple[str, str | None]]] | PairFunction | None = None,
     clips: Sequence[tuple[str, str]] | ClipFunction | None = None,
 ) -> None:
-    """Add the layout of a custom data set, which :func:`find_files` or :func:`find_clips` then know by its name.
+    """Add the layout of a custom data set, which :func:`find_files` or :func:`find_clips` then find by its name.
 
     Args:
         name: of the layout.

@@ -18,7 +18,7 @@ def declared_size(content: bytes, found: FileFormat) -> tuple[int, int] | None:
         found: its format.
 
     Returns:
-        Width and height; None where these bytes do not tell them, or Pillow reads them before it allocates.
+        Width and height; None where these bytes do not hold them, or Pillow reads them before it allocates.
     """
     if found.name == "PNG":
         header = png.read_header(content)

@@ -105,7 +105,7 @@ def detect_format(head: bytes, suffix: str = "") -> FileFormat | None:
 
     Args:
         head: at least the first 400 bytes, or the whole file.
-        suffix: of the file's name. It tells camera files, most of which are TIFF, from ordinary TIFF.
+        suffix: of the file's name. It distinguishes camera files, most of which are TIFF, from ordinary TIFF.
     """
     suffix = suffix.lower()
     for offset, magic, name, kind in _SIGNATURES:

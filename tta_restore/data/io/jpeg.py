@@ -57,7 +57,7 @@ def is_damaged(content: bytes) -> bool:
     """Return whether the coded samples of a JPEG image are damaged or end early.
 
     The usual decoder fills what is missing with gray in silence. FFmpeg (the extra "video") decodes the image once more
-    and is strict; False where it is not installed, or does not know the process.
+    and is strict; False where it is not installed, or does not support the process.
     """
     try:
         av = importlib.import_module("av")
@@ -77,7 +77,7 @@ def is_damaged(content: bytes) -> bool:
 def read_metadata(content: bytes) -> dict[str, Any]:
     """Return IPTC, XMP and comment of a JPEG file, as keywords of :class:`tta_restore.data.io.pixels.Image`.
 
-    ``"has_profile"`` tells that there are parts of a color profile.
+    ``"has_profile"``: whether there are parts of a color profile.
     """
     found: dict[str, Any] = {}
     lost: dict[str, None] = {}

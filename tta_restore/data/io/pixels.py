@@ -104,7 +104,7 @@ class Image:
         Color profiles are not applied; :func:`tta_restore.data.io.color.to_model_space` does that.
 
         Args:
-            bit_depth: 8 cuts the lower bits of images with more bits, as readers do that know 8 bits only, and as
+            bit_depth: 8 cuts the lower bits of images with more bits, as readers do that support 8 bits only, and as
                 results on 8 bits were published; None keeps all of them.
 
         Raises:

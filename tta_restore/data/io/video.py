@@ -105,7 +105,7 @@ class VideoFile:
 
     Attributes:
         info: properties that it declares.
-        notes: a line for each thing the user should know before the work.
+        notes: one line for each remark to the user before the work.
         side_data: kinds of data within the frames decoded so far that are not written.
         losses: a line for each part that could not be read, complete after the last frame.
 

@@ -2,10 +2,10 @@
 
 Each from one command (``python -m tta_restore train-demo MODEL``):
 
-- ``specialist``: a restorer that knows one lens, the ideal one (``defocus.SOURCE``)
+- ``specialist``: a restorer trained on one lens, the ideal one (``defocus.SOURCE``)
 - ``generalist``: the same network on random lenses (``optics.random_lens``)
 - ``lens_estimator``: reads aperture and radius from blurred images, trained on random lenses and some without an edge
-- ``conditioned``: the same restorer told the estimated lens
+- ``conditioned``: the same restorer with the estimated lens as an input
 - ``denoiser`` (noise of 15/255), ``jpeg_cleaner`` (quality 30), ``upscaler`` (2x bicubic): small restorers of one
   degradation each
 """

@@ -175,11 +175,11 @@ class Plain:
         return self._restorer(x, **dict(zip(("right", "left"), views, strict=False))).clamp(0, 1)
 
     def save(self, path: Path, /) -> None:
-        """Write that there is nothing to remember."""
+        """Write an empty state: nothing is adapted."""
         save_file({}, path)
 
     def load(self, path: Path, /) -> None:
-        """Nothing to remember."""
+        """Do nothing: the state is empty."""
 
 
 def run_published(

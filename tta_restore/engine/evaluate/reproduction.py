@@ -212,7 +212,7 @@ class Reproduction:
             return Cost()
 
     def _identity(self, row: Row, domains: Mapping[str, Path], lpips: Any) -> str:
-        """Return what tells a run of a row from those of other weights, settings or data."""
+        """Return the weights, settings and data by which runs of a row differ."""
 
         def stamp(file: str | None) -> Any:
             path = Path(file or "")

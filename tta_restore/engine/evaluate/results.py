@@ -334,7 +334,7 @@ class StreamResult:
 
 
 def _finite(content: Any) -> Any:
-    """Return the same content without NaN and infinity, which JSON cannot say: they become `None` and words."""
+    """Return the same content without NaN and infinity, which JSON has not: they become `None` and strings."""
     if isinstance(content, dict):
         return {str(key): _finite(value) for key, value in content.items()}
     if isinstance(content, (list, tuple)):

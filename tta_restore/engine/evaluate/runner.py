@@ -192,7 +192,7 @@ def _frames_done(state: Path) -> int:
 
 
 def open_lpips(weights: str | Path | None, device: str) -> tuple[metrics.Lpips | None, list[str]]:
-    """LPIPS where its weights are, else the sentence that says why it is left out.
+    """Return LPIPS where its weights exist, else a sentence with the reason why it is left out.
 
     Raises:
         UsageError: a file was named, and cannot be used.

@@ -27,7 +27,7 @@ class Comparison:
         tables: title, header and rows of text; after the first column the header has groups of columns, such
             as "PSNR published", "measured", "difference"; the first of a group has its title.
         row_notes: row -> remark: a word next to its name, a sentence below the first table of the row.
-        samples: images to look at.
+        samples: images that are displayed.
         plot: SVG of PSNR over time; empty for none.
         missing: what data and weights are missing, a line each.
         failed: row -> why it was not measured.

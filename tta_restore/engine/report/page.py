@@ -99,7 +99,7 @@ class Report:
             method of the first pair gains most.
         curves: methods drawn in the plots over the stream.
         notes: method -> note; methods without one are shown all the same.
-        samples: frames to look at.
+        samples: frames that are displayed.
         kernels: frames whose estimated kernels are shown.
         facts: what was run, on what, with which seed.
         limits: sentences on how the numbers must be read, added to those that follow from the numbers.
@@ -169,7 +169,7 @@ def require_packages(*names: str) -> None:
 
 
 def worst_frame_rule(method: str, baseline: str) -> str:
-    """Return the sentence that says why a failure case is on the page."""
+    """Return a sentence with the reason why a failure case is on the page."""
     return f"Failure case: of all frames of the stream, the one on which {method} compares worst with {baseline}."
 
 

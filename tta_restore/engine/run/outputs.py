@@ -25,7 +25,7 @@ _RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
 
 
 def is_first_process() -> bool:
-    """Return whether this process writes files, of those that share one task; before they meet."""
+    """Return whether this process, of those that share a task, writes files; before they join a group."""
     return all(os.environ.get(name, "0") == "0" for name in _RANKS)
 
 

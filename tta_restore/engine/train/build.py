@@ -164,7 +164,7 @@ def take_layout(name: str, options: dict[str, Any], known: Mapping[str, Any], mo
         name: of the section.
         options: its entries; both are removed.
         known: registered layouts.
-        more: what the message says that may be given instead.
+        more: alternatives that the message names.
 
     Raises:
         ValueError: there is no such layout, or no root.
@@ -241,7 +241,7 @@ def configured(config: str | Path | Mapping[str, Any], kind: type[T], **override
 
 
 def tell_of_bundled_photos(chosen: Any) -> None:
-    """Say that a training runs on the bundled photos, where its configuration names no data."""
+    """Print that a training runs on the bundled photos, where its configuration names no data."""
     if chosen.run.progress and is_first_process() and not chosen.data.keys() & {"layout", "root", "pictures"}:
         ProgressBar.write(
             f"note: [data] names no layout and no pictures: training on the {len(photos.TRAIN)} bundled photos, with "

@@ -181,7 +181,7 @@ class MisalignedSettings:
 
     Attributes:
         reblur_first: steps in which the reblurring module alone learns, for a restorer that is trained already.
-        warm_up: steps in which the restorer meets the sharp image warped by the flow from the blurry one, unmasked.
+        warm_up: steps whose target is the sharp image, warped by the flow from the blurry one, without a mask.
         reblur_weight: of the reblurring loss.
         map_weight: of the blur map's loss, for a :class:`BlurConditioned` restorer.
         edge_weight: of the edge loss against the warped sharp image, see :func:`tta_restore.losses.edge_loss`.
@@ -375,7 +375,7 @@ class MetaSettings:
 
     @property
     def as_released(self) -> bool:
-        """Return whether the outer loop is that of the release, which knows one clip at a time."""
+        """Return whether the outer loop is that of the release, which takes one clip at a time."""
         return self.outer_steps == "frame" or self.outer_start == "adapted"
 
 

@@ -73,7 +73,7 @@ class LensLibrary:
 def fit_estimator(
     model: DefocusEstimator, bank: Tensor, *, steps: int, seed: int = 0, device: str = "cpu", progress: bool = True
 ) -> list[float]:
-    """Train an estimator on lenses made from sharp tiles, tell it those lenses, and return the loss of every step.
+    """Train an estimator on simulated lenses, store its readings of them, and return the loss of every step.
 
     Draws from torch's global generator.
     """
@@ -98,7 +98,7 @@ def fit_estimator(
 
 @torch.no_grad()
 def remember(model: DefocusEstimator, library: LensLibrary, *, device: str = "cpu") -> None:
-    """Tell the estimator the truth about lenses of the library, each read from one to all of its pictures."""
+    """Store the true pupil functions of the library with their readings, each from one to all of its images."""
     generator = torch.Generator().manual_seed(0)
     statistics = []
     for pictures in library.spectra[: len(model.known)]:

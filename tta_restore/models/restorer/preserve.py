@@ -248,7 +248,7 @@ def held(modules: Iterable[nn.Module]) -> Iterator[tuple[Any, bool]]:
 
 
 def fingerprint(root: nn.Module) -> list[Any]:
-    """Return what tells whether a module has been changed since: its parts, weights, hooks and contents."""
+    """Return a fingerprint that changes with the module: its parts, weights, hooks and contents."""
     parts = list(root.modules())
     found: list[Any] = []
     for part in parts:

@@ -46,7 +46,7 @@ def anisotropic_reblur(
         - theta: (B, 1, H, W)
         - output: (B, C, H, W), contiguous
 
-    Half-precision dtypes are computed in float32. Under autocast tensors of several dtypes meet in the widest.
+    Half-precision dtypes are computed in float32. Under autocast tensors of several dtypes are cast to the widest.
 
     Raises:
         TypeError: an argument is no floating-point tensor, dtypes differ outside autocast, kernel_size is no integer.

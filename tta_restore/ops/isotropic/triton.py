@@ -1,6 +1,6 @@
 """Triton kernels of the isotropic blur: one pixel per lane, the coefficients of all classes of offsets in registers.
 
-Forward: seeds and weights become one coefficient per class (symmetry.py), which meets the sum of the image over it.
+Forward: seeds and weights become one coefficient per class (symmetry.py), multiplied by the image summed over it.
 Backward: the gradients of seeds and weights read the image in the same way. The gradient of the image gathers what the
 neighbors' kernels give, so their coefficients are written to memory, for one band of rows at a time: a band stays in
 the cache of the device, and no kernel is ever held. No atomics: results do not depend on the order of blocks.

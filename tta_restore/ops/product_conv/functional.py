@@ -51,7 +51,7 @@ def product_conv2d(
         - weights: (B or 1, R, H, W)
         - output: (B, C, H, W); (B, C, H+K-1, W+K-1) for ``"valid"`` with ``adjoint``
 
-    Under autocast tensors of several dtypes meet in the widest.
+    Under autocast tensors of several dtypes are cast to the widest.
 
     Raises:
         TypeError: an argument is no floating-point tensor, or dtypes differ outside autocast.

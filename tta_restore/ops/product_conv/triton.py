@@ -1,6 +1,6 @@
 """Triton kernels of the product convolution and of its three derivatives: one pixel per lane, sums in float32.
 
-The R kernels are mixed at every pixel, tap by tap, and the mixed tap meets all channels that share their kernels. The
+The R kernels are mixed at every pixel, tap by tap; the mixed tap is applied to all channels that share kernels. The
 adjoint is the same kernel on frames and weights with a margin of zeros. The gradient of the kernels is a matrix product
 over the pixels of a part of the frame; torch adds the parts. Gathers only, no atomics: results do not depend on the
 order of blocks. reference.py has the formulas, and runs beyond the sizes of ``DIRECT_UP_TO``.
@@ -169,7 +169,7 @@ def _frame(tensor: Tensor) -> int:
 
 
 def _adjacent(kernels: Tensor) -> Tensor:
-    """Lay the R taps that meet at a pixel next to each other: (B, R, C, K, K) -> (B|1, C|1, K, K, R), R filled up."""
+    """Lay the R taps of a pixel next to each other: (B, R, C, K, K) -> (B|1, C|1, K, K, R), R filled up."""
     count = kernels.shape[1]
     return F.pad(reference.shared(kernels, 0, 2).permute(0, 2, 3, 4, 1), (0, -count % _ranks(count))).contiguous()
 
