@@ -626,6 +626,7 @@ def test_shown_noise_may_be_removed_by_models_that_were_not_made_for_it():
 def test_what_the_source_removes_does_not_speak_against_noise_that_is_shown(monkeypatch):
     found = {"source": 0.3, "teacher": 0.0}
     adapter = DegradationPairs(Filter(), spec=DENOISE, steps=48, lr=1e-2, calibration_frames=1)
+    monkeypatch.setattr(_trust, "weighs_content", lambda lead, explained: False)
     for x, shown in ((_shared_frame(30)[0], True), (_frame(40)[0], False)):
         roles = iter(found)
         monkeypatch.setattr(DegradationPairs, "_structure_excess", lambda *_, roles=roles: found[next(roles)])
@@ -633,6 +634,57 @@ def test_what_the_source_removes_does_not_speak_against_noise_that_is_shown(monk
         adapter.adapt(x)
         assert (adapter.report.metrics["trust"] > 0.5) == shown
         assert adapter.report.metrics["structure_excess"] == (0.0 if shown else 0.3)
+
+
+def test_content_that_channels_share_is_what_they_remove_together():
+    generator = torch.Generator().manual_seed(0)
+    content = 0.1 * torch.randn(2, 1, 64, 64, generator=generator)
+    noise = 0.2 * torch.randn(2, 3, 64, 64, generator=generator)
+    x = 0.5 + content + noise
+    removed = _trust.shared_removal(x, [x - noise, x - noise - content, x - 0.5 * content])
+    expected = 0.01 * torch.tensor([[0, 0, 0], [0, 1, 0.5], [0, 0.5, 0.25]])
+    torch.testing.assert_close(removed, expected, atol=1.5e-3, rtol=0)
+
+
+def test_the_risk_of_removed_content_grows_with_the_weights_of_those_that_remove_it():
+    grid = _blend.grid()
+    risk = _blend.content_risk(torch.tensor([[0.0, 0.0], [0.0, 0.01]]), 0.04)
+    torch.testing.assert_close(risk, _blend._CONTENT * 0.25 * grid[:, 2].square())
+    both = _blend.content_risk(torch.tensor([[0.01, 0.01], [0.01, 0.01]]), 0.04)
+    torch.testing.assert_close(both, _blend._CONTENT * 0.25 * (1 - grid[:, 0]).square())
+    assert not _blend.content_risk(torch.tensor([[-0.01, 0.0], [0.0, -0.01]]), 0.04).any()  # less than on pairs
+
+
+def test_a_student_far_ahead_is_weighed_against_the_content_that_it_removes(monkeypatch):
+    adapter = DegradationPairs(Filter(), spec=DENOISE, steps=48, lr=1e-2, calibration_frames=1)
+    x, other = _frame(40)[0], _frame(40, seed=4)[0]
+    monkeypatch.setattr(DegradationPairs, "_structure_excess", lambda *_: 1.0)  # more than any lead outweighs
+    trust = {}
+    for content in (0.0, 0.003, 0.1):
+        covariances = content * torch.tensor([[0.0, 0.0], [0.0, 1.0]])
+        monkeypatch.setattr(
+            _trust, "shared_removal", lambda x, restored, found=covariances: found if len(x) == 1 else torch.zeros(2, 2)
+        )
+        adapter.reset()
+        adapter.adapt(x)
+        assert adapter.report.metrics["lead"] >= 2
+        assert "counts as an error of the output" in str(adapter.report.messages)
+        assert adapter.phase == "steady"
+        found = [adapter.report.metrics["trust"]]
+        adapter(other)
+        trust[content] = [*found, adapter.report.metrics["trust"]]
+    assert min(trust[0.0]) > 0.9
+    assert all(0.2 < one < 0.95 for one in trust[0.003])
+    assert trust[0.1][0] < 0.2
+    monkeypatch.setattr(_trust, "weighs_content", lambda lead, explained: False)
+    adapter.reset()
+    adapter.adapt(x)
+    assert adapter.report.metrics["trust"] == 0
+
+
+@pytest.mark.parametrize(("lead", "explained", "weighs"), [(2.0, 1.0, True), (1.9, 1.0, False), (3.0, 0.8, False)])
+def test_content_is_weighed_where_the_student_is_far_ahead_on_what_is_explained(lead, explained, weighs):
+    assert _trust.weighs_content(lead, explained) == weighs
 
 
 def _filtered_frame(noise: float, pixels: float = 0.7, seed: int = 3) -> tuple[Tensor, Tensor]:

@@ -17,6 +17,7 @@ _STEP = 20  # weights are multiples of 1 / 20
 _HARM = 1.0  # weight of the loss on pairs that the average restores worse than the source
 _SIGNIFICANT = 1.0  # standard errors by which the frame must contradict the pairs
 _DOUBT = 1.5  # standard deviations by which the noise may be larger than was read
+_CONTENT = 2.0  # weight of removed content, of which only the part that channels share is measured
 _BORDER = 8  # pixels at each side that do not count: models see no neighbors there
 
 
@@ -38,6 +39,18 @@ def pair_risk(candidates: tuple[Tensor, Tensor, Tensor], target: Tensor) -> Tens
     gram = errors @ errors.mT / errors.shape[-1]
     gram = gram / gram[:, 1, 1].clamp(min=1e-7)[:, None, None]
     return torch.einsum("mi,nij,mj->mn", grid(), gram.cpu(), grid())
+
+
+def content_risk(content: Tensor, source_error: float) -> Tensor:
+    """Return the error of every average that is due to the content it removes, relative to the source's error: (M,).
+
+    Args:
+        content: covariances of the content that source and student remove from a frame, beyond that on pairs, (2, 2).
+        source_error: mean squared error of the source on pairs.
+    """
+    values, vectors = torch.linalg.eigh(content.double().cpu())
+    removed = (grid()[:, 1:] @ vectors).square() @ values.clamp(min=0)
+    return _CONTENT * removed / max(source_error, 1e-7)
 
 
 @dataclass(frozen=True)

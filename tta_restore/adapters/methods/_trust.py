@@ -52,6 +52,8 @@ _REMOVED, _REMOVED_NOISE = (0.85, 1.05), 0.02
 _EXCESS, _EXCESS_UPSCALING = (0.05, 0.1), (0.04, 0.07)
 # The same on frames without color, and by how much less a student has to correlate than the source to be exempt
 _EXCESS_COLORLESS, _GENTLER = (0.01, 0.02), 0.005
+# Lead in dB, and explained part of a frame, from which removed content is an error to be weighed, not a limit
+_FAR_AHEAD, _WELL_EXPLAINED = 2.0, 0.9
 _UNEVEN = (1.15, 1.2)  # and how uneven such a frame may be: content in most blocks is taken for noise
 
 
@@ -176,6 +178,33 @@ def structure_share(excess: float, lead: float, *, scale: int) -> float:
     """
     low, high = (limit * lead for limit in (_EXCESS if scale == 1 else _EXCESS_UPSCALING))
     return 1 - _position(excess, (low, high)) if lead > 0 else 0.0
+
+
+def weighs_content(lead: float, explained: float) -> bool:
+    """Return whether removed content is weighed against noise that is left, as an error, instead of limiting a weight.
+
+    A student that is far ahead gains more than it removes, even where the noise was read somewhat too large.
+
+    Args:
+        lead: PSNR gain over the source on held-out pairs, dB.
+        explained: how far the estimate explains what is in the frame, 0 to 1.
+    """
+    return lead >= _FAR_AHEAD and explained >= _WELL_EXPLAINED
+
+
+def shared_removal(degraded: Tensor, restored: Sequence[Tensor]) -> Tensor:
+    """Return the covariances between channels of what R restorations remove, means over pairs of channels: (R, R).
+
+    White noise is independent between channels, so that this is the removed content, as far as channels share it.
+
+    Shape: degraded and restored (B, C, H, W), C at least 2.
+    """
+    removed = torch.stack([(degraded - image).float().transpose(0, 1).flatten(1) for image in restored])
+    removed = removed - removed.mean(-1, keepdim=True)
+    products = torch.einsum("rcn,sdn->rscd", removed, removed) / removed.shape[-1]
+    channels = products.shape[-1]
+    own = products.diagonal(dim1=-2, dim2=-1).sum(-1)
+    return ((products.sum((-2, -1)) - own) / (channels * (channels - 1))).cpu()
 
 
 def even_share(frame: Tensor) -> float:

@@ -70,6 +70,9 @@ _CAMERA = (
     "weights",
     "recent",
     "correlation",
+    "removed",
+    "source_error",
+    "risk",
     "unimproved",
     "adapted",
 )
@@ -250,6 +253,9 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
             "weights": [0.0, 1.0, 0.0],
             "recent": [],
             "correlation": [],
+            "removed": None,
+            "source_error": 0.0,
+            "risk": None,
             "unimproved": 0,
             "adapted": 0,
             "unread": 0,
@@ -583,10 +589,10 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         notes["bar"].close()
         parameter_sets.assign(self.student, notes["kept"]["student"])
         parameter_sets.assign(self.teacher, notes["kept"]["teacher"])
-        pairs = torch.stack([self._pair_risk(frame, moved(notes["reading"], steps)) for steps in _DOUBT], 1)
-        max_student, max_input = self._limits(frame)
+        memory["risk"] = pairs = self._pair_risk(frame)
+        max_student, max_input, content = self._limits(frame)
         index = _blend.choose(
-            pairs,
+            pairs + content[:, None, None],
             self._frame_risk(frame),
             measured=not notes["sampler"].sharpens and _trust.is_noisy(notes["reading"]),
             max_student=max_student,
@@ -627,41 +633,49 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         if memory["phase"] == "steady":
             frame.messages.append("steady: further frames are restored without steps until the degradation changes")
 
-    def _pair_risk(self, frame: FrameContext, reading: Reading) -> Tensor:
-        """Return the relative errors of all averages on new held-out pairs of a degradation, (M, N)."""
-        degraded, target = self._pairs(frame, _HELD_OUT, held_out=True, reading=reading)
-        x = upsampled(degraded, frame.scratch["sampler"].scale)
-        return _blend.pair_risk((x, self._image("source", degraded), self._image("teacher", degraded)), target)
+    def _pair_risk(self, frame: FrameContext) -> Tensor:
+        """Return the relative errors of all averages on new held-out pairs of G possible degradations, (M, G, N)."""
+        scale, risks = frame.scratch["sampler"].scale, []
+        for steps in _DOUBT:
+            reading = moved(frame.scratch["reading"], steps)
+            degraded, target = self._pairs(frame, _HELD_OUT, held_out=True, reading=reading)
+            images = upsampled(degraded, scale), self._image("source", degraded), self._image("teacher", degraded)
+            risks.append(_blend.pair_risk(images, target))
+        return torch.stack(risks, 1)
 
-    def _limits(self, frame: FrameContext) -> tuple[float, float]:
-        """Return the largest weights that the student and the input may have, 0 to 1."""
-        notes = frame.scratch
+    def _limits(self, frame: FrameContext) -> tuple[float, float, Tensor]:
+        """Return the largest weights of student and input, 0 to 1, and the risk of removing content, (M,)."""
+        notes, none = frame.scratch, torch.zeros(len(_blend.grid()))
         if self.degradation is not None:
-            self.memory["correlation"] = []
-            return 1.0, 1.0
+            self.memory.update(correlation=[], removed=None)
+            return 1.0, 1.0, none
         sampler, readings = notes["sampler"], [notes["read"], notes["reading"]]
         share = self._max_share(notes["best"], readings, sampler)
-        self.memory["correlation"] = []
+        self.memory.update(correlation=[], removed=None)
         plain = _trust.max_input(readings, scale=sampler.scale) if sampler.sharpens else 1.0
         if not sampler.sharpens:
             explained = self._explained(frame)
             share, plain = share * explained, plain * explained
         if sampler.sharpens and (sampler.scale == 1 or not _trust.is_noisy(notes["reading"], doubt=1.0)):
-            return share, plain
+            return share, plain, none
         if not sampler.sharpens and _trust.is_compressed(readings):
-            return share, plain
-        degraded, _ = notes["held_out"]
+            return share, plain, none
+        degraded, target = notes["held_out"]
         images = {"source": notes["source"].image}
         if not sampler.sharpens:
             images["teacher"] = self._image("teacher", frame.region)
-        excesses, correlation = {}, []
+        excesses, correlation, on_pairs = {}, [], {}
         for role, image in images.items():
-            on_pairs = _downsampled(self._image(role, degraded), sampler.scale)
-            expected = _trust.residual_correlation(degraded, on_pairs)
+            on_pairs[role] = _downsampled(self._image(role, degraded), sampler.scale)
+            expected = _trust.residual_correlation(degraded, on_pairs[role])
             excesses[role] = self._structure_excess(frame.region, image, expected)
             correlation += expected
         self.memory["correlation"] = correlation if "teacher" in images else []
         shown = "teacher" in images and _trust.is_shown(readings)  # it is noise, whatever the source removes
+        weighed = "teacher" in images and not shown and not self._is_colorless(frame)
+        if weighed:
+            self.memory["removed"] = _trust.shared_removal(degraded, list(on_pairs.values()))
+            self.memory["source_error"] = float((on_pairs["source"] - target).square().mean())
         excess = excesses["teacher"] if shown else max(excesses.values())
         if shown and _trust.is_filtered(readings):
             excess = _trust.excess_over(excesses["source"], excess)
@@ -671,12 +685,23 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
             gentle = _trust.colorless_share(excesses["teacher"], excesses["source"], notes["best"])
             even = _trust.even_share(frame.region)
             kept = min(kept, gentle, even)
+        if kept < 1 and weighed and _trust.weighs_content(notes["best"], frame.metrics["explained"]):
+            frame.messages.append(
+                "restoration removes content that is as fine as noise, which counts as an error of the output "
+                f"({_evidence(excess, even)})"
+            )
+            return share, plain, self._content_risk(frame.region, list(images.values()))
         if kept < 1:
             frame.messages.append(
                 "restoration removes content that is as fine as noise: the estimate of the noise is not trusted "
                 f"({_evidence(excess, even)})"
             )
-        return share * kept, plain * kept if sampler.sharpens else plain
+        return share * kept, plain * kept if sampler.sharpens else plain, none
+
+    def _content_risk(self, x: Tensor, restored: list[Tensor]) -> Tensor:
+        """Return the risk of removing content by restorations of source and student, (M,)."""
+        removed = _trust.shared_removal(x, [image.float().clamp(0, 1) for image in restored])
+        return _blend.content_risk(removed - self.memory["removed"], self.memory["source_error"])
 
     def _may_be_trusted(self, frame: FrameContext) -> bool:
         """Return whether a student could get any weight on a frame, however far it gets ahead on pairs."""
@@ -733,12 +758,19 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         frame.metrics["structure_excess"] = excess
         if share == 1:
             return weights
-        frame.metrics["trust"] = share * new
+        weights = [plain, kept + (1 - share) * new, share * new]
+        if self.memory["removed"] is not None and not colorless and _trust.weighs_content(lead, explained=1.0):
+            content = self._content_risk(frame.region, [self._restored(frame, role) for role in ("source", "teacher")])
+            risk = self.memory["risk"] + content[:, None, None]
+            weights = _blend.grid()[_blend.choose(risk, None, max_student=new, max_input=plain)].tolist()
+        if weights[2] == new:
+            return weights
+        frame.metrics["trust"] = weights[2]
         frame.messages.append(
-            f"the student removes content that is as fine as noise here: its weight is {share * new:.2f} instead of "
+            f"the student removes content that is as fine as noise here: its weight is {weights[2]:.2f} instead of "
             f"{new:.2f} ({_evidence(excess, even)})"
         )
-        return [plain, kept + (1 - share) * new, share * new]
+        return weights
 
     def _is_colorless(self, frame: FrameContext) -> bool:
         """Return whether noise and content are the same in all channels of a frame."""
@@ -774,6 +806,7 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         if memory["phase"] == "steady" and plain == 0 and memory["exported_lead"] > averaged - _MIN_PROGRESS:
             memory["weights"] = [0.0, 0.0, 1.0] if share else [0.0, 1.0, 0.0]
             memory["lead"] = memory["exported_lead"]  # what a change of the camera can take away
+            memory["risk"] = self._pair_risk(frame)
         else:
             parameter_sets.assign(self.teacher, copy)
 
