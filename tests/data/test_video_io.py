@@ -507,16 +507,49 @@ def test_frames_of_every_kind_of_y4m_are_counted(tmp_path, kind, size):
 
 
 def test_checksums_of_matroska_are_compared(tmp_path):
-    """The decoder of FFV1 shows what differs from its checksums all the same."""
-    record(tmp_path / "a.mkv", "ffv1", count=30, options={"slicecrc": "1"})
+    """The decoder of VP8 makes a frame of any bytes."""
+    record(tmp_path / "a.mkv", "libvpx", count=30)
     content = bytearray((tmp_path / "a.mkv").read_bytes())
-    at = content.index(b"\xa3", len(content) * 2 // 3) + 200  # within the samples of a frame
-    content[at] ^= 1
+    with av.open(str(tmp_path / "a.mkv")) as container:
+        packet = [bytes(packet) for packet in container.demux(video=0)][20]
+    content[content.index(packet) + len(packet) // 2] ^= 1
     (tmp_path / "b.mkv").write_bytes(content)
     for name, is_whole in (("a.mkv", True), ("b.mkv", False)):
         video = VideoFile(tmp_path / name, keep_going=True)
         assert len(list(video)) == 30
         assert is_whole == (video.losses == [])
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "number", "at"),
+    [
+        ("a.webm", "libvpx-vp9", 1, 0.5),
+        ("a.avi", "ffv1", 3, 0.5),
+        ("a.ogg", "libvpx", 3, 0.5),
+        ("a.mp4", "libx265", 3, 0.8),
+        ("a.h264", "libx264", 11, 0.8),
+    ],
+)
+def test_damage_within_a_packet_is_told(tmp_path, name, codec, number, at):
+    """Decoders make some frame of it, unless checksums are compared and no error of a thread is lost."""
+    options = {
+        "ffv1": {"level": "3"},
+        "libx264": {"g": "4", "bf": "0", "crf": "1"},
+        "libx265": {"x265-params": "log-level=none:hash=1:crf=1"},
+    }.get(codec, {})
+    record(tmp_path / name, codec, options=options, format="ogg" if name == "a.ogg" else None)
+    whole = VideoFile(tmp_path / name)
+    assert len(list(whole)) == 12
+    assert whole.losses == []
+    with av.open(str(tmp_path / name)) as container:
+        packet = [bytes(packet) for packet in container.demux(video=0)][number]
+    content = bytearray((tmp_path / name).read_bytes())
+    where = content.index(packet) + int(at * len(packet))
+    content[where] ^= 0xFF
+    (tmp_path / name).write_bytes(content)
+    video = VideoFile(tmp_path / name, keep_going=True)
+    list(video)
+    assert video.losses
 
 
 @pytest.mark.parametrize("name", ["a.webm", "a.flv", "a.ts", "a.avi"])

@@ -12,13 +12,15 @@ from typing import BinaryIO
 
 import numpy as np
 
-__all__ = ["count_avi_frames", "is_broken"]
+__all__ = ["count_avi_frames", "ffv1_checksums", "is_broken"]
 
 _ASF_DATA = bytes.fromhex("3626b2758e66cf11a6d900aa0062ce6c")
 _PACKETS = ((188, 0), (192, 4), (204, 0))  # bytes of a packet of a transport stream, and where in it its mark is
 _MARK = 0x47
 _BLOCK = 2**16  # packets looked at together
 _CHUNK = 2**20  # bytes read at a time
+_SLICE_END = 8  # bytes behind a slice of FFV1: its size, a status and its checksum
+_BITS_REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 _CRC = b"\xbf\x84"  # an element of four bytes: the checksum of what follows in the element around it
 _EBML_HEADER, _SEGMENT, _CLUSTER = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67", b"\x1f\x43\xb6\x75"
 
@@ -57,7 +59,7 @@ def count_avi_frames(path: Path, stream: int) -> tuple[int, bool]:
 def is_broken(path: Path, container: str) -> bool:
     """Return whether the parts of a file do not follow each other to its end, by the sizes that they declare.
 
-    Checksums of Matroska are compared as well: FFmpeg writes them, and reads past them.
+    Checksums of Matroska and Ogg are compared as well: FFmpeg writes them, and reads past them or what they cover.
 
     Args:
         path: a video file.
@@ -69,6 +71,7 @@ def is_broken(path: Path, container: str) -> bool:
     find = next((find for name, find in _PARTS.items() if name in container.split(",")), None)
     if find is None:
         return False
+    compare = _CHECKSUMS.get(find)
     total = path.stat().st_size
     at = 0
     with path.open("rb", buffering=0) as file:
@@ -78,23 +81,52 @@ def is_broken(path: Path, container: str) -> bool:
             if size is None:  # no part that is known here
                 return False
             at += size
-            if at > total or (find is _matroska_part and _has_wrong_checksum(file, at - size, at)):
+            if at > total or (compare is not None and not compare(file, at - size, at)):
                 return True
     return at > total
 
 
-def _has_wrong_checksum(file: BinaryIO, start: int, end: int) -> bool:
-    """Return whether the checksum of an element differs from that of its content; False where it has none."""
+def ffv1_checksums(packet: bytes) -> list[bool]:
+    """Return for each slice of a frame in FFV1 whether its checksum fits, nothing where there are none.
+
+    FFmpeg shows slices whose checksums differ all the same.
+    """
+    fits: list[bool] = []
+    end = len(packet)
+    while end >= _SLICE_END:
+        start = end - _SLICE_END - int.from_bytes(packet[end - _SLICE_END : end - _SLICE_END + 3])
+        if start < 0:
+            return []
+        fits.append(_remainder(packet[start:end]) == 0)  # its checksum is within
+        end = start
+    return fits if end == 0 else []
+
+
+def _remainder(data: bytes) -> int:
+    """Return the CRC-32 of FFV1 and Ogg, whose bits are in another order than zlib's, and which begins with zeros."""
+    return zlib.crc32(data.translate(_BITS_REVERSED), 2**32 - 1) ^ (2**32 - 1)
+
+
+def _ogg_checksum_fits(file: BinaryIO, start: int, end: int) -> bool:
+    """Return whether a page fits its checksum, which counts as zeros within."""
+    file.seek(start)
+    page = file.read(end - start)
+    checksum = int.from_bytes(page[22:26], "little")
+    return _remainder(page[:22] + bytes(4) + page[26:]) == int(f"{checksum:032b}"[::-1], 2)
+
+
+def _matroska_checksum_fits(file: BinaryIO, start: int, end: int) -> bool:
+    """Return whether the content of an element fits its checksum; True where it has none."""
     file.seek(start)
     head = file.read(18)
     at = _head_of(head)
     if at is None or head[at : at + 2] != _CRC or len(head) < at + 6:
-        return False
+        return True
     file.seek(start + at + 6)
     left, checksum = end - start - at - 6, 0
     while left > 0 and (data := file.read(min(left, _CHUNK))):
         left, checksum = left - len(data), zlib.crc32(data, checksum)
-    return checksum != int.from_bytes(head[at + 2 : at + 6], "little")
+    return checksum == int.from_bytes(head[at + 2 : at + 6], "little")
 
 
 def _head_of(head: bytes) -> int | None:
@@ -192,4 +224,8 @@ _PARTS: dict[str, Callable[[BinaryIO, int], int | None]] = {
     "ogg": _ogg_part,
     "dv": _dv_part,
     "yuv4mpegpipe": _y4m_part,
+}
+_CHECKSUMS: dict[Callable[[BinaryIO, int], int | None], Callable[[BinaryIO, int, int], bool]] = {
+    _matroska_part: _matroska_checksum_fits,
+    _ogg_part: _ogg_checksum_fits,
 }

@@ -26,7 +26,7 @@ from tta_restore.data.io.codecs import (
 from tta_restore.data.io.formats import irregular_kind
 from tta_restore.data.io.pixels import ImageError, too_large
 from tta_restore.data.io.side_data import Hdr10, describe_lost, kinds_of, orientation_of, read_hdr10
-from tta_restore.data.io.structure import count_avi_frames, is_broken
+from tta_restore.data.io.structure import count_avi_frames, ffv1_checksums, is_broken
 
 __all__ = ["MAX_FRAME_PIXELS", "DecodedFrames", "VideoFile", "VideoInfo"]
 #: Default limit on the pixels of a frame.
@@ -37,6 +37,8 @@ _LONGEST_GROUP = 10  # seconds after damage for which a key frame is awaited
 _CLOCK_TIME = re.compile(r"(\d+):(\d+):(\d+(?:\.\d+)?)")
 _EVEN = 0.95  # fraction of equal steps in time from which on a gap means lost frames
 _BROKEN = "damaged or truncated: its parts do not follow each other to its end, or differ from their checksums"
+#: Decoders that notice more damage than libav's own: of VP9, when more is read than a frame holds.
+_STRICT_DECODERS = {"vp9": "libvpx-vp9"}
 _TRIED_FRAMES = 5  # of which one has to be interlaced for the video to count as such
 
 
@@ -122,6 +124,7 @@ class VideoFile:
     losses: list[str] = field(init=False, default_factory=list)
     side_data: set[str] = field(init=False, default_factory=set)
     _ticks: array[int] = field(init=False, repr=False)
+    _has_checksums: bool = field(init=False, repr=False, default=False)
 
     def __post_init__(self) -> None:
         self.path, self._ticks = Path(self.path), array("q")
@@ -181,6 +184,8 @@ class VideoFile:
         frames, problem = [], None
         try:
             for packet in container.demux(stream):
+                if stream.codec_context.name == "ffv1":
+                    self._has_checksums |= any(ffv1_checksums(bytes(packet)))
                 try:
                     frames += stream.codec_context.decode(packet)
                 except Exception as error:  # libav's own, one class per error number
@@ -224,10 +229,8 @@ class VideoFile:
         self.losses.clear()
         with opened(self.path) as container:
             stream = film_of(container, self.path)
-            stream.thread_type = "AUTO"
-            stream.codec_context.options = {"err_detect": "explode"}  # else some decoders invent what is missing
             offset = start_of(container)
-            frames = self._decoded(container, stream)
+            frames = self._decoded(container, stream, _strict_decoder(stream, deep))
             if self.deinterlace and self.info.is_interlaced:
                 frames = _deinterlaced(frames, stream)
             step = round(CLOCK / self.info.frame_rate)
@@ -255,7 +258,7 @@ class VideoFile:
                 yield torch.rot90(samples.flip(2) if mirrored else samples, turns, (1, 2)).contiguous()
             self._check_end(container, stream, last, step)
 
-    def _decoded(self, container: Any, stream: Any) -> Iterator[Any]:
+    def _decoded(self, container: Any, stream: Any, decoder: Any) -> Iterator[Any]:
         """Yield the frames that can be decoded, and note the damage."""
         good = bad = taken = 0
         skipped: int | None = None
@@ -277,7 +280,11 @@ class VideoFile:
                 if times is not None and packet.size and packet.dts is not None:
                     times.append(packet.dts)
                 try:
-                    frames = stream.codec_context.decode(packet)
+                    if self._has_checksums and packet.size:
+                        fits = ffv1_checksums(bytes(packet))
+                        if not fits or not all(fits):
+                            raise ValueError("a checksum differs")
+                    frames = decoder.decode(packet)
                 except Exception as error:
                     problem = error
                     if times:
@@ -417,6 +424,20 @@ def film_of(container: Any, path: Path) -> Any:
     if film is None:
         raise ImageError(f"{path}: holds a cover picture and no video")
     return film
+
+
+def _strict_decoder(stream: Any, deep: bool) -> Any:
+    """Return a decoder of a video stream that reports as much damage as it can, before its first packet."""
+    av = importlib.import_module("av")
+    decoder = stream.codec_context
+    other = _STRICT_DECODERS.get(decoder.name)
+    if other in av.codecs_available and not deep:  # libvpx is often built for 8 bits
+        decoder = av.CodecContext.create(other, "r")
+        decoder.extradata = stream.codec_context.extradata
+    decoder.thread_type = "NONE"  # errors of frames that threads decode are lost at times
+    # Without "explode" some decoders invent what is missing; without the others they ignore checksums and overflows.
+    decoder.options = {"err_detect": "crccheck+bitstream+explode"}
+    return decoder
 
 
 def _is_cover(stream: Any) -> bool:
