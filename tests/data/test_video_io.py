@@ -474,22 +474,34 @@ def test_the_last_frames_are_not_lost_in_silence(tmp_path, name, codec):
 
 @pytest.mark.parametrize(
     ("name", "codec", "size"),
-    [("a.y4m", "wrapped_avframe", (48, 64)), ("a.ogg", "libvpx", (48, 64)), ("a.dv", "dvvideo", (576, 720))],
+    [
+        ("a.y4m", "wrapped_avframe", (48, 64)),
+        ("a.ogg", "libvpx", (48, 64)),
+        ("a.dv", "dvvideo", (576, 720)),
+        ("a.ivf", "libvpx", (48, 64)),
+        ("a.mxf", "mpeg2video", (48, 64)),
+        ("a.obu", "libsvtav1", (64, 64)),
+        ("a.hevc", "libx265", (48, 64)),
+    ],
 )
 def test_a_last_frame_that_is_cut_is_told(tmp_path, name, codec, size):
     """These files declare no length."""
     kind = {"a.y4m": "yuv4mpegpipe", "a.ogg": "ogg"}.get(name)
-    record(tmp_path / name, codec, count=4, format=kind, size=size)
+    quiet = {"x265-params": "log-level=none"} if codec == "libx265" else {}
+    record(tmp_path / name, codec, count=4, format=kind, size=size, options=quiet)
     whole = VideoFile(tmp_path / name)
     assert len(list(whole)) == 4
     assert whole.losses == []
     content = (tmp_path / name).read_bytes()
-    (tmp_path / f"cut-{name}").write_bytes(content[:-100])
+    cut = 12 if name in ("a.obu", "a.hevc") else 100
+    if name == "a.ivf":  # within the head of the frame; libav marks frames that are cut
+        with av.open(str(tmp_path / name)) as container:
+            cut = 6 + [packet.size for packet in container.demux(video=0)][3]
+    (tmp_path / f"cut-{name}").write_bytes(content[:-cut])
     video = VideoFile(tmp_path / f"cut-{name}", keep_going=True)
     assert list(video)
-    assert video.losses == [
-        "damaged or truncated: its parts do not follow each other to its end, or differ from their checksums"
-    ]
+    assert len(video.losses) == 1
+    assert video.losses[0].startswith("damaged or truncated: ")
 
 
 @pytest.mark.parametrize(

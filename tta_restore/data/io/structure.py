@@ -17,6 +17,7 @@ __all__ = ["count_avi_frames", "ffv1_checksums", "is_broken"]
 _ASF_DATA = bytes.fromhex("3626b2758e66cf11a6d900aa0062ce6c")
 _PACKETS = ((188, 0), (192, 4), (204, 0))  # bytes of a packet of a transport stream, and where in it its mark is
 _MARK = 0x47
+_MXF_KEY = b"\x06\x0e\x2b\x34"
 _BLOCK = 2**16  # packets looked at together
 _CHUNK = 2**20  # bytes read at a time
 _SLICE_END = 8  # bytes behind a slice of FFV1: its size, a status and its checksum
@@ -63,8 +64,8 @@ def is_broken(path: Path, container: str) -> bool:
 
     Args:
         path: a video file.
-        container: libav's name of its format. Only Matroska, Ogg, FLV, ASF, DV, YUV4MPEG and transport streams have
-            parts that are known here.
+        container: libav's name of its format. Only Matroska, Ogg, FLV, ASF, MXF, IVF, AV1's own, DV, YUV4MPEG and
+            transport streams have parts that are known here.
     """
     if container == "mpegts":
         return _is_broken_transport(path)
@@ -189,6 +190,36 @@ def _ogg_part(file: BinaryIO, at: int) -> int | None:
     return 27 + head[26] + sum(file.read(head[26])) if len(head) == 27 else 27
 
 
+def _mxf_part(file: BinaryIO, at: int) -> int | None:
+    """Return the bytes of a value with its key of 16 bytes and its length, whose first byte is one or counts others."""
+    head = file.read(25)
+    if head[:4] != _MXF_KEY:
+        return None
+    more = max(0, head[16] - 0x80) if len(head) > 16 else 0
+    return 17 + more + (int.from_bytes(head[17 : 17 + more]) if more else head[16] if len(head) > 16 else 0)
+
+
+def _ivf_part(file: BinaryIO, at: int) -> int | None:
+    """Return the bytes of the header, or of a frame with its size and time."""
+    head = file.read(8)
+    if at == 0:
+        return int.from_bytes(head[6:8], "little") if head[:4] == b"DKIF" else None
+    return 12 + int.from_bytes(head[:4], "little")
+
+
+def _obu_part(file: BinaryIO, at: int) -> int | None:
+    """Return the bytes of a unit of AV1: head, size in groups of 7 bits from the lowest on, content."""
+    head = file.read(10)
+    if not head[0] & 2:  # without a size
+        return None
+    start, size = 2 if head[0] & 4 else 1, 0
+    for number, byte in enumerate(head[start : start + 8]):
+        size |= (byte & 0x7F) << 7 * number
+        if byte < 0x80:
+            return start + number + 1 + size
+    return len(head) + 1 if len(head) < 10 else None  # it ends within, or is none
+
+
 def _dv_part(file: BinaryIO, at: int) -> int | None:
     """Return the bytes of a frame: 12 sequences of 50 Hz, or 10 of 60 Hz; studio formats have several such blocks."""
     head = file.read(4)
@@ -222,6 +253,9 @@ _PARTS: dict[str, Callable[[BinaryIO, int], int | None]] = {
     "flv": _flv_part,
     "asf": _asf_part,
     "ogg": _ogg_part,
+    "mxf": _mxf_part,
+    "ivf": _ivf_part,
+    "obu": _obu_part,
     "dv": _dv_part,
     "yuv4mpegpipe": _y4m_part,
 }

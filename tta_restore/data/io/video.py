@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import io
 import re
+import zlib
 from array import array
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -39,6 +40,9 @@ _EVEN = 0.95  # fraction of equal steps in time from which on a gap means lost f
 _BROKEN = "damaged or truncated: its parts do not follow each other to its end, or differ from their checksums"
 #: Decoders that notice more damage than libav's own: of VP9, when more is read than a frame holds.
 _STRICT_DECODERS = {"vp9": "libvpx-vp9"}
+#: Streams of which nothing but the decoder shows whether they are whole, and whose decoders read on past their end.
+_OPEN_ENDED = {"hevc", "vvc"}
+_FILLERS = (b"\x55" * 64, b"\xaa" * 64)  # without the marks of such streams
 _TRIED_FRAMES = 5  # of which one has to be interlaced for the video to count as such
 
 
@@ -267,6 +271,8 @@ class VideoFile:
         # AVI stores one time per packet, in order, and none for reordered frames: these take the packets' times.
         times: deque[int] | None = deque() if container.format.name == "avi" else None
         size = None
+        group: list[Any] = []  # packets from the last key frame on
+        is_open_ended = container.format.name in _OPEN_ENDED
         packets = container.demux(stream)
         while True:
             problem: Exception | None = None
@@ -277,6 +283,10 @@ class VideoFile:
                 packet, problem = None, error
             if packet is not None:
                 taken += packet.size > 0
+                if is_open_ended and packet.size:
+                    if packet.is_keyframe or len(group) > longest:
+                        group.clear()
+                    group.append(packet)
                 if times is not None and packet.size and packet.dts is not None:
                     times.append(packet.dts)
                 try:
@@ -325,6 +335,8 @@ class VideoFile:
             self.losses.append(f"damaged: {bad} frames from {first:.1f} s on are lost, {good} frames are good")
         if good == 0:
             raise ImageError(f"{self.path}: damaged video, no frame can be read")
+        if group and not bad and _is_cut(decoder, group):
+            self.losses.append("damaged or truncated: the last frame is not whole")
         if times is not None and not bad:
             held, is_whole = count_avi_frames(self.path, stream.index)
             if not is_whole:
@@ -438,6 +450,28 @@ def _strict_decoder(stream: Any, deep: bool) -> Any:
     # Without "explode" some decoders invent what is missing; without the others they ignore checksums and overflows.
     decoder.options = {"err_detect": "crccheck+bitstream+explode"}
     return decoder
+
+
+def _is_cut(decoder: Any, packets: list[Any]) -> bool:
+    """Return whether the frame of the last packet depends on what follows it.
+
+    Args:
+        decoder: one of the same codec.
+        packets: those from a key frame on.
+    """
+    av = importlib.import_module("av")
+    results = []
+    for filler in _FILLERS:
+        again = av.CodecContext.create(decoder.name, "r")
+        frames: list[int] = []
+        for data in (*map(bytes, packets[:-1]), bytes(packets[-1]) + filler, None):
+            try:
+                decoded = again.decode(None if data is None else av.Packet(data))
+            except Exception:  # libav's own, one class per error number
+                decoded = []
+            frames += (zlib.crc32(frame.to_ndarray(format="rgb24").tobytes()) for frame in decoded)
+        results.append(frames)
+    return results[0] != results[1]
 
 
 def _is_cover(stream: Any) -> bool:
