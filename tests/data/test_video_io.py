@@ -611,6 +611,19 @@ def test_every_packet_of_a_transport_stream_has_its_mark(tmp_path):
     assert is_broken(tmp_path / "a.ts", "mpegts")
 
 
+@pytest.mark.parametrize("codec", ["mpeg1video", "mpeg2video"])
+def test_the_last_packet_of_a_program_stream_is_whole_or_told(tmp_path, codec):
+    """It may be one of sound, which the film's decoder does not meet."""
+    path = tmp_path / "a.mpg"
+    record(path, codec, count=2, format="mpeg" if codec == "mpeg1video" else "vob")
+    content = path.read_bytes()
+    assert not is_broken(path, "mpeg")
+    path.write_bytes(content + b"\0\0\1\xc0\0\x20" + bytes(31))
+    assert is_broken(path, "mpeg")
+    path.write_bytes(content + b"\0\0\1\xc0\0\x20" + bytes(32))
+    assert not is_broken(path, "mpeg")
+
+
 def _without_last_frames(content, count):
     """Return an AVI file whose last frames are dropped ones: chunks of zero bytes, and filler."""
     content = bytearray(content)

@@ -17,6 +17,7 @@ __all__ = ["count_avi_frames", "ffv1_checksums", "is_broken"]
 _ASF_DATA = bytes.fromhex("3626b2758e66cf11a6d900aa0062ce6c")
 _PACKETS = ((188, 0), (192, 4), (204, 0))  # bytes of a packet of a transport stream, and where in it its mark is
 _MARK = 0x47
+_PACK, _END = 0xBA, 0xB9  # codes of a program stream
 _MXF_KEY = b"\x06\x0e\x2b\x34"
 _BLOCK = 2**16  # packets looked at together
 _CHUNK = 2**20  # bytes read at a time
@@ -64,8 +65,8 @@ def is_broken(path: Path, container: str) -> bool:
 
     Args:
         path: a video file.
-        container: libav's name of its format. Only Matroska, Ogg, FLV, ASF, MXF, IVF, AV1's own, DV, YUV4MPEG and
-            transport streams have parts that are known here.
+        container: libav's name of its format. Only Matroska, Ogg, FLV, ASF, MPEG, MXF, IVF, AV1's own, DV, YUV4MPEG
+            and transport streams have parts that are known here.
     """
     if container == "mpegts":
         return _is_broken_transport(path)
@@ -190,6 +191,16 @@ def _ogg_part(file: BinaryIO, at: int) -> int | None:
     return 27 + head[26] + sum(file.read(head[26])) if len(head) == 27 else 27
 
 
+def _mpeg_part(file: BinaryIO, at: int) -> int | None:
+    """Return the bytes of a pack's header or of a packet of a program stream."""
+    head = file.read(14).ljust(14, b"\0")
+    if head[:3] != b"\0\0\1" or (at == 0 and head[3] != _PACK):
+        return None
+    if head[3] == _PACK:
+        return 14 + (head[13] & 7) if head[4] >= 0x40 else 12  # of MPEG-2 and MPEG-1
+    return 4 if head[3] == _END else 6 + int.from_bytes(head[4:6])
+
+
 def _mxf_part(file: BinaryIO, at: int) -> int | None:
     """Return the bytes of a value with its key of 16 bytes and its length, whose first byte is one or counts others."""
     head = file.read(25)
@@ -253,6 +264,7 @@ _PARTS: dict[str, Callable[[BinaryIO, int], int | None]] = {
     "flv": _flv_part,
     "asf": _asf_part,
     "ogg": _ogg_part,
+    "mpeg": _mpeg_part,
     "mxf": _mxf_part,
     "ivf": _ivf_part,
     "obu": _obu_part,
