@@ -53,7 +53,7 @@ def test_chunks_of_png_files(tmp_path, capsys):
     ]  # fmt: skip
     lost = [(b"bKGD", bytes(6)), (b"sBIT", b"\5\6\5"), (b"prVT", b"do not")]
     path = png_file(tmp_path / "a.png", *kept, *lost, (b"tIME", bytes(7)))
-    assert restored(path, tmp_path / "b.png", capsys) == ["PNG chunks left out: bKGD, sBIT, prVT"]
+    assert restored(path, tmp_path / "b.png", capsys) == ["PNG chunks left out: bKGD, sBIT, prVT, tIME"]
     assert chunks(tmp_path / "b.png") == kept
     notes = restored(path, tmp_path / "b.tif", capsys)
     assert notes[1:] == ["PNG chunks left out: cHRM, mDCV, cLLI, oFFs, prVt"]
@@ -221,6 +221,15 @@ def test_metadata_of_jpeg_2000_files(tmp_path, capsys):
     written = PilImage.Exif()
     written.load(image.exif)
     assert written[271] == "camera"
+    assert read_image(tmp_path / "a.jp2").text == ()
+    segments = [
+        struct.pack(">3H", 0xFF64, 4 + len(text), kind) + text for kind, text in ((1, b"At home"), (0, b"\1\2"))
+    ]
+    at = content.index(b"\xff\x52")
+    (tmp_path / "a.jp2").write_bytes(content[content.index(b"\xff\x4f") : at] + b"".join(segments) + content[at:])
+    notes = restored(tmp_path / "a.jp2", tmp_path / "b.png", capsys)
+    assert notes == ["JPEG 2000 comment that is no text: left out"]
+    assert read_image(tmp_path / "b.png").text == (("Comment", "At home"),)
 
 
 def test_header_lines_of_radiance_files_are_named(tmp_path, capsys):

@@ -27,6 +27,8 @@ _CONTAINERS = {
     b"jp2h": 0,
     b"res ": 0,
 }  # boxes in boxes, and the bytes before the first inner one
+#: How comments of JPEG 2000 begin that encoders write about themselves.
+_OF_ENCODERS = (b"Created by OpenJPEG", b"Kakadu-", b"Kdu-Layer-Info")
 _UUID_XMP = bytes.fromhex("be7acfcb97a942e89c71999491e3afac")
 _UUID_EXIF = b"JpgTiffExif->JP2"
 _SRGB_PRIMARIES, _SRGB_CURVES = (1, 2), (1, 2, 6, 13, 14, 15)  # 2: not declared
@@ -91,9 +93,14 @@ def jpeg_2000_size(content: bytes) -> tuple[int, int, int]:
 
 
 def jpeg_2000_metadata(content: bytes) -> dict[str, Any]:
-    """Return color profile, EXIF, XMP and resolution of a JPEG 2000 file, and notes on its other boxes."""
+    """Return color profile, EXIF, XMP, resolution and comments of a JPEG 2000 file, and notes on its other boxes."""
     found: dict[str, Any] = {}
     lost: dict[str, None] = {}
+    for is_text, comment in _jpeg_2000_comments(content):
+        if is_text:
+            found["text"] = (*found.get("text", ()), ("Comment", comment.decode("latin-1")))
+        else:
+            found["notes"] = ["JPEG 2000 comment that is no text: left out"]
     if content[4:8] != b"jP  ":
         return found
     for kind, data in _walk(content):
@@ -111,8 +118,19 @@ def jpeg_2000_metadata(content: bytes) -> dict[str, Any]:
         elif kind in (b"uuid", b"xml ", b"asoc", b"jp2i", b"uinf"):
             lost[kind.decode().strip()] = None
     if lost:
-        found["notes"] = [f"JPEG 2000 boxes left out: {', '.join(lost)}"]
+        found.setdefault("notes", []).append(f"JPEG 2000 boxes left out: {', '.join(lost)}")
     return found
+
+
+def _jpeg_2000_comments(content: bytes) -> Iterator[tuple[bool, bytes]]:
+    """Yield the users' comments in the main header of a code stream, and whether they are text in Latin-1."""
+    at = content.find(b"\xff\x4f\xff\x51") + 2
+    while at > 1 and at + 6 <= len(content) and content[at : at + 2] != b"\xff\x90":  # where tiles begin
+        marker, length, kind = struct.unpack_from(">HHH", content, at)
+        comment = content[at + 6 : at + 2 + length]
+        if marker == 0xFF64 and not comment.startswith(_OF_ENCODERS):
+            yield kind == 1, comment
+        at += 2 + max(length, 2)
 
 
 def jpeg_xl_code_stream(content: bytes) -> bytes:

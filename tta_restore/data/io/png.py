@@ -38,7 +38,7 @@ _COLOR = (b"cHRM", b"sRGB", b"mDCV", b"cLLI")
 _SIZED = (b"oFFs", b"pCAL", b"sCAL", b"sTER")
 #: Chunks that are read elsewhere, that the writer makes anew, or of which animations consist.
 _OWN = (
-    b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS", b"iCCP", b"eXIf", b"tIME", b"acTL", b"fcTL", b"fdAT",
+    b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS", b"iCCP", b"eXIf", b"acTL", b"fcTL", b"fdAT",
 )  # fmt: skip
 _SRGB_CHROMATICITIES = struct.pack(">8I", 31270, 32900, 64000, 33000, 30000, 60000, 15000, 6000)
 _SAFE_TO_COPY = 0x20  # bit of the last letter of a chunk's type
