@@ -165,3 +165,18 @@ def test_a_file_without_weights_by_name_is_refused(content, tmp_path):
     torch.save(content, tmp_path / "a.pth")
     with pytest.raises(ValueError, match="a.pth: expected weights by name, got"):
         load_restorer(str(tmp_path / "a.pth"))
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "config"),
+    [
+        ("ifan", "restorer", {"base_channels": 10**8}),
+        ("small_unet", "restorer", {"widths": (10**4, 10**5, 10**6)}),
+        ("patch_critic", "discriminator", {"base_channels": 10**6}),
+    ],
+)
+def test_weights_without_memory_for_them_are_refused_at_once(name, kind, config):
+    state = torch.random.get_rng_state()
+    with pytest.raises(ValueError, match=rf"model '{name}': its weights need .* memory"):
+        build_module(name, config=config, kind=kind)
+    assert torch.equal(torch.random.get_rng_state(), state)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from tta_restore.engine.run.device import physical_memory
 from tta_restore.engine.run.names import SHIPPED_MODELS
 from tta_restore.engine.run.settings import Named, typed_keywords
 from tta_restore.engine.run.usage import UsageError
@@ -142,11 +143,35 @@ def build_module(
     if not _is_registered(name, kind):
         raise ValueError(f"no {kind} {name!r}; there are: {', '.join(list_models(kind))}")
     try:
+        if checkpoint is None and options and not is_plugin(name):
+            _expect_memory(name, options)
         if state is None:
             return create_model(name, checkpoint=checkpoint, **options)
         return load_checkpoint(create_model(name, **{**state[0].get("config", {}), **options}), state[1])
     except TypeError as error:
         raise ValueError(f"model {name!r}: {error}") from error
+
+
+def _expect_memory(name: str, config: Mapping[str, Any]) -> None:
+    """Expect that the weights of a registered network fit into memory, before the first one is drawn.
+
+    Raises:
+        ValueError: they do not.
+    """
+    try:
+        with torch.device("meta"), torch.random.fork_rng(devices=[]):
+            module = create_model(name, **config)
+    except Exception as error:
+        if "overflow" in str(error).lower():
+            raise ValueError(f"model {name!r}: its weights need more memory than any machine has") from error
+        return  # it needs values, or its error comes again
+    needed = sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
+    available = physical_memory()
+    if available is not None and needed > available:
+        raise ValueError(
+            f"model {name!r}: its weights need {needed / 1e9:.3g} GB of memory, and this machine has "
+            f"{available / 1e9:.3g} GB"
+        )
 
 
 def _conditioned(name: str, checkpoint: str | Path | None, options: Mapping[str, Any], kind: str) -> BlurConditioned:
