@@ -88,6 +88,19 @@ def test_raw_folders_mix_their_splits_only_where_a_list_tells_them_apart(tmp_pat
     assert [clip.name for clip in find_clips(tmp_path, "realblur", "train")] == ["scene3"]
 
 
+@pytest.mark.parametrize(
+    ("encoding", "end"), [("utf-8-sig", "\r\n"), ("utf-16", "\r\n"), ("utf-8", "\r"), ("utf-8-sig", "\n")]
+)
+def test_lists_of_any_editor_are_read(tmp_path, encoding, end):
+    for scene in ("scene0", "my scene 1", "scene2"):
+        for folder in ("blur", "gt"):
+            write(tmp_path / scene / folder / "1.png", 1)
+    (tmp_path / "test.txt").write_bytes(end.join(("scene0", "a/my scene 1/gt/1.png", "")).encode(encoding))
+    (tmp_path / "more_test.txt").mkdir()
+    assert [clip.name for clip in find_clips(tmp_path, "realblur", "test")] == ["my scene 1", "scene0"]
+    assert [clip.name for clip in find_clips(tmp_path, "realblur", "train")] == ["scene2"]
+
+
 def test_a_registered_layout_is_known_by_its_name(tmp_path):
     layouts.register_layout("mine", clips=[("{split}/{video}/noisy", "{split}/{video}/clean")])
     layouts.register_layout("mine", pairs={"val": [("low", "high")]})

@@ -134,6 +134,17 @@ def test_a_constant_photo_teaches_nothing(tmp_path):
     assert "constant" in record.messages[-1]
 
 
+def test_photos_of_one_name_in_two_formats_have_their_own_previews(tmp_path):
+    restorer = PhotoRestorer("denoiser", tmp_path / "out", task="denoise")  # flat photos teach nothing
+    records = []
+    for name, level in (("a.png", 0.2), ("a.jpg", 0.8)):
+        write_image(tmp_path / name, Image(torch.full((3, 16, 16), level)))
+        records.append(restorer.restore(tmp_path / name))
+    for record, level in zip(records, (0.2, 0.8), strict=True):
+        for shown in (record.before, record.after, record.result):
+            assert read_image(shown).pixels.mean().item() == pytest.approx(level, abs=0.1)
+
+
 @pytest.mark.filterwarnings("ignore:recommended. the model has no weights to adapt")
 def test_large_photos_are_shown_where_adaptation_changed_most(tmp_path, monkeypatch):
     monkeypatch.setattr("tta_restore.engine.serve.photos._DETAIL", 16)
@@ -197,6 +208,12 @@ def test_a_run_ends_with_results_and_a_checkpoint(photo, tmp_path):
         assert archive.namelist() == ["a-restored.png", "a-restored-2.png"]
     assert last.checkpoint.is_file()
     assert "--model small_unet --checkpoint adapted.safetensors" in last.note
+
+
+def test_names_of_photos_are_shown_as_they_are(tmp_path):
+    (tmp_path / "<b>*x*.png").write_bytes(b"no image")
+    lines = [stage.line for stage in run(tmp_path, [str(tmp_path / "<b>*x*.png")])]
+    assert lines[1] == "1 of 1: &#60;b&#62;&#42;x&#42;.png"
 
 
 def test_the_command_in_the_note_runs(photo, tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -121,11 +122,18 @@ def _listed(root: Path, split: str, videos: list[str]) -> set[str]:
     """Return the videos that the text files of a split name."""
     found: set[str] = set()
     for path in sorted(root.glob("*.txt")):
-        if split not in re.split(r"[^a-z]+", path.stem.lower()):
+        if split not in re.split(r"[^a-z]+", path.stem.lower()) or not path.is_file():
             continue
-        words = re.split(r"[\s/\\,;]+", path.read_text(encoding="utf-8", errors="replace"))
-        found |= set(videos) & set(words)
+        text = _decoded(path.read_bytes())
+        for apart in (r"[\s/\\,;\"']+", r"[\r\n\t/\\,;\"']+"):  # names may hold spaces
+            found |= set(videos) & {word.strip() for word in re.split(apart, text)}
     return found
+
+
+def _decoded(content: bytes) -> str:
+    """Return the text of a file; editors and shells of Windows put a mark first, or write UTF-16."""
+    is_wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return content.decode("utf-16" if is_wide else "utf-8-sig", errors="replace")
 
 
 def _videos(root: Path, pattern: str) -> list[str]:

@@ -22,6 +22,7 @@ from tta_restore.engine.serve.words import (
     TASKS,
     describe_checkpoint,
     describe_photo,
+    escape_text,
     label_photo,
     summarize_photos,
 )
@@ -196,7 +197,8 @@ def restore_photos(
         raise UsageError(_without_folder(str(error), model_file)) from error
     records: list[PhotoRecord] = []
     for number, path in enumerate(paths, 1):
-        yield RunProgress(f"{number} of {len(paths)}: {path.name}", tuple(records), folder, _results(records))
+        line = f"{number} of {len(paths)}: {escape_text(path.name)}"
+        yield RunProgress(line, tuple(records), folder, _results(records))
         with settings.turns.take():
             records.append(restorer.restore(path))
     checkpoint, note = None, ""
@@ -269,9 +271,10 @@ def build_page(settings: PageSettings) -> tuple[Any, dict[str, Any]]:
                 for progress in restore_photos(settings, files, chosen, model, TASKS[removes]):
                     yield _shown_progress(gradio, progress, outputs)
             except UsageError as error:
-                yield {summary: f"**{error}**"}
+                yield {summary: f"**{escape_text(str(error))}**"}
             except Exception as error:  # one line instead of a traceback, and the page goes on
-                yield {summary: f"**{type(error).__name__}: {next(iter(str(error).splitlines()), '')[:200]}**"}
+                first = next(iter(str(error).splitlines()), "")[:200]
+                yield {summary: f"**{type(error).__name__}: {escape_text(first)}**"}
             yield {start: gradio.update(interactive=True), stop: gradio.update(visible=False)}
 
         def select(name: str | None, found: list[PhotoRecord]) -> tuple[Any, Any]:

@@ -189,7 +189,7 @@ class PhotoRestorer:
         after, seconds, note = self._timed(self._adapted, rgb, adapt=reason is None)
         remarks = (*image.notes, *write_image(target, back(after)))
         box = find_most_changed(before, after, _DETAIL)
-        previews = [self.folder / f"{target.stem}.{kind}.png" for kind in ("before", "after")]
+        previews = [self.folder / f"{target.name}.{kind}.png" for kind in ("before", "after")]
         for preview, shown in zip(previews, (before, after), strict=True):
             write_image(preview, Image(shown if box is None else crop(shown, box)))
         if reason is not None:

@@ -7,7 +7,15 @@ from collections.abc import Sequence
 from tta_restore.engine.run.names import SHIPPED_MODELS
 from tta_restore.engine.serve.photos import PhotoRecord
 
-__all__ = ["MODELS", "TASKS", "describe_checkpoint", "describe_photo", "label_photo", "summarize_photos"]
+__all__ = [
+    "MODELS",
+    "TASKS",
+    "describe_checkpoint",
+    "describe_photo",
+    "escape_text",
+    "label_photo",
+    "summarize_photos",
+]
 
 #: Shipped weights -> what they were trained to remove.
 MODELS = {
@@ -51,15 +59,15 @@ def summarize_photos(records: Sequence[PhotoRecord]) -> str:
     elif restored:
         parts.append(f"adaptation is part of {adapted} of the results")
     if lost := [f"{record.name} ({record.error})" for record in records if record.error is not None]:
-        parts.append(f"not restored: {', '.join(map(_plain, lost))}")
+        parts.append(f"not restored: {', '.join(map(escape_text, lost))}")
     return "; ".join(parts) + "."
 
 
 def describe_photo(record: PhotoRecord) -> str:
     """Return trust, cost and messages of a photo as Markdown."""
     if record.error is not None:
-        return f"**{_plain(record.name)}** was not restored: {_plain(record.error)}"
-    lines = [f"**{_plain(record.name)}**, {record.size[1]} x {record.size[0]} pixels", ""]
+        return f"**{escape_text(record.name)}** was not restored: {escape_text(record.error)}"
+    lines = [f"**{escape_text(record.name)}**, {record.size[1]} x {record.size[0]} pixels", ""]
     lines.append(f"- {_trust(record)}")
     if record.gain is not None:
         lines.append(f"- Gain: {record.gain:+.2f} dB over the unadapted model, on held-out pairs degraded alike.")
@@ -122,11 +130,11 @@ def _cost(record: PhotoRecord) -> str:
 
 
 def _sentence(message: str) -> str:
-    text = _plain(message[:1].upper() + message[1:])
+    text = escape_text(message[:1].upper() + message[1:])
     return text if text.endswith(".") else f"{text}."
 
 
-def _plain(text: str) -> str:
+def escape_text(text: str) -> str:
     """Return a text that Markdown and HTML show as it is."""
     return " ".join(text.split()).translate(_ESCAPED)
 
