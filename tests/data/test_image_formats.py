@@ -14,7 +14,7 @@ import torch
 from PIL import Image as PilImage
 from PIL import ImageCms
 
-from tta_restore.data.io import color, png
+from tta_restore.data.io import color, jpeg, png
 from tta_restore.data.io.formats import detect_format
 from tta_restore.data.io.image import read_image
 from tta_restore.data.io.image_writer import FORMATS, write_image
@@ -390,6 +390,21 @@ def test_damage_within_a_jpeg_file_is_told(progressive, tmp_path):
         image = read_image(path, keep_going=True)
         assert "truncated or damaged JPEG" in image.losses[0]
         assert image.pixels.shape == (3, 64, 64)
+
+
+def test_jpeg_files_of_fewer_or_more_samples_than_rows_are_told(tmp_path):
+    array = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+    whole = pillow("JPEG", array=array)
+    middle, path = len(whole) * 2 // 3, tmp_path / "a.jpg"
+    path.write_bytes(whole[: middle - 600] + whole[middle:])
+    with pytest.raises(ImageError, match="truncated or damaged JPEG: its samples end early"):
+        read_image(path)
+    assert jpeg.compare_length(path.read_bytes()) == -1
+    path.write_bytes(whole[:middle] + whole[middle - 600 :])
+    assert read_image(path).notes == ("JPEG with samples behind its last row: damaged, or padded",)
+    for filler in (b"", bytes(14), b"\xff" * 3):
+        path.write_bytes(whole[:-2] + filler + b"\xff\xd9")
+        assert read_image(path).notes == ()
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])

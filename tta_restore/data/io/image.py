@@ -179,8 +179,12 @@ def _decode(content: bytes, kind: str, max_pixels: int) -> Image:
         except ImageError:
             pass  # it was not the metadata
         raise
-    if kind == "JPEG" and jpeg.is_damaged(content):
+    with _pillow_limit:
+        length = jpeg.compare_length(content) if kind == "JPEG" else 0
+    if length < 0 or (kind == "JPEG" and jpeg.is_damaged(content)):
         raise ImageError("truncated or damaged JPEG: its samples end early, or cannot be decoded")
+    if length > 0:
+        return replace(image, notes=(*image.notes, "JPEG with samples behind its last row: damaged, or padded"))
     return image
 
 

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import importlib
+import io
 import re
 import struct
 from collections.abc import Iterator
 from typing import Any
 
-__all__ = ["add_iptc", "end_of_image", "is_damaged", "read_metadata", "read_size", "unsupported_process"]
+import numpy as np
+
+__all__ = [
+    "add_iptc",
+    "compare_length",
+    "end_of_image",
+    "is_damaged",
+    "read_metadata",
+    "read_size",
+    "unsupported_process",
+]
 
 _JPEG_LS = 0xF7
 _LOSSLESS = {0xC3, 0xC7, 0xCB, 0xCF}
@@ -20,7 +31,9 @@ _XMP = b"http://ns.adobe.com/xap/1.0/\0"
 _IPTC = 0x0404
 _LASTING_RESOURCES = {*range(0x07D0, 0x0BB7), 0x0BB7, 0x040A, 0x0414, 0x0428, 0x0435}  # paths, copyright, aspect, ...
 _MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])")  # with a segment behind it, or the end of the image
-_END = b"\xd9"
+_TABLES, _SCAN, _END = 0xC4, 0xDA, 0xD9
+_SEQUENTIAL = {0xC0, 0xC1}  # starts of frame
+_AHEAD = 8  # bytes up to which the decoder reads ahead
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # start of frame
 
 
@@ -47,10 +60,17 @@ def unsupported_process(content: bytes) -> str | None:
 
 def end_of_image(content: bytes) -> int:
     """Return where a JPEG image ends in its file: behind it may lie a gain map, a video or a smaller copy."""
+    return next((at for marker, at in _markers(content) if marker == _END), len(content))
+
+
+def _markers(content: bytes) -> Iterator[tuple[int, int]]:
+    """Yield the markers of an image, those between and within its scans too, and where they end."""
     at = 2
-    while (found := _MARKER.search(content, at)) is not None and found[1] != _END:
+    while (found := _MARKER.search(content, at)) is not None:
+        yield found[1][0], found.end()
+        if found[1][0] == _END:
+            return
         at = found.end() + int.from_bytes(content[found.end() : found.end() + 2])
-    return found.end() if found is not None else len(content)
 
 
 def is_damaged(content: bytes) -> bool:
@@ -71,6 +91,49 @@ def is_damaged(content: bytes) -> bool:
         return True
     except av.error.FFmpegError:  # arithmetic coding, rare kinds of subsampling
         return False
+    return False
+
+
+def compare_length(content: bytes) -> int:
+    """Return -1 where the samples of a JPEG image end before its last row, 1 where some are left behind it, else 0.
+
+    Codes are of variable length, so that few kinds of damage leave as many samples as there were. Returns 0 for images
+    of several scans, and for processes that Pillow does not read.
+    """
+    markers = list(_markers(content))
+    kinds = [marker for marker, _ in markers]
+    if kinds.count(_SCAN) != 1 or kinds[-1] != _END or _TABLES not in kinds or not _SEQUENTIAL & set(kinds):
+        return 0
+    scan, end = markers[kinds.index(_SCAN)][1], markers[-1][1] - 2
+    start = scan + int.from_bytes(content[scan : scan + 2])
+    used = len(content[:end].rstrip(b"\xff\0"))  # some cameras fill up to a multiple of some bytes
+    try:
+        if not _reaches_end(content[:end] + bytes(_AHEAD)):
+            return -1
+        return int(_reaches_end(content[: max(start, used - _AHEAD)]))
+    except OSError:  # no image that Pillow reads
+        return 0
+
+
+def _reaches_end(content: bytes) -> bool:
+    """Return whether the decoder gets to the last row of an image without a mark at its end, where it waits for more.
+
+    Raises:
+        OSError: Pillow does not read it.
+    """
+    from PIL import Image as PilImage
+
+    with PilImage.open(io.BytesIO(content)) as picture:
+        kind, extents, _, options = picture.tile[0]
+    for level in (0, 255):  # of the canvas: what stays so in both has not been decoded
+        canvas = PilImage.new(picture.mode, picture.size, (level,) * len(picture.getbands()))
+        decoder = PilImage._getdecoder(picture.mode, kind, options, picture.decoderconfig)
+        decoder.setimage(canvas.im, extents)
+        _, error = decoder.decode(content)
+        if error:
+            raise OSError(f"error {error} of Pillow's decoder")
+        if (np.asarray(canvas.crop((0, canvas.height - 1, canvas.width, canvas.height))) != level).any():
+            return True
     return False
 
 
