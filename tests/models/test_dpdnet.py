@@ -31,6 +31,8 @@ def written_out(weights, x):
 
 
 class TestDPDNet(ModuleTests):
+    compiler = "eager"
+
     def module(self, **factory):
         return models.create_model("dpdnet_s", width=4, **factory)
 

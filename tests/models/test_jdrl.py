@@ -118,6 +118,8 @@ def test_fusion_is_the_released_one():
 
 
 class TestUNet(ModuleTests):
+    compiler = "eager"
+
     def module(self, **factory):
         return models.create_model("jdrl_unet", width=2, prior=True, **factory)
 

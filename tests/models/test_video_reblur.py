@@ -69,6 +69,7 @@ def shallow(monkeypatch):
 
 @pytest.mark.usefixtures("shallow")
 class TestAttention(ModuleTests):
+    compiler = "eager"
     dtypes = (torch.float32, torch.float64, torch.bfloat16)
     fusion = "attention"
 

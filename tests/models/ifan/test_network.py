@@ -335,6 +335,8 @@ def test_probe_finds_nothing_odd():
 
 
 class TestIfan(ModuleTests):
+    compiler = "eager"
+
     def module(self, **factory):
         return models.create_model("ifan", **SMALL, **factory)
 
@@ -343,6 +345,8 @@ class TestIfan(ModuleTests):
 
 
 class TestDual(ModuleTests):
+    compiler = "eager"
+
     def module(self, **factory):
         return models.create_model("ifan_dual", **SMALL, **factory)
 
