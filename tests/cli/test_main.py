@@ -27,6 +27,7 @@ from tta_restore.data.io.atomic import exclusive_lock
 from tta_restore.data.io.image import read_image
 from tta_restore.data.io.image_writer import write_image
 from tta_restore.data.io.pixels import Image
+from tta_restore.data.synthetic import defocus
 from tta_restore.engine.demo import demo
 from tta_restore.engine.demo import train as train_demo
 from tta_restore.engine.evaluate import unseen_lenses
@@ -490,7 +491,8 @@ def test_a_file_that_is_named_like_an_option_can_be_given(folder, capsys):
     assert (folder / "out/-x.png").exists()
 
 
-def test_evaluate_on_ones_own_photographs(folder, capsys):
+def test_evaluate_on_ones_own_photographs(folder, capsys, monkeypatch):
+    monkeypatch.setattr(defocus, "TEST", defocus.TEST[:1])
     assert main(["evaluate", "--photos", "absent"]) == 2
     assert "there is no folder absent" in capsys.readouterr().err
     assert main(["evaluate", "--photos", "in", "--data", "X=in"]) == 2
