@@ -91,7 +91,7 @@ class AdapterTests:
         before = picture(net)
         adapter = self.make(recipe, network, net)
         start = copy.deepcopy(adapter.state_dict())
-        stream = frames(network)
+        stream = frames(network, 2)
         given = [x.clone() for x in stream]
         outputs = list(adapter.stream(stream))
         assert same_bits(picture(net), before)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+#: Networks that the tables built, with a name each. Those of one name are the same.
+BUILT: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
 
 
 def conv(inputs: int, outputs: int, **options: Any) -> nn.Conv2d:

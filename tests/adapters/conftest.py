@@ -1,10 +1,12 @@
-"""One thread, because tiny tensors gain nothing from two, and one estimate per frame."""
+"""One thread, because tiny tensors gain nothing from two; one estimate per frame, one examination per network."""
 
 import dataclasses
 
 import pytest
 import torch
+from adapters.body import BUILT
 
+from tta_restore.adapters import backbone
 from tta_restore.degradations import Estimator
 
 
@@ -32,4 +34,23 @@ def estimates():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Estimator, "read", remember)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def examinations():
+    """Examine each network of the tables once: adapters around others of the same name find the same."""
+    examine, found = backbone.examine_copies, {}
+
+    def remember(make, restorer, frame, arguments, **options):
+        name = BUILT.get(getattr(restorer.module, "_orig_mod", restorer.module))
+        key = (name, frame.shape, *arguments, *options.values())
+        if name is None or key not in found:
+            findings = examine(make, restorer, frame, arguments, **options)
+            found[key] = dataclasses.replace(findings, replicas=None)
+            return findings
+        return found[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backbone, "examine_copies", remember)
         yield

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from adapters.body import Body, changed, conv
+from adapters.body import BUILT, Body, changed, conv
 from adapters.keeping import KEEPING, NOT_EXCHANGED
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
@@ -513,7 +513,9 @@ def build(style: str) -> nn.Module:
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.manual_seed(0)
-        return STYLES[style]()
+        net = STYLES[style]()
+    BUILT[net] = f"styles: {style}"
+    return net
 
 
 def frames(style: str, count: int = 3, *, clip: bool = False, width: int = 24) -> list[Tensor]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from adapters.body import BUILT
 from torch import Tensor, nn
 
 from tta_restore.models import RestorerSpec, SizeRequirements, create_model
@@ -218,7 +219,9 @@ def build(name: str) -> nn.Module:
     """The same network every time, in the train mode that modules are born in."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return ZOO[name]()
+        net = ZOO[name]()
+    BUILT[getattr(net, "_orig_mod", net)] = f"zoo: {name}"
+    return net
 
 
 def frames(name: str, count: int = 3, *, batch: int = 1, height: int = 16, width: int = 24) -> list[Tensor]:
