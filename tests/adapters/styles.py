@@ -481,10 +481,12 @@ def _colors(image: Tensor) -> Tensor:
     return F.adaptive_avg_pool2d(image, (1, 2)).flatten(2).mT
 
 
-def pairs(method: type[adapters.DegradationPairs], net: Any, **options: Any) -> adapters.DegradationPairs:
+def pairs(
+    method: type[adapters.DegradationPairs], net: Any, estimator: nn.Module | None = None, **options: Any
+) -> adapters.DegradationPairs:
     sharp = torch.rand(2, 3, 80, 80, generator=torch.Generator().manual_seed(3))
     small: dict[str, Any] = {"steps": 1, "batch_size": 1, "patch_size": 16, "lr": 1e-2, "task": "denoise"}
-    return method(net, _degradation_estimator(), sharp_images=sharp, **small | options)
+    return method(net, estimator or _degradation_estimator(), sharp_images=sharp, **small | options)
 
 
 METHODS: dict[str, Callable[[Any], Adapter]] = {
@@ -502,7 +504,7 @@ METHODS: dict[str, Callable[[Any], Adapter]] = {
     "RoTTA": lambda net: adapters.RoTTA(net, select="all", interval=1, patch_size=16),
     "SRTTA": lambda net: adapters.SRTTA(net, steps=1, num_patches=1, patch_size=16),
     "ReblurConsistency": lambda net: adapters.ReblurConsistency(net, _lens_estimator(), steps=1),
-    "ReblurPairs": lambda net: adapters.ReblurPairs(net, _lens_estimator(), steps=1),
+    "ReblurPairs": lambda net: pairs(adapters.ReblurPairs, net, _lens_estimator(), task="defocus"),
     "MetaTransfer": lambda net: adapters.MetaTransfer(
         net, Smear(), num_patches=1, patch_size=16, min_sharpness_gain=0.0
     ),

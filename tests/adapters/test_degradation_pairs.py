@@ -143,7 +143,7 @@ def test_what_explains_a_frame():
 
 def test_what_fits_already_is_not_harmed():
     x, _ = _frame(15)
-    first = DegradationPairs(Filter(), spec=DENOISE, steps=96)
+    first = DegradationPairs(Filter(), spec=DENOISE, steps=48, lr=1e-2)
     first(x)
     adapter = DegradationPairs(first.export("teacher"), spec=DENOISE, steps=96)
     assert _gain(adapter, *_frame(15, seed=3)) > -0.1
@@ -496,7 +496,7 @@ def test_trust_grows_with_the_lead_and_falls_with_what_is_read_badly(task, blur,
 def test_merged_weights_have_a_lead_of_their_own(monkeypatch):
     """A change of the camera is noticed by what they would lose, not by what the student had gained."""
     monkeypatch.setattr(_blend, "choose", lambda *a, **options: _blend.grid().tolist().index([0.0, 0.8, 0.2]))
-    adapter = DegradationPairs(Filter(), spec=DENOISE, steps=48, lr=1e-2, calibration_frames=1)
+    adapter = DegradationPairs(Filter(), spec=DENOISE, steps=24, lr=1e-2, calibration_frames=1)
     student = adapter.adapt(_frame(20)[0]).metrics["lead"]
     assert adapter.phase == "steady"
     assert adapter.memory["weights"] == [0.0, 0.0, 1.0]
@@ -595,12 +595,12 @@ def _shared_frame(noise: float, seed: int = 3) -> tuple[Tensor, Tensor]:
 
 def test_frames_whose_channels_share_their_noise_are_adapted_to_with_such_noise():
     x, y = _shared_frame(30)
-    adapter = DegradationPairs(Filter(), spec=DENOISE)
+    adapter = DegradationPairs(Filter(), spec=DENOISE, steps=48, lr=1e-2)
     assert _gain(adapter, x, y) > 1
     assert adapter.reading.between_channels > 0.9
     assert adapter.report.metrics["trust"] > 0.5
     assert not adapter.memory["gray"]
-    other = DegradationPairs(Filter(), spec=DENOISE)
+    other = DegradationPairs(Filter(), spec=DENOISE, steps=48, lr=1e-2)
     other.load_state_dict(adapter.state_dict())
     assert other.reading.between_channels == adapter.reading.between_channels
 
@@ -625,7 +625,7 @@ def test_shown_noise_may_be_removed_by_models_that_were_not_made_for_it():
 
 def test_what_the_source_removes_does_not_speak_against_noise_that_is_shown(monkeypatch):
     found = {"source": 0.3, "teacher": 0.0}
-    adapter = DegradationPairs(Filter(), spec=DENOISE, steps=48, lr=1e-2, calibration_frames=1)
+    adapter = DegradationPairs(Filter(), spec=DENOISE, steps=24, lr=1e-2, calibration_frames=1)
     monkeypatch.setattr(_trust, "weighs_content", lambda lead, explained: False)
     for x, shown in ((_shared_frame(30)[0], True), (_frame(40)[0], False)):
         roles = iter(found)
@@ -697,12 +697,12 @@ def _filtered_frame(noise: float, pixels: float = 0.7, seed: int = 3) -> tuple[T
 
 def test_frames_whose_noise_correlates_between_pixels_are_adapted_to_with_such_noise():
     x, y = _filtered_frame(30)
-    adapter = DegradationPairs(Filter(), spec=DENOISE)
+    adapter = DegradationPairs(Filter(), spec=DENOISE, steps=48, lr=1e-2)
     assert _gain(adapter, x, y) > 1
     assert adapter.reading.between_pixels == pytest.approx(0.7, abs=0.06)
     assert adapter.report.metrics["trust"] > 0.5
     assert adapter.report.metrics["noise_filter"] == adapter.reading.between_pixels
-    other = DegradationPairs(Filter(), spec=DENOISE)
+    other = DegradationPairs(Filter(), spec=DENOISE, steps=48, lr=1e-2)
     other.load_state_dict(adapter.state_dict())
     assert other.reading.between_pixels == adapter.reading.between_pixels
     assert other.memory["filtered"]
@@ -728,7 +728,7 @@ def test_pairs_and_the_test_on_the_frame_have_the_correlation_of_its_noise(monke
     (0.3, 0.32, True), (0.3, 0.3, True), (0.3, 0.1, False), (0.3, -0.5, False), (0.0, -0.5, True),
 ])  # fmt: skip
 def test_a_student_for_filtered_noise_may_remove_as_much_content_as_the_source(monkeypatch, student, source, trusted):
-    adapter = DegradationPairs(Filter(), spec=DENOISE, calibration_frames=1)
+    adapter = DegradationPairs(Filter(), spec=DENOISE, steps=24, lr=1e-2, calibration_frames=1)
     x, found = _filtered_frame(30)[0], iter([source, student])
     monkeypatch.setattr(DegradationPairs, "_structure_excess", lambda *_: next(found))
     adapter.adapt(x)
@@ -752,7 +752,7 @@ def test_a_source_that_removes_no_content_excuses_none():
 
 def test_filtered_noise_that_channels_share_is_judged_as_other_noise_without_color(monkeypatch):
     """On frames without steps, too: the student is compared with the source once, not twice."""
-    adapter = DegradationPairs(Filter(), spec=DENOISE, calibration_frames=1)
+    adapter = DegradationPairs(Filter(), spec=DENOISE, steps=24, lr=1e-2, calibration_frames=1)
     x = _filtered_frame(30)[0]
     adapter.adapt(x)
     adapter.memory.update(shared=True, weights=[0.0, 0.0, 1.0], correlation=[0.0] * 4)

@@ -22,7 +22,7 @@ def _frames(lens: optics.Lens, count: int, seed: int = 11) -> list[defocus.Defoc
 def test_it_learns_a_lens_that_the_restorer_never_saw():
     frames = _frames(optics.Lens("ring", optics.ring(0.5), (2.5, 4.0)), 2)
     model = _specialist()
-    adapter, frozen = ReblurPairs(model, steps=12), SelfEnsemble(model)
+    adapter, frozen = ReblurPairs(model, steps=12, batch_size=4), SelfEnsemble(model)
     gains = []
     for frame in frames:
         x, y = frame.blurry[None], frame.sharp[None]
@@ -32,7 +32,7 @@ def test_it_learns_a_lens_that_the_restorer_never_saw():
 
 
 def test_looking_at_the_lens_changes_nothing():
-    adapter = ReblurPairs(_specialist(), steps=1, lr=1e-4)
+    adapter = ReblurPairs(_specialist(), steps=1, lr=1e-4, batch_size=1)
     x = _frames(defocus.SOURCE, 1)[0].blurry[None]
     with pytest.raises(ValueError, match="no frame was seen yet"):
         adapter.aperture()
@@ -57,7 +57,7 @@ def test_models_it_cannot_make_pairs_for():
 def test_a_custom_lens_estimator_is_used_and_left_as_it_was():
     estimator = create_model("lens_estimator", checkpoint="lens_estimator").train()
     before = {name: weight.clone() for name, weight in estimator.state_dict().items()}
-    adapter = ReblurPairs(_specialist(), estimator, steps=1, lr=1e-4)
+    adapter = ReblurPairs(_specialist(), estimator, steps=1, lr=1e-4, batch_size=1)
     assert adapter.estimator.defocus is estimator
     assert not adapter(_frames(defocus.SOURCE, 1)[0].blurry[None]).requires_grad
     assert estimator.training

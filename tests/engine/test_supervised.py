@@ -90,7 +90,7 @@ def test_the_published_schedule():
 
 def test_it_learns_and_resumes_to_the_same_bits(tmp_path):
     held_out = [pairs()(4, torch.Generator().manual_seed(99))]
-    settings = SupervisedSettings(lr=2e-3)
+    settings = SupervisedSettings(lr=4e-3)
 
     def run(out, steps):
         options = {"settings": settings, "validation": held_out, "built": {"restorer": ("ifan", SMALL)}}
@@ -102,7 +102,7 @@ def test_it_learns_and_resumes_to_the_same_bits(tmp_path):
 
     before = mean_scores(SupervisedObjective(build()).eval(), held_out, "cpu")["psnr"]
     parts_before = parts_of(SupervisedObjective(build(), reblur_of(build())))
-    objective = run("whole", 60)
+    objective = run("whole", 40)
     lines = [json.loads(line) for line in (tmp_path / "whole/log.jsonl").read_text().splitlines()]
     after = lines[-1]["validation/psnr"]
     assert after == pytest.approx(mean_scores(objective, held_out, "cpu")["psnr"])
@@ -111,9 +111,9 @@ def test_it_learns_and_resumes_to_the_same_bits(tmp_path):
         assert parts_after[name] < most * parts_before[name]
     assert after > before + 0.1
     assert set(lines[0]) >= {"loss", "image", "disparity", "reblur"}
-    run("short", 9)
+    run("short", 5)
+    run("parts", 3)
     run("parts", 5)
-    run("parts", 9)
     for name in ("restorer", "reblur"):
         whole, parts = (load_file(tmp_path / out / f"{name}.safetensors") for out in ("short", "parts"))
         assert all(torch.equal(whole[key], parts[key]) for key in whole)
