@@ -59,8 +59,8 @@ def test_the_exposure_can_be_learned():
     window, true = windows(pan(0.4, exposure_fraction=0.8))
     reblur = MotionReblur(exposure=0.3)
     assert [name for name, _ in reblur.named_parameters()] == ["exposure"]
-    optimizer = torch.optim.Adam(reblur.parameters(), lr=0.08)
-    for _ in range(20):
+    optimizer = torch.optim.Adam(reblur.parameters(), lr=0.06)
+    for _ in range(30):
         optimizer.zero_grad()
         (inside(reblur(window)) - inside(true)).square().mean().backward()
         optimizer.step()
