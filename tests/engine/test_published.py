@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from _alexnet import save_alexnet
 from safetensors.torch import load_file
 from torch import nn
 
@@ -115,10 +116,7 @@ def test_pixel_pictures_are_turned_and_turned_back(data, tmp_path, brighten):
 
 
 def test_lpips_is_measured_where_a_file_is_given(data, tmp_path, brighten):
-    torchvision = pytest.importorskip("torchvision")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        torch.save(torchvision.models.alexnet(weights=None).state_dict(), tmp_path / "alexnet.pth")
+    save_alexnet(tmp_path / "alexnet.pth")
     said = []
     result = run_published(
         {"RealDOF": data / "RealDOF"}, tmp_path / "out", model="b", limit=1, progress=False, say=said.append,

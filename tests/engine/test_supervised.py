@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from _alexnet import save_alexnet
 from safetensors.torch import load_file
 from torch import nn
 
@@ -198,10 +199,9 @@ def test_refusals():
 
 
 def test_the_lpips_term_is_a_tenth_of_its_square(tmp_path):
-    torchvision = pytest.importorskip("torchvision")
     pytest.importorskip("torchmetrics")
     torch.manual_seed(0)
-    torch.save(torchvision.models.alexnet(weights=None).state_dict(), tmp_path / "alexnet.pth")
+    save_alexnet(tmp_path / "alexnet.pth")
     settings = SupervisedSettings(reblur_weight=0, lpips_weight=0.1, lpips_weights=str(tmp_path / "alexnet.pth"))
     restorer = nn.Conv2d(3, 3, 3, padding=1)
     nn.init.dirac_(restorer.weight)  # what it restores stays in [0, 1], where metric and term agree

@@ -2,23 +2,19 @@
 
 import pytest
 import torch
+from _alexnet import save_alexnet
 
 from tta_restore.metrics import Lpips
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    torchvision = pytest.importorskip("torchvision")
     path = tmp_path_factory.mktemp("weights") / "alexnet.pth"
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        alexnet = torchvision.models.alexnet(weights=None)
-    torch.save(alexnet.state_dict(), path)
-    return path, alexnet.eval()
+    return path, save_alexnet(path)
 
 
 def test_the_definition(weights):
-    path, alexnet = weights
+    path, features = weights
     before = torch.get_rng_state()
     lpips = Lpips(path)
     assert torch.equal(torch.get_rng_state(), before)
@@ -28,7 +24,7 @@ def test_the_definition(weights):
     x, y = ((2 * image - 1 - shift) / scale for image in (a, b))
     expected, heads = torch.zeros(2), iter(lpips.network.lins)
     with torch.no_grad():
-        for layer in alexnet.features:
+        for layer in features:
             x, y = layer(x.clone()), layer(y.clone())
             if isinstance(layer, torch.nn.ReLU):
                 difference = x / x.norm(dim=1, keepdim=True) - y / y.norm(dim=1, keepdim=True)
