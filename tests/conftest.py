@@ -38,6 +38,10 @@ def pytest_collection_finish(session):
     gc.set_threshold(50_000, 20, 20)
 
 
+def pytest_sessionfinish(session):
+    gc.unfreeze()  # else libraries report leaks at the end
+
+
 def pytest_collection_modifyitems(config, items):
     if torch.cuda.is_available() or config.getoption("--device") == "cuda" or config.option.markexpr == "gpu":
         return  # who asks for the GPU gets failures where there is none, not green

@@ -6,6 +6,7 @@ from _fresh import run_program
 from torch.utils.flop_counter import FlopCounterMode
 
 from tta_restore import models, ops
+from tta_restore.models.complexity import extrapolate_macs
 
 FRAME = torch.empty(1, 3, 720, 1280, device="meta")
 APPLICATION = 128 * 90 * 160 * 17 * 2 * 3  # of filters to features, which the published count leaves out
@@ -64,6 +65,31 @@ def test_inference_mode_counts_the_same():
     model = torch.nn.Linear(5, 7)
     with torch.inference_mode():
         assert models.count_macs(model, torch.empty(2, 3, 5)).total == 210
+
+
+class Pooled(torch.nn.Module):
+    """Convolutions, and a product of all pixels with all others if asked for."""
+
+    def __init__(self, attention):
+        super().__init__()
+        self.conv, self.gate = torch.nn.Conv2d(3, 3, 3, stride=2, padding=1), torch.nn.Conv2d(3, 3, 1)
+        self.act, self.attention = torch.nn.ReLU(), attention
+
+    def forward(self, x):
+        half = self.act(self.conv(x))
+        half = half * self.gate(half.mean((2, 3), keepdim=True))
+        if self.attention:
+            half = (half.flatten(2).mT @ half.flatten(2) @ half.flatten(2).mT).mT.reshape(half.shape)
+        return x + torch.nn.functional.interpolate(half, scale_factor=2)
+
+
+@pytest.mark.parametrize("attention", [False, True])
+def test_counts_of_small_frames_give_that_of_a_large_one(attention):
+    model = Pooled(attention)
+    frames = [torch.rand(1, 3, side, side) for side in (24, 26, 28)]
+    found = extrapolate_macs(model, frames, 720 * 1280)
+    assert found == (None if attention else models.count_macs(model, FRAME))
+    assert not any(m._forward_hooks for m in model.modules())
 
 
 def test_counting_within_passes_does_not_import_the_compiler():

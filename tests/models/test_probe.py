@@ -2,11 +2,13 @@
 
 import importlib.util
 import random
+import re
 import sys
 
 import numpy as np
 import pytest
 import torch
+from _fresh import run_program
 from adapters.styles import OneSize
 from adapters.styles import build as build_style
 from torch import nn
@@ -241,6 +243,17 @@ def test_a_model_of_one_channel_is_told():
     report = probe(nn.Conv2d(1, 1, 3, padding=1))
     assert report.spec.in_channels == 1
     assert "1 (color frames are restored channel by channel)" in str(report)
+
+
+def test_the_cost_is_that_of_a_large_frame_without_importing_the_compiler():
+    program = """
+import sys, torch
+from tta_restore.engine.run import info
+from tta_restore.models import as_restorer, probe
+net = torch.nn.Conv2d(3, 3, 3, padding=1)
+print(info._cost(as_restorer(net), probe(net)).splitlines()[1], "torch._dynamo" in sys.modules)
+"""
+    assert re.sub(" +", " ", run_program(program).stdout) == "multiply-adds 0.075 G False\n"
 
 
 def test_the_cost_of_a_model_of_one_size_is_that_of_a_tile():

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -57,12 +59,13 @@ class Operators(TorchDispatchMode):
     Attributes:
         macs: multiply-adds by name of the operator, as far as there is a formula for it.
         biases: number of bias additions, for which torch has no formula.
+        activations: number of values that pass activation modules, where hooks count them.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.macs: dict[str, int] = {}
-        self.biases = 0
+        self.biases = self.activations = 0
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -73,6 +76,11 @@ class Operators(TorchDispatchMode):
     def total(self) -> int:
         """Multiply-adds of all operators."""
         return sum(self.macs.values())
+
+    @property
+    def counts(self) -> Macs:
+        """All that was counted."""
+        return Macs(self.total, self.macs, self.biases, self.activations)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -125,21 +133,50 @@ def count_macs(model: nn.Module, *inputs: Tensor, **arguments: Any) -> Macs:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"count_macs: expected model to be a torch.nn.Module, got {type(model).__name__}")
-    activations = 0
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    # Fake tensors carry the strides of the inputs, since layers choose paths by memory format.
+    with _counted(model) as operators, FakeTensorMode(allow_non_fake_inputs=True), operators:
+        fake = [torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=device) for x in inputs]
+        weights = {n: t.detach() for n, t in (*model.named_parameters(), *model.named_buffers())}
+        functional_call(model, weights, tuple(fake), arguments)
+    return operators.counts
+
+
+def extrapolate_macs(model: nn.Module, frames: Sequence[Tensor], pixels: int) -> Macs | None:
+    """Return the MACs for a frame of some pixels, from calls on small frames of three different sizes.
+
+    Small calls take less time than to import what :func:`count_macs` needs. Returns None where the counts do not grow
+    with the number of pixels along a line, such as those of attention over all pixels.
+    """
+    counts, sizes = [], [frame.shape[-2] * frame.shape[-1] for frame in frames]
+    for frame in frames:
+        with _counted(model) as operators, operators:
+            model(frame)
+        counts.append(operators.counts)
+    if any(one.by_operator.keys() != counts[0].by_operator.keys() for one in counts):
+        return None
+    small, middle, large = ([*one.by_operator.values(), one.biases, one.activations] for one in counts)
+
+    def at(size: int) -> list[Fraction]:
+        part = Fraction(size - sizes[0], sizes[1] - sizes[0])
+        return [first + part * (second - first) for first, second in zip(small, middle, strict=True)]
+
+    if at(sizes[2]) != large:
+        return None
+    *macs, biases, activations = map(int, at(pixels))
+    return Macs(sum(macs), dict(zip(counts[0].by_operator, macs, strict=True)), biases, activations)
+
+
+@contextlib.contextmanager
+def _counted(model: nn.Module) -> Iterator[Operators]:
+    """Yield a mode that also counts what passes the activation modules of a model, which stays as it was."""
+    operators = Operators()
 
     def activated(module: nn.Module, arguments: tuple[Any, ...], out: Tensor) -> None:
-        nonlocal activations
-        activations += out.numel()
+        operators.activations += out.numel()
 
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
     with torch.inference_mode(False), torch.no_grad(), preserve_state(model), contextlib.ExitStack() as stack:
         for module in model.modules():
             if isinstance(module, _ACTIVATIONS):
                 stack.callback(module.register_forward_hook(activated).remove)
-        # Fake tensors carry the strides of the inputs, since layers choose paths by memory format.
-        stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
-        fake = [torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=device) for x in inputs]
-        weights = {n: t.detach() for n, t in (*model.named_parameters(), *model.named_buffers())}
-        with Operators() as operators:
-            functional_call(model, weights, tuple(fake), arguments)
-    return Macs(operators.total, operators.macs, operators.biases, activations)
+        yield operators

@@ -16,11 +16,13 @@ from tta_restore.engine.run.names import SHIPPED_MODELS
 from tta_restore.engine.run.settings import Named
 from tta_restore.engine.run.usage import UsageError
 from tta_restore.engine.run.user_code import guarded
-from tta_restore.models import ProbeReport, Restorer, as_restorer, count_macs, list_models, probe
+from tta_restore.models import Macs, ProbeReport, Restorer, as_restorer, count_macs, list_models, probe
 from tta_restore.models.checkpoint import WEIGHTS
+from tta_restore.models.complexity import extrapolate_macs
 
 __all__ = ["describe"]
 
+_SMALL, _LARGE = 24, 16  # side in pixels of the first frame whose cost is measured, and largest multiple for that
 _OPTIONAL = {
     "tifffile": "io",
     "imagecodecs": "io",
@@ -74,14 +76,35 @@ def describe(
 
 
 def _cost(restorer: Restorer, report: ProbeReport) -> str:
-    """Return the multiply-adds of a 1280x720 frame, or of the largest tile, from shapes on the meta device."""
-    height, width = report.spec.size.largest or report.spec.padded(720, 1280)
-    clip = () if report.spec.frames == 1 else (report.spec.frames or 5,)
-    border = report.spec.border if report.spec.size.largest else 0
+    """Return the multiply-adds of a 1280x720 frame, or of the largest tile."""
+    spec = report.spec
+    height, width = spec.size.largest or spec.padded(720, 1280)
+    border = spec.border if spec.size.largest else 0
     sides = height - 2 * border, width - 2 * border
-    frame = torch.empty(1, *clip, report.spec.in_channels or 3, *sides, device="meta")
+    trial = as_restorer(restorer.module, spec)
     try:
-        counted = str(count_macs(as_restorer(restorer.module, report.spec), frame))
-    except Exception as error:  # a third-party model may raise anything on the meta device
+        macs = _extrapolated(trial, height * width)
+        if macs is None:
+            clip = () if spec.frames == 1 else (spec.frames or 5,)
+            macs = count_macs(trial, torch.empty(1, *clip, spec.in_channels or 3, *sides, device="meta"))
+        counted = str(macs)
+    except Exception as error:  # a third-party model may raise anything where there are no values
         counted = f"not counted: {type(error).__name__}: {str(error).splitlines()[0]}"
     return f"at {width}x{height}:\n{counted}"
+
+
+def _extrapolated(restorer: Restorer, pixels: int) -> Macs | None:
+    """Return the multiply-adds from passes on small frames, None for models that take none, or of clips."""
+    module, spec = restorer.module, restorer.spec
+    if spec is None or spec.frames != 1 or spec.border or max(spec.padded(1, 1)) > _LARGE:
+        return None
+    frames, side = [], _SMALL
+    for _ in range(3):
+        height, width = spec.padded(side, side)
+        frames.append(torch.full((1, spec.in_channels or 3, height, width), 0.5, device=_device(module)))
+        side = max(height, width) + 1
+    return extrapolate_macs(restorer, frames, pixels)
+
+
+def _device(module: Any) -> torch.device:
+    return next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
