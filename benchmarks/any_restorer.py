@@ -320,9 +320,10 @@ def _text(size: int, index: int) -> Tensor:
 
 
 def measure(
-    case: Case, condition: str, names: tuple[str | Path, ...], count: int, seed: int, scenes: str | None = None
-) -> Iterator[dict[str, Any]]:
-    """Measure frame by frame; each is adapted on from the start. ``scenes`` replaces the condition's own."""
+    case: Case, condition: str, names: tuple[str | Path, ...], count: int, seed: int, scenes: str | None = None,
+    first: int = 0,
+) -> Iterator[dict[str, Any]]:  # fmt: skip
+    """Measure frame by frame from ``first`` on; each is adapted on from the start. ``scenes`` replaces the case's."""
     camera, kind = case.conditions[condition]
     kind = scenes or kind
     model, spec = case.load()
@@ -334,6 +335,8 @@ def measure(
         sharp = scene(kind, index, names, case.size * case.scale, generator)
         parameters: Any = camera.sample(generator, 1)
         x = camera.apply(sharp, parameters, generator).expand(-1, 3, -1, -1)
+        if index < first:
+            continue
         sharp = sharp.clamp(0, 1).expand(-1, 3, -1, -1)
         before = x if case.scale == 1 else F.interpolate(x, scale_factor=case.scale, mode="bicubic")
         started = time.process_time()
@@ -383,6 +386,8 @@ def summarize(frames: list[dict[str, Any]]) -> dict[str, float]:
 def save_worst(frames: list[dict[str, Any]], path: Path) -> None:
     """Write the frame with the smallest gain as a PNG file: input, self-ensemble, adapted, sharp."""
     worst = min(frames, key=lambda frame: frame["adapted"] - frame["self_ensemble"])
+    if "images" not in worst:
+        return  # its picture was saved by the run that this one goes on from
     strip = torch.cat([image[0].clamp(0, 1) for image in worst["images"]], -1)
     write_image(path, Image(F.interpolate(strip[None], scale_factor=2)[0]))
 
@@ -414,6 +419,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[7], help="--frames of each")
     parser.add_argument("--worst", type=Path, help="folder for a picture of the worst frame of each row")
     parser.add_argument("--output", type=Path, help="JSON file, written after each frame; other rows in it are kept")
+    parser.add_argument("--resume", action="store_true", help="go on behind the frames that --output has")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     if options.action == "table":
@@ -435,11 +441,15 @@ def main(arguments: list[str] | None = None) -> None:
             if options.only and name not in options.only and f"{name}:{condition}" not in options.only:
                 continue
             others = [r for r in content["rows"] if (r["restorer"], r["condition"]) != (name, condition)]
+            earlier = [
+                one for r in content["rows"] if r not in others for one in r["each"] if one["seed"] in options.seeds
+            ]
             row = {"restorer": name, "condition": condition, "commit": commit, "seeds": options.seeds}
-            frames: list[dict[str, Any]] = []
+            frames = earlier if options.resume else []
             for seed in options.seeds:
-                for frame in measure(case, condition, names, options.frames, seed, options.scenes):
-                    frames.append(frame | {"seed": seed})
+                known = sum(frame["seed"] == seed for frame in frames)
+                for frame in measure(case, condition, names, options.frames, seed, options.scenes, known):
+                    frames.append(frame | {"seed": seed, "commit": commit})
                     if options.worst:
                         save_worst(frames, options.worst / f"{name}-{condition.replace(' ', '_')}.png")
                     each = [{key: value for key, value in one.items() if key != "images"} for one in frames]

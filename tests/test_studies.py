@@ -1,5 +1,6 @@
 """Benchmarks of adaptation: what they compute of frames, and what a run leaves that is cut."""
 
+import dataclasses
 import json
 
 import pytest
@@ -25,11 +26,11 @@ def test_costs_are_counted_in_self_ensembles():
 
 
 def test_a_run_that_is_cut_keeps_its_frames(tmp_path, monkeypatch):
-    def measure(case, condition, names, count, seed, scenes):
-        for index in range(count):
-            if index == 2:
+    def measure(case, condition, names, count, seed, scenes, first):
+        for index in range(first, count):
+            if index == 2 and not first:
                 raise KeyboardInterrupt
-            yield {"input": 20.0, "self_ensemble": 25.0, "adapted": 26.0, "cpu_seconds": 1.0, "images": torch.zeros(1)}
+            yield {"input": 20.0, "self_ensemble": 25.0, "adapted": 26.0 + index, "cpu_seconds": 1.0, "images": 0}
 
     case = any_restorer.Case(lambda: (nn.Identity(), RestorerSpec()), {"own": (None, "photo")})
     monkeypatch.setattr(any_restorer, "cases", lambda real: {"nothing": case})
@@ -39,7 +40,19 @@ def test_a_run_that_is_cut_keeps_its_frames(tmp_path, monkeypatch):
         any_restorer.main(["run", "--frames", "3", "--output", str(output)])
     (row,) = json.loads(output.read_text())["rows"]
     assert row["summary"]["frames"] == len(row["each"]) == 2
-    assert row["summary"]["mean"] == 1
+    assert row["summary"]["mean"] == 1.5
+    any_restorer.main(["run", "--frames", "3", "--resume", "--output", str(output), "--worst", str(tmp_path)])
+    (row,) = json.loads(output.read_text())["rows"]
+    assert [one["adapted"] for one in row["each"]] == [26, 27, 28]
+
+
+def test_a_run_that_goes_on_sees_the_frames_that_a_whole_run_sees(monkeypatch):
+    monkeypatch.setattr(any_restorer.adapters, "recommended", any_restorer.adapters.SelfEnsemble)
+    case = any_restorer.cases(None)["denoiser"]
+    case = dataclasses.replace(case, load=lambda: (nn.Identity(), RestorerSpec()), size=32)
+    whole, rest = (list(any_restorer.measure(case, "near", ("gravel",), 3, 5, first=first)) for first in (0, 2))
+    assert len(rest) == 1
+    assert torch.equal(rest[0]["images"][0], whole[2]["images"][0])
 
 
 def test_extreme_scenes_are_the_extremes_of_their_photograph():
