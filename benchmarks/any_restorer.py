@@ -1,12 +1,14 @@
 """Does any restorer gain by adaptation, and is none harmed?
 
-Restorers for different tasks x conditions that they were trained for or not, each frame a stream of its own: the gain
-in PSNR over the self-ensemble of the same restorer, with nothing but the model given to ``adapters.recommended``.
+Restorers for different tasks x conditions that they were trained for or not: the gain in PSNR over the self-ensemble of
+the same restorer, with nothing but the model given to ``adapters.recommended``. Each frame is a stream of its own, or,
+with ``--stream``, the frames of a seed are those of one camera.
 
     python -m benchmarks.any_restorer run        # photos.DEV: choose settings on these
     python -m benchmarks.any_restorer run --photos FOLDER --frames 20        # photographs of yours
     python -m benchmarks.any_restorer run --photos test --frames 4 --seeds 1 2 3 --output any_restorer.json
     python -m benchmarks.any_restorer run --photos test --scenes extreme --frames 30 --output any_restorer-extreme.json
+    python -m benchmarks.any_restorer run --photos test --stream --frames 12 --only denoiser:near
     python -m benchmarks.any_restorer table benchmarks/results/any_restorer.json
 
 ``--real DIR`` adds published restorers, see ``--help``: their weights are not part of the project.
@@ -321,9 +323,12 @@ def _text(size: int, index: int) -> Tensor:
 
 def measure(
     case: Case, condition: str, names: tuple[str | Path, ...], count: int, seed: int, scenes: str | None = None,
-    first: int = 0,
+    first: int = 0, stream: bool = False,
 ) -> Iterator[dict[str, Any]]:  # fmt: skip
-    """Measure frame by frame from ``first`` on; each is adapted on from the start. ``scenes`` replaces the case's."""
+    """Measure frame by frame from ``first`` on; ``scenes`` replaces the case's.
+
+    Each frame is adapted on from the start, or, with ``stream``, from what was learned on those before.
+    """
     camera, kind = case.conditions[condition]
     kind = scenes or kind
     model, spec = case.load()
@@ -342,7 +347,8 @@ def measure(
         started = time.process_time()
         ensemble = plain(x)
         middle = time.process_time()
-        adapter.reset()
+        if not stream:
+            adapter.reset()
         restored = adapter(x)
         ended = time.process_time()
         report = adapter.report
@@ -416,11 +422,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--photos", default="dev", metavar="dev|test|FOLDER")
     parser.add_argument("--scenes", choices=("extreme",), help=f"other scenes than the conditions': {EXTREMES} crops")
     parser.add_argument("--frames", type=int, default=4)
+    parser.add_argument("--stream", action="store_true", help="one adapter for the frames of a seed, as of one camera")
     parser.add_argument("--seeds", type=int, nargs="+", default=[7], help="--frames of each")
     parser.add_argument("--worst", type=Path, help="folder for a picture of the worst frame of each row")
     parser.add_argument("--output", type=Path, help="JSON file, written after each frame; other rows in it are kept")
     parser.add_argument("--resume", action="store_true", help="go on behind the frames that --output has")
     options = parser.parse_args(arguments)
+    if options.stream and options.resume:
+        parser.error("--resume: what a stream learned on earlier frames is not in their file")
     torch.set_num_threads(1)
     if options.action == "table":
         print(table(json.loads(options.results.read_text())))
@@ -445,10 +454,13 @@ def main(arguments: list[str] | None = None) -> None:
                 one for r in content["rows"] if r not in others for one in r["each"] if one["seed"] in options.seeds
             ]
             row = {"restorer": name, "condition": condition, "commit": commit, "seeds": options.seeds}
+            row["stream"] = options.stream
             frames = earlier if options.resume else []
             for seed in options.seeds:
                 known = sum(frame["seed"] == seed for frame in frames)
-                for frame in measure(case, condition, names, options.frames, seed, options.scenes, known):
+                for frame in measure(
+                    case, condition, names, options.frames, seed, options.scenes, known, options.stream
+                ):
                     frames.append(frame | {"seed": seed, "commit": commit})
                     if options.worst:
                         save_worst(frames, options.worst / f"{name}-{condition.replace(' ', '_')}.png")

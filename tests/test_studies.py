@@ -26,7 +26,7 @@ def test_costs_are_counted_in_self_ensembles():
 
 
 def test_a_run_that_is_cut_keeps_its_frames(tmp_path, monkeypatch):
-    def measure(case, condition, names, count, seed, scenes, first):
+    def measure(case, condition, names, count, seed, scenes, first, stream):
         for index in range(first, count):
             if index == 2 and not first:
                 raise KeyboardInterrupt
