@@ -626,7 +626,7 @@ def test_shown_noise_may_be_removed_by_models_that_were_not_made_for_it():
 def test_what_the_source_removes_does_not_speak_against_noise_that_is_shown(monkeypatch):
     found = {"source": 0.3, "teacher": 0.0}
     adapter = DegradationPairs(Filter(), spec=DENOISE, steps=24, lr=1e-2, calibration_frames=1)
-    monkeypatch.setattr(_trust, "weighs_content", lambda lead, explained: False)
+    monkeypatch.setattr(_trust, "weighs_content", lambda *_, **__: False)
     for x, shown in ((_shared_frame(30)[0], True), (_frame(40)[0], False)):
         roles = iter(found)
         monkeypatch.setattr(DegradationPairs, "_structure_excess", lambda *_, roles=roles: found[next(roles)])
@@ -676,15 +676,20 @@ def test_a_student_far_ahead_is_weighed_against_the_content_that_it_removes(monk
     assert min(trust[0.0]) > 0.9
     assert all(0.2 < one < 0.95 for one in trust[0.003])
     assert trust[0.1][0] < 0.2
-    monkeypatch.setattr(_trust, "weighs_content", lambda lead, explained: False)
+    monkeypatch.setattr(_trust, "weighs_content", lambda *_, **__: False)
     adapter.reset()
     adapter.adapt(x)
     assert adapter.report.metrics["trust"] == 0
 
 
-@pytest.mark.parametrize(("lead", "explained", "weighs"), [(2.0, 1.0, True), (1.9, 1.0, False), (3.0, 0.8, False)])
-def test_content_is_weighed_where_the_student_is_far_ahead_on_what_is_explained(lead, explained, weighs):
-    assert _trust.weighs_content(lead, explained) == weighs
+@pytest.mark.parametrize(
+    ("noise", "lead", "explained", "weighs"),
+    [(15, 2.0, 1.0, True), (15, 1.9, 1.0, False), (15, 3.0, 0.8, False), (1, 3.0, 1.0, False)],
+)
+def test_content_is_weighed_where_the_student_is_far_ahead_on_noise_that_is_explained(noise, lead, explained, weighs):
+    noise_of = torch.tensor([math.log(noise / 255), 0.1])
+    reading = dataclasses.replace(Estimator().read(_frame(0)[0]), noise=noise_of)
+    assert _trust.weighs_content(reading, lead, explained) == weighs
 
 
 def _filtered_frame(noise: float, pixels: float = 0.7, seed: int = 3) -> tuple[Tensor, Tensor]:

@@ -180,16 +180,18 @@ def structure_share(excess: float, lead: float, *, scale: int) -> float:
     return 1 - _position(excess, (low, high)) if lead > 0 else 0.0
 
 
-def weighs_content(lead: float, explained: float) -> bool:
+def weighs_content(reading: Reading, lead: float, explained: float) -> bool:
     """Return whether removed content is weighed against noise that is left, as an error, instead of limiting a weight.
 
-    A student that is far ahead gains more than it removes, even where the noise was read somewhat too large.
+    A student that is far ahead gains more than it removes, even where the noise was read somewhat too large. Next to
+    hardly any noise, content decides.
 
     Args:
+        reading: of the camera.
         lead: PSNR gain over the source on held-out pairs, dB.
         explained: how far the estimate explains what is in the frame, 0 to 1.
     """
-    return lead >= _FAR_AHEAD and explained >= _WELL_EXPLAINED
+    return is_noisy(reading) and lead >= _FAR_AHEAD and explained >= _WELL_EXPLAINED
 
 
 def shared_removal(degraded: Tensor, restored: Sequence[Tensor]) -> Tensor:

@@ -685,7 +685,7 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
             gentle = _trust.colorless_share(excesses["teacher"], excesses["source"], notes["best"])
             even = _trust.even_share(frame.region)
             kept = min(kept, gentle, even)
-        if kept < 1 and weighed and _trust.weighs_content(notes["best"], frame.metrics["explained"]):
+        if kept < 1 and weighed and _trust.weighs_content(notes["reading"], notes["best"], frame.metrics["explained"]):
             frame.messages.append(
                 "restoration removes content that is as fine as noise, which counts as an error of the output "
                 f"({_evidence(excess, even)})"
@@ -759,7 +759,8 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         if share == 1:
             return weights
         weights = [plain, kept + (1 - share) * new, share * new]
-        if self.memory["removed"] is not None and not colorless and _trust.weighs_content(lead, explained=1.0):
+        camera = self._pooled(self.memory["readings"])
+        if self.memory["removed"] is not None and not colorless and _trust.weighs_content(camera, lead, explained=1.0):
             content = self._content_risk(frame.region, [self._restored(frame, role) for role in ("source", "teacher")])
             risk = self.memory["risk"] + content[:, None, None]
             weights = _blend.grid()[_blend.choose(risk, None, max_student=new, max_input=plain)].tolist()
