@@ -1,4 +1,4 @@
-"""One thread, because tiny tensors gain nothing from two; one estimate per frame, one examination per network."""
+"""One thread, because tiny tensors gain nothing from two, and one estimate per frame."""
 
 import dataclasses
 
@@ -37,10 +37,18 @@ def estimates():
         yield
 
 
-@pytest.fixture(autouse=True, scope="session")
-def examinations():
-    """Examine each network of the tables once: adapters around others of the same name find the same."""
-    examine, found = backbone.examine_copies, {}
+@pytest.fixture(scope="session")
+def found_once():
+    return {}
+
+
+@pytest.fixture(scope="module")
+def one_examination(found_once):
+    """Examine each network of the tables once: adapters around others of the same name find the same.
+
+    For tests that leave the networks as they were built.
+    """
+    examine, found = backbone.examine_copies, found_once
 
     def remember(make, restorer, frame, arguments, **options):
         name = BUILT.get(getattr(restorer.module, "_orig_mod", restorer.module))

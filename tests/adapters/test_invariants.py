@@ -5,6 +5,8 @@ from adapters._base import AdapterTests
 
 from tta_restore.adapters.methods import degradation_pairs
 
+pytestmark = pytest.mark.usefixtures("one_examination")
+
 
 @pytest.fixture(autouse=True, scope="module")
 def few_held_out_pairs():

@@ -10,6 +10,7 @@ from adapters.styles import ARGUMENTS, COMPARED, METHODS, REFUSED, STYLES, build
 from tta_restore.adapters import SelfEnsemble
 
 pytestmark = [
+    pytest.mark.usefixtures("one_examination"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
     pytest.mark.filterwarnings("ignore::UserWarning"),
