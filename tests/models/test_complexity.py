@@ -83,6 +83,24 @@ class Pooled(torch.nn.Module):
         return x + torch.nn.functional.interpolate(half, scale_factor=2)
 
 
+class Padded(torch.nn.Conv2d):
+    def __init__(self, multiple):
+        super().__init__(3, 3, 3, padding=1)
+        self.multiple = multiple
+
+    def forward(self, x):
+        height, width = x.shape[-2:]
+        padded = torch.nn.functional.pad(x, (0, -width % self.multiple, 0, -height % self.multiple))
+        return super().forward(padded)[..., :height, :width]
+
+
+@pytest.mark.parametrize(("multiple", "exact"), [(8, True), (16, True), (32, False), (64, False), (128, False)])
+def test_counts_of_models_that_pad_frames(multiple, exact):
+    model = Padded(multiple)
+    found = extrapolate_macs(model, [torch.rand(1, 3, side, side) for side in (32, 48, 80)], 720 * 1280)
+    assert found == (models.count_macs(model, FRAME) if exact else None)
+
+
 @pytest.mark.parametrize("attention", [False, True])
 def test_counts_of_small_frames_give_that_of_a_large_one(attention):
     model = Pooled(attention)

@@ -146,7 +146,7 @@ def extrapolate_macs(model: nn.Module, frames: Sequence[Tensor], pixels: int) ->
     """Return the MACs for a frame of some pixels, from calls on small frames of three different sizes.
 
     Small calls take less time than to import what :func:`count_macs` needs. Returns None where the counts do not grow
-    with the number of pixels along a line, such as those of attention over all pixels.
+    with the number of pixels along a line, such as those of attention over all pixels, or of a model that pads frames.
     """
     counts, sizes = [], [frame.shape[-2] * frame.shape[-1] for frame in frames]
     for frame in frames:
@@ -154,6 +154,8 @@ def extrapolate_macs(model: nn.Module, frames: Sequence[Tensor], pixels: int) ->
             model(frame)
         counts.append(operators.counts)
     if any(one.by_operator.keys() != counts[0].by_operator.keys() for one in counts):
+        return None
+    if counts[0].total == counts[1].total:  # both padded to one size
         return None
     small, middle, large = ([*one.by_operator.values(), one.biases, one.activations] for one in counts)
 

@@ -22,7 +22,7 @@ from tta_restore.models.complexity import extrapolate_macs
 
 __all__ = ["describe"]
 
-_SMALL, _LARGE = 24, 16  # side in pixels of the first frame whose cost is measured, and largest multiple for that
+_SIDES = (32, 48, 80)  # in pixels, of frames whose cost is measured: multiples of 16, as 720 and 1280 are
 _OPTIONAL = {
     "tifffile": "io",
     "imagecodecs": "io",
@@ -96,15 +96,8 @@ def _cost(restorer: Restorer, report: ProbeReport) -> str:
 def _extrapolated(restorer: Restorer, pixels: int) -> Macs | None:
     """Return the multiply-adds from passes on small frames, None for models that take none, or of clips."""
     module, spec = restorer.module, restorer.spec
-    if spec is None or spec.frames != 1 or spec.border or max(spec.padded(1, 1)) > _LARGE:
+    if spec is None or spec.frames != 1 or spec.border or max(spec.padded(1, 1)) > _SIDES[0]:
         return None
-    frames, side = [], _SMALL
-    for _ in range(3):
-        height, width = spec.padded(side, side)
-        frames.append(torch.full((1, spec.in_channels or 3, height, width), 0.5, device=_device(module)))
-        side = max(height, width) + 1
-    return extrapolate_macs(restorer, frames, pixels)
-
-
-def _device(module: Any) -> torch.device:
-    return next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
+    device = next((parameter.device for parameter in module.parameters()), None)  # type: ignore[union-attr]
+    shapes = [(1, spec.in_channels or 3, *spec.padded(side, side)) for side in _SIDES]
+    return extrapolate_macs(restorer, [torch.full(shape, 0.5, device=device) for shape in shapes], pixels)
