@@ -106,7 +106,7 @@ def test_clips_are_refused():
 @pytest.mark.parametrize(("per_pixel", "layers", "count", "side", "levels"), [
     (3.4e5, 0, 2, 96, 15), (4e5, 0, 2, 48, 15), (1.4e6, 0, 2, 48, 15), (1.5e6, 0, 1, 48, 15), (2.8e6, 0, 1, 48, 15),
     (3e6, 0, 1, 48, 6),
-    (3.4e5, 12, 2, 48, 15), (1e6, 12, 1, 48, 6),  # 24 pixels at each side are computed as well
+    (3.4e5, 12, 2, 48, 15), (1e6, 12, 1, 48, 6), (3e6, 12, 1, 32, 6),  # 24 pixels at each side are computed as well
 ])  # fmt: skip
 def test_heavy_models_get_fewer_and_smaller_images(per_pixel, layers, count, side, levels, monkeypatch):
     file = importlib.import_module("tta_restore.models.competence")

@@ -83,6 +83,15 @@ class Pooled(torch.nn.Module):
         return x + torch.nn.functional.interpolate(half, scale_factor=2)
 
 
+def squares(*sides):
+    return [torch.rand(1, 3, side, side) for side in sides], sides
+
+
+def test_counts_of_convolutions_without_padding():
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 5), torch.nn.ReLU(), torch.nn.Conv2d(4, 3, 3))
+    assert extrapolate_macs(model, *squares(8, 9, 12, 20), (720, 1280)) == models.count_macs(model, FRAME)
+
+
 class Padded(torch.nn.Conv2d):
     def __init__(self, multiple):
         super().__init__(3, 3, 3, padding=1)
@@ -97,15 +106,14 @@ class Padded(torch.nn.Conv2d):
 @pytest.mark.parametrize(("multiple", "exact"), [(8, True), (16, True), (32, False), (64, False), (128, False)])
 def test_counts_of_models_that_pad_frames(multiple, exact):
     model = Padded(multiple)
-    found = extrapolate_macs(model, [torch.rand(1, 3, side, side) for side in (32, 48, 80)], 720 * 1280)
+    found = extrapolate_macs(model, *squares(16, 32, 48, 64), (720, 1280))
     assert found == (models.count_macs(model, FRAME) if exact else None)
 
 
 @pytest.mark.parametrize("attention", [False, True])
 def test_counts_of_small_frames_give_that_of_a_large_one(attention):
     model = Pooled(attention)
-    frames = [torch.rand(1, 3, side, side) for side in (24, 26, 28)]
-    found = extrapolate_macs(model, frames, 720 * 1280)
+    found = extrapolate_macs(model, *squares(24, 26, 28, 32), (720, 1280))
     assert found == (None if attention else models.count_macs(model, FRAME))
     assert not any(m._forward_hooks for m in model.modules())
 

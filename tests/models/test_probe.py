@@ -209,7 +209,7 @@ def test_a_heavy_model_without_padding_is_given_small_frames(monkeypatch):
     monkeypatch.setattr(sys.modules["tta_restore.models.competence"], "_MAX_MACS", 0)
     report = probe(net, competence=True)
     assert (report.spec.border, report.spec.size.minimum) == (34, 69)
-    assert max(sides) == 48 + 2 * 34
+    assert max(sides) == 32 + 2 * 34
     assert sum(side**2 for side in sides) < 15 * (64 + 2 * 34) ** 2
     assert not report.random_in_train
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -142,31 +143,50 @@ def count_macs(model: nn.Module, *inputs: Tensor, **arguments: Any) -> Macs:
     return operators.counts
 
 
-def extrapolate_macs(model: nn.Module, frames: Sequence[Tensor], pixels: int) -> Macs | None:
-    """Return the MACs for a frame of some pixels, from calls on small frames of three different sizes.
+def extrapolate_macs(
+    model: nn.Module, frames: Sequence[Tensor], sides: Sequence[int], size: tuple[int, int]
+) -> Macs | None:
+    """Return the MACs for a frame of some size, from calls on four small frames.
 
-    Small calls take less time than to import what :func:`count_macs` needs. Returns None where the counts do not grow
-    with the number of pixels along a line, such as those of attention over all pixels, or of a model that pads frames.
+    Small calls take less time than to import what :func:`count_macs` needs. Returns None where the counts are not a
+    polynomial of second degree in the side, such as those of attention over all pixels, or of a model that pads frames.
+
+    Args:
+        model: module to be counted, a restorer that pads its frames.
+        frames: four square frames that grow.
+        sides: their sides as the network itself gets them, with borders.
+        size: height and width as the network would get them.
     """
-    counts, sizes = [], [frame.shape[-2] * frame.shape[-1] for frame in frames]
+    counts = []
     for frame in frames:
         with _counted(model) as operators, operators:
             model(frame)
         counts.append(operators.counts)
-    if any(one.by_operator.keys() != counts[0].by_operator.keys() for one in counts):
+    names = list(counts[0].by_operator)
+    growing = all(one.total < other.total for one, other in itertools.pairwise(counts))  # else padded to one size
+    if not growing or any(list(one.by_operator) != names for one in counts):
         return None
-    if counts[0].total == counts[1].total:  # both padded to one size
-        return None
-    small, middle, large = ([*one.by_operator.values(), one.biases, one.activations] for one in counts)
+    found = []
+    for values in zip(*([*one.by_operator.values(), one.biases, one.activations] for one in counts), strict=True):
+        value = _extrapolated(sides, values, size)
+        if value is None:
+            return None
+        found.append(value)
+    *macs, biases, activations = found
+    return Macs(sum(macs), dict(zip(names, macs, strict=True)), biases, activations)
 
-    def at(size: int) -> list[Fraction]:
-        part = Fraction(size - sizes[0], sizes[1] - sizes[0])
-        return [first + part * (second - first) for first, second in zip(small, middle, strict=True)]
 
-    if at(sizes[2]) != large:
+def _extrapolated(sides: Sequence[int], values: Sequence[int], size: tuple[int, int]) -> int | None:
+    """Return a sum of products (height - a) (width - a) for a size, from its values for four squares; None if none."""
+    (s, t, u, v), (first, second, third, fourth) = sides, values
+    slope = Fraction(second - first, t - s)
+    curve = (Fraction(third - second, u - t) - slope) / (u - s)
+    linear, constant = slope - curve * (s + t), first - slope * s + curve * s * t
+    if curve * v * v + linear * v + constant != fourth:
         return None
-    *macs, biases, activations = map(int, at(pixels))
-    return Macs(sum(macs), dict(zip(counts[0].by_operator, macs, strict=True)), biases, activations)
+    height, width = size
+    total = curve * height * width + linear * (height + width) / 2 + constant
+    return int(total) if total.denominator == 1 else None
 
 
 @contextlib.contextmanager

@@ -22,7 +22,8 @@ from tta_restore.models.complexity import extrapolate_macs
 
 __all__ = ["describe"]
 
-_SIDES = (32, 48, 80)  # in pixels, of frames whose cost is measured: multiples of 16, as 720 and 1280 are
+_SIDES = (16, 32, 48, 64)  # in pixels, of frames whose cost is measured: multiples of 16, as 720 and 1280 are
+_SIDES_INSIDE = (4, 8, 12, 16)  # of models without padding, which get a border beside
 _OPTIONAL = {
     "tifffile": "io",
     "imagecodecs": "io",
@@ -83,7 +84,7 @@ def _cost(restorer: Restorer, report: ProbeReport) -> str:
     sides = height - 2 * border, width - 2 * border
     trial = as_restorer(restorer.module, spec)
     try:
-        macs = _extrapolated(trial, height * width)
+        macs = _extrapolated(trial, (height, width))
         if macs is None:
             clip = () if spec.frames == 1 else (spec.frames or 5,)
             macs = count_macs(trial, torch.empty(1, *clip, spec.in_channels or 3, *sides, device="meta"))
@@ -93,11 +94,15 @@ def _cost(restorer: Restorer, report: ProbeReport) -> str:
     return f"at {width}x{height}:\n{counted}"
 
 
-def _extrapolated(restorer: Restorer, pixels: int) -> Macs | None:
+def _extrapolated(restorer: Restorer, size: tuple[int, int]) -> Macs | None:
     """Return the multiply-adds from passes on small frames, None for models that take none, or of clips."""
     module, spec = restorer.module, restorer.spec
-    if spec is None or spec.frames != 1 or spec.border or max(spec.padded(1, 1)) > _SIDES[0]:
+    if spec is None or spec.frames != 1 or spec.size.largest or spec.size.multiple_of > 16:
+        return None
+    sizes = [spec.padded(side, side) for side in (_SIDES_INSIDE if spec.border else _SIDES)]
+    if any(height != width or height > _SIDES[-1] + 2 * spec.border for height, width in sizes):
         return None
     device = next((parameter.device for parameter in module.parameters()), None)  # type: ignore[union-attr]
-    shapes = [(1, spec.in_channels or 3, *spec.padded(side, side)) for side in _SIDES]
-    return extrapolate_macs(restorer, [torch.full(shape, 0.5, device=device) for shape in shapes], pixels)
+    sides = [height for height, _ in sizes]
+    inside = [(1, spec.in_channels or 3, *(2 * [side - 2 * spec.border])) for side in sides]
+    return extrapolate_macs(restorer, [torch.full(shape, 0.5, device=device) for shape in inside], sides, size)
