@@ -290,6 +290,12 @@ def test_info_lists_what_there_is(capsys):
         assert word in text
 
 
+@pytest.mark.parametrize("words", [["--model.base_channels", "8"], ["--checkpoint", "a.pth"]])
+def test_info_needs_the_model_that_settings_belong_to(words, capsys):
+    assert main(["info", *words]) == 2
+    assert "expected a model to go with its " in capsys.readouterr().err
+
+
 def test_info_probes_a_model(folder, capsys):
     assert main(["info", "brightening:Brighten"]) == 0
     text = capsys.readouterr().out

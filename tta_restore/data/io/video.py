@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import io
 import re
-import zlib
 from array import array
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -24,6 +23,7 @@ from tta_restore.data.io.codecs import (
     CLOCK,
     interpolation,
 )  # fmt: skip
+from tta_restore.data.io.decoders import OPEN_ENDED, is_cut, strict_decoder
 from tta_restore.data.io.formats import irregular_kind
 from tta_restore.data.io.pixels import ImageError, too_large
 from tta_restore.data.io.side_data import Hdr10, describe_lost, kinds_of, orientation_of, read_hdr10
@@ -38,11 +38,6 @@ _LONGEST_GROUP = 10  # seconds after damage for which a key frame is awaited
 _CLOCK_TIME = re.compile(r"(\d+):(\d+):(\d+(?:\.\d+)?)")
 _EVEN = 0.95  # fraction of equal steps in time from which on a gap means lost frames
 _BROKEN = "damaged or truncated: its parts do not follow each other to its end, or differ from their checksums"
-#: Decoders that notice more damage than libav's own: of VP9, when more is read than a frame holds.
-_STRICT_DECODERS = {"vp9": "libvpx-vp9"}
-#: Streams of which nothing but the decoder shows whether they are whole, and whose decoders read on past their end.
-_OPEN_ENDED = {"hevc", "vvc"}
-_FILLERS = (b"\x55" * 64, b"\xaa" * 64)  # without the marks of such streams
 _TRIED_FRAMES = 5  # of which one has to be interlaced for the video to count as such
 
 
@@ -234,7 +229,7 @@ class VideoFile:
         with opened(self.path) as container:
             stream = film_of(container, self.path)
             offset = start_of(container)
-            frames = self._decoded(container, stream, _strict_decoder(stream, deep))
+            frames = self._decoded(container, stream, strict_decoder(stream, deep))
             if self.deinterlace and self.info.is_interlaced:
                 frames = _deinterlaced(frames, stream)
             step = round(CLOCK / self.info.frame_rate)
@@ -272,7 +267,7 @@ class VideoFile:
         times: deque[int] | None = deque() if container.format.name == "avi" else None
         size = None
         group: list[Any] = []  # packets from the last key frame on
-        is_open_ended = container.format.name in _OPEN_ENDED
+        is_open_ended = container.format.name in OPEN_ENDED
         packets = container.demux(stream)
         while True:
             problem: Exception | None = None
@@ -335,7 +330,7 @@ class VideoFile:
             self.losses.append(f"damaged: {bad} frames from {first:.1f} s on are lost, {good} frames are good")
         if good == 0:
             raise ImageError(f"{self.path}: damaged video, no frame can be read")
-        if group and not bad and _is_cut(decoder, group):
+        if group and not bad and is_cut(decoder, group):
             self.losses.append("damaged or truncated: the last frame is not whole")
         if times is not None and not bad:
             held, is_whole = count_avi_frames(self.path, stream.index)
@@ -436,42 +431,6 @@ def film_of(container: Any, path: Path) -> Any:
     if film is None:
         raise ImageError(f"{path}: holds a cover picture and no video")
     return film
-
-
-def _strict_decoder(stream: Any, deep: bool) -> Any:
-    """Return a decoder of a video stream that reports as much damage as it can, before its first packet."""
-    av = importlib.import_module("av")
-    decoder = stream.codec_context
-    other = _STRICT_DECODERS.get(decoder.name)
-    if other in av.codecs_available and not deep:  # libvpx is often built for 8 bits
-        decoder = av.CodecContext.create(other, "r")
-        decoder.extradata = stream.codec_context.extradata
-    decoder.thread_type = "NONE"  # errors of frames that threads decode are lost at times
-    # Without "explode" some decoders invent what is missing; without the others they ignore checksums and overflows.
-    decoder.options = {"err_detect": "crccheck+bitstream+explode"}
-    return decoder
-
-
-def _is_cut(decoder: Any, packets: list[Any]) -> bool:
-    """Return whether the frame of the last packet depends on what follows it.
-
-    Args:
-        decoder: one of the same codec.
-        packets: those from a key frame on.
-    """
-    av = importlib.import_module("av")
-    results = []
-    for filler in _FILLERS:
-        again = av.CodecContext.create(decoder.name, "r")
-        frames: list[int] = []
-        for data in (*map(bytes, packets[:-1]), bytes(packets[-1]) + filler, None):
-            try:
-                decoded = again.decode(None if data is None else av.Packet(data))
-            except Exception:  # libav's own, one class per error number
-                decoded = []
-            frames += (zlib.crc32(frame.to_ndarray(format="rgb24").tobytes()) for frame in decoded)
-        results.append(frames)
-    return results[0] != results[1]
 
 
 def _is_cover(stream: Any) -> bool:

@@ -48,7 +48,7 @@ def describe(
         config: keywords of the model's builder.
 
     Raises:
-        UsageError: the model cannot be loaded, or does not return an image.
+        UsageError: the model cannot be loaded, or does not return an image; or only settings of one are given.
     """
     if model is not None:
         restorer = expect_restorer(model, checkpoint=checkpoint, config=config)
@@ -58,6 +58,9 @@ def describe(
         except (ValueError, TypeError) as error:
             raise UsageError(str(error)) from error
         return f"{report}\n\n{_cost(restorer, report)}"
+    if checkpoint is not None or config:
+        given = "its checkpoint" if checkpoint is not None else f"its {', '.join(config or ())}"
+        raise UsageError(f"expected a model to go with {given}, got none")
     lines = [
         tta_restore.show_config(),
         "",
