@@ -15,13 +15,17 @@ ifeq ($(COMPILER),yes)
 export TTA_RESTORE_REQUIRE_EXTENSION ?= 1
 endif
 
-.PHONY: demo test lint bench bench-gpu docs docs-links build dist release install clean
+.PHONY: demo test test-thorough lint bench bench-gpu docs docs-links build dist release install clean
 
 demo: install
 	$(RUN) tta_restore demo
 
 test: install
-	$(PYTEST) -m "not slow" -n $(JOBS) --dist worksteal
+	$(PYTEST) -m "not slow and not thorough" -n $(JOBS) --dist worksteal
+
+# The tests of more than about a second each, which `make test` leaves out.
+test-thorough: install
+	$(PYTEST) -m "thorough and not slow" -n $(JOBS) --dist worksteal
 
 lint: install
 	$(BIN)/ruff check

@@ -132,6 +132,7 @@ class FunctionTests(ABC):
         sample = self.on(device, generator)[0]
         assert torch.autograd.gradgradcheck(lambda *t: self.call(*t, **sample.options), sample.leaves())
 
+    @pytest.mark.thorough
     def test_compile_fullgraph(self, device, generator):
         torch._dynamo.reset()
         sample = self.on(device, generator)[0].to(torch.float32)

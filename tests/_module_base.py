@@ -7,6 +7,7 @@ import io
 from abc import ABC, abstractmethod
 from typing import Any
 
+import pytest
 import torch
 from _compare import assert_agrees
 from _samples import default_float64, default_meta
@@ -128,6 +129,7 @@ class ModuleTests(ABC):
                 parameter.copy_(doubled[name])
         assert_agrees(out, module(*tensors, **options))
 
+    @pytest.mark.thorough
     def test_compile_fullgraph(self, device, generator):
         torch._dynamo.reset()
         tensors, options = self.arguments(device, generator)

@@ -40,6 +40,7 @@ def test_a_call_of_an_adapter_stays_in_few_files():
     assert count <= 155
 
 
+@pytest.mark.thorough
 @needs_extension
 def test_a_report_has_times_stream_memory_and_machine(tmp_path):
     """`make bench-gpu` runs this command where no test ever does."""

@@ -30,6 +30,7 @@ def test_own_layer(monkeypatch):
     assert after < before
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("network", "size"), [("kpn", "16"), ("ifan", "16"), ("upsampler", "32")])
 def test_kernel_networks(monkeypatch, network, size):
     torch._dynamo.reset()
@@ -75,6 +76,7 @@ def test_sweep(monkeypatch, tmp_path):
     assert (tmp_path / "report.html").exists()
 
 
+@pytest.mark.thorough
 def test_plugin(tmp_path):
     """As installed: the entry points of its pyproject.toml in the metadata of a distribution on the path."""
     project = tomllib.loads((EXAMPLES / "plugin/pyproject.toml").read_text())["project"]

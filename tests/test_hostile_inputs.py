@@ -12,6 +12,7 @@ pytest.importorskip("av")
 pytest.importorskip("imagecodecs")
 
 
+@pytest.mark.thorough
 def test_a_sample_of_the_hostile_inputs(tmp_path, capsys):
     made = make_inputs(tmp_path / "in")
     assert len({entry.path for _, entry in made}) == len(made) >= 400

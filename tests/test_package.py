@@ -65,6 +65,7 @@ def test_every_public_name_exists():
         _ = tta_restore.nothing
 
 
+@pytest.mark.thorough
 def test_modules_are_there_when_they_are_named():
     """What the design and the guides call by name needs no import of its own; a fresh process has none loaded."""
     program = """

@@ -10,7 +10,14 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs" / "guides").glob("*.md"))]
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if BLOCK.search(page.read_text())], ids=lambda page: page.stem)
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, marks=[pytest.mark.thorough] * (page.stem != "README"), id=page.stem)
+        for page in PAGES
+        if BLOCK.search(page.read_text())
+    ],
+)
 @pytest.mark.filterwarnings("ignore:'saved_variables' is deprecated")  # spandrel's NAFNet
 def test_the_code_on_a_page_runs(page, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)

@@ -22,12 +22,18 @@ def table(
 ) -> Any:
     """Run a test with every method on ``networks`` and with ``methods`` on every network, where they suit.
 
-    The hooks of ``pairs`` meet one network of each kind, and only tests with ``large`` run the large networks.
+    The hooks of ``pairs`` meet one network of each kind, and only tests with ``large`` run the large networks. What
+    is thorough repeats what others find at a higher price.
     """
     return pytest.mark.parametrize(
         ("recipe", "network"),
         [
-            pytest.param(recipe, network, id=f"{recipe}-{network}")
+            pytest.param(
+                recipe,
+                network,
+                id=f"{recipe}-{network}",
+                marks=[pytest.mark.thorough] * (network in LARGE or recipe == "reblur_pairs"),
+            )
             for recipe, kind in RECIPES.items()
             for network in ZOO
             if (recipe in methods or network in networks)

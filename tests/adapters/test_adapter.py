@@ -18,6 +18,7 @@ from tta_restore.adapters import Adapter, SelfEnsemble, Semantic, SiamCTTA
 from tta_restore.models import RestorerSpec
 
 
+@pytest.mark.thorough
 def test_around_a_function_or_a_model_it_is_the_source():
     x = frames("plain", 1)[0]
     assert torch.equal(Adapter(lambda x: x * 0.5)(x), x * 0.5)
@@ -196,6 +197,7 @@ def test_two_threads_take_turns_on_one_model():
     assert same_bits(picture(net), before)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("make", [make_siam_ctta, make_pairs])
 def test_60_frames_leave_no_memory_behind(make):
     adapter = make(Residual())
@@ -212,6 +214,7 @@ def test_60_frames_leave_no_memory_behind(make):
     assert adapter.report.drift < 1
 
 
+@pytest.mark.thorough
 def test_resident_memory_stays_where_it_is():
     adapter = make_siam_ctta(Residual())
     sizes = []

@@ -69,6 +69,7 @@ def test_injected_it_equals_the_released_rule_with_the_attention_built_in(steps,
         torch.testing.assert_close(mine, tensor, atol=2e-6, rtol=0)
 
 
+@pytest.mark.thorough
 def test_sixty_updates_with_the_released_schedule():
     torch.manual_seed(0)
     net = Plain()

@@ -62,6 +62,7 @@ def _gain(adapter: DegradationPairs, x: Tensor, y: Tensor) -> float:
     return float(psnr(adapter(x).clamp(0, 1), y) - psnr(plain.clamp(0, 1), y))
 
 
+@pytest.mark.thorough
 def test_it_learns_noise_that_the_restorer_does_not_know():
     x, y = _frame(25)
     adapter = DegradationPairs(Filter(), spec=DENOISE, steps=48)
@@ -141,6 +142,7 @@ def test_what_explains_a_frame():
     assert _trust.explained(photons, bright, (4.0, 8.0)) == 1  # noise that grows with brightness is read, too
 
 
+@pytest.mark.thorough
 def test_what_fits_already_is_not_harmed():
     x, _ = _frame(15)
     first = DegradationPairs(Filter(), spec=DENOISE, steps=48, lr=1e-2)
@@ -168,6 +170,7 @@ def test_a_wrong_estimate_is_contradicted_by_the_frame():
     assert _gain(DegradationPairs(Filter(0.3), Wrong(), spec=DENOISE, steps=48), x, y) > -0.3
 
 
+@pytest.mark.thorough
 def test_it_ends_when_nothing_is_gained_and_wakes_when_the_camera_changes():
     adapter = DegradationPairs(Filter(), spec=DENOISE, steps=36, read_interval=1)
     for seed in range(8):
@@ -183,6 +186,7 @@ def test_it_ends_when_nothing_is_gained_and_wakes_when_the_camera_changes():
     assert adapter.phase == "calibrating"
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("task", [None, "denoise"])
 def test_upscalers_are_served(task):
     _, y = _frame(20, size=96)
@@ -251,6 +255,7 @@ def test_other_channels_have_no_competence():
         DegradationPairs(nn.Conv2d(4, 4, 1)).competence()
 
 
+@pytest.mark.thorough
 def test_calibration_exports_the_models_own_keys():
     model = Filter()
     report = calibrate(model, [_frame(20, seed)[0][0] for seed in range(3)], spec=DENOISE, steps=36)
@@ -323,6 +328,7 @@ def test_a_budget_limits_the_steps():
         DegradationPairs(Filter(), budget="10 minutes")
 
 
+@pytest.mark.thorough
 def test_saved_states_continue_exactly(tmp_path):
     adapter = DegradationPairs(Filter(), spec=DENOISE, steps=12)
     adapter(_frame(20)[0])
@@ -503,6 +509,7 @@ def test_merged_weights_have_a_lead_of_their_own(monkeypatch):
     assert 0 < adapter.memory["lead"] == adapter.memory["exported_lead"] < 0.7 * student
 
 
+@pytest.mark.thorough
 def test_a_lens_that_the_student_fails_on_is_a_change(monkeypatch):
     """The second doubtful frame of a steady camera makes it calibrate again; the first one is trusted less."""
     model = create_model("lens_unet", checkpoint="specialist").eval()
@@ -540,6 +547,7 @@ def test_a_lens_that_the_student_fails_on_is_a_change(monkeypatch):
     assert adapter.adapt(stream[4].blurry[None]).metrics["changed"] == 1
 
 
+@pytest.mark.thorough
 def test_an_earlier_camera_is_not_adapted_to_again():
     model = create_model("small_unet", checkpoint="denoiser").eval()
     adapter = DegradationPairs(model, task="denoise", steps=12, calibration_frames=1, lr=1e-3)
@@ -655,6 +663,7 @@ def test_the_risk_of_removed_content_grows_with_the_weights_of_those_that_remove
     assert not _blend.content_risk(torch.tensor([[-0.01, 0.0], [0.0, -0.01]]), 0.04).any()  # less than on pairs
 
 
+@pytest.mark.thorough
 def test_a_student_far_ahead_is_weighed_against_the_content_that_it_removes(monkeypatch):
     adapter = DegradationPairs(Filter(), spec=DENOISE, steps=48, lr=1e-2, calibration_frames=1)
     x, other = _frame(40)[0], _frame(40, seed=4)[0]
@@ -942,6 +951,7 @@ def test_the_test_on_a_frame_adds_noise_like_its_own(monkeypatch, frame, low, hi
         assert low - 1e-6 <= float(torch.corrcoef(noise[0].flatten(1))[0, 2]) <= high + 1e-6
 
 
+@pytest.mark.thorough
 def test_a_gray_frame_is_not_of_an_earlier_color_camera(monkeypatch):
     monkeypatch.setattr("tta_restore.adapters.methods.degradation_pairs._MARGIN", 100.0)  # cameras start anew
     adapter = DegradationPairs(Filter(), spec=DENOISE, steps=12, calibration_frames=1)
@@ -1004,6 +1014,7 @@ def test_a_camera_change_is_noticed_where_hardly_anything_was_learned(monkeypatc
     assert [steady.adapt(_frame(15, seed)[0]).metrics["changed"] for seed in range(4)] == [0, 0, 0, 0]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("distance", "ends"), [(0.9, True), (1.1, False)])
 def test_near_changes_do_not_keep_an_adapter_calibrating(monkeypatch, distance, ends):
     """Each frame costs the student its lead: after twice calibration_frames only distances above 1 are changes."""
@@ -1028,6 +1039,7 @@ def test_near_changes_do_not_keep_an_adapter_calibrating(monkeypatch, distance, 
         assert adapter.memory["adapted_near"] == 1  # near changes count again
 
 
+@pytest.mark.thorough
 def test_the_residuals_of_source_and_student_both_count(monkeypatch):
     """Either of them may remove content; of an upscaler only the source is asked."""
     asked = []
@@ -1124,6 +1136,7 @@ def test_residuals_of_compressed_frames_are_not_compared(monkeypatch):
     assert report.metrics["jpeg_quality"] == 50
 
 
+@pytest.mark.thorough
 def test_progress_is_shown_off_a_terminal_too_and_not_where_it_is_switched_off(monkeypatch, capsys):
     adapter = DegradationPairs(Filter(), spec=DENOISE, steps=12)
     adapter.adapt(_frame(20)[0])
@@ -1222,6 +1235,7 @@ class Haze(Degradation):
         return (a.level - b.level).abs() / 0.05
 
 
+@pytest.mark.thorough
 def test_a_degradation_that_no_estimator_reads_is_adapted_to(tmp_path):
     sharp = photos.load(photos.DEV[0])[None, :, :96, :96]
     frame = sharp * 0.6 + 0.6 * 0.4

@@ -198,6 +198,7 @@ def adapt_in_a_child():
     return os.waitstatus_to_exitcode(status)
 
 
+@pytest.mark.thorough
 def test_a_child_forked_while_a_thread_adapts_can_adapt():
     assert in_new_process(adapt_in_a_child) == 0
 

@@ -48,6 +48,7 @@ def test_windows_lie_on_a_grid_up_to_the_borders():
     assert Windows(64, 2, 100)(image, SizeRequirements()).shape == (1, 1, 40, 60)
 
 
+@pytest.mark.thorough
 def test_a_large_frame_is_adapted_on_in_windows_and_restored_tile_by_tile(frame):
     large = adapter(region=Windows(64, 3, 50_000))
     large.adapt(frame)

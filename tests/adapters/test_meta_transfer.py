@@ -367,6 +367,7 @@ def test_kept_frames_are_reported():
     assert any("are returned as they were (skip_sharp_frames)" in message for message in left.report.messages)
 
 
+@pytest.mark.thorough
 def test_the_ends_of_a_clip_that_moves_are_no_sharp_frames():
     steady = CameraShake(pan=4.0, direction=0.5, variation=0.0)
     made = ShakenClips([("astronaut", photos.load("astronaut"))], [steady], frames=6, size=64, num_subframes=9)[0]

@@ -68,6 +68,7 @@ def test_without_the_ball_a_high_rate_leaves_it():
     assert (given - source).square().mean() > (0.4 * (source - x)).square().mean()
 
 
+@pytest.mark.thorough
 def test_it_brings_the_restoration_nearer_to_the_frame():
     (frame,) = stream(1)
     adapter = ReblurConsistency(specialist(), steps=1, null_space_weight=0.0, lr=1e-4)

@@ -19,6 +19,7 @@ def _frames(lens: optics.Lens, count: int, seed: int = 11) -> list[defocus.Defoc
     return defocus.defocus_stream([lens], photos.DEV[:2], frames_per_lens=count, size=128, seed=seed)
 
 
+@pytest.mark.thorough
 def test_it_learns_a_lens_that_the_restorer_never_saw():
     frames = _frames(optics.Lens("ring", optics.ring(0.5), (2.5, 4.0)), 2)
     model = _specialist()
@@ -31,6 +32,7 @@ def test_it_learns_a_lens_that_the_restorer_never_saw():
     assert adapter.report.updated
 
 
+@pytest.mark.thorough
 def test_looking_at_the_lens_changes_nothing():
     adapter = ReblurPairs(_specialist(), steps=1, lr=1e-4, batch_size=1)
     x = _frames(defocus.SOURCE, 1)[0].blurry[None]
@@ -54,6 +56,7 @@ def test_models_it_cannot_make_pairs_for():
         ReblurPairs(as_restorer(wide, RestorerSpec(in_channels=4, out_channels=4)))(torch.rand(1, 4, 32, 32))
 
 
+@pytest.mark.thorough
 def test_a_custom_lens_estimator_is_used_and_left_as_it_was():
     estimator = create_model("lens_estimator", checkpoint="lens_estimator").train()
     before = {name: weight.clone() for name, weight in estimator.state_dict().items()}

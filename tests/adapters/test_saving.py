@@ -213,5 +213,6 @@ def kill_and_resume(folder):
         assert torch.equal(torch.load(interrupted / f"{i}.pt"), torch.load(whole / f"{i}.pt"))
 
 
+@pytest.mark.thorough
 def test_killed_in_mid_stream_it_resumes_bit_by_bit(tmp_path):
     in_new_process(kill_and_resume, tmp_path)

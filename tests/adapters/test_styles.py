@@ -41,7 +41,9 @@ def test_methods_are_right_or_refuse_in_words(style):
 @pytest.mark.parametrize(
     ("style", "method"),
     [
-        (style, method)
+        pytest.param(
+            style, method, marks=[pytest.mark.thorough] * (method == "DegradationPairs" and style not in TYPICAL)
+        )
         for method in LOOPS
         for style in (COMPARED if method in ON_ALL else TYPICAL)
         if not re.search(NOT_TAKEN.get(method, "$^"), style)

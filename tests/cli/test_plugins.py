@@ -79,6 +79,7 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.thorough
 def test_restore_takes_names_and_modules_of_the_plug_in(folder):
     photo = read_image(folder / "photo.png").pixels
     assert (read_image(folder / "by_name.png").pixels - 0.625 * photo).abs().max() <= 1 / 255
@@ -246,6 +247,7 @@ def test_a_broken_plug_in_breaks_no_other_command(broken, capsys):
     assert named == ["bad-type", "math:dist"]
 
 
+@pytest.mark.thorough
 def test_what_is_not_there_is_one_line(folder, monkeypatch, capsys):
     from tta_restore.cli import main
 

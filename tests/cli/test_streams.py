@@ -83,6 +83,7 @@ def test_messages_that_cannot_be_written_do_not_cost_the_work(folder, before):
     assert [path.name for path in sorted((folder / "out").iterdir())] == ["a.png", "tta-restore.yaml"]
 
 
+@pytest.mark.thorough
 def test_closed_streams(folder):
     done = run(folder, ["info", "generalist"], CLOSED, number=1)
     assert (done.returncode, done.stderr) == (1, f"tta-restore: standard output: {os.strerror(errno.EBADF)}\n")

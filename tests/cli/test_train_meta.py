@@ -49,6 +49,7 @@ progress = false
 """
 
 
+@pytest.mark.thorough
 def test_from_end_to_end(tmp_path, capsys):
     (tmp_path / "reblur.toml").write_text(NETWORKS.format(reblur=""))
     first = tmp_path / "first"
@@ -101,6 +102,7 @@ def test_wrong_files(tmp_path, capsys, kind, text, message):
     assert re.search(message, capsys.readouterr().err)
 
 
+@pytest.mark.thorough
 def test_a_least_squares_critic_meta_trains_and_every_result_loads_by_its_file(tmp_path):
     images = torch.rand(1, 3, 32, 32)
     for kind, more in (

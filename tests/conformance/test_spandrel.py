@@ -1,13 +1,13 @@
-"""A quick part of the conformance suite in the default tests, all of it with the slow ones; the table is complete."""
+"""The conformance suite: two networks always, others with the thorough tests, all with the slow ones."""
 
 from pathlib import Path
 
 import pytest
 from conformance.examine import TABLE, examine, installed, package
 
-QUICK = {
-    "DRUNet", "DnCNN/FDnCNN", "ESRGAN/shuffle4", "MMRealSR", "MoSR", "NAFNet", "PLKSR", "RCAN", "SAFMNBCIE", "SPAN",
-    "SeemoRe", "SwiftSRGAN",
+QUICK = {"DnCNN/FDnCNN", "RCAN"}
+THOROUGH = {
+    "DRUNet", "ESRGAN/shuffle4", "MMRealSR", "MoSR", "NAFNet", "PLKSR", "SAFMNBCIE", "SPAN", "SeemoRe", "SwiftSRGAN",
 }  # fmt: skip
 DOCUMENT = Path(__file__).parents[2] / "docs" / "conformance.md"
 
@@ -19,7 +19,7 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "conformance.md"
         pytest.param(
             key,
             marks=[
-                *([] if key in QUICK else [pytest.mark.slow]),
+                *([] if key in QUICK else [pytest.mark.thorough if key in THOROUGH else pytest.mark.slow]),
                 pytest.mark.skipif(not installed(key), reason=f"{package(key)} is not installed"),
             ],
         )

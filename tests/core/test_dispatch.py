@@ -212,6 +212,7 @@ def test_double_backward_obeys_the_block():
     assert ran == names
 
 
+@pytest.mark.thorough
 @needs_extension
 def test_compiled_backward_obeys_the_block():
     torch._dynamo.reset()

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 import torch
 from safetensors import safe_open
 
@@ -17,6 +18,7 @@ save_tensors(path, {"b": torch.arange(3.0), "a": torch.ones(2, 2)}, {name: name 
 """  # noqa: E501 (one line of another program)
 
 
+@pytest.mark.thorough
 def test_the_same_content_gives_the_same_bytes_in_every_process(tmp_path):
     made = set()
     for number in range(2):

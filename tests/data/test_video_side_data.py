@@ -133,6 +133,7 @@ def test_timecodes_of_a_camera_are_kept(tmp_path):
         assert [stream.type for stream in container.streams] == ["video", "data"]
 
 
+@pytest.mark.thorough
 def test_decoded_frames_are_freed_one_by_one(tmp_path):
     """Not only by the garbage collector, which may come after hundreds of frames."""
     film = VideoFile(encode(tmp_path / "film.mkv", 16, picture=np.full((64, 64, 3), 90, np.uint8)))

@@ -54,6 +54,7 @@ def small_model(monkeypatch):
     monkeypatch.setattr(continual, "load_restorer", lambda model, **options: as_restorer(Net()))
 
 
+@pytest.mark.thorough
 def test_every_method_runs_side_by_side_and_nothing_is_measured_without_an_original(domains, tmp_path, monkeypatch):
     def no_clip(restorer, **options):
         raise ValueError("no CLIP")  # its weights are not there: that row is left out, and said

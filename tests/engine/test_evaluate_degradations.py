@@ -119,6 +119,7 @@ def test_a_method_that_does_not_suit_is_refused_before_the_first_frame(folder, c
     assert not (folder / "out").exists()
 
 
+@pytest.mark.thorough
 def test_calibrate_writes_a_checkpoint_with_the_models_own_keys(folder, capsys):
     (folder / "photos" / "0.png").write_bytes(b"no image")
     command = ["calibrate", "photos", "--model", "degnets:net", "--method.steps", "2", "--limit", "3", "--crop", "64"]

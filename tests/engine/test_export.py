@@ -59,6 +59,7 @@ def needs_onnx():
     return pytest.importorskip("onnxruntime", reason="needs the extra onnx")
 
 
+@pytest.mark.thorough
 def test_any_size_that_the_model_takes(folder, capsys):
     runtime = needs_onnx()
     assert main(["export", "--model", "exportnets:pair", "--onnx", "pair.onnx", "-o", "pair.safetensors"]) == 0
@@ -73,6 +74,7 @@ def test_any_size_that_the_model_takes(folder, capsys):
         assert 0 < (image - frame).abs().max() < 0.1  # in [0, 1], not in the model's range
 
 
+@pytest.mark.thorough
 def test_a_fixed_size(folder):
     runtime = needs_onnx()
     assert main(["export", "--model", "exportnets:net", "--onnx", "net.onnx", "--size", "30x41"]) == 0

@@ -64,6 +64,7 @@ def test_resumed_runs_end_with_the_same_bits(tmp_path, second_order):
         run_small(tmp_path / "whole", 5, second_order=second_order, inner=InnerLoopSettings(0.5, 1e-3))
 
 
+@pytest.mark.thorough
 def test_two_processes_learn_from_both_their_clips(tmp_path):
     """On gloo: the weights of a run whose gradients are the means over both processes' clips."""
     run_processes(PROGRAM, tmp_path / "two", "2")

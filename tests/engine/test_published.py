@@ -64,6 +64,7 @@ def pictures_of(data, index, bits):
     return blurry, sharp
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("bits", [8, 16])
 def test_numbers_are_those_of_the_protocol(data, tmp_path, brighten, bits):
     said = []
@@ -129,6 +130,7 @@ def test_lpips_is_measured_where_a_file_is_given(data, tmp_path, brighten):
         run_published({"RealDOF": data / "RealDOF"}, tmp_path / "x", model="b", lpips_weights=tmp_path / "nowhere.pth")
 
 
+@pytest.mark.thorough
 def test_the_command_line_with_ifan(data, tmp_path, capsys):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

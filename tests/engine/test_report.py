@@ -120,6 +120,7 @@ def test_numbers_stand_where_they_belong(page, report):
     assert f"{report.result.value('base').mean:.2f}" in text
 
 
+@pytest.mark.thorough
 def test_the_page_opens_on_the_frame_of_the_largest_gain(report):
     """Against the baseline of the gain, whatever the samples were chosen to compare; the frame is shown once."""
     first = replace(report.samples[0], title="small", before="idle", psnr={"base": 20.0, "ours": 20.1, "idle": 20.0})
@@ -168,6 +169,7 @@ def test_pictures_are_kept_exactly(page, report):
     np.testing.assert_array_equal(shown, expected)
 
 
+@pytest.mark.thorough
 def test_drawings_repeat_and_leave_matplotlib_as_it_was(report):
     before = dict(mpl.rcParams)
     assert render_report(report) == render_report(report)

@@ -131,6 +131,7 @@ def uniform_ssim(a, b):
     return structural_similarity(a[0].double().numpy(), b[0].double().numpy(), channel_axis=0, data_range=1.0)
 
 
+@pytest.mark.thorough
 def test_ifan_dpdd(data, weights, tmp_path, monkeypatch):
     options = {"data": {"DPDD": data / "DPDD"}, "weights": {"IFAN": weights / "IFAN.pytorch"}}
     outcome, said = run("ifan-dpdd", tmp_path, **options)
@@ -212,6 +213,7 @@ def warped_as_released(image, flow):
     return F.grid_sample(image, torch.stack((x, y), -1)[None], padding_mode="border", align_corners=False)
 
 
+@pytest.mark.thorough
 def test_jdrl_sdd(data, weights, tmp_path):
     files = {"UNet": weights / "UNet.pth", "pwc": weights / "pwc-default"}
     own = {"data": {"SDD": data / "SDD"}, "limit": 1, "rows": ["UNet*", "MPRNet*"]}
@@ -377,6 +379,7 @@ def cdvd():
 """
 
 
+@pytest.mark.thorough
 def test_meta_rows_of_a_users_copies(data, weights, tmp_path, monkeypatch, capsys):
     """The guide's adapters around made-up copies: files have the networks' own keys, as the authors' have."""
     for name, text in (("copy_of_mimo", MIMO), ("copy_of_cdvd", CDVD), ("our_adapters", ADAPTERS)):

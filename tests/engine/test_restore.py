@@ -264,6 +264,7 @@ def test_states_that_do_not_fit_are_usage_errors(folder, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "seconds", [0.15, pytest.param(0.0, marks=pytest.mark.slow), pytest.param(0.4, marks=pytest.mark.slow)]
 )

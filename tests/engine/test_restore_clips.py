@@ -301,6 +301,7 @@ def test_meta_transfer_from_end_to_end(tmp_path):
     assert main(["restore", str(tmp_path / "in"), "-o", str(tmp_path / "x"), "--method", "source", *networks]) == 2
 
 
+@pytest.mark.thorough
 def test_without_a_reblurrer_the_motion_of_the_clip_is_used(tmp_path, monkeypatch):
     save_file({"exposure": torch.tensor(0.7)}, tmp_path / "reblur.safetensors")
     assert load_reblurrer(tmp_path / "reblur.safetensors").exposure.item() == pytest.approx(0.7)

@@ -33,6 +33,7 @@ def photo(tmp_path):
     return tmp_path / "in" / "a.png"
 
 
+@pytest.mark.thorough
 def test_a_photo_is_restored_with_and_without_adaptation(photo, tmp_path):
     restorer = PhotoRestorer("denoiser", tmp_path / "out", task="denoise", **QUICK)
     record = restorer.restore(photo)
@@ -189,6 +190,7 @@ def run(folder, photos, **options):
 DENOISER = f"denoiser: {words.MODELS['denoiser']}"
 
 
+@pytest.mark.thorough
 def test_a_run_ends_with_results_and_a_checkpoint(photo, tmp_path):
     (tmp_path / "broken.png").write_bytes(b"no image")
     write_image(tmp_path / "other" / "a.png", read_image(photo))

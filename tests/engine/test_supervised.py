@@ -89,6 +89,7 @@ def test_the_published_schedule():
     assert cosine(100) == cosine(200) == pytest.approx(0)
 
 
+@pytest.mark.thorough
 def test_it_learns_and_resumes_to_the_same_bits(tmp_path):
     held_out = [pairs()(4, torch.Generator().manual_seed(99))]
     settings = SupervisedSettings(lr=2e-3)

@@ -1,5 +1,6 @@
 """Training of the lens estimator: what its library holds, and that it learns from it."""
 
+import pytest
 import torch
 
 from tta_restore.data.synthetic.soften import soften
@@ -37,6 +38,7 @@ def test_half_of_the_scenes_are_soft_by_themselves(monkeypatch):
     assert torch.corrcoef(torch.stack([high.flatten(), crisp.log_radius.flatten()]))[0, 1] < -0.5
 
 
+@pytest.mark.thorough
 def test_it_learns_and_remembers(monkeypatch):
     monkeypatch.setattr(defocus_estimator, "LENSES", 204)
     monkeypatch.setattr(defocus_estimator, "_LENSES_PER_STEP", 4)

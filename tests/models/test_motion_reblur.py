@@ -55,6 +55,7 @@ def test_without_motion_the_frame_is_what_it_was():
     torch.testing.assert_close(out, frame[:, 0], atol=1e-5, rtol=0)
 
 
+@pytest.mark.thorough
 def test_the_exposure_can_be_learned():
     window, true = windows(pan(0.4, exposure_fraction=0.8))
     reblur = MotionReblur(exposure=0.3)

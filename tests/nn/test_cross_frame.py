@@ -196,6 +196,7 @@ def test_samples_meet_in_the_released_order_only():
         assert same == (order == "ours")
 
 
+@pytest.mark.thorough
 def test_second_derivatives_are_those_of_finite_differences():
     block = spread(nn.CrossFrameFusionBlock(4, 2, window_size=2, num_frames=3).double())
     regional, local = tokens((3, 4), dim=4, window=2)

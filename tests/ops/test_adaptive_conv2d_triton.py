@@ -71,6 +71,7 @@ namespace = {}
 exec(CASES, namespace)
 
 
+@pytest.mark.thorough
 @interprets_loops
 def test_results_under_the_interpreter():
     assert run_interpreted(CASES + "check('cpu')\nprint('agrees')").strip() == "agrees"

@@ -44,6 +44,7 @@ def derivatives(function, *tensors):
     return out, *torch.autograd.grad(out, leaves, weights)
 
 
+@pytest.mark.thorough
 @settings(max_examples=100)
 @given(
     shape=st.tuples(st.integers(0, 2), st.integers(1, 4), st.integers(1, 12), st.integers(1, 40)),
@@ -376,6 +377,7 @@ print(rows * size * size * 4 / 2**20, rise(forward), rise(lambda: out.sum().back
 """
 
 
+@pytest.mark.thorough
 @needs_extension
 @pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="needs Linux's /proc")
 def test_predicted_filters_never_exist():

@@ -169,6 +169,7 @@ tests.check_second_order_of_one_step()
 """
 
 
+@pytest.mark.thorough
 @interprets_loops
 def test_interpreted_kernels_equal_the_reference():
     assert run_interpreted(INTERPRETED).count("Case") == len(SMALL)

@@ -50,6 +50,7 @@ def check(device):
 """
 
 
+@pytest.mark.thorough
 @interprets_loops
 def test_results_under_the_interpreter():
     assert run_interpreted(PROGRAM + "check('cpu')\nprint('agrees')").strip() == "agrees"

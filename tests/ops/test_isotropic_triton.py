@@ -47,6 +47,7 @@ print("agrees")
 """
 
 
+@pytest.mark.thorough
 @interprets_loops
 def test_results_under_the_interpreter():
     assert run_interpreted(PROGRAM).strip() == "agrees"

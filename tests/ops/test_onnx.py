@@ -52,6 +52,7 @@ class AllOps(nn.Module):
         )
 
 
+@pytest.mark.thorough
 def test_ops_become_standard_operators_of_any_size(tmp_path):
     def draw(height, width):
         generator = torch.Generator().manual_seed(height)
@@ -66,6 +67,7 @@ def test_ops_become_standard_operators_of_any_size(tmp_path):
             torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.thorough
 def test_more_ops(tmp_path):
     class MoreOps(nn.Module):
         def forward(self, x, sigma):

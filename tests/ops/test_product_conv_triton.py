@@ -90,6 +90,7 @@ with tta_restore.backend("triton"):
 """
 
 
+@pytest.mark.thorough
 @interprets_loops
 def test_results_under_the_interpreter():
     assert run_interpreted(PROGRAM + CALLS).strip() == "True"

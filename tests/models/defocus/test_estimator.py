@@ -114,6 +114,7 @@ def test_shipped_weights_come_with_the_log_that_made_them(name):
     assert all(torch.isfinite(p).all() for p in model.parameters())
 
 
+@pytest.mark.thorough
 def test_the_specialist_earns_a_decibel_on_photographs_it_never_saw():
     from tta_restore.engine.demo.train import held_out
 
