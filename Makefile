@@ -18,7 +18,7 @@ endif
 .PHONY: demo test test-thorough lint bench bench-gpu docs docs-links build dist release install clean
 
 demo: install
-	$(RUN) tta_restore demo
+	$(RUN) tta_restore demo --processes $(JOBS)
 
 test: install
 	$(PYTEST) -m "not slow and not thorough" -n $(JOBS) --dist worksteal

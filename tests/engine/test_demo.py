@@ -1,16 +1,20 @@
 """The demo: frames and rows for three restorers."""
 
+import dataclasses
+import multiprocessing
+
 import pytest
 import torch
 
 from tta_restore import adapters
 from tta_restore.engine.demo.demo import BASELINE, SHOWN, comparison, demo_streams, run_demo
+from tta_restore.engine.evaluate.lenses import compare
 from tta_restore.engine.run.usage import UsageError
 
 
-def test_every_restorer_has_its_stream_and_rows():
+def test_every_camera_has_its_stream_and_rows():
     streams = demo_streams(1, seed=0)
-    assert [len(frames) for frames in streams.values()] == [3, 2, 2]
+    assert [len(frames) for frames in streams.values()] == [2, 1, 2, 2]
     rows = {contender.name: contender for contender in comparison().contenders}
     assert set(rows) == {"input", "source", BASELINE, SHOWN}
     for stream, frames in streams.items():
@@ -26,3 +30,20 @@ def test_every_restorer_has_its_stream_and_rows():
 def test_a_number_of_frames_below_one_is_refused(tmp_path):
     with pytest.raises(UsageError, match="--frames: expected at least 1, got 0"):
         run_demo(out=tmp_path / "demo", frames=0)
+    with pytest.raises(UsageError, match="--processes: expected at least 1, got 0"):
+        run_demo(out=tmp_path / "demo", processes=0)
+
+
+@pytest.mark.thorough
+def test_processes_measure_the_same_and_end_with_an_error(tmp_path):
+    quick = comparison().only(["input", "source", BASELINE])
+    streams = {seed: frames for seed, frames in demo_streams(1, seed=0).items() if seed > 1}
+    results = [
+        compare(quick, streams, tmp_path / str(count), processes=count, progress=False, say=lambda text: None)
+        for count in (1, 2)
+    ]
+    values = [[dataclasses.replace(r, wall_seconds=0, cpu_seconds=0) for r in result.records] for result in results]
+    assert values[0] == values[1]
+    with pytest.raises(IndexError):
+        compare(quick, {9: streams[2], 2: streams[2]}, tmp_path, processes=2, progress=False)
+    assert not multiprocessing.active_children()

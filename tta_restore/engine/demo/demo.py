@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -44,50 +44,44 @@ def _noise(std: float) -> Noise:
     return Noise(read_std=(std / 255, std / 255))
 
 
-_LENS = functools.partial(Blur, radius=(2.2, 2.2))
-_RESTORERS: dict[str, tuple[Callable[[], Any], dict[str, Compose]]] = {
-    "deblurrer": (
-        lambda: create_model("lens_unet", checkpoint="specialist"),
+_LENS = partial(Blur, radius=(2.2, 2.2))
+_RESTORERS = {
+    "deblurrer": ("lens_unet", "specialist"),
+    "denoiser": ("small_unet", "denoiser"),
+    "upscaler": ("residual_upscaler", "upscaler"),
+}
+_STREAMS: list[tuple[str, dict[str, Compose]]] = [
+    (
+        "deblurrer",
         {
             "lens of its training": _camera(Blur(radius=(1.8, 1.8), lens="disk"), _noise(1)),
             "ring-shaped lens": _camera(_LENS(lens="ring"), _noise(1)),
-            "lens and noise": _camera(_LENS(lens="gaussian"), _noise(10)),
         },
     ),
-    "denoiser": (
-        lambda: create_model("small_unet", checkpoint="denoiser"),
-        {"noise of its training": _camera(_noise(15)), "twice the noise": _camera(_noise(30))},
-    ),
-    "upscaler": (
-        lambda: create_model("residual_upscaler", checkpoint="upscaler"),
-        {
-            "as in its training": _camera(Resize(2)),
-            "noise": _camera(Resize(2), _noise(8)),
-        },
-    ),
-}
+    ("deblurrer", {"lens and noise": _camera(_LENS(lens="gaussian"), _noise(10))}),
+    ("denoiser", {"noise of its training": _camera(_noise(15)), "twice the noise": _camera(_noise(30))}),
+    ("upscaler", {"as in its training": _camera(Resize(2)), "noise": _camera(Resize(2), _noise(8))}),
+]
 
 
 def comparison() -> Comparison:
-    """Return the rows; every stream has a restorer of its own, by its position in :func:`demo_streams`.
-
-    Raises:
-        ValueError: weights are missing.
-    """
-    restorers = [as_restorer(make().eval()) for make, _ in _RESTORERS.values()]
-
-    def around(method: Callable[[Restorer], Any]) -> Callable[[int], Any]:
-        return lambda stream: method(restorers[stream])
-
+    """Return the rows; the restorer of a stream goes by the stream's position in :func:`demo_streams`."""
     return Comparison(
         title="One line adapts any restorer",
         contenders=[
-            Contender("input", around(_input), "The degraded frame, enlarged where the restorer enlarges.", "#8a93a0"),
-            Contender("source", around(_plain), "The restorer as it was trained.", "#56B4E9"),
-            Contender(BASELINE, around(adapters.SelfEnsemble), "Its mean over four quarter turns.", "#1c2430"),
+            Contender(
+                "input",
+                partial(_around, _input),
+                "The degraded frame, enlarged where the restorer enlarges.",
+                "#8a93a0",
+            ),
+            Contender("source", partial(_around, _plain), "The restorer as it was trained.", "#56B4E9"),
+            Contender(
+                BASELINE, partial(_around, adapters.SelfEnsemble), "Its mean over four quarter turns.", "#1c2430"
+            ),
             Contender(
                 SHOWN,
-                around(adapters.recommended),
+                partial(_around, adapters.recommended),
                 "adapters.recommended(model), with no option set: estimates how the frames are degraded, fine-tunes "
                 "the restorer on pairs that carry the same degradation, and returns as much of it as was earned.",
                 "#0072B2",
@@ -103,8 +97,18 @@ def comparison() -> Comparison:
     )
 
 
+@cache
+def _restorer(name: str) -> Restorer:
+    model, weights = _RESTORERS[name]
+    return as_restorer(create_model(model, checkpoint=weights).eval())
+
+
+def _around(method: Callable[[Restorer], Any], stream: int) -> Any:
+    return method(_restorer(_STREAMS[stream][0]))
+
+
 def demo_streams(frames: int, seed: int) -> dict[int, Any]:
-    """Return the frames of each restorer: one condition after the other.
+    """Return the frames of each camera: one condition after the other.
 
     Args:
         frames: frames per condition.
@@ -112,7 +116,7 @@ def demo_streams(frames: int, seed: int) -> dict[int, Any]:
     """
     generator = torch.Generator().manual_seed(seed)
     streams: dict[int, Any] = {}
-    for index, (name, (_, conditions)) in enumerate(_RESTORERS.items()):
+    for index, (name, conditions) in enumerate(_STREAMS):
         streams[index] = []
         for number, (condition, camera) in enumerate(conditions.items()):
             for position in range(frames):
@@ -132,6 +136,7 @@ def run_demo(
     seed: int = 0,
     frames: int | None = None,
     quick: bool = False,
+    processes: int = 1,
     progress: bool = True,
     say: Callable[[str], None] = print,
 ) -> StreamResult:
@@ -142,6 +147,7 @@ def run_demo(
         seed: of crops, noise and adapters.
         frames: frames per condition (default: 3, with --quick 1)
         quick: process a few frames only.
+        processes: how many share the work and the threads of torch.
         progress: show progress on stderr.
         say: receives the text for the user.
 
@@ -150,12 +156,14 @@ def run_demo(
     """
     if frames is not None and frames < 1:
         raise UsageError(f"--frames: expected at least 1, got {frames}")
+    if processes < 1:
+        raise UsageError(f"--processes: expected at least 1, got {processes}")
     require_packages("skimage", "sklearn")
     expect_folder(out)
     count = frames or (1 if quick else 3)
     started = time.perf_counter()
     say(f"{', '.join(_RESTORERS)}: {count} frames per condition, restored with and without adaptation\n")
-    result = compare(comparison(), demo_streams(count, seed), out, progress=progress, say=say)
+    result = compare(comparison(), demo_streams(count, seed), out, processes=processes, progress=progress, say=say)
     say(f"{time.perf_counter() - started:.0f} s")
     return result
 

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import platform
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from tta_restore import __version__
+from tta_restore._core.progress import ProgressBar, no_progress
 from tta_restore.adapters import Adapter
 from tta_restore.data.synthetic.defocus import DefocusFrame
 from tta_restore.engine.evaluate.results import FrameRecord, StreamResult
@@ -120,35 +124,34 @@ def compare(
     streams: Mapping[int, Sequence[DefocusFrame]],
     out: str | Path,
     *,
+    processes: int = 1,
     progress: bool = True,
     say: Callable[[str], None] = print,
 ) -> StreamResult:
     """Run the comparison on every stream (seed -> frames), print tables, write `report.html`, `frames.csv` and
     `results.json` into `out`, and return the result.
 
+    Args:
+        comparison: the rows; with several processes, what builds them can be pickled.
+        streams: seed -> frames.
+        out: folder.
+        processes: how many share the streams and the threads of torch. They import the main module of a script, which
+            runs its code under `if __name__ == "__main__"` then.
+        progress: show progress on stderr.
+        say: receives the text for the user.
+
     Raises:
         UsageError: a package for metrics or report is missing; said before the work, not after it.
     """
     require_packages("torchmetrics", "jinja2", "matplotlib")
     started = time.perf_counter()
-    outputs: dict[tuple[str, int, int], Tensor] = {}
-    plans: dict[str, str] = {}
-
-    def look(record: FrameRecord, output: Tensor, method: StreamMethod) -> None:
-        outputs[record.method, record.stream, record.index] = to_bytes(output[0])
-        if record.method not in plans and isinstance(method, Adapter):
-            plan = method.plan()
-            plans[record.method] = str(plan) if plan.tensors else ""
-
-    results = []
-    for seed, frames in streams.items():
-        factories = {c.name: (lambda build=c.build, seed=seed: build(seed)) for c in comparison.contenders}
-        results.append(
-            evaluate_stream(
-                frames, factories, stream=seed, progress=progress, on_frame=look, measures=comparison.measures
-            )
-        )
-    merged = StreamResult.merge(results)
+    if processes == 1:
+        measured = [_measure(comparison, seed, frames, progress=progress) for seed, frames in streams.items()]
+    else:
+        measured = _measure_in_processes(comparison, streams, processes, progress=progress)
+    outputs = {key: output for part in measured for key, output in part.outputs.items()}
+    plans = {method: plan for part in reversed(measured) for method, plan in part.plans.items()}
+    merged = StreamResult.merge([part.result for part in measured])
     seconds = time.perf_counter() - started
     facts = _facts(streams, seconds)
     result = StreamResult(merged.records, merged.settings | facts)
@@ -172,6 +175,91 @@ def compare(
     result.to_json(out / "results.json", comparison.baseline)
     say(f"\nReport: {out / 'report.html'}   every frame: {out / 'frames.csv'}   numbers: {out / 'results.json'}")
     return result
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """What became of a stream: records, outputs in bytes by method, seed and frame, and plans of adapters."""
+
+    result: StreamResult
+    outputs: dict[tuple[str, int, int], Tensor]
+    plans: dict[str, str]
+
+
+def _measure(
+    comparison: Comparison,
+    seed: int,
+    frames: Sequence[DefocusFrame],
+    *,
+    progress: bool,
+    tick: Callable[[], None] = lambda: None,
+) -> _Measured:
+    outputs: dict[tuple[str, int, int], Tensor] = {}
+    plans: dict[str, str] = {}
+
+    def look(record: FrameRecord, output: Tensor, method: StreamMethod) -> None:
+        outputs[record.method, record.stream, record.index] = to_bytes(output[0])
+        if record.method not in plans and isinstance(method, Adapter):
+            plan = method.plan()
+            plans[record.method] = str(plan) if plan.tensors else ""
+        tick()
+
+    factories = {c.name: (lambda build=c.build: build(seed)) for c in comparison.contenders}
+    result = evaluate_stream(
+        frames, factories, stream=seed, progress=progress, on_frame=look, measures=comparison.measures
+    )
+    return _Measured(result, outputs, plans)
+
+
+def _measure_in_processes(
+    comparison: Comparison, streams: Mapping[int, Sequence[DefocusFrame]], processes: int, *, progress: bool
+) -> list[_Measured]:
+    """Measure each stream in a process of a pool, the longest first; children that are left are ended."""
+    context = multiprocessing.get_context("spawn")
+    ticks = context.Queue()
+    settings = (ticks, max(1, torch.get_num_threads() // processes))
+    total = len(comparison.contenders) * sum(map(len, streams.values()))
+    others = set(multiprocessing.active_children())
+    with (
+        ProcessPoolExecutor(processes, context, _begin, settings) as pool,
+        ProgressBar(total=total, unit="frame", shown=progress, leave=False) as bar,
+    ):
+        try:
+            longest_first = sorted(streams, key=lambda seed: -len(streams[seed]))
+            tasks = {seed: pool.submit(_measure_for_parent, comparison, seed, streams[seed]) for seed in longest_first}
+            pending = set(tasks.values())
+            while pending:
+                done, pending = wait(pending, 0.2, FIRST_EXCEPTION)
+                for task in done:
+                    task.result()  # its error ends the others
+                while not ticks.empty():
+                    ticks.get()
+                    bar.update()
+        except BaseException:
+            for child in set(multiprocessing.active_children()) - others:
+                child.terminate()
+            raise
+    return [
+        _Measured(part.result, {k: torch.from_numpy(v) for k, v in part.outputs.items()}, part.plans)
+        for part in (tasks[seed].result() for seed in streams)
+    ]
+
+
+_ticks: Any = None  # in a child: the queue that counts frames
+
+
+def _begin(ticks: Any, threads: int) -> None:
+    global _ticks
+    _ticks = ticks
+    torch.set_num_threads(threads)
+
+
+def _measure_for_parent(comparison: Comparison, seed: int, frames: Sequence[DefocusFrame]) -> _Measured:
+    """Measure a stream in a child; arrays need no memory that both share."""
+    with no_progress():
+        found = _measure(comparison, seed, frames, progress=False, tick=lambda: _ticks.put(None))
+    outputs: dict[Any, Any] = {key: output.numpy() for key, output in found.outputs.items()}
+    return _Measured(found.result, outputs, found.plans)
 
 
 def _samples(
