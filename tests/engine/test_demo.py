@@ -1,6 +1,5 @@
 """The demo: frames and rows for three restorers."""
 
-import dataclasses
 import multiprocessing
 
 import pytest
@@ -42,7 +41,7 @@ def test_processes_measure_the_same_and_end_with_an_error(tmp_path):
         compare(quick, streams, tmp_path / str(count), processes=count, progress=False, say=lambda text: None)
         for count in (1, 2)
     ]
-    values = [[dataclasses.replace(r, wall_seconds=0, cpu_seconds=0) for r in result.records] for result in results]
+    values = [[(r.method, r.stream, r.family, r.psnr, r.ssim) for r in result.records] for result in results]
     assert values[0] == values[1]
     with pytest.raises(IndexError):
         compare(quick, {9: streams[2], 2: streams[2]}, tmp_path, processes=2, progress=False)

@@ -955,7 +955,7 @@ def _next_rates(tried: float, best: float, lead: float) -> list[float]:
 
 
 def _distances(restored: Tensor, target: Tensor) -> Tensor:
-    return torch.stack([charbonnier_loss(one.float(), other) for one, other in zip(restored, target, strict=True)])
+    return charbonnier_loss(restored.float(), target, reduction="none").mean((1, 2, 3))
 
 
 def _parse_budget(name: str, budget: str | None) -> tuple[float, str] | None:
