@@ -68,7 +68,7 @@ def estimate_asymmetry(image: Tensor, radius: float, noise_std: float) -> Tensor
 
 
 def asymmetric_pupils(asymmetry: Tensor, frames: int) -> tuple[Tensor | None, float]:
-    """Return the asymmetric pupil function that the waves speak for, and how much it is trusted.
+    """Return the asymmetric pupil function that fits the estimate, and how much it is trusted.
 
     Args:
         asymmetry: mean of :func:`estimate_asymmetry` over frames.
