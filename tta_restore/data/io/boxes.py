@@ -13,6 +13,7 @@ __all__ = [
     "color_numbers",
     "declared_size",
     "further_boxes",
+    "ignored_shapes",
     "jpeg_2000_metadata",
     "jpeg_2000_size",
     "jpeg_xl_code_stream",
@@ -65,6 +66,16 @@ def further_boxes(content: bytes) -> list[str]:
     kinds = dict.fromkeys(kind.decode("latin-1") for kind, _ in _boxes(content) if kind not in _OF_IMAGES)
     names = [f"{kind} (a video, as of a motion photo)" if kind == "mpvd" else kind for kind in kinds if kind.isalnum()]
     return [f"boxes left out: {', '.join(names[:8])}"] if names else []
+
+
+def ignored_shapes(content: bytes) -> list[str]:
+    """Return notes on the crop and the shape of pixels that an AVIF file declares, which its decoders ignore."""
+    found = dict(_walk(content))
+    notes = ["crop (clap) left out: the whole image is restored"] if b"clap" in found else []
+    pixel = found.get(b"pasp", b"")
+    if len(pixel) >= 8 and pixel[:4] != pixel[4:8]:
+        notes.append("pixel aspect ratio (pasp) left out")
+    return notes
 
 
 def with_color_numbers(content: bytes, numbers: tuple[int, int, int, int]) -> bytes:

@@ -207,10 +207,13 @@ def _decoded(content: bytes, kind: str, max_pixels: int, samples: bytes | None) 
     if (count := getattr(picture, "n_frames", 1)) > 1:
         name = "MPO" if picture.format == "MPO" else "animated PNG" if kind == "PNG" else kind
         notes.append(f"{name} of {count} images: the first one is read, the others are left out")
-    icc, block = picture.info.get("icc_profile") or None, picture.info.get("exif")
-    if samples is not None:
-        icc, block = png.profile_and_exif(content, notes)
-    block, orientation = exif.reset_orientation(block, notes)
+    icc = picture.info.get("icc_profile") or None
+    if kind == "PNG":  # Pillow reads what lies behind the samples with these only
+        profile, block = png.profile_and_exif(content, None if samples is None else notes)
+        icc = icc if samples is None else profile
+        block, orientation = exif.reset_orientation(block, notes)
+    else:
+        block, orientation = _exif_of(picture, notes)
     depth = 8
     header = png.read_header(content) if kind == "PNG" else None
     if header is not None and header.bit_depth == 16:
@@ -264,6 +267,17 @@ def _decoded(content: bytes, kind: str, max_pixels: int, samples: bytes | None) 
     return _image_of(array, orientation, bit_depth=depth, icc=icc, exif=block, notes=notes, **carried)
 
 
+def _exif_of(picture: Any, notes: list[str]) -> tuple[bytes | None, int]:
+    """Return the EXIF block of an opened file, set to upright, and the orientation of its pixels."""
+    if picture.format != "AVIF":
+        return exif.reset_orientation(picture.info.get("exif"), notes)
+    try:  # the block in `info` is written anew where boxes demand another orientation
+        *_, block, turned, _ = picture._decoder.get_info()
+    except (AttributeError, ValueError):  # another version of Pillow
+        return exif.reset_orientation(picture.info.get("exif"), notes)
+    return exif.reset_orientation(block, notes)[0], turned
+
+
 def _describe_rest(data: bytes) -> str:
     """Return what the bytes behind an image are, empty for padding."""
     if not data.strip(b"\0\xff\xd9"):  # the end of a JPEG image once more
@@ -297,7 +311,8 @@ def _carried(content: bytes, kind: str, picture: Any) -> dict[str, Any]:
     if kind == "GIF" and picture.info.get("comment"):
         found["text"] = (("Comment", bytes(picture.info["comment"]).decode("utf-8", "replace")),)
     if kind == "AVIF":
-        found["cicp"], found["notes"] = boxes.color_numbers(content), boxes.further_boxes(content)
+        notes = [*boxes.further_boxes(content), *boxes.ignored_shapes(content)]
+        found["cicp"], found["notes"] = boxes.color_numbers(content), notes
     if kind == "JPEG" and picture.info.get("jfif_unit") not in (1, 2):  # Pillow makes up 72 dots per inch then
         return found | {"resolution": exif.read_resolution(picture.info.get("exif"))}
     dpi = picture.info.get("dpi")
@@ -365,18 +380,18 @@ def _read_jpeg_2000(content: bytes) -> Image:
 def _read_deep_avif(content: bytes) -> Image:
     import imagecodecs
 
-    notes = boxes.further_boxes(content)
+    notes = [*boxes.further_boxes(content), *boxes.ignored_shapes(content)]
     array = np.asarray(imagecodecs.avif_decode(content))
     if array.ndim == 4:
         notes.append(f"AVIF of {len(array)} images: the first one is read, the others are left out")
         array = array[0]
     with _quiet_open(content, "AVIF") as picture:
         carried = {"icc": picture.info.get("icc_profile") or None, "xmp": picture.info.get("xmp") or None}
-        block, orientation = exif.reset_orientation(picture.info.get("exif"), notes)
+        block, orientation = _exif_of(picture, notes)
         if orientation != 1:
             carried["xmp"] = exif.upright_xmp(carried["xmp"])
     return _image_of(
-        array, 1, bit_depth=16, levels=2 ** boxes.avif_depth(content) - 1, exif=block, notes=notes,
+        array, orientation, bit_depth=16, levels=2 ** boxes.avif_depth(content) - 1, exif=block, notes=notes,
         cicp=boxes.color_numbers(content), **carried
     )  # fmt: skip
 

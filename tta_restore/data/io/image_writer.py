@@ -179,15 +179,15 @@ def _encode_webp(image: Image, depth: int, quality: int) -> bytes:
 def _encode_avif(image: Image, depth: int, quality: int) -> bytes:
     if depth == 8:
         array = _with_colors(array_from_tensors(image.pixels, image.alpha, 8))
-        options = {"icc_profile": image.icc, "exif": image.exif, "xmp": image.xmp}
-        content = _save(array, "AVIF", quality=quality, subsampling="4:4:4", **options)
-        return boxes.with_color_numbers(content, image.cicp) if image.cicp and not image.icc else content
-    import imagecodecs
+        content = _save(array, "AVIF", quality=quality, subsampling="4:4:4", icc_profile=image.icc)
+    else:
+        import imagecodecs
 
-    array = _with_colors(array_from_tensors(image.pixels, image.alpha, 16, levels=4095))
-    content = bytes(imagecodecs.avif_encode(array, level=quality, bitspersample=12, speed=6))
-    if image.cicp:
+        array = _with_colors(array_from_tensors(image.pixels, image.alpha, 16, levels=4095))
+        content = bytes(imagecodecs.avif_encode(array, level=quality, bitspersample=12, speed=6))
+    if image.cicp and not image.icc:
         content = boxes.with_color_numbers(content, image.cicp)
+    # not by Pillow, which writes the block anew and moves what its maker note points to
     return boxes.add_avif_metadata(content, exif=image.exif, xmp=image.xmp)
 
 
