@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import os
 import struct
@@ -14,7 +15,7 @@ import torch
 from PIL import Image as PilImage
 from PIL import ImageCms
 
-from tta_restore.data.io import color, jpeg, png
+from tta_restore.data.io import boxes, color, jpeg, png
 from tta_restore.data.io.formats import detect_format
 from tta_restore.data.io.image import read_image
 from tta_restore.data.io.image_writer import FORMATS, write_image
@@ -37,6 +38,19 @@ def pillow(kind, mode=None, array=RGB8, **options):
 
 def two(mode):
     return {"save_all": True, "append_images": [PilImage.new(mode, (32, 24))]}
+
+
+# What Pillow does not write: a ramp by cjpeg -arithmetic, and 8 x 16 gray pixels by avifenc -d 10 --irot 1
+ARITHMETIC = (
+    "/9j/4AAQSkZJRgABAQAAAQABAAD/2wBDAAgGBgcGBQgHBwcJCQgKDBQNDAsLDBkSEw8UHRofHh0aHBwgJC4nICIsIxwcKDcpLDAxNDQ0Hyc5PTgy"
+    "PC4zNDL/yQALCAAIAAgBAREA/8wABgAQEAX/2gAIAQEAAD8A7oj1IBOgBj3w/9k="
+)
+TURNED = (
+    "AAAAHGZ0eXBhdmlmAAAAAGF2aWZtaWYxbWlhZgAAAPptZXRhAAAAAAAAAChoZGxyAAAAAAAAAABwaWN0AAAAAAAAAAAAAAAAbGliYXZpZgAAAAAO"
+    "cGl0bQAAAAAAAQAAAB5pbG9jAAAAAEQAAAEAAQAAAAEAAAEeAAAAIAAAAChpaW5mAAAAAAABAAAAGmluZmUCAAAAAAEAAGF2MDFDb2xvcgAAAABy"
+    "aXBycAAAAFJpcGNvAAAAFGlzcGUAAAAAAAAAEAAAAAgAAAAOcGl4aQAAAAABCgAAAAxhdjFDgQBcAAAAABNjb2xybmNseAABAA0ABoAAAAAJaXJv"
+    "dAEAAAAYaXBtYQAAAAAAAAABAAEFAQKDBIUAAAAobWRhdBIACggYDL+xwENBqDISE8AUUUC57ozMYF4IxUM3HRPc"
+)
 
 
 def error(image):
@@ -264,6 +278,40 @@ def test_high_dynamic_range_is_told_and_kept(tmp_path):
     assert torch.equal(back(rgb).pixels, image.pixels)
 
 
+@pytest.mark.parametrize(
+    ("lines", "rows"),
+    [
+        (b"-Y 2 +X 3", [[0, 1, 2], [3, 4, 5]]), (b"+Y 2 +X 3", [[3, 4, 5], [0, 1, 2]]),
+        (b"-Y 2 -X 3", [[2, 1, 0], [5, 4, 3]]), (b"+X 3 -Y 2", [[0, 2, 4], [1, 3, 5]]),
+        (b"-X 3 +Y 2", [[5, 3, 1], [4, 2, 0]]),
+    ],
+)  # fmt: skip
+def test_lines_of_a_radiance_file_in_any_order(lines, rows, tmp_path):
+    samples = b"".join(bytes([20 * n, 0, 0, 128]) for n in range(6))
+    (tmp_path / "a.hdr").write_bytes(b"#?RADIANCE\nFORMAT=32-bit_rle_rgbe\n\n" + lines + b"\n" + samples)
+    reds = read_image(tmp_path / "a.hdr").pixels[0]
+    torch.testing.assert_close(reds, torch.tensor(rows) * 20 / 256, atol=0.003, rtol=0)
+
+
+def test_avif_files_of_many_bits_are_turned(tmp_path):
+    (tmp_path / "a.avif").write_bytes(base64.b64decode(TURNED))
+    image = read_image(tmp_path / "a.avif")
+    assert image.bit_depth == 16
+    torch.testing.assert_close(image.pixels[0], torch.tensor([0.78] * 4 + [0.0] * 4).expand(16, 8), atol=0.01, rtol=0)
+
+
+def test_crops_and_pixel_shapes_of_avif_files_are_named():
+    def box(kind, data):
+        return struct.pack(">I", 8 + len(data)) + kind + data
+
+    for inner, expected in (
+        (box(b"pasp", struct.pack(">II", 1, 1)), []),
+        (box(b"pasp", struct.pack(">II", 2, 1)), ["pixel aspect ratio (pasp) left out"]),
+        (box(b"clap", bytes(32)), ["crop (clap) left out: the whole image is restored"]),
+    ):
+        assert boxes.ignored_shapes(box(b"meta", bytes(4) + box(b"iprp", box(b"ipco", inner)))) == expected
+
+
 def chunk(kind, data):
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
@@ -418,6 +466,13 @@ def test_whole_jpeg_files_do_not_count_as_damaged(mode, tmp_path):
         assert read_image(tmp_path / "a.jpg").losses == ()
 
 
+def test_arithmetic_coding_of_a_jpeg_file_is_no_damage(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(base64.b64decode(ARITHMETIC))
+    image = read_image(tmp_path / "a.jpg")
+    expected = torch.arange(0, 256, 4).reshape(1, 8, 8) / 255
+    torch.testing.assert_close(image.pixels, expected, atol=0.05, rtol=0)
+
+
 @pytest.mark.parametrize("interlaced", [False, True])
 def test_missing_rows_of_a_png_file_are_told(interlaced, tmp_path):
     """The compressed stream is whole and too short; the usual decoder leaves the rest black in silence."""
@@ -487,6 +542,7 @@ def test_camera_files_are_never_read_as_their_preview(tmp_path, monkeypatch):
 
 def test_recognition():
     for head, name, kind in (
+        (b"II\x1a\0\0\0HEAPCCDR" + bytes(20), "Canon RAW (CRW)", "raw"),
         (b"8BPS" + bytes(20), "Photoshop document", "unsupported"),
         (b"\0\0\0\x18ftypcrx \0\0\0\1crx isom", "RAW (CR3)", "raw"),
         (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC", "image"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -74,6 +75,11 @@ ROUND_TRIPS = {
         tiff(RGBA16, photometric="rgb", extrasamples=["unassalpha"]),
     ),
     "tiff 8 white is zero": (".tif", 255 - RGB8[..., :1], tiff(RGB8[..., 0], photometric="miniswhite")),
+    "tiff 8 white is zero, alpha": (
+        ".tif",
+        np.dstack([255 - RGB8[..., :1], RGB8[..., 1:2]]),
+        tiff(RGB8[..., :2], photometric="miniswhite", planarconfig="contig", extrasamples=["unassalpha"]),
+    ),
 }  # fmt: skip
 
 
@@ -220,6 +226,12 @@ def test_palette_tiff_becomes_rgb(tmp_path):
     image = read_image(save(tmp_path, "p.tif", content))
     assert image.bit_depth == 8
     np.testing.assert_array_equal(integers(image), (colormap // 257).T[RGB8[..., 0]])
+    options = {"planarconfig": "contig", "extrasamples": ["unassalpha"]}
+    content = tiff(RGB8[..., :2], photometric="minisblack", extratags=[(320, "H", 768, colormap.ravel(), 1)], **options)
+    gray, palette = struct.pack("<HHII", 262, 3, 1, 1), struct.pack("<HHII", 262, 3, 1, 3)
+    image = read_image(save(tmp_path, "pa.tif", content.replace(gray, palette)))  # tifffile writes no alpha here
+    np.testing.assert_array_equal(integers(image)[..., 3], RGB8[..., 1])
+    np.testing.assert_array_equal(integers(image)[..., :3], (colormap // 257).T[RGB8[..., 0]])
 
 
 def test_premultiplied_alpha_and_resolution_survive_a_tiff(tmp_path):

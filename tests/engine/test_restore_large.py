@@ -211,6 +211,9 @@ def test_nothing_is_lost_in_strips_without_a_word(tmp_path, monkeypatch):
     (tmp_path / "deep.tif").write_bytes(head.ljust(122, b"\0") + pack_12(RGB[..., 0].astype(np.uint16) * 16))
     assert restore("deep.tif", "deep.png")[0].restored == 1
     torch.testing.assert_close(read_image(tmp_path / "deep.png").pixels, read_image(tmp_path / "deep.tif").pixels)
+    exif[0x0112] = 6
+    PilImage.fromarray(RGB).save(tmp_path / "turned.png", exif=exif)
+    assert "turned by its EXIF orientation: convert it first" in restore("turned.png", "c.png")[1][0]
     PilImage.fromarray(RGB).save(tmp_path / "one.png", transparency=(1, 2, 3))
     assert "with one transparent color" in restore("one.png", "c.png")[1][0]
     shape = np.dstack([RGB, RGB[..., :1]])

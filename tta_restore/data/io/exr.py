@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import io
 import os
+import re
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ __all__ = ["decode_radiance", "encode_exr", "read_exr", "read_radiance_size"]
 
 _LARGEST_HALF = 65504
 _RADIANCE_HEAD = 4096  # bytes in which the header of a Radiance HDR file ends
+_RADIANCE_SIZE = re.compile(rb"\n([-+][XY])[ \t]+(\d+)[ \t]+([-+][XY])[ \t]+(\d+)[ \t]*\r?\n")
 _TILED, _DEEP, _PARTS = 0x200, 0x800, 0x1000
 #: Attributes that describe the samples and their layout, which are written anew.
 _STRUCTURE = (
@@ -131,7 +133,15 @@ def decode_radiance(content: bytes) -> Image:
 
     if b"32-bit_rle_xyze" in content[:_RADIANCE_HEAD].split(b"\n\n", 1)[0]:
         raise ImageError("Radiance HDR of XYZ samples: not read, convert it to RGB first")
+    lines, across = b"-Y", b"+X"
+    if (size := _radiance_size(content)) is not None:  # the decoder takes this one order only
+        lines, rows, across, columns = size.groups()
+        content = content[: size.start()] + b"\n-Y %s +X %s\n" % (rows, columns) + content[size.end() :]
     array = np.array(imagecodecs.rgbe_decode(content), np.float32)
+    if lines in (b"-X", b"+X"):
+        array = array.swapaxes(0, 1)
+    array = array[::-1] if b"+Y" in (lines, across) else array
+    array = array[:, ::-1] if b"-X" in (lines, across) else array
     pixels = torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)))
     return Image(pixels=pixels, bit_depth=32, is_linear=True, notes=_radiance_notes(content))
 
@@ -146,11 +156,16 @@ def _radiance_notes(content: bytes) -> tuple[str, ...]:
 
 def read_radiance_size(content: bytes) -> tuple[int, int] | None:
     """Return width and height that the header of a Radiance HDR file declares, None where it declares none."""
-    for line in content[:_RADIANCE_HEAD].splitlines():
-        parts = line.split()
-        if len(parts) == 4 and parts[0] in (b"-Y", b"+Y") and parts[2] in (b"+X", b"-X"):
-            return int(parts[3]), int(parts[1])
-    return None
+    size = _radiance_size(content)
+    if size is None:
+        return None
+    rows, columns = int(size[2]), int(size[4])
+    return (columns, rows) if size[1] in (b"-Y", b"+Y") else (rows, columns)
+
+
+def _radiance_size(content: bytes) -> re.Match[bytes] | None:
+    """Return the line of a Radiance HDR file with the direction and the number of its lines, and of their samples."""
+    return _RADIANCE_SIZE.search(content, 0, _RADIANCE_HEAD)
 
 
 @dataclass(frozen=True)

@@ -73,6 +73,7 @@ _SIGNATURES: tuple[tuple[int, bytes, str, Kind], ...] = (
     (0, b"IIU\0", "Panasonic RAW", "raw"),
     (0, b"FOVb", "Sigma RAW", "raw"),
     (0, b"\0MRM", "Minolta RAW", "raw"),
+    (6, b"HEAPCCDR", "Canon RAW (CRW)", "raw"),
     (0, b"8BPS", "Photoshop document", "unsupported"),
     (0, b"%PDF", "PDF", "unsupported"),
     (0, b"gimp xcf", "GIMP document", "unsupported"),

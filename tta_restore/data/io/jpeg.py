@@ -33,6 +33,7 @@ _LASTING_RESOURCES = {*range(0x07D0, 0x0BB7), 0x0BB7, 0x040A, 0x0414, 0x0428, 0x
 _MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])")  # with a segment behind it, or the end of the image
 _TABLES, _SCAN, _END = 0xC4, 0xDA, 0xD9
 _SEQUENTIAL = {0xC0, 0xC1}  # starts of frame
+_HUFFMAN = {0xC0, 0xC1, 0xC2}
 _AHEAD = 8  # bytes up to which the decoder reads ahead
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # start of frame
 
@@ -79,6 +80,8 @@ def is_damaged(content: bytes) -> bool:
     The usual decoder fills what is missing with gray in silence. FFmpeg (the extra "video") decodes the image once more
     and is strict; False where it is not installed, or does not support the process.
     """
+    if not any(marker in _HUFFMAN for marker, _ in _markers(content)):
+        return False  # arithmetic coding, of which FFmpeg reports what it reports of damage
     try:
         av = importlib.import_module("av")
     except ImportError:
@@ -89,7 +92,7 @@ def is_damaged(content: bytes) -> bool:
         decoder.decode(av.Packet(content))
     except av.error.InvalidDataError:
         return True
-    except av.error.FFmpegError:  # arithmetic coding, rare kinds of subsampling
+    except av.error.FFmpegError:  # rare kinds of subsampling
         return False
     return False
 

@@ -174,7 +174,9 @@ def _read_png(path: Path, target: Path, max_pixels: int) -> LargeImage:
     metadata = png.read_metadata(content)
     notes = metadata.pop("notes", [])
     icc, exif_block = png.profile_and_exif(content, notes)
-    block, _ = exif.reset_orientation(exif_block, notes)
+    block, orientation = exif.reset_orientation(exif_block, notes)
+    if orientation != 1:
+        raise ImageError("PNG of this size, turned by its EXIF orientation: convert it first")
     carried = Image(
         torch.zeros(1, 1, 1), bit_depth=header.bit_depth, icc=icc, exif=block, notes=tuple(notes), **metadata
     )

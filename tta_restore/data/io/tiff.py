@@ -225,7 +225,7 @@ def _image_of(page: Any, array: np.ndarray, block: bytes | None, notes: list[str
         array = array.astype(np.uint8) * 255
         notes.append("1-bit image: read as 8-bit gray")
     elif photometric == "PALETTE":
-        array = _from_palette(array, page.colormap)
+        array = _from_palette(array, page.colormap, 2**bits - 1)
         notes.append("palette image: read as RGB")
         bits = array.dtype.itemsize * 8
     icc = page.tags["InterColorProfile"].value if "InterColorProfile" in page.tags else None
@@ -240,7 +240,9 @@ def _image_of(page: Any, array: np.ndarray, block: bytes | None, notes: list[str
         levels = 2**bits - 1
     if photometric == "MINISWHITE":
         white = levels or {8: 255, 16: 65535, 32: 1}[depth]
-        array = np.asarray(white, array.dtype) - array
+        grays, alpha = (array, array[..., :0]) if array.ndim == 2 else np.split(array, [1], axis=-1)
+        array = np.asarray(white, array.dtype) - grays
+        array = np.concatenate([array, alpha], axis=-1) if alpha.size else array
     if photometric == "SEPARATED":
         if depth == 32 or levels is not None:
             raise ImageError("CMYK image with other than 8 or 16 bits: convert it to RGB first")
@@ -337,8 +339,18 @@ def _check_float(array: np.ndarray, notes: list[str]) -> None:
     notes.append(f"{span}: {outside:.2%} of them outside [0, 1], which are restored as far as they lie inside")
 
 
-def _from_palette(indices: np.ndarray, colormap: np.ndarray) -> np.ndarray:
-    """Return the colors of a palette, 16 bits in the file; 8 bits are enough when every entry is an 8-bit value."""
+def _from_palette(indices: np.ndarray, colormap: np.ndarray, levels: int) -> np.ndarray:
+    """Return the colors of a palette, 16 bits in the file; 8 bits are enough when every entry is an 8-bit value.
+
+    Args:
+        indices: of the palette; a second sample of a pixel is its alpha.
+        colormap: its colors, (3, N).
+        levels: the largest sample.
+    """
+    if indices.ndim == 3:
+        colors = _from_palette(indices[..., 0], colormap, levels)
+        alpha = indices[..., 1:].astype(np.float64) / levels * np.iinfo(colors.dtype).max
+        return np.concatenate([colors, alpha.round().astype(colors.dtype)], axis=-1)
     if not (colormap % 257).any():
         return (colormap // 257).astype(np.uint8).T[indices]
     if not (colormap & 0xFF).any():  # some writers shift by eight instead of multiplying by 257
