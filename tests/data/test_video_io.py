@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tta_restore.data.datasets.clips import stack_frames
+from tta_restore.data.io import video
 from tta_restore.data.io.formats import detect_format
 from tta_restore.data.io.pixels import ImageError
 from tta_restore.data.io.structure import is_broken
@@ -686,6 +687,52 @@ def test_bits_and_chroma_as_far_as_the_codec_holds_them(tmp_path, codec, pixels,
     assert error(next(iter(written)), next(iter(VideoFile(tmp_path / "a.mkv")))) < 0.01
 
 
+def test_the_chroma_of_pixel_formats_of_all_names():
+    found = {chroma: [] for chroma in ("420", "422", "444")}
+    names = "gray ya8 nv12 yuv410p nv16 y210le yuv411p yuyv422 nv24 yuv440p vuya pal8 rgb8 gbrap x2rgb10le"
+    for name in names.split():
+        found[video._chroma_of(av.VideoFormat(name, 64, 64))].append(name)
+    assert found["420"] == ["gray", "ya8", "nv12", "yuv410p"]
+    assert found["422"] == ["nv16", "y210le", "yuv411p", "yuyv422"]
+    assert len(found["444"]) == 7
+
+
+def test_joined_recordings_go_on_where_their_times_start_again(tmp_path):
+    with av.open(str(tmp_path / "a.ts"), "w") as container:
+        film, sound = container.add_stream("mpeg2video", rate=25), container.add_stream("mp2", rate=48000)
+        film.width, film.height = 64, 48
+        for number in range(25):
+            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 5 * number, np.uint8), format="rgb24")
+            frame.pts = number
+            container.mux(film.encode(frame))
+            part = av.AudioFrame.from_ndarray(np.zeros((1, 2 * 1920), np.int16), format="s16", layout="stereo")
+            part.pts, part.sample_rate = 1920 * number, 48000
+            container.mux(sound.encode(part))
+        container.mux([*film.encode(), *sound.encode()])
+    content = (tmp_path / "a.ts").read_bytes()
+    (tmp_path / "b.ts").write_bytes(content * 3)
+    written, notes = copy(tmp_path / "b.ts", tmp_path / "c.mkv")
+    assert notes == ()
+    assert len(list(written)) == 75
+    steps = [later - time for time, later in zip(written.times, written.times[1:], strict=False)]
+    assert steps == pytest.approx([1 / 25] * 74, abs=0.002)
+    with av.open(str(tmp_path / "c.mkv")) as container:
+        heard = [packet.pts * packet.time_base for packet in container.demux(audio=0) if packet.size]
+    assert max(later - time for time, later in zip(heard, heard[1:], strict=False)) < 0.03
+    assert 2.9 < heard[-1] - heard[0] < 3.1
+
+
+def test_times_below_zero_are_counted_back(tmp_path):
+    class Frame:
+        def __init__(self, pts):
+            self.pts, self.time_base = pts, Fraction(1, 1000)
+
+    frames = video._with_early_times(map(Frame, (None, None, 0, 40, None)), 3600)
+    assert [frame.pts for frame in frames] == [-80, -40, 0, 40, None]
+    assert [frame.pts for frame in video._with_early_times(map(Frame, (None, None)), 3600)] == [None, None]
+    assert [ticks for _, ticks in video._timed(map(Frame, (-80, -40, 0)), Fraction(0), 3600)] == [0, 3600, 7200]
+
+
 @pytest.mark.parametrize(("name", "options"), [("a.avi", {"bf": "3"}), ("b.avi", {"bf": "0"})])
 def test_frames_of_avi_are_in_order_and_evenly_spaced(tmp_path, name, options):
     record(tmp_path / name, options=options)
@@ -755,6 +802,8 @@ def test_nonsense_rates_and_alpha_in_packets_of_its_own(tmp_path):
     assert len(list(written)) == 12
     record(tmp_path / "a.webm", "libvpx-vp9", "yuva420p")
     assert VideoFile(tmp_path / "a.webm").notes == ["alpha channel left out"]
+    record(tmp_path / "a.nut", "rawvideo", "ya8")
+    assert VideoFile(tmp_path / "a.nut").notes == ["alpha channel left out"]
 
 
 def test_names_with_a_colon_are_files(tmp_path):

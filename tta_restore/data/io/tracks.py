@@ -28,6 +28,7 @@ _DATA = {
 }  # fmt: skip
 _LAYOUTS = {1: "mono", 2: "stereo", 3: "3.0", 4: "4.0", 5: "5.0", 6: "5.1", 8: "7.1"}
 _SOUND_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)  # Hz, what AAC takes
+_JUMP = Fraction(1, 2)  # seconds back in time that no reordering explains
 _AHEAD = Fraction(1, 2)  # seconds by which sound may run ahead of the frames that are written
 # Tags that describe the old file, or that the muxer writes itself.
 _OWN_TAGS = {"encoder", "major_brand", "minor_version", "compatible_brands", "duration", "handler_name", "vendor_id"}
@@ -59,6 +60,8 @@ class SideTracks:
         self._outputs: dict[int, Any] = {}
         self._encoders: dict[int, _Transcoder] = {}
         self._damaged: dict[int, int] = {}
+        # Where files were joined, times start again: what is added to them then, joints of each track, and its end.
+        self._shifts, self._joined, self._ends = [Fraction(0)], dict[int, int](), dict[int, Fraction]()
         for number, stream in enumerate(source.streams.audio, 1):
             self._add_sound(stream, number, kind)
         self._add_subtitles(kind)
@@ -162,11 +165,30 @@ class SideTracks:
             for packet in self._source.demux(*streams):
                 if packet.dts is None and packet.pts is None:
                     continue
-                time = Fraction(packet.time_base) * (packet.dts if packet.dts is not None else packet.pts)
-                last = time - self._offset
+                last = self._continue(packet) - self._offset
                 yield last, packet
         except Exception as error:
             self.losses.append(f"sound and subtitles end after {float(last):.1f} s: damaged ({_line(error)})")
+
+    def _continue(self, packet: Any) -> Fraction:
+        """Return the time of a packet, moved behind those before it where the times of a track start again."""
+        base, index = Fraction(packet.time_base), packet.stream.index
+        time = base * (packet.dts if packet.dts is not None else packet.pts)
+        number = self._joined.get(index, 0)
+        end = self._ends.get(index)
+        if packet.stream.type == "subtitle":  # too far apart to show it
+            number = len(self._shifts) - 1
+        elif end is not None and time + self._shifts[number] < end - _JUMP:
+            number += 1
+            if number == len(self._shifts):
+                self._shifts.append(end - time)
+        self._joined[index] = number
+        if shift := round(self._shifts[number] / base):
+            packet.pts = packet.pts + shift if packet.pts is not None else None
+            packet.dts = packet.dts + shift if packet.dts is not None else None
+        time += shift * base
+        self._ends[index] = max(time + base * (packet.duration or 0), end or time)
+        return time
 
     def _write(self, packet: Any) -> None:
         index = packet.stream.index

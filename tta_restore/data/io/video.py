@@ -38,6 +38,7 @@ _LONGEST_GROUP = 10  # seconds after damage for which a key frame is awaited
 _CLOCK_TIME = re.compile(r"(\d+):(\d+):(\d+(?:\.\d+)?)")
 _EVEN = 0.95  # fraction of equal steps in time from which on a gap means lost frames
 _BROKEN = "damaged or truncated: its parts do not follow each other to its end, or differ from their checksums"
+_MOST_EARLY = 32  # frames without a time at the start
 _TRIED_FRAMES = 5  # of which one has to be interlaced for the video to count as such
 
 
@@ -153,7 +154,7 @@ class VideoFile:
                 colors=(int(first.colorspace), int(codec.color_primaries), int(codec.color_trc)),
                 sample_aspect_ratio=1 / aspect if turned else aspect,
                 is_interlaced=is_interlaced,
-                chroma=_chroma_of(first.format.name),
+                chroma=_chroma_of(first.format),
                 hdr10=read_hdr10(first),
                 expected_frames=stream.frames or expected or None,
             )
@@ -218,7 +219,7 @@ class VideoFile:
             self.notes.append("cover picture left out")
         self.side_data |= kinds_of(first)
         self.notes += describe_lost(self.side_data)
-        has_alpha = first.format.name.startswith(("yuva", "rgba", "bgra", "gbra", "argb", "abgr"))
+        has_alpha = any(component.is_alpha for component in first.format.components)
         if has_alpha or stream.metadata.get("alpha_mode") == "1":  # WebM: in packets of its own
             self.notes.append("alpha channel left out")
 
@@ -234,18 +235,10 @@ class VideoFile:
                 frames = _deinterlaced(frames, stream)
             step = round(CLOCK / self.info.frame_rate)
             last: int | None = None
-            has_times = True
-            for frame in frames:
-                if last is None:
-                    has_times = frame.pts is not None
-                if has_times and frame.pts is not None:
-                    ticks = round((frame.time_base * frame.pts - offset) * CLOCK)
-                else:  # AVI stores no times of reordered frames
-                    ticks = 0 if last is None else last + step
-                if last is not None and ticks <= last:
-                    ticks = last + 1
-                last = ticks
-                self._ticks.append(ticks)
+            if container.format.name.startswith("matroska"):
+                frames = _with_early_times(frames, step)
+            for frame, last in _timed(frames, offset, step):
+                self._ticks.append(last)
                 picture = frame.reformat(
                     format="rgb48le" if deep else "rgb24",
                     src_color_range=frame.color_range,
@@ -367,6 +360,52 @@ class VideoFile:
             )
 
 
+def _timed(frames: Iterator[Any], offset: Fraction, step: int) -> Iterator[tuple[Any, int]]:
+    """Yield frames with their increasing times, without a jump back where times start again, as in joined files.
+
+    Args:
+        frames: decoded.
+        offset: seconds that are subtracted from the times of the file.
+        step: time between frames, in 1/90000 s like the result.
+    """
+    last: int | None = None
+    has_times, shift = True, 0
+    for frame in frames:
+        if last is None:
+            has_times = frame.pts is not None
+        if has_times and frame.pts is not None:
+            ticks = round((frame.time_base * frame.pts - offset) * CLOCK) + shift
+        else:  # AVI stores no times of reordered frames
+            ticks = 0 if last is None else last + step
+        if last is None and ticks < 0:
+            shift, ticks = -ticks, 0
+        elif last is not None and ticks < last - max(step, CLOCK // 2):
+            shift += last + step - ticks
+            ticks = last + step
+        elif last is not None and ticks <= last:
+            ticks = last + 1
+        last = ticks
+        yield frame, ticks
+
+
+def _with_early_times(frames: Iterator[Any], step: int) -> Iterator[Any]:
+    """Yield frames of which the first ones get the times before those that follow; Matroska knows none below 0."""
+    early: list[Any] = []
+    for frame in frames:
+        if frame.pts is None and len(early) < _MOST_EARLY:
+            early.append(frame)
+            continue
+        for number, before in enumerate(early):
+            if frame.pts is not None:
+                behind = Fraction(step, CLOCK) / frame.time_base * (len(early) - number)
+                before.pts, before.time_base = frame.pts - round(behind), frame.time_base
+            yield before
+        yield frame
+        yield from frames
+        return
+    yield from early
+
+
 def _rate_of(stream: Any) -> Fraction:
     """Return the frames per second; of some files, such as DV, the average is nonsense."""
     rates = (Fraction(rate) for rate in (stream.average_rate, stream.guessed_rate, stream.base_rate) if rate)
@@ -418,11 +457,14 @@ def _pulled(graph: Any) -> Iterator[Any]:
             return
 
 
-def _chroma_of(name: str) -> str:
-    for chroma in ("444", "422"):
-        if chroma in name:
-            return chroma
-    return "444" if name.startswith(("rgb", "bgr", "gbr", "argb", "abgr", "0rgb", "0bgr")) else "420"
+def _chroma_of(pixels: Any) -> str:
+    """Return the subsampling that holds the chroma of a pixel format, ``"420"`` for gray."""
+    if pixels.is_rgb or pixels.has_palette:
+        return "444"
+    if len(pixels.components) < 3:
+        return "420"
+    is_narrow, is_low = pixels.chroma_width(64) < 64, pixels.chroma_height(64) < 64
+    return "420" if is_narrow and is_low else "422" if is_narrow else "444"
 
 
 def film_of(container: Any, path: Path) -> Any:
@@ -440,7 +482,9 @@ def _is_cover(stream: Any) -> bool:
 
 def start_of(container: Any) -> Fraction:
     """Return the seconds at which a container starts; transport streams start anywhere."""
-    return max(Fraction(0), Fraction(container.start_time or 0, 1_000_000))
+    start = Fraction(container.start_time or 0, 1_000_000)
+    # Matroska holds negative times; those of MP4 are what its edit list cuts off
+    return start if container.format.name.startswith("matroska") else max(Fraction(0), start)
 
 
 def _as_float(samples: Tensor) -> Tensor:
