@@ -718,7 +718,7 @@ def test_joined_recordings_go_on_where_their_times_start_again(tmp_path):
     assert steps == pytest.approx([1 / 25] * 74, abs=0.002)
     with av.open(str(tmp_path / "c.mkv")) as container:
         heard = [packet.pts * packet.time_base for packet in container.demux(audio=0) if packet.size]
-    assert max(later - time for time, later in zip(heard, heard[1:], strict=False)) < 0.03
+    assert np.diff(np.array(heard, float)).max() < 0.03
     assert 2.9 < heard[-1] - heard[0] < 3.1
 
 

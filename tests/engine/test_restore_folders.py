@@ -31,7 +31,8 @@ def put(path, kind="PNG", size=(12, 9)):
 
 
 def restore(inputs, out, **options):
-    return restore_files(inputs, out, method="source", model="torch.nn:Identity", device="cpu", **options)
+    options = {"model": "torch.nn:Identity"} | options
+    return restore_files(inputs, out, method="source", device="cpu", **options)
 
 
 def names(folder):
@@ -128,6 +129,11 @@ def test_linked_folders_are_entered_once(tmp_path):
         (["in"], "taken", {}, "output taken/a.png: a folder with this name is there"),
         (["in"], "taken", {"clips": True}, "output taken/in: a file with this name is there"),
         (["in/a.png"], "x" * 300 + ".png", {}, "file name too long"),
+        (["in"], "x" * 300, {}, "(?i)file name too long"),
+        (["in"], "out", {"state": "x" * 300}, "--state x+: file name too long"),
+        (["in/a.png"], "out", {"model": "x" * 300}, "no model 'x+'"),
+        (["in/a.png"], "out", {"model": "ifan", "checkpoint": "x" * 300}, "no weights called 'x+' are shipped"),
+        (["in/a.png"], "out", {"model": "ifan", "checkpoint": "./" + "x" * 300}, "there is no file x+"),
         (["in/a.png", "in/b.png"], "out.webp", {}, "named like a file"),
         (["in"], "in", {}, "the originals would be overwritten"),
         (["in"], "out", {"state": "in"}, "--state in: is a folder"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -141,7 +142,7 @@ def _keep(command: Command, parsed: Parsed) -> bool:
         command.folder
         and parsed.folder is not None
         and str(parsed.folder) != "-"
-        and parsed.folder.is_dir()
+        and os.path.isdir(parsed.folder)
         and any(parsed.folder.iterdir())
     ):
         from tta_restore.data.io.atomic import atomic_file
@@ -163,7 +164,7 @@ def _earlier(command: Command, parsed: Parsed) -> str | None:
     from tta_restore.engine.run.outputs import expect_file
 
     path = parsed.folder / RESULTS_FILE
-    if path.parent.is_dir():
+    if os.path.isdir(path.parent):
         expect_file(path, flag="output")
     try:
         return path.read_text(encoding="utf-8")

@@ -1,6 +1,7 @@
 """Load weights from safetensors and torch files, never running code that a file brings along."""
 
 import json
+import os
 import pickle
 import re
 import warnings
@@ -79,7 +80,7 @@ def resolve(checkpoint: str | Path) -> Path:
     """
     if isinstance(checkpoint, str) and _BARE_WORD.fullmatch(checkpoint):
         path = WEIGHTS / f"{checkpoint}.safetensors"
-        if not path.is_file():
+        if not os.path.isfile(path):
             shipped = ", ".join(sorted(file.stem for file in WEIGHTS.glob("*.safetensors"))) or "none"
             raise ValueError(
                 f"load_checkpoint: no weights called {checkpoint!r} are shipped (there are: {shipped}); "
@@ -87,7 +88,7 @@ def resolve(checkpoint: str | Path) -> Path:
             )
         return path
     path = Path(checkpoint)
-    if not path.is_file():
+    if not os.path.isfile(path):  # Path.is_file raises for names that are too long
         raise ValueError(f"load_checkpoint: there is no file {path}")
     return path
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
+import os
 import threading
 import weakref
 from collections.abc import Iterator, Mapping
@@ -80,7 +81,7 @@ def load_restorer(
         raise ValueError(
             f"a checkpoint or keywords belong to a registered model or to module.path:callable, and {name!r} is neither"
         )
-    elif name and Path(name).is_file():
+    elif name and os.path.isfile(name):
         model = _from_file(Path(name))
     else:
         raise ValueError(_unknown(name))
@@ -336,7 +337,7 @@ def read_origin(path: str | Path, kind: str | None = None, *, run: bool = False)
 
 def _training_state(path: str | Path | None, kind: str | None = None) -> tuple[dict[str, Any], dict[str, Any]] | None:
     """Return origin and weights of a network in the state of an unfinished training; None for any other file."""
-    if path is None or Path(path).suffix != ".pt" or not Path(path).is_file():
+    if path is None or Path(path).suffix != ".pt" or not os.path.isfile(path):
         return None
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)

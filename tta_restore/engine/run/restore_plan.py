@@ -152,19 +152,21 @@ def format_named(name: str | None) -> str | None:
 def check_output(plan: Plan, inputs: Sequence[str | Path], out: str | Path, state: str | Path | None) -> None:
     """Find out before the work that results or state cannot be written.
 
+    Functions of `os.path` take a name that is too long for one of nothing, where those of `Path` raise.
+
     Raises:
         UsageError: the output or the state cannot be written.
     """
     is_folder = _names_folder(out)
     out = Path(out)
     if not is_folder:
-        _expect_known_format(plan, out, alone=len(inputs) == 1 and not Path(inputs[0]).is_dir())
+        _expect_known_format(plan, out, alone=len(inputs) == 1 and not os.path.isdir(inputs[0]))
     is_file = len(plan.jobs) == 1 and plan.jobs[0].destination == out
     if not is_file:
-        if out.exists() and not out.is_dir():
+        if os.path.exists(out) and not os.path.isdir(out):
             raise UsageError(f"output {out}: a file with this name is there, expected a folder")
         is_named_like_file = out.suffix.lower() in (*IMAGE_SUFFIXES, *RAW_SUFFIXES, *VIDEO_SUFFIXES)
-        if not is_folder and not out.exists() and is_named_like_file:
+        if not is_folder and not os.path.exists(out) and is_named_like_file:
             raise UsageError(
                 f"output {out}: named like a file, and {_count(len(inputs), 'input')} would need a folder; "
                 f"{out}{os.sep} names the folder"
@@ -174,14 +176,20 @@ def check_output(plan: Plan, inputs: Sequence[str | Path], out: str | Path, stat
         _expect_replaceable(job)
     if state is not None:
         state = Path(state)
-        if state.is_dir():
+        if os.path.isdir(state):
             raise UsageError(f"--state {state}: is a folder, expected a file")
+        try:
+            os.lstat(state)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise UsageError(f"--state {state}: {(error.strerror or str(error)).lower()}") from None
         expect_folder(state.parent, flag="--state")
-        if state.is_symlink() and not state.exists():
+        if os.path.islink(state) and not os.path.exists(state):
             raise UsageError(f"--state {state}: a link that leads nowhere")
-        if state.exists() and (special := irregular_kind(state)) is not None:
+        if os.path.exists(state) and (special := irregular_kind(state)) is not None:
             raise UsageError(f"--state {state}: not a regular file: {special}")
-        if state.exists() and not os.access(state, os.W_OK):
+        if os.path.exists(state) and not os.access(state, os.W_OK):
             raise UsageError(f"--state {state}: cannot be written to")
         if any(real_path(state) in (real_path(job.source), real_path(job.destination)) for job in plan.jobs):
             raise UsageError(f"--state {state}: is also an input or a result of this run")
@@ -213,8 +221,8 @@ def _expect_known_format(plan: Plan, out: Path, *, alone: bool) -> None:
     there_are = f"there are: {', '.join(FORMATS)}, and for videos {', '.join(WRITABLE_SUFFIXES)}"
     is_known = suffix in (*IMAGE_SUFFIXES, *RAW_SUFFIXES, *VIDEO_SUFFIXES, *_DOCUMENTS)
     # ".v2" and ".2024" are parts of a folder's name, ".jepg" for one single file is no such part
-    is_meant_as_file = is_known or (alone and not out.exists() and re.fullmatch(r"\.[a-z][a-z\d]{2,4}", suffix))
-    if out.is_dir() or not is_meant_as_file:
+    is_meant_as_file = is_known or (alone and not os.path.exists(out) and re.fullmatch(r"\.[a-z][a-z\d]{2,4}", suffix))
+    if os.path.isdir(out) or not is_meant_as_file:
         return
     if suffix not in (*SUFFIXES, *WRITABLE_SUFFIXES):
         folder = f"; {out}{os.sep} names a folder" if alone else ""
@@ -298,7 +306,7 @@ def _plan_file(plan: Plan, entry: Path, out: Path, *, alone: bool, image_format:
         plan.problems.append(f"{entry}: sound without a video")
         return
     suffixes = WRITABLE_SUFFIXES if video else SUFFIXES
-    if alone and not out.is_dir() and out.suffix.lower() in suffixes:
+    if alone and not os.path.isdir(out) and out.suffix.lower() in suffixes:
         if not video and image_format is not None and out.suffix.lower() not in FORMATS[image_format]:
             expected = " or ".join(FORMATS[image_format])
             raise UsageError(f"output {out}: expected a name that ends in {expected} for --format {image_format}")
