@@ -226,9 +226,13 @@ def test_palette_tiff_becomes_rgb(tmp_path):
     image = read_image(save(tmp_path, "p.tif", content))
     assert image.bit_depth == 8
     np.testing.assert_array_equal(integers(image), (colormap // 257).T[RGB8[..., 0]])
+    two = (colormap.reshape(3, 2, 128)[..., 0]).copy()
+    gray, palette = struct.pack("<HHII", 262, 3, 1, 1), struct.pack("<HHII", 262, 3, 1, 3)
+    bits = RGB8[..., 0] > 99
+    content = tiff(bits, photometric="minisblack", extratags=[(320, "H", 6, two.ravel(), True)]).replace(gray, palette)
+    np.testing.assert_array_equal(integers(read_image(save(tmp_path, "b.tif", content))), (two // 257).T[bits * 1])
     options = {"planarconfig": "contig", "extrasamples": ["unassalpha"]}
     content = tiff(RGB8[..., :2], photometric="minisblack", extratags=[(320, "H", 768, colormap.ravel(), 1)], **options)
-    gray, palette = struct.pack("<HHII", 262, 3, 1, 1), struct.pack("<HHII", 262, 3, 1, 3)
     image = read_image(save(tmp_path, "pa.tif", content.replace(gray, palette)))  # tifffile writes no alpha here
     np.testing.assert_array_equal(integers(image)[..., 3], RGB8[..., 1])
     np.testing.assert_array_equal(integers(image)[..., :3], (colormap // 257).T[RGB8[..., 0]])

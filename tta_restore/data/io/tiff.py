@@ -71,6 +71,10 @@ def read_tiff(path: Path, *, max_pixels: int) -> Image:
             if "imagecodecs" in str(error):
                 raise ImportError(str(error), name="imagecodecs") from None
             raise
+        except Exception:
+            if getattr(page.compression, "name", "") == "OJPEG":  # whose parts lie anywhere
+                raise ImageError("TIFF with JPEG of the old kind: not read, convert it first") from None
+            raise
         return _image_of(page, array, exif.read_tiff_exif(stream, notes), notes)
 
 
@@ -221,6 +225,8 @@ def _image_of(page: Any, array: np.ndarray, block: bytes | None, notes: list[str
     if page.axes.startswith("S"):
         array = np.moveaxis(array, 0, -1)
     bits = page.bitspersample if isinstance(page.bitspersample, int) else max(page.bitspersample)
+    if array.dtype == bool and photometric == "PALETTE":
+        array = array.astype(np.uint8)
     if array.dtype == bool:
         array = array.astype(np.uint8) * 255
         notes.append("1-bit image: read as 8-bit gray")
