@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import io
 import logging
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -37,6 +38,7 @@ LARGEST_WITH_EXIF = 2**31
 _DTYPES = {"bool": 8, "uint8": 8, "uint16": 16, "float16": 32, "float32": 32, "float64": 32}
 _SAME_SHAPE = 0.03  # relative difference of two aspect ratios that rounding explains
 _MOST_PAGES = 1000  # of which the main one is looked for
+_FAX = (2, 3, 4, 32771)  # compression by fax codes
 _XMP, _IPTC, _DNG, _CFA = 700, 33723, 50706, 33421
 #: Tags that are carried as metadata of any format: XMP, IPTC, profile, EXIF, position.
 _CARRIED = frozenset((_XMP, _IPTC, 34675, 34665, 34853, 40965))
@@ -66,7 +68,9 @@ def read_tiff(path: Path, *, max_pixels: int) -> Image:
         if absent := sum(size == 0 for size in page.databytecounts):  # sparse files, as of maps
             notes.append(f"{absent} of {len(page.databytecounts)} strips or tiles are not in the file: read as black")
         try:
-            array = page.asarray()
+            array = (
+                _read_fax(stream, page) if page.compression in _FAX and isinstance(page.index, int) else page.asarray()
+            )
         except ValueError as error:
             if "imagecodecs" in str(error):
                 raise ImportError(str(error), name="imagecodecs") from None
@@ -76,6 +80,22 @@ def read_tiff(path: Path, *, max_pixels: int) -> Image:
                 raise ImageError("TIFF with JPEG of the old kind: not read, convert it first") from None
             raise
         return _image_of(page, array, exif.read_tiff_exif(stream, notes), notes)
+
+
+def _read_fax(stream: BinaryIO, page: Any) -> np.ndarray:
+    """Return the bits of a page by Pillow: other decoders of fax codes leave rows of some pages white in silence."""
+    from PIL.TiffImagePlugin import TiffImageFile
+
+    stream.seek(0)
+    content = bytearray(stream.read())
+    if (turned := page.tags.get(274)) is not None:  # Pillow would turn the bits
+        struct.pack_into(f"{page.parent.byteorder}H", content, turned.valueoffset, 1)
+    picture = TiffImageFile(io.BytesIO(content))
+    picture.seek(page.index)
+    if picture.mode != "1" or picture.size != (page.imagewidth, page.imagelength):
+        return np.asarray(page.asarray())
+    bits = np.asarray(picture)
+    return ~bits if getattr(page.photometric, "name", "") == "MINISWHITE" else bits  # Pillow's ones are white
 
 
 def main_page(file: Any, notes: list[str]) -> Any:
