@@ -216,3 +216,15 @@ def test_the_lpips_term_is_a_tenth_of_its_square(tmp_path):
     gradients = (torch.autograd.grad(loss, restorer.weight)[0] for loss in (step.loss, expected))
     torch.testing.assert_close(*gradients)
     assert not any("lpips" in name for name in objective.state_dict())
+
+
+def test_scores_are_means_over_images():
+    class Given:
+        def restore(self, pair: Pair) -> torch.Tensor:
+            return pair.blurry
+
+    sharp = torch.full((1, 3, 8, 8), 0.5)
+    scores = mean_scores(
+        Given(), [Pair(sharp + 0.1, sharp), Pair(sharp + 0.01, sharp)], "cpu", {"offset": lambda a, b: (a - b).mean()}
+    )
+    assert scores == {"psnr": pytest.approx(30, abs=0.01), "offset": pytest.approx(0.055, abs=1e-4)}
