@@ -18,7 +18,6 @@ from tta_restore.adapters import Adapter, SelfEnsemble, Semantic, SiamCTTA
 from tta_restore.models import RestorerSpec
 
 
-@pytest.mark.thorough
 def test_around_a_function_or_a_model_it_is_the_source():
     x = frames("plain", 1)[0]
     assert torch.equal(Adapter(lambda x: x * 0.5)(x), x * 0.5)

@@ -62,7 +62,6 @@ def _gain(adapter: DegradationPairs, x: Tensor, y: Tensor) -> float:
     return float(psnr(adapter(x).clamp(0, 1), y) - psnr(plain.clamp(0, 1), y))
 
 
-@pytest.mark.thorough
 def test_it_learns_noise_that_the_restorer_does_not_know():
     x, y = _frame(25)
     adapter = DegradationPairs(Filter(), spec=DENOISE, steps=48)
@@ -142,7 +141,6 @@ def test_what_explains_a_frame():
     assert _trust.explained(photons, bright, (4.0, 8.0)) == 1  # noise that grows with brightness is read, too
 
 
-@pytest.mark.thorough
 def test_what_fits_already_is_not_harmed():
     x, _ = _frame(15)
     first = DegradationPairs(Filter(), spec=DENOISE, steps=48, lr=1e-2)
@@ -255,7 +253,6 @@ def test_other_channels_have_no_competence():
         DegradationPairs(nn.Conv2d(4, 4, 1)).competence()
 
 
-@pytest.mark.thorough
 def test_calibration_exports_the_models_own_keys():
     model = Filter()
     report = calibrate(model, [_frame(20, seed)[0][0] for seed in range(3)], spec=DENOISE, steps=36)
@@ -328,7 +325,6 @@ def test_a_budget_limits_the_steps():
         DegradationPairs(Filter(), budget="10 minutes")
 
 
-@pytest.mark.thorough
 def test_saved_states_continue_exactly(tmp_path):
     adapter = DegradationPairs(Filter(), spec=DENOISE, steps=12)
     adapter(_frame(20)[0])

@@ -69,7 +69,6 @@ def rows(seeds) -> Comparison:
     )
 
 
-@pytest.mark.thorough
 def test_files_tables_and_choices(rows, seeds, tmp_path):
     said: list[str] = []
     streams = {4: stream(4), 9: stream(9)}

@@ -64,7 +64,6 @@ def pictures_of(data, index, bits):
     return blurry, sharp
 
 
-@pytest.mark.thorough
 @pytest.mark.parametrize("bits", [8, 16])
 def test_numbers_are_those_of_the_protocol(data, tmp_path, brighten, bits):
     said = []
