@@ -664,6 +664,9 @@ def test_tags_and_chapters_go_along(tmp_path):
         way, door = container.chapters()
         assert (way["metadata"]["title"], door["metadata"]["title"]) == ("Way", "Door")
         assert 0 < door["start"] * door["time_base"] <= 0.2
+    assert any(stream.type == "data" for stream in av.open(str(written.path)).streams)
+    _, notes = copy(written.path, tmp_path / "f.mp4")
+    assert not any("data track" in note for note in notes)
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,8 @@ _DATA = {
     "gpmd": "GoPro telemetry", "bin_data": "binary", "camm": "camera motion", "klv": "KLV telemetry",
     "scte_35": "SCTE-35 marks", "timed_id3": "timed ID3", "smpte_2038": "SMPTE 2038",
 }  # fmt: skip
+#: Handlers of the text tracks in MP4 that hold the titles of chapters.
+_CHAPTER_TRACKS = {"SubtitleHandler", "Apple Text Media Handler", "Text Media Handler", "Core Media Text"}
 _LAYOUTS = {1: "mono", 2: "stereo", 3: "3.0", 4: "4.0", 5: "5.0", 6: "5.1", 8: "7.1"}
 _SOUND_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)  # Hz, what AAC takes
 _JUMP = Fraction(1, 2)  # seconds back in time that no reordering explains
@@ -133,7 +135,8 @@ class SideTracks:
             self.notes.append(f"{tracks} ({codec}) left out: the container cannot hold it; .mkv may")
         self._carry_attachments(kind)
         data = [_data_name(stream) for stream in self._source.streams if stream.type not in _TRACKS]
-        data = [name for name in data if name != "tmcd"]  # comes again from its tag
+        again = {"tmcd"} | (_CHAPTER_TRACKS if self._source.chapters() else set())  # made again from what they told
+        data = [name for name in data if name not in again]
         if data:
             tracks = "data track" if len(data) == 1 else f"{len(data)} data tracks"
             self.notes.append(f"{tracks} left out: {', '.join(dict.fromkeys(data))}")
