@@ -13,7 +13,7 @@ from tta_restore.engine.run.usage import UsageError
 
 def test_every_camera_has_its_stream_and_rows():
     streams = demo_streams(1, seed=0)
-    assert [len(frames) for frames in streams.values()] == [2, 1, 2, 2]
+    assert [len(frames) for frames in streams.values()] == [2, 2, 1, 2]
     rows = {contender.name: contender for contender in comparison().contenders}
     assert set(rows) == {"input", "source", BASELINE, SHOWN}
     for stream, frames in streams.items():

@@ -50,7 +50,8 @@ _RESTORERS = {
     "denoiser": ("small_unet", "denoiser"),
     "upscaler": ("residual_upscaler", "upscaler"),
 }
-_STREAMS: list[tuple[str, dict[str, Compose]]] = [
+_STREAMS: list[tuple[str, dict[str, Compose]]] = [  # in an order in which two processes end at about the same time
+    ("upscaler", {"as in its training": _camera(Resize(2)), "noise": _camera(Resize(2), _noise(8))}),
     (
         "deblurrer",
         {
@@ -60,7 +61,6 @@ _STREAMS: list[tuple[str, dict[str, Compose]]] = [
     ),
     ("deblurrer", {"lens and noise": _camera(_LENS(lens="gaussian"), _noise(10))}),
     ("denoiser", {"noise of its training": _camera(_noise(15)), "twice the noise": _camera(_noise(30))}),
-    ("upscaler", {"as in its training": _camera(Resize(2)), "noise": _camera(Resize(2), _noise(8))}),
 ]
 
 

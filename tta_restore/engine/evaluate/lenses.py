@@ -59,6 +59,7 @@ class Contender:
 
 
 _MEASURES = ImageMetrics()
+_PACKAGES = ("torchmetrics", "jinja2", "matplotlib")
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,7 @@ def compare(
     Raises:
         UsageError: a package for metrics or report is missing; said before the work, not after it.
     """
-    require_packages("torchmetrics", "jinja2", "matplotlib")
+    require_packages(*_PACKAGES, load=processes == 1)
     started = time.perf_counter()
     if processes == 1:
         measured = [_measure(comparison, seed, frames, progress=progress) for seed, frames in streams.items()]
@@ -214,7 +215,7 @@ def _measure(
 def _measure_in_processes(
     comparison: Comparison, streams: Mapping[int, Sequence[DefocusFrame]], processes: int, *, progress: bool
 ) -> list[_Measured]:
-    """Measure each stream in a process of a pool, the longest first; children that are left are ended."""
+    """Measure each stream in a process of a pool, in their order; children that are left are ended."""
     context = multiprocessing.get_context("spawn")
     ticks = context.Queue()
     settings = (ticks, max(1, torch.get_num_threads() // processes))
@@ -225,9 +226,9 @@ def _measure_in_processes(
         ProgressBar(total=total, unit="frame", shown=progress, leave=False) as bar,
     ):
         try:
-            longest_first = sorted(streams, key=lambda seed: -len(streams[seed]))
-            tasks = {seed: pool.submit(_measure_for_parent, comparison, seed, streams[seed]) for seed in longest_first}
+            tasks = {seed: pool.submit(_measure_for_parent, comparison, seed, part) for seed, part in streams.items()}
             pending = set(tasks.values())
+            require_packages(*_PACKAGES)  # their imports take seconds, in which the children work
             while pending:
                 done, pending = wait(pending, 0.2, FIRST_EXCEPTION)
                 for task in done:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -156,14 +156,15 @@ def environment() -> Any:
     return found
 
 
-def require_packages(*names: str) -> None:
-    """Raise UsageError with the command that installs what is missing of these packages."""
+def require_packages(*names: str, load: bool = True) -> None:
+    """Raise UsageError with the command that installs what is missing of these packages; import them, or only look."""
     extras = {"jinja2": "report", "matplotlib": "report", "torchmetrics": "metrics"} | dict.fromkeys(
         ("skimage", "sklearn"), "demo"
     )
     for name in names:
         try:
-            importlib.import_module(name)
+            if load or importlib.util.find_spec(name) is None:
+                importlib.import_module(name)
         except ImportError:
             raise UsageError(f"needs {name}: pip install 'tta-restore[{extras[name]}]'") from None
 
