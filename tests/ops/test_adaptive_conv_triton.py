@@ -33,19 +33,21 @@ class Case:
 
 # Small: the interpreter takes seconds. More than one block of pixels, borders that meet, groups of channels and depth.
 SMALL = [
-    Case("sac", (2, 2, 5, 7), 1, 3),
-    Case("iac", (2, 2, 5, 7), 2, 3),
-    Case("sac", (1, 1, 30, 40), 1, 3),
-    Case("iac", (1, 2, 6, 3), 2, 5, options={"horizontal": "vertical", "activate_last": False}),
+    Case("sac", (1, 2, 5, 7), 1, 3),
+    Case("iac", (2, 2, 3, 5), 2, 3),
+    Case("iac", (1, 1, 2, 3), 2, 5, options={"horizontal": "vertical", "activate_last": False}),
     Case("iac", (1, 1, 1, 1), 1, 7, options={"negative_slope": 0.0}),
-    Case("iac", (1, 2, 4, 9), 2, 3, dtype=torch.bfloat16),
+    Case("iac", (1, 2, 3, 5), 2, 3, dtype=torch.bfloat16),
     # H * W divides by 8: all steps in one launch
     Case("iac", (2, 2, 5, 8), 3, 3),
-    Case("iac", (1, 1, 24, 4), 2, 3, options={"horizontal": "vertical", "activate_last": False}),
+    Case("iac", (1, 1, 12, 6), 3, 3, options={"horizontal": "vertical", "activate_last": False}),
+    Case("iac", (1, 2, 2, 72), 2, 3, options={"activate_last": False}, dtype=torch.bfloat16),
+    Case("iac", (1, 1, 8, 1), 3, 3, options={"horizontal": "vertical"}),
     Case("iac", (1, 2, 1, 24), 2, 1, dtype=torch.float16),
-    Case("iac_from_features", (2, 2, 5, 7), 2, 3, 5),
-    Case("iac_from_features", (1, 2, 6, 3), 2, 5, 3, {"horizontal": "vertical", "activate_last": False}),
-    Case("iac_from_features", (1, 2, 8, 12), 2, 3, 20, dtype=torch.float16),
+    Case("sac", (1, 2, 12, 12), 1, 3),
+    Case("iac_from_features", (2, 2, 3, 5), 2, 3, 5),
+    Case("iac_from_features", (1, 1, 4, 6), 2, 3, 3, {"horizontal": "vertical", "activate_last": False}),
+    Case("iac_from_features", (1, 2, 4, 12), 2, 3, 20, dtype=torch.float16),
     Case("iac_from_features", (1, 3, 1, 1), 1, 1, 2, dtype=torch.float16),
 ]
 LARGE = [
@@ -159,11 +161,11 @@ sys.path.insert(0, {os.path.dirname(__file__)!r})
 import torch
 torch.set_num_threads(1)
 import test_adaptive_conv_triton as tests
-tests.launchers.CHANNEL["BLOCK"] = 64
+tests.launchers.STEP["BLOCK"], tests.launchers.CHANNEL["BLOCK"], tests.launchers.CHANNEL_BACKWARD["BLOCK"] = 32, 64, 64
 for case in tests.SMALL:
     tests.check(case)
     print(case)
-tests.check_states(1, 2, 5, 7)
+tests.check_states(1, 2, 3, 5)
 tests.check_states(2, 1, 4, 6)
 tests.check_second_order_of_one_step()
 """
@@ -301,19 +303,28 @@ def test_no_spills_in_any_form(kernel, dtype, taps, changes):
 def test_all_steps_in_one_launch_compile_without_spills(dtype, taps, architecture):
     """In the size that matters most; with states and without, with one step of given taps."""
     x, filters = torch.empty(1, 128, 140, 210, dtype=dtype), torch.empty(1, 1, 1, 1, dtype=dtype)
-    filters = filters.expand(1, 2 * 128 * (2 * taps + 1), 140, 210)
+    filters, states = filters.expand(1, 2 * 128 * (2 * taps + 1), 140, 210), torch.empty(1, 1, 128, 140, 210)
     with absent_device(architecture) as found:
         steps = launchers._Steps(x, (filters, filters, filters), taps, True, [0.1, 1.0])
-        steps.forward(x, x, torch.empty(1, 1, 128, 140, 210))
+        steps.forward(x, x, states)
         steps.forward(x, x)
-        launchers._Steps(x, (filters, filters, None), taps, True, [1.0]).forward(x, x)
-    assert {name: len(forms) for name, forms in found.items()} == {"channel_kernel": 3}
-    assert not any(used.stack or used.local for used in found["channel_kernel"])
+        one = launchers._Steps(x, (filters, filters, None), taps, True, [1.0])
+        one.forward(x, x)
+        if taps == 3:
+            steps.backward(x, x, states, states[0], x, (filters, filters, filters))
+            steps.backward(x, x, states, None, x, None)
+            steps.own = False
+            steps.backward(x, x, states, states[0], x, (filters, filters, filters))
+    forms = {"channel_kernel": 3} | ({"channel_backward_kernel": 3} if taps == 3 else {})
+    assert {name: len(used) for name, used in found.items()} == forms
+    assert not any(used.stack or used.local for forms in found.values() for used in forms)
 
 
-@pytest.mark.parametrize(("width", "forward"), [(20, "channel"), (21, "step")])
+@pytest.mark.parametrize(
+    ("width", "kernels"), [(20, ("channel", "channel_backward")), (21, ("step", "rows_backward", "columns_backward"))]
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_launches_compile_without_spills(dtype, width, forward, generator):
+def test_launches_compile_without_spills(dtype, width, kernels, generator):
     """As a call hands them over, on H100 and H200; all steps are one launch where H * W divides by 8."""
     steps, channels, features = 2, 32, 48
 
@@ -334,7 +345,7 @@ def test_launches_compile_without_spills(dtype, width, forward, generator):
             launchers.iac_backward(grad, x, filters, states, *options, False)
             launchers.iac_from_features(x, *predictor, *options)
             launchers.iac_from_features_backward(grad, x, *predictor, *options, True, True)
-    assert found.keys() <= {f"{name}_kernel" for name in (forward, "rows_backward", "columns_backward")}
+    assert found.keys() <= {f"{name}_kernel" for name in kernels}
     assert not any(used.stack or used.local for forms in found.values() for used in forms)
 
 
@@ -344,7 +355,8 @@ def test_steps_sizes_and_channels_share_one_compiled_form():
         for steps, (h, w) in ((2, (8, 3)), (16, (16, 9)), (17, (40, 3))):
             x, filters = (torch.empty(2, c, h, w, dtype=torch.float16) for c in (3, steps * 21))
             launchers.iac(x, filters, steps, 3, 0.1, True, True, False)
-    assert {name: len(forms) for name, forms in found.items()} == {"channel_kernel": 1}
+            launchers.iac_backward(x, x, filters, torch.empty(2, steps - 1, 3, h, w), steps, 3, 0.1, False, True, True)
+    assert {name: len(forms) for name, forms in found.items()} == {"channel_kernel": 1, "channel_backward_kernel": 1}
 
 
 def test_channels_must_fill_the_device(monkeypatch):

@@ -17,6 +17,7 @@ from .reference import in_format_of, states_in_format_of
 
 STEP = {"BLOCK": 1024, "num_warps": 8}
 CHANNEL = {"BLOCK": 8192, "num_warps": 32}
+CHANNEL_BACKWARD = {"BLOCK": 2048, "num_warps": 16}
 LEAST_BUSY = 0.75  # share of the multiprocessors that the programs of a channel each keep busy on average
 
 
@@ -58,8 +59,7 @@ class _Steps:
         constants = {"KS": self.kernel_size, "BIAS": self.bias is not None}
         frames = x.stride(0), self.vertical.stride(0), bias.stride(0), out.stride(0)
         pixels = self.sizes[1] * self.sizes[2]
-        aligned = pixels % 8 == 0 and all(t.data_ptr() % 16 == 0 for t in (x, self.vertical, self.horizontal, out))
-        if aligned and self.kernel_size <= 3 and _fills_device(x):  # more taps, and narrow loads, spill registers
+        if self._in_one_launch(x, out):
             scratch = _wide(x, min(2, len(slopes)))
             _launch(
                 kernels.channel_kernel, (x.shape[0] * x.shape[1],), x, self.vertical, self.horizontal, bias,
@@ -80,22 +80,50 @@ class _Steps:
             )  # fmt: skip
 
     def backward(
-        self, n: int, u: Tensor, out: Tensor | None, grad: Tensor, middle: Tensor, grad_u: Tensor,
+        self, grad: Tensor, x: Tensor, states: Tensor | None, out: Tensor | None, grad_x: Tensor,
         grad_taps: tuple[Tensor, Tensor, Tensor] | None,
     ) -> None:  # fmt: skip
-        """Turn ``grad``, in the output of step n, into ``grad_u``, in its input; ``out`` None: it has no activation."""
-        out = grad if out is None else out
-        frames = out.stride(0), u.stride(0), self.vertical.stride(0)
-        _launch(
-            kernels.rows_backward_kernel, self.grid, grad, out, self.horizontal, middle, *self.sizes,
-            frames[0], frames[2], n, self.slopes[n], KS=self.kernel_size, **STEP,
-        )  # fmt: skip
-        vertical, horizontal, bias = grad_taps or (grad_u,) * 3
-        _launch(
-            kernels.columns_backward_kernel, self.grid, grad, out, u, middle, self.vertical, grad_u, vertical,
-            horizontal, bias, *self.sizes, *frames, bias.stride(0), n, self.slopes[n], KS=self.kernel_size,
-            TAPS=grad_taps is not None, OWN=self.own, BIAS=self.bias is not None, **STEP,
-        )  # fmt: skip
+        """Turn ``grad``, in the output of the last step, into ``grad_x``, in the input of the first, and ``grad_taps``.
+
+        ``states`` (B, steps - 1, C, H, W) are what lies between the steps; ``out`` None: no activation is the last.
+        """
+        slopes, out = self.slopes, grad if out is None else out
+        vertical, horizontal, bias = grad_taps or (grad_x,) * 3
+        constants = {"TAPS": grad_taps is not None, "OWN": self.own, "BIAS": self.bias is not None}
+        pixels = self.sizes[1] * self.sizes[2]
+        if self.kernel_size == 3 and self._in_one_launch(grad, out, x, grad_x, vertical, horizontal):
+            scratch = _wide(x, 2 if grad_taps is None else 4 if self.own else 5)
+            _launch(
+                kernels.channel_backward_kernel, (x.shape[0] * x.shape[1],), grad, out, x,
+                scratch if states is None else states, self.vertical, self.horizontal, scratch, grad_x, vertical,
+                horizontal, bias, self.sizes[0], self.sizes[2], pixels // 8,
+                *(t.stride(0) // pixels for t in (out, x, self.vertical)), len(slopes), slopes[0], slopes[-1],
+                **constants, **CHANNEL_BACKWARD,
+            )  # fmt: skip
+            return
+        middle, spare = _wide(x), _wide(x, min(2, len(slopes) - 1))
+        planes = [x] if states is None else [x, *states.unbind(1)]
+        outs, grads = [*planes[1:], out], [grad_x, *(spare[n % 2] for n in range(len(slopes) - 1)), grad]
+        for n, (slope, u, y) in reversed(list(enumerate(zip(slopes, planes, outs, strict=True)))):
+            frames = y.stride(0), u.stride(0), self.vertical.stride(0)
+            _launch(
+                kernels.rows_backward_kernel, self.grid, grads[n + 1], y, self.horizontal, middle, *self.sizes,
+                frames[0], frames[2], n, slope, KS=self.kernel_size, **STEP,
+            )  # fmt: skip
+            _launch(
+                kernels.columns_backward_kernel, self.grid, grads[n + 1], y, u, middle, self.vertical, grads[n],
+                vertical, horizontal, bias, *self.sizes, *frames, bias.stride(0), n, slope, KS=self.kernel_size,
+                **constants, **STEP,
+            )  # fmt: skip
+
+    def _in_one_launch(self, x: Tensor, *tensors: Tensor) -> bool:
+        """Return whether the kernels of a channel each can take planes like ``x``, and fill the device.
+
+        More taps spill registers; planes that start at any address are read and written value by value.
+        """
+        aligned = all(t.data_ptr() % 16 == 0 for t in (x, self.vertical, self.horizontal, *tensors))
+        pixels = self.sizes[1] * self.sizes[2]
+        return aligned and pixels % 8 == 0 and pixels < 2**28 and self.kernel_size <= 3 and _fills_device(x)
 
 
 def _taps(filters: Tensor, num_steps: int, channels: int, kernel_size: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -143,7 +171,7 @@ def sac_backward(
         with torch.cuda.device_of(x):
             steps = _Steps(x, (vertical, horizontal, None), vertical.shape[1] // x.shape[1], True, [1.0])
             taps = (grad_vertical, grad_horizontal, grad_horizontal) if need_taps else None
-            steps.backward(0, x, None, grad, _wide(x), grad_x, taps)
+            steps.backward(grad, x, None, None, grad_x, taps)
     return grad_x, in_format_of(given[0], grad_vertical), in_format_of(given[1], grad_horizontal)
 
 
@@ -166,7 +194,7 @@ def iac_backward(
     grad: Tensor, x: Tensor, filters: Tensor, states: Tensor, num_steps: int, kernel_size: int, negative_slope: float,
     activate_last: bool, own: bool, need_filters: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Launch two kernels per step, from the last to the first."""
+    """Launch all steps, or two kernels per step from the last to the first."""
     given, grad, x, filters, channels = filters, grad.contiguous(), x.contiguous(), filters.contiguous(), x.shape[1]
     grad_x, grad_filters = torch.empty_like(x), torch.empty_like(filters) if need_filters else x.new_empty(0)
     if x.numel() == 0:
@@ -181,18 +209,12 @@ def iac_backward(
         last = _wide(x)  # the output again, for the sign of what was activated
         if states.ndim == 5 and states.shape[1] == num_steps - 1:
             states = states.contiguous()
-            planes = [x, *states.unbind(1)]
             if activate_last:
-                steps.forward(planes[-1], last, first=num_steps - 1)
+                steps.forward([x, *states.unbind(1)][-1], last, first=num_steps - 1)
         else:
             states = _states(x, num_steps)
-            planes = [x, *states.unbind(1)]
             steps.forward(x, last, states)
-        middle, spare = _wide(x), _wide(x, min(2, num_steps - 1))
-        outs = [*planes[1:], last if activate_last else None]
-        grads = [grad_x, *(spare[n % 2] for n in range(num_steps - 1)), grad]
-        for n in reversed(range(num_steps)):
-            steps.backward(n, planes[n], outs[n], grads[n + 1], middle, grads[n], grad_taps)
+        steps.backward(grad, x, states, last if activate_last else None, grad_x, grad_taps)
     return grad_x, in_format_of(given, grad_filters)
 
 
@@ -267,7 +289,7 @@ def iac_from_features_backward(
     if x.numel():
         slopes, taps = _slopes(num_steps, negative_slope, activate_last), channels * kernel_size
         flat, flat_grad = features.flatten(2), grad_features.view(frames, d, -1) if need_features else grad_features
-        middle, last, spare = _wide(x), _wide(x), _wide(x, min(2, num_steps - 1))
+        last, spare = _wide(x), _wide(x, min(2, num_steps - 1))
         planes = [x, *_states(x, num_steps).unbind(1), last]
         outs = [*planes[1:-1], last if activate_last else None]
         grads = [grad_x, *(spare[n % 2] for n in range(num_steps - 1)), grad]
@@ -279,7 +301,7 @@ def iac_from_features_backward(
                 filters = predictor.filters(n)
                 grad_filters = torch.empty_like(filters, dtype=x.dtype) if need_features or need_weight else None
                 predictor.steps(n, x, filters).backward(
-                    0, planes[n], outs[n], grads[n + 1], middle, grads[n],
+                    grads[n + 1], planes[n], None, outs[n], grads[n],
                     None if grad_filters is None else predictor.split(grad_filters),
                 )  # fmt: skip
                 del filters  # before those of the next step are made

@@ -1,4 +1,4 @@
-"""Triton kernels of the adaptive convolutions: all steps of a channel, one step of all, the halves of its backward.
+"""Triton kernels of the adaptive convolutions: all steps of a channel, or one step of all, forward and backward.
 
 Pixels of one channel lie on the lanes. A step is one pass over its filters: where it is a launch of its own,
 intermediate values of neighbors are recomputed from cache lines that are in L1 already. No atomics: results do not
@@ -149,6 +149,175 @@ def channel_kernel(
         if k < steps - 1:
             tl.debug_barrier()
             _channel_columns(p_u, p_v, p_vertical + (k + 1) * step_taps * plane, plane, W, KS, BLOCK)
+
+
+@triton.jit
+def _plus_at(b_sum, p, o, p_taps, o_taps, m):
+    """Add values at ``o`` times taps at ``o_taps``: those of neighbors, whose cache lines other loads brought."""
+    b = tl.load(p + o, mask=m, other=0.0).to(tl.float32)
+    return b_sum + b * tl.load(p_taps + o_taps, mask=m, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _stream(p, b, m):
+    """Store what is not read again."""
+    tl.store(p, b.to(p.dtype.element_ty), mask=m, eviction_policy="evict_first")
+
+
+@triton.jit
+def _channel_rows_backward(
+    p_s, g, m, v, p_taps, g_done, m_done, p_u, p_grad_vertical, p_grad_horizontal, p_grad_bias, plane, W,
+    GATHER: tl.constexpr, DONE: tl.constexpr, OWN: tl.constexpr, BIAS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Row pass over one channel: with GATHER, ``m = H^T g``; with DONE, gradients of the taps of the step before.
+
+    What a tap read from beyond a border, where no neighbor is, the pixel at the border gets from its own taps.
+    Without OWN the gradients of both passes are one, whose vertical part waits in ``m_done``; ``u`` is that step's.
+    """
+    o_x = tl.arange(0, BLOCK) % W  # moved from block to block, without a division
+    for start in range(0, plane, BLOCK):
+        o = start + tl.arange(0, BLOCK)
+        mask = o < plane
+        o_left, o_right = o - tl.minimum(o_x, 1), o + tl.minimum(W - 1 - o_x, 1)
+        if GATHER:
+            b_m = tl.load(p_taps + plane + o, mask=mask, other=0.0, eviction_policy="evict_first").to(tl.float32)
+            b_m *= tl.load(p_s + g + o, mask=mask, other=0.0)
+            b_m = _plus_at(b_m, p_s, g + o_left, p_taps, tl.where(o_x > 0, o_left + 2 * plane, o), mask)
+            b_m = _plus_at(b_m, p_s, g + o_right, p_taps, tl.where(o_x < W - 1, o_right, o + 2 * plane), mask)
+            tl.store(p_s + m + o, b_m, mask=mask)
+        if DONE:
+            b_g = tl.load(p_s + g_done + o, mask=mask, other=0.0)
+            if BIAS:
+                _stream(p_grad_bias + o, b_g, mask)
+            for t in tl.static_range(3):
+                o_t, o_row = o, o
+                if t == 0:
+                    o_t, o_row = o_left, tl.where(o < W, o, o - W)
+                elif t == 2:
+                    o_t, o_row = o_right, tl.where(o >= plane - W, o, o + W)
+                b_tap = b_g * tl.load(p_s + v + o_t, mask=mask, other=0.0)
+                if OWN:
+                    _stream(p_grad_horizontal + t * plane + o, b_tap, mask)
+                else:
+                    b_u = tl.load(p_u + o_row, mask=mask, other=0.0).to(tl.float32)
+                    b_tap += tl.load(p_s + m_done + o, mask=mask, other=0.0) * b_u
+                    _stream(p_grad_vertical + t * plane + o, b_tap, mask)
+        o_x += BLOCK % W
+        o_x = tl.where(o_x >= W, o_x - W, o_x)
+
+
+@triton.jit
+def _channel_columns_backward(
+    p_s, m, v, p_taps, p_u, p_g, p_grad_taps, plane, W, slope,
+    ACTIVATED: tl.constexpr, TAPS: tl.constexpr, OWN: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Column pass over one channel: ``g = V^T m``; with TAPS, ``v = V u`` and, with OWN, the gradient of the taps.
+
+    With ACTIVATED, ``u`` is the output of a leaky_relu, and ``g`` becomes the gradient before it.
+    """
+    for start in range(0, plane, BLOCK):
+        o = start + tl.arange(0, BLOCK)
+        mask = o < plane
+        o_above, o_below = tl.where(o < W, o, o - W), tl.where(o >= plane - W, o, o + W)
+        b_m = tl.load(p_s + m + o, mask=mask, other=0.0)
+        b_tap = tl.load(p_taps + plane + o, mask=mask, other=0.0).to(tl.float32)
+        b_g = b_m * b_tap
+        if TAPS or ACTIVATED:
+            b_u = tl.load(p_u + o, mask=mask, other=0.0).to(tl.float32)
+        b_g = _plus_at(b_g, p_s, m + o_above, p_taps, tl.where(o < W, o, o_above + 2 * plane), mask)
+        b_g = _plus_at(b_g, p_s, m + o_below, p_taps, tl.where(o >= plane - W, o + 2 * plane, o_below), mask)
+        if TAPS:
+            b_v = b_tap * b_u
+            for t in tl.static_range(3):
+                b_row = b_u
+                if t != 1:
+                    o_row = o_above if t == 0 else o_below
+                    b_row = tl.load(p_u + o_row, mask=mask, other=0.0).to(tl.float32)
+                    b_v += b_row * tl.load(p_taps + t * plane + o, mask=mask, other=0.0).to(tl.float32)
+                if OWN:
+                    _stream(p_grad_taps + t * plane + o, b_m * b_row, mask)
+            tl.store(p_s + v + o, b_v, mask=mask)
+        if ACTIVATED:
+            b_g = tl.where(b_u > 0, b_g, b_g * slope)
+        tl.store(p_g + o, b_g.to(p_g.dtype.element_ty), mask=mask)
+
+
+@triton.jit(do_not_specialize=["C", "plane8", "out_planes", "x_planes", "taps_planes", "steps"])
+def channel_backward_kernel(
+    p_grad, p_out, p_x, p_states, p_vertical, p_horizontal, p_scratch, p_grad_x, p_grad_vertical, p_grad_horizontal,
+    p_grad_bias, C, W, plane8, out_planes, x_planes, taps_planes, steps, slope, last_slope,
+    TAPS: tl.constexpr, OWN: tl.constexpr, BIAS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Run the backward of all steps, last one first, for one channel of one frame per program; for 3 taps.
+
+    ``grad`` is the gradient in the output ``out``, of whose activation ``last_slope`` is the slope; ``states``
+    (B, steps - 1, C, H, W) are the inputs of all steps but the first. A step is a row pass from g to m, then a column
+    pass from m to the g of the step before, which also makes v, what the forward's row pass read. The horizontal taps'
+    gradient needs v of neighbors, so that the row pass after that writes it. Scratch, float32, are the planes m, g and,
+    with TAPS, v and another g, without OWN another m: those of two steps are in use at once. Offsets within a
+    channel's scratch and taps are 32-bit.
+    """
+    plane = plane8 * 8
+    i = tl.program_id(0).to(tl.int64)
+    i_b, i_c = i // C, i % C
+    g, v, turn_g, turn_m = plane, 2 * plane, 0, 0  # m is the first plane; from the g and m of a step to the others
+    if TAPS:
+        turn_g += 2 * plane
+        if not OWN:
+            turn_m += 4 * plane
+        p_s = p_scratch + i * (4 if OWN else 5) * plane
+    else:
+        p_s = p_scratch + i * 2 * plane
+    p_grad += i * plane
+    p_grad_x += i * plane
+    p_out += (i_b * out_planes + i_c) * plane
+    p_x += (i_b * x_planes + i_c) * plane
+    p_states += (i_b * (steps - 1) * C + i_c) * plane
+    o_step = (i * 0 + 2 * C * 3) * plane
+    o_taps = (i_b * taps_planes + i_c * 3) * plane + (steps - 1) * o_step
+    p_vertical += o_taps
+    p_horizontal += o_taps
+    p_grad_vertical += o_taps
+    p_grad_horizontal += o_taps
+    o_bias = (i * 0 + C) * plane
+    p_grad_bias += (i_b * taps_planes + i_c) * plane + (steps - 1) * o_bias
+    for start in range(0, plane, BLOCK):
+        o = start + tl.arange(0, BLOCK)
+        tl.store(p_s + g + o, _before_activation(p_grad, p_out, o, o < plane, last_slope), mask=o < plane)
+    tl.debug_barrier()
+    _channel_rows_backward(
+        p_s, g, 0, v, p_horizontal, g, 0, p_x, p_grad_vertical, p_grad_horizontal, p_grad_bias, plane, W,
+        True, False, OWN, BIAS, BLOCK,
+    )  # fmt: skip
+    for k in range(steps - 1):
+        now, then = k % 2, (k + 1) % 2
+        p_u = p_states + (steps - 2 - k) * o_bias
+        o_k = k * o_step
+        tl.debug_barrier()
+        _channel_columns_backward(
+            p_s, now * turn_m, v, p_vertical - o_k, p_u, p_s + g + then * turn_g, p_grad_vertical - o_k, plane, W,
+            slope, True, TAPS, OWN, BLOCK,
+        )  # fmt: skip
+        tl.debug_barrier()
+        _channel_rows_backward(
+            p_s, g + then * turn_g, then * turn_m, v, p_horizontal - o_k - o_step, g + now * turn_g, now * turn_m, p_u,
+            p_grad_vertical - o_k, p_grad_horizontal - o_k, p_grad_bias - k * o_bias, plane, W,
+            True, TAPS, OWN, BIAS, BLOCK,
+        )  # fmt: skip
+    now = (steps - 1) % 2
+    o_k = (steps - 1) * o_step
+    tl.debug_barrier()
+    _channel_columns_backward(
+        p_s, now * turn_m, v, p_vertical - o_k, p_x, p_grad_x, p_grad_vertical - o_k, plane, W, slope,
+        False, TAPS, OWN, BLOCK,
+    )  # fmt: skip
+    if TAPS:
+        tl.debug_barrier()
+        _channel_rows_backward(
+            p_s, g, 0, v, p_horizontal, g + now * turn_g, now * turn_m, p_x, p_grad_vertical - o_k,
+            p_grad_horizontal - o_k, p_grad_bias - (steps - 1) * o_bias, plane, W,
+            False, True, OWN, BIAS, BLOCK,
+        )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["n"])
