@@ -49,7 +49,7 @@ print(tta_restore.show_config()); print(made)
 json.dump(made, open(sys.argv[1], "w"), indent=1)
 P
 step 30 env      $PYTHON "$WORK/env.py" "$OUT/env.json"
-step 60 smoke    $T -m gpu tests/ops/test_adaptive_conv_triton.py -k "70x105"
+step 80 smoke    $T -m gpu tests/ops/test_adaptive_conv_triton.py -k "70x105 or 72x105 or 24x61"
 step 60 iso      $T -n 6 -m gpu tests/ops/test_isotropic_triton.py tests/core/test_dispatch.py
 step 80 bf16     $R --only "N17 K3 bfloat16" --contenders ours composed --output "$OUT/bf16.json"
 step 70 fp32     $R --only "N17 K3 float32" --contenders ours composed --output "$OUT/fp32.json"

@@ -57,6 +57,8 @@ LARGE = [
         for op, features in (("iac", 0), ("iac_from_features", 96))
         for shape, steps, taps, options in (
             ((1, 128, 70, 105), 17, 3, {}),
+            ((1, 128, 72, 105), 17, 3, {}),  # one launch on devices of up to 170 multiprocessors
+            ((2, 64, 24, 61), 4, 3, {"horizontal": "vertical", "activate_last": False}),
             ((2, 40, 33, 61), 4, 5, {"horizontal": "vertical"}),
             ((1, 3, 128, 128), 5, 7, {"activate_last": False}),
             ((3, 5, 2, 1), 2, 9, {}),
