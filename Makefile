@@ -9,6 +9,9 @@ BUILT := $(if $(SYSTEM),build/system,.venv/built)
 PYTEST := $(RUN) pytest -q $(if $(SYSTEM),-W default)
 PIP := $(RUN) pip --disable-pip-version-check --quiet
 
+# Where it is set, every process compiles all tests and the library anew.
+export PYTHONDONTWRITEBYTECODE :=
+
 # Without a compiler the references run; with one, a binary that is missing is an error.
 COMPILER := $(shell echo 'int main() {}' | $(CXX) -x c++ - -o /dev/null 2>/dev/null && echo yes)
 ifeq ($(COMPILER),yes)

@@ -63,6 +63,7 @@ def test_lightning_ifan(monkeypatch):
     assert module(torch.rand(1, 3, 16, 16)).shape == (1, 3, 16, 16)
 
 
+@pytest.mark.thorough
 def test_sweep(monkeypatch, tmp_path):
     monkeypatch.setattr(
         sys,

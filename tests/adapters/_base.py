@@ -32,7 +32,7 @@ def table(
                 recipe,
                 network,
                 id=f"{recipe}-{network}",
-                marks=[pytest.mark.thorough] * (network in LARGE or recipe == "reblur_pairs"),
+                marks=[pytest.mark.thorough] * _repeats(recipe, network),
             )
             for recipe, kind in RECIPES.items()
             for network in ZOO
@@ -41,6 +41,14 @@ def table(
             and (network in KINDS or recipe != "pairs")
             and (network not in LARGE or (large and recipe in LARGE[network]))
         ],
+    )
+
+
+def _repeats(recipe: str, network: str) -> bool:
+    return (
+        network in (*LARGE, "nafnet", "rcan")
+        or recipe == "reblur_pairs"
+        or (network == "bfloat16" and recipe not in (*BOTH, "degradation_pairs"))
     )
 
 

@@ -77,6 +77,7 @@ def test_settings_are_checked_in_the_callers_words():
         next(adapter.stream([], adapt_every=0))
 
 
+@pytest.mark.thorough
 def test_parameters_are_the_models_own_and_sets_follow_the_model():
     net = build("plain")
     adapter = make_siam_ctta(net)

@@ -266,6 +266,7 @@ def test_calibration_exports_the_models_own_keys():
     assert torch.equal(model.weight, Filter().weight)
 
 
+@pytest.mark.thorough
 def test_calibration_takes_all_frames_for_those_of_one_camera():
     noisy = [_frame(sigma, seed)[0] for seed, sigma in enumerate((10, 40))]
     adapter = DegradationPairs(Filter(), spec=DENOISE, steps=4)
@@ -722,6 +723,7 @@ def _neighbors(noise: Tensor) -> float:
     return float((noise[..., 1:] * noise[..., :-1]).mean() / noise.square().mean())
 
 
+@pytest.mark.thorough
 def test_pairs_and_the_test_on_the_frame_have_the_correlation_of_its_noise(monkeypatch):
     sampler = PairSampler(scale=1, sharpens=False, motion=False, channels=3, patch_size=32)
     noises = []
@@ -870,7 +872,9 @@ def test_how_uneven_a_frame_without_color_may_be(monkeypatch):
     assert _trust.even_share(frames) == 0
 
 
-@pytest.mark.parametrize("make", [_gray_frame, _shared_frame, _frame])
+@pytest.mark.parametrize(
+    "make", [_gray_frame, *(pytest.param(f, marks=pytest.mark.thorough) for f in (_shared_frame, _frame))]
+)
 def test_content_in_most_of_a_frame_without_color_is_not_trusted_as_noise(monkeypatch, make):
     x = make(40)[0]
     adapter = DegradationPairs(Filter(), spec=DENOISE, steps=48, lr=1e-2, calibration_frames=1)
@@ -888,7 +892,9 @@ def test_content_in_most_of_a_frame_without_color_is_not_trusted_as_noise(monkey
     assert any("content fills" in message for message in report.messages) == (make is not _frame)
 
 
-@pytest.mark.parametrize("color", ["equal", "one", "shared", "color"])
+@pytest.mark.parametrize(
+    "color", ["equal", *(pytest.param(c, marks=pytest.mark.thorough) for c in ("one", "shared", "color"))]
+)
 def test_a_student_that_removes_more_content_than_the_source_is_not_used_on_gray_frames(monkeypatch, color):
     """The channels of a gray frame correlate whether what is removed is noise or content."""
     model, channels = (GrayFilter(), 1) if color == "one" else (Filter(), 3)
@@ -918,6 +924,7 @@ def test_a_student_that_removes_more_content_than_the_source_is_not_used_on_gray
     assert (adapter.report.metrics["trust"] > 0.5) == (color == "color")
 
 
+@pytest.mark.thorough
 def test_a_camera_that_a_new_one_starts_from_is_not_forgotten(monkeypatch):
     monkeypatch.setattr("tta_restore.adapters.methods.degradation_pairs._MARGIN", -100.0)  # always from earlier weights
     adapter = DegradationPairs(Filter(), spec=DENOISE, steps=12, calibration_frames=1)
@@ -1178,6 +1185,7 @@ def test_upscalers_need_blur_at_the_sharpest_places_too():
         assert _trust.max_input([one, noisy], scale=2) == 0
 
 
+@pytest.mark.thorough
 def test_upscalers_are_not_taught_to_sharpen_soft_noisy_frames(monkeypatch):
     reading = dataclasses.replace(
         Estimator().read(_frame(0)[0]),

@@ -229,6 +229,7 @@ def fork_while_an_optimizer_is_made():
     return os.waitstatus_to_exitcode(status)
 
 
+@pytest.mark.thorough
 def test_a_fork_waits_until_an_optimizer_has_been_made():
     """The first optimizer of a process imports modules, whose locks a child would never get."""
     assert in_new_process(fork_while_an_optimizer_is_made) == 0

@@ -60,6 +60,7 @@ def test_a_large_frame_is_adapted_on_in_windows_and_restored_tile_by_tile(frame)
     assert Counting.pixels - before >= 4 * area
 
 
+@pytest.mark.thorough
 def test_the_output_of_a_large_frame_is_the_average_of_its_roles(frame):
     large = adapter(region=Windows(64, 3, 50_000), tiles=None)
     large.adapt(frame)

@@ -41,6 +41,7 @@ def test_the_sharp_frame_reblurred_is_nearer_to_the_frame_than_itself():
     assert (again - x)[inner].abs().mean() < 0.6 * (sharp - x)[inner].abs().mean()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("lr", [1e-4, 1e-2, 1.0])
 def test_what_is_given_stays_near_the_source_at_any_learning_rate(lr):
     adapter = ReblurConsistency(specialist(), lr=lr, steps=2, views="identity", trust_radius=0.4)

@@ -318,7 +318,7 @@ def test_commands_pass_their_arguments_on(monkeypatch, tmp_path):
     monkeypatch.setattr(unseen_lenses, "evaluate_unseen_lenses", lambda *a, **k: calls.append(k))
     monkeypatch.setattr(train_demo, "train", lambda *a, **k: calls.append((a, k)))
     assert main(["demo", "--out", "x", "--quick", "--seed", "3"]) == 0
-    assert calls.pop() == {"out": "x", "seed": 3, "quick": True}
+    assert calls.pop() == {"out": "x", "seed": 3, "quick": True, "processes": 1}
     assert main(["evaluate", "--seeds", "5", "6", "--split", "dev", "--methods", "generalist"]) == 0
     chosen = calls.pop()
     assert (chosen["seeds"], chosen["split"], chosen["methods"]) == ([5, 6], "dev", ["generalist"])

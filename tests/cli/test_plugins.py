@@ -86,6 +86,7 @@ def test_restore_takes_names_and_modules_of_the_plug_in(folder):
     assert (read_image(folder / "by_module.png").pixels - 0.75 * photo).abs().max() <= 1 / 255
 
 
+@pytest.mark.thorough
 def test_evaluate_takes_them_next_to_the_built_in_ones(folder):
     rows = list(csv.DictReader((folder / "out" / "frames.csv").read_text().splitlines()))
     assert {row["family"] for row in rows} == {"example-haze", "tta_example:Haze"}

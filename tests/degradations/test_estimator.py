@@ -44,6 +44,7 @@ def test_gray_noise_is_not_taken_for_more_or_for_sharpness(estimator, noise, blu
     assert found.mean["blur_radius"] == pytest.approx(blur, rel=0.25)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("between", [0.6, 1.0])
 @pytest.mark.parametrize(("noise", "blur"), [(8, 2.0), (20, 2.0)])
 def test_noise_that_channels_share_is_read_as_other_noise_is(estimator, noise, blur, between):
@@ -191,6 +192,7 @@ def test_noise_is_read_below_what_the_frame_can_have():
     assert float(_below(torch.tensor([1.0, 0.01]), torch.tensor(-3.0))[0]) == -3.0
 
 
+@pytest.mark.thorough
 def test_the_sharpest_places_bound_the_blur_of_the_lens(estimator):
     """Half of the frame out of focus makes the frame softer, not its sharpest places."""
     sharp, blurred = (frame(blur, 1.0, name="motorcycle_left") for blur in (0.8, 2.5))

@@ -117,6 +117,7 @@ def test_the_pattern_of_a_color_filter_is_no_grid():
     assert estimate_jpeg((image * 255).round() / 255).probability == 0
 
 
+@pytest.mark.thorough
 def test_small_and_periodic_images_are_no_proof_of_a_grid():
     side = torch.arange(112)
     tiles = ((side[:, None] // 5 + side // 7) % 2).float()[None].expand(3, -1, -1) * 0.5 + 0.2

@@ -63,6 +63,7 @@ def test_small_images_are_refused():
         estimate_noise(torch.rand(1, 3, 12, 64))
 
 
+@pytest.mark.thorough
 def test_bands_of_a_large_image_give_the_bound_of_all(monkeypatch):
     generator = torch.Generator().manual_seed(4)
     image = 0.5 + torch.linspace(0.01, 0.05, 1200)[:, None] * torch.randn(3, 1200, 1000, generator=generator)

@@ -153,6 +153,7 @@ def test_damaged_records_are_named(content, domains, tmp_path):
         run_resumable(frames, "m", ImageMethod(adapters.Adapter(Net())), tmp_path, progress=False)
 
 
+@pytest.mark.thorough
 def test_the_command_line_reaches_it(domains, tmp_path, capsys):
     data = [f"{name}={path}" for name, path in domains.items()]
     arguments = ["evaluate", "--out", str(tmp_path / "out"), "--methods", "source", "--limit", "1", "--data", *data]

@@ -138,6 +138,7 @@ def test_units_are_run_once_and_shared_by_processes(tmp_path):
     assert (failed / "failed.1.txt").read_text() == "1: no such file"
 
 
+@pytest.mark.thorough
 def test_the_weights_of_every_clip_are_kept(tmp_path, capsys):
     for number, video in enumerate(("one", "two")):
         material = clip(8)

@@ -139,6 +139,7 @@ def test_calibrate_writes_a_checkpoint_with_the_models_own_keys(folder, capsys):
                  "--checkpoint", "mine.safetensors"]) == 0  # fmt: skip
 
 
+@pytest.mark.thorough
 def test_calibrate_names_what_it_did_not_use(folder, capsys):
     """Two photos are taken until the model is steady: the others are read for damage, or counted."""
     for name in ("8.png", "9.png"):

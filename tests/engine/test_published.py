@@ -115,6 +115,7 @@ def test_pixel_pictures_are_turned_and_turned_back(data, tmp_path, brighten):
     assert not (tmp_path / "report.html").exists()
 
 
+@pytest.mark.thorough
 def test_lpips_is_measured_where_a_file_is_given(data, tmp_path, brighten):
     save_alexnet(tmp_path / "alexnet.pth")
     said = []

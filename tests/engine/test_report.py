@@ -98,6 +98,7 @@ def read(page: str) -> tuple[str, list[str]]:
     return re.sub(r"\s+", " ", " ".join(reader.text)), reader.addresses
 
 
+@pytest.mark.thorough
 def test_nothing_is_asked_for_from_elsewhere(page):
     _, addresses = read(page)
     assert len([a for a in addresses if a.startswith("data:image/png;base64,")]) == 2 * 5 + 2
@@ -147,6 +148,7 @@ def test_what_does_not_help_is_said(page):
     assert "Lenses are simulated." in text
 
 
+@pytest.mark.thorough
 def test_a_gain_on_some_lenses_only_is_said(report):
     """Ahead on one lens by much, behind on the other by little: clear over frames, unclear over lenses."""
     records = tuple(
@@ -193,6 +195,7 @@ def test_identifiers_of_the_drawings_are_apart(page):
     assert len(set().union(*clips)) == sum(map(len, clips))
 
 
+@pytest.mark.thorough
 def test_a_page_without_pictures_and_kernels(report, tmp_path):
     write_report(tmp_path / "r.html", replace(report, samples=(), kernels=(), notes={}))
     page = (tmp_path / "r.html").read_text()

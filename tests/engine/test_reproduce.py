@@ -189,6 +189,7 @@ def test_ifan_dpdd(data, weights, tmp_path, monkeypatch):
     assert set(before) - {e for e in before if e.row == "DPDNet-S"} <= set(again.entries)
 
 
+@pytest.mark.thorough
 def test_ifan_dual_and_16_bit(data, weights, tmp_path):
     model = seeded(lambda: models.create_model("ifan_dual", **SMALL_IFAN))
     torch.save(model.state_dict(), tmp_path / "dual.pytorch")
@@ -268,6 +269,7 @@ META = {
 }
 
 
+@pytest.mark.thorough
 def test_meta_table1(data, weights, tmp_path, monkeypatch):
     from skimage.metrics import structural_similarity
 
@@ -323,6 +325,7 @@ def test_identical_frames_count_100_db(data, tmp_path, monkeypatch):
     assert outcome.entry("MPRNet (baseline)", "DVD", "psnr").measured == 100.0
 
 
+@pytest.mark.thorough
 def test_meta_table2(data, weights, tmp_path, monkeypatch):
     """The four losses of a model of another project: its weights, ours of the other networks, its own training loss."""
     files = [f"Restormer={weights / 'deblur.pth'}", f"Restormer-meta={weights / 'deblur.pth'}"]
@@ -442,6 +445,7 @@ def test_meta_rows_restore_frames_whole(tmp_path, monkeypatch):
     assert found == pytest.approx(mean_psnr([(restored, sharp)]), abs=1e-4)
 
 
+@pytest.mark.thorough
 def test_causiam_five(data, weights, tmp_path):
     path, _ = save_tiny_clip(tmp_path)
     folders = {name: data / name for name in ("DPDD", "RealDOF", "LFDOF", "RTF", "CUHK")}
@@ -543,6 +547,7 @@ def test_causiam_with_another_encoder_needs_no_clip(data, weights, tmp_path, mon
     assert json.loads((tmp_path / "results.json").read_text())["failed"] == {}
 
 
+@pytest.mark.thorough
 def test_ifan_table1(data, tmp_path, monkeypatch):
     """Each row is a network of its own shape, whose size is found in its file."""
     monkeypatch.setattr(reproduction, "cost_of", lambda *_: Cost())  # seconds of full-size networks
@@ -571,6 +576,7 @@ def test_ifan_table1(data, tmp_path, monkeypatch):
         assert outcome.entry(row, "DPDD", "psnr").measured == pytest.approx(psnr[name], abs=1e-4)
 
 
+@pytest.mark.thorough
 def test_ifan_table4(data, tmp_path, monkeypatch):
     monkeypatch.setattr(
         reproduction, "cost_of", lambda restorer, _: Cost(sum(p.numel() for p in restorer.parameters()))

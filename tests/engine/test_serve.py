@@ -219,6 +219,7 @@ def test_names_of_photos_are_shown_as_they_are(tmp_path):
     assert lines[1] == "1 of 1: &#60;b&#62;&#42;x&#42;.png"
 
 
+@pytest.mark.thorough
 def test_the_command_in_the_note_runs(photo, tmp_path, monkeypatch):
     from tta_restore.cli import main
 
@@ -327,6 +328,7 @@ def test_text_of_files_and_models_is_shown_as_it_is():
     assert "&#60;script&#62; &#96;x&#96;" in described
 
 
+@pytest.mark.thorough
 def test_without_gradio_the_command_is_one_line():
     program = "import sys; sys.modules['gradio'] = None; from tta_restore.cli import main; sys.exit(main(['serve']))"
     run = run_program(program)

@@ -199,6 +199,7 @@ def test_refusals():
         SupervisedObjective(nn.Identity(), settings=SupervisedSettings(lpips_weight=0.1, lpips_weights="nowhere.pth"))
 
 
+@pytest.mark.thorough
 def test_the_lpips_term_is_a_tenth_of_its_square(tmp_path):
     pytest.importorskip("torchmetrics")
     torch.manual_seed(0)

@@ -18,6 +18,7 @@ def test_ifan_takes_what_its_paper_says(steps, published):
     assert (macs.with_additions - APPLICATION * steps / 17) / 1e9 == pytest.approx(published, abs=0.05)
 
 
+@pytest.mark.thorough
 def test_parts_of_ifan():
     macs = models.count_macs(models.create_model("ifan", device="meta").eval(), FRAME)
     convolutions, adaptive = (macs.by_operator[n] for n in ("aten.convolution", "tta_restore.iac_from_features"))

@@ -68,6 +68,7 @@ def test_the_exposure_can_be_learned():
     assert reblur.exposure.item() == pytest.approx(0.8, abs=0.08)
 
 
+@pytest.mark.thorough
 def test_gradients_are_those_of_finite_differences():
     window = torch.nn.functional.interpolate(pan(0.4).blurry[:, :, :48, :48], size=(12, 12), mode="area").double()
     reblur = MotionReblur(exposure=0.4, num_subframes=3, dtype=torch.float64)
