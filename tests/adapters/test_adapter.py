@@ -119,7 +119,17 @@ def test_only_the_selected_tensors_change_and_exist_more_than_once():
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated")
-@pytest.mark.parametrize("name", ["plain", "tied", "old_weight_norm", "new_weight_norm", "compiled", "bfloat16"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "plain",
+        "tied",
+        "old_weight_norm",
+        "new_weight_norm",
+        pytest.param("compiled", marks=pytest.mark.thorough),
+        "bfloat16",
+    ],
+)
 def test_an_exported_model_restores_as_the_role_does(name):
     net = build(name)
     before = picture(net)

@@ -150,6 +150,7 @@ def test_what_fits_already_is_not_harmed():
     assert adapter.report.steps < 96
 
 
+@pytest.mark.thorough
 def test_a_wrong_estimate_is_contradicted_by_the_frame():
     """Pairs with four times the noise speak for strong smoothing; the frame itself does not."""
     x, y = _frame(6)
@@ -598,6 +599,7 @@ def _shared_frame(noise: float, seed: int = 3) -> tuple[Tensor, Tensor]:
     return (noisy.clamp(0, 1) * 255).round() / 255, sharp
 
 
+@pytest.mark.thorough
 def test_frames_whose_channels_share_their_noise_are_adapted_to_with_such_noise():
     x, y = _shared_frame(30)
     adapter = DegradationPairs(Filter(), spec=DENOISE, steps=48, lr=1e-2)
@@ -706,6 +708,7 @@ def _filtered_frame(noise: float, pixels: float = 0.7, seed: int = 3) -> tuple[T
     return camera.apply(sharp, camera.sample(generator, 1), generator), sharp
 
 
+@pytest.mark.thorough
 def test_frames_whose_noise_correlates_between_pixels_are_adapted_to_with_such_noise():
     x, y = _filtered_frame(30)
     adapter = DegradationPairs(Filter(), spec=DENOISE, steps=48, lr=1e-2)
@@ -736,6 +739,7 @@ def test_pairs_and_the_test_on_the_frame_have_the_correlation_of_its_noise(monke
         assert _neighbors(noises.pop()) == pytest.approx(expected, abs=0.08)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("student", "source", "trusted"), [
     (0.3, 0.32, True), (0.3, 0.3, True), (0.3, 0.1, False), (0.3, -0.5, False), (0.0, -0.5, True),
 ])  # fmt: skip
@@ -811,6 +815,7 @@ def test_filtered_noise_explains_what_smooth_blocks_hold():
         assert low <= _trust.explained(weaker, x, (4.0, 8.0)) <= high
 
 
+@pytest.mark.thorough
 def test_gray_frames_are_adapted_to_with_gray_noise():
     x, y = _gray_frame(40)
     adapter = DegradationPairs(Filter(), spec=DENOISE, steps=48)
@@ -993,6 +998,7 @@ def test_uncertain_lenses_are_mixed_with_common_ones():
     assert torch.equal(sure.pupils[-2:], common)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("lead", [0.0, 0.25])
 def test_a_camera_change_is_noticed_where_hardly_anything_was_learned(monkeypatch, lead):
     """Without a lead worth keeping, two frames at a smaller distance count as a change."""
@@ -1096,6 +1102,7 @@ def test_no_step_is_taken_for_a_student_that_gets_no_weight(task, limit, monkeyp
     assert adapter.memory["rate"] > 0
 
 
+@pytest.mark.thorough
 def test_one_frame_does_not_decide_for_the_camera(monkeypatch):
     chosen = iter([[0.0, 0.2, 0.8], [0.0, 0.1, 0.9], [0.0, 1.0, 0.0]])
     monkeypatch.setattr(_blend, "choose", lambda *a, **options: _blend.grid().tolist().index(next(chosen)))

@@ -599,6 +599,7 @@ class Around(nn.Module):
         return self.adapter.restore(x)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("wrap", [lambda a: a, lambda a: a.forward, lambda a: nn.Sequential(a, nn.Identity()), Around])
 def test_compiled_programs_run_an_adapter_as_it_is(wrap):
     net, x = network(), frame()
@@ -612,6 +613,7 @@ def test_compiled_programs_run_an_adapter_as_it_is(wrap):
     assert torch.equal(torch.compile(adapter.predict, backend="eager")(x), plain.predict(x))
 
 
+@pytest.mark.thorough
 def test_trial_passes_compile_nothing():
     net, x = network(), frame()
     expected = siam(network())

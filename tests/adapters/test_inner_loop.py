@@ -169,6 +169,7 @@ def by_hand(restorer, reblur, discriminator, items, real, second):
         adam.step()
 
 
+@pytest.mark.thorough
 def test_the_most_blurred_crop_can_be_the_real_one():
     """The procedure written out repeats a record; with that crop in its place the loop repeats the procedure."""
     recorded = load_file(GOLDEN / "inner_loop_default.safetensors")

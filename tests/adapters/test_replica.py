@@ -370,6 +370,7 @@ def test_sparse_values_are_left_as_they_are(keep):
     assert probe(net, frame()).spec.scale == 1
 
 
+@pytest.mark.thorough
 def test_a_branch_that_is_compiled_within_the_pass():
     class Branches(Noted):
         def forward(self, x):

@@ -46,6 +46,7 @@ def stream(count=4, height=32, width=48):
     return [torch.rand(1, 3, height, width, generator=generator) for _ in range(count)]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("options", [{}, {"steps": 3}, {"region": CenterCrop(32)}, {"tiles": Tiles(32, overlap=8)}])
 def test_the_same_bits_with_and_without(options):
     net = dpdnet()
@@ -115,6 +116,7 @@ def test_models_that_only_look_frozen_are_not_shared(module, select, names):
     assert shared._backbone.prefix.names == names
 
 
+@pytest.mark.thorough
 def test_batches_given_one_by_one_and_forks():
     torch.manual_seed(0)
     net = models.create_model("dpdnet_s", width=4)
@@ -187,6 +189,7 @@ def test_what_was_proven_on_one_kind_of_frame_holds_for_that_kind_only(kind, cha
     assert same_bits(*results)
 
 
+@pytest.mark.thorough
 def test_calls_of_many_kinds_are_not_examined_for_ever():
     adapter = causiam(dpdnet(), spec=RestorerSpec(size=SizeRequirements(16, 16)))
     x = stream(1)[0]

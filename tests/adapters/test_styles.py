@@ -42,7 +42,9 @@ def test_methods_are_right_or_refuse_in_words(style):
     ("style", "method"),
     [
         pytest.param(
-            style, method, marks=[pytest.mark.thorough] * (method == "DegradationPairs" and style not in TYPICAL)
+            style,
+            method,
+            marks=[pytest.mark.thorough] * (method in ("DegradationPairs", "SelfDenoise") and style not in TYPICAL),
         )
         for method in LOOPS
         for style in (COMPARED if method in ON_ALL else TYPICAL)

@@ -45,6 +45,7 @@ def run(folder, words, before, **numbers):
     return run_program(PROGRAM.format(before=before.format(**numbers)), *words, folder=folder)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("words", PRINTING, ids=" ".join)
 def test_a_reader_that_left_ends_every_command_quietly(folder, words):
     done = run(folder, words, NOBODY_READS, number=1)
@@ -53,6 +54,7 @@ def test_a_reader_that_left_ends_every_command_quietly(folder, words):
     assert all(line.startswith(("note:", "1 restored")) for line in lines), done.stderr
 
 
+@pytest.mark.thorough
 def test_a_reader_of_messages_that_left_ends_a_restoration(folder):
     done = run(folder, ["restore", "a.png", "-o", "out", "--method", "source"], NOBODY_READS, number=2)
     assert (done.returncode, done.stdout) == (141, "")

@@ -193,6 +193,7 @@ def test_the_recorded_configuration_trains_as_the_preset(tmp_path):
     assert (first["lr"], first["warm_up"], first["map_weight"]) == (1e-5, 45, 0.25)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("file", ["restorer.safetensors", "state.pt"])
 @pytest.mark.parametrize("entry", ["name", "checkpoint"])
 def test_a_result_is_trained_on_by_its_file_alone(tmp_path, file, entry):

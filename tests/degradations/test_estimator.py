@@ -33,6 +33,7 @@ def test_noise_is_read(estimator, noise, blur):
     assert found.uncertainty["noise_std"] < found.mean["noise_std"]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("noise", "blur"), [(5, 2.0), (15, 2.0)])
 def test_gray_noise_is_not_taken_for_more_or_for_sharpness(estimator, noise, blur):
     image = photos.load("grace_hopper")[None, :, 40:232, 60:252].mean(1, keepdim=True)
@@ -63,6 +64,7 @@ def test_noise_that_channels_share_is_read_as_other_noise_is(estimator, noise, b
     assert found.mean["blur_radius"] == pytest.approx(independent.mean["blur_radius"], rel=0.25)
 
 
+@pytest.mark.thorough
 def test_statistics_know_the_noise_that_channels_share(estimator, monkeypatch):
     seen = []
     original = estimator_module.frame_statistics

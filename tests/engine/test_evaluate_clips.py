@@ -33,6 +33,7 @@ def clip(frames=2):
     )
 
 
+@pytest.mark.thorough
 def test_the_protocols():
     """DVD, REDS and GoPro: 8 bits and luma; RealBlur: aligned, so that a darker and moved result costs nothing."""
     material = clip()
@@ -162,6 +163,7 @@ def test_the_weights_of_every_clip_are_kept(tmp_path, capsys):
     assert main([*arguments, "--method.distance", "3"]) == 2
 
 
+@pytest.mark.thorough
 def test_the_weights_of_a_clip_load_by_their_file_and_clips_left_as_they_are_are_told(tmp_path, capsys):
     material = clip(3)
     for name, frames in (("blur", material.blurry), ("sharp", material.sharp)):

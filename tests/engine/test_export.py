@@ -96,8 +96,13 @@ def test_a_fixed_size(folder):
         (["-o", "a.safetensors", "--state", "absent.safetensors"], "--state absent.safetensors"),
         (["--onnx", "a.onnx", "--model", "exportnets:pair", "--size", "30x41"], "does not take frames of 30 x 41"),
         (["--onnx", "a.onnx", "--model", "exportnets:OneSize", "--size", "96x96"], "at most 48 pixels, got 96 x 96"),
-        (["--onnx", "a.onnx", "--model", "exportnets:Branches"], "torch.onnx.export cannot write the model"),
-        (["--onnx", "a.onnx", "--model", "exportnets:Drawn"], "something else than the model"),
+        *(
+            pytest.param(["--onnx", "a.onnx", "--model", f"exportnets:{name}"], message, marks=pytest.mark.thorough)
+            for name, message in (
+                ("Branches", "torch.onnx.export cannot write the model"),
+                ("Drawn", "something else than the model"),
+            )
+        ),
     ],
 )
 def test_what_cannot_be_exported(folder, capsys, arguments, message):

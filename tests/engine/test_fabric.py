@@ -241,6 +241,7 @@ def test_two_processes_take_the_steps_of_our_loop_and_continue(tmp_path, strateg
     assert [path.name for path in (tmp_path / "fabric/fabric").glob("*.ckpt")] == ["4.ckpt"]
 
 
+@pytest.mark.thorough
 def test_the_command_line_with_a_recipe_of_the_package(tmp_path, capsys):
     pytest.importorskip("lightning_fabric")
     words = ["train", "supervised", "--model.name", "_meta_networks:Deblur", "--data.pictures", "bundled"]

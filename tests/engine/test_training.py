@@ -176,6 +176,7 @@ def test_tensorboard_gets_what_the_log_gets(tmp_path, monkeypatch):
     assert written[-1] == "closed"
 
 
+@pytest.mark.thorough
 @forks
 def test_kill_minus_nine_and_resume_ends_with_the_same_bits(tmp_path):
     run_small(tmp_path / "whole", 10)

@@ -36,6 +36,7 @@ def test_the_definition(weights):
     assert not lpips.train().training
 
 
+@pytest.mark.thorough
 def test_what_is_missing_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     with pytest.raises(ValueError, match=r"expected AlexNet's weights at .*alexnet-owt-7be5be79.pth, found no file"):

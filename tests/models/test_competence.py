@@ -44,6 +44,7 @@ def test_a_denoiser_is_recognized():
     assert found.gains["none"][0.0] < 0
 
 
+@pytest.mark.thorough
 def test_a_lens_deblurrer_is_recognized_and_spoils_sharp_images():
     found = competence(create_model("lens_unet", checkpoint="specialist").eval())
     assert found.task == "defocus"

@@ -12,6 +12,7 @@ FRAME = torch.empty(1, 3, 720, 1280, device="meta")
 APPLICATION = 128 * 90 * 160 * 17 * 2 * 3  # of filters to features, which the published count leaves out
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("steps", "published"), [(8, 347.9), (17, 362.9), (26, 377.9), (35, 392.9), (44, 407.8)])
 def test_ifan_takes_what_its_paper_says(steps, published):
     macs = models.count_macs(models.create_model("ifan", num_steps=steps, device="meta"), FRAME)
@@ -34,6 +35,7 @@ def test_parts_of_ifan():
     assert "multiply-adds" in str(macs)
 
 
+@pytest.mark.thorough
 def test_nothing_of_the_model_is_touched():
     model = models.create_model("ifan", base_channels=4, num_steps=2).train()
     x = torch.rand(1, 3, 16, 16)

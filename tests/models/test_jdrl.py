@@ -24,6 +24,7 @@ def prefixed(recorded, prefix):
     return {name.removeprefix(prefix): t for name, t in recorded.items() if name.startswith(prefix)}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("prior", [False, True])
 def test_unet_is_the_released_one(prior):
     model = with_formula_weights(JDRLUNet(prior=prior))

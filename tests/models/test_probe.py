@@ -72,6 +72,7 @@ def build(name):
 HEAVY = ("FBCNN", "Uformer")  # 20 M weights, and 128-pixel windows
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in HEAVY)) for n in SPANDREL])
 def test_spandrel_restorers_are_described_as_they_are(name):
     net, expected = build(name), dict(SPANDREL[name][3])

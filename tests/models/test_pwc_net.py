@@ -13,6 +13,7 @@ from tta_restore.models.pwc_net import PWCNet, cost_volume
 GOLDEN = Path(__file__).parents[1] / "golden/jdrl"
 
 
+@pytest.mark.thorough
 def test_pwc_net_is_the_one_whose_weights_circulate():
     recorded = load_file(GOLDEN / "k_pwcnet_formula.safetensors")
     volume = cost_volume(recorded["corr.first"], recorded["corr.second"])
