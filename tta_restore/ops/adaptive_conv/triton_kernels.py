@@ -7,6 +7,7 @@ depend on the order of blocks.
 Names: ``p_`` pointers, ``o_`` offsets, ``m_`` masks, ``b_`` blocks of values. A channel's planes are H * W apart;
 offsets between channels, steps and frames are 64-bit, within a plane 32-bit.
 """
+# pyrefly: ignore-errors
 
 from __future__ import annotations
 
