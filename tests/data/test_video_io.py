@@ -2,6 +2,7 @@
 
 import io
 import struct
+import types
 from fractions import Fraction
 
 import pytest
@@ -833,3 +834,18 @@ def test_frames_are_not_gathered(tmp_path):
 
     write_video(tmp_path / "b.mkv", frames(), like=video)
     assert most <= 3
+
+
+@pytest.mark.parametrize(
+    ("pts", "expected"),
+    [
+        ((None, 7, 3), (0, 3000, 6000)),  # AVI with frames reordered: times of some are no times
+        ((-2, 0, 1), (0, 6000, 9000)),
+        ((0, 1, None, 3), (0, 3000, 6000, 9000)),
+        ((0, 1, 1, 2), (0, 3000, 3001, 6000)),
+        ((90, 91, 0, 1), (270000, 273000, 276000, 279000)),  # joined files
+    ],
+)
+def test_times_of_frames_increase(pts, expected):
+    frames = [types.SimpleNamespace(pts=time, time_base=Fraction(1, 30)) for time in pts]
+    assert tuple(time for _, time in video._timed(iter(frames), Fraction(0), 3000)) == expected
