@@ -26,7 +26,7 @@ demo: install
 test: install
 	$(PYTEST) -m "not slow and not thorough" -n $(JOBS) --dist worksteal
 
-# The tests of more than about a second each, which `make test` leaves out.
+# The tests of more than about half a second each, which `make test` leaves out.
 test-thorough: install
 	$(PYTEST) -m "thorough and not slow" -n $(JOBS) --dist worksteal
 

@@ -54,6 +54,7 @@ def test_kernel_networks_in_two_processes(network):
     assert after < before
 
 
+@pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore")  # of Lightning itself
 def test_lightning_ifan(monkeypatch):
     if not any(map(importlib.util.find_spec, ("lightning", "pytorch_lightning"))):

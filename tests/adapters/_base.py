@@ -49,6 +49,7 @@ def _repeats(recipe: str, network: str) -> bool:
         network in (*LARGE, "nafnet", "rcan")
         or recipe == "reblur_pairs"
         or (network == "bfloat16" and recipe not in (*BOTH, "degradation_pairs"))
+        or (recipe == "pairs" and network not in TYPES)
     )
 
 

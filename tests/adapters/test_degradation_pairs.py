@@ -279,6 +279,7 @@ def test_calibration_takes_all_frames_for_those_of_one_camera():
     assert len(adapter.memory["readings"]) == 3  # with the one from before
 
 
+@pytest.mark.thorough
 def test_calibration_keeps_the_original_where_nothing_is_gained():
     model = Filter()
     report = calibrate(model, [_frame(0, seed)[0] for seed in range(2)], spec=DENOISE, steps=12)
@@ -612,6 +613,7 @@ def test_frames_whose_channels_share_their_noise_are_adapted_to_with_such_noise(
     assert other.reading.between_channels == adapter.reading.between_channels
 
 
+@pytest.mark.thorough
 def test_pairs_share_the_noise_that_channels_share():
     sampler = PairSampler(scale=1, sharpens=False, motion=False, channels=3, patch_size=32)
     for x, least, most in ((_shared_frame(20)[0], 0.9, 1.0), (_frame(20)[0], -0.1, 0.1)):
@@ -766,6 +768,7 @@ def test_a_source_that_removes_no_content_excuses_none():
     assert _trust.excess_over(-0.5, 0.3) == 0.3
 
 
+@pytest.mark.thorough
 def test_filtered_noise_that_channels_share_is_judged_as_other_noise_without_color(monkeypatch):
     """On frames without steps, too: the student is compared with the source once, not twice."""
     adapter = DegradationPairs(Filter(), spec=DENOISE, steps=24, lr=1e-2, calibration_frames=1)
@@ -779,6 +782,7 @@ def test_filtered_noise_that_channels_share_is_judged_as_other_noise_without_col
     assert seen == [(0.3, -math.inf), (0.3, 0.3)]
 
 
+@pytest.mark.thorough
 def test_frames_of_a_camera_that_do_not_show_its_filter_are_read_with_it(monkeypatch):
     pooled = Estimator().read(_filtered_frame(30)[0])
     shift = 0.5 * math.log(float(haar_energies(pooled.between_pixels)[0]))
@@ -1116,6 +1120,7 @@ def test_one_frame_does_not_decide_for_the_camera(monkeypatch):
     assert weights == [0.8, 0.8, 0.8]
 
 
+@pytest.mark.thorough
 def test_content_that_a_steady_student_removes_is_kept():
     """A frame of a known camera with strokes as fine as its noise gets more of the source."""
     adapter = DegradationPairs(Filter(), spec=DENOISE, steps=24, lr=1e-3, calibration_frames=1)
@@ -1137,6 +1142,7 @@ def test_content_that_a_steady_student_removes_is_kept():
     torch.testing.assert_close(restored, ((1 - weights) * parts[0] + weights * parts[1]).clamp(0, 1), atol=2e-3, rtol=0)
 
 
+@pytest.mark.thorough
 def test_residuals_of_compressed_frames_are_not_compared(monkeypatch):
     monkeypatch.setattr(_trust, "structure_excess", lambda frame, pairs: pytest.fail("the noise is not white"))
     frame = _frame(20, size=96)[0]

@@ -34,6 +34,7 @@ def test_inputs_by_position_are_those_by_name():
         SelfEnsemble(build("plain"))(frame, 0.5)
 
 
+@pytest.mark.thorough
 def test_one_value_for_each_image_of_a_batch():
     net, pair, gains = Scaled(), torch.cat([frame, frame.flip(-1)]), torch.tensor([0.5, 2.0])
     with torch.no_grad():

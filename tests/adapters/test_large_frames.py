@@ -71,6 +71,7 @@ def test_the_output_of_a_large_frame_is_the_average_of_its_roles(frame):
         torch.testing.assert_close(large.predict(frame), whole.predict(frame), rtol=0, atol=1e-6)
 
 
+@pytest.mark.thorough
 def test_tiles_of_a_large_frame_show_no_seam(frame):
     tiled = adapter(region=Windows(64, 3, 50_000))
     tiled.adapt(frame)

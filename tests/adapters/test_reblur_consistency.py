@@ -56,6 +56,7 @@ def test_what_is_given_stays_near_the_source_at_any_learning_rate(lr):
         torch.testing.assert_close(adapter.predict(x), given)
 
 
+@pytest.mark.thorough
 def test_without_the_ball_a_high_rate_leaves_it():
     """Otherwise the test above would hold for an adapter that does nothing."""
     adapter = ReblurConsistency(

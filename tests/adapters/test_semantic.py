@@ -87,6 +87,7 @@ def test_every_layout_and_several_places(path, axis):
         assert adapter.plan().sites == (path, "last")
 
 
+@pytest.mark.thorough
 def test_the_context_is_of_the_source_once_a_frame_and_serves_several_if_asked(tmp_path):
     seen = []
 

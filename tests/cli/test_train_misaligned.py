@@ -181,6 +181,7 @@ def test_presets_need_epochs_and_validation_needs_pairs(tmp_path, capsys):
         assert message in capsys.readouterr().err
 
 
+@pytest.mark.thorough
 def test_the_recorded_configuration_trains_as_the_preset(tmp_path):
     words = ["train", "misaligned", "--model.width", "2", "--data.pictures", "bundled", "--data.size", "32", "-q"]
     words += ["--reblur.width", "2", "--flow.name", "lucas_kanade", "--run.steps", "1", "--run.batch_size", "1"]

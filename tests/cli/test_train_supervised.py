@@ -118,6 +118,7 @@ def test_wrong_files(tmp_path, capsys, text, message):
     assert re.search(message, capsys.readouterr().err)
 
 
+@pytest.mark.thorough
 def test_photos_that_nobody_named_are_told(tmp_path, capsys, monkeypatch):
     def stop(*arguments, **options):
         raise UsageError("that is enough")

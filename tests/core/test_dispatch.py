@@ -225,6 +225,7 @@ def test_compiled_backward_obeys_the_block():
     assert ran == ["iac_backward"]
 
 
+@pytest.mark.thorough
 @needs_extension
 def test_compiled_graph_obeys_the_block():
     torch._dynamo.reset()

@@ -798,6 +798,7 @@ def test_streams_without_a_container_are_timed_by_their_rate(tmp_path):
         assert notes == ()
 
 
+@pytest.mark.thorough
 def test_nonsense_rates_and_alpha_in_packets_of_its_own(tmp_path):
     record(tmp_path / "a.dv", "dvvideo", format="dv", size=(576, 720))
     video = VideoFile(tmp_path / "a.dv")

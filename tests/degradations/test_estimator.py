@@ -112,6 +112,7 @@ def test_the_filter_of_noise_is_not_read_from_compressed_frames(estimator):
     assert found.correlation.tolist() == [0, 0]
 
 
+@pytest.mark.thorough
 def test_white_noise_is_known_and_gray_frames_do_not_show_it(estimator):
     image = 0.6 * photos.load("grace_hopper")[None, :, 40:168, 40:168] + 0.2
     camera = Compose([Noise(15 / 255), Clip(), Quantize()])
@@ -142,6 +143,7 @@ def test_jpeg_is_read_blind_or_from_the_file(estimator):
     assert torch.equal(found.tables, tables)
 
 
+@pytest.mark.thorough
 def test_any_size_and_one_channel(estimator):
     for shape in ((3, 20, 31), (1, 40, 33), (2, 3, 64, 48), (3, 800, 20)):
         found = estimator.read(torch.rand(shape, generator=seeded()))

@@ -25,6 +25,7 @@ def test_quality_and_grid_are_read(name, quality):
     assert (cropped.quality, cropped.offset) == (quality, (5, 2))
 
 
+@pytest.mark.thorough
 def test_files_that_never_were_compressed_have_no_lattice():
     leaves = dead_leaves.bank(2, 128, seeded())
     quantize = Quantize()
@@ -101,6 +102,7 @@ def test_noise_near_black_and_white_shows_compression(level, quality):
     assert estimate_jpeg(after).probability == 0
 
 
+@pytest.mark.thorough
 def test_gray_noise_in_gray_images_is_no_sign_of_compression():
     noise = Noise(20 / 255)
     image = noise.apply(photos.load("moon")[None, :1, :128, :128], noise.sample(seeded(), 1), seeded())

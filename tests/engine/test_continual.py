@@ -115,6 +115,7 @@ def test_pictures_that_are_shown_are_crops_of_the_last_round(tmp_path):
     assert sample.psnr["m"] == records[3].psnr
 
 
+@pytest.mark.thorough
 def test_a_killed_run_goes_on_where_its_last_state_was(domains, tmp_path):
     frames = folder_frames(domains, rounds=2)
 

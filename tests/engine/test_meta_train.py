@@ -116,6 +116,7 @@ class Gain(torch.nn.Module):
         return self.gain * (x[:, x.shape[1] // 2] if x.ndim == 5 else x)
 
 
+@pytest.mark.thorough
 def test_it_learns_to_adapt(tmp_path):
     """The restorer cannot know the gain of a clip and the reblurrer's is wrong: meta-training sets it right, so that
     the outer loss after adaptation falls."""

@@ -74,6 +74,7 @@ def test_the_restorer_may_only_judge(tmp_path):
                for name, tensor in load_file(tmp_path / "restorer.safetensors").items())  # fmt: skip
 
 
+@pytest.mark.thorough
 def test_it_learns_the_blur(tmp_path):
     """Clips blurred by one kernel: after training, reblurring sharp frames is nearer to it than they are."""
     material = clips(2)

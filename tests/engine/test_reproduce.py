@@ -535,6 +535,7 @@ class Tokens(nn.Module):
         return x.mean((-2, -1)).repeat(1, 4)
 
 
+@pytest.mark.thorough
 def test_causiam_with_another_encoder_needs_no_clip(data, weights, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "somebodys_encoder", sys.modules[__name__])
     words = ["reproduce", "causiam-five", "--data", f"RTF={data / 'RTF'}", "--rows", "CauSiam", "--device", "cpu"]

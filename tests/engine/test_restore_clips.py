@@ -277,6 +277,7 @@ def test_networks_that_do_not_fit_are_told(tmp_path):
         create_clip_method("meta-transfer", restorer, reblur=tmp_path / "none.pt")
 
 
+@pytest.mark.thorough
 def test_meta_transfer_from_end_to_end(tmp_path):
     """A folder of frames and the files that training writes: adapted to, and restored differently from the source."""
     folder(tmp_path / "in", 6)

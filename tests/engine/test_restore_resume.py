@@ -91,6 +91,7 @@ def test_a_disk_that_refuses_a_part_is_one_line(film, tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["film.mkv"]
 
 
+@pytest.mark.thorough
 def test_parts_of_another_method_or_of_other_settings_are_not_continued(film, tmp_path):
     job = Job(film, tmp_path / "out.mkv", "video")
     for second, output in (

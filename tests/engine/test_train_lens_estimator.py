@@ -11,6 +11,7 @@ from tta_restore.models import create_model
 BANK = (torch.rand(3, 3, 160, 160, generator=torch.Generator().manual_seed(0)) * 255).to(torch.uint8)
 
 
+@pytest.mark.thorough
 def test_a_library_holds_every_window_of_every_picture():
     library = LensLibrary.simulate(BANK, count=4, seed=1, progress=False)
     assert library.spectra.shape == (4, 4, 169, 20, 16)
@@ -21,6 +22,7 @@ def test_a_library_holds_every_window_of_every_picture():
     assert torch.equal(library.spectra, again.spectra)
 
 
+@pytest.mark.thorough
 def test_half_of_the_scenes_are_soft_by_themselves(monkeypatch):
     library = LensLibrary.simulate(BANK, count=4, seed=1, progress=False)
 

@@ -75,6 +75,7 @@ def start(out, steps, slow, *, launcher=(sys.executable,), **environment):
     return subprocess.Popen([*launcher, str(file)], env=environment, stderr=subprocess.PIPE, text=True)
 
 
+@pytest.mark.thorough
 def test_a_run_writes_what_it_should(tmp_path):
     before = torch.get_rng_state()
     objective = run_small(tmp_path / "run", 8)

@@ -49,6 +49,7 @@ def test_what_is_missing_is_said(tmp_path, monkeypatch):
         Lpips(tmp_path / "bad.pth")
 
 
+@pytest.mark.thorough
 def test_the_distance_is_a_training_loss(weights):
     lpips = Lpips(weights[0])
     a, b = torch.rand(2, 1, 3, 40, 40, generator=torch.Generator().manual_seed(0))

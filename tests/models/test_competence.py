@@ -61,6 +61,7 @@ def test_what_changes_nothing_gains_nothing():
     assert all(gain == 0 for levels in found.gains.values() for gain in levels.values())
 
 
+@pytest.mark.thorough
 def test_an_upscaler_is_compared_with_bicubic_interpolation():
     found = competence(Twice())
     assert (found.task, found.scale, found.sharpens) == ("sr", 2, True)

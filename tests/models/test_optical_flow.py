@@ -29,6 +29,7 @@ def images(height, width):
     return torch.rand(2, 1, 3, height, width, generator=torch.Generator().manual_seed(1))
 
 
+@pytest.mark.thorough
 def test_raft_from_a_file_is_the_network_that_was_saved(weights):
     path, network = weights
     first, second = images(136, 128)
@@ -40,6 +41,7 @@ def test_raft_from_a_file_is_the_network_that_was_saved(weights):
     assert not any(parameter.requires_grad for parameter in flow.parameters())
 
 
+@pytest.mark.thorough
 def test_raft_takes_images_that_are_small_or_of_odd_sides(weights):
     flow = create_flow("raft", checkpoint=weights[0])
     for size in ((50, 61), (131, 40)):

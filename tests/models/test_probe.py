@@ -246,6 +246,7 @@ def test_a_model_of_one_channel_is_told():
     assert "1 (color frames are restored channel by channel)" in str(report)
 
 
+@pytest.mark.thorough
 def test_the_cost_is_that_of_a_large_frame_without_importing_the_compiler():
     program = """
 import sys, torch

@@ -29,6 +29,7 @@ def test_pwc_net_is_the_one_whose_weights_circulate():
     assert (flow - recorded["s70x90.flow"]).abs().quantile(0.99) < 2e-3
 
 
+@pytest.mark.thorough
 def test_pwc_net_file_with_old_names(tmp_path):
     weights = {name.replace("net", "module"): t for name, t in PWCNet().state_dict().items()}
     torch.save(weights, tmp_path / "pwc.pth")

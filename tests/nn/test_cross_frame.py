@@ -172,6 +172,7 @@ class TestCrossFrameAttention(ModuleTests):
         return (torch.randn(6, 5, 8, generator=generator, dtype=torch.float64),), {}
 
 
+@pytest.mark.thorough
 @given(
     st.integers(1, 9), st.integers(1, 9), st.sampled_from(["ours", "official"]), st.integers(1, 2), st.integers(1, 4)
 )
