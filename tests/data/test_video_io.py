@@ -11,6 +11,7 @@ import torch
 from tta_restore.data.datasets.clips import stack_frames
 from tta_restore.data.io import video
 from tta_restore.data.io.formats import detect_format
+from tta_restore.data.io.frame_times import timed, with_early_times
 from tta_restore.data.io.pixels import ImageError
 from tta_restore.data.io.structure import is_broken
 from tta_restore.data.io.video import VideoFile
@@ -731,10 +732,10 @@ def test_times_below_zero_are_counted_back(tmp_path):
         def __init__(self, pts):
             self.pts, self.time_base = pts, Fraction(1, 1000)
 
-    frames = video._with_early_times(map(Frame, (None, None, 0, 40, None)), 3600)
+    frames = with_early_times(map(Frame, (None, None, 0, 40, None)), 3600)
     assert [frame.pts for frame in frames] == [-80, -40, 0, 40, None]
-    assert [frame.pts for frame in video._with_early_times(map(Frame, (None, None)), 3600)] == [None, None]
-    assert [ticks for _, ticks in video._timed(map(Frame, (-80, -40, 0)), Fraction(0), 3600)] == [0, 3600, 7200]
+    assert [frame.pts for frame in with_early_times(map(Frame, (None, None)), 3600)] == [None, None]
+    assert [ticks for _, ticks in timed(map(Frame, (-80, -40, 0)), Fraction(0), 3600)] == [0, 3600, 7200]
 
 
 @pytest.mark.parametrize(("name", "options"), [("a.avi", {"bf": "3"}), ("b.avi", {"bf": "0"})])
@@ -849,4 +850,4 @@ def test_frames_are_not_gathered(tmp_path):
 )
 def test_times_of_frames_increase(pts, expected):
     frames = [types.SimpleNamespace(pts=time, time_base=Fraction(1, 30)) for time in pts]
-    assert tuple(time for _, time in video._timed(iter(frames), Fraction(0), 3000)) == expected
+    assert tuple(time for _, time in timed(iter(frames), Fraction(0), 3000)) == expected

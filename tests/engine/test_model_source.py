@@ -184,9 +184,13 @@ def test_weights_without_memory_for_them_are_refused_at_once(name, kind, config)
 
 def test_code_of_a_user_ends_before_its_weights_fill_the_memory(monkeypatch):
     config = {"in_features": 50, "out_features": 40}  # 8 kB
-    monkeypatch.setattr("tta_restore.engine.run.models.physical_memory", lambda: 5000)
+    monkeypatch.setattr("tta_restore.engine.run.memory.physical_memory", lambda: 5000)
     with pytest.raises(ValueError, match=r"model 'torch.nn:Linear': its weights need more than 8e-06 GB of memory"):
         build_module("torch.nn:Linear", config=config)
-    monkeypatch.setattr("tta_restore.engine.run.models.physical_memory", lambda: 15000)
+    monkeypatch.setattr("tta_restore.engine.run.memory.physical_memory", lambda: 15000)
     for _ in range(3):  # weights of an earlier call are gone
         assert build_module("torch.nn:Linear", config=config).weight.shape == (40, 50)
+    with pytest.raises(
+        ValueError, match=r"model 'torch.nn:Linear': its weights need more memory than this machine has"
+    ):
+        build_module("torch.nn:Linear", config={"in_features": 10**7, "out_features": 10**8})

@@ -376,3 +376,11 @@ def test_names_that_are_no_text_are_restored(tmp_path):
     assert names(tmp_path / "out") == sorted(f"{strange}.{suffix}" for suffix in ("exr", "mkv", "png"))
     assert len(list(VideoFile(tmp_path / f"out/{strange}.mkv"))) == 3
     assert restore([tmp_path / f"in/{strange}.png"], tmp_path / f"{strange}.exr").restored == 1
+
+
+def test_an_input_that_is_not_there_is_what_is_told(tmp_path, capsys):
+    for name in ("new.png", "old.png"):
+        (tmp_path / "old.png").write_bytes(b"kept")
+        assert restore([tmp_path / "absent.png"], tmp_path / name).exit_code == 1
+        assert "absent.png: no such file" in "".join(capsys.readouterr())
+    assert (tmp_path / "old.png").read_bytes() == b"kept"

@@ -25,6 +25,7 @@ from tta_restore.data.io.codecs import (
 )  # fmt: skip
 from tta_restore.data.io.decoders import OPEN_ENDED, is_cut, strict_decoder
 from tta_restore.data.io.formats import irregular_kind
+from tta_restore.data.io.frame_times import timed, with_early_times
 from tta_restore.data.io.pixels import ImageError, too_large
 from tta_restore.data.io.side_data import Hdr10, describe_lost, kinds_of, orientation_of, read_hdr10
 from tta_restore.data.io.structure import count_avi_frames, ffv1_checksums, is_broken
@@ -38,7 +39,6 @@ _LONGEST_GROUP = 10  # seconds after damage for which a key frame is awaited
 _CLOCK_TIME = re.compile(r"(\d+):(\d+):(\d+(?:\.\d+)?)")
 _EVEN = 0.95  # fraction of equal steps in time from which on a gap means lost frames
 _BROKEN = "damaged or truncated: its parts do not follow each other to its end, or differ from their checksums"
-_MOST_EARLY = 32  # frames without a time at the start
 _TRIED_FRAMES = 5  # of which one has to be interlaced for the video to count as such
 
 
@@ -236,8 +236,8 @@ class VideoFile:
             step = round(CLOCK / self.info.frame_rate)
             last: int | None = None
             if container.format.name.startswith("matroska"):
-                frames = _with_early_times(frames, step)
-            for frame, last in _timed(frames, offset, step):
+                frames = with_early_times(frames, step)
+            for frame, last in timed(frames, offset, step):
                 self._ticks.append(last)
                 picture = frame.reformat(
                     format="rgb48le" if deep else "rgb24",
@@ -358,52 +358,6 @@ class VideoFile:
             self.losses.append(
                 f"damaged or truncated: the video ends after {float(end):.1f} of {float(expected):.1f} s"
             )
-
-
-def _timed(frames: Iterator[Any], offset: Fraction, step: int) -> Iterator[tuple[Any, int]]:
-    """Yield frames with their increasing times, without a jump back where times start again, as in joined files.
-
-    Args:
-        frames: decoded.
-        offset: seconds that are subtracted from the times of the file.
-        step: time between frames, in 1/90000 s like the result.
-    """
-    last: int | None = None
-    has_times, shift = True, 0
-    for frame in frames:
-        if last is None:
-            has_times = frame.pts is not None
-        if has_times and frame.pts is not None:
-            ticks = round((frame.time_base * frame.pts - offset) * CLOCK) + shift
-        else:  # AVI stores no times of reordered frames
-            ticks = 0 if last is None else last + step
-        if last is None and ticks < 0:
-            shift, ticks = -ticks, 0
-        elif last is not None and ticks < last - max(step, CLOCK // 2):
-            shift += last + step - ticks
-            ticks = last + step
-        elif last is not None and ticks <= last:
-            ticks = last + 1
-        last = ticks
-        yield frame, ticks
-
-
-def _with_early_times(frames: Iterator[Any], step: int) -> Iterator[Any]:
-    """Yield frames of which the first ones get the times before those that follow; Matroska knows none below 0."""
-    early: list[Any] = []
-    for frame in frames:
-        if frame.pts is None and len(early) < _MOST_EARLY:
-            early.append(frame)
-            continue
-        for number, before in enumerate(early):
-            if frame.pts is not None:
-                behind = Fraction(step, CLOCK) / frame.time_base * (len(early) - number)
-                before.pts, before.time_base = frame.pts - round(behind), frame.time_base
-            yield before
-        yield frame
-        yield from frames
-        return
-    yield from early
 
 
 def _rate_of(stream: Any) -> Fraction:

@@ -180,7 +180,7 @@ def compare(
 
 @dataclass(frozen=True)
 class _Measured:
-    """What became of a stream: records, outputs in bytes by method, seed and frame, and plans of adapters."""
+    """Records of a stream, outputs as bytes by (method, seed, frame), and the plan of each adapter."""
 
     result: StreamResult
     outputs: dict[tuple[str, int, int], Tensor]

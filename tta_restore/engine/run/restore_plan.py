@@ -159,9 +159,10 @@ def check_output(plan: Plan, inputs: Sequence[str | Path], out: str | Path, stat
     """
     is_folder = _names_folder(out)
     out = Path(out)
+    alone = len(inputs) == 1 and not os.path.isdir(inputs[0])
     if not is_folder:
-        _expect_known_format(plan, out, alone=len(inputs) == 1 and not os.path.isdir(inputs[0]))
-    is_file = len(plan.jobs) == 1 and plan.jobs[0].destination == out
+        _expect_known_format(plan, out, alone=alone)
+    is_file = plan.jobs[0].destination == out if len(plan.jobs) == 1 else alone and not plan.jobs  # told by itself
     if not is_file:
         if os.path.exists(out) and not os.path.isdir(out):
             raise UsageError(f"output {out}: a file with this name is there, expected a folder")
