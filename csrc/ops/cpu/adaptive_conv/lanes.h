@@ -11,34 +11,43 @@
 namespace tta::TTA_ISA {
 namespace {
 
-// The lanes t, K + t, 2K + t, ... of the vectors v[0] .. v[K - 1] laid end to end. Each shuffle adds the lanes of one more.
+// Where value K * l + t of K vectors laid end to end lies: in vector (K * l + t) / L, at lane (K * l + t) % L. As K is odd,
+// these lanes are all different for one t, so that K - 1 blends and one permutation find the values or put them there.
+constexpr int vector_of(int K, int L, int t, int lane) {
+  for (int l = 0; l < L; ++l)
+    if ((K * l + t) % L == lane) return (K * l + t) / L;
+  return 0;
+}
+constexpr int value_of(int K, int L, int t, int lane) {
+  for (int l = 0; l < L; ++l)
+    if ((K * l + t) % L == lane) return l;
+  return 0;
+}
+
+// The lanes t, K + t, 2K + t, ... of the vectors v[0] .. v[K - 1] laid end to end
 template <int K, int t, typename T, int L>
 inline __attribute__((always_inline)) Vector<T, L> every_kth(const Vector<T, L> (&v)[K]) {
   Vector<T, L> found = v[0];
   unroll<K - 1>([&]<int m>() __attribute__((always_inline)) {
-    // Lane l of the result is value K * l + t of all; the first shuffle places also those of v[0].
-    constexpr int next = m + 1;
-    found = shuffled<T, L>(found, v[next], [](int l) constexpr {
-      const int at = K * l + t;
-      return at / L == next ? L + at % L : next == 1 ? at % L : l;
-    });
+    found = shuffled<T, L>(found, v[m + 1], [](int l) constexpr { return vector_of(K, L, t, l) == m + 1 ? L + l : l; });
   });
-  return found;
+  return shuffled<T, L>(found, found, [](int l) constexpr { return (K * l + t) % L; });
 }
 
-// Vector m of those laid end to end of which every_kth<K, t> is v[t]
-template <int K, int m, typename T, int L>
-inline __attribute__((always_inline)) Vector<T, L> interleave_kth(const Vector<T, L> (&v)[K]) {
-  Vector<T, L> found = v[0];
-  unroll<K - 1>([&]<int s>() __attribute__((always_inline)) {
-    // Value L * m + l of all is lane (L * m + l) / K of v[(L * m + l) % K].
-    constexpr int next = s + 1;
-    found = shuffled<T, L>(found, v[next], [](int l) constexpr {
-      const int at = L * m + l;
-      return at % K == next ? L + at / K : next == 1 ? at / K : l;
+// The vectors of which every_kth<K, t> are v[t]
+template <int K, typename T, int L>
+inline __attribute__((always_inline)) void interleave(const Vector<T, L> (&v)[K], Vector<T, L> (&to)[K]) {
+  Vector<T, L> placed[K];
+  unroll<K>([&]<int t>() __attribute__((always_inline)) {
+    placed[t] = shuffled<T, L>(v[t], v[t], [](int l) constexpr { return value_of(K, L, t, l); });
+  });
+  unroll<K>([&]<int m>() __attribute__((always_inline)) {
+    to[m] = placed[0];
+    unroll<K - 1>([&]<int s>() __attribute__((always_inline)) {
+      to[m] = shuffled<T, L>(to[m], placed[s + 1],
+                             [](int l) constexpr { return vector_of(K, L, s + 1, l) == m ? L + l : l; });
     });
   });
-  return found;
 }
 
 // Taps of L channels as K vectors, and back
@@ -50,7 +59,9 @@ inline __attribute__((always_inline)) void load_taps(const S* from, Vector<T, L>
 }
 template <int K, int L, typename T>
 inline __attribute__((always_inline)) void store_taps(T* to, const Vector<T, L> (&taps)[K]) {
-  unroll<K>([&]<int m>() __attribute__((always_inline)) { store_vector<L>(to + m * L, interleave_kth<K, m, T, L>(taps)); });
+  Vector<T, L> v[K];
+  interleave<K, T, L>(taps, v);
+  unroll<K>([&]<int m>() __attribute__((always_inline)) { store_vector<L>(to + m * L, v[m]); });
 }
 
 // sum over t of tap t of L channels times u(t)
