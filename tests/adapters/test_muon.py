@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from _fresh import run_program
 
 from tta_restore.adapters import Muon
 from tta_restore.adapters.methods._muon import orthogonalised
@@ -98,6 +99,20 @@ def test_it_takes_a_closure():
 
     losses = [optimizer.step(closure).item() for _ in range(8)]
     assert losses[-1] < 0.5 * losses[0]
+
+
+@pytest.mark.thorough
+def test_adaptation_does_not_import_the_compiler():
+    program = """
+import sys, torch
+from tta_restore import adapters
+frame = torch.rand(1, 3, 48, 48, generator=torch.Generator().manual_seed(0))
+options = dict(task="denoise", steps=1, batch_size=1, patch_size=16, lr=1e-2, sharp_images=frame)
+adapter = adapters.DegradationPairs(torch.nn.Conv2d(3, 3, 3, padding=1), **options)
+adapter(frame)
+print(adapter.state.updates > 0, "torch._dynamo" in sys.modules)
+"""
+    assert run_program(program).stdout == "True False\n"
 
 
 def test_autocast_around_it_rounds_nothing():

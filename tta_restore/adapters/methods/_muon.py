@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any
@@ -42,6 +43,10 @@ class Muon(torch.optim.Optimizer):
         checks.expect_number("Muon", "lr", lr, minimum=0)
         checks.expect_number("Muon", "momentum", momentum, minimum=0, maximum=1)
         super().__init__(parameters, {"lr": lr, "momentum": momentum})
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group as every optimizer does, without torch's import of its compiler, which takes seconds."""
+        inspect.unwrap(torch.optim.Optimizer.add_param_group)(self, param_group)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
