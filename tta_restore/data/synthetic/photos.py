@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 from functools import cache
 from pathlib import Path
 
+import numpy as np
+import PIL.Image
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -53,18 +56,19 @@ def load(name: str | Path) -> Tensor:
 
         array = skimage.data.stereo_motorcycle()[name == "motorcycle_right"]
     elif name in ("china", "flower"):
-        from sklearn.datasets import load_sample_image
-
-        array = load_sample_image(f"{name}.jpg")
+        array = _picture_in("sklearn", f"datasets/images/{name}.jpg")
     elif name == "grace_hopper":
-        import matplotlib
-        import numpy as np
-        from PIL import Image
-
-        path = Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
-        with Image.open(path) as image:
-            array = np.array(image.convert("RGB"))
+        array = _picture_in("matplotlib", "mpl-data/sample_data/grace_hopper.jpg")
     else:
         raise ValueError(f"photos.load: expected one of {TRAIN + DEV + TEST}, got {name!r}")
     tensor = torch.from_numpy(array.copy()).float() / 255
     return tensor.expand(3, -1, -1).contiguous() if tensor.ndim == 2 else tensor.permute(2, 0, 1)[:3].contiguous()
+
+
+def _picture_in(package: str, path: str) -> np.ndarray:
+    """Return a picture that lies in a package, which is not imported: that of scikit-learn takes seconds."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError(f"No module named {package!r}", name=package)
+    with PIL.Image.open(Path(spec.origin).parent / path) as image:
+        return np.array(image.convert("RGB"))

@@ -158,7 +158,7 @@ def run_demo(
         raise UsageError(f"--frames: expected at least 1, got {frames}")
     if processes < 1:
         raise UsageError(f"--processes: expected at least 1, got {processes}")
-    require_packages("skimage", "sklearn")
+    require_packages("skimage", "sklearn", load=False)
     expect_folder(out)
     count = frames or (1 if quick else 3)
     started = time.perf_counter()
