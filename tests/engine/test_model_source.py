@@ -110,6 +110,19 @@ def test_unknown_names_list_what_can_be_given():
         load_restorer("code/net.py:build")
 
 
+def test_a_wrong_path_names_what_is_there(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "NAFNet.pth").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"no model 'photos' \(this is a folder\): expected one of"):
+        load_restorer("photos")
+    for wrong in ("nafnet.pth", "NAFNet.pt"):
+        with pytest.raises(ValueError, match=r"\(there is no such file; did you mean NAFNet.pth\?\)"):
+            load_restorer(wrong)
+    with pytest.raises(ValueError, match=r"there is no file nafnet.pth; did you mean NAFNet.pth\?"):
+        load_restorer("small_unet", checkpoint="./nafnet.pth")
+
+
 def test_origins_that_are_written_next_to_weights(tmp_path):
     assert origin_of("specialist") == origin_of("lens_unet", "specialist")
     assert json.loads(origin_of("jdrl_unet", config={"width": 2, "blur_map": True})["config"]) == {"width": 2}

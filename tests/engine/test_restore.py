@@ -19,9 +19,11 @@ from PIL import Image as PilImage
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from tta_restore.adapters import Adapter
 from tta_restore.data.io.image import read_image
 from tta_restore.data.io.image_writer import write_image
 from tta_restore.data.io.pixels import Image
+from tta_restore.engine.run.methods import ImageMethod
 from tta_restore.engine.run.restore import restore_files, run_jobs
 from tta_restore.engine.run.restore_plan import Job, check_output, plan_jobs
 from tta_restore.engine.run.usage import UsageError
@@ -125,6 +127,9 @@ def test_missing_inputs_and_empty_folders_are_one_line_each(tmp_path):
     assert problems == [
         f"{tmp_path / 'absent.png'}: no such file or directory",
         f"{tmp_path / 'empty'}: no image and no video in this folder",
+    ]
+    assert plan_jobs([tmp_path / "Emtpy"], tmp_path / "out").problems == [
+        f"{tmp_path / 'Emtpy'}: no such file or directory; did you mean {tmp_path / 'empty'}?"
     ]
 
 
@@ -347,3 +352,34 @@ def test_a_tensor_of_the_method_is_not_written_into(tmp_path):
     run_jobs(plan_jobs([tmp_path / "in"], tmp_path / "out").jobs, lambda x: kept)
     assert bool((kept == 1.5).all())
     assert bool((read_image(tmp_path / "out" / "a.png").pixels == 1).all())
+
+
+def test_a_run_reports_the_trust_in_the_adapted_model(folder, tmp_path):
+    why = "the student was not trusted on this frame, because a test on it failed"
+    measured = iter(
+        [
+            (0.5, ()),
+            (0.0, (why,)),
+            (0.0, ("learning rate 0.001", why, "steady: further frames are restored")),
+            (0.9, ()),
+        ]
+    )
+
+    class Measured(Adapter):
+        def emit(self, frame):
+            trust, messages = next(measured)
+            frame.metrics["trust"] = trust
+            frame.messages += messages
+            return super().emit(frame)
+
+    lines: list[str] = []
+    jobs = plan_jobs([folder], tmp_path / "out").jobs
+    run_jobs(jobs, ImageMethod(Measured(torch.nn.Identity())), say=lines.append)
+    text = "trust in the adapted model 0.35 in the mean over 4 frames; 2 restored as without adaptation"
+    assert lines[-1] == f"note: {text}: {why}"
+    lines.clear()
+    run_jobs(jobs, ImageMethod(Adapter(torch.nn.Identity())), overwrite=True, say=lines.append)
+    assert not any("trust" in line for line in lines)
+    measured = iter([(0.0, (why,)), (0.0, (why,)), (0.0, ("steady: further frames",)), (0.0, ("another",))])
+    run_jobs(jobs, ImageMethod(Measured(torch.nn.Identity())), overwrite=True, say=lines.append)
+    assert lines[-1].endswith(f"4 restored as without adaptation, 2 of them because: {why}")

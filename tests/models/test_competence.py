@@ -59,6 +59,7 @@ def test_what_changes_nothing_gains_nothing():
     assert not found.removes
     assert found.spoils == 0
     assert all(gain == 0 for levels in found.gains.values() for gain in levels.values())
+    assert "no gain at any level: the weights are of another network" in str(found)
 
 
 @pytest.mark.thorough
@@ -78,6 +79,7 @@ def test_a_declared_task_is_kept():
 
 def test_the_table_has_a_row_for_each_kind():
     text = str(Competence({"noise": {5.0: 1.25, 15.0: -0.5}, "none": {0.0: -3.0}}))
+    assert "no gain" not in text
     assert "noise" in text
     assert "+1.25" in text
     assert "-3.00" in text

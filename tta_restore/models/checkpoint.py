@@ -15,6 +15,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from tta_restore.data.io.files import suggest_path
+
 WEIGHTS = Path(__file__).parent / "weights"
 # Where training code puts the weights inside a larger dictionary, the averaged ones first.
 _WRAPPERS = ("params_ema", "state_dict_ema", "model_ema", "params", "state_dict", "model_state_dict", "model", "net")
@@ -89,7 +91,7 @@ def resolve(checkpoint: str | Path) -> Path:
         return path
     path = Path(checkpoint)
     if not os.path.isfile(path):  # Path.is_file raises for names that are too long
-        raise ValueError(f"load_checkpoint: there is no file {path}")
+        raise ValueError(f"load_checkpoint: there is no file {path}{suggest_path(path)}")
     return path
 
 

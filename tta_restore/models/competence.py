@@ -96,6 +96,8 @@ class Competence:
         for kind, levels in self.gains.items():
             cells = "  ".join(f"{level:>4g}: {gain:+6.2f}" for level, gain in levels.items())
             rows.append(f"{kind:<10}{cells}")
+        if all(gain < _MIN_GAIN for levels in self.gains.values() for gain in levels.values()):
+            rows.append("no gain at any level: the weights are of another network, or it restores something else")
         return "\n".join(rows)
 
 

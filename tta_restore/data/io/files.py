@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 
 from tta_restore.data.io.formats import (
@@ -18,7 +19,16 @@ from tta_restore.data.io.formats import (
     sniff_file,
 )
 
-__all__ = ["FolderContent", "images_below", "match_files", "natural_order", "printable", "real_path", "scan_folder"]
+__all__ = [
+    "FolderContent",
+    "images_below",
+    "match_files",
+    "natural_order",
+    "printable",
+    "real_path",
+    "scan_folder",
+    "suggest_path",
+]
 
 
 @dataclass
@@ -112,6 +122,16 @@ def natural_order(path: Path) -> list[tuple[int, str]]:
     pieces: Iterable[str] = re.split(r"(\d+)", str(path))
     # isdecimal, not isdigit: "²" is a digit that int() refuses
     return [(int(piece), "") if piece.isdecimal() else (-1, piece) for piece in pieces]
+
+
+def suggest_path(path: Path) -> str:
+    """Return "; did you mean PATH?" for a path that does not exist beside a similar one, else an empty string."""
+    try:
+        names = {name.casefold(): name for name in os.listdir(path.parent) if not name.startswith(".")}
+    except (OSError, ValueError):  # no such folder, or a path that no file can have
+        return ""
+    near = get_close_matches(path.name.casefold(), names, n=1, cutoff=0.75)
+    return f"; did you mean {printable(str(path.with_name(names[near[0]])))}?" if near else ""
 
 
 def real_path(path: Path) -> Path:

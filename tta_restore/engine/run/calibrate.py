@@ -23,7 +23,7 @@ from tta_restore.adapters.calibration import CalibrationProgress
 from tta_restore.adapters.settings import encode
 from tta_restore.data.io.atomic import atomic_file, hidden_path
 from tta_restore.data.io.color import to_model_space
-from tta_restore.data.io.files import printable, real_path, scan_folder
+from tta_restore.data.io.files import printable, real_path, scan_folder, suggest_path
 from tta_restore.data.io.image import read_image
 from tta_restore.data.io.pixels import ImageError
 from tta_restore.data.io.tensors import add_metadata, save_tensors
@@ -284,7 +284,7 @@ def _photos(inputs: Sequence[str | Path]) -> tuple[list[Path], Counter[str]]:
         elif entry.exists():
             paths.append(entry)
         else:
-            raise UsageError(f"{entry}: no such file or directory")
+            raise UsageError(f"{entry}: no such file or directory{suggest_path(entry)}")
     if not paths:
         raise UsageError(f"{', '.join(map(str, inputs))}: no image in this folder")
     return list(dict.fromkeys(paths)), left_out

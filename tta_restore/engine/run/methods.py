@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import inspect
 import typing
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -58,6 +59,45 @@ _LARGE = 8_000_000  # pixels from which tiles are small: the image itself takes 
 _SMALL_TILE = 512
 
 
+@dataclass
+class _TrustTally:
+    """Weight of the adapted model in the results of a run. ``str`` of it is empty where none was measured.
+
+    Attributes:
+        frames: number of frames whose trust was measured.
+        total: sum of their trust.
+        unadapted: number of those that are restored as without adaptation.
+        reasons: message on each of these, where there is one.
+    """
+
+    frames: int = 0
+    total: float = 0.0
+    unadapted: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
+
+    def add(self, report: StepReport | None) -> None:
+        """Count the report on a frame; one without trust is left out."""
+        if report is None or report.trust is None:
+            return
+        self.frames += 1
+        self.total += report.trust
+        if report.trust == 0:
+            self.unadapted += 1
+            # that further frames take no steps is not why this one is restored so
+            self.reasons.update([text for text in report.messages if not text.startswith("steady:")][-1:])
+
+    def __str__(self) -> str:
+        if not self.frames:
+            return ""
+        text = f"trust in the adapted model {self.total / self.frames:.2f}"
+        if self.frames > 1:
+            text += f" in the mean over {self.frames} frames"
+            text += f"; {self.unadapted} restored as without adaptation" if self.unadapted else ""
+        for reason, count in self.reasons.most_common(1):
+            text += f": {reason}" if count == self.unadapted else f", {count} of them because: {reason}"
+        return text
+
+
 class ImageMethod:
     """An adapter that returns the image only, whatever else its model returns.
 
@@ -70,6 +110,7 @@ class ImageMethod:
 
     def __init__(self, adapter: Adapter, max_view_pixels: int | None = None) -> None:
         self.adapter, self.max_view_pixels = adapter, max_view_pixels
+        self.tally = _TrustTally()
 
     @contextmanager
     def sized(self, height: int, width: int) -> Iterator[str | None]:
@@ -101,6 +142,7 @@ class ImageMethod:
             output = self.adapter(x)
         except SystemExit as error:  # user code, such as an argparse inside the model
             raise RuntimeError(f"the model called sys.exit({error.code!r})") from error
+        self.tally.add(self.adapter.report)
         return self._image_in(output, x)
 
     def predict(self, x: Tensor) -> Tensor:

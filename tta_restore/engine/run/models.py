@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from tta_restore.data.io.files import suggest_path
 from tta_restore.engine.run.memory import expect_memory, within_memory
 from tta_restore.engine.run.names import SHIPPED_MODELS
 from tta_restore.engine.run.settings import Named, typed_keywords
@@ -239,8 +240,10 @@ def _unknown(name: str) -> str:
     if ".py:" in name:
         module = name.split(".py:")[0].rsplit("/", 1)[-1]
         hint = f" (name the module, not its file: {module}:{name.split(':', 1)[1]}, from within its folder)"
+    elif os.path.isdir(name):
+        hint = " (this is a folder)"
     elif Path(name).suffix or "/" in name:
-        hint = " (there is no such file)"
+        hint = f" (there is no such file{suggest_path(Path(name))})"
     return (
         f"no model {name!r}{hint}: expected one of {', '.join(SHIPPED_MODELS)}, a checkpoint file, or "
         f"module.path:callable; with a checkpoint, one of {', '.join(list_models('restorer'))}"

@@ -329,6 +329,8 @@ def run_jobs(
             summary.restored += 1
             summary.incomplete += not is_whole
         bar.update(total - bar.n)
+    if trust := str(getattr(method, "tally", "")):
+        say(f"note: {trust}")
     return summary
 
 

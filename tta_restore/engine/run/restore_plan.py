@@ -13,7 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
-from tta_restore.data.io.files import natural_order, printable, real_path, scan_folder
+from tta_restore.data.io.files import natural_order, printable, real_path, scan_folder, suggest_path
 from tta_restore.data.io.formats import (
     AUDIO_SUFFIXES,
     IMAGE_SUFFIXES,
@@ -127,7 +127,8 @@ def plan_jobs(
         except OSError as error:
             is_address = re.match(r"[a-z]{2,}:/", str(entry)) is not None
             reason = "an address, not a file: download it first" if is_address else error.strerror or str(error)
-            plan.problems.append(f"{entry}: {reason[0].lower()}{reason[1:]}")
+            hint = suggest_path(entry) if isinstance(error, FileNotFoundError) and not is_address else ""
+            plan.problems.append(f"{entry}: {reason[0].lower()}{reason[1:]}{hint}")
         except RuntimeError as error:  # a link to itself
             plan.problems.append(f"{entry}: {str(error).lower()}")
     _expect_distinct(plan)

@@ -111,6 +111,7 @@ class ProbeReport:
         size = self.spec.size
         square = ", square" if size.square else ""
         by_channel = " (color frames are restored channel by channel)" if self.spec.in_channels == 1 else ""
+        rows["image_at"] = self.image_at or "the output itself"
         rows["in_channels"] = f"{self.spec.in_channels}{by_channel}"
         rows["scale"] = self.spec.scale
         if self.spec.border:
@@ -303,6 +304,8 @@ def _shown(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, (tuple, dict)):
+        if not value:
+            return "none"
         if len(value) > 6:
             return f"{len(value)}, such as {', '.join(map(str, list(value)[:3]))}"
         return ", ".join(f"{k} x{v}" for k, v in value.items()) if isinstance(value, dict) else repr(list(value))
