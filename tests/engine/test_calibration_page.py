@@ -114,6 +114,20 @@ def test_no_gain(tmp_path):
     assert "Nothing was gained, so the checkpoint holds the original weights." in text
 
 
+def test_a_gain_that_the_photos_do_not_confirm(tmp_path):
+    """A table of gains above a verdict of none needs the reason; equal remarks are one line."""
+    refused = "the student was not trusted"
+    messages = (f"frame 1: {refused}", "frame 2: learning rate", f"frame 2: {refused}", "ended by the budget")
+    found = report(0.0, trust=0.0, gains=(0.2, 0.94), messages=messages)
+    why = "up to +0.94 dB on held-out pairs, which tests on the frames did not confirm: trust 0.00"
+    assert found.verdict == f"no gain: keep the original ({why})"
+    assert found.grouped_messages == (f"frames 1, 2: {refused}", "frame 2: learning rate", "ended by the budget")
+    assert str(found).count(refused) == 1
+    text = written(tmp_path, CalibrationPage("title", found, photos=["a", "b"]))
+    assert f"frames 1, 2: {refused} frame 2: learning rate ended by the budget" in text
+    assert "it is not used where a test on the photos does not confirm" in text
+
+
 def test_not_measured(tmp_path):
     page = CalibrationPage("title", report(math.nan, gains=(), degradation={}, messages=()), photos=["a", "b"])
     text = written(tmp_path, page)

@@ -20,6 +20,7 @@ from tta_restore.adapters.recommended import recommended
 __all__ = ["CalibrationProgress", "CalibrationReport", "calibrate"]
 
 _WORTH = 0.1  # dB on held-out pairs from which the calibrated model is recommended
+_OF_FRAME = re.compile(r"frame (\d+): (.*)", re.DOTALL)
 _MIN_TRUST = 0.05
 
 
@@ -68,7 +69,23 @@ class CalibrationReport:
             return "not measured: the method has no held-out pairs; compare both models on frames of yours"
         if self.worthwhile:
             return f"worth using: {self.gain:+.2f} dB on held-out pairs, trust {self.trust:.2f}"
+        if self.trust < _MIN_TRUST and max(self.gains, default=0.0) >= _WORTH:
+            gain = f"up to {max(self.gains):+.2f} dB on held-out pairs"
+            return f"no gain: keep the original ({gain}, which tests on the frames did not confirm: trust {self.trust:.2f})"
         return f"no gain: keep the original ({self.gain:+.2f} dB on held-out pairs, trust {self.trust:.2f})"
+
+    @property
+    def grouped_messages(self) -> tuple[str, ...]:
+        """``messages`` with one entry per remark, which names all frames that have it."""
+        found: dict[str, list[str]] = {}
+        for message in self.messages:
+            match = _OF_FRAME.fullmatch(message)
+            frames = found.setdefault(message if match is None else match[2], [])
+            frames += [] if match is None else [match[1]]
+        return tuple(
+            f"frame{'' if len(frames) == 1 else 's'} {', '.join(frames)}: {remark}" if frames else remark
+            for remark, frames in found.items()
+        )
 
     def __str__(self) -> str:
         found = ", ".join(f"{name} {value:.3g}" for name, value in self.degradation.items())
@@ -79,7 +96,7 @@ class CalibrationReport:
             f"gain by frame  {' '.join(f'{gain:+.2f}' for gain in self.gains)} dB on held-out pairs",
             f"verdict        {self.verdict}",
         ]
-        return "\n".join([*lines, *(f"               {message}" for message in self.messages)])
+        return "\n".join([*lines, *(f"               {message}" for message in self.grouped_messages)])
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,7 @@ def write_calibration(path: str | Path, page: CalibrationPage) -> None:
             samples=contexts[1:],
             found=found,
             gains=list(zip(page.photos, report.gains, strict=False)),
-            remarks=[*report.messages, *page.remarks],
+            remarks=[*report.grouped_messages, *page.remarks],
             facts=page.facts,
         )
     )
