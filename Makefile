@@ -45,7 +45,7 @@ bench-gpu: install
 
 # The site in build/docs: the examples of the gallery run, and every link within the site must lead somewhere.
 docs: install
-	$(PIP) install -c constraints.txt sphinx myst-parser furo sphinx-gallery
+	$(PIP) install -c constraints.txt sphinx myst-parser furo sphinx-gallery sphinx-copybutton
 	$(BIN)/sphinx-build -W --keep-going -j $(JOBS) -b html docs build/docs
 	$(BIN)/python docs/check_links.py build/docs
 

@@ -17,6 +17,7 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
     "sphinx_gallery.gen_gallery",
+    "sphinx_copybutton",
     "api_pages",
 ]
 autosummary_generate = False  # api_pages writes the pages
@@ -40,6 +41,7 @@ sphinx_gallery_conf = {
     "min_reported_time": 0,
     "abort_on_example_error": True,
 }
+copybutton_exclude = ".linenos, .gp, .go"  # prompts and outputs of doctests
 html_theme = "furo"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
