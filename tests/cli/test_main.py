@@ -535,6 +535,15 @@ def test_an_interrupt_is_a_line_and_130(monkeypatch, capsys):
     assert capsys.readouterr().err == "tta-restore demo: interrupted\n"
 
 
+def test_an_interrupted_run_that_can_continue_says_so(monkeypatch, capsys):
+    def interrupted(*arguments, **options) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tta_restore.engine.run.restore.restore_files", interrupted)
+    assert main(["restore", "a.png", "-o", "b.png"]) == 130
+    assert capsys.readouterr().err == "tta-restore restore: interrupted; the same command continues\n"
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_signals_that_end_a_run_are_an_interrupt(number, monkeypatch, capsys):
     monkeypatch.setattr(demo, "run_demo", lambda **options: os.kill(os.getpid(), number))

@@ -70,8 +70,8 @@ class CalibrationReport:
         if self.worthwhile:
             return f"worth using: {self.gain:+.2f} dB on held-out pairs, trust {self.trust:.2f}"
         if self.trust < _MIN_TRUST and max(self.gains, default=0.0) >= _WORTH:
-            gain = f"up to {max(self.gains):+.2f} dB on held-out pairs"
-            return f"no gain: keep the original ({gain}, which tests on the frames did not confirm: trust {self.trust:.2f})"
+            gain = f"up to {max(self.gains):+.2f} dB on held-out pairs, which tests on the frames did not confirm"
+            return f"no gain: keep the original ({gain}: trust {self.trust:.2f})"
         return f"no gain: keep the original ({self.gain:+.2f} dB on held-out pairs, trust {self.trust:.2f})"
 
     @property

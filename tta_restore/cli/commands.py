@@ -34,6 +34,7 @@ class Command:
         needs: positional or other parameters that must be given.
         config: parameter that takes the options of a configuration file as sections, see ``train``.
         folder: parameter that is the folder of results, which the configuration is written to.
+        continues: whether a run that was interrupted continues when the command is given again.
     """
 
     function: str
@@ -45,6 +46,7 @@ class Command:
     needs: tuple[str, ...] = ()
     config: str = ""
     folder: str = ""
+    continues: bool = False
 
 
 _RESTORE = Command(
@@ -60,6 +62,7 @@ _RESTORE = Command(
     flags={"out": ("-o", "--out")},
     needs=("inputs", "out"),
     folder="out",
+    continues=True,
 )
 
 _TRAIN = {
@@ -87,6 +90,7 @@ COMMANDS: Mapping[str, Command | Mapping[str, Command]] = {
         positional=("inputs",),
         flags={"out": ("-o", "--out")},
         needs=("inputs", "out"),
+        continues=True,
     ),
     "serve": Command(
         "tta_restore.engine.serve.command:serve",
@@ -139,6 +143,7 @@ COMMANDS: Mapping[str, Command | Mapping[str, Command]] = {
         positional=("table",),
         flags={"list_tables": ("--list",)},
         folder="out",
+        continues=True,
     ),
     "train": {
         kind: Command(
@@ -147,6 +152,7 @@ COMMANDS: Mapping[str, Command | Mapping[str, Command]] = {
             examples=(f"train {kind} --config {kind}.toml", f"train {kind} --run.steps 100 --run.out runs/try"),
             config=schema,
             folder="run.out",
+            continues=True,
         )
         for (kind, summary), (module, function, schema) in zip(
             _TRAIN.items(),

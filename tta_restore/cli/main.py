@@ -42,11 +42,12 @@ def _main(words: list[str]) -> int:
     if words[:1] == ["--version"]:
         print(f"{PROGRAM} {tta_restore.__version__}")
         return OK
-    name, verbose = "", "-v" in words or "--verbose" in words
+    name, continues, verbose = "", False, "-v" in words or "--verbose" in words
     try:
         with _terminable():
             name, command, rest = _select(words)
             parsed = parse(name, command, rest)
+            continues = command.continues
             return _run(command, parsed)
     except UsageError as error:
         _complain(name, _line(str(error)))
@@ -55,7 +56,7 @@ def _main(words: list[str]) -> int:
         _complain(name, _line(str(error)))
         return USAGE
     except KeyboardInterrupt:
-        _complain(name, "interrupted")
+        _complain(name, "interrupted; the same command continues" if continues else "interrupted")
         return INTERRUPTED
     except (SystemExit, ReaderLeft):
         raise
