@@ -29,6 +29,17 @@ def commands():
             yield pytest.param(words, id=f"{page.stem}: {' '.join(words)}")
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_commands_of_a_page_write_to_different_places(page):
+    """A result that is there is kept: a reader who runs two commands with one output compares a method with itself."""
+    found: dict[str, set[tuple[str, ...]]] = {}
+    for line in LINE.findall(re.sub(r"\\\n\s*", "", page.read_text())):
+        words = [word for word in shlex.split(line, comments=True) if word != "--dry-run"]
+        if words[0] in ("restore", "calibrate") and "-o" in words and words[words.index("-o") + 1] != "-":
+            found.setdefault(words[words.index("-o") + 1], set()).add(tuple(words))
+    assert [out for out, runs in found.items() if len(runs) > 1] == []
+
+
 @pytest.mark.parametrize("words", list(commands()))
 def test_a_documented_command_parses(words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
