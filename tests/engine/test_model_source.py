@@ -92,6 +92,7 @@ def test_functions_and_modules_of_ones_own_code(tmp_path, monkeypatch):
     assert sys.path == before
     for name, message in {
         "absent": "has no absent",
+        "biuld": "has no biuld; did you mean build",
         "number": "expected a module or a function",
         "wrong": "returns no restorer",
     }.items():

@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,9 @@ def import_named(source: str) -> Any:
         found: Any = importlib.import_module(module)
     for part in name.split("."):
         if not hasattr(found, part):
-            raise ValueError(f"{source}: {module} has no {name}")
+            near = get_close_matches(part, [known for known in dir(found) if not known.startswith("_")], n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ValueError(f"{source}: {module} has no {name}{hint}")
         found = getattr(found, part)
     return found
 
