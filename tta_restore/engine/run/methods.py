@@ -67,7 +67,7 @@ class _TrustTally:
         frames: number of frames whose trust was measured.
         total: sum of their trust.
         unadapted: number of those that are restored as without adaptation.
-        reasons: message on each of these, where there is one.
+        reasons: last message on each of these, where there is one.
     """
 
     frames: int = 0
@@ -84,7 +84,8 @@ class _TrustTally:
         if report.trust == 0:
             self.unadapted += 1
             # that further frames take no steps is not why this one is restored so
-            self.reasons.update([text for text in report.messages if not text.startswith("steady:")][-1:])
+            reasons = [text for text in report.messages if not text.startswith("steady:")]
+            self.reasons.update(text.partition(" (")[0] for text in reasons[-1:])  # without the numbers of its frame
 
     def __str__(self) -> str:
         if not self.frames:
@@ -94,7 +95,7 @@ class _TrustTally:
             text += f" in the mean over {self.frames} frames"
             text += f"; {self.unadapted} restored as without adaptation" if self.unadapted else ""
         for reason, count in self.reasons.most_common(1):
-            text += f": {reason}" if count == self.unadapted else f", {count} of them because: {reason}"
+            text += f" ({reason})" if count == self.unadapted else f" (most often, {count} times: {reason})"
         return text
 
 
