@@ -29,3 +29,18 @@ def test_photographs_are_split_once():
         assert photo.std() > 0.02
     with pytest.raises(ValueError, match="expected one of"):
         photos.load("lena")
+
+
+@pytest.mark.thorough
+def test_pictures_read_without_their_package_are_those_of_its_loader():
+    from sklearn.datasets import load_sample_image
+
+    for name in ("china", "flower"):
+        expected = torch.from_numpy(load_sample_image(f"{name}.jpg").copy()).permute(2, 0, 1) / 255
+        assert torch.equal(photos.load(name), expected)
+
+
+def test_a_package_that_is_missing_is_named(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ImportError, match="sklearn"):
+        photos.load.__wrapped__("china")

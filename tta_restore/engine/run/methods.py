@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import inspect
 import typing
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -25,6 +24,7 @@ from tta_restore.engine.run.extensions import parse_degradation
 from tta_restore.engine.run.models import load_named
 from tta_restore.engine.run.names import CLIP_METHODS
 from tta_restore.engine.run.settings import Named, readable_hints, typed_value
+from tta_restore.engine.run.trust_tally import TrustTally
 from tta_restore.engine.run.usage import UsageError
 from tta_restore.engine.run.user_code import guarded, import_named, is_named, plugins, warn_of_namesake
 from tta_restore.models import Restorer, create_model
@@ -59,46 +59,6 @@ _LARGE = 8_000_000  # pixels from which tiles are small: the image itself takes 
 _SMALL_TILE = 512
 
 
-@dataclass
-class _TrustTally:
-    """Weight of the adapted model in the results of a run. ``str`` of it is empty where none was measured.
-
-    Attributes:
-        frames: number of frames whose trust was measured.
-        total: sum of their trust.
-        unadapted: number of those that are restored as without adaptation.
-        reasons: last message on each of these, where there is one.
-    """
-
-    frames: int = 0
-    total: float = 0.0
-    unadapted: int = 0
-    reasons: Counter[str] = field(default_factory=Counter)
-
-    def add(self, report: StepReport | None) -> None:
-        """Count the report on a frame; one without trust is left out."""
-        if report is None or report.trust is None:
-            return
-        self.frames += 1
-        self.total += report.trust
-        if report.trust == 0:
-            self.unadapted += 1
-            # that further frames take no steps is not why this one is restored so
-            reasons = [text for text in report.messages if not text.startswith("steady:")]
-            self.reasons.update(text.partition(" (")[0] for text in reasons[-1:])  # without the numbers of its frame
-
-    def __str__(self) -> str:
-        if not self.frames:
-            return ""
-        text = f"trust in the adapted model {self.total / self.frames:.2f}"
-        if self.frames > 1:
-            text += f" in the mean over {self.frames} frames"
-            text += f"; {self.unadapted} restored as without adaptation" if self.unadapted else ""
-        for reason, count in self.reasons.most_common(1):
-            text += f" ({reason})" if count == self.unadapted else f" (most often, {count} times: {reason})"
-        return text
-
-
 class ImageMethod:
     """An adapter that returns the image only, whatever else its model returns.
 
@@ -111,7 +71,7 @@ class ImageMethod:
 
     def __init__(self, adapter: Adapter, max_view_pixels: int | None = None) -> None:
         self.adapter, self.max_view_pixels = adapter, max_view_pixels
-        self.tally = _TrustTally()
+        self.tally = TrustTally()
 
     @contextmanager
     def sized(self, height: int, width: int) -> Iterator[str | None]:
