@@ -20,6 +20,7 @@ extensions = [
     "sphinx_copybutton",
     "api_pages",
 ]
+exclude_patterns = ["pypi.md"]  # the long description of the package
 autosummary_generate = False  # api_pages writes the pages
 suppress_warnings = [
     "autosummary.import_cycle",  # tables name their entries in full, which is meant

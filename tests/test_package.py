@@ -142,6 +142,15 @@ def test_extras_in_messages_and_pages_exist():
     assert named <= extras
 
 
+def test_the_long_description_stands_alone():
+    """Relative links and pictures lead nowhere on PyPI; the example and the gains are those of the README."""
+    page, readme = (ROOT / PROJECT["readme"]).read_text(), (ROOT / "README.md").read_text()
+    assert re.findall(r"\]\((?!https:)[^)]*|<\w.*", page) == []
+    examples, rows = re.compile("```python\n.*?```", re.DOTALL), re.compile(r"^\|.*", re.MULTILINE)
+    assert examples.findall(page) == examples.findall(readme)
+    assert set(rows.findall(page)) <= set(rows.findall(readme))
+
+
 @pytest.mark.parametrize("broken", ["version", "changelog", "token"])
 def test_a_release_that_is_not_ready_is_refused_before_it_builds(broken, tmp_path):
     """Neither a version, a changelog nor a token that is missing gets as far as the upload."""
