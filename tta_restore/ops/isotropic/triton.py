@@ -272,6 +272,7 @@ def coefficients_kernel(
     p_scratch += (i_b * rows + o_y) * SIDE * SIDE * stride + o_x + RADIUS
     for a in tl.static_range(SIDE):
         for b in tl.static_range(a + 1):
+            # the gradient is zero outside the frame: times an infinite coefficient of the last row it would be NaN
             b_k = tl.where(o_row == row + o_y, b_c[a * (a + 1) // 2 + b], 0.0)
             tl.store(p_scratch + (a * SIDE + b) * stride, b_k, mask=mask)
             if a != b:
