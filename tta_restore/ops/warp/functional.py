@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -93,7 +95,9 @@ def _sample(x: Tensor, flow: Tensor, padding_mode: str, *, exact: bool) -> Tenso
         axes.append((2 * position + 1) / size - 1 if centers else 2 * position / max(size - 1, 1) - 1)
     grid = torch.stack(axes, -1)
     if padding_mode == "zeros":
-        return F.grid_sample(x.to(dtype), grid, padding_mode=padding_mode, align_corners=corners).to(x.dtype)
+        # NaN becomes pixel 0 where aarch64 and GPUs convert it to an integer, which then gets a gradient of NaN
+        places = grid.nan_to_num(math.inf, math.inf, -math.inf)
+        return F.grid_sample(x.to(dtype), places, padding_mode=padding_mode, align_corners=corners).to(x.dtype)
     # torch's backward pass on CPUs writes outside its memory at positions that are not finite; the result there is NaN
     places = grid.nan_to_num(0.0, 0.0, 0.0)
     sampled = F.grid_sample(x.to(dtype), places, padding_mode=padding_mode, align_corners=corners)
