@@ -74,7 +74,7 @@ static void check_iac(const char* name, int64_t H, int64_t W, int64_t K, double 
     }
   kernels::adaptive_conv_forward<S>({conv, x.data(),
                                      {filters.data(), filters.data() + taps, filters.data() + conv.N * 2 * taps,
-                                      {channels * P, 2 * taps, K * P}, {channels * P, conv.C * P, P}},
+                                      {channels * P, 2 * taps, K * P, P, W}, {channels * P, conv.C * P, P, 0, W}},
                                      out.data(), nullptr}, 0, conv.C);
   for (int64_t c = 0; c < conv.C; ++c) {
     std::vector<double> u(P);
@@ -83,10 +83,12 @@ static void check_iac(const char* name, int64_t H, int64_t W, int64_t K, double 
     for (int64_t p = 0; p < P; ++p)
       expect(std::abs(double(tta::load(out[c * P + p])) - want[p]) <= tolerance * (1 + std::abs(want[p])), name);
   }
-  if (K != 3) return;
-  const int64_t lanes = kernels::channels_last_lanes<tta::accumulate_t<S>>();
-  kernels::adaptive_conv_forward_channels_last<S>({conv, x.data(), last.data(), channels * P, channels, out_last.data(), nullptr},
-                                                  0, (conv.C + lanes - 1) / lanes);
+  if (K > 7) return;
+  const int64_t groups = 2;
+  kernels::adaptive_conv_forward_channels_last<S>({conv, x.data(),
+                                                   {last.data(), last.data() + conv.C * K, last.data() + conv.N * 2 * conv.C * K,
+                                                    {channels * P, 2 * conv.C * K}, {channels * P, conv.C}},
+                                                   channels, groups, out_last.data(), nullptr}, 0, groups);
   for (int64_t i = 0; i < conv.C * P; ++i)
     expect(std::abs(double(tta::load(out_last[i])) - double(tta::load(out[i]))) <= tolerance, "channels_last");
 }
