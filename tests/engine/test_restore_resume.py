@@ -64,11 +64,15 @@ def test_an_interrupted_video_continues_bit_for_bit(film, tmp_path, frames):
     job = Job(film, tmp_path / "whole.mkv", "video")
     assert run_jobs([job], method()).restored == 1
     cut = Job(film, tmp_path / "cut.mkv", "video")
+    said = []
     with pytest.raises(KeyboardInterrupt):
-        run_jobs([cut], Dies(method(), frames))
+        run_jobs([cut], Dies(method(), frames), say=said.append)
+    stored = frames // 5 * 5
+    place = f"its first {stored} frames are stored" if stored else "none of its frames is stored yet"
+    assert said == [f"note: {film}: {place}"]
     assert not (tmp_path / "cut.mkv").exists()
     assert len(list(tmp_path.glob(".cut.mkv.parts/*.part"))) == frames // 5
-    said = []
+    said.clear()
     rest = Dies(method(), 17 - frames // 5 * 5)
     assert run_jobs([cut], rest, say=said.append).restored == 1
     assert rest.left == 0

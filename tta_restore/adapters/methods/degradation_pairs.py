@@ -470,7 +470,13 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         lead = frame.metrics.get("lead_on_frame")
         if not outdated:
             memory["interval"], memory["doubtful"] = min(2 * memory["interval"], self.read_interval), 0
-            self._keep(frame, lead if lead is not None and lead < _KEPT_LEAD * memory["lead"] else None)
+            limit = lead if lead is not None and lead < _KEPT_LEAD * memory["lead"] else None
+            self._keep(frame, limit)
+            if limit is not None and frame.metrics["trust"] < _LEAST_WEIGHT <= memory["weights"][2]:
+                frame.messages.append(
+                    "the student was not trusted on this frame, because it is hardly ahead on pairs of its scene: the "
+                    f"output is the source's or the input (lead {limit:.1f} dB instead of {memory['lead']:.1f})"
+                )
             return False
         memory["interval"], memory["doubtful"] = 1, memory["doubtful"] + 1
         if memory["doubtful"] >= _DOUBTFUL or frame.metrics["distance"] > self.change_threshold:

@@ -18,8 +18,8 @@ from tta_restore.data.io.tensors import save_tensors
 
 __all__ = ["PART_FRAMES", "EncodedPacket", "PartStore"]
 
-#: Frames of a part; each part starts with a key frame.
-PART_FRAMES = 240
+#: Frames of a part, the most that a stopped run restores again; each part starts with a key frame.
+PART_FRAMES = 60
 
 
 @dataclass(frozen=True)

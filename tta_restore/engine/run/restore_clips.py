@@ -149,16 +149,22 @@ def _write_video(
             say(f"note: {job.source}: {note}")
         done = 0 if parts is None else parts.frames
         counted = _counted(frames, job, video.info.expected_frames, done=done, progress=progress)
-        notes = write_video(
-            job.destination,
-            (picture.detach().float().cpu() for picture in counted),
-            like=video,
-            codec=output.codec,
-            bit_depth=output.bit_depth,
-            strip=output.strip,
-            parts=parts,
-            quality=output.crf,
-        )
+        try:
+            notes = write_video(
+                job.destination,
+                (picture.detach().float().cpu() for picture in counted),
+                like=video,
+                codec=output.codec,
+                bit_depth=output.bit_depth,
+                strip=output.strip,
+                parts=parts,
+                quality=output.crf,
+            )
+        except KeyboardInterrupt:
+            stored = 0 if parts is None else parts.frames
+            place = f"its first {stored} frames are stored" if stored else "none of its frames is stored yet"
+            say(f"note: {job.source}: {place}")
+            raise
     if parts is not None:
         parts.remove()
     return notes

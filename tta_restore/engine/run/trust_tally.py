@@ -18,13 +18,14 @@ class TrustTally:
         frames: number of frames whose trust was measured.
         total: sum of their trust.
         unadapted: number of those that are restored as without adaptation.
-        reasons: last message on each of these, where there is one.
+        reasons: last message on each of these, where there is one; frames without steps have that of the frame before.
     """
 
     frames: int = 0
     total: float = 0.0
     unadapted: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
+    _latest: str | None = None
 
     def add(self, report: StepReport | None) -> None:
         """Count the report on a frame; one without trust is left out."""
@@ -32,11 +33,16 @@ class TrustTally:
             return
         self.frames += 1
         self.total += report.trust
-        if report.trust == 0:
-            self.unadapted += 1
-            # that further frames take no steps is not why this one is restored so
-            reasons = [text for text in report.messages if not text.startswith("steady:")]
-            self.reasons.update(text.partition(" (")[0] for text in reasons[-1:])  # without the numbers of its frame
+        if report.trust > 0:
+            self._latest = None
+            return
+        self.unadapted += 1
+        # that further frames take no steps is not why this one is restored so
+        reasons = [text for text in report.messages if not text.startswith("steady:")]
+        if reasons:
+            self._latest = reasons[-1].partition(" (")[0]  # without the numbers of its frame
+        if self._latest is not None:
+            self.reasons[self._latest] += 1
 
     def __str__(self) -> str:
         if not self.frames:
