@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 __all__ = ["Adapter"]
 
 _DIVERGED_FRAMES = 2
+_BAD_GRADIENT = "gradient holds NaN or infinity"
 _BYTES = 32.0  # no image in [0, 1] reaches this, nearly all of bytes do
 _ROUNDING = 1e-3  # values this far outside [0, 1] are not reported
 _adapters: weakref.WeakSet[Adapter] = weakref.WeakSet()
@@ -188,6 +189,7 @@ class Adapter(RecordedModule):
         self._moved = False  # whether a step ever changed the student, so that it need not be watched any more
         self._accumulates = False  # whether gradients are found in .grad, see :func:`outputs.differentiate`
         self._warned = False  # of values outside [0, 1]
+        self._warned_of_no_step = False
         self._remarked = False  # of what the backbone has to say
         self._detached = False
         if self.restorer.spec is not None:
@@ -510,7 +512,7 @@ class Adapter(RecordedModule):
         """Take one optimizer step with these gradients of ``frame.trained``; return why it was not taken, or None."""
         norm = parameter_sets.overall_norm([gradient for gradient in gradients if gradient is not None])
         if not math.isfinite(norm):
-            return "gradient holds NaN or infinity"
+            return _BAD_GRADIENT
         frame.grad_norm = norm
         remaining = iter(gradients)
         for role in frame.trained:
@@ -627,7 +629,7 @@ class Adapter(RecordedModule):
             empty = outputs.transform(one.output(), lambda _, leaf: leaf[:0] if leaf.ndim else leaf)
             return Restoration(outputs.at(empty, one.path), empty, one.path)
         with self._session(x, arguments) as frame, self._working_on(self.state.view()):
-            return self._batched(x, self.emit(frame))
+            return self._batched(x, self._emitted(frame))
 
     def _transact(
         self, x: Tensor, arguments: dict[str, Any], messages: list[str], *, emit: bool
@@ -643,7 +645,7 @@ class Adapter(RecordedModule):
             state = kept.copy(self._optimizer_of, self._devices())
             with self._working_on(state):
                 report = self._take_steps(frame)
-                restoration = self.emit(frame) if emit or checked else None
+                restoration = self._emitted(frame) if emit or checked else None
                 source = self.run("source", frame.image) if checked else None
             if any(tensor._version != version for tensor, version in values):
                 raise RuntimeError(
@@ -667,6 +669,7 @@ class Adapter(RecordedModule):
         number, taken, losses = state.frames, 0, []
         self.expect_suitable(self.restorer.known_spec(frame.image))
         self.begin_frame(frame)
+        checks.expect_int(type(self).__name__, "frame.steps", frame.steps, minimum=0)
         skipped = frame.skip
         for _ in range(0 if frame.skip else frame.steps):
             with torch.enable_grad():
@@ -674,6 +677,7 @@ class Adapter(RecordedModule):
             if loss is None:
                 skipped = f"{type(self).__name__} learns nothing"
                 break
+            self._expect_loss(loss)
             losses.append(loss.item())
             refusal = self.guards.check_loss(losses[-1], state.losses) or self.accept(frame, loss)
             self.guards.record_loss(losses[-1], state.losses)
@@ -687,6 +691,8 @@ class Adapter(RecordedModule):
             if self.guards.max_drift is not None:
                 parameter_sets.project(self.student, self.source, self.guards.max_drift)
         state.frames += 1
+        if not taken and ((losses and not math.isfinite(losses[-1])) or skipped == _BAD_GRADIENT):
+            self._warn_of_no_step(str(skipped))
         return StepReport(
             frame=number,
             updated=taken > 0,
@@ -698,11 +704,32 @@ class Adapter(RecordedModule):
             learning_rate=frame.learning_rate,
         )
 
+    def _expect_loss(self, loss: Any) -> None:
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            got = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+            name = type(self).__name__
+            raise TypeError(f"{name}: expected objective to return a loss of one value or None, got {got}")
+
+    def _emitted(self, frame: FrameContext) -> Restoration:
+        restoration = self.emit(frame)
+        if not isinstance(restoration, Restoration):
+            raise TypeError(
+                f"{type(self).__name__}: expected emit to return a Restoration, as self.run and self.ensemble do, got "
+                f"{type(restoration).__name__}; self.run(role, image).with_image(x) makes one"
+            )
+        return restoration
+
+    def _warn_of_no_step(self, reason: str) -> None:
+        if not self._warned_of_no_step:
+            self._warned_of_no_step = True
+            warnings.warn(f"{type(self).__name__}: no step was taken on a frame: {reason}; reported once", stacklevel=2)
+
     def _step_set(self, role: str, frame: FrameContext, gradients: list[Tensor | None]) -> None:
         tensors = list(self.state.sets[role].values())
         optimizer = self.state.optimizers.get(role)
         if optimizer is None:
-            raise RuntimeError(f"{type(self).__name__}: there is nothing to optimize; pass select")
+            problem = "make_optimizer returned none" if tensors else "there is nothing to optimize; pass select"
+            raise RuntimeError(f"{type(self).__name__}: {problem}")
         rate = self.learning_rate(self.state.updates)
         if rate is not None:
             for group in optimizer.param_groups:

@@ -17,6 +17,7 @@ from tta_restore.cli.parsing import PROGRAM, Parsed, parse
 from tta_restore.engine.run.names import RESULTS_FILE
 from tta_restore.engine.run.settings import merge
 from tta_restore.engine.run.usage import UsageError
+from tta_restore.engine.run.user_code import place_in_user_code
 
 __all__ = ["INTERRUPTED", "OK", "SOME_FAILED", "USAGE", "main"]
 
@@ -44,7 +45,7 @@ def _main(words: list[str]) -> int:
         return OK
     name, continues, verbose = "", False, "-v" in words or "--verbose" in words
     try:
-        with _terminable():
+        with _terminable(), _tracebacks() if verbose else nullcontext():
             name, command, rest = _select(words)
             parsed = parse(name, command, rest)
             continues = command.continues
@@ -63,7 +64,8 @@ def _main(words: list[str]) -> int:
     except BaseException as error:  # the last resort, for what user code raises as well: one line, no traceback
         if verbose:
             raise
-        _complain(name, f"{type(error).__name__}: {_line(str(error))} (-v shows the traceback)")
+        place = place_in_user_code(error)
+        _complain(name, f"{type(error).__name__}: {_line(str(error))}{place} (-v shows the traceback)")
         return USAGE if isinstance(error, (ValueError, TypeError, OSError, KeyError)) else SOME_FAILED
 
 
@@ -213,6 +215,22 @@ def _expect_not_empty(name: str, value: Any) -> None:
     """Refuse an empty argument, which an unset variable of the shell gives and a path would take for ``.``."""
     if value == "" or (isinstance(value, (list, tuple)) and "" in value):
         raise UsageError(f"--{name.replace('_', '-')}: expected a value, got an empty argument")
+
+
+@contextmanager
+def _tracebacks() -> Iterator[None]:
+    """Show on stderr what is logged of errors that end one input only."""
+    import logging
+
+    logger, handler = logging.getLogger("tta_restore.engine"), logging.StreamHandler()
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.DEBUG)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
 
 
 @contextmanager

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import re
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -55,6 +57,8 @@ __all__ = [
 
 #: Pixels of all views of an image together up to which views are averaged: four views of up to 16 megapixels.
 MAX_VIEW_PIXELS = 64_000_000
+#: Types that the default of a keyword without an annotation stands for.
+_OF_DEFAULTS: dict[type, Any] = {bool: bool | None, int: int | float | None, float: float | None}
 _LARGE = 8_000_000  # pixels from which tiles are small: the image itself takes most of the memory
 _SMALL_TILE = 512
 
@@ -102,7 +106,7 @@ class ImageMethod:
         try:
             output = self.adapter(x)
         except SystemExit as error:  # user code, such as an argparse inside the model
-            raise RuntimeError(f"the model called sys.exit({error.code!r})") from error
+            raise RuntimeError(f"the model or method called sys.exit({error.code!r})") from error
         self.tally.add(self.adapter.report)
         return self._image_in(output, x)
 
@@ -199,9 +203,11 @@ def create_method(
         adapter = build(restorer, **({"seed": seed, "tiles": adapters.Tiles(size=tile)} | settings))
         if not isinstance(adapter, Adapter):
             raise TypeError(f"expected an Adapter, got {type(adapter).__name__}")
+        if not hasattr(adapter, "report"):
+            raise TypeError("its constructor does not call super().__init__(model, ...)")
         _expect_suitable(adapter)
     except (ValueError, TypeError, RuntimeError, OSError) as error:
-        raise UsageError(f"method {named.name!r}: {error}") from error
+        raise UsageError(f"method {named.name!r}: {_not_taken(error, kind, named, options) or error}") from error
     return ImageMethod(adapter, None if "views" in settings else MAX_VIEW_PIXELS)
 
 
@@ -234,6 +240,8 @@ def find_method(name: str) -> tuple[Callable[..., Any], type | None]:
             raise UsageError(f"no method {name!r}; there are: {there}, and your own by module.path:Class")
     if not callable(found):
         raise UsageError(f"method {name}: expected a class or function, got {type(found).__name__}")
+    if isinstance(found, type) and not issubclass(found, Adapter):
+        raise UsageError(f"method {name}: expected a subclass of adapters.Adapter, got class {found.__name__}")
 
     def build(*arguments: Any, **options: Any) -> Any:
         with guarded(name):
@@ -242,10 +250,36 @@ def find_method(name: str) -> tuple[Callable[..., Any], type | None]:
     return build, found if isinstance(found, type) else None
 
 
+def _not_taken(error: Exception, kind: type | None, named: Named, options: Mapping[str, Any]) -> str | None:
+    """Return what to do where user code does not take a keyword, None for any other error."""
+    found = re.search(r"got an unexpected keyword argument '(\w+)'$", str(error.__cause__))
+    if found is None or not isinstance(error.__cause__, TypeError):
+        return None
+    keyword = found[1]
+    if keyword in named.settings or keyword in options:
+        known = [name for name in _keywords(kind) if name not in ("self", "model")]
+        near = get_close_matches(keyword, known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(known)}"
+        return f"there is no setting {keyword!r}" + (f"; {hint}" if known else "")
+    return f"it takes no {keyword!r}, as every method does: end its arguments with **options and pass them to Adapter"
+
+
+def _keywords(kind: type | None) -> dict[str, Any]:
+    """Return the default of every keyword of a class's constructors, those of its bases included."""
+    found: dict[str, Any] = {}
+    for base in reversed(kind.__mro__ if kind is not None else ()):
+        constructor = vars(base).get("__init__")
+        if constructor is not None and base not in (object, nn.Module):
+            parameters = inspect.signature(constructor).parameters.values()
+            found |= {p.name: p.default for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
+    return found
+
+
 def typed_settings(kind: type | None, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return settings as the annotations of a class's constructors have them; names are left to the class to check.
 
-    Texts stand for functions (``module.path:function``) and degradations (see
+    A keyword without an annotation takes the type of its default, where that is a number or a flag. Texts stand for
+    functions (``module.path:function``) and degradations (see
     :func:`tta_restore.engine.run.extensions.parse_degradation`) where the annotation is one.
 
     Raises:
@@ -256,6 +290,8 @@ def typed_settings(kind: type | None, settings: Mapping[str, Any]) -> dict[str, 
         constructor = vars(base).get("__init__")
         if constructor is not None:
             hints |= readable_hints(constructor)
+    defaults = _keywords(kind)
+    hints = {name: _OF_DEFAULTS[type(value)] for name, value in defaults.items() if type(value) in _OF_DEFAULTS} | hints
     found: dict[str, Any] = {}
     for name, value in settings.items():
         hint = hints.get(name, Any)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -47,6 +48,7 @@ from tta_restore.engine.run.restore_plan import (
 )
 from tta_restore.engine.run.restore_state import RestoreState, StateError, open_state
 from tta_restore.engine.run.usage import UsageError
+from tta_restore.engine.run.user_code import place_in_user_code
 
 __all__ = ["Output", "RestoreMethod", "Summary", "restore_files", "run_jobs"]
 
@@ -55,6 +57,7 @@ RestoreMethod = Callable[[Tensor], Tensor]
 
 _DEPTHS = {"image": (8, 16, 32), "frames": (8, 16, 32), "video": (8, 10, 12)}  # bits per sample by kind of job
 _LOSSLESS = (".png", ".tif", ".tiff", ".exr")
+_LOG = logging.getLogger(__name__)  # tracebacks
 _HEADERS = 2**28  # bytes of metadata that an image on standard input may have
 
 
@@ -315,8 +318,9 @@ def run_jobs(
                     is_whole = restore(job, clip_method, own, say, progress=progress)
             except (Exception, SystemExit) as error:  # whatever a third-party model raises concerns this input alone
                 summary.failed += 1
-                known = isinstance(error, ImageError)
-                say(f"error: {error if known else f'{job.source}: {type(error).__name__}: {_first_line(error)}'}")
+                text = f"{job.source}: {type(error).__name__}: {_first_line(error)}{place_in_user_code(error)}"
+                say(f"error: {error if isinstance(error, ImageError) else text}")
+                _LOG.debug("%s", job.source, exc_info=error)
                 if written := _frames_there(job):
                     summary.fragments += written
                     say(f"note: {job.source}: {written} of its frames lie in {job.destination}")

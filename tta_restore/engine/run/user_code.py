@@ -16,9 +16,10 @@ from typing import Any
 
 from tta_restore._core.streams import ReaderLeft
 
-__all__ = ["guarded", "import_named", "is_named", "plugins", "warn_of_namesake"]
+__all__ = ["guarded", "import_named", "is_named", "place_in_user_code", "plugins", "warn_of_namesake"]
 
 _NAME = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+_files: set[str] = set()  # of the modules that the user named
 
 
 def is_named(text: str) -> bool:
@@ -37,6 +38,7 @@ def import_named(source: str) -> Any:
         raise ValueError(f"{source}: name the module, not its file: {module.removesuffix('.py')}:{name}")
     with _current_folder_importable(), guarded(source, importing=True):
         found: Any = importlib.import_module(module)
+    _files.add(str(getattr(found, "__file__", None)))
     for part in name.split("."):
         if not hasattr(found, part):
             near = get_close_matches(part, [known for known in dir(found) if not known.startswith("_")], n=1)
@@ -62,9 +64,20 @@ def guarded(source: str, *, importing: bool = False) -> Iterator[None]:
     except (KeyboardInterrupt, GeneratorExit, ReaderLeft):
         raise
     except BaseException as error:  # user code may raise anything
-        what = "raised when imported" if importing else "raised"
+        what = f"{source}: importing it raised" if importing else f"{source} raised"
         first = next(iter(str(error).splitlines()), "")
-        raise ValueError(f"{source} {what} {type(error).__name__}: {first}") from error
+        raise ValueError(f"{what} {type(error).__name__}: {first}{place_in_user_code(error)}") from error
+
+
+def place_in_user_code(error: BaseException) -> str:
+    """Return the innermost line of a module that the user named, such as " (mine.py, line 7, in Mine.emit)", or ""."""
+    place, trace = "", error.__traceback__
+    while trace is not None:
+        code = trace.tb_frame.f_code
+        if code.co_filename in _files:
+            place = f" ({Path(code.co_filename).name}, line {trace.tb_lineno}, in {code.co_qualname})"
+        trace = trace.tb_next
+    return place
 
 
 def plugins(group: str) -> dict[str, Callable[[], Any]]:
