@@ -209,7 +209,10 @@ RESTORE = ["restore", "pairs/blurry/a.png", "-o", "out.png"]
         ([*RESTORE, "--model", "bad-exit"], "plugin 'bad-exit' (leaves:Net) failed: 1"),
         ([*RESTORE, "--model", "ifan"], "model 'ifan' needs weights: name its checkpoint"),
         ([*RESTORE, *NET, "--method", "bad-import"], "method bad-import: absent_module:Method: No module named"),
-        ([*RESTORE, *NET, "--method", "bad-class"], "method bad-class: expected a subclass of adapters.Adapter, got class Identity"),
+        (
+            [*RESTORE, *NET, "--method", "bad-class"],
+            "method bad-class: expected a subclass of adapters.Adapter, got class Identity",
+        ),
         (["train", "supervised", "--model.name", "bad-import", "--data.pictures", "bundled"], "(absent_module:Net)"),
         (["evaluate", *NET, "--degradations", "bad-import"], "plugin 'bad-import' (absent_module:Haze) failed"),
         (["evaluate", *NET, "--degradations", "bad-class"], "expected 'bad-class' to be a subclass of Degradation"),

@@ -720,6 +720,18 @@ def test_wrong_usage(tmp_path, monkeypatch, capsys, arguments, message):
     assert not (tmp_path / "runs").exists()
 
 
+def test_all_that_is_missing_is_listed_before_a_wrong_path(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = ["reproduce", "ifan-dpdd", "--data", "DPDD=data/DPDD", "--weights", "IFAN=IFAN.pytorch"]
+    assert main(words) == 2
+    shown = capsys.readouterr()
+    assert shown.err == "tta-restore reproduce: --weights IFAN=IFAN.pytorch: there is no such file\n"
+    line = next(line for line in shown.out.splitlines() if "--data" in line)
+    assert line.startswith("  --data DPDD=data/DPDD   there is no folder data/DPDD; Abuolaim and Brown, ECCV 2020")
+    assert "DIR holds test_c/source and test_c/target" in line
+    assert "--weights DPDNet-S=FILE" in shown.out
+
+
 def test_list_and_dry_run(data, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["reproduce", "--list"]) == 0

@@ -78,7 +78,7 @@ def reproduce(
     sources = _known(named_values(models or (), "--models", "MODEL"), _model_slots(chosen), "--models")
     chosen = _with_settings(chosen, settings or (), files)
     out = expect_folder(Path("runs") / chosen.name.replace(":", ".") if out is None else out)
-    counts, missing = _examine(chosen, folders, files, limit)
+    counts, missing = _examine(chosen, folders, limit)
     domains = {d.name: folders[d.name] for d in chosen.data if d.name in counts}
     runnable = [row for row in chosen.rows if row.measurable and not _lacks(row, files, sources)]
     missing += _missing_weights(chosen, files, sources)
@@ -86,6 +86,9 @@ def reproduce(
         missing += _missing_lpips()
     if missing and is_first_process():
         say("\n".join(["Missing:", *(f"  {line}" for line in missing), ""]))
+    for name, file in files.items():
+        if name != "CLIP" and not Path(file).is_file():  # a tag of open_clip is no file
+            raise UsageError(f"--weights {name}={file}: there is no such file")
     if dry_run:
         measured = ", ".join(row.name for row in runnable) if domains else ""
         say(f"would be measured on {', '.join(domains) or 'no data set'}: {measured or 'no row'}")
@@ -193,9 +196,7 @@ def _with_settings(table: Table, texts: Sequence[str], files: Mapping[str, str])
     return replace(table, rows=tuple(rows))
 
 
-def _examine(
-    table: Table, folders: Mapping[str, Path], files: Mapping[str, str], limit: int | None
-) -> tuple[dict[str, int], list[str]]:
+def _examine(table: Table, folders: Mapping[str, Path], limit: int | None) -> tuple[dict[str, int], list[str]]:
     """Return the number of images of every data set that can be used, and what is missing of the others."""
     from tta_restore.engine.evaluate.protocols import find_images
 
@@ -208,16 +209,16 @@ def _examine(
         try:
             counts[data.name] = find_images(data, folders[data.name], table.protocol, limit)
         except (ValueError, OSError) as error:
-            missing.append(f"--data {data.name}={folders[data.name]}   {' '.join(str(error).split())}")
+            found = " ".join(str(error).split()).removeprefix(f"{data.name}: ")
+            if not Path(folders[data.name]).is_dir():
+                found += f"; {data.about}{_layout(data, table)}"
+            missing.append(f"--data {data.name}={folders[data.name]}   {found}")
             continue
         if data.images and counts[data.name] != data.images and limit is None:
             missing.append(
                 f"{data.name}: the published values are of {data.images} images, {folders[data.name]} has "
                 f"{counts[data.name]}"
             )
-    for name, file in files.items():
-        if name != "CLIP" and not Path(file).is_file():  # a tag of open_clip is no file
-            raise UsageError(f"--weights {name}={file}: there is no such file")
     return counts, missing
 
 
