@@ -25,6 +25,17 @@ def test_quality_and_grid_are_read(name, quality):
     assert (cropped.quality, cropped.offset) == (quality, (5, 2))
 
 
+@pytest.mark.parametrize("turns", [1, 2, 3])
+@pytest.mark.parametrize("quality", [12, 60, 90])
+def test_the_quality_of_turned_images_is_read(turns, quality):
+    """Cameras store portraits sideways: upright, the table of their steps is transposed."""
+    image = compressed(photos.load("gravel")[:, 40:232, 60:244], quality)
+    found = estimate_jpeg(image.rot90(turns, (-2, -1)))
+    assert (found.probability, found.quality) == (1.0, quality)
+    steps, upright = found.tables, estimate_jpeg(image).tables
+    assert torch.equal(steps, upright if turns == 2 else upright.view(2, 8, 8).mT.flatten(1))
+
+
 @pytest.mark.thorough
 def test_files_that_never_were_compressed_have_no_lattice():
     leaves = dead_leaves.bank(2, 128, seeded())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -40,7 +41,7 @@ class JpegReading:
         probability: 1 where the image was compressed for certain, 0 where no trace is visible.
         quality: quality setting of libjpeg, 100 without compression.
         quality_std: uncertainty of ``quality``.
-        tables: quantization tables (2, 64).
+        tables: quantization tables (2, 64), transposed where the image was turned by 90 degrees after decoding.
         offset: row and column of the first full 8 x 8 block.
     """
 
@@ -52,12 +53,13 @@ class JpegReading:
 
 
 def estimate_jpeg(image: Tensor) -> JpegReading:
-    """Read the JPEG quality of an image that was not changed since it was decoded, except by cropping.
+    """Read the JPEG quality of an image that was only cropped, turned or mirrored since it was decoded.
 
-    Each hypothesis is a quality of libjpeg. A DCT coefficient c gains ``log(T N(e; 0, s))`` against a continuous
-    distribution, with the step T, the distance e to the nearest multiple of T and the rounding noise s. Images that are
-    too smooth or too saturated for this are recognized by other traces: on the grid of the blocks more coefficients
-    are zero than next to it, across its lines there is more detail, and noise in the colors is missing.
+    Each hypothesis is a quality of libjpeg, with its table as it is or transposed, as in the portraits that a camera
+    stores sideways. A DCT coefficient c gains ``log(T N(e; 0, s))`` against a continuous distribution, with the step
+    T, the distance e to the nearest multiple of T and the rounding noise s. Images that are too smooth or too saturated
+    for this are recognized by other traces: on the grid of the blocks more coefficients are zero than next to it,
+    across its lines there is more detail, and noise in the colors is missing.
 
     Shape:
         - image: (1 or 3, H, W) in [0, 1], H and W at least 16
@@ -75,15 +77,17 @@ def estimate_jpeg(image: Tensor) -> JpegReading:
     luma = torch.einsum("chw,c->hw", values, weights) * 255 - 128
     clipped = ((values <= 0.5 / 255) | (values >= 1 - 0.5 / 255)).float()
     damage = torch.einsum("chw,c->hw", clipped, weights.square())
-    best, probability, gains, offset = -math.inf, 0.0, torch.zeros(len(_QUALITIES)), (0, 0)
+    best, probability, gains, offset, turned = -math.inf, 0.0, torch.zeros(len(_QUALITIES)), (0, 0), False
     grid, places = zeros_grid(luma, _dct_matrix(), 1.5 * _ROUNDING)
-    for place in dict.fromkeys([(0, 0), *places]):
+    for is_turned, place in itertools.product((False, True), dict.fromkeys([(0, 0), *places])):
+        if is_turned and probability == 1:
+            break
         for limit in _DAMAGE:
-            found, count = _gains(luma[place[0] :, place[1] :], damage[place[0] :, place[1] :], limit)
+            found, count = _gains(*_cut(luma, damage, place, turned=is_turned), limit)
             mean, needed = float(found.max()), _FEW / max(count, 1)
             certain = min(max((mean - _CHANCE - needed) / (_CERTAIN - _CHANCE + needed), 0.0), 1.0)
             if (certain, mean) > (probability, best):
-                best, probability, gains, offset = mean, certain, found, place
+                best, probability, gains, offset, turned = mean, certain, found, place, is_turned
             if certain == 1 or not damage.any():
                 break
     traces = [(grid, places[0])]
@@ -94,8 +98,10 @@ def estimate_jpeg(image: Tensor) -> JpegReading:
     guessed = trace > probability == 0  # otherwise the lattice tells the quality
     if guessed:
         offset = place
-        gains, _ = _gains(luma[place[0] :, place[1] :], damage[place[0] :, place[1] :], _DAMAGE[-1])
-        gains = gains.where(_QUALITIES <= _VISIBLE, -math.inf)
+        both = [_gains(*_cut(luma, damage, place, turned=is_turned), _DAMAGE[-1])[0] for is_turned in (False, True)]
+        both = [gains.where(_QUALITIES <= _VISIBLE, -math.inf) for gains in both]
+        turned = bool(both[1].max() > both[0].max())
+        gains = both[turned]
     probability = max(probability, trace)
     quality = float(_QUALITIES[int(gains.argmax())])
     if guessed:
@@ -107,7 +113,15 @@ def estimate_jpeg(image: Tensor) -> JpegReading:
     else:
         quality, spread = 100.0, 50.0
     tables = quality_tables(torch.tensor([quality]))[0]
+    if turned:
+        tables = tables.view(2, 8, 8).mT.flatten(1)
     return JpegReading(probability, quality, max(spread, 0.5), tables, offset)
+
+
+def _cut(luma: Tensor, damage: Tensor, place: tuple[int, int], *, turned: bool) -> tuple[Tensor, Tensor]:
+    """Return luminance and damage from the first block on, transposed where the image is taken for a turned one."""
+    luma, damage = (part[place[0] :, place[1] :] for part in (luma, damage))
+    return (luma.T, damage.T) if turned else (luma, damage)
 
 
 def _gains(luma: Tensor, damage: Tensor, limit: float) -> tuple[Tensor, int]:
