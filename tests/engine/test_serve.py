@@ -196,11 +196,12 @@ def test_a_run_ends_with_results_and_a_checkpoint(photo, tmp_path):
     write_image(tmp_path / "other" / "a.png", read_image(photo))
     photos = [str(photo), str(tmp_path / "broken.png"), str(tmp_path / "other" / "a.png")]
     stages = run(tmp_path, photos)
+    seconds = stages[-1].records[0].seconds
     assert [stage.line for stage in stages[:4]] == [
         "Loading the model",
-        "1 of 3: a.png",
-        "2 of 3: broken.png",
-        "3 of 3: a.png",
+        "Restoring 1 of 3: a.png",
+        f"Restoring 2 of 3: broken.png; {seconds:.1f} s per photo so far",
+        f"Restoring 3 of 3: a.png; {seconds:.1f} s per photo so far",
     ]
     assert [len(stage.records) for stage in stages] == [0, 0, 1, 2, 3]
     last = stages[-1]
@@ -216,7 +217,7 @@ def test_a_run_ends_with_results_and_a_checkpoint(photo, tmp_path):
 def test_names_of_photos_are_shown_as_they_are(tmp_path):
     (tmp_path / "<b>*x*.png").write_bytes(b"no image")
     lines = [stage.line for stage in run(tmp_path, [str(tmp_path / "<b>*x*.png")])]
-    assert lines[1] == "1 of 1: &#60;b&#62;&#42;x&#42;.png"
+    assert lines[1] == "Restoring 1 of 1: &#60;b&#62;&#42;x&#42;.png"
 
 
 @pytest.mark.thorough
@@ -235,6 +236,7 @@ def test_the_command_in_the_note_runs(photo, tmp_path, monkeypatch):
     [
         ("a model file of yours", None, "drop a model file, or choose a shipped model"),
         ("a model file of yours", b"damaged", "load_checkpoint: net.pth is damaged"),
+        ("a model file of yours", b"hello\n", "load_checkpoint: net.pth is damaged or no checkpoint"),
         ("os:system", None, "there is no model 'os:system'"),
     ],
 )

@@ -177,8 +177,9 @@ def read(path: Path) -> Any:
 
 
 def _damaged(path: Path, error: Exception) -> ValueError:
-    first = next(iter(str(error).splitlines()), "")
-    return ValueError(f"load_checkpoint: {path} is damaged or no checkpoint ({first or 'it ends early'})")
+    first = next(iter(str(error).splitlines()), "") or "it ends early"
+    is_text = isinstance(error, (LookupError, AttributeError))  # the byte at which a reader of pickles gave up
+    return ValueError(f"load_checkpoint: {path} is damaged or no checkpoint" + (f" ({first})" if not is_text else ""))
 
 
 def _fitting(content: Any, expected: Mapping[str, Tensor], source: str) -> dict[str, Tensor] | None:

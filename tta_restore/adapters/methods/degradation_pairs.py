@@ -697,7 +697,7 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
                 f"({_evidence(excess, even)})"
             )
             return share, plain, self._content_risk(frame.region, list(images.values()))
-        if kept < 1:
+        if kept < 1 and notes["best"] > 0:  # without a lead it is not the content that excludes the student
             frame.messages.append(
                 "restoration removes content that is as fine as noise: the estimate of the noise is not trusted "
                 f"({_evidence(excess, even)})"

@@ -197,7 +197,9 @@ def restore_photos(
         raise UsageError(_without_folder(str(error), model_file)) from error
     records: list[PhotoRecord] = []
     for number, path in enumerate(paths, 1):
-        line = f"{number} of {len(paths)}: {escape_text(path.name)}"
+        line = f"Restoring {number} of {len(paths)}: {escape_text(path.name)}"
+        if times := [record.seconds for record in records if record.error is None]:
+            line += f"; {sum(times) / len(times):.1f} s per photo so far"
         yield RunProgress(line, tuple(records), folder, _results(records))
         with settings.turns.take():
             records.append(restorer.restore(path))

@@ -69,7 +69,7 @@ def describe_photo(record: PhotoRecord) -> str:
         return f"**{escape_text(record.name)}** was not restored: {escape_text(record.error)}"
     lines = [f"**{escape_text(record.name)}**, {record.size[1]} x {record.size[0]} pixels", ""]
     lines.append(f"- {_trust(record)}")
-    if record.gain is not None:
+    if record.gain:  # 0 where no step was taken
         lines.append(f"- Gain: {record.gain:+.2f} dB over the unadapted model, on held-out pairs degraded alike.")
     if record.degradation:
         lines.append(f"- Found in the photo: {_degradation(record)}.")
@@ -94,7 +94,7 @@ def describe_checkpoint(model: str, changed: bool, *, own_file: bool) -> str:
         options = f"--model {SHIPPED_MODELS[model]} --checkpoint adapted.safetensors"
         command = f"tta-restore restore photos/ -o out/ {options} --method source"
         return f"The checkpoint holds {held}. To use it:\n\n```\n{command}\n```"
-    return f"The checkpoint holds {held}, under the model's own keys: it loads wherever the model's file does."
+    return f"The checkpoint holds {held}. Its keys are the model's own: it loads wherever the model's file does."
 
 
 def _trust(record: PhotoRecord) -> str:
