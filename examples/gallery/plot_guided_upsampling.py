@@ -64,7 +64,7 @@ for axis, (title, image) in zip(axes.flat, images.items(), strict=True):
     axis.axis("off")
 inset = axes[0, 0].inset_axes((0.02, 0.03, 0.4, 0.4))
 inset.imshow((small + 0.5)[0, :, 3:21, 7:31].permute(1, 2, 0).numpy(), interpolation="nearest")
-inset.axis("off")
+_ = inset.axis("off")  # a name, so that the page does not print it
 
 # %%
 # :doc:`/guides/per_pixel_kernels` lists the forms of per-pixel kernels and which function filters with them.

@@ -75,15 +75,15 @@ print(f"loss {sum(losses[:50]) / 50:.4f} -> {sum(losses[-50:]) / 50:.4f}")
 # %%
 # Look at the kernels
 # -------------------
-# In flat areas the kernels average widely. At the edge of the hair most weight stays on the pixel itself. Shown are
-# square roots.
+# In flat areas the kernels average widely, in the hair the nearest pixels count most, and at its edge most weight stays
+# on the pixel itself. Shown are square roots, each in its own range.
 sharp = photo("astronaut")[..., 20:180, 130:290]
 noisy = add_noise(sharp)
 with torch.no_grad():
     kernels = network.predict(network.features(noisy)).softmax(1)  # (1, SIZE * SIZE, H, W)
     denoised = network(noisy)
 
-places = {"flat": (20, 20), "edge": (75, 27), "texture": (140, 60)}
+places = {"flat": (20, 20), "edge": (75, 27), "hair": (30, 78)}
 figure = plt.figure(figsize=(12, 6.4), layout="constrained")
 pictures, row = figure.subfigures(2, 1, height_ratios=(2.1, 1))
 axes = pictures.subplots(1, 3)
@@ -93,9 +93,10 @@ for axis, (title, image) in zip(axes, {"noisy": noisy, "denoised": denoised, "sh
     axis.axis("off")
 for (label, (y, x)), axis in zip(places.items(), row.subplots(1, 3), strict=True):
     axes[1].plot(x, y, "s", markersize=9, markerfacecolor="none", markeredgecolor="white", markeredgewidth=2)
-    axes[1].annotate(label, (x + 5, y - 4), color="white", fontsize=12)
-    axis.imshow(kernels[0, :, y, x].sqrt().reshape(SIZE, SIZE).numpy(), cmap="viridis")
-    axis.set_title(f"kernel: {label}", fontsize=13)
+    axes[1].annotate(label, (x + 5, y - 4), fontsize=12, bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5})
+    weights = kernels[0, :, y, x]
+    axis.imshow(weights.sqrt().reshape(SIZE, SIZE).numpy(), cmap="viridis")
+    axis.set_title(f"{label}: weights {weights.min().item():.3f} to {weights.max().item():.2f}", fontsize=13)
     axis.axis("off")
 
 # %%
