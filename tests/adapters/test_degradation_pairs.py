@@ -473,10 +473,8 @@ def test_what_no_one_can_use_is_refused():
         ("defocus", 1.2, 100, 2.0, 0.3),
         ("defocus", 2.5, 40, 2.0, 0.4),
         ("defocus", 0.9, 40, 2.0, 0.15),
-        ("sr", 0.6, 100, 2.0, 0.0),
-        ("sr", 0.9, 100, 2.0, 1.0),
-        ("sr", 1.75, 100, 2.0, 0.5),
-        ("sr", 2.1, 100, 2.0, 0.0),
+        ("sr", 0.9, 100, 2.0, 0.75),
+        ("sr", 0.9, 40, 2.0, 0.375),
     ],
 )
 def test_trust_grows_with_the_lead_and_falls_with_what_is_read_badly(task, blur, quality, lead, share):
@@ -1180,29 +1178,23 @@ def test_progress_is_shown_off_a_terminal_too_and_not_where_it_is_switched_off(m
     assert capsys.readouterr().err == ""
 
 
-def test_upscalers_need_blur_at_the_sharpest_places_too():
+def test_upscalers_need_frames_that_are_surely_blurred():
     options = {"sharpens": True, "scale": 2, "denoises": False}
     reading = dataclasses.replace(
         Estimator().read(_frame(0)[0]),
         noise=torch.tensor([math.log(1.75 / 255), 0.26]),
         jpeg=torch.tensor([0.0, 100.0, 1.0]),
     )
-    cases = (
-        (1.1, 0.3, 0.9 * 1.1, 1.0),
-        (1.1, 0.375, 1.1, 0.5),  # uncertain
-        (1.1, 0.2, 1.1 * math.exp(-0.225), 0.5),  # softer than its sharpest places
-        (0.65, 0.2, 0.8, 0.5),  # hardly blurred
-        (0.7, 0.2, 0.675, 0.75 * 0.5),  # nor its sharpest places
-        (1.75, 0.2, 1.7, 0.5),  # more than is worth upscaling
-    )
-    for radius, deviation, sharpest, share in cases:
-        blur = torch.tensor([math.log(radius), deviation])
-        one = dataclasses.replace(reading, blur=blur, sharpest=torch.tensor(sharpest).log())
+    for odds, share in ((2.0, 0.0), (3.0, 0.375), (4.0, 0.75), (9.0, 0.75)):
+        one = dataclasses.replace(reading, blurred=torch.tensor(odds))
         assert _trust.max_student(1.7, [one], **options) == pytest.approx(share, abs=0.01)
         noisy = dataclasses.replace(one, noise=torch.tensor([math.log(2.5 / 255), 0.1]))
         assert _trust.max_input([one], scale=2) == 0  # its blur is what the pairs may be wrong about
         assert _trust.max_input([noisy], scale=2) == 1
         assert _trust.max_input([one, noisy], scale=2) == 0
+    soft = dataclasses.replace(reading, blurred=torch.tensor(0.0))
+    assert _trust.max_student(1.7, [soft, one], **options) == pytest.approx(0.75)  # the camera's other frames show it
+    assert _trust.max_student(1.7, [one, soft], **options) == 0
 
 
 @pytest.mark.thorough

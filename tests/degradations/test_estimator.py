@@ -7,7 +7,7 @@ import torch
 from _degradation_base import seeded
 
 from tta_restore.data.synthetic import defocus, photos
-from tta_restore.degradations import Blur, Clip, Compose, Estimator, Jpeg, Noise, Quantize, quality_tables
+from tta_restore.degradations import Blur, Clip, Compose, Estimator, Jpeg, Noise, Quantize, Resize, quality_tables
 from tta_restore.degradations import estimator as estimator_module
 from tta_restore.degradations.estimator import _below, _sharpest
 from tta_restore.degradations.noise_correlation import estimate_noise_correlation
@@ -194,6 +194,24 @@ def test_noise_is_read_below_what_the_frame_can_have():
         torch.testing.assert_close(found, torch.stack([kept.mean(), kept.std()]), atol=0.01, rtol=0)
     torch.testing.assert_close(_below(torch.tensor([1.0, 0.5]), torch.tensor(float("inf"))), torch.tensor([1.0, 0.5]))
     assert float(_below(torch.tensor([1.0, 0.01]), torch.tensor(-3.0))[0]) == -3.0
+
+
+@pytest.mark.parametrize("scale", [1, 2])
+@pytest.mark.parametrize("radius", [0.8, 1.4, 2.5])
+def test_even_blur_is_told_from_none_before_and_after_a_reduction(estimator, radius, scale):
+    sharp = photos.load("grace_hopper")[None, :, 40 : 40 + 160 * scale, 60 : 60 + 160 * scale]
+    reduction, noise = Resize(scale), Noise(1 / 255)
+    for strength in (0.0, radius):
+        blur = Blur(radius=strength * scale, lens="gaussian")
+        x = blur.apply(sharp, blur.sample(seeded(), 1)) if strength else sharp
+        x = reduction.apply(x, reduction.sample(seeded(), 1)) if scale > 1 else x
+        found = estimator.read(noise.apply(x, noise.sample(seeded(), 1), seeded()).clamp(0, 1)).with_even_blur()
+        if strength:
+            assert float(found.blurred) > 1
+            assert found.mean["blur_radius"] == pytest.approx(radius, rel=0.3)
+        else:
+            assert float(found.blurred) < -1
+            assert found.mean["blur_radius"] == pytest.approx(0.25)
 
 
 @pytest.mark.thorough

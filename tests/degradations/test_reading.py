@@ -176,6 +176,8 @@ def test_distance_is_about_what_can_be_seen():
     unsure = [reading(blur=value, deviation=0.6) for value in (1.5, 3.0)]
     assert sure[0].distance(sure[1]) > 2.5
     assert unsure[0].distance(unsure[1]) < 1
+    perhaps = [reading(blur=value, deviation=0.05, blurred=torch.tensor(0.0)) for value in (1.5, 3.0)]
+    assert perhaps[0].distance(perhaps[1]) < 1.5  # either may be soft content
     assert reading(jpeg=(1.0, 20.0, 1.0)).distance(base) > 2
 
 
@@ -187,3 +189,19 @@ def test_pooling_keeps_the_spread_of_the_blur_over_frames():
     pooled = Reading.pool(frames)
     assert float(pooled.blur[0]) == pytest.approx(math.log(2), abs=1e-3)
     assert float(pooled.blur[1]) == pytest.approx(torch.tensor(radii).log().std(correction=0).item(), rel=1e-3)
+
+
+def test_even_blur_counts_as_far_as_the_odds_are_for_it():
+    one = reading(even_blur=torch.tensor([4.0, math.log(0.8), 0.2]))
+    assert one.with_even_blur().mean["blur_radius"] == pytest.approx(0.8)
+    assert one.with_even_blur().uncertainty["blur_radius"] == pytest.approx(0.16)
+    assert float(one.with_even_blur().blurred) == 4
+    none = replace(one, even_blur=torch.tensor([-2.0, math.log(0.8), 0.2])).with_even_blur()
+    assert none.mean["blur_radius"] == pytest.approx(0.25)
+    doubtful = replace(one, even_blur=torch.tensor([0.0, math.log(0.8), 0.2])).with_even_blur()
+    assert 0.25 < doubtful.mean["blur_radius"] < 0.8
+    assert float(doubtful.blur[1]) > 0.5
+    assert reading().with_even_blur().mean["blur_radius"] == pytest.approx(1.5)  # of an estimator that does not read it
+    pooled = Reading.pool([one, replace(one, even_blur=torch.tensor([-8.0, 0.0, 0.4]))])
+    assert float(pooled.even_blur[0]) == pytest.approx(-2)
+    assert Reading.from_dict(pooled.to_dict()).with_even_blur().mean == pytest.approx(pooled.with_even_blur().mean)

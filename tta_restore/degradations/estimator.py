@@ -15,6 +15,7 @@ from tta_restore._core import checks
 from tta_restore._core.ambient import with_usual_defaults
 from tta_restore._core.color import is_gray
 from tta_restore.degradations.asymmetry import MIN_RADIUS, asymmetric_pupils, estimate_asymmetry
+from tta_restore.degradations.blur_statistics import BlurNet, blur_statistics
 from tta_restore.degradations.jpeg_lattice import estimate_jpeg
 from tta_restore.degradations.noise_correlation import (
     NoiseCorrelation,
@@ -33,7 +34,8 @@ __all__ = ["Estimator"]
 _MIN_SIZE = 32
 _MAX_PAIRS = 512
 _MIN_NOISE = 0.3 / 255  # rounding to 8 bits
-_WEIGHTS = Path(__file__).parent / "weights" / "degradation_estimator.safetensors"
+_FOLDER = Path(__file__).parent / "weights"
+_WEIGHTS, _BLUR_WEIGHTS = _FOLDER / "degradation_estimator.safetensors", _FOLDER / "blur_net.safetensors"
 # Factors on the stated standard deviations of log radius and log noise, chosen on development photographs
 _CALIBRATION = (1.15, 1.0)
 # Joint radii in pixels from which the defocus estimator counts, and from which it counts fully; its weight without
@@ -83,6 +85,9 @@ class Estimator(nn.Module):
         self.joint = StatisticsNet()
         self.joint.load_state_dict(load_file(_WEIGHTS))
         self.joint.eval().requires_grad_(False)
+        self.blur_net = BlurNet()
+        self.blur_net.load_state_dict(load_file(_BLUR_WEIGHTS))
+        self.blur_net.eval().requires_grad_(False)
 
     @torch.no_grad()
     @with_usual_defaults
@@ -173,11 +178,18 @@ class Estimator(nn.Module):
             radii=radii,
             weights=weights,
             sharpest=_sharpest(estimate),
+            even_blur=self._even_blur(parts, quality),
             statistics=statistics,
             asymmetry=asymmetry,
             channel_correlation=_known(correlation.between_channels or None),
             correlation=_known(correlation.between_pixels),
         )
+
+    def _even_blur(self, parts: Tensor, quality: float) -> Tensor:
+        """Log odds that the frame is blurred, and if so alike everywhere mean and deviation of the log radius, (3,)."""
+        odds, means, log_scales = (value.cpu() for value in self.blur_net(blur_statistics(parts, quality)))
+        weight = 1 / (2 * (2 * log_scales).exp())  # as in _joint
+        return torch.stack([odds.mean(), (weight * means).sum() / weight.sum(), (1 / weight.mean()).sqrt()])
 
     def _joint(self, parts: Tensor, quality: float, noise_in_mean: float) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of log radius and of log noise, from one or several parts of a frame."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -34,6 +34,9 @@ __all__ = ["PARTS", "Reading"]
 PARTS = ("blur", "noise", "jpeg")
 """Degradations that a reading is about, in the order of the camera."""
 
+_SURE = 20.0  # log odds of a blur that is not in question
+# Log odds of an even blur between which its radius turns from that of a frame without blur, in pixels, to the one read
+_DOUBTFUL, _NO_BLUR, _NO_BLUR_STD = (-1.0, 1.0), 0.25, 0.3
 _SHARED = 0.3  # share of the error's variance that frames of one camera have in common, which pooling does not remove
 _MAX_RADII = 2048
 _FILTER_FLOOR = 1.0  # pixels added to the standard deviations of filters before they are compared
@@ -59,6 +62,9 @@ class Reading:
         asymmetry: mean of :func:`tta_restore.degradations.asymmetry.estimate_asymmetry` over the frames, (2, 2).
         frames: number of frames.
         channel_correlation: correlation of the noise between channels, and fraction of the frames that show it, (2,).
+        even_blur: if the blur is the same everywhere: log odds that there is any, of half a pixel or more, rather than
+            soft content, mean and standard deviation of the logarithm of its radius in pixels, (3,); 0 if not read.
+        blurred: log odds that there is the ``blur`` and not only soft content, ().
         correlation: standard deviation of the noise's Gaussian filter in pixels, 0 for white noise, and fraction of the
             frames that show it, (2,).
     """
@@ -77,6 +83,8 @@ class Reading:
     frames: int = 1
     channel_correlation: Tensor = field(default_factory=lambda: torch.zeros(2))
     correlation: Tensor = field(default_factory=lambda: torch.zeros(2))
+    even_blur: Tensor = field(default_factory=lambda: torch.zeros(3))
+    blurred: Tensor = field(default_factory=lambda: torch.tensor(_SURE))
 
     @property
     def mean(self) -> dict[str, float]:
@@ -112,6 +120,19 @@ class Reading:
         0 for white noise, and where fewer than half of the frames show which it is.
         """
         return _shown(self.correlation)
+
+    def with_even_blur(self) -> Reading:
+        """Return the reading whose blur is ``even_blur``, or hardly any where the odds are against it.
+
+        Frames that upscalers get were blurred alike and then reduced; what is soft there is mostly content.
+        """
+        odds, mean, deviation = self.even_blur
+        if deviation == 0:
+            return self
+        low, high = _DOUBTFUL
+        blurred, sharp = ((odds - low) / (high - low)).clamp(0, 1), math.log(_NO_BLUR)
+        variance = blurred * deviation**2 + (1 - blurred) * (_NO_BLUR_STD**2 + blurred * (mean - sharp) ** 2)
+        return replace(self, blur=torch.stack([sharp + blurred * (mean - sharp), variance.sqrt()]), blurred=odds)
 
     def degradation(self, include: Collection[str] = PARTS, *, scale: int = 1, kernel: str = "bicubic") -> Compose:
         """Return the degradation whose parameters :meth:`sample` draws, in the order of the camera.
@@ -225,8 +246,11 @@ class Reading:
     def _steps(self, other: Reading, name: str, floor: float) -> Tensor:
         first, second = getattr(self, name), getattr(other, name)
         step = just_noticeable(first[0].exp(), second[0].exp(), floor)
-        doubt = torch.hypot(first[1], second[1]) / STEP
-        return step / torch.sqrt(1 + doubt.square())
+        variance = first[1].square() + second[1].square()
+        if name == "blur":  # which may be soft content
+            chances = torch.stack([self.blurred, other.blurred]).sigmoid()
+            variance = variance + (chances * (1 - chances)).sum() * (first[0] - second[0]).square()
+        return step / torch.sqrt(1 + variance / STEP**2)
 
     @staticmethod
     @with_usual_defaults
@@ -269,7 +293,11 @@ class Reading:
         radii, weights = (torch.cat([getattr(reading, name) for reading in readings]) for name in ("radii", "weights"))
         kept = torch.linspace(0, len(radii) - 1, min(len(radii), _MAX_RADII)).long()
         statistics = torch.stack([reading.statistics for reading in readings]).sum(0)
-        sharpest = torch.stack([reading.sharpest for reading in readings])
+
+        def mean_of(name: str) -> Tensor:
+            values = torch.stack([getattr(reading, name) for reading in readings])
+            return (count.view(-1, *[1] * (values.ndim - 1)) * values).sum(0) / count.sum()
+
         waves = torch.stack([reading.asymmetry for reading in readings])
         asymmetry = (count[:, None, None] * waves).sum(0) / count.sum()
 
@@ -293,12 +321,14 @@ class Reading:
             pupils=pupils,
             radii=radii[kept],
             weights=weights[kept],
-            sharpest=(count * sharpest).sum() / count.sum(),
+            sharpest=mean_of("sharpest"),
             statistics=statistics,
             asymmetry=asymmetry,
             frames=frames,
             channel_correlation=of_shown("channel_correlation"),
             correlation=of_shown("correlation"),
+            even_blur=mean_of("even_blur"),
+            blurred=mean_of("blurred"),
         )
 
     @with_usual_defaults

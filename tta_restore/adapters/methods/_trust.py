@@ -37,10 +37,9 @@ _SURE_BLUR, _MIN_SHARE, _MAX_SHARE, _MAX_SHARE_CLEAN = (1.2, 2.0), 0.3, 0.8, 0.6
 # By how much the log radius of a frame without noise may exceed that of its sharpest places, or be uncertain: more is
 # soft content, which says nothing of the lens; and the part of the weight that is left then
 _SOFT, _SOFT_SHARE = (0.22, 0.34), 0.15
-# The same for upscalers, whose targets are sharp; and radii of the frame and of its sharpest places in pixels
-_UNSURE_UPSCALING, _SOFT_UPSCALING = (0.3, 0.45), (0.15, 0.3)
-_SURE_BLUR_UPSCALING, _SHARPEST_UPSCALING = (0.55, 0.75), (0.6, 0.75)
-_LARGE_BLUR_UPSCALING = (1.5, 2.0)  # and soft frames as more than any that is worth upscaling
+# Log odds that frames without noise are blurred, and not only soft by themselves, from which an upscaler's student gets
+# some of the weight, and from which as much as it ever does
+_BLURRED_UPSCALING, _MAX_SHARE_UPSCALING = (2.0, 4.0), 0.75
 _MAX_BLUR_UPSCALING = 0.9  # radius in pixels that upscalers learn to remove from noisy frames; more is soft content
 # Detail of the smoothest tenth of a frame beyond the noise that was read, relative to it and 1.5/255 more
 _UNEXPLAINED, _MIN_DETAIL = (0.9, 1.5), 1.5
@@ -66,7 +65,7 @@ def max_student(lead: float, readings: Sequence[Reading], *, sharpens: bool, sca
 
     Args:
         lead: PSNR gain over the source on held-out pairs, dB.
-        readings: of the frame, and pooled.
+        readings: of the frame, and pooled, which counts for upscalers: all frames of a camera are blurred or none.
         sharpens: whether the student removes blur.
         scale: upscaling factor of the restorer.
         denoises: whether the restorer was made to remove noise.
@@ -93,13 +92,7 @@ def max_student(lead: float, readings: Sequence[Reading], *, sharpens: bool, sca
         if clean:
             share *= max(1 - _position(max(_softness(readings)), _SOFT), _SOFT_SHARE)
     elif sharpens and not noisy:
-        largest = max(reading.mean["blur_radius"] for reading in readings)
-        uncertain, excess = _softness(readings)
-        share *= 1 - _position(largest, _LARGE_BLUR_UPSCALING)
-        share *= 1 - _position(uncertain, _UNSURE_UPSCALING)
-        share *= 1 - _position(excess, _SOFT_UPSCALING)
-        sharpest = min(float(reading.sharpest.exp()) for reading in readings)
-        share *= _position(radius, _SURE_BLUR_UPSCALING) * _position(sharpest, _SHARPEST_UPSCALING)
+        share *= _MAX_SHARE_UPSCALING * _position(float(readings[-1].blurred), _BLURRED_UPSCALING)
     return share / 2 if compressed else share
 
 

@@ -400,6 +400,8 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
             return None
         memory["unread"] = 0
         reading = self.estimator.read(frame.image)
+        if self.restorer.known_spec(frame.image).scale > 1:
+            reading = reading.with_even_blur()
         if memory["filtered"] and is_like:
             reading = _trust.with_filter_of(self._pooled(memory["readings"]), reading, _NEAR * self.change_threshold)
         mean = reading.mean
