@@ -542,10 +542,8 @@ def test_a_lens_that_the_student_fails_on_is_a_change(monkeypatch):
     leads.update(pooled=0.0, frame=0.0)  # on this scene the student leads by nothing at all
     adapter.memory["weights"] = [0.0, 0.5, 0.5]
     lost = adapter.adapt(stream[2].blurry[None])
-    assert lost.metrics["trust"] == 0
-    assert [message.partition(":")[0] for message in lost.messages] == [
-        "the student was not trusted on this frame, because it is hardly ahead on pairs of its scene"
-    ]
+    assert lost.metrics["trust"] == 0.5  # as frames between two estimates get: films do not flicker
+    assert not lost.messages
     leads.update(pooled=4.0, frame=1.0)
     assert adapter.adapt(stream[3].blurry[None]).metrics["changed"] == 0
     assert adapter.adapt(stream[4].blurry[None]).metrics["changed"] == 1

@@ -461,9 +461,9 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
     def _has_changed(self, frame: FrameContext, reading: Reading) -> bool:
         """Compare a frame of a steady camera with those that were adapted on; restore it if it is like them.
 
-        Frames on which the student lost its lead get as much of it as the lead that is left allows. The second one in
-        a row counts as a change: single estimates are uncertain. Without a lead worth keeping, smaller distances count,
-        as long as that leads to something.
+        Frames whose estimate costs the student its lead get as much of it as the lead that is left allows. The second
+        one in a row counts as a change: single estimates are uncertain. Without a lead worth keeping, smaller distances
+        count, as long as that leads to something.
         """
         memory = self.memory
         share = 1.0 if memory["lead"] > _MARGIN else min(_NEAR + _VAIN * memory["vain"], 1.0)
@@ -472,13 +472,7 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         lead = frame.metrics.get("lead_on_frame")
         if not outdated:
             memory["interval"], memory["doubtful"] = min(2 * memory["interval"], self.read_interval), 0
-            limit = lead if lead is not None and lead < _KEPT_LEAD * memory["lead"] else None
-            self._keep(frame, limit)
-            if limit is not None and frame.metrics["trust"] < _LEAST_WEIGHT <= memory["weights"][2]:
-                frame.messages.append(
-                    "the student was not trusted on this frame, because it is hardly ahead on pairs of its scene: the "
-                    f"output is the source's or the input (lead {limit:.1f} dB instead of {memory['lead']:.1f})"
-                )
+            self._keep(frame)  # like its neighbors, which are not looked at: a film must not flicker
             return False
         memory["interval"], memory["doubtful"] = 1, memory["doubtful"] + 1
         if memory["doubtful"] >= _DOUBTFUL or frame.metrics["distance"] > self.change_threshold:
