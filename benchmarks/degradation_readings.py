@@ -80,6 +80,8 @@ def read(reading: Reading) -> dict:
     return {
         "read_blur": mean["blur_radius"],
         "blur_std": float(reading.blur[1]),
+        "read_even_blur": reading.with_even_blur().mean["blur_radius"],
+        "log_odds_of_blur": float(reading.even_blur[0]),
         "read_noise": 255 * mean["noise_std"],
         "noise_std": float(reading.noise[1]),
         "read_shot": mean["noise_shot"],
@@ -110,6 +112,8 @@ def summarize(records: list[dict]) -> dict[str, dict[str, float]]:
         if not rows:
             continue
         blur = torch.tensor([math.log(max(r["read_blur"], 0.3) / max(r["blur"], 0.3)) for r in rows])
+        even = torch.tensor([math.log(max(r["read_even_blur"], 0.3) / max(r["blur"], 0.3)) for r in rows])
+        told = [(r["log_odds_of_blur"] > 0) == (r["blur"] > 0) for r in rows if r["blur"] == 0 or r["blur"] >= 0.7]
         noise = torch.tensor([math.log(max(total_noise(r), 0.5) / max(r["noise"], 0.5)) for r in rows])
         stated = torch.tensor([[r["blur_std"], r["noise_std"]] for r in rows])
         inside = torch.stack([blur.abs() < stated[:, 0], noise.abs() < stated[:, 1]]).float().mean(1)
@@ -118,6 +122,9 @@ def summarize(records: list[dict]) -> dict[str, dict[str, float]]:
             "blur_error": float(blur.abs().mean()),
             "blur_bias": float(blur.mean()),
             "blur_within_std": float(inside[0]),
+            "even_blur_error": float(even.abs().mean()),
+            "even_blur_bias": float(even.mean()),
+            "blur_told_from_none": sum(told) / len(told),
             "noise_error": float(noise.abs().mean()),
             "noise_bias": float(noise.mean()),
             "noise_within_std": float(inside[1]),

@@ -38,6 +38,7 @@ _FOLDER = Path(__file__).parent / "weights"
 _WEIGHTS, _BLUR_WEIGHTS = _FOLDER / "degradation_estimator.safetensors", _FOLDER / "blur_net.safetensors"
 # Factors on the stated standard deviations of log radius and log noise, chosen on development photographs
 _CALIBRATION = (1.15, 1.0)
+_LAPLACE = math.sqrt(2)  # standard deviation of a Laplace distribution of scale 1
 # Joint radii in pixels from which the defocus estimator counts, and from which it counts fully; its weight without
 # noise and with noise of 8/255; the standard deviation of its log radius; the bias of the joint network on blurred
 # frames. All from development photographs (TRAIN and DEV) and lenses.
@@ -188,8 +189,8 @@ class Estimator(nn.Module):
     def _even_blur(self, parts: Tensor, quality: float) -> Tensor:
         """Log odds that the frame is blurred, and if so alike everywhere mean and deviation of the log radius, (3,)."""
         odds, means, log_scales = (value.cpu() for value in self.blur_net(blur_statistics(parts, quality)))
-        weight = 1 / (2 * (2 * log_scales).exp())  # as in _joint
-        return torch.stack([odds.mean(), (weight * means).sum() / weight.sum(), (1 / weight.mean()).sqrt()])
+        mean, std = _of_parts(means, log_scales.exp() * _LAPLACE)
+        return torch.stack([odds.mean(), mean, std])
 
     def _joint(self, parts: Tensor, quality: float, noise_in_mean: float) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of log radius and of log noise, from one or several parts of a frame."""
@@ -197,13 +198,14 @@ class Estimator(nn.Module):
             parts, torch.full((len(parts),), quality), self.defocus, noise_in_mean=noise_in_mean
         )
         means, log_scales = (value.cpu() for value in self.joint(statistics))
-        # a Laplace distribution of scale s has the standard deviation s * sqrt(2)
-        deviation = log_scales.exp() * math.sqrt(2) * torch.tensor(_CALIBRATION)
-        weight = 1 / deviation.square()
-        mean = (weight * means).sum(0) / weight.sum(0)
-        # parts of a frame share most of their error
-        std = (1 / weight.mean(0)).sqrt()
+        mean, std = _of_parts(means, log_scales.exp() * _LAPLACE * torch.tensor(_CALIBRATION))
         return torch.stack([mean[0], std[0]]), torch.stack([mean[1], std[1]])
+
+
+def _of_parts(means: Tensor, deviations: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation of estimates from N parts of a frame, which share most of their error."""
+    weight = 1 / deviations.square()
+    return (weight * means).sum(0) / weight.sum(0), (1 / weight.mean(0)).sqrt()
 
 
 def _known(value: float | None) -> Tensor:
