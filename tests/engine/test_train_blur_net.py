@@ -1,9 +1,11 @@
 """The training of the network that reads blur: radii are what was applied, and seeds decide."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from tta_restore.data.synthetic import photos
 from tta_restore.degradations.blur_statistics import NUM_BLUR_STATISTICS, BlurNet
@@ -48,3 +50,13 @@ def test_a_folder_that_is_missing_is_told(tmp_path, capsys):
         blur_net.main(["--photos", str(tmp_path / "none"), "--out", str(tmp_path / "net.safetensors")])
     assert stopped.value.code == 2
     assert "none is no folder" in capsys.readouterr().err
+
+
+def test_weights_are_written_with_a_log(tmp_path, monkeypatch):
+    monkeypatch.setattr(blur_net.photos, "TRAIN", ("motorcycle_left",))
+    monkeypatch.setattr(blur_net, "fit_blur_net", lambda *arguments: [{"step": 1, "loss": 0.5}])
+    blur_net.main(["--samples", "2", "--seed", "5", "--out", str(tmp_path / "net.safetensors")])
+    log = json.loads((tmp_path / "net.json").read_text())
+    assert log["command"].endswith("blur_net --samples 2 --seed 5 --out net.safetensors")
+    assert (log["photographs"], log["seed"], log["parameters"]) == (1, 5, 3747)
+    BlurNet().load_state_dict(load_file(tmp_path / "net.safetensors"))

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import platform
 import re
 import time
 from collections.abc import Iterator, Sequence
@@ -20,14 +19,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor
 
-from tta_restore import __version__
 from tta_restore._core.progress import ProgressBar
 from tta_restore.data.synthetic import photos
 from tta_restore.degradations import Blur, Clip, Compose, Jpeg, Noise, Quantize, Resize
-from tta_restore.degradations.blur_statistics import NUM_BLUR_STATISTICS, BlurNet, blur_statistics
+from tta_restore.degradations.blur_statistics import BlurNet, blur_statistics
+from tta_restore.engine.train.write_weights import write_weights
 
 __all__ = ["Sample", "find_photos", "fit_blur_net", "samples"]
 
@@ -207,7 +205,6 @@ def main(arguments: list[str] | None = None) -> None:
         torch.manual_seed(options.seed)  # initialization and dropout
         net = BlurNet()
         records = fit_blur_net(net, found, generator)
-    save_file(net.state_dict(), options.out)
     folders = "".join(f" {folder.name}" for folder in options.photos)
     log = {
         "command": "python -m tta_restore.engine.train.blur_net"
@@ -216,17 +213,9 @@ def main(arguments: list[str] | None = None) -> None:
         "seed": options.seed,
         "photographs": len(names),
         "samples": len(found),
-        "seconds": round(time.time() - start, 1),
-        "processor_seconds": round(time.process_time(), 1),
-        "threads": torch.get_num_threads(),
-        "machine": platform.machine(),
-        "torch": torch.__version__,
-        "tta_restore": __version__,
-        "parameters": sum(parameter.numel() for parameter in net.parameters()),
-        "statistics": NUM_BLUR_STATISTICS,
         "records": records,
     }
-    options.out.with_suffix(".json").write_text(json.dumps(log, indent=1) + "\n")
+    write_weights(net, options.out, log, start=start)
 
 
 if __name__ == "__main__":

@@ -7,23 +7,21 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor
 
-from tta_restore import __version__
 from tta_restore.data.datasets.mining import random_patches
 from tta_restore.data.synthetic import dead_leaves, photos
 from tta_restore.data.synthetic.soften import soften
 from tta_restore.degradations import Blur, Clip, Jpeg, Noise, Quantize, Resize
 from tta_restore.degradations import lens as optics
 from tta_restore.degradations.statistics import StatisticsNet, frame_statistics
+from tta_restore.engine.train.write_weights import write_weights
 from tta_restore.models import create_model
 from tta_restore.models.defocus.estimator import DefocusEstimator
 
@@ -201,22 +199,14 @@ def main(arguments: list[str] | None = None) -> None:
         defocus.eval()
         statistics, targets = collect(PairSampler(generator), defocus, options.samples, minutes=options.minutes)
         records = fit_statistics_net(net, statistics, targets, generator)
-    save_file(net.state_dict(), options.out)
     log = {
         "command": "python -m tta_restore.engine.train.degradation_estimator"
         f" --samples {len(statistics)} --seed {options.seed} --out {options.out.name}",
         "seed": options.seed,
         "samples": len(statistics),
-        "seconds": round(time.time() - start, 1),
-        "processor_seconds": round(time.process_time(), 1),
-        "threads": torch.get_num_threads(),
-        "machine": platform.machine(),
-        "torch": torch.__version__,
-        "tta_restore": __version__,
-        "parameters": sum(parameter.numel() for parameter in net.parameters()),
         "records": records,
     }
-    options.out.with_suffix(".json").write_text(json.dumps(log, indent=1) + "\n")
+    write_weights(net, options.out, log, start=start)
 
 
 def _sharp_tiles(generator: torch.Generator, count: int) -> Tensor:
