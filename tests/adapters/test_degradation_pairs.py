@@ -1195,6 +1195,21 @@ def test_upscalers_need_frames_that_are_surely_blurred():
     assert _trust.max_student(1.7, [one, soft], **options) == 0
 
 
+class EvenBlurEstimator(Estimator):
+    def read(self, frame, **options):
+        reading = super().read(frame, **options)
+        even = torch.tensor([5.0, math.log(0.8), 0.2])
+        return dataclasses.replace(reading, blur=torch.tensor([math.log(2.0), 0.2]), even_blur=even)
+
+
+@pytest.mark.parametrize(("make", "radius", "odds"), [(Filter, 2.0, 20.0), (Upscaler, 0.8, 5.0)])
+def test_only_upscalers_take_blur_to_be_even(make, radius, odds):
+    adapter = DegradationPairs(make(), EvenBlurEstimator(), task="sr" if make is Upscaler else "defocus", steps=0)
+    report = adapter.adapt(_frame(5, size=64)[0])
+    assert report.metrics["blur"] == pytest.approx(radius)
+    assert float(adapter.reading.blurred) == pytest.approx(odds)
+
+
 @pytest.mark.thorough
 def test_upscalers_are_not_taught_to_sharpen_soft_noisy_frames(monkeypatch):
     reading = dataclasses.replace(

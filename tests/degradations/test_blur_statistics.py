@@ -31,6 +31,21 @@ def test_frames_that_show_nothing_have_finite_statistics(value):
     assert blur_statistics(torch.full((1, 3, 48, 64), value)).isfinite().all()
 
 
+@pytest.mark.parametrize("side", range(32, 129, 3))
+def test_every_band_of_the_spectrum_has_power_in_tiles_of_any_side(side):
+    assert blur_statistics(torch.rand(1, 3, side, 160 - side, generator=seeded())).isfinite().all()
+
+
+def test_edges_are_as_steep_whatever_the_range_around_them():
+    sides = torch.arange(96) // 8 % 2
+    x = (sides[:, None] ^ sides).float().expand(1, 3, -1, -1)
+    x = (x + x.roll(1, -1) + x.roll(1, -2)) / 3
+    strong, weak = (blur_statistics(low + (1 - 2 * low) * x)[0, :8] for low in (0.0, 0.3))
+    quantiles = [1, 2, 3, 5, 6, 7]
+    torch.testing.assert_close(strong[quantiles], weak[quantiles], atol=0.02, rtol=0)
+    assert 0.5 < strong[STEEPEST] < 0.9
+
+
 def test_contrast_and_brightness_do_not_count():
     x = photo()
     full, half = blur_statistics(x), blur_statistics(0.25 + 0.5 * x)

@@ -23,8 +23,7 @@ def test_samples_are_seeded_and_blur_can_be_learned():
     assert all(one.statistics.shape[1] == NUM_BLUR_STATISTICS for one in first)
     assert {one.radius > 0 for one in first} == {False, True}
     assert max(one.radius for one in first) <= 5 * 1.5
-    assert {one.scale for one in first} == {1, 2, 3, 4}
-    assert {one.gray for one in first} == {False, True}
+    assert {len(one.statistics) for one in first} >= {1, 9}  # tiles of small frames and of large ones
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         records = blur_net.fit_blur_net(BlurNet(), first, torch.Generator().manual_seed(0), steps=100)

@@ -43,8 +43,7 @@ def blur_statistics(image: Tensor, quality: float = 100.0) -> Tensor:
     checks.expect_shape("blur_statistics", "image", image, "(B, C, H, W)")
     luma = _tiles(image.float().mean(1, keepdim=True))
     compression = luma.new_full((len(luma), 1), (100 - quality) / 50)
-    found = torch.cat([_steepness(luma), _spectrum(luma[:, 0]).diff(dim=1), _sparsity(luma), compression], 1)
-    return found.nan_to_num(0.0)
+    return torch.cat([_steepness(luma), _spectrum(luma[:, 0]).diff(dim=1), _sparsity(luma), compression], 1)
 
 
 def _tiles(image: Tensor) -> Tensor:

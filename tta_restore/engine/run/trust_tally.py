@@ -1,4 +1,4 @@
-"""How far a run trusted the adapted model, summed over its frames."""
+"""Mean trust in the adapted model over the frames of a run, and why frames got none."""
 
 from __future__ import annotations
 
@@ -52,5 +52,5 @@ class TrustTally:
             text += f" in the mean over {self.frames} frames"
             text += f"; {self.unadapted} restored as without adaptation" if self.unadapted else ""
         for reason, count in self.reasons.most_common(1):
-            text += f" ({reason})" if count == self.unadapted else f" (most often, {count} times: {reason})"
+            text += f" ({reason})" if count == self.unadapted else f" ({count} of them: {reason})"
         return text

@@ -35,6 +35,7 @@ _BLURRED = 0.45  # radius in pixels from which a frame counts as blurred
 _BLURRED_SHARE = 0.6
 _SIDES, _LARGE_SIDES, _LARGE_SHARE = (40, 129), (129, 400), 0.2  # of a frame in pixels
 _MAX_CROPS = 5  # of which the smoothest or the most detailed is taken
+_LENSES = ("gaussian", "disk", "random")
 _KERNELS = ("bicubic", "area", "bilinear")
 _RADIUS_WEIGHT = 0.3  # of the radius in the loss
 _FILES = (".jpg", ".jpeg", ".png", ".webp")
@@ -44,15 +45,10 @@ _COPY = re.compile(r"(_?\d+x\d+)?(-[dl])?\.\w+$")  # what names of one picture a
 
 @dataclass(frozen=True)
 class Sample:
-    """Statistics of the tiles of a frame (T, F), its mean blur radius in pixels, 0 for none, and how it was made."""
+    """Statistics of the tiles of a frame (T, F), and its mean blur radius in pixels, 0 for none."""
 
     statistics: Tensor
     radius: float
-    noise: float
-    scale: int
-    side: int
-    gray: bool
-    jpeg: int
 
 
 def find_photos(folders: Sequence[Path]) -> list[Path]:
@@ -94,7 +90,7 @@ def samples(photo: Tensor, count: int, generator: torch.Generator) -> Iterator[S
             sharp, radius = _blurred(sharp, radius * scale, uniform)
         camera = _camera(scale, noise, gray, jpeg, uniform)
         frame = camera.apply(sharp, camera.sample(generator, 1), generator)
-        yield Sample(blur_statistics(frame, jpeg), radius / scale, noise, scale, side, gray, jpeg)
+        yield Sample(blur_statistics(frame, jpeg), radius / scale)
 
 
 def fit_blur_net(
@@ -163,11 +159,10 @@ def _crop(photo: Tensor, side: int, uniform: _Uniform) -> Tensor:
 
 def _blurred(sharp: Tensor, radius: float, uniform: _Uniform) -> tuple[Tensor, float]:
     """A blurred image, and its mean radius."""
-    lens = None if uniform() < 0.6 else ("gaussian", "disk")[uniform.integer(0, 1)]
+    lens = _LENSES if uniform() < 0.6 else _LENSES[uniform.integer(0, 1)]
     varied = uniform() < _VARIED_SHARE
     reach = math.exp(uniform.between(0.0, _VARIATION / 2)) if varied else 1.0
-    options: dict[str, Any] = {} if lens is None else {"lens": lens}
-    blur = Blur(radius=(radius / reach, radius * reach), varying_prob=float(varied), **options)
+    blur = Blur(radius=(radius / reach, radius * reach), lens=lens, varying_prob=float(varied))
     parameters = blur.sample(uniform.generator, 1)
     middle = 0.0 if parameters.position is None else float(parameters.position.mean())
     first, last = float(parameters.radius[0, 0]), float(parameters.radius[0, -1])
@@ -190,7 +185,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--photos", type=Path, nargs="+", default=[], help="folders of photographs beside the bundled")
     parser.add_argument("--samples", type=int, default=80, help="frames per photograph")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, required=True, help="safetensors file; the log is written beside it")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        help="file of the weights, .safetensors; .json gets the log",
+    )
     options = parser.parse_args(arguments)
     for folder in options.photos:
         if not folder.is_dir():

@@ -188,7 +188,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--samples", type=int, default=8000)
     parser.add_argument("--minutes", type=float, help="time limit for drawing samples")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, required=True, help="safetensors file; the log is written beside it")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        help="file of the weights, .safetensors; .json gets the log",
+    )
     options = parser.parse_args(arguments)
     generator, start = torch.Generator().manual_seed(options.seed), time.time()
     with torch.random.fork_rng(devices=[]):
