@@ -49,6 +49,9 @@ def test_a_folder_that_is_missing_is_told(tmp_path, capsys):
         blur_net.main(["--photos", str(tmp_path / "none"), "--out", str(tmp_path / "net.safetensors")])
     assert stopped.value.code == 2
     assert "none is no folder" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        blur_net.main(["--photos", str(tmp_path), "--out", str(tmp_path / "net.safetensors")])
+    assert "no photographs (.jpg, .jpeg, .png, .webp of at least 200 kB)" in capsys.readouterr().err
 
 
 def test_weights_are_written_with_a_log(tmp_path, monkeypatch):

@@ -29,7 +29,8 @@ from tta_restore.data.io.pixels import ImageError
 from tta_restore.data.io.tensors import add_metadata, save_tensors
 from tta_restore.engine.report.calibration import CalibrationPage, compare_photos, write_calibration
 from tta_restore.engine.run.device import resolve_device
-from tta_restore.engine.run.methods import expect_one_frame, typed_settings
+from tta_restore.engine.run.method_settings import typed_settings
+from tta_restore.engine.run.methods import expect_one_frame
 from tta_restore.engine.run.models import expect_restorer, origin_of
 from tta_restore.engine.run.outputs import expect_file, locks_output
 from tta_restore.engine.run.restore_plan import describe_others

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import inspect
-import re
-import typing
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -20,12 +17,11 @@ from torch import Tensor, nn
 from tta_restore import adapters
 from tta_restore.adapters import Adapter, Plan, StepReport
 from tta_restore.data.datasets.clips import Frames, stack_frames, window
-from tta_restore.degradations import Degradation
 from tta_restore.engine.run.encoders import create_semantic
-from tta_restore.engine.run.extensions import parse_degradation
+from tta_restore.engine.run.method_settings import not_taken, typed_settings
 from tta_restore.engine.run.models import load_named
 from tta_restore.engine.run.names import CLIP_METHODS
-from tta_restore.engine.run.settings import Named, readable_hints, typed_value
+from tta_restore.engine.run.settings import Named
 from tta_restore.engine.run.trust_tally import TrustTally
 from tta_restore.engine.run.usage import UsageError
 from tta_restore.engine.run.user_code import guarded, import_named, is_named, plugins, warn_of_namesake
@@ -50,15 +46,11 @@ __all__ = [
     "find_method",
     "load_discriminator",
     "load_reblurrer",
-    "named_function",
-    "typed_settings",
 ]
 
 
 #: Pixels of all views of an image together up to which views are averaged: four views of up to 16 megapixels.
 MAX_VIEW_PIXELS = 64_000_000
-#: Types that the default of a keyword without an annotation stands for.
-_OF_DEFAULTS: dict[type, Any] = {bool: bool | None, int: int | float | None, float: float | None}
 _LARGE = 8_000_000  # pixels from which tiles are small: the image itself takes most of the memory
 _SMALL_TILE = 512
 
@@ -207,7 +199,8 @@ def create_method(
             raise TypeError("its constructor does not call super().__init__(model, ...)")
         _expect_suitable(adapter)
     except (ValueError, TypeError, RuntimeError, OSError) as error:
-        raise UsageError(f"method {named.name!r}: {_not_taken(error, kind, named, options) or error}") from error
+        given = {*named.settings, *options}
+        raise UsageError(f"method {named.name!r}: {not_taken(error, kind, given) or error}") from error
     return ImageMethod(adapter, None if "views" in settings else MAX_VIEW_PIXELS)
 
 
@@ -248,89 +241,6 @@ def find_method(name: str) -> tuple[Callable[..., Any], type | None]:
             return found(*arguments, **options)
 
     return build, found if isinstance(found, type) else None
-
-
-def _not_taken(error: Exception, kind: type | None, named: Named, options: Mapping[str, Any]) -> str | None:
-    """Return what to do where user code does not take a keyword, None for any other error."""
-    found = re.search(r"got an unexpected keyword argument '(\w+)'$", str(error.__cause__))
-    if found is None or not isinstance(error.__cause__, TypeError):
-        return None
-    keyword = found[1]
-    if keyword in named.settings or keyword in options:
-        known = [name for name in _keywords(kind) if name not in ("self", "model")]
-        near = get_close_matches(keyword, known, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(known)}"
-        return f"there is no setting {keyword!r}" + (f"; {hint}" if known else "")
-    return f"it takes no {keyword!r}, as every method does: end its arguments with **options and pass them to Adapter"
-
-
-def _keywords(kind: type | None) -> dict[str, Any]:
-    """Return the default of every keyword of a class's constructors, those of its bases included."""
-    found: dict[str, Any] = {}
-    for base in reversed(kind.__mro__ if kind is not None else ()):
-        constructor = vars(base).get("__init__")
-        if constructor is not None and base not in (object, nn.Module):
-            parameters = inspect.signature(constructor).parameters.values()
-            found |= {p.name: p.default for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
-    return found
-
-
-def typed_settings(kind: type | None, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings as the annotations of a class's constructors have them; names are left to the class to check.
-
-    A keyword without an annotation takes the type of its default, where that is a number or a flag. Texts stand for
-    functions (``module.path:function``) and degradations (see
-    :func:`tta_restore.engine.run.extensions.parse_degradation`) where the annotation is one.
-
-    Raises:
-        ValueError: a value is of another type.
-    """
-    hints: dict[str, Any] = {}
-    for base in reversed(kind.__mro__ if kind is not None else ()):
-        constructor = vars(base).get("__init__")
-        if constructor is not None:
-            hints |= readable_hints(constructor)
-    defaults = _keywords(kind)
-    hints = {name: _OF_DEFAULTS[type(value)] for name, value in defaults.items() if type(value) in _OF_DEFAULTS} | hints
-    found: dict[str, Any] = {}
-    for name, value in settings.items():
-        hint = hints.get(name, Any)
-        named = _named_callable(name, hint, value) or _named_degradation(name, hint, value)
-        found[name] = named if named is not None else typed_value(name, hint, value) if name in hints else value
-    return found
-
-
-def _named_callable(name: str, hint: Any, value: Any) -> Any:
-    """Return the function for ``module:name``, or for a mapping with that ``name`` and keywords; None otherwise."""
-    members = typing.get_args(hint) or (hint,) if typing.get_origin(hint) is not Callable else (hint,)
-    if not any(typing.get_origin(member) is Callable for member in members) or not isinstance(value, (str, Mapping)):
-        return None
-    return named_function(name, value)
-
-
-def _named_degradation(name: str, hint: Any, value: Any) -> Any:
-    """Return the degradation that a text names where an annotation asks for one; None otherwise."""
-    members = typing.get_args(hint) or (hint,)
-    literals = [word for member in members for word in typing.get_args(member)]
-    if Degradation not in members or not isinstance(value, str) or value in literals:
-        return None
-    return parse_degradation(value, name)
-
-
-def named_function(name: str, value: str | Mapping[str, Any]) -> Callable[..., Any]:
-    """Return the function for ``module.path:function``, or for a mapping with that ``name`` and keywords.
-
-    Raises:
-        ValueError: it cannot be imported, or is no function; the message starts with ``name``.
-    """
-    source, keywords = (value, {}) if isinstance(value, str) else (value.get("name", ""), dict(value))
-    if not is_named(str(source)):
-        raise ValueError(f"{name}: expected module.path:function, got {value!r}")
-    found = import_named(str(source))
-    if not callable(found):
-        raise ValueError(f"{name}: {source} is no function")
-    keywords.pop("name", None)
-    return partial(found, **keywords) if keywords else found
 
 
 def expect_one_input(restorer: Restorer) -> None:

@@ -195,8 +195,11 @@ def main(arguments: list[str] | None = None) -> None:
     for folder in options.photos:
         if not folder.is_dir():
             parser.error(f"--photos: {folder} is no folder")
+    more = find_photos(options.photos)
+    if options.photos and not more:
+        parser.error(f"--photos: no photographs ({', '.join(_FILES)} of at least {_LEAST_BYTES // 1000} kB) in there")
     generator, start = torch.Generator().manual_seed(options.seed), time.time()
-    names = [*photos.TRAIN, *find_photos(options.photos)]
+    names = [*photos.TRAIN, *more]
     found: list[Sample] = []
     for name in ProgressBar(names, desc="photographs", unit="photo"):
         found += samples(photos.load(name), options.samples, generator)

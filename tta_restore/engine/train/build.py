@@ -25,7 +25,7 @@ from tta_restore.data.synthetic import photos
 from tta_restore.data.synthetic.camera_shake import ShakenClips
 from tta_restore.degradations.motion import CameraShake
 from tta_restore.engine.run.extensions import Metric, find_degradations, find_metrics, use_layout
-from tta_restore.engine.run.methods import named_function
+from tta_restore.engine.run.method_settings import named_function
 from tta_restore.engine.run.models import build_module, describe_network, read_origin
 from tta_restore.engine.run.names import SHIPPED_MODELS
 from tta_restore.engine.run.outputs import is_first_process
