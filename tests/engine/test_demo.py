@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tta_restore import adapters
+from tta_restore._core.progress import ProgressBar
 from tta_restore.engine.demo.demo import BASELINE, SHOWN, comparison, demo_streams, run_demo
 from tta_restore.engine.evaluate.lenses import compare
 from tta_restore.engine.run.usage import UsageError
@@ -34,15 +35,25 @@ def test_a_number_of_frames_below_one_is_refused(tmp_path):
 
 
 @pytest.mark.thorough
-def test_processes_measure_the_same_and_end_with_an_error(tmp_path):
+def test_processes_measure_the_same_and_end_with_an_error(tmp_path, monkeypatch):
+    bars: list[ProgressBar] = []
+
+    class Bar(ProgressBar):
+        def __init__(self, **options):
+            super().__init__(**options)
+            bars.append(self)
+
+    monkeypatch.setattr("tta_restore.engine.evaluate.lenses.ProgressBar", Bar)
     quick = comparison().only(["input", "source", BASELINE])
     streams = {seed: frames for seed, frames in demo_streams(1, seed=0).items() if seed > 1}
     results = [
-        compare(quick, streams, tmp_path / str(count), processes=count, progress=False, say=lambda text: None)
-        for count in (1, 2)
+        compare(quick, streams, tmp_path / str(count), processes=count, say=lambda text: None) for count in (1, 2)
     ]
     values = [[(r.method, r.stream, r.family, r.psnr, r.ssim) for r in result.records] for result in results]
     assert values[0] == values[1]
+    assert [bar.total for bar in bars] == [9, 9]  # one bar over all streams
+    assert (bars[0].n, bars[0].seconds_left) == (9, 0)
+    assert bars[1].n > 0  # the last ones may be counted after the work has ended
     with pytest.raises(IndexError):
         compare(quick, {9: streams[2], 2: streams[2]}, tmp_path, processes=2, progress=False)
     assert not multiprocessing.active_children()

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from tta_restore import metrics
+from tta_restore._core.progress import ProgressBar
 from tta_restore.cli import main
 from tta_restore.data.io.image_writer import write_image
 from tta_restore.data.io.pixels import Image
@@ -86,6 +87,22 @@ def test_means_over_frames_and_over_clips():
         for clip, psnr in (("a", 30.0), ("a", 30.0), ("b", 24.0))
     ]
     assert "restored  PSNR 28 (27) dB" in summarize(rows)
+
+
+def test_units_of_an_earlier_run_and_of_other_processes_are_no_measure_of_time(tmp_path, monkeypatch):
+    counted: list[str] = []
+    monkeypatch.setattr(ProgressBar, "skip", lambda bar: counted.append("skipped"))
+    monkeypatch.setattr(ProgressBar, "update", lambda bar: counted.append("measured"))
+
+    class Second(Processes):
+        def wait(self) -> None:
+            """The first process has written its share by now."""
+            (tmp_path / "2.jsonl").touch()
+
+    (tmp_path / "0.jsonl").touch()
+    (tmp_path / "1.jsonl").touch()
+    run_units([Unit(str(n), list) for n in range(4)], tmp_path, processes=Second(1, 2))
+    assert counted == ["skipped", "skipped", "skipped", "measured"]
 
 
 def test_units_are_run_once_and_shared_by_processes(tmp_path):

@@ -124,8 +124,8 @@ def test_progress_within_a_clip_and_between_inputs(container, tmp_path, monkeypa
     jobs = [Job(source, tmp_path / f"out{number}{source.suffix}", kind) for number in range(2)]
     run_jobs(jobs, halved, whole_clips=True)
     lines = capsys.readouterr().err.splitlines()
-    assert any(re.fullmatch(rf"{source.name}: 2 of 3 after [\d:]+, about [\d:?]+ left", line) for line in lines)
-    assert any(re.fullmatch(rf"1 of 2 after [\d:]+, about [\d:?]+ left, {source.name}", line) for line in lines)
+    assert any(re.fullmatch(rf"{source.name}: 2 of 3 after [\d:]+, estimating the time left", line) for line in lines)
+    assert any(re.fullmatch(rf"1 of 2 after [\d:]+, estimating the time left, {source.name}", line) for line in lines)
     run_jobs(jobs, halved, whole_clips=True, progress=False, overwrite=True)
     assert not capsys.readouterr().err
 

@@ -146,10 +146,16 @@ def compare(
     """
     require_packages(*_PACKAGES, load=processes == 1)
     started = time.perf_counter()
-    if processes == 1:
-        measured = [_measure(comparison, seed, frames, progress=progress) for seed, frames in streams.items()]
-    else:
-        measured = _measure_in_processes(comparison, streams, processes, progress=progress)
+    kinds = dict.fromkeys((c.name for c in comparison.contenders), sum(map(len, streams.values())))
+    total, parallel = sum(kinds.values()), min(processes, len(streams))
+    with ProgressBar(total=total, kinds=kinds, parallel=parallel, unit="frame", shown=progress, leave=False) as bar:
+        if processes == 1:
+            measured = [
+                _measure(comparison, seed, frames, tick=lambda method: bar.update(kind=method))
+                for seed, frames in streams.items()
+            ]
+        else:
+            measured = _measure_in_processes(comparison, streams, processes, bar)
     outputs = {key: output for part in measured for key, output in part.outputs.items()}
     plans = {method: plan for part in reversed(measured) for method, plan in part.plans.items()}
     merged = StreamResult.merge([part.result for part in measured])
@@ -192,9 +198,9 @@ def _measure(
     seed: int,
     frames: Sequence[DefocusFrame],
     *,
-    progress: bool,
-    tick: Callable[[], None] = lambda: None,
+    tick: Callable[[str], object],
 ) -> _Measured:
+    """Measure a stream; ``tick`` is called after each frame with the name of the method."""
     outputs: dict[tuple[str, int, int], Tensor] = {}
     plans: dict[str, str] = {}
 
@@ -203,28 +209,24 @@ def _measure(
         if record.method not in plans and isinstance(method, Adapter):
             plan = method.plan()
             plans[record.method] = str(plan) if plan.tensors else ""
-        tick()
+        tick(record.method)
 
     factories = {c.name: (lambda build=c.build: build(seed)) for c in comparison.contenders}
     result = evaluate_stream(
-        frames, factories, stream=seed, progress=progress, on_frame=look, measures=comparison.measures
+        frames, factories, stream=seed, progress=False, on_frame=look, measures=comparison.measures
     )
     return _Measured(result, outputs, plans)
 
 
 def _measure_in_processes(
-    comparison: Comparison, streams: Mapping[int, Sequence[DefocusFrame]], processes: int, *, progress: bool
+    comparison: Comparison, streams: Mapping[int, Sequence[DefocusFrame]], processes: int, bar: ProgressBar
 ) -> list[_Measured]:
     """Measure each stream in a process of a pool, in their order; children that are left are ended."""
     context = multiprocessing.get_context("spawn")
     ticks = context.Queue()
     settings = (ticks, max(1, torch.get_num_threads() // processes))
-    total = len(comparison.contenders) * sum(map(len, streams.values()))
     others = set(multiprocessing.active_children())
-    with (
-        ProcessPoolExecutor(processes, context, _begin, settings) as pool,
-        ProgressBar(total=total, unit="frame", shown=progress, leave=False) as bar,
-    ):
+    with ProcessPoolExecutor(processes, context, _begin, settings) as pool:
         try:
             tasks = {seed: pool.submit(_measure_for_parent, comparison, seed, part) for seed, part in streams.items()}
             pending = set(tasks.values())
@@ -234,8 +236,8 @@ def _measure_in_processes(
                 for task in done:
                     task.result()  # its error ends the others
                 while not ticks.empty():
-                    ticks.get()
-                    bar.update()
+                    method, seconds = ticks.get()
+                    bar.update(kind=method, seconds=seconds)
         except BaseException:
             for child in set(multiprocessing.active_children()) - others:
                 child.terminate()
@@ -246,7 +248,7 @@ def _measure_in_processes(
     ]
 
 
-_ticks: Any = None  # in a child: the queue that counts frames
+_ticks: Any = None  # in a child: the queue that takes the method and the seconds of each frame
 
 
 def _begin(ticks: Any, threads: int) -> None:
@@ -257,8 +259,16 @@ def _begin(ticks: Any, threads: int) -> None:
 
 def _measure_for_parent(comparison: Comparison, seed: int, frames: Sequence[DefocusFrame]) -> _Measured:
     """Measure a stream in a child; arrays need no memory that both share."""
+    latest = time.perf_counter()
+
+    def tick(method: str) -> None:
+        nonlocal latest
+        now = time.perf_counter()
+        _ticks.put((method, now - latest))
+        latest = now
+
     with no_progress():
-        found = _measure(comparison, seed, frames, progress=False, tick=lambda: _ticks.put(None))
+        found = _measure(comparison, seed, frames, tick=tick)
     outputs: dict[Any, Any] = {key: output.numpy() for key, output in found.outputs.items()}
     return _Measured(found.result, outputs, found.plans)
 

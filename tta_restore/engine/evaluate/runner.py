@@ -124,21 +124,24 @@ def run_units(
     failures = [] if folder is None else [folder / f"failed.{rank}.txt" for rank in range(processes.count)]
     if processes.count > 1:
         failures[processes.rank].unlink(missing_ok=True)  # of an earlier run
-    for number, unit in enumerate(ProgressBar(units, unit="part", shown=shown, leave=False)):
-        path = None if folder is None else folder / f"{unit.name}.jsonl"
-        if number % processes.count != processes.rank or (path is not None and path.exists()):
-            continue
-        try:
-            found[unit.name] = unit.run()
-        except Exception as error:
-            if processes.count == 1:
-                raise
-            failure = error
-            failures[processes.rank].write_text(one_line(error), encoding="utf-8")  # the others wait for this one
-            break
-        if path is not None:
-            with atomic_file(path) as partial:
-                partial.write_text("".join(map(_line, found[unit.name])), encoding="utf-8")
+    with ProgressBar(total=len(units), unit="part", shown=shown, leave=False, parallel=processes.count) as bar:
+        for number, unit in enumerate(units):
+            path = None if folder is None else folder / f"{unit.name}.jsonl"
+            if number % processes.count != processes.rank or (path is not None and path.exists()):
+                bar.skip()
+                continue
+            try:
+                found[unit.name] = unit.run()
+            except Exception as error:
+                if processes.count == 1:
+                    raise
+                failure = error
+                failures[processes.rank].write_text(one_line(error), encoding="utf-8")  # the others wait for this one
+                break
+            if path is not None:
+                with atomic_file(path) as partial:
+                    partial.write_text("".join(map(_line, found[unit.name])), encoding="utf-8")
+            bar.update()
     processes.wait()
     if failure is not None:
         raise failure

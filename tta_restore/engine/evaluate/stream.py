@@ -74,7 +74,8 @@ def evaluate_stream(
     if not frames or not methods:
         raise ValueError(f"evaluate_stream: expected frames and methods, got {len(frames)} and {len(methods)}")
     records = []
-    with ProgressBar(total=len(frames) * len(methods), unit="frame", shown=progress, leave=False) as bar:
+    kinds = dict.fromkeys(methods, len(frames))
+    with ProgressBar(total=sum(kinds.values()), kinds=kinds, unit="frame", shown=progress, leave=False) as bar:
         for name, factory in methods.items():
             bar.set_description(name)
             method = factory()
@@ -83,7 +84,7 @@ def evaluate_stream(
                 records.append(record)
                 if on_frame is not None:
                     on_frame(record, output, method)
-                bar.update()
+                bar.update(kind=name)
     return StreamResult(tuple(records), settings={"measures": measures.as_dict()})
 
 

@@ -300,14 +300,16 @@ def run_jobs(
     if hasattr(method, "adapter"):
         method.adapter.show_progress = progress
     clip_method = method if whole_clips else FrameByFrame(method, device, fresh=state is None, window=window)
-    total = len(jobs)
-    with open_state(state, method) as keeper, ProgressBar(total=total, unit="file", shown=progress) as bar:
-        for number, job in enumerate(jobs):
-            bar.set_postfix_str(printable(job.source.name), refresh=False)
-            bar.update(number - bar.n)
-            bar.refresh()
+    kinds = Counter(job.kind for job in jobs)
+    with (
+        open_state(state, method) as keeper,
+        ProgressBar(total=len(jobs), kinds=kinds, unit="file", shown=progress) as bar,
+    ):
+        for job in jobs:
+            bar.set_postfix_str(printable(job.source.name))
             if not overwrite and _is_done(job, keeper):
                 summary.kept += 1
+                bar.skip(kind=job.kind)
                 continue
             own = output if output.bit_depth in (None, *_DEPTHS[job.kind]) else replace(output, bit_depth=None)
             try:
@@ -324,6 +326,7 @@ def run_jobs(
                 if written := _frames_there(job):
                     summary.fragments += written
                     say(f"note: {job.source}: {written} of its frames lie in {job.destination}")
+                bar.skip(kind=job.kind)
                 continue
             if keeper is not None:
                 try:
@@ -332,7 +335,7 @@ def run_jobs(
                     raise StateError(f"cannot be written ({error})") from error
             summary.restored += 1
             summary.incomplete += not is_whole
-        bar.update(total - bar.n)
+            bar.update(kind=job.kind)
     if trust := str(getattr(method, "tally", "")):
         say(f"note: {trust}")
     return summary
