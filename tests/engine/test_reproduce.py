@@ -21,6 +21,7 @@ from tta_restore.engine.evaluate import protocols, reproduction
 from tta_restore.engine.evaluate.outcome import Cost, unchanged_rows
 from tta_restore.engine.evaluate.reproduce import reproduce
 from tta_restore.engine.evaluate.results import FrameRecord
+from tta_restore.engine.evaluate.runner import Unit, run_units
 from tta_restore.engine.evaluate.tables import DataSet, Row, Table
 from tta_restore.engine.report.comparison import Comparison, render_comparison
 from tta_restore.engine.run.settings import Named
@@ -739,7 +740,41 @@ def test_list_and_dry_run(data, tmp_path, monkeypatch, capsys):
     assert main(["reproduce", "ifan-dpdd", "--data", f"DPDD={data / 'DPDD'}", "--dry-run"]) == 0
     said = capsys.readouterr().out
     assert "would be measured on DPDD: input" in said
+    assert "no estimate yet for 2 images of input: their time depends on network, method, image size and device" in said
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_dry_run_estimates_the_time_from_the_records_of_a_run_with_a_limit(data, tmp_path, monkeypatch):
+    def record(job):
+        for name in job.domains:
+            rows = [FrameRecord(job.row.name, 0, 0, name, "p", 0, 30.0, 0.5, 7.0, 0.0)] * min(
+                job.limit or 9, images[name]
+            )
+            run_units([Unit("0", lambda rows=rows: rows)], job.folder, progress=False)
+        return rows
+
+    images = {"SDD": 2, "DPDD": 2}
+    sets = tuple(DataSet(name, name, ("psnr",)) for name in images)
+    rows = tuple(Row(name, model="torch.nn:Identity", config=config) for name, config in (("a", {}), ("b", {"x": 1})))
+    table = Table("own", "Two rows", "own", sets, rows, "here")
+    monkeypatch.setattr("tta_restore.engine.evaluate.reproduce.TABLES", {"own": table})
+    monkeypatch.setitem(protocols.PROTOCOLS, "own", record)
+    options = {"data": {name: data / name for name in images}}
+
+    def dry_run(**more):
+        return run("own", tmp_path, **options, dry_run=True, **more)[1].splitlines()[1:]
+
+    assert dry_run() == [
+        "no estimate yet for 4 images of a, b: their time depends on network, method, "
+        f"image size and device; after a run with --limit 3 into {tmp_path}, --dry-run estimates it from those images"
+    ]
+    run("own", tmp_path, **options, limit=1, rows=["a"])
+    text = f"by the records in {tmp_path}, reading files and metrics not included"
+    known, unknown = dry_run()
+    assert known == f"about 28 s for what is left of 4 images, {text}: a 28 s"
+    assert unknown.startswith("no estimate yet for 4 images of b:")
+    run("own", tmp_path, rows=["a"], data={"SDD": data / "SDD"})  # two images fewer are left
+    assert dry_run(rows=["a"]) == [f"about 14 s for what is left of 4 images, {text}: a 14 s"]
 
 
 class Third(nn.Module):

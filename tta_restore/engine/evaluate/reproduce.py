@@ -15,7 +15,7 @@ from tta_restore.engine.evaluate.published import TABLES
 from tta_restore.engine.evaluate.tables import INPUT, DataSet, Row, Table, chosen_rows
 from tta_restore.engine.run.outputs import expect_folder, is_first_process, locked_output
 from tta_restore.engine.run.settings import merge, nested, parse_setting
-from tta_restore.engine.run.usage import UsageError
+from tta_restore.engine.run.usage import UsageError, duration
 from tta_restore.engine.run.user_code import import_named, is_named
 
 __all__ = ["describe_tables", "find_table", "reproduce"]
@@ -59,7 +59,8 @@ def reproduce(
         device: such as cpu or cuda (default: cuda where there is one)
         out: folder for report, tables and the state of the run (default: runs/TABLE)
         list_tables: list the tables and exit.
-        dry_run: list what is missing and what would be measured.
+        dry_run: list what is missing and what would be measured; estimate the time where an earlier run, such as one
+            with --limit 3, has measured that of an image.
         progress: show progress on stderr.
         say: receives the text for the user.
 
@@ -82,8 +83,8 @@ def reproduce(
     domains = {d.name: folders[d.name] for d in chosen.data if d.name in counts}
     runnable = [row for row in chosen.rows if row.measurable and not _lacks(row, files, sources)]
     missing += _missing_weights(chosen, files, sources)
-    if lpips_weights is None and domains and any("lpips" in data.quantities for data in chosen.data):
-        missing += _missing_lpips()
+    lacking_lpips = [] if lpips_weights else _missing_lpips() if domains and _asks_lpips(chosen) else []
+    missing += lacking_lpips
     if missing and is_first_process():
         say("\n".join(["Missing:", *(f"  {line}" for line in missing), ""]))
     for name, file in files.items():
@@ -92,6 +93,13 @@ def reproduce(
     if dry_run:
         measured = ", ".join(row.name for row in runnable) if domains else ""
         say(f"would be measured on {', '.join(domains) or 'no data set'}: {measured or 'no row'}")
+        if domains and runnable:
+            from tta_restore.engine.evaluate.reproduction import Reproduction
+
+            run = Reproduction(chosen, domains, counts, files, sources, out, limit=limit)
+            with_lpips = _asks_lpips(chosen) and not lacking_lpips
+            times = {row.name: run.expected_seconds(row, with_lpips=with_lpips) for row in runnable}
+            say(_describe_time(times, sum(counts.values()), out))
         return Outcome(chosen, missing=tuple(missing))
     if not domains or not runnable:
         lacking = "data set" if not domains else "row"
@@ -158,6 +166,29 @@ def _known(given: Mapping[str, Any], names: Sequence[str], flag: str) -> dict[st
 
 def _model_slots(table: Table) -> list[str]:
     return list(dict.fromkeys(row.slot for row in table.rows if row.measurable and row.slot))
+
+
+def _asks_lpips(table: Table) -> bool:
+    return any("lpips" in data.quantities for data in table.data)
+
+
+def _describe_time(times: Mapping[str, float | None], images: int, out: Path) -> str:
+    """Return a sentence on the time of a run: the sum of the rows that earlier records tell, and which do not."""
+    known = {name: seconds for name, seconds in times.items() if seconds is not None}
+    unknown = [name for name, seconds in times.items() if seconds is None]
+    each = ", ".join(f"{name} {duration(seconds)}" for name, seconds in known.items())
+    lines = []
+    if known:
+        lines.append(
+            f"about {duration(sum(known.values()))} for what is left of {images} images, by the records in {out}, "
+            f"reading files and metrics not included: {each}"
+        )
+    if unknown:
+        lines.append(
+            f"no estimate yet for {images} images of {', '.join(unknown)}: their time depends on network, method, "
+            f"image size and device; after a run with --limit 3 into {out}, --dry-run estimates it from those images"
+        )
+    return "\n".join(lines)
 
 
 def _missing_lpips() -> list[str]:

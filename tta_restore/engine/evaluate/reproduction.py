@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import csv
+import glob
 import json
 import platform
 from collections.abc import Callable, Mapping, Sequence
@@ -33,7 +34,7 @@ from tta_restore.engine.evaluate.outcome import (
 from tta_restore.engine.evaluate.protocols import Job, find_protocol
 from tta_restore.engine.evaluate.reproduce import identity_of
 from tta_restore.engine.evaluate.results import FrameRecord, StreamResult
-from tta_restore.engine.evaluate.runner import open_lpips
+from tta_restore.engine.evaluate.runner import open_lpips, read_records
 from tta_restore.engine.evaluate.tables import INPUT, Row, Table
 from tta_restore.engine.report import plots
 from tta_restore.engine.report.comparison import Comparison, group_rows, write_comparison
@@ -161,9 +162,8 @@ class Reproduction:
             return None
         found: list[FrameRecord] = []
         reasons: dict[str, str] = {}
-        groups = [self.domains] if self.table.stream else [{name: path} for name, path in self.domains.items()]
-        for domains in groups:
-            folder = self.out / "run" / f"{row.file}.{self._identity(row, domains, lpips)}"
+        for domains in self._groups():
+            folder = self._folder(row, domains, with_lpips=lpips is not None)
             folder.mkdir(parents=True, exist_ok=True)
             try:
                 found += protocol(
@@ -211,18 +211,43 @@ class Reproduction:
         except (ValueError, RuntimeError, NotImplementedError):
             return Cost()
 
-    def _identity(self, row: Row, domains: Mapping[str, Path], lpips: Any) -> str:
-        """Return the weights, settings and data by which runs of a row differ."""
+    def expected_seconds(self, row: Row, *, with_lpips: bool) -> float | None:
+        """Return the time to restore the images of a row that have no records yet.
+
+        It is estimated from records of the same weights and settings in the folder, those of a run with another limit
+        or other data included; None where there are none.
+        """
+        seconds = [
+            record.wall_seconds
+            for path in (self.out / "run").glob(f"{glob.escape(f'{row.file}.{self._settings(row)}')}.*/**/*.jsonl")
+            for record in read_records(path)
+        ]
+        if not seconds:
+            return None
+        folders = [self._folder(row, domains, with_lpips=with_lpips) for domains in self._groups()]
+        done = sum(len(read_records(path)) for folder in folders for path in folder.rglob("*.jsonl"))
+        return sum(seconds) / len(seconds) * (sum(self.counts[name] for name in self.domains) - done)
+
+    def _groups(self) -> list[Mapping[str, Path]]:
+        """Return the data sets that are measured together: all of a stream, else each alone."""
+        return [self.domains] if self.table.stream else [{name: path} for name, path in self.domains.items()]
+
+    def _folder(self, row: Row, domains: Mapping[str, Path], *, with_lpips: bool) -> Path:
+        """Return where the records of a row are kept: a folder for each choice of weights, settings and data."""
+        data = {name: [str(Path(path).resolve()), self.counts[name]] for name, path in domains.items()}
+        return self.out / "run" / f"{row.file}.{self._settings(row)}.{identity_of(data, self.limit, with_lpips)}"
+
+    def _settings(self, row: Row) -> str:
+        """Return a name for the weights and settings by which runs of a row differ."""
 
         def stamp(file: str | None) -> Any:
             path = Path(file or "")
             return [str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns] if path.is_file() else file
 
         networks = {key: stamp(self.files[name]) for key, name in row.networks.items()}
-        data = {name: [str(Path(path).resolve()), self.counts[name]] for name, path in domains.items()}
         return identity_of(
             asdict(row) | {"published": None, "reason": None, "source": None}, self.table.protocol, self.table.bits,
-            stamp(self.files.get(row.slot)), dict(self.sources), networks, data, self.limit, lpips is not None,
+            stamp(self.files.get(row.slot)), dict(self.sources), networks,
         )  # fmt: skip
 
     def _keep(self, row: Row) -> Callable[[str, int, Tensor, Tensor, Tensor], None]:

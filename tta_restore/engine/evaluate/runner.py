@@ -22,7 +22,17 @@ from tta_restore.engine.evaluate.results import FrameRecord
 from tta_restore.engine.evaluate.stream import StreamFrame, evaluate_frame, inputs_of
 from tta_restore.engine.run.usage import UsageError, one_line
 
-__all__ = ["Resumable", "Unit", "claim", "open_lpips", "run_folder", "run_resumable", "run_units", "task_of"]
+__all__ = [
+    "Resumable",
+    "Unit",
+    "claim",
+    "open_lpips",
+    "read_records",
+    "run_folder",
+    "run_resumable",
+    "run_units",
+    "task_of",
+]
 
 _SAVE_EVERY = 20
 
@@ -65,7 +75,7 @@ def run_resumable(
     folder.mkdir(parents=True, exist_ok=True)
     log, states = folder / f"{stem}.jsonl", sorted(folder.glob(f"{glob.escape(stem)}.*.safetensors"), key=_frames_done)
     done = _frames_done(states[-1]) if states else 0
-    records = [record for record in _read_records(log) if record.index < done] if log.exists() else []
+    records = [record for record in read_records(log) if record.index < done] if log.exists() else []
     log.write_text("".join(_line(record) for record in records), encoding="utf-8")
     if done:
         method.load(states[-1])
@@ -149,7 +159,7 @@ def run_units(
         raise UsageError(told[0])
     for unit in units:
         if unit.name not in found and folder is not None:
-            found[unit.name] = _read_records(folder / f"{unit.name}.jsonl")
+            found[unit.name] = read_records(folder / f"{unit.name}.jsonl")
     return [record for unit in units for record in found[unit.name]]
 
 
@@ -172,7 +182,7 @@ def run_folder(out: str | Path | None, task: Mapping[str, Any], processes: Proce
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _read_records(path: Path) -> list[FrameRecord]:
+def read_records(path: Path) -> list[FrameRecord]:
     """Return the records in a file, without the last line where a killed run wrote it in part.
 
     Raises:

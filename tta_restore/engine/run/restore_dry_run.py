@@ -14,6 +14,7 @@ from tta_restore.data.io.pixels import ImageError
 from tta_restore.data.io.video import VideoFile
 from tta_restore.engine.run.restore_clips import Output
 from tta_restore.engine.run.restore_plan import Job, Plan, frame_files
+from tta_restore.engine.run.usage import duration
 
 __all__ = ["describe_run"]
 
@@ -56,7 +57,7 @@ def describe_run(
     if sample is not None and window is not None:
         crop = sample[None, :, :256, :256].contiguous().to(device)
         x = crop if window == 1 else crop[:, None].expand(-1, window, -1, -1, -1)
-        line += f", about {_duration(_expected_seconds(method, x, pixels, streams))}"
+        line += f", about {duration(_expected_seconds(method, x, pixels, streams))}"
     show(line)
 
 
@@ -94,9 +95,3 @@ def _measure_job(job: Job, output: Output, say: Callable[[str], None]) -> tuple[
     except ImageError as error:
         say(f"error: {error}")
         return 0, 0, None
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

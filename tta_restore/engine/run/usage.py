@@ -1,8 +1,8 @@
-"""The error of a command that cannot be carried out as it was given."""
+"""Texts of commands: the error of one that cannot be carried out as it was given, and durations."""
 
 from __future__ import annotations
 
-__all__ = ["UsageError", "one_line"]
+__all__ = ["UsageError", "duration", "one_line"]
 
 
 class UsageError(ValueError):
@@ -15,3 +15,10 @@ def one_line(error: Exception) -> str:
     if text and isinstance(error, (ValueError, TypeError, ImportError, RuntimeError, OSError)):
         return text
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def duration(seconds: float) -> str:
+    """Return a time in the unit that suits it, such as "12 min"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
