@@ -445,3 +445,28 @@ def test_a_method_without_select_is_told_what_to_pass():
     adapter = Adapter(nn.Conv2d(3, 3, 1))
     with pytest.raises(ValueError, match="roles source, got 'student'; without select .*select=\"all\""):
         adapter.run("student", torch.rand(1, 3, 16, 16))
+
+
+class Emits(Adapter):
+    def __init__(self, model, *, factor=1.0, **options):
+        super().__init__(model, **options)
+        self.factor = factor
+
+    def emit(self, frame):
+        restored = self.run("source", frame.image)
+        return restored.with_image(self.factor * restored.image)
+
+
+def test_values_of_bytes_are_the_methods_where_the_model_returns_none():
+    frame = torch.rand(1, 3, 16, 16).clamp(0.5, 1)
+    for call in (Emits(nn.Identity(), factor=255.0), Emits(nn.Identity(), factor=255.0).predict):
+        with pytest.raises(
+            ValueError, match=r"^Emits: expected emit to return an image in \[0, 1\], got values up to 2"
+        ):
+            call(frame)
+
+    class Bytes(nn.Module):
+        def forward(self, x):
+            return 255 * x
+
+    assert torch.equal(Emits(Bytes())(frame), 255 * frame)

@@ -71,7 +71,45 @@ class Raises(Plain):
 class NotFinite(Plain):
     def objective(self, frame):
         return super().objective(frame) * float("nan")
+
+
+class Cropped(Plain):
+    def emit(self, frame):
+        restored = self.run("student", frame.image)
+        return restored.with_image(restored.image[..., 1:, 1:])
+
+
+class Gray(Plain):
+    def emit(self, frame):
+        restored = self.run("student", frame.image)
+        return restored.with_image(restored.image.mean(1, keepdim=True))
+
+
+class NoBatch(Plain):
+    def emit(self, frame):
+        restored = self.run("student", frame.image)
+        return restored.with_image(restored.image[0])
+
+
+class Bytes(Plain):
+    def emit(self, frame):
+        restored = self.run("student", frame.image)
+        return restored.with_image(255 * restored.image.clamp(0.9, 1))
+
+
+class Integers(Plain):
+    def emit(self, frame):
+        restored = self.run("student", frame.image)
+        return restored.with_image((255 * restored.image).byte())
+
+
+class Array(Plain):
+    def emit(self, frame):
+        restored = self.run("student", frame.image)
+        return restored.with_image(restored.image.numpy())
 """
+
+SHAPE = "expected emit to return an image (1, 3, 16, 16), as the model does for this frame, got"
 
 OF_THE_COMMAND = {
     "Closed": "method '{}': it takes no 'seed', as every method does: end its arguments with **options and pass them",
@@ -85,6 +123,12 @@ OF_A_FRAME = {
     "Number": "Number: expected objective to return a loss of one value or None, got float",
     "Map": "Map: expected objective to return a loss of one value or None, got (1, 3, 16, 16)",
     "Tensors": "Tensors: expected emit to return a Restoration, as self.run and self.ensemble do, got Tensor",
+    "Cropped": f"Cropped: {SHAPE} (1, 3, 15, 15)",
+    "Gray": f"Gray: {SHAPE} (1, 1, 16, 16)",
+    "NoBatch": f"NoBatch: {SHAPE} (3, 16, 16)",
+    "Bytes": "Bytes: expected emit to return an image in [0, 1], got values up to 2",
+    "Integers": "Integers: expected emit to return an image of floats in [0, 1], got torch.uint8",
+    "Array": "Array: expected emit to return an image of floats in [0, 1], got ndarray",
     "NoOptimizer": "NoOptimizer: make_optimizer returned none",
     "Texts": "Texts: expected frame.steps to be an integer >= 0, got str 'many'",
     "Raises": "KeyError: 'scale' (own_methods.py, line 56, in Raises.begin_frame)",
