@@ -19,6 +19,7 @@ extensions = [
     "sphinx_gallery.gen_gallery",
     "sphinx_copybutton",
     "api_pages",
+    "command_lines",
 ]
 exclude_patterns = ["pypi.md"]  # the long description of the package
 autosummary_generate = False  # api_pages writes the pages

@@ -1,6 +1,7 @@
 """The documentation site: every public name has a page, the picture is current, links are checked, the examples run."""
 
 import importlib.util
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -48,6 +49,18 @@ def test_every_public_name_has_one_page():
     documented = api.documented_names(modules)
     assert len(documented["tta_restore.ops"]) == len(modules["tta_restore.ops"].__all__)
     assert "sac" not in documented.get("tta_restore.ops.adaptive_conv", [])  # it has a page under the shorter path
+
+
+def test_lines_and_words_of_commands_can_be_wrapped_and_copied():
+    block = '<div class="highlight-{} notranslate"><div class="highlight"><pre><span></span>{}\n</pre></div>\n</div>'
+    lines = load(DOCS / "_ext" / "command_lines.py")
+    text = 'tta-restore <span class="nb">info</span> --model a.pth\n\ncd my-photos'
+    marked = lines.mark_lines(block.format("none", text))
+    assert re.findall(r'<span class="word">(.*?)</span>', marked) == ["tta-restore", "--model", "my-photos"]
+    assert marked.count('<span class="line">') == 2
+    assert re.sub(r"<[^>]*>", "", marked) == re.sub(r"<[^>]*>", "", block.format("none", text))
+    for language in ("python", "Python", "pycon", "default"):
+        assert lines.mark_lines(block.format(language, text)) == block.format(language, text)
 
 
 def test_the_picture_of_the_architecture_is_current():
