@@ -5,6 +5,7 @@ import gc
 import inspect
 import threading
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from adapters.zoo import Residual, Tied, build, frames
 from torch import nn
 
 from tta_restore import adapters
-from tta_restore.adapters import Adapter, SelfEnsemble, Semantic, SiamCTTA
+from tta_restore.adapters import Adapter, CalibrationReport, SelfEnsemble, Semantic, SiamCTTA
 from tta_restore.models import RestorerSpec
 
 
@@ -416,6 +417,16 @@ def test_any_adapter_with_weights_calibrates():
     assert "not measured" in report.verdict
     assert report.model.state_dict().keys() == net.state_dict().keys()
     assert not torch.equal(report.model.weight, net.weight)
+
+
+def test_a_calibration_prints_the_degradation_with_units():
+    found = {"noise": 32.6, "blur": 0.857, "jpeg_quality": 100.0}
+    report = CalibrationReport(nn.Identity(), 1, 9, 2.0, "denoise", found, 1.0, 0.9, 0.003)
+    assert (
+        "degradation    noise, standard deviation 32.6 / 255; blur, root mean square radius 0.86 pixels; "
+        "JPEG quality none found\n" in str(report)
+    )
+    assert "degradation    not estimated\n" in str(replace(report, degradation={}))
 
 
 def test_a_method_refuses_unsuitable_models_as_soon_as_the_specification_is_known():

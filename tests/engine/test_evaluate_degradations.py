@@ -155,11 +155,11 @@ def test_calibrate_names_what_it_did_not_use(folder, capsys):
     assert main([*command, str(count - 1), "-o", "mine.safetensors"]) == 1
     err = capsys.readouterr().err
     assert "error: photos/10.png: truncated or damaged PNG" in err
-    assert f"1 photo could not be read, {count - 3} photos not needed, 1 photo beyond --limit not opened" in err
+    assert f"1 photo could not be read, {count - 3} photos not used, 1 photo beyond --limit not opened" in err
     assert "left out: 1 .txt" in err
     report = json.loads((folder / "mine.json").read_text())
     assert (report["frames"], report["unused"], report["unopened"]) == (1, count - 3, 1)
-    assert f"<li>{count - 3} photos not needed</li>" in (folder / "mine.html").read_text()
+    assert f"<li>{count - 3} photos not used</li>" in (folder / "mine.html").read_text()
 
 
 @pytest.fixture

@@ -22,6 +22,12 @@ __all__ = ["CalibrationProgress", "CalibrationReport", "calibrate"]
 _WORTH = 0.1  # dB on held-out pairs from which the calibrated model is recommended
 _OF_FRAME = re.compile(r"frame (\d+): (.*)", re.DOTALL)
 _MIN_TRUST = 0.05
+_PARAMETERS = {
+    "noise": ("noise, standard deviation", "{:.1f} / 255"),
+    "noise_filter": ("filter that correlates it, standard deviation", "{:.2f} pixels"),
+    "blur": ("blur, root mean square radius", "{:.2f} pixels"),
+    "jpeg_quality": ("JPEG quality", "{:.0f}"),
+}
 
 
 @dataclass(frozen=True)
@@ -75,6 +81,15 @@ class CalibrationReport:
         return f"no gain: keep the original ({self.gain:+.2f} dB on held-out pairs, trust {self.trust:.2f})"
 
     @property
+    def described_degradation(self) -> tuple[tuple[str, str], ...]:
+        """``degradation`` as names in words and values with units."""
+        return tuple(
+            (name, "none found" if key == "jpeg_quality" and self.degradation[key] >= 100 else form.format(value))
+            for key, (name, form) in _PARAMETERS.items()
+            if (value := self.degradation.get(key)) is not None
+        )
+
+    @property
     def grouped_messages(self) -> tuple[str, ...]:
         """``messages`` with one entry per remark, which names all frames that have it."""
         found: dict[str, list[str]] = {}
@@ -88,7 +103,7 @@ class CalibrationReport:
         )
 
     def __str__(self) -> str:
-        found = ", ".join(f"{name} {value:.3g}" for name, value in self.degradation.items())
+        found = "; ".join(f"{name} {value}" for name, value in self.described_degradation)
         lines = [
             f"task           {self.task}",
             f"frames         {self.frames}, {self.steps} steps, {self.seconds:.1f} s",
@@ -170,7 +185,7 @@ def calibrate(
     for frame in () if pairs is not None and count and pairs.phase == "steady" else frames:
         left = None if seconds is None else processes.agree(seconds - (time.perf_counter() - started))
         if left is not None and left <= 0:
-            messages.append(f"the budget of {budget} was spent after {count} frames")
+            messages.append(f"the budget of {budget} was spent after {count} frame{'' if count == 1 else 's'}")
             break
         limit = budget if seconds is None else f"{left:.3f}s"
         adapter.processes = processes

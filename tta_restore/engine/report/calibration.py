@@ -23,12 +23,6 @@ __all__ = ["CALIBRATED", "ORIGINAL", "PHOTO", "CalibrationPage", "compare_photos
 CALIBRATED, ORIGINAL, PHOTO = "calibrated model", "original model", "photo"
 _SIDE = 320  # of the part of a photo that is shown, in pixels of the photo
 _LARGEST_SIDE = 640  # of the same part of the result
-_PARAMETERS = {
-    "noise": ("noise, standard deviation", "{:.1f} / 255"),
-    "noise_filter": ("filter that correlates it, standard deviation", "{:.2f} pixels"),
-    "blur": ("blur, root mean square radius", "{:.2f} pixels"),
-    "jpeg_quality": ("JPEG quality", "{:.0f}"),
-}
 
 
 @dataclass(frozen=True)
@@ -61,11 +55,6 @@ def write_calibration(path: str | Path, page: CalibrationPage) -> None:
     require_packages("jinja2")  # torch depends on it
     report = page.report
     contexts = [sample_context(sample) for sample in page.samples]
-    found = [
-        (name, "none found" if key == "jpeg_quality" and report.degradation[key] >= 100 else form.format(value))
-        for key, (name, form) in _PARAMETERS.items()
-        if (value := report.degradation.get(key)) is not None
-    ]
     html = (
         environment()
         .get_template("calibration.html.jinja")
@@ -76,7 +65,7 @@ def write_calibration(path: str | Path, page: CalibrationPage) -> None:
             is_adapted=report.worthwhile or math.isnan(report.gain),
             lead=contexts[0] if contexts else None,
             samples=contexts[1:],
-            found=found,
+            found=report.described_degradation,
             gains=list(zip(page.photos, report.gains, strict=False)),
             remarks=[*report.grouped_messages, *page.remarks],
             facts=page.facts,

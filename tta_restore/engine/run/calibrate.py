@@ -52,7 +52,7 @@ class Calibration:
     Attributes:
         report: the report of :func:`tta_restore.adapters.calibrate`.
         failed: photos that could not be read.
-        unused: photos that could be read and were not needed.
+        unused: photos that could be read and were not used: the model was calibrated, or the budget was spent.
         unopened: photos beyond the limit, which were not opened.
         left_out: number of files in the folders that are no images, by kind.
     """
@@ -78,7 +78,7 @@ class Calibration:
         if self.failed:
             parts.append(f"{_photo_count(self.failed)} could not be read")
         if self.unused:
-            parts.append(f"{_photo_count(self.unused)} not needed")
+            parts.append(f"{_photo_count(self.unused)} not used")
         if self.unopened:
             parts.append(f"{_photo_count(self.unopened)} beyond --limit not opened")
         if self.left_out:
