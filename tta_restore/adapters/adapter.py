@@ -726,18 +726,20 @@ class Adapter(RecordedModule):
         if not isinstance(image, Tensor) or not image.is_floating_point():
             got = image.dtype if isinstance(image, Tensor) else type(image).__name__
             raise TypeError(f"{expected} of floats in [0, 1], got {got}")
-        spec = self.restorer.known_spec(frame.image)
+        spec = self.restorer.spec or self.restorer.known_spec(frame.image)
         if not spec.dense:
             return
-        raw = outputs.at(restoration.raw, restoration.path).shape  # of a part of the frame, where there are tiles
-        is_clip = len(raw) > frame.image.ndim  # a model of whole clips takes (T, C, H, W) and returns (1, T, C, H, W)
-        count = raw[0] if is_clip else len(frame.image)
-        shape = (count, *raw[1:-2], *(spec.scale * side for side in frame.image.shape[-2:]))
+        raw = restoration.raw if isinstance(restoration.raw, Tensor) else outputs.at(restoration.raw, restoration.path)
+        sides = raw.shape  # of a part of the frame, where there are tiles
+        is_clip = len(sides) > frame.image.ndim  # a model of whole clips takes (T, C, H, W) and returns (1, T, C, H, W)
+        count = sides[0] if is_clip else len(frame.image)
+        shape = (count, *sides[1:-2], *(spec.scale * side for side in frame.image.shape[-2:]))
         if image.shape != shape:
             raise ValueError(f"{expected} {shape}, as the model does for this frame, got {tuple(image.shape)}")
-        largest = _largest(image)
+        largest = max(map(abs, map(float, image.detach().aminmax()))) if image.numel() else 0.0
         if _BYTES < largest < math.inf:
-            own = max(_largest(self.run(role, frame.image).image) for role in ("source", *self._kept_roles()))
+            images = (self.run(role, frame.image).image for role in ("source", *self._kept_roles()))
+            own = max(float(one.detach().abs().amax()) for one in images)
             if own <= _BYTES:  # else the model returns such values, or adaptation diverged
                 raise ValueError(
                     f"{expected} in [0, 1], got values up to {largest:g}, where the model returns up to {own:.2g}; "
@@ -1016,12 +1018,6 @@ class Adapter(RecordedModule):
     def _expect_attached(self) -> None:
         if self._detached:
             raise RuntimeError(f"{type(self).__name__}: was detached from its model; make a new adapter")
-
-
-def _largest(image: Tensor) -> float:
-    """Return the largest magnitude in an image, 0 for an empty one."""
-    low, high = image.detach().aminmax() if image.numel() else (0.0, 0.0)
-    return max(-float(low), float(high))
 
 
 def _after_fork() -> None:
