@@ -437,7 +437,7 @@ def test_soft_content_earns_little_trust_in_a_lens():
         (0.2, 0.28, 1, 0.325),
         (0.2, 0.6, 1, 0.0975),
         (0.28, 0.1, 1, 0.325),
-        (0.2, 0.6, 5, 0.8),
+        (0.2, 0.6, 5, 0.88),
     )
     for deviation, softness, level, share in cases:
         blur, noise = torch.tensor([math.log(2.5), deviation]), torch.tensor([math.log(level / 255), 0.1])
@@ -447,6 +447,23 @@ def test_soft_content_earns_little_trust_in_a_lens():
     soft = dataclasses.replace(clear, blur=torch.tensor([math.log(2.5), 0.3]), sharpest=torch.tensor(1.5).log())
     assert _trust.max_student(2.0, [soft, clear], **options) == pytest.approx(0.65)  # one that shows the lens suffices
     assert _trust.max_student(2.0, [clear, soft], **options) == pytest.approx(0.65)
+
+
+@pytest.mark.parametrize(("noise", "share"), [(1.0, 0.3), (3.0, 0.3), (5.5, 0.65), (8.0, 1.0), (30.0, 1.0)])
+def test_a_student_that_removes_noise_is_not_limited_by_its_blur(noise, share):
+    reading = dataclasses.replace(
+        Estimator().read(_frame(0)[0]),
+        blur=torch.tensor([math.log(1.0), 0.2]),
+        sharpest=torch.tensor(0.0),
+        noise=torch.tensor([math.log(noise / 255), 0.1]),
+        jpeg=torch.tensor([0.0, 100.0, 1.0]),
+    )
+    options = {"sharpens": True, "scale": 1, "denoises": False}
+    assert _trust.max_student(2.0, [reading], **options) == pytest.approx(share, abs=1e-3)
+    unknown = dataclasses.replace(reading, blur=torch.tensor([0.0, 1.1]))
+    assert _trust.max_student(2.0, [unknown], **options) == pytest.approx(max((share - 0.3) / 0.7, 0.0), abs=1e-3)
+    clean = dataclasses.replace(reading, noise=torch.tensor([math.log(1 / 255), 0.1]))
+    assert _trust.max_student(2.0, [reading, clean], **options) == pytest.approx(0.3)  # the weaker noise counts
 
 
 def test_what_no_one_can_use_is_refused():

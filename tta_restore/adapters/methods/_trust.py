@@ -34,6 +34,7 @@ _UNKNOWN = (0.8, 1.0)  # standard deviations of the log radius from which it is 
 # Blur radii in pixels between which the weight of a student that removes blur grows, and its limits; the upper one is
 # lower without noise, where nothing but the pairs speaks for the student
 _SURE_BLUR, _MIN_SHARE, _MAX_SHARE, _MAX_SHARE_CLEAN = (1.2, 2.0), 0.3, 0.8, 0.65
+_REMOVES_NOISE = (3.0, 8.0)  # noise in 1/255 between which these limits give way: it is noise that the student removes
 # By how much the log radius of a frame without noise may exceed that of its sharpest places, or be uncertain: more is
 # soft content, which says nothing of the lens; and the part of the weight that is left then
 _SOFT, _SOFT_SHARE = (0.22, 0.34), 0.15
@@ -60,8 +61,8 @@ def max_student(lead: float, readings: Sequence[Reading], *, sharpens: bool, sca
     """Return the largest weight of a student with a lead on pairs, 0 to 1.
 
     A small lead is not worth the risk. Small blur, which is read worst and which the source removes best, earns a part
-    of the weight. JPEG compression spoils the estimates of noise and blur: half of the weight then, and nothing where
-    more noise was read than the compression would have left.
+    of the weight, unless there is noise to remove. JPEG compression spoils the estimates of noise and blur: half of the
+    weight then, and nothing where more noise was read than the compression would have left.
 
     Args:
         lead: PSNR gain over the source on held-out pairs, dB.
@@ -88,9 +89,11 @@ def max_student(lead: float, readings: Sequence[Reading], *, sharpens: bool, sca
     if sharpens and scale == 1:
         clean = not compressed and not noisy
         limit = _MAX_SHARE_CLEAN if clean else _MAX_SHARE
-        share *= min(max(_position(radius, _SURE_BLUR), _MIN_SHARE), limit) * _known(readings)
+        limit = min(max(_position(radius, _SURE_BLUR), _MIN_SHARE), limit) * _known(readings)
         if clean:
-            share *= max(1 - _position(max(_softness(readings)), _SOFT), _SOFT_SHARE)
+            limit *= max(1 - _position(max(_softness(readings)), _SOFT), _SOFT_SHARE)
+        noise = 255 * min(reading.mean["noise_std"] for reading in readings)
+        share *= limit + (1 - limit) * _position(noise, _REMOVES_NOISE)
     elif sharpens and not noisy:
         share *= _MAX_SHARE_UPSCALING * _position(float(readings[-1].blurred), _BLURRED_UPSCALING)
     return share / 2 if compressed else share
