@@ -464,6 +464,8 @@ def test_a_student_that_removes_noise_is_not_limited_by_its_blur(noise, share):
     assert _trust.max_student(2.0, [unknown], **options) == pytest.approx(max((share - 0.3) / 0.7, 0.0), abs=1e-3)
     clean = dataclasses.replace(reading, noise=torch.tensor([math.log(1 / 255), 0.1]))
     assert _trust.max_student(2.0, [reading, clean], **options) == pytest.approx(0.3)  # the weaker noise counts
+    compressed = dataclasses.replace(reading, jpeg=torch.tensor([1.0, 60.0, 1.0]))  # what looks like noise is texture
+    assert _trust.max_student(2.0, [compressed], **options) == pytest.approx(0.15)
 
 
 def test_what_no_one_can_use_is_refused():

@@ -81,6 +81,8 @@ def test_shapes_are_checked():
     estimate = DefocusEstimate(*(torch.ones(1, 1, 1) for _ in range(2)), statistics=torch.zeros(1, 1))
     with pytest.raises(ValueError, match=r"expected image of shape \(B, C, H, W\)"):
         blur_statistics(torch.rand(3, 48, 48), estimate, torch.ones(1))
+    with pytest.raises(ValueError, match="expected noise of"):
+        blur_statistics(torch.rand(1, 3, 48, 48), estimate, torch.ones(2))
 
 
 def test_radii_are_those_of_the_tile():

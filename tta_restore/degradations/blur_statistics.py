@@ -48,8 +48,12 @@ def blur_statistics(image: Tensor, estimate: DefocusEstimate, noise: Tensor, qua
         - estimate: of the image
         - noise: (B,), standard deviation in [0, 1] values
         - output: (T * B, F), T tiles, F = ``NUM_BLUR_STATISTICS``
+
+    Raises:
+        ValueError: the image or the noise has another shape.
     """
     checks.expect_shape("blur_statistics", "image", image, "(B, C, H, W)")
+    checks.expect_shape("blur_statistics", "noise", noise, "(B,)", (len(image),))
     places = _places(*image.shape[-2:])
     gray = image.float().mean(1, keepdim=True)
     luma = torch.cat([gray[..., rows, columns] for rows, columns in places])

@@ -61,7 +61,7 @@ def max_student(lead: float, readings: Sequence[Reading], *, sharpens: bool, sca
     """Return the largest weight of a student with a lead on pairs, 0 to 1.
 
     A small lead is not worth the risk. Small blur, which is read worst and which the source removes best, earns a part
-    of the weight, unless there is noise to remove. JPEG compression spoils the estimates of noise and blur: half of the
+    of the weight, unless noise is to be removed. JPEG compression spoils the estimates of noise and blur: half of the
     weight then, and nothing where more noise was read than the compression would have left.
 
     Args:
@@ -93,7 +93,8 @@ def max_student(lead: float, readings: Sequence[Reading], *, sharpens: bool, sca
         if clean:
             limit *= max(1 - _position(max(_softness(readings)), _SOFT), _SOFT_SHARE)
         noise = 255 * min(reading.mean["noise_std"] for reading in readings)
-        share *= limit + (1 - limit) * _position(noise, _REMOVES_NOISE)
+        removes_noise = 0.0 if compressed else _position(noise, _REMOVES_NOISE)
+        share *= limit + (1 - limit) * removes_noise
     elif sharpens and not noisy:
         share *= _MAX_SHARE_UPSCALING * _position(float(readings[-1].blurred), _BLURRED_UPSCALING)
     return share / 2 if compressed else share

@@ -183,9 +183,10 @@ def _crop(photo: Tensor, side: int, uniform: _Uniform) -> Tensor:
 def _scene(sharp: Tensor, uniform: _Uniform) -> tuple[Tensor, Tensor]:
     """Photograph a scene with smooth or stepped depth: (1, 3, S + M, S + M) -> (1, 3, S, S), log radius (1, S, S)."""
     generator, side = uniform.generator, sharp.shape[-1] - 2 * _MARGIN
-    shapes = {"disk": optics.disk, "gaussian": optics.gaussian}
-    name = _LENSES[2] if uniform() < 0.6 else _LENSES[uniform.integer(0, 1)]
-    pupil = shapes[name] if name in shapes else optics.random_lens(generator, tails=0.2).pupil
+    if uniform() < 0.6:
+        pupil = optics.random_lens(generator, tails=0.2).pupil
+    else:
+        pupil = (optics.gaussian, optics.disk)[uniform.integer(0, 1)]
     knots = uniform.integer(*_KNOTS)
     field = torch.randn(1, 1, knots, knots, generator=generator) + uniform.between(-0.5, 0.5)
     field = F.interpolate(field, size=(side, side), mode="bicubic", align_corners=True)[:, 0]
