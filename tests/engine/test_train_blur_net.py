@@ -10,12 +10,10 @@ from safetensors.torch import load_file
 from tta_restore.data.synthetic import photos
 from tta_restore.degradations.blur_statistics import NUM_BLUR_STATISTICS, BlurNet
 from tta_restore.engine.train import blur_net
-from tta_restore.models import create_model
 
 
 def drawn(count=24):
-    defocus = create_model("lens_estimator", checkpoint="lens_estimator").eval()
-    return list(blur_net.samples(photos.load("motorcycle_left"), count, torch.Generator().manual_seed(3), defocus))
+    return list(blur_net.samples(photos.load("motorcycle_left"), count, torch.Generator().manual_seed(3)))
 
 
 @pytest.mark.slow
@@ -23,10 +21,8 @@ def test_samples_are_seeded_and_blur_can_be_learned():
     first, second = drawn(), drawn()
     assert all(torch.equal(a.statistics, b.statistics) for a, b in zip(first, second, strict=True))
     assert all(one.statistics.shape[1] == NUM_BLUR_STATISTICS for one in first)
-    assert all(one.radius.shape == one.statistics.shape[:1] for one in first)
-    assert {bool((one.radius > 0).all()) for one in first} == {False, True}
-    assert max(float(one.radius.max()) for one in first) <= 5 * 1.5
-    assert any(len(one.radius.unique()) > 1 for one in first)  # scenes with depth
+    assert {one.radius > 0 for one in first} == {False, True}
+    assert max(one.radius for one in first) <= 5 * 1.5
     assert {len(one.statistics) for one in first} >= {1, 9}  # tiles of small frames and of large ones
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -64,5 +60,5 @@ def test_weights_are_written_with_a_log(tmp_path, monkeypatch):
     blur_net.main(["--samples", "2", "--seed", "5", "--out", str(tmp_path / "net.safetensors")])
     log = json.loads((tmp_path / "net.json").read_text())
     assert log["command"].endswith("blur_net --samples 2 --seed 5 --out net.safetensors")
-    assert (log["photographs"], log["seed"], log["parameters"]) == (1, 5, 4227)
+    assert (log["photographs"], log["seed"], log["parameters"]) == (1, 5, 3747)
     BlurNet().load_state_dict(load_file(tmp_path / "net.safetensors"))

@@ -1,8 +1,7 @@
 """Statistics of a frame that tell blur from content that is soft itself.
 
 A lens blurs everything before the sensor adds noise: no edge of the frame is steeper than the blur lets it be, and the
-spectrum falls off to a flat one of noise. Soft content leaves some edge steep, and its spectrum falls off evenly. How
-much blur differs from place to place is seen in what a ``DefocusEstimator`` reads there.
+spectrum falls off to a flat one of noise. Soft content leaves some edge steep, and its spectrum falls off evenly.
 """
 
 from __future__ import annotations
@@ -15,10 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tta_restore._core import checks
-from tta_restore.degradations.statistics import weighted_quantiles
-from tta_restore.models.defocus.estimator import DefocusEstimate
 
-__all__ = ["NUM_BLUR_STATISTICS", "BlurNet", "blur_statistics", "tile_means"]
+__all__ = ["NUM_BLUR_STATISTICS", "BlurNet", "blur_statistics"]
 
 _SIDE, _PER_AXIS = 128, 3  # largest side of a tile in pixels, and most tiles per axis
 _BANDS = (0.04, 0.07, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 1.0)  # edges in cycles per pixel
@@ -27,79 +24,35 @@ _CONTRASTS = (0.06, 0.2)  # ranges of values from which a neighborhood of 5 x 5 
 _LEAST_EDGES = 20  # places with an edge from which their quantiles count
 _SCALES = 3
 _LEAST = 1e-10  # power
-_RADIUS_QUANTILES = (0.1, 0.3, 0.5, 0.7, 0.9)
 
-NUM_BLUR_STATISTICS = (
-    len(_CONTRASTS) * (1 + len(_QUANTILES)) + len(_BANDS) - 2 + 2 * _SCALES + len(_RADIUS_QUANTILES) + 4 + 2
-)
+NUM_BLUR_STATISTICS = len(_CONTRASTS) * (1 + len(_QUANTILES)) + len(_BANDS) - 2 + 2 * _SCALES + 1
 """Number of statistics per tile."""
 
 
 @torch.no_grad()
-def blur_statistics(image: Tensor, estimate: DefocusEstimate, noise: Tensor, quality: float = 100.0) -> Tensor:
+def blur_statistics(image: Tensor, quality: float = 100.0) -> Tensor:
     """Return statistics of up to 3 x 3 tiles of an image, which do not depend on its contrast.
 
     They are how steep edges are relative to the range of values around them, ratios of the power in neighboring bands
-    of the spectrum, how rare large differences of neighbors are at three scales, and the blur radii that a
-    ``DefocusEstimator`` reads in the tile; and the noise and the JPEG quality.
+    of the spectrum, and how rare large differences of neighbors are at three scales; and the JPEG quality.
 
     Shape:
         - image: (B, C, H, W) in [0, 1], H and W at least 32
-        - estimate: of the image
-        - noise: (B,), standard deviation in [0, 1] values
         - output: (T * B, F), T tiles, F = ``NUM_BLUR_STATISTICS``
-
-    Raises:
-        ValueError: the image or the noise has another shape.
     """
     checks.expect_shape("blur_statistics", "image", image, "(B, C, H, W)")
-    checks.expect_shape("blur_statistics", "noise", noise, "(B,)", (len(image),))
-    places = _places(*image.shape[-2:])
-    gray = image.float().mean(1, keepdim=True)
-    luma = torch.cat([gray[..., rows, columns] for rows, columns in places])
+    luma = _tiles(image.float().mean(1, keepdim=True))
     compression = luma.new_full((len(luma), 1), (100 - quality) / 50)
-    level = noise.to(luma).clamp(min=1e-4).log().repeat(len(places))[:, None]
-    return torch.cat(
-        [
-            _steepness(luma), _spectrum(luma[:, 0]).diff(dim=1), _sparsity(luma),
-            _radii(estimate, places, image.shape[-2:]), level, compression,
-        ],
-        dim=1,
-    )  # fmt: skip
+    return torch.cat([_steepness(luma), _spectrum(luma[:, 0]).diff(dim=1), _sparsity(luma), compression], 1)
 
 
-def tile_means(field: Tensor) -> Tensor:
-    """Return the means of a field over the tiles of :func:`blur_statistics`: (B, H, W) -> (T * B,)."""
-    return torch.cat([field[..., rows, columns].mean((1, 2)) for rows, columns in _places(*field.shape[-2:])])
-
-
-def _places(height: int, width: int) -> list[tuple[slice, slice]]:
-    """Rows and columns of the tiles."""
-
-    def slices(side: int) -> list[slice]:
+def _tiles(image: Tensor) -> Tensor:
+    def starts(side: int) -> list[int]:
         count = min(math.ceil(side / _SIDE), _PER_AXIS)
-        starts = [0] if count == 1 else [round(i * (side - _SIDE) / (count - 1)) for i in range(count)]
-        return [slice(start, min(start + _SIDE, side)) for start in starts]
+        return [0] if count == 1 else [round(i * (side - _SIDE) / (count - 1)) for i in range(count)]
 
-    return list(itertools.product(slices(height), slices(width)))
-
-
-def _radii(estimate: DefocusEstimate, places: list[tuple[slice, slice]], size: tuple[int, ...]) -> Tensor:
-    """Mean, spread and quantiles of the log radii in tiles, weighted by their confidence, and the log confidence."""
-    log_radius, confidence = estimate.radius.log(), estimate.confidence
-    found = []
-    for place in places:
-        cells = [
-            slice(math.floor(part.start / side * count), math.ceil(part.stop / side * count))
-            for part, side, count in zip(place, size, log_radius.shape[-2:], strict=True)
-        ]
-        value, weight = (x[:, cells[0], cells[1]].flatten(1) for x in (log_radius, confidence))
-        share = weight / weight.sum(1, keepdim=True)
-        mean = (value * share).sum(1, keepdim=True)
-        spread = ((value - mean).square() * share).sum(1, keepdim=True).sqrt()
-        certain = torch.stack([weight.mean(1), weight.amax(1)], 1).log()
-        found.append(torch.cat([mean, spread, certain, weighted_quantiles(value, weight, _RADIUS_QUANTILES)], 1))
-    return torch.cat(found)
+    rows, columns = (starts(side) for side in image.shape[-2:])
+    return torch.cat([image[..., top : top + _SIDE, left : left + _SIDE] for top in rows for left in columns])
 
 
 def _steepness(luma: Tensor) -> Tensor:

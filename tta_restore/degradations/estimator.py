@@ -179,17 +179,16 @@ class Estimator(nn.Module):
             radii=radii,
             weights=weights,
             sharpest=_sharpest(estimate),
-            even_blur=self._even_blur(parts, estimate, visible, quality),
+            even_blur=self._even_blur(parts, quality),
             statistics=statistics,
             asymmetry=asymmetry,
             channel_correlation=_known(correlation.between_channels or None),
             correlation=_known(correlation.between_pixels),
         )
 
-    def _even_blur(self, parts: Tensor, estimate: DefocusEstimate, noise: float, quality: float) -> Tensor:
-        """Log odds that the frame is blurred, and if so mean and standard deviation of the log radius, (3,)."""
-        statistics = blur_statistics(parts, estimate, torch.full((len(parts),), noise), quality)
-        odds, means, log_scales = (value.cpu() for value in self.blur_net(statistics))
+    def _even_blur(self, parts: Tensor, quality: float) -> Tensor:
+        """Log odds that the frame is blurred, and if so alike everywhere mean and deviation of the log radius, (3,)."""
+        odds, means, log_scales = (value.cpu() for value in self.blur_net(blur_statistics(parts, quality)))
         mean, std = _of_parts(means, log_scales.exp() * _LAPLACE)
         return torch.stack([odds.mean(), mean, std])
 

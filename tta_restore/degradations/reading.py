@@ -62,8 +62,8 @@ class Reading:
         asymmetry: mean of :func:`tta_restore.degradations.asymmetry.estimate_asymmetry` over the frames, (2, 2).
         frames: number of frames.
         channel_correlation: correlation of the noise between channels, and fraction of the frames that show it, (2,).
-        even_blur: log odds that there is any blur, of half a pixel or more, rather than soft content, mean and standard
-            deviation of the logarithm of its radius in pixels, read in whole tiles, (3,); 0 if not read.
+        even_blur: if the blur is the same everywhere: log odds that there is any, of half a pixel or more, rather than
+            soft content, mean and standard deviation of the logarithm of its radius in pixels, (3,); 0 if not read.
         blurred: log odds that there is the ``blur`` and not only soft content, ().
         correlation: standard deviation of the noise's Gaussian filter in pixels, 0 for white noise, and fraction of the
             frames that show it, (2,).

@@ -11,7 +11,7 @@ from tta_restore.degradations._haar import haar, quads
 from tta_restore.degradations.noise_level import block_energy, estimate_noise
 from tta_restore.models.defocus.estimator import DefocusEstimator
 
-__all__ = ["NUM_STATISTICS", "StatisticsNet", "frame_statistics", "weighted_quantiles"]
+__all__ = ["NUM_STATISTICS", "StatisticsNet", "frame_statistics"]
 
 _BLOCK = 16  # pixels per side of a block whose energy counts once
 _ENERGY_QUANTILES = (0.02, 0.1, 0.3, 0.6, 0.9)
@@ -48,7 +48,7 @@ def frame_statistics(
     log_radius, log_confidence = reading[..., 0].clamp(-3, 2.2), reading[..., 1].clamp(-2, 4)
     weight = log_confidence.exp()
     mean_radius = (log_radius * weight).sum(1) / weight.sum(1)
-    radii = weighted_quantiles(log_radius, weight, _RADIUS_QUANTILES)
+    radii = _weighted_quantiles(log_radius, weight, _RADIUS_QUANTILES)
     profile = spectra.mean(-1)  # over directions: (B, windows, scales)
     levels = torch.tensor(_SPECTRUM_QUANTILES, device=x.device)
     profiles = profile.quantile(levels, dim=1).movedim(0, 1).flatten(1)
@@ -72,8 +72,7 @@ def _energies(x: Tensor, block: int, usable: Tensor) -> Tensor:
     return (0.5 * torch.log(energy.nanquantile(levels, dim=2) + _LEAST_NOISE**2)).movedim(0, 2).flatten(1)
 
 
-def weighted_quantiles(values: Tensor, weights: Tensor, levels: tuple[float, ...]) -> Tensor:
-    """Return quantiles of values that count by their weights: (B, N), (B, N) -> (B, Q)."""
+def _weighted_quantiles(values: Tensor, weights: Tensor, levels: tuple[float, ...]) -> Tensor:
     ordered, order = values.sort(dim=1)
     share = weights.gather(1, order).cumsum(1)
     share = share / share[:, -1:]

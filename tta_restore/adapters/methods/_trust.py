@@ -40,7 +40,7 @@ _REMOVES_NOISE = (3.0, 8.0)  # noise in 1/255 between which these limits give wa
 _SOFT, _SOFT_SHARE = (0.22, 0.34), 0.15
 # Log odds that frames without noise are blurred, and not only soft by themselves, from which an upscaler's student gets
 # some of the weight, and from which as much as it ever does
-_BLURRED_UPSCALING, _MAX_SHARE_UPSCALING = (3.0, 5.0), 0.75
+_BLURRED_UPSCALING, _MAX_SHARE_UPSCALING = (2.0, 4.0), 0.75
 _MAX_BLUR_UPSCALING = 0.9  # radius in pixels that upscalers learn to remove from noisy frames; more is soft content
 # Detail of the smoothest tenth of a frame beyond the noise that was read, relative to it and 1.5/255 more
 _UNEXPLAINED, _MIN_DETAIL = (0.9, 1.5), 1.5

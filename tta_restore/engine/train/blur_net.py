@@ -21,16 +21,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tta_restore._core.color import linear_to_srgb, srgb_to_linear
 from tta_restore._core.progress import ProgressBar
 from tta_restore.data.synthetic import photos
 from tta_restore.degradations import Blur, Clip, Compose, Jpeg, Noise, Quantize, Resize
-from tta_restore.degradations import lens as optics
-from tta_restore.degradations.blur_statistics import BlurNet, blur_statistics, tile_means
-from tta_restore.degradations.noise_level import estimate_noise
+from tta_restore.degradations.blur_statistics import BlurNet, blur_statistics
 from tta_restore.engine.train.write_weights import write_weights
-from tta_restore.models import create_model
-from tta_restore.models.defocus.estimator import DefocusEstimator
 
 __all__ = ["Sample", "find_photos", "fit_blur_net", "samples"]
 
@@ -38,13 +33,7 @@ _RADIUS = (0.3, 5.0)  # of a blur in pixels
 _VARIED_SHARE, _VARIATION = 0.5, 0.7  # of blurs that vary over the frame, and by how much their log radius does at most
 _BLURRED = 0.45  # radius in pixels from which a frame counts as blurred
 _BLURRED_SHARE = 0.6
-_SIDES, _LARGE_SIDES, _LARGE_SHARE = (40, 129), (129, 384), 0.25  # of a frame in pixels
-# Scenes with depth: their share, radii in pixels, by how much their log radius varies from the nearest to the farthest
-# place, and the largest radius; points from which depth is interpolated, and how steep it is
-_SCENE_SHARE, _SCENE_RADIUS, _SCENE_RANGE, _MOST = 0.45, (0.7, 3.2), (0.3, 1.6), 5.5
-_KNOTS, _SMOOTH_SHARE, _SMOOTH, _STEEP = (2, 7), 0.6, 1.3, (3.0, 20.0)
-_MARGIN = 8  # pixels that a blur reaches beyond a frame
-_LEAST_NOISE = 0.3 / 255  # rounding to 8 bits
+_SIDES, _LARGE_SIDES, _LARGE_SHARE = (40, 129), (129, 400), 0.2  # of a frame in pixels
 _MAX_CROPS = 5  # of which the smoothest or the most detailed is taken
 _LENSES = ("gaussian", "disk", "random")
 _KERNELS = ("bicubic", "area", "bilinear")
@@ -56,10 +45,10 @@ _COPY = re.compile(r"(_?\d+x\d+)?(-[dl])?\.\w+$")  # what names of one picture a
 
 @dataclass(frozen=True)
 class Sample:
-    """Statistics of the tiles of a frame (T, F), and their blur radii in pixels, 0 for none, (T,)."""
+    """Statistics of the tiles of a frame (T, F), and its mean blur radius in pixels, 0 for none."""
 
     statistics: Tensor
-    radius: Tensor
+    radius: float
 
 
 def find_photos(folders: Sequence[Path]) -> list[Path]:
@@ -73,46 +62,35 @@ def find_photos(folders: Sequence[Path]) -> list[Path]:
     return list(found.values())
 
 
-def samples(photo: Tensor, count: int, generator: torch.Generator, defocus: DefocusEstimator) -> Iterator[Sample]:
-    """Yield frames made of a sharp photograph: with depth or without, blurred or not, reduced or not, noisy or not.
+def samples(photo: Tensor, count: int, generator: torch.Generator) -> Iterator[Sample]:
+    """Yield frames made of a sharp photograph: blurred or not, reduced or not, with noise and JPEG compression.
 
     Shape:
         - photo: (3, H, W) in [0, 1]
     """
     uniform = _Uniform(generator)
     for _ in range(count):
-        deep = uniform() < _SCENE_SHARE
-        scale, copy = (1, uniform.integer(1, 3)) if deep else (uniform.integer(1, 4), 1)
-        margin = 2 * _MARGIN if deep else 0
+        scale = uniform.integer(1, 4)
         side = uniform.integer(*(_LARGE_SIDES if uniform() < _LARGE_SHARE else _SIDES))
-        side = min(side, min(photo.shape[-2:]) // (scale * copy) - margin)
+        side = min(side, min(photo.shape[-2:]) // scale)
         if side < _SIDES[0]:
             continue
-        sharp = _crop(photo, (side + margin) * scale * copy, uniform)
-        if copy > 1:  # smaller copies are sharper than the camera was
-            sharp = F.avg_pool2d(sharp, copy)
+        sharp = _crop(photo, side * scale, uniform)
         gray = uniform() < 0.15
         if gray:
             sharp = sharp.mean(1, keepdim=True).expand(-1, 3, -1, -1)
+        radius = uniform.logarithmic(*_RADIUS) if uniform() < _BLURRED_SHARE else 0.0
         level, noise = uniform(), 0.0
         if level >= 0.2:
             noise = uniform.between(0.0, 3.0) if level < 0.65 else uniform.logarithmic(3.0, 40.0)
         jpeg = 100
         if uniform() < 0.3:
             jpeg = uniform.integer(15, 95) if uniform() < 0.5 else uniform.integer(95, 99)
-        if deep:
-            sharp, logs = _scene(sharp, uniform)
-        else:
-            radius = uniform.logarithmic(*_RADIUS) if uniform() < _BLURRED_SHARE else 0.0
-            if radius:
-                sharp, radius = _blurred(sharp, radius * scale, uniform)
-            logs = torch.full((1, side, side), math.log(radius / scale) if radius else -math.inf)
+        if radius:
+            sharp, radius = _blurred(sharp, radius * scale, uniform)
         camera = _camera(scale, noise, gray, jpeg, uniform)
         frame = camera.apply(sharp, camera.sample(generator, 1), generator)
-        visible = estimate_noise(frame).clamp(min=_LEAST_NOISE)
-        with torch.no_grad():
-            estimate = defocus(frame, visible)
-        yield Sample(blur_statistics(frame, estimate, visible, jpeg), tile_means(logs).exp())
+        yield Sample(blur_statistics(frame, jpeg), radius / scale)
 
 
 def fit_blur_net(
@@ -124,20 +102,19 @@ def fit_blur_net(
         The loss for every tenth of the steps.
     """
     statistics = torch.cat([sample.statistics for sample in found])
-    radius = torch.cat([sample.radius for sample in found])
+    radius = torch.cat([torch.full((len(sample.statistics),), sample.radius) for sample in found])
     net.center.copy_(statistics.mean(0))
     net.spread.copy_(statistics.std(0).clamp(min=1e-3))
     optimizer = torch.optim.AdamW(net.parameters(), lr=2e-3, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=steps, pct_start=0.1)
     blurred, log_radius = (radius > _BLURRED).float(), radius.clamp(min=_RADIUS[0]).log()
-    balance = (1 - blurred).sum() / blurred.sum().clamp(min=1)  # as if half of the tiles were blurred
     net.train()
     records = []
     for step in range(1, steps + 1):
         rows = torch.randint(0, len(statistics), (256,), generator=generator)
         odds, mean, log_scale = net(statistics[rows])
         error = (mean - log_radius[rows]).abs() / log_scale.exp() + log_scale
-        loss = F.binary_cross_entropy_with_logits(odds, blurred[rows], pos_weight=balance)
+        loss = F.binary_cross_entropy_with_logits(odds, blurred[rows])
         loss = loss + _RADIUS_WEIGHT * (error * blurred[rows]).sum() / blurred[rows].sum().clamp(min=1)
         optimizer.zero_grad()
         loss.backward()
@@ -178,27 +155,6 @@ def _crop(photo: Tensor, side: int, uniform: _Uniform) -> Tensor:
         crops.append(photo[None, :, top : top + side, left : left + side])
     detail = [float(crop.diff(dim=-1).abs().mean() + crop.diff(dim=-2).abs().mean()) for crop in crops]
     return crops[detail.index((min if uniform() < 0.5 else max)(detail))]
-
-
-def _scene(sharp: Tensor, uniform: _Uniform) -> tuple[Tensor, Tensor]:
-    """Photograph a scene with smooth or stepped depth: (1, 3, S + M, S + M) -> (1, 3, S, S), log radius (1, S, S)."""
-    generator, side = uniform.generator, sharp.shape[-1] - 2 * _MARGIN
-    if uniform() < 0.6:
-        pupil = optics.random_lens(generator, tails=0.2).pupil
-    else:
-        pupil = (optics.gaussian, optics.disk)[uniform.integer(0, 1)]
-    knots = uniform.integer(*_KNOTS)
-    field = torch.randn(1, 1, knots, knots, generator=generator) + uniform.between(-0.5, 0.5)
-    field = F.interpolate(field, size=(side, side), mode="bicubic", align_corners=True)[:, 0]
-    steepness = _SMOOTH if uniform() < _SMOOTH_SHARE else uniform.between(*_STEEP)
-    center, reach = uniform.logarithmic(*_SCENE_RADIUS), math.exp(uniform.between(*_SCENE_RANGE) / 2)
-    low, high = center / reach, min(center * reach, _MOST)
-    radius = low + (high - low) * torch.special.ndtr(steepness * field)
-    steps = torch.linspace(low, high, 8)
-    kernels = optics.rasterize(pupil, steps / optics.rms_radius(pupil))
-    weights = optics.interpolation_weights(radius, steps[None])
-    blurred = optics.blur_with_mixture(srgb_to_linear(sharp), kernels[None], weights)
-    return linear_to_srgb(blurred.clamp(0, 1)), radius.log()
 
 
 def _blurred(sharp: Tensor, radius: float, uniform: _Uniform) -> tuple[Tensor, float]:
@@ -242,20 +198,16 @@ def main(arguments: list[str] | None = None) -> None:
     more = find_photos(options.photos)
     if options.photos and not more:
         parser.error(f"--photos: no photographs ({', '.join(_FILES)} of at least {_LEAST_BYTES // 1000} kB) in there")
-    start = time.time()
+    generator, start = torch.Generator().manual_seed(options.seed), time.time()
     names = [*photos.TRAIN, *more]
     found: list[Sample] = []
-    defocus = create_model("lens_estimator", checkpoint="lens_estimator")
-    assert isinstance(defocus, DefocusEstimator)  # noqa: S101
-    defocus.eval()
-    for index, name in enumerate(ProgressBar(names, desc="photographs", unit="photo")):
-        generator = torch.Generator().manual_seed(1000 * options.seed + index)
-        found += samples(photos.load(name), options.samples, generator, defocus)
+    for name in ProgressBar(names, desc="photographs", unit="photo"):
+        found += samples(photos.load(name), options.samples, generator)
         photos.load.cache_clear()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)  # initialization and dropout
         net = BlurNet()
-        records = fit_blur_net(net, found, torch.Generator().manual_seed(options.seed))
+        records = fit_blur_net(net, found, generator)
     folders = "".join(f" {folder.name}" for folder in options.photos)
     log = {
         "command": "python -m tta_restore.engine.train.blur_net"
