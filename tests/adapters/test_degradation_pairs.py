@@ -378,6 +378,9 @@ def test_weights_minimize_the_error_on_pairs():
     worse = _blend.pair_risk((target + 10 * third, target + first, target + 3 * second), target)[:, None]
     cautious = _blend.grid()[_blend.choose(torch.cat([risk, worse], 1), None)]
     assert 0.05 <= cautious[2] <= 0.15  # independent errors of three times the size: a tenth
+    rarely = _blend.grid()[_blend.choose(risk, None, others=[(worse[:, 0], 0.1)])]
+    surely = _blend.grid()[_blend.choose(risk, None, others=[(worse[:, 0], 0.5), (worse[:, 0], 0.5)])]
+    assert cautious[2] - 0.05 <= surely[2] < rarely[2] < weights[2]
 
 
 def test_the_error_on_a_frame_needs_no_reference_but_the_noise():
@@ -428,44 +431,61 @@ def test_frames_that_show_no_blur_earn_no_trust_in_it():
     assert _trust.max_input([dataclasses.replace(reading, blur=torch.tensor([math.log(0.3), 0.5]))], scale=1) == 1
 
 
-def test_soft_content_earns_little_trust_in_a_lens():
-    """A lens blurs every place: what is softer than the sharpest places is so by itself; noise is another matter."""
-    options = {"sharpens": True, "scale": 1, "denoises": False}
-    reading = dataclasses.replace(Estimator().read(_frame(0)[0]), jpeg=torch.tensor([0.0, 100.0, 1.0]))
-    cases = (
-        (0.2, 0.22, 1, 0.65),
-        (0.2, 0.28, 1, 0.325),
-        (0.2, 0.6, 1, 0.0975),
-        (0.28, 0.1, 1, 0.325),
-        (0.2, 0.6, 5, 0.88),
-    )
-    for deviation, softness, level, share in cases:
-        blur, noise = torch.tensor([math.log(2.5), deviation]), torch.tensor([math.log(level / 255), 0.1])
-        one = dataclasses.replace(reading, blur=blur, sharpest=blur[0] - softness, noise=noise)
-        assert _trust.max_student(2.0, [one], **options) == pytest.approx(share, abs=1e-3)
-    clear = dataclasses.replace(reading, blur=torch.tensor([math.log(2.5), 0.2]), sharpest=torch.tensor(2.5).log())
-    soft = dataclasses.replace(clear, blur=torch.tensor([math.log(2.5), 0.3]), sharpest=torch.tensor(1.5).log())
-    assert _trust.max_student(2.0, [soft, clear], **options) == pytest.approx(0.65)  # one that shows the lens suffices
-    assert _trust.max_student(2.0, [clear, soft], **options) == pytest.approx(0.65)
-
-
-@pytest.mark.parametrize(("noise", "share"), [(1.0, 0.3), (3.0, 0.3), (5.5, 0.65), (8.0, 1.0), (30.0, 1.0)])
-def test_a_student_that_removes_noise_is_not_limited_by_its_blur(noise, share):
+def test_what_else_a_frame_may_be():
+    """The blur may be what the second estimator reads, or weaker by two deviations, or only soft content."""
     reading = dataclasses.replace(
         Estimator().read(_frame(0)[0]),
-        blur=torch.tensor([math.log(1.0), 0.2]),
-        sharpest=torch.tensor(0.0),
-        noise=torch.tensor([math.log(noise / 255), 0.1]),
-        jpeg=torch.tensor([0.0, 100.0, 1.0]),
+        blur=torch.tensor([math.log(2.0), 0.2]),
+        even_blur=torch.tensor([1.0, math.log(3.0), 0.3]),
     )
-    options = {"sharpens": True, "scale": 1, "denoises": False}
-    assert _trust.max_student(2.0, [reading], **options) == pytest.approx(share, abs=1e-3)
-    unknown = dataclasses.replace(reading, blur=torch.tensor([0.0, 1.1]))
-    assert _trust.max_student(2.0, [unknown], **options) == pytest.approx(max((share - 0.3) / 0.7, 0.0), abs=1e-3)
-    clean = dataclasses.replace(reading, noise=torch.tensor([math.log(1 / 255), 0.1]))
-    assert _trust.max_student(2.0, [reading, clean], **options) == pytest.approx(0.3)  # the weaker noise counts
-    compressed = dataclasses.replace(reading, jpeg=torch.tensor([1.0, 60.0, 1.0]))  # what looks like noise is texture
-    assert _trust.max_student(2.0, [compressed], **options) == pytest.approx(0.15)
+
+    def radii(reading, removes_lens=True):
+        possible = _trust.hypotheses(reading, removes_lens=removes_lens)
+        assert all(one.uncertainty["blur_radius"] == one.uncertainty["noise_std"] == 0 for one in possible)
+        return pytest.approx([one.mean["blur_radius"] for one in possible])
+
+    doubted = [2.0, 2.0 * math.exp(-0.2), 2.0 * math.exp(0.2)]
+    assert [*doubted, 3.0] == radii(reading)
+    assert doubted == radii(reading, removes_lens=False)
+    for even in ([1.0, math.log(1.5), 0.3], [-1.0, math.log(3.0), 0.3], [0.0, 0.0, 0.0]):  # less, no blur, unread
+        assert doubted == radii(dataclasses.replace(reading, even_blur=torch.tensor(even)))
+    (less, some), (soft, rest) = _trust.less_blur([reading, reading])
+    assert less.mean["blur_radius"] == pytest.approx(2.0 * math.exp(-0.4))
+    assert soft.mean["blur_radius"] == pytest.approx(0.2)
+    assert rest == pytest.approx(1 / (1 + math.exp(2.0)))
+    assert some == pytest.approx(0.4 * (1 - rest))
+    noisy = dataclasses.replace(
+        reading, noise=torch.tensor([math.log(5.5 / 255), 0.1]), jpeg=torch.tensor([0.0, 100.0, 1])
+    )
+    assert _trust.less_blur([noisy, noisy])[0][1] == pytest.approx(0.2 * (1 - rest))  # it removes noise, too
+    assert _trust.less_blur([noisy, reading])[0][1] == pytest.approx(0.4 * (1 - rest))  # the weaker noise counts
+    camera = dataclasses.replace(reading, even_blur=torch.tensor([-4.0, math.log(3.0), 0.3]), frames=2)
+    assert _trust.probability_of_blur([reading, camera]) == pytest.approx(1 / (1 + math.exp(2.0)))
+    unread = dataclasses.replace(reading, even_blur=torch.zeros(3))
+    assert _trust.probability_of_blur([unread, unread]) == 1
+
+
+@pytest.mark.parametrize(("task", "odds"), [("defocus", 6.0), ("defocus", -2.0), ("denoise", None)])
+def test_a_frame_may_be_soft_by_itself(monkeypatch, task, odds):
+    """Pairs with less blur count for the student of a lens, those without any as far as the frame has none."""
+    read = Estimator().read(_frame(5)[0])
+    if odds is not None:
+        even = torch.cat([torch.tensor([odds]), read.even_blur[1:]])
+        monkeypatch.setattr(Estimator, "read", lambda *_: dataclasses.replace(read, even_blur=even))
+    choose, asked = _blend.choose, []
+
+    def record(pairs, frame, **options):
+        asked.append((pairs, options["others"]))
+        return choose(pairs, frame, **options)
+
+    monkeypatch.setattr(_blend, "choose", record)
+    metrics = DegradationPairs(Filter(), spec=DENOISE, task=task, steps=1, lr=1e-4).adapt(_frame(5)[0]).metrics
+    ((pairs, others),) = asked
+    assert len(others) == 2 * (task == "defocus")
+    if odds is not None:
+        assert metrics["blurred"] == pytest.approx(1 / (1 + math.exp(-odds - 1)))
+        assert others[1][1] == pytest.approx(1 - metrics["blurred"])
+        assert all(risk.shape == pairs[:, 0].shape for risk, _ in others)
 
 
 def test_what_no_one_can_use_is_refused():
@@ -487,9 +507,9 @@ def test_what_no_one_can_use_is_refused():
         ("jpeg", 0.3, 40, 0.4, 0.3),
         ("jpeg", 0.3, 100, 1.3, 0.0),
         ("jpeg", 0.3, 100, 1.8, 1.0),
-        ("defocus", 2.5, 100, 2.0, 0.65),
-        ("defocus", 2.5, 100, 0.6, 0.325),
-        ("defocus", 1.2, 100, 2.0, 0.3),
+        ("defocus", 2.5, 100, 2.0, 1.0),
+        ("defocus", 2.5, 100, 0.4, 0.5),
+        ("defocus", 0.5, 100, 2.0, 1.0),
         ("defocus", 2.5, 40, 2.0, 0.4),
         ("defocus", 0.9, 40, 2.0, 0.15),
         ("sr", 0.9, 100, 2.0, 0.75),
@@ -500,7 +520,6 @@ def test_trust_grows_with_the_lead_and_falls_with_what_is_read_badly(task, blur,
     reading = dataclasses.replace(
         Estimator().read(_frame(0)[0]),
         blur=torch.tensor([math.log(blur), 0.1]),
-        sharpest=torch.tensor(blur).log(),
         jpeg=torch.tensor([float(quality < 100), quality, 1.0]),
     )
     sharpens = task in ("defocus", "sr")
@@ -1024,29 +1043,59 @@ def test_uncertain_lenses_are_mixed_with_common_ones():
     assert torch.equal(sure.pupils[-2:], common)
 
 
+def _distances(monkeypatch, single: float, pair: float) -> None:
+    """Let readings of single frames, and of two of them, be that far from those of a camera."""
+    monkeypatch.setattr(Reading, "distance", lambda self, other, include=(): pair if self.frames > 1 else single)
+
+
 @pytest.mark.thorough
 @pytest.mark.parametrize("lead", [0.0, 0.25])
 def test_a_camera_change_is_noticed_where_hardly_anything_was_learned(monkeypatch, lead):
     """Without a lead worth keeping, two frames at a smaller distance count as a change."""
-    adapter = DegradationPairs(Filter(), spec=DENOISE, steps=4, lr=1e-6, calibration_frames=1)
-    adapter.adapt(_frame(15)[0])
+    adapter = DegradationPairs(Filter(), spec=DENOISE, steps=4, lr=1e-6, calibration_frames=2)
+    for seed in range(2):
+        adapter.adapt(_frame(15, seed)[0])
     assert adapter.phase == "steady"
     adapter.memory["lead"] = lead
-    monkeypatch.setattr(Reading, "distance", lambda self, other: 1.5)
+    _distances(monkeypatch, 1.5, 1.4)
     first, second = (adapter.adapt(_frame(15, seed)[0]) for seed in (5, 6))
     assert (first.steps, first.metrics["changed"]) == (0, 0)
     assert second.metrics["changed"] == 1
+    assert len(adapter.memory["readings"]) == 2  # both are of the new camera
     adapter.adapt(_frame(15, 7)[0])
-    adapter.memory.update(phase="steady", lead=lead)  # in vain: larger distances count from now on
+    assert adapter.phase == "steady"
+    assert adapter.memory["vain"] == 1  # nothing was gained: larger distances count from now on
     assert [adapter.adapt(_frame(15, seed)[0]).metrics["changed"] for seed in range(3)] == [0, 0, 0]
-    assert adapter.memory["vain"] == 1
-    adapter.memory.update(lead=1.0, interval=1)
-    monkeypatch.setattr(Reading, "distance", lambda self, other: 9.0)
-    adapter.adapt(_frame(15, 8)[0])
-    assert adapter.memory["vain"] == 0  # what it left was worth something
-    monkeypatch.setattr(Reading, "distance", lambda self, other: 0.9)
-    steady = DegradationPairs(Filter(), spec=DENOISE, steps=4, lr=1e-6, calibration_frames=1)
-    assert [steady.adapt(_frame(15, seed)[0]).metrics["changed"] for seed in range(4)] == [0, 0, 0, 0]
+    adapter.memory.update(lead=1.0, interval=1, vain=0)
+    _distances(monkeypatch, 1.5, 2.4)  # of noise, with a lead
+    assert [adapter.adapt(_frame(15, seed)[0]).metrics["changed"] for seed in range(4)] == [0, 0, 0, 0]
+
+
+@pytest.mark.thorough
+def test_two_frames_show_another_lens(monkeypatch):
+    """Two frames together show what a single one does not, whatever was learned; they are adapted to together."""
+    model = create_model("lens_unet", checkpoint="specialist").eval()
+    stream = defocus.defocus_stream([defocus.SOURCE], photos.DEV[:1], frames_per_lens=7, size=96, seed=4)
+    options = {"steps": 4, "lr": 1e-4, "views": "identity", "calibration_frames": 3, "read_interval": 1}
+    adapter = DegradationPairs(model, task="defocus", **options)
+    frames = [frame.blurry[None] for frame in stream]
+    _distances(monkeypatch, 0.5, 0.9)
+    for frame in frames[:3]:
+        adapter.adapt(frame)
+    assert adapter.phase == "steady"
+    adapter.memory["lead"] = 2.0
+    monkeypatch.setattr(
+        adapter, "_hold_out", lambda frame, reading, original=adapter._hold_out: original(frame, reading) * 0
+    )
+    assert [adapter.adapt(frame).metrics["changed"] for frame in frames[3:5]] == [0, 0]
+    _distances(monkeypatch, 0.5, 1.1)
+    report = adapter.adapt(frames[5])
+    assert report.metrics["changed"] == 1
+    assert report.metrics["pair_distance"] == 1.1
+    assert len(adapter.memory["readings"]) == 2
+    _distances(monkeypatch, 0.5, 1.6)  # while it is adapted to, from two earlier frames on
+    assert adapter.adapt(frames[6]).metrics["changed"] == 0
+    assert adapter.adapt(frames[0]).metrics["changed"] == 1
 
 
 @pytest.mark.thorough
@@ -1054,7 +1103,7 @@ def test_a_camera_change_is_noticed_where_hardly_anything_was_learned(monkeypatc
 def test_near_changes_do_not_keep_an_adapter_calibrating(monkeypatch, distance, ends):
     """Each frame costs the student its lead: after twice calibration_frames only distances above 1 are changes."""
     adapter = DegradationPairs(Filter(), spec=DENOISE, steps=1, lr=1e-6, calibration_frames=2, views="identity")
-    monkeypatch.setattr(Reading, "distance", lambda self, other: distance)
+    monkeypatch.setattr(Reading, "distance", lambda self, other, include=(): distance)
 
     def hold_out(frame, reading):
         original(frame, reading)
@@ -1069,7 +1118,7 @@ def test_near_changes_do_not_keep_an_adapter_calibrating(monkeypatch, distance, 
     assert changes == ([0, 1, 1, 1, 0, 0, 0] if ends else [0, 1, 1, 1, 1, 1, 1])
     assert adapter.phase == ("steady" if ends else "calibrating")
     if ends:
-        monkeypatch.setattr(Reading, "distance", lambda self, other: 9.0)
+        monkeypatch.setattr(Reading, "distance", lambda self, other, include=(): 9.0)
         assert adapter.adapt(_frame(15, 8)[0]).metrics["changed"] == 1
         assert adapter.memory["adapted_near"] == 1  # near changes count again
 

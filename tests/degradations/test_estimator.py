@@ -1,15 +1,25 @@
 """The estimator: readings near the truth, any size, no side effects."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from _degradation_base import seeded
 
 from tta_restore.data.synthetic import defocus, photos
-from tta_restore.degradations import Blur, Clip, Compose, Estimator, Jpeg, Noise, Quantize, Resize, quality_tables
+from tta_restore.degradations import (
+    Blur,
+    Clip,
+    Compose,
+    Estimator,
+    Jpeg,
+    Noise,
+    Quantize,
+    Reading,
+    Resize,
+    quality_tables,
+)
 from tta_restore.degradations import estimator as estimator_module
-from tta_restore.degradations.estimator import _below, _sharpest
+from tta_restore.degradations import lens as optics
+from tta_restore.degradations.estimator import _below
 from tta_restore.degradations.noise_correlation import estimate_noise_correlation
 
 
@@ -215,18 +225,16 @@ def test_even_blur_is_told_from_none_before_and_after_a_reduction(estimator, rad
 
 
 @pytest.mark.thorough
-def test_the_sharpest_places_bound_the_blur_of_the_lens(estimator):
-    """Half of the frame out of focus makes the frame softer, not its sharpest places."""
-    sharp, blurred = (frame(blur, 1.0, name="motorcycle_left") for blur in (0.8, 2.5))
-    half = torch.cat([sharp[..., :96], blurred[..., 96:]], -1)
-    one, both, all_of_it = (estimator.read(x) for x in (sharp, half, blurred))
-    assert float(both.blur[0]) > float(one.blur[0]) + 0.2
-    assert float(both.sharpest) < float(one.sharpest) + 0.15
-    assert float(all_of_it.sharpest) > float(both.sharpest) + 0.3
-    assert all(float(found.sharpest) < float(found.blur[0]) for found in (both, all_of_it))
-
-
-def test_places_that_show_nothing_are_not_the_sharpest():
-    radius, confidence = torch.tensor([[0.5, 2.0], [1.0, 3.0]]), torch.tensor([[0.1, 3.0], [2.0, 3.0]])
-    found = _sharpest(SimpleNamespace(radius=radius, confidence=confidence))
-    assert float(found.exp()) == pytest.approx(1.0)
+def test_two_frames_show_whether_the_lens_is_the_same(estimator):
+    """Readings of one lens are nearer to each other than to those of another one, also with blur of the same size."""
+    lenses = [
+        optics.Lens(name, pupil, (2.0, 2.4)) for name, pupil in (("ring", optics.ring(0.7)), ("gauss", optics.gaussian))
+    ]
+    stream = defocus.defocus_stream(lenses, photos.DEV[:2], frames_per_lens=4, size=128, seed=1)
+    pairs = [
+        Reading.pool([estimator.read(found.blurry[None]) for found in stream[first : first + 2]], estimator)
+        for first in range(0, 8, 2)
+    ]
+    same = [pairs[0].distance(pairs[1], ["blur"]), pairs[2].distance(pairs[3], ["blur"])]
+    other = [one.distance(two, ["blur"]) for one in pairs[:2] for two in pairs[2:]]
+    assert max(same) < 1 < min(other)

@@ -23,7 +23,6 @@ def reading(noise=5 / 255, blur=1.5, jpeg=(1.0, 60.0, 2.0), deviation=0.2, **cha
         "pupils": pupils / pupils.sum((1, 2), keepdim=True),
         "radii": torch.tensor([[0.8, 1.0], [1.0, 1.25]]),
         "weights": torch.tensor([1.0, 2.0]),
-        "sharpest": torch.tensor(1.2).log(),
         "statistics": torch.ones(1, 7),
         "asymmetry": torch.zeros(2, 2),
     }
@@ -99,8 +98,8 @@ def test_pooling_weights_by_confidence_and_keeps_what_frames_share():
     assert scattered.uncertainty["blur_radius"] > 0.3 * scattered.mean["blur_radius"]
     step = Reading.pool([Reading.pool([sure, sure]), unsure])
     assert step.frames == 3
-    apart = [reading(sharpest=torch.tensor(value)) for value in (0.0, 0.0, 0.6)]
-    assert float(Reading.pool([Reading.pool(apart[:2]), apart[2]]).sharpest) == pytest.approx(0.2)
+    apart = [reading(blurred=torch.tensor(value)) for value in (0.0, 0.0, 0.6)]
+    assert float(Reading.pool([Reading.pool(apart[:2]), apart[2]]).blurred) == pytest.approx(0.2)
     with pytest.raises(ValueError, match="at least one reading"):
         Reading.pool([])
 
@@ -131,6 +130,38 @@ def test_white_noise_is_another_camera_than_filtered_noise():
     assert shown(0.6).distance(shown(0.7)) < 0.5
     assert shown(0.0).distance(shown(0.7, certain=0.0)) == 0  # it is not known
     assert shown(0.0, noise=0.1).distance(shown(0.7, noise=0.1)) < 0.5  # noise that cannot be seen
+
+
+def test_the_parts_that_are_compared():
+    one = reading(code=torch.tensor([1.0, 0.0, 0.0]))
+    noisier, softer, other = (
+        reading(noise=15 / 255, code=one.code),
+        reading(blur=3.0, code=one.code),
+        reading(code=torch.tensor([0.8, 0.6, 0.0])),
+    )
+    assert one.distance(noisier, ["blur", "jpeg"]) == one.distance(softer, ["noise", "jpeg"]) == 0
+    assert one.distance(noisier, ["noise"]) == one.distance(noisier) > 2
+    assert one.distance(softer, ["blur"]) == one.distance(softer) > 1.5
+    assert one.distance(other) == one.distance(other, ["blur"]) == pytest.approx(0.2 / 0.144, rel=1e-4)
+    small = [replace(found, blur=torch.tensor([math.log(0.5), 0.2])) for found in (one, other)]
+    assert small[0].distance(small[1]) == pytest.approx(0.1 / 0.144, rel=1e-4)  # its shape is hardly visible
+    assert one.distance(reading()) == 0  # nothing is known of the shape
+    with pytest.raises(ValueError, match="include"):
+        one.distance(other, ["lens"])
+
+
+def test_codes_of_lenses_are_pooled():
+    first, second = (reading(code=torch.tensor([value, 0.0])) for value in (1.0, 2.0))
+    assert Reading.pool([Reading.pool([first, first]), second]).code.tolist() == pytest.approx([4 / 3, 0.0])
+
+    class Pooling:
+        def candidates(self, statistics, asymmetry, frames):
+            return first.pupils
+
+        def code(self, statistics):
+            return statistics[0, :2]
+
+    assert Reading.pool([first, second], Pooling()).code.tolist() == [2.0, 2.0]
 
 
 def test_frames_that_do_not_show_the_filter_of_the_noise_do_not_change_it():

@@ -47,7 +47,6 @@ _DEFOCUS_WEIGHT = (0.85, 0.5)
 _DEFOCUS_STD = 0.25
 _JOINT_BIAS = 0.2
 _CORRELATED_STD = 0.08  # standard deviation of the log noise where it correlates between neighboring pixels
-_SHARPEST = 0.15  # part of the squared confidence of the places that count as the sharpest ones of a frame
 
 
 class Estimator(nn.Module):
@@ -135,6 +134,12 @@ class Estimator(nn.Module):
         count = math.ceil(trust * self.num_candidates)
         return torch.cat([pupil.expand(count, -1, -1), symmetric[: self.num_candidates - count]])
 
+    @torch.no_grad()
+    @with_usual_defaults
+    def code(self, statistics: Tensor) -> Tensor:
+        """Return what pooled statistics (1, P) say of the pupil function, to compare lenses by: (D,)."""
+        return self.defocus.code(statistics.to(next(self.defocus.parameters()).device))[0].cpu()
+
     def _read(self, image: Tensor, tables: Tensor | None) -> Reading:
         original = image[0]
         short = [max(_MIN_SIZE - side, 0) for side in image.shape[-2:]]
@@ -178,9 +183,9 @@ class Estimator(nn.Module):
             pupils=self.candidates(statistics, asymmetry, 1),
             radii=radii,
             weights=weights,
-            sharpest=_sharpest(estimate),
             even_blur=self._even_blur(parts, quality),
             statistics=statistics,
+            code=self.code(statistics),
             asymmetry=asymmetry,
             channel_correlation=_known(correlation.between_channels or None),
             correlation=_known(correlation.between_pixels),
@@ -238,13 +243,6 @@ def _fused_radius(joint: Tensor, estimate: DefocusEstimate, noise_std: float) ->
     spread = weight * (1 - weight) * (defocus - corrected) ** 2
     variance = (1 - weight) ** 2 * deviation**2 + (weight * _DEFOCUS_STD * (1 + noisy)) ** 2 + spread
     return torch.tensor([mean, math.sqrt(variance)])
-
-
-def _sharpest(estimate: DefocusEstimate) -> Tensor:
-    """Return the log radius that the sharpest places do not exceed, ()."""
-    radius, order = estimate.radius.flatten().sort()
-    share = estimate.confidence.flatten()[order].square().cumsum(0)
-    return radius[(share >= _SHARPEST * share[-1]).nonzero()[0, 0]].log().cpu()
 
 
 def _below(value: Tensor, bound: Tensor) -> Tensor:

@@ -40,7 +40,7 @@ _DOUBTFUL, _NO_BLUR, _NO_BLUR_STD = (-1.0, 1.0), 0.25, 0.3
 _SHARED = 0.3  # share of the error's variance that frames of one camera have in common, which pooling does not remove
 _MAX_RADII = 2048
 _FILTER_FLOOR = 1.0  # pixels added to the standard deviations of filters before they are compared
-_PUPIL_STEP = 0.3  # relative squared distance of two pupil functions that counts as a step
+_PUPIL_STEP = 0.144  # relative squared distance of two predictions of a pupil function that counts as a step
 _ABSENT = 0.35  # root mean square radius in pixels below which no blur is applied
 
 
@@ -57,7 +57,6 @@ class Reading:
         pupils: pupil functions that fit, the most likely first, over [-2.3, 2.3] root mean square radii, (S, A, A).
         radii: radii relative to the mean, at pairs of neighboring places, (M, 2).
         weights: confidence of each pair, (M,).
-        sharpest: logarithm of the blur radius at the sharpest places, which that of the lens does not exceed, ().
         statistics: sums from which symmetric ``pupils`` were found, of all frames, (1, P).
         asymmetry: mean of :func:`tta_restore.degradations.asymmetry.estimate_asymmetry` over the frames, (2, 2).
         frames: number of frames.
@@ -67,6 +66,7 @@ class Reading:
         blurred: log odds that there is the ``blur`` and not only soft content, ().
         correlation: standard deviation of the noise's Gaussian filter in pixels, 0 for white noise, and fraction of the
             frames that show it, (2,).
+        code: what the defocus estimator predicts of the pupil function, (D,); empty if it predicts nothing.
     """
 
     noise: Tensor
@@ -77,7 +77,6 @@ class Reading:
     pupils: Tensor
     radii: Tensor
     weights: Tensor
-    sharpest: Tensor
     statistics: Tensor
     asymmetry: Tensor
     frames: int = 1
@@ -85,6 +84,7 @@ class Reading:
     correlation: Tensor = field(default_factory=lambda: torch.zeros(2))
     even_blur: Tensor = field(default_factory=lambda: torch.zeros(3))
     blurred: Tensor = field(default_factory=lambda: torch.tensor(_SURE))
+    code: Tensor = field(default_factory=lambda: torch.zeros(0))
 
     @property
     def mean(self) -> dict[str, float]:
@@ -221,22 +221,29 @@ class Reading:
         return BlurParameters(kernels, radius, position.clamp(0, 1))
 
     @with_usual_defaults
-    def distance(self, other: Reading) -> float:
+    def distance(self, other: Reading, include: Collection[str] = PARTS) -> float:
         """Return how far two readings are apart, in just noticeable steps (about 20 %), over what is visible.
 
         Where noise and blur are not known to a step, their standard deviation counts as one: readings are far from
         each other only if they are different beyond doubt.
+
+        Args:
+            other: reading of other frames.
+            include: parts to compare, of "blur", "noise", "jpeg".
         """
-        steps = [self._steps(other, name, floor) for name, floor in (("noise", 1 / 255), ("blur", 0.4))]
-        qualities = torch.tensor([self.mean["jpeg_quality"], other.mean["jpeg_quality"]])
-        first, second = quality_tables(qualities)[:, 0].float()
-        steps.append(just_noticeable(first, second, 3.0).mean())
-        one, two = self.pupils[0], other.pupils[0]
-        apart = (one - two).square().sum() / (one.square().sum() + two.square().sum())
-        # the shape of a small blur is not visible, and single frames show it badly
-        visible = min(self.mean["blur_radius"], other.mean["blur_radius"], 1.0)
-        steps.append(apart / _PUPIL_STEP * visible)
-        if min(float(self.correlation[1]), float(other.correlation[1])) >= 0.5:
+        _expect_parts("distance", include)
+        floors = {"noise": 1 / 255, "blur": 0.4}
+        steps = [self._steps(other, name, floor) for name, floor in floors.items() if name in include]
+        if "jpeg" in include:
+            qualities = torch.tensor([self.mean["jpeg_quality"], other.mean["jpeg_quality"]])
+            first, second = quality_tables(qualities)[:, 0].float()
+            steps.append(just_noticeable(first, second, 3.0).mean())
+        if "blur" in include and self.code.numel() and self.code.shape == other.code.shape:
+            apart = (self.code - other.code).square().sum() / (self.code.square().sum() + other.code.square().sum())
+            # the shape of a small blur is not visible
+            visible = min(self.mean["blur_radius"], other.mean["blur_radius"], 1.0)
+            steps.append(apart / _PUPIL_STEP * visible)
+        if "noise" in include and min(float(self.correlation[1]), float(other.correlation[1])) >= 0.5:
             # whether the noise is white; noise that cannot be seen has no correlation
             noise = min(self.mean["noise_std"], other.mean["noise_std"])
             between = just_noticeable(self.correlation[0], other.correlation[0], _FILTER_FLOOR)
@@ -259,8 +266,8 @@ class Reading:
 
         Args:
             readings: at least one.
-            estimator: the :class:`Estimator`, which finds the pupil functions again from the statistics of all frames;
-                without it they are those of the readings, in turn.
+            estimator: the :class:`Estimator`, which finds the pupil functions, and the code that they are compared by,
+                again from the statistics of all frames; without it they are those of the readings, in turn.
 
         Raises:
             ValueError: there is no reading.
@@ -308,10 +315,13 @@ class Reading:
 
         if estimator is not None:
             pupils = estimator.candidates(statistics, asymmetry, frames)
+            code = estimator.code(statistics) if hasattr(estimator, "code") else torch.zeros(0)
         else:
             longest = max(len(reading.pupils) for reading in readings)
             in_turn = [r.pupils[i] for i in range(longest) for r in readings if i < len(r.pupils)]
-            pupils = torch.stack(in_turn[:longest])
+            pupils, code = torch.stack(in_turn[:longest]), readings[0].code
+            if all(reading.code.shape == code.shape for reading in readings):
+                code = mean_of("code")
         return Reading(
             noise=combine("noise"),
             shot=combine("shot"),
@@ -321,7 +331,6 @@ class Reading:
             pupils=pupils,
             radii=radii[kept],
             weights=weights[kept],
-            sharpest=mean_of("sharpest"),
             statistics=statistics,
             asymmetry=asymmetry,
             frames=frames,
@@ -329,6 +338,7 @@ class Reading:
             correlation=of_shown("correlation"),
             even_blur=mean_of("even_blur"),
             blurred=mean_of("blurred"),
+            code=code,
         )
 
     @with_usual_defaults

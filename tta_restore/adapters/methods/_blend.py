@@ -7,6 +7,7 @@ them: on held-out pairs, where the target is known, and on the frame itself by r
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -131,7 +132,13 @@ def frame_risk(
 
 
 def choose(
-    pairs: Tensor, frame: FrameRisk | None, *, measured: bool = False, max_student: float = 1.0, max_input: float = 1.0
+    pairs: Tensor,
+    frame: FrameRisk | None,
+    *,
+    others: Sequence[tuple[Tensor, float]] = (),
+    measured: bool = False,
+    max_student: float = 1.0,
+    max_input: float = 1.0,
 ) -> int:
     """Return the row of :func:`grid` with the smallest error on pairs among those that the frame permits.
 
@@ -139,14 +146,21 @@ def choose(
         pairs: relative errors of :func:`pair_risk`, (M, G, N): of G degradations that are possible, the one that suits
             an average least counts. Losses to the source count twice.
         frame: risk on the frame; averages that may be worse there than the source are excluded.
+        others: relative errors on pairs of other degradations, (M, N), and how much each counts of 1 in all.
         measured: whether ``frame`` measures the error itself and not only the part of it that the degradation leaves
             visible; it then counts as much as the pairs.
         max_student: largest weight of the student.
         max_input: largest weight of the input.
     """
-    score = (pairs.mean(2) + _HARM * (pairs - 1).clamp(min=0).mean(2)).amax(1)
+    score = (1 - sum(share for _, share in others)) * _score(pairs).amax(1)
+    for risk, share in others:
+        score = score + share * _score(risk)
     excluded = (grid()[:, 2] > max_student + 1e-6) | (grid()[:, 0] > max_input + 1e-6)
     if frame is not None:
         excluded = excluded | frame.excluded
         score = score + frame.relative if measured else score
     return int(torch.where(excluded, score.new_tensor(float("inf")), score).argmin())
+
+
+def _score(pairs: Tensor) -> Tensor:
+    return pairs.mean(-1) + _HARM * (pairs - 1).clamp(min=0).mean(-1)

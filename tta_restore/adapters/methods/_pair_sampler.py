@@ -61,6 +61,11 @@ class PairSampler:
     degradation: Degradation | None = None
 
     @property
+    def removes_lens(self) -> bool:
+        """Whether the restorer is to remove the blur of a lens, or of motion, and not that of a reduced size."""
+        return self.sharpens and self.scale == 1
+
+    @property
     def side(self) -> int:
         """Side of the sharp patches that pairs are made of."""
         return (self.patch_size + 2 * _MARGIN) * self.scale
@@ -152,16 +157,6 @@ def patch_size_for(size: SizeRequirements, scale: int, wanted: int | None = None
     if wanted is None:
         wanted = 48 if scale == 1 else 40 if scale == 2 else 32
     return max(size.fit(wanted, wanted))
-
-
-def moved(reading: Reading, steps: float) -> Reading:
-    """Return a reading with strengths that many standard deviations away, and certain of them."""
-    noise, blur = (
-        torch.stack([mean + steps * deviation, 0 * deviation]) for mean, deviation in (reading.noise, reading.blur)
-    )
-    probability, quality, deviation = reading.jpeg
-    jpeg = torch.stack([probability, (quality - steps * deviation).clamp(2, 100), 0 * deviation])
-    return replace(reading, noise=noise, blur=blur, jpeg=jpeg)
 
 
 def _hedged(reading: Reading) -> Reading:

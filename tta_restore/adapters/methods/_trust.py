@@ -22,7 +22,7 @@ from tta_restore.degradations.noise_correlation import haar_energies, unevenness
 _MIN_MEASURED = 2.0  # noise in 1/255 from which the error on a frame is measured well
 _MIN_QUALITY = 95.0  # JPEG quality below which a frame counts as compressed
 # Lead in dB from which a student may have all the weight: one that keeps blur, one that removes it, one that upscales
-_FULL_LEAD_KEEPING, _FULL_LEAD, _FULL_LEAD_UPSCALING = 0.2, 1.2, 0.75
+_FULL_LEAD_KEEPING, _FULL_LEAD, _FULL_LEAD_UPSCALING = 0.2, 0.8, 0.75
 _LEAD_UNTRAINED = (1.4, 1.8)  # leads in dB that earn nothing and all where the model was not made to remove noise
 _LEAD_COMPRESSED = (0.25, 0.5)  # leads in dB that earn a student that keeps blur nothing, and half of the weight
 # Noise in 1/255 that texture is taken for in compressed frames, sometimes and often; for denoisers per unit of quality
@@ -31,13 +31,15 @@ _HIDDEN_NOISE, _HIDDEN_NOISE_DENOISING = (7.0, 10.0), (0.4, 0.6)
 # which lets blur appear smaller
 _SHARP, _SHARP_COMPRESSED = (0.8, 1.2), (0.6, 0.85)
 _UNKNOWN = (0.8, 1.0)  # standard deviations of the log radius from which it is less and not known
-# Blur radii in pixels between which the weight of a student that removes blur grows, and its limits; the upper one is
-# lower without noise, where nothing but the pairs speaks for the student
-_SURE_BLUR, _MIN_SHARE, _MAX_SHARE, _MAX_SHARE_CLEAN = (1.2, 2.0), 0.3, 0.8, 0.65
-_REMOVES_NOISE = (3.0, 8.0)  # noise in 1/255 between which these limits give way: it is noise that the student removes
-# By how much the log radius of a frame without noise may exceed that of its sharpest places, or be uncertain: more is
-# soft content, which says nothing of the lens; and the part of the weight that is left then
-_SOFT, _SOFT_SHARE = (0.22, 0.34), 0.15
+# Blur radii in pixels, as read in compressed frames, between which the weight of a student that removes blur grows, and
+# its limits: compression lets blur appear smaller
+_SURE_BLUR, _MIN_SHARE, _MAX_SHARE = (1.2, 2.0), 0.3, 0.8
+_DOUBT = (0.0, -1.0, 1.0)  # standard deviations by which noise and blur may be other than they were read
+# Blur is mostly read too large: that many deviations count, too, by this part, as content that is soft by itself reads
+_TOO_LARGE, _TOO_LARGE_SHARE = -2.0, 0.4
+_REMOVES_NOISE = (3.0, 8.0)  # noise in 1/255 between which they do not any more: it is noise that the student removes
+_NO_BLUR = 0.2  # pixels, which are not visible
+_ODDS_OF_BLUR = 1.0  # log odds that a frame for a restorer that removes blur is blurred
 # Log odds that frames without noise are blurred, and not only soft by themselves, from which an upscaler's student gets
 # some of the weight, and from which as much as it ever does
 _BLURRED_UPSCALING, _MAX_SHARE_UPSCALING = (2.0, 4.0), 0.75
@@ -60,9 +62,8 @@ _UNEVEN = (1.15, 1.2)  # and how uneven such a frame may be: content in most blo
 def max_student(lead: float, readings: Sequence[Reading], *, sharpens: bool, scale: int, denoises: bool) -> float:
     """Return the largest weight of a student with a lead on pairs, 0 to 1.
 
-    A small lead is not worth the risk. Small blur, which is read worst and which the source removes best, earns a part
-    of the weight, unless noise is to be removed. JPEG compression spoils the estimates of noise and blur: half of the
-    weight then, and nothing where more noise was read than the compression would have left.
+    A small lead is not worth the risk. JPEG compression spoils the estimates of noise and blur: half of the weight
+    then, less where small blur was read, and nothing where more noise was read than the compression would have left.
 
     Args:
         lead: PSNR gain over the source on held-out pairs, dB.
@@ -84,20 +85,69 @@ def max_student(lead: float, readings: Sequence[Reading], *, sharpens: bool, sca
     share = min(max(lead / full, 0.0), 1.0)
     if not sharpens and not denoises and not is_shown(readings):
         share = _position(lead, _LEAD_UNTRAINED)  # true noise leaves it much to gain
-    radius = min(reading.mean["blur_radius"] for reading in readings)
-    noisy = any(is_noisy(reading) for reading in readings)
     if sharpens and scale == 1:
-        clean = not compressed and not noisy
-        limit = _MAX_SHARE_CLEAN if clean else _MAX_SHARE
-        limit = min(max(_position(radius, _SURE_BLUR), _MIN_SHARE), limit) * _known(readings)
-        if clean:
-            limit *= max(1 - _position(max(_softness(readings)), _SOFT), _SOFT_SHARE)
-        noise = 255 * min(reading.mean["noise_std"] for reading in readings)
-        removes_noise = 0.0 if compressed else _position(noise, _REMOVES_NOISE)
-        share *= limit + (1 - limit) * removes_noise
-    elif sharpens and not noisy:
+        share *= _known(readings)
+        if compressed:
+            radius = min(reading.mean["blur_radius"] for reading in readings)
+            share *= min(max(_position(radius, _SURE_BLUR), _MIN_SHARE), _MAX_SHARE)
+    elif sharpens and not any(is_noisy(reading) for reading in readings):
         share *= _MAX_SHARE_UPSCALING * _position(float(readings[-1].blurred), _BLURRED_UPSCALING)
     return share / 2 if compressed else share
+
+
+def hypotheses(reading: Reading, *, removes_lens: bool) -> list[Reading]:
+    """Return the readings that may be true, the reading itself first.
+
+    For restorers that remove the blur of a lens also what a second estimator reads in frames without noise, where that
+    is more: it takes blur to be even, so that it reads less where blur varies.
+    """
+    possible = [_moved(reading, steps) for steps in _DOUBT]
+    odds, mean, deviation = reading.even_blur.tolist()
+    if removes_lens and not is_noisy(reading) and deviation > 0 and odds > 0 and mean > float(reading.blur[0]):
+        possible.append(_with_radius(reading, mean))
+    return possible
+
+
+def less_blur(readings: Sequence[Reading]) -> list[tuple[Reading, float]]:
+    """Return estimates of a frame whose content is softer by itself than it was read, and how much each counts of 1.
+
+    Args:
+        readings: of the frame, and pooled.
+    """
+    reading, blurred = readings[-1], probability_of_blur(readings)
+    less = _with_radius(reading, float(reading.blur[0] + _TOO_LARGE * reading.blur[1]))
+    noise = 255 * min(one.mean["noise_std"] for one in readings)
+    share = _TOO_LARGE_SHARE * (1 - (0.0 if is_compressed(readings) else _position(noise, _REMOVES_NOISE)))
+    return [(less, share * blurred), (_with_radius(reading, math.log(_NO_BLUR)), 1 - blurred)]
+
+
+def probability_of_blur(readings: Sequence[Reading]) -> float:
+    """Return the probability that a frame is blurred, and not only soft by itself.
+
+    Frames for a restorer that removes blur are blurred more often than not, and those of a camera are alike.
+
+    Args:
+        readings: of the frame, and pooled.
+    """
+    frame, camera = readings
+    if float(frame.even_blur[2]) == 0:
+        return 1.0
+    odds = frame.even_blur[0] + (camera.even_blur[0] if camera.frames > 1 else 0.0)
+    return float((odds + _ODDS_OF_BLUR).sigmoid())
+
+
+def _with_radius(reading: Reading, log_radius: float) -> Reading:
+    return _moved(replace(reading, blur=reading.blur.new_tensor([log_radius, 0.0])), 0.0)
+
+
+def _moved(reading: Reading, steps: float) -> Reading:
+    """Return a reading with strengths that many standard deviations away, and certain of them."""
+    noise, blur = (
+        torch.stack([mean + steps * deviation, 0 * deviation]) for mean, deviation in (reading.noise, reading.blur)
+    )
+    probability, quality, deviation = reading.jpeg
+    jpeg = torch.stack([probability, (quality - steps * deviation).clamp(2, 100), 0 * deviation])
+    return replace(reading, noise=noise, blur=blur, jpeg=jpeg)
 
 
 def plausible(reading: Reading, *, scale: int) -> Reading:
@@ -263,15 +313,6 @@ def _smooth_energies(frame: Tensor) -> tuple[float, float]:
     blocks = F.avg_pool2d(energy[:, None], _BLOCK).flatten()
     tenth, more = blocks.sort().values[[math.ceil(part * len(blocks)) - 1 for part in (_SMOOTHEST, _SMOOTH)]].tolist()
     return tenth, more
-
-
-def _softness(readings: Sequence[Reading]) -> tuple[float, float]:
-    """Return how uncertain the log radius is, and by how much it exceeds that of the sharpest places.
-
-    Frames of a camera differ in how soft their content is, so that the least of each counts.
-    """
-    uncertain = min(float(reading.blur[1]) for reading in readings)
-    return uncertain, min(float(reading.blur[0] - reading.sharpest) for reading in readings)
 
 
 def _known(readings: Sequence[Reading]) -> float:

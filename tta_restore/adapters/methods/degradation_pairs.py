@@ -6,7 +6,7 @@ import contextlib
 import math
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -21,11 +21,12 @@ from tta_restore.adapters.adapter import Adapter
 from tta_restore.adapters.frame import FrameContext
 from tta_restore.adapters.methods import _blend, _trust
 from tta_restore.adapters.methods._muon import Muon
-from tta_restore.adapters.methods._pair_sampler import PairSampler, clipped_fraction, moved, patch_size_for, upsampled
+from tta_restore.adapters.methods._pair_sampler import PairSampler, clipped_fraction, patch_size_for, upsampled
 from tta_restore.adapters.select import Select
 from tta_restore.adapters.views import Views, Windows
 from tta_restore.degradations import Degradation, Estimator, Reading
 from tta_restore.degradations.noise import unit_noise
+from tta_restore.degradations.reading import PARTS
 from tta_restore.losses import charbonnier_loss
 from tta_restore.models import Competence, Restoration, competence
 
@@ -38,17 +39,19 @@ _TRIAL = 16  # a trial takes this part of a frame's steps, from 4 to 8 of them
 _INTERVAL = 12  # steps between two looks at the held-out pairs
 _HELD_OUT = 12  # held-out pairs
 _RECENT = 3  # frames whose weights are compared for the camera's
-_DOUBT = (-1.0, 0.0, 1.0)  # standard deviations by which the estimate may be wrong where the output is decided
 _BACK_OFF = 0.15  # dB below its best from which the student returns to its best, at half the rate
 _PATIENCE = 3  # looks without a new best after which a frame's steps end
 _MIN_PROGRESS = 0.05  # dB by which a new best has to be better
-_STEADY = 2  # frames in a row that gain less than _MIN_GAIN each, after which adaptation ends
+_STEADY = (2, 3)  # frames in a row that gain less than _MIN_GAIN, after which adaptation ends: with a lead, without
 _MIN_GAIN = 0.1  # dB of lead; the best of several looks at few pairs is a little too good
 _STEADY_LEAD = 0.8  # part of the lead that counts against content that a steady student removes from a frame
 _KEPT_LEAD = 0.5  # part of the lead that the student must keep on a frame of the same camera
-_NEAR = 0.4  # part of the threshold of a change that counts for a student that hardly leads
+# Part of the threshold of a change that counts for two frames in a row together: of a steady camera, and before
+_NEAR, _NEAR_CALIBRATING = 0.4, 0.6
+_SUSPICIOUS = 0.5  # part of it from which the next frame of a steady camera is read, too
+_LEAST_BEFORE = 2  # frames that such two are compared with
 _MAX_NEAR = 2  # times ``calibration_frames`` after which changes below that part do not count
-_VAIN = 0.2  # added to it by each change after which it did not lead either
+_VAIN = 0.2  # added to it by each change after which nothing was gained
 _DOUBTFUL = 2  # frames of a steady camera in a row without that lead, which are a change
 _MARGIN = 0.3  # dB by which weights must lead over the source to be worth keeping
 _LEAST_WEIGHT = 0.05  # of the student in an average; a lower limit on it excludes the student
@@ -75,6 +78,7 @@ _CAMERA = (
     "risk",
     "unimproved",
     "adapted",
+    "start",
 )
 _BUDGET = re.compile(r"(\d+(?:\.\d+)?)\s*(s|x)")
 
@@ -94,16 +98,18 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
     the self-ensemble of the source, and that of the student. Its weights minimize the error on held-out pairs, with
     losses to the source counted twice, among the averages that a test on the frame itself permits: noise of the
     frame's strength is added, and the restorations are compared with an independent noisy copy of the frame. Where a
-    frame holds something else than noise, blur and compression, restorers that keep blur are left as they are. Where
-    no lead could earn the student any weight, no steps are taken.
+    frame holds something else than noise, blur and compression, restorers that keep blur are left as they are. Frames
+    may be less blurred than they look, because their content is soft: pairs with less blur, and with none, count for
+    the output of a restorer that removes blur. Where no lead could earn the student any weight, no steps are taken.
 
     Frames of more than 2.5 million pixels are sampled in 3 x 3 windows for all of this (``region``); only the output
     takes passes over the whole frame.
 
-    While frames still gain, the adapter is *calibrating*; after two frames without progress, or ``calibration_frames``
-    of them, it is *steady*: it then takes no steps and costs a self-ensemble and an estimate of the degradation now
-    and then. A *changed* degradation makes it calibrate again, from the source or from weights that were learned for
-    another camera. That of an earlier camera is recognized: its weights, estimates and progress are taken up again.
+    While frames still gain, the adapter is *calibrating*; after two frames without progress (three if nothing was
+    gained), or ``calibration_frames`` of them, it is *steady*: it then takes no steps and costs a self-ensemble and an
+    estimate of the degradation now and then. A *changed* degradation makes it calibrate again, from the source or from
+    weights that were learned for another camera; a lens is compared by the latest two estimates together. That of an
+    earlier camera is recognized: its weights, estimates and progress are taken up again.
 
     Args:
         model: a restorer of single frames with 1 or 3 channels, of any scale; see :class:`Adapter`, as for ``options``.
@@ -262,6 +268,8 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
             "interval": 1,
             "doubtful": 0,
             "vain": 0,
+            "start": None,
+            "latest": [],
             "adapted_near": 0,
             "known": [],
         }
@@ -292,9 +300,7 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         source = self.ensemble("source", frame.region)
         forward = (time.perf_counter() - started) / len(self.views) * frame.image.numel() / frame.region.numel()
         notes.update(source=source, scene=source.image.float().clamp(0, 1).expand(-1, 3, -1, -1).cpu())
-        changed = bool(notes.get("changed")) or (
-            not self._one_camera and self._outdated(frame, reading, self.change_threshold)
-        )
+        changed = bool(notes.get("changed")) or (not self._one_camera and self._outdated(frame, reading))
         if changed:
             self._hold_out(frame, reading)
             if self._change(frame):
@@ -423,6 +429,32 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         frame.scratch["weights"] = [plain, kept, new]
         frame.metrics.update(trust=new, lead=self.memory["lead"] if lead is None else lead, changed=0.0)
 
+    def _carried(self, frame: FrameContext) -> tuple[str, ...]:
+        """Return the parts of a degradation that the pairs carry."""
+        return PARTS if frame.scratch["sampler"].sharpens else PARTS[1:]
+
+    def _is_pair_apart(self, frame: FrameContext, reading: Reading) -> bool:
+        """Return whether a frame and the one that was read before it are together far from those before them.
+
+        Two frames show a lens better than each, and their distance counts as soon as it is noticeable; that of noise
+        and compression, which content is taken for, only where the student hardly leads.
+        """
+        memory, sampler = self.memory, frame.scratch["sampler"]
+        steady = self.phase == "steady"
+        parts = self._carried(frame) if steady and memory["lead"] <= _MARGIN else ("blur",)
+        before, latest = memory["readings"], memory["latest"]
+        if not steady:
+            before, latest = before[:-1], before[-1:]
+        if not latest or len(before) < _LEAST_BEFORE or (parts == ("blur",) and not sampler.removes_lens):
+            return False
+        pair = [*latest, reading.tensors()]
+        frame.metrics["pair_distance"] = distance = self._pooled(pair).distance(self._pooled(before), parts)
+        share = min((_NEAR if steady else _NEAR_CALIBRATING) + _VAIN * memory["vain"], 1.0)
+        if distance <= share * self.change_threshold:
+            return False
+        memory["readings"], frame.scratch["pair"] = before, pair
+        return True
+
     def _hold_out(self, frame: FrameContext, reading: Reading | None) -> float:
         """Draw held-out pairs of a degradation; return the teacher's lead on them in dB."""
         notes = frame.scratch
@@ -431,7 +463,7 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         notes["source_error"] = self._errors("source", notes["held_out"])
         return self._lead(frame, "teacher")
 
-    def _outdated(self, frame: FrameContext, reading: Reading, threshold: float) -> bool:
+    def _outdated(self, frame: FrameContext, reading: Reading) -> bool:
         """Return whether the estimate of a frame is far from the pooled one, or costs the student its lead.
 
         The leads under both estimates are measured on the same sharp material: that the student leads by less on the
@@ -441,11 +473,11 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         if self.degradation is not None:
             return False  # the frames are known to carry it
         pooled = self.reading
-        distance = 0.0 if pooled is None else reading.distance(pooled)
+        distance = 0.0 if pooled is None else reading.distance(pooled, self._carried(frame))
         if pooled is not None and _has_equal_channels(frame) != self.memory["gray"]:
             distance = max(distance, 2 * self.change_threshold)  # noise of gray frames is the same in all channels
         frame.metrics["distance"] = distance
-        if pooled is None or distance > threshold:
+        if pooled is None or distance > self.change_threshold or self._is_pair_apart(frame, reading):
             return pooled is not None
         near = distance <= _NEAR * self.change_threshold
         if near and self.memory["adapted_near"] >= _MAX_NEAR * self.calibration_frames:
@@ -462,22 +494,22 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         """Compare a frame of a steady camera with those that were adapted on; restore it if it is like them.
 
         Frames whose estimate costs the student its lead get as much of it as the lead that is left allows. The second
-        one in a row counts as a change: single estimates are uncertain. Without a lead worth keeping, smaller distances
-        count, as long as that leads to something.
+        one in a row counts as a change: single estimates are uncertain.
         """
         memory = self.memory
-        share = 1.0 if memory["lead"] > _MARGIN else min(_NEAR + _VAIN * memory["vain"], 1.0)
-        threshold = share * self.change_threshold
-        outdated = self._outdated(frame, reading, threshold)
+        outdated = self._outdated(frame, reading)
+        near = frame.metrics["distance"] <= _SUSPICIOUS * self.change_threshold
         lead = frame.metrics.get("lead_on_frame")
+        memory["latest"] = [reading.tensors()]
+        memory["interval"] = min(2 * memory["interval"], self.read_interval) if near and not outdated else 1
         if not outdated:
-            memory["interval"], memory["doubtful"] = min(2 * memory["interval"], self.read_interval), 0
+            memory["doubtful"] = 0
             self._keep(frame)  # like its neighbors, which are not looked at: a film must not flicker
             return False
-        memory["interval"], memory["doubtful"] = 1, memory["doubtful"] + 1
-        if memory["doubtful"] >= _DOUBTFUL or frame.metrics["distance"] > self.change_threshold:
+        memory["doubtful"] += 1
+        beyond_doubt = "pair" in frame.scratch or frame.metrics["distance"] > self.change_threshold
+        if memory["doubtful"] >= _DOUBTFUL or beyond_doubt:
             memory["doubtful"], frame.scratch["changed"] = 0, True
-            memory["vain"] = 0 if memory["lead"] > _MARGIN else memory["vain"] + 1
             return True
         self._keep(frame, lead)
         if lead is not None:
@@ -495,6 +527,7 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         memory, reading = self.memory, frame.scratch["read"]
         if frame.metrics["distance"] > _NEAR * self.change_threshold:
             memory["adapted_near"] = 0
+        pair = frame.scratch.get("pair", [reading.tensors()])
         left = {"teacher": parameter_sets.copy(self.teacher)} | {key: memory[key] for key in _CAMERA}
         known: list[dict[str, Any]] = [*memory["known"], left]
         leads, distances = [], []
@@ -503,17 +536,19 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
             leads.append(self._lead(frame, "teacher"))
             near = entry is not left and leads[-1] >= _KEPT_LEAD * entry["lead"]
             near &= entry["gray"] == _has_equal_channels(frame)
-            distances.append(reading.distance(self._pooled(entry["readings"])) if near else math.inf)
+            camera = self._pooled(entry["readings"])
+            distances.append(self._pooled(pair).distance(camera, self._carried(frame)) if near else math.inf)
         nearest = min(range(len(known)), key=distances.__getitem__)
         best = max(range(len(known)), key=leads.__getitem__)
-        again = distances[nearest] <= self.change_threshold
+        again = distances[nearest] <= (_NEAR if len(pair) > 1 else 1.0) * self.change_threshold
         lead = leads[nearest if again else best]
         entry = known.pop(nearest) if again else known[best] if lead > _MARGIN else {}
         self.restart(entry.get("teacher"))
         memory["known"] = known[max(len(known) - self.num_cached, 0) :]
         memory.update(phase="changed", interval=1)
         if not again:
-            memory.update(rate=entry.get("rate", 0.0), unimproved=0, adapted=0, readings=[], recent=[])
+            memory.update(rate=entry.get("rate", 0.0), unimproved=0, adapted=0, readings=pair[:-1], recent=[])
+            memory["start"] = max(leads[-1], 0.0)  # of the weights that were left
             start = f"earlier weights, {lead:.1f} dB ahead of the source" if entry else "the source"
             frame.messages.append(f"the degradation changed; adaptation starts from {start}")
             return False
@@ -528,7 +563,9 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
 
     def _is_complete(self) -> bool:
         """Return whether the adaptation to a camera has ended."""
-        return self.memory["unimproved"] >= _STEADY or self.memory["adapted"] >= self.calibration_frames
+        memory = self.memory
+        patience = _STEADY[memory["lead"] <= _MARGIN]
+        return memory["unimproved"] >= patience or memory["adapted"] >= self.calibration_frames
 
     @property
     def _trial_steps(self) -> int:
@@ -596,6 +633,7 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         index = _blend.choose(
             pairs + content[:, None, None],
             self._frame_risk(frame),
+            others=self._risk_of_less_blur(frame),
             measured=not notes["sampler"].sharpens and _trust.is_noisy(notes["reading"]),
             max_student=max_student,
             max_input=max_input,
@@ -612,9 +650,14 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
             memory["unimproved"] = memory["unimproved"] + 1 if progress < _MIN_GAIN else 0
         memory["adapted"] += 1
         memory["adapted_near"] += 1
-        memory["phase"] = "steady" if self._is_complete() else "calibrating"
+        memory["phase"] = "calibrating"
+        if self._is_complete():
+            memory["phase"], memory["latest"] = "steady", []
+            if memory["start"] is not None:
+                memory["vain"] = memory["vain"] + 1 if notes["best"] < memory["start"] + _MARGIN else 0
+                memory["start"] = None
         index = _blend.grid().tolist().index(memory["weights"])
-        self._merge(frame, float(-10 * pairs[index, len(_DOUBT) // 2].clamp(min=1e-6).log10().mean()))
+        self._merge(frame, float(-10 * pairs[index, 0].clamp(min=1e-6).log10().mean()))
         frame.metrics.update(
             trust=weights[2], input_weight=weights[0], lead=notes["best"], rate=memory["rate"], taken=notes["taken"]
         )
@@ -637,9 +680,23 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
 
     def _pair_risk(self, frame: FrameContext) -> Tensor:
         """Return the relative errors of all averages on new held-out pairs of G possible degradations, (M, G, N)."""
-        scale, risks = frame.scratch["sampler"].scale, []
-        for steps in _DOUBT:
-            reading = moved(frame.scratch["reading"], steps)
+        reading = frame.scratch["reading"]
+        return self._risks(frame, _trust.hypotheses(reading, removes_lens=frame.scratch["sampler"].removes_lens))
+
+    def _risk_of_less_blur(self, frame: FrameContext) -> list[tuple[Tensor, float]]:
+        """Return the errors on pairs with less blur than was read, and how much they count: for lenses only."""
+        if self.degradation is not None or not frame.scratch["sampler"].removes_lens:
+            return []
+        readings = [frame.scratch["read"], frame.scratch["reading"]]
+        frame.metrics["blurred"] = _trust.probability_of_blur(readings)
+        less, shares = zip(*_trust.less_blur(readings), strict=True)
+        return list(zip(self._risks(frame, less).unbind(1), shares, strict=True))
+
+    def _risks(self, frame: FrameContext, readings: Sequence[Reading]) -> Tensor:
+        """Return the relative errors of all averages on held-out pairs of the same material, (M, G, N)."""
+        scale, drawn, risks = frame.scratch["sampler"].scale, self.generator.get_state(), []
+        for reading in readings:
+            self.generator.set_state(drawn)
             degraded, target = self._pairs(frame, _HELD_OUT, held_out=True, reading=reading)
             images = upsampled(degraded, scale), self._image("source", degraded), self._image("teacher", degraded)
             risks.append(_blend.pair_risk(images, target))
@@ -708,9 +765,12 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
     def _may_be_trusted(self, frame: FrameContext) -> bool:
         """Return whether a student could get any weight on a frame, however far it gets ahead on pairs."""
         notes = frame.scratch
-        share = self._max_share(math.inf, [notes["read"], notes["reading"]], notes["sampler"])
+        readings = [notes["read"], notes["reading"]]
+        share = self._max_share(math.inf, readings, notes["sampler"])
         if self.degradation is None and not notes["sampler"].sharpens:
             share *= self._explained(frame)
+        elif self.degradation is None and notes["sampler"].removes_lens and not _trust.is_noisy(notes["reading"]):
+            share *= _trust.probability_of_blur(readings)
         return share >= _LEAST_WEIGHT
 
     def _explained(self, frame: FrameContext) -> float:
