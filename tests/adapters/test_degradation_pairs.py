@@ -444,30 +444,30 @@ def test_what_else_a_frame_may_be():
         assert all(one.uncertainty["blur_radius"] == one.uncertainty["noise_std"] == 0 for one in possible)
         return pytest.approx([one.mean["blur_radius"] for one in possible])
 
-    doubted = [2.0, 2.0 * math.exp(-0.2), 2.0 * math.exp(0.2)]
-    assert [*doubted, 3.0] == radii(reading)
-    assert doubted == radii(reading, removes_lens=False)
+    assert radii(reading) == [2.0, 3.0]
+    assert [2.0, 2.0 * math.exp(-0.2), 2.0 * math.exp(0.2)] == radii(reading, removes_lens=False)
     for even in ([1.0, math.log(1.5), 0.3], [-1.0, math.log(3.0), 0.3], [0.0, 0.0, 0.0]):  # less, no blur, unread
-        assert doubted == radii(dataclasses.replace(reading, even_blur=torch.tensor(even)))
-    (less, some), (soft, rest) = _trust.less_blur([reading, reading])
-    assert less.mean["blur_radius"] == pytest.approx(2.0 * math.exp(-0.4))
-    assert soft.mean["blur_radius"] == pytest.approx(0.2)
-    assert rest == pytest.approx(1 / (1 + math.exp(2.0)))
-    assert some == pytest.approx(0.4 * (1 - rest))
+        assert radii(dataclasses.replace(reading, even_blur=torch.tensor(even))) == [2.0]
+    small = dataclasses.replace(reading, blur=torch.tensor([0.0, 0.2]))
+    other, shares = zip(*_trust.other_blur([small, small]), strict=True)
+    assert [one.mean["blur_radius"] for one in other] == pytest.approx([math.exp(0.2 * s) for s in (-2, -1, 1)] + [0.2])
+    blurred = 1 / (1 + math.exp(-2.0))
+    assert shares == pytest.approx([0.35 * blurred, 0.25 * blurred, 0.15 * blurred, 1 - blurred])
     noisy = dataclasses.replace(
-        reading, noise=torch.tensor([math.log(5.5 / 255), 0.1]), jpeg=torch.tensor([0.0, 100.0, 1])
+        small, noise=torch.tensor([math.log(5.5 / 255), 0.1]), jpeg=torch.tensor([0.0, 100.0, 1])
     )
-    assert _trust.less_blur([noisy, noisy])[0][1] == pytest.approx(0.2 * (1 - rest))  # it removes noise, too
-    assert _trust.less_blur([noisy, reading])[0][1] == pytest.approx(0.4 * (1 - rest))  # the weaker noise counts
-    camera = dataclasses.replace(reading, even_blur=torch.tensor([-4.0, math.log(3.0), 0.3]), frames=2)
-    assert _trust.probability_of_blur([reading, camera]) == pytest.approx(1 / (1 + math.exp(2.0)))
+    assert _trust.other_blur([noisy, noisy])[0][1] == pytest.approx(0.5 * shares[0])  # it removes noise, too
+    assert _trust.other_blur([noisy, small])[0][1] == pytest.approx(shares[0])  # the weaker noise counts
+    camera = dataclasses.replace(small, even_blur=torch.tensor([-4.0, math.log(3.0), 0.3]), frames=2)
+    assert _trust.probability_of_blur([small, camera]) == pytest.approx(1 - blurred)
+    assert _trust.probability_of_blur([reading, reading]) == pytest.approx(1 - (1 - blurred) / 2)  # of 2 pixels
     unread = dataclasses.replace(reading, even_blur=torch.zeros(3))
     assert _trust.probability_of_blur([unread, unread]) == 1
 
 
 @pytest.mark.parametrize(("task", "odds"), [("defocus", 6.0), ("defocus", -2.0), ("denoise", None)])
 def test_a_frame_may_be_soft_by_itself(monkeypatch, task, odds):
-    """Pairs with less blur count for the student of a lens, those without any as far as the frame has none."""
+    """Pairs with other blur count for the student of a lens, those without any as far as the frame has none."""
     read = Estimator().read(_frame(5)[0])
     if odds is not None:
         even = torch.cat([torch.tensor([odds]), read.even_blur[1:]])
@@ -481,10 +481,10 @@ def test_a_frame_may_be_soft_by_itself(monkeypatch, task, odds):
     monkeypatch.setattr(_blend, "choose", record)
     metrics = DegradationPairs(Filter(), spec=DENOISE, task=task, steps=1, lr=1e-4).adapt(_frame(5)[0]).metrics
     ((pairs, others),) = asked
-    assert len(others) == 2 * (task == "defocus")
+    assert len(others) == 4 * (task == "defocus")
     if odds is not None:
         assert metrics["blurred"] == pytest.approx(1 / (1 + math.exp(-odds - 1)))
-        assert others[1][1] == pytest.approx(1 - metrics["blurred"])
+        assert others[-1][1] == pytest.approx(1 - metrics["blurred"])
         assert all(risk.shape == pairs[:, 0].shape for risk, _ in others)
 
 

@@ -35,11 +35,12 @@ _UNKNOWN = (0.8, 1.0)  # standard deviations of the log radius from which it is 
 # its limits: compression lets blur appear smaller
 _SURE_BLUR, _MIN_SHARE, _MAX_SHARE = (1.2, 2.0), 0.3, 0.8
 _DOUBT = (0.0, -1.0, 1.0)  # standard deviations by which noise and blur may be other than they were read
-# Blur is mostly read too large: that many deviations count, too, by this part, as content that is soft by itself reads
-_TOO_LARGE, _TOO_LARGE_SHARE = -2.0, 0.4
-_REMOVES_NOISE = (3.0, 8.0)  # noise in 1/255 between which they do not any more: it is noise that the student removes
+# The same for blur alone, with probabilities: it is mostly read too large, as content is soft by itself
+_DOUBT_BLUR = ((-2.0, 0.35), (-1.0, 0.25), (1.0, 0.15))
+_REMOVES_NOISE = (3.0, 8.0)  # noise in 1/255 between which the first counts less, as it is noise that a student removes
 _NO_BLUR = 0.2  # pixels, which are not visible
 _ODDS_OF_BLUR = 1.0  # log odds that a frame for a restorer that removes blur is blurred
+_SOFTEST = (1.5, 2.5)  # radii in pixels that content is softer than rarely, and never
 # Log odds that frames without noise are blurred, and not only soft by themselves, from which an upscaler's student gets
 # some of the weight, and from which as much as it ever does
 _BLURRED_UPSCALING, _MAX_SHARE_UPSCALING = (2.0, 4.0), 0.75
@@ -96,29 +97,33 @@ def max_student(lead: float, readings: Sequence[Reading], *, sharpens: bool, sca
 
 
 def hypotheses(reading: Reading, *, removes_lens: bool) -> list[Reading]:
-    """Return the readings that may be true, the reading itself first.
+    """Return the readings that may be true, the reading itself first, of which the one that suits least counts.
 
-    For restorers that remove the blur of a lens also what a second estimator reads in frames without noise, where that
-    is more: it takes blur to be even, so that it reads less where blur varies.
+    For restorers that remove the blur of a lens, :func:`other_blur` has more. Here it is what a second estimator reads
+    in frames without noise, where that is more: it takes blur to be even, so that it reads less where blur varies.
     """
-    possible = [_moved(reading, steps) for steps in _DOUBT]
+    if not removes_lens:
+        return [_moved(reading, steps) for steps in _DOUBT]
+    possible = [_moved(reading, 0.0)]
     odds, mean, deviation = reading.even_blur.tolist()
-    if removes_lens and not is_noisy(reading) and deviation > 0 and odds > 0 and mean > float(reading.blur[0]):
+    if not is_noisy(reading) and deviation > 0 and odds > 0 and mean > float(reading.blur[0]):
         possible.append(_with_radius(reading, mean))
     return possible
 
 
-def less_blur(readings: Sequence[Reading]) -> list[tuple[Reading, float]]:
-    """Return estimates of a frame whose content is softer by itself than it was read, and how much each counts of 1.
+def other_blur(readings: Sequence[Reading]) -> list[tuple[Reading, float]]:
+    """Return estimates of a frame with other blur than was read, and none, and their probabilities.
 
     Args:
         readings: of the frame, and pooled.
     """
     reading, blurred = readings[-1], probability_of_blur(readings)
-    less = _with_radius(reading, float(reading.blur[0] + _TOO_LARGE * reading.blur[1]))
     noise = 255 * min(one.mean["noise_std"] for one in readings)
-    share = _TOO_LARGE_SHARE * (1 - (0.0 if is_compressed(readings) else _position(noise, _REMOVES_NOISE)))
-    return [(less, share * blurred), (_with_radius(reading, math.log(_NO_BLUR)), 1 - blurred)]
+    removes_noise = 0.0 if is_compressed(readings) else _position(noise, _REMOVES_NOISE)
+    mean, deviation = reading.blur.tolist()
+    other = [(_with_radius(reading, mean + steps * deviation), share * blurred) for steps, share in _DOUBT_BLUR]
+    less, share = other[0]
+    return [(less, share * (1 - removes_noise)), *other[1:], (_with_radius(reading, math.log(_NO_BLUR)), 1 - blurred)]
 
 
 def probability_of_blur(readings: Sequence[Reading]) -> float:
@@ -133,7 +138,8 @@ def probability_of_blur(readings: Sequence[Reading]) -> float:
     if float(frame.even_blur[2]) == 0:
         return 1.0
     odds = frame.even_blur[0] + (camera.even_blur[0] if camera.frames > 1 else 0.0)
-    return float((odds + _ODDS_OF_BLUR).sigmoid())
+    soft = 1 - float((odds + _ODDS_OF_BLUR).sigmoid())
+    return 1 - soft * (1 - _position(camera.mean["blur_radius"], _SOFTEST))
 
 
 def _with_radius(reading: Reading, log_radius: float) -> Reading:

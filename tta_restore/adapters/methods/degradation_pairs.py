@@ -633,7 +633,7 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         index = _blend.choose(
             pairs + content[:, None, None],
             self._frame_risk(frame),
-            others=self._risk_of_less_blur(frame),
+            others=self._risk_of_other_blur(frame),
             measured=not notes["sampler"].sharpens and _trust.is_noisy(notes["reading"]),
             max_student=max_student,
             max_input=max_input,
@@ -683,14 +683,14 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         reading = frame.scratch["reading"]
         return self._risks(frame, _trust.hypotheses(reading, removes_lens=frame.scratch["sampler"].removes_lens))
 
-    def _risk_of_less_blur(self, frame: FrameContext) -> list[tuple[Tensor, float]]:
-        """Return the errors on pairs with less blur than was read, and how much they count: for lenses only."""
+    def _risk_of_other_blur(self, frame: FrameContext) -> list[tuple[Tensor, float]]:
+        """Return the errors on pairs with other blur than was read, and its probabilities: for lenses only."""
         if self.degradation is not None or not frame.scratch["sampler"].removes_lens:
             return []
         readings = [frame.scratch["read"], frame.scratch["reading"]]
         frame.metrics["blurred"] = _trust.probability_of_blur(readings)
-        less, shares = zip(*_trust.less_blur(readings), strict=True)
-        return list(zip(self._risks(frame, less).unbind(1), shares, strict=True))
+        other, shares = zip(*_trust.other_blur(readings), strict=True)
+        return list(zip(self._risks(frame, other).unbind(1), shares, strict=True))
 
     def _risks(self, frame: FrameContext, readings: Sequence[Reading]) -> Tensor:
         """Return the relative errors of all averages on held-out pairs of the same material, (M, G, N)."""
