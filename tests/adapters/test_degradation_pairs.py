@@ -507,9 +507,9 @@ def test_what_no_one_can_use_is_refused():
         ("jpeg", 0.3, 40, 0.4, 0.3),
         ("jpeg", 0.3, 100, 1.3, 0.0),
         ("jpeg", 0.3, 100, 1.8, 1.0),
-        ("defocus", 2.5, 100, 2.0, 1.0),
-        ("defocus", 2.5, 100, 0.4, 0.5),
-        ("defocus", 0.5, 100, 2.0, 1.0),
+        ("defocus", 2.5, 100, 2.0, 0.5),
+        ("defocus", 2.5, 100, 0.2, 0.25),
+        ("defocus", 0.5, 100, 2.0, 0.5),
         ("defocus", 2.5, 40, 2.0, 0.4),
         ("defocus", 0.9, 40, 2.0, 0.15),
         ("sr", 0.9, 100, 2.0, 0.75),
@@ -532,6 +532,9 @@ def test_trust_grows_with_the_lead_and_falls_with_what_is_read_badly(task, blur,
     sharp, blurred = (0.8, 1.2) if quality == 100 else (0.6, 0.85)
     plain = min(max((blurred - blur) / (blurred - sharp), 0), 1)
     assert _trust.max_input([reading], scale=1) == pytest.approx(plain, abs=1e-3)
+    if sharpens and quality == 100:  # noise is seen on the frame itself
+        noisy = dataclasses.replace(reading, noise=torch.tensor([math.log(5 / 255), 0.1]))
+        assert _trust.max_student(2.0, [noisy], **options) == 1
 
 
 def test_merged_weights_have_a_lead_of_their_own(monkeypatch):

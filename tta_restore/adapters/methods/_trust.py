@@ -34,6 +34,7 @@ _UNKNOWN = (0.8, 1.0)  # standard deviations of the log radius from which it is 
 # Blur radii in pixels, as read in compressed frames, between which the weight of a student that removes blur grows, and
 # its limits: compression lets blur appear smaller
 _SURE_BLUR, _MIN_SHARE, _MAX_SHARE = (1.2, 2.0), 0.3, 0.8
+_MAX_SHARE_CLEAN = 0.5  # of that student without noise and compression, where nothing but the pairs speaks for it
 _DOUBT = (0.0, -1.0, 1.0)  # standard deviations by which noise and blur may be other than they were read
 # The same for blur alone, with probabilities: it is mostly read too large, as content is soft by itself
 _DOUBT_BLUR = ((-2.0, 0.35), (-1.0, 0.25), (1.0, 0.15))
@@ -91,6 +92,8 @@ def max_student(lead: float, readings: Sequence[Reading], *, sharpens: bool, sca
         if compressed:
             radius = min(reading.mean["blur_radius"] for reading in readings)
             share *= min(max(_position(radius, _SURE_BLUR), _MIN_SHARE), _MAX_SHARE)
+        elif not any(is_noisy(reading) for reading in readings):
+            share = min(share, _MAX_SHARE_CLEAN)
     elif sharpens and not any(is_noisy(reading) for reading in readings):
         share *= _MAX_SHARE_UPSCALING * _position(float(readings[-1].blurred), _BLURRED_UPSCALING)
     return share / 2 if compressed else share
