@@ -110,7 +110,7 @@ class BlurEstimator(Estimator):
     def read(self, frame, **options):
         reading = super().read(frame, **options)
         blur = torch.stack([reading.blur[0], torch.tensor(0.2)])
-        return dataclasses.replace(reading, blur=blur, sharpest=blur[0], even_blur=torch.zeros(3))
+        return dataclasses.replace(reading, blur=blur, even_blur=torch.zeros(3))
 
 
 @cache
