@@ -439,13 +439,13 @@ def test_what_else_a_frame_may_be():
         even_blur=torch.tensor([1.0, math.log(3.0), 0.3]),
     )
 
-    def radii(reading, removes_lens=True):
-        possible = _trust.hypotheses(reading, removes_lens=removes_lens)
+    def radii(reading, deblurs=True):
+        possible = _trust.hypotheses(reading, deblurs=deblurs)
         assert all(one.uncertainty["blur_radius"] == one.uncertainty["noise_std"] == 0 for one in possible)
         return pytest.approx([one.mean["blur_radius"] for one in possible])
 
     assert radii(reading) == [2.0, 3.0]
-    assert [2.0, 2.0 * math.exp(-0.2), 2.0 * math.exp(0.2)] == radii(reading, removes_lens=False)
+    assert [2.0, 2.0 * math.exp(-0.2), 2.0 * math.exp(0.2)] == radii(reading, deblurs=False)
     for even in ([1.0, math.log(1.5), 0.3], [-1.0, math.log(3.0), 0.3], [0.0, 0.0, 0.0]):  # less, no blur, unread
         assert radii(dataclasses.replace(reading, even_blur=torch.tensor(even))) == [2.0]
     small = dataclasses.replace(reading, blur=torch.tensor([0.0, 0.2]))

@@ -66,7 +66,8 @@ class Reading:
         blurred: log odds that there is the ``blur`` and not only soft content, ().
         correlation: standard deviation of the noise's Gaussian filter in pixels, 0 for white noise, and fraction of the
             frames that show it, (2,).
-        code: what the defocus estimator predicts of the pupil function, (D,); empty if it predicts nothing.
+        code: what the defocus estimator predicts of the pupil function, which lenses are compared by, (D,); if it is
+            empty they are compared by the size of the blur alone.
     """
 
     noise: Tensor
@@ -239,7 +240,8 @@ class Reading:
             first, second = quality_tables(qualities)[:, 0].float()
             steps.append(just_noticeable(first, second, 3.0).mean())
         if "blur" in include and self.code.numel() and self.code.shape == other.code.shape:
-            apart = (self.code - other.code).square().sum() / (self.code.square().sum() + other.code.square().sum())
+            size = self.code.square().sum() + other.code.square().sum()
+            apart = (self.code - other.code).square().sum() / size.clamp(min=1e-12)
             # the shape of a small blur is not visible
             visible = min(self.mean["blur_radius"], other.mean["blur_radius"], 1.0)
             steps.append(apart / _PUPIL_STEP * visible)

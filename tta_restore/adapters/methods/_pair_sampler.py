@@ -61,8 +61,8 @@ class PairSampler:
     degradation: Degradation | None = None
 
     @property
-    def removes_lens(self) -> bool:
-        """Whether the restorer is to remove the blur of a lens, or of motion, and not that of a reduced size."""
+    def deblurs(self) -> bool:
+        """Whether the restorer removes blur and keeps the size of a frame."""
         return self.sharpens and self.scale == 1
 
     @property

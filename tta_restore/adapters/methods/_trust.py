@@ -99,13 +99,13 @@ def max_student(lead: float, readings: Sequence[Reading], *, sharpens: bool, sca
     return share / 2 if compressed else share
 
 
-def hypotheses(reading: Reading, *, removes_lens: bool) -> list[Reading]:
+def hypotheses(reading: Reading, *, deblurs: bool) -> list[Reading]:
     """Return the readings that may be true, the reading itself first, of which the one that suits least counts.
 
     For restorers that remove the blur of a lens, :func:`other_blur` has more. Here it is what a second estimator reads
     in frames without noise, where that is more: it takes blur to be even, so that it reads less where blur varies.
     """
-    if not removes_lens:
+    if not deblurs:
         return [_moved(reading, steps) for steps in _DOUBT]
     possible = [_moved(reading, 0.0)]
     odds, mean, deviation = reading.even_blur.tolist()

@@ -42,7 +42,7 @@ _RECENT = 3  # frames whose weights are compared for the camera's
 _BACK_OFF = 0.15  # dB below its best from which the student returns to its best, at half the rate
 _PATIENCE = 3  # looks without a new best after which a frame's steps end
 _MIN_PROGRESS = 0.05  # dB by which a new best has to be better
-_STEADY = (2, 3)  # frames in a row that gain less than _MIN_GAIN, after which adaptation ends: with a lead, without
+_STEADY, _STEADY_WITHOUT_LEAD = 2, 3  # frames in a row that gain less than _MIN_GAIN, after which adaptation ends
 _MIN_GAIN = 0.1  # dB of lead; the best of several looks at few pairs is a little too good
 _STEADY_LEAD = 0.8  # part of the lead that counts against content that a steady student removes from a frame
 _KEPT_LEAD = 0.5  # part of the lead that the student must keep on a frame of the same camera
@@ -445,14 +445,14 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         before, latest = memory["readings"], memory["latest"]
         if not steady:
             before, latest = before[:-1], before[-1:]
-        if not latest or len(before) < _LEAST_BEFORE or (parts == ("blur",) and not sampler.removes_lens):
+        if not latest or len(before) < _LEAST_BEFORE or (parts == ("blur",) and not sampler.deblurs):
             return False
         pair = [*latest, reading.tensors()]
         frame.metrics["pair_distance"] = distance = self._pooled(pair).distance(self._pooled(before), parts)
         share = min((_NEAR if steady else _NEAR_CALIBRATING) + _VAIN * memory["vain"], 1.0)
         if distance <= share * self.change_threshold:
             return False
-        memory["readings"], frame.scratch["pair"] = before, pair
+        frame.scratch.update(pair=pair, before=before)
         return True
 
     def _hold_out(self, frame: FrameContext, reading: Reading | None) -> float:
@@ -528,6 +528,7 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         if frame.metrics["distance"] > _NEAR * self.change_threshold:
             memory["adapted_near"] = 0
         pair = frame.scratch.get("pair", [reading.tensors()])
+        memory["readings"] = frame.scratch.get("before", memory["readings"])
         left = {"teacher": parameter_sets.copy(self.teacher)} | {key: memory[key] for key in _CAMERA}
         known: list[dict[str, Any]] = [*memory["known"], left]
         leads, distances = [], []
@@ -564,7 +565,7 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
     def _is_complete(self) -> bool:
         """Return whether the adaptation to a camera has ended."""
         memory = self.memory
-        patience = _STEADY[memory["lead"] <= _MARGIN]
+        patience = _STEADY if memory["lead"] > _MARGIN else _STEADY_WITHOUT_LEAD
         return memory["unimproved"] >= patience or memory["adapted"] >= self.calibration_frames
 
     @property
@@ -681,11 +682,11 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
     def _pair_risk(self, frame: FrameContext) -> Tensor:
         """Return the relative errors of all averages on new held-out pairs of G possible degradations, (M, G, N)."""
         reading = frame.scratch["reading"]
-        return self._risks(frame, _trust.hypotheses(reading, removes_lens=frame.scratch["sampler"].removes_lens))
+        return self._risks(frame, _trust.hypotheses(reading, deblurs=frame.scratch["sampler"].deblurs))
 
     def _risk_of_other_blur(self, frame: FrameContext) -> list[tuple[Tensor, float]]:
         """Return the errors on pairs with other blur than was read, and its probabilities: for lenses only."""
-        if self.degradation is not None or not frame.scratch["sampler"].removes_lens:
+        if self.degradation is not None or not frame.scratch["sampler"].deblurs:
             return []
         readings = [frame.scratch["read"], frame.scratch["reading"]]
         frame.metrics["blurred"] = _trust.probability_of_blur(readings)
@@ -769,7 +770,7 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         share = self._max_share(math.inf, readings, notes["sampler"])
         if self.degradation is None and not notes["sampler"].sharpens:
             share *= self._explained(frame)
-        elif self.degradation is None and notes["sampler"].removes_lens and not _trust.is_noisy(notes["reading"]):
+        elif self.degradation is None and notes["sampler"].deblurs and not _trust.is_noisy(notes["reading"]):
             share *= _trust.probability_of_blur(readings)
         return share >= _LEAST_WEIGHT
 
