@@ -1099,6 +1099,28 @@ def test_two_frames_show_another_lens(monkeypatch):
     _distances(monkeypatch, 0.5, 1.6)  # while it is adapted to, from two earlier frames on
     assert adapter.adapt(frames[6]).metrics["changed"] == 0
     assert adapter.adapt(frames[0]).metrics["changed"] == 1
+    assert len(adapter.memory["known"][-1]["readings"]) == 2  # the frame before is not of the camera that was left
+
+
+def test_adaptation_without_a_lead_ends_later():
+    adapter = DegradationPairs(Filter(), spec=DENOISE)
+    for lead, unimproved, ends in ((1.0, 1, False), (1.0, 2, True), (0.0, 2, False), (0.0, 3, True)):
+        adapter.memory.update(lead=lead, unimproved=unimproved)
+        assert adapter._is_complete() == ends
+
+
+def test_errors_on_possible_degradations_are_compared_on_the_same_material(monkeypatch):
+    measure, targets = _blend.pair_risk, []
+
+    def record(candidates, target):
+        targets.append(target)
+        return measure(candidates, target)
+
+    monkeypatch.setattr(_blend, "pair_risk", record)
+    DegradationPairs(Filter(), spec=DENOISE, steps=1, lr=1e-4).adapt(_frame(25)[0])
+    assert len(targets) >= 3
+    assert torch.equal(targets[0], targets[1])
+    assert torch.equal(targets[0], targets[2])
 
 
 @pytest.mark.thorough
