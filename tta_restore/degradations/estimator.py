@@ -60,8 +60,7 @@ class Estimator(nn.Module):
 
     Args:
         num_candidates: pupil functions that fit, per reading.
-        defocus: estimator of the shape of the defocus PSF; the shipped one by default. The joint network was trained
-            with the shipped one.
+        defocus: estimator of the shape of the defocus PSF; the shipped one by default.
 
     Example:
         >>> import torch
@@ -200,7 +199,7 @@ class Estimator(nn.Module):
     def _joint(self, parts: Tensor, quality: float, noise_in_mean: float) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of log radius and of log noise, from one or several parts of a frame."""
         statistics = frame_statistics(
-            parts, torch.full((len(parts),), quality), self.defocus, noise_in_mean=noise_in_mean
+            parts, torch.full((len(parts),), quality), self.joint, noise_in_mean=noise_in_mean
         )
         means, log_scales = (value.cpu() for value in self.joint(statistics))
         mean, std = _of_parts(means, log_scales.exp() * _LAPLACE * torch.tensor(_CALIBRATION))

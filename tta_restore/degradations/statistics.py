@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from tta_restore._core import checks
 from tta_restore.degradations._haar import haar, quads
 from tta_restore.degradations.noise_level import block_energy, estimate_noise
-from tta_restore.models.defocus.estimator import DefocusEstimator
+from tta_restore.models.defocus.estimator import window_net
+from tta_restore.models.defocus.spectra import WindowSpectra
 
 __all__ = ["NUM_STATISTICS", "StatisticsNet", "frame_statistics"]
 
@@ -25,14 +26,12 @@ NUM_STATISTICS = 6 * len(_ENERGY_QUANTILES) + len(_SPECTRUM_QUANTILES) * _SCALES
 
 
 @torch.no_grad()
-def frame_statistics(
-    image: Tensor, quality: Tensor, defocus: DefocusEstimator, *, noise_in_mean: float = 1.0
-) -> Tensor:
+def frame_statistics(image: Tensor, quality: Tensor, net: StatisticsNet, *, noise_in_mean: float = 1.0) -> Tensor:
     """Return statistics that depend on noise, blur and compression, and little on the scene.
 
     These are quantiles over places, so that the few sharp edges and the few smooth areas count: energies of the Haar
     coefficients in three directions at two scales (noise); spectra of windows relative to the noise, and the blur radii
-    that the estimator reads from them (blur); the level of the noise, brightness, contrast, and the JPEG quality.
+    that the ``window_net`` of ``net`` reads from them (blur); the level of the noise, brightness, contrast, and the JPEG quality.
     ``noise_in_mean`` is the noise in the mean of the channels relative to that of independent or gray ones.
 
     Shape:
@@ -43,8 +42,8 @@ def frame_statistics(
     checks.expect_shape("frame_statistics", "image", image, "(B, C, H, W)", (None, 3, None, None))
     x = image.float()
     noise = estimate_noise(x).clamp(min=_LEAST_NOISE)
-    spectra = defocus.spectra(x, noise * noise_in_mean).flatten(1, 2)
-    reading = defocus.window_net(spectra.reshape(-1, *spectra.shape[-2:]) / 4 - 0.5).view(*spectra.shape[:2], 3)
+    spectra = net.spectra(x, noise * noise_in_mean).flatten(1, 2)
+    reading = net.window_net(spectra.reshape(-1, *spectra.shape[-2:]) / 4 - 0.5).view(*spectra.shape[:2], 3)
     log_radius, log_confidence = reading[..., 0].clamp(-3, 2.2), reading[..., 1].clamp(-2, 4)
     weight = log_confidence.exp()
     mean_radius = (log_radius * weight).sum(1) / weight.sum(1)
@@ -83,6 +82,9 @@ def _weighted_quantiles(values: Tensor, weights: Tensor, levels: tuple[float, ..
 class StatisticsNet(nn.Module):
     """Read the logarithms of blur radius and noise level from the statistics of a frame.
 
+    Some of the statistics are blur radii of windows, which the network reads with layers of its own: those of a
+    :class:`DefocusEstimator` that it was trained with, and that do not change with the estimator in use.
+
     Shape:
         - statistics: (B, F), see ``frame_statistics``
         - output: means (B, 2) and log scales (B, 2) of Laplace distributions: log root mean square blur radius in
@@ -91,6 +93,8 @@ class StatisticsNet(nn.Module):
 
     def __init__(self, *, width: int = 128, dropout: float = 0.1) -> None:
         super().__init__()
+        self.spectra = WindowSpectra()
+        self.window_net = window_net().requires_grad_(False)
         self.register_buffer("center", torch.zeros(NUM_STATISTICS))
         self.register_buffer("spread", torch.ones(NUM_STATISTICS))
         self.layers = nn.Sequential(

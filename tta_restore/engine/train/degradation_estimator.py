@@ -118,21 +118,21 @@ class PairSampler:
 
 
 def collect(
-    sampler: PairSampler, defocus: DefocusEstimator, count: int, *, minutes: float | None = None, batch_size: int = 32
+    sampler: PairSampler, net: StatisticsNet, count: int, *, minutes: float | None = None, batch_size: int = 32
 ) -> tuple[Tensor, Tensor]:
     """Draw samples, and return their statistics (N, F) and targets (N, 2).
 
     Args:
         sampler: source of the samples.
-        defocus: estimator whose spectra and radii are among the statistics.
+        net: network that the statistics are for.
         count: number of samples.
         minutes: time limit, after which fewer samples are returned; None for no limit.
-        batch_size: samples per call of the estimator.
+        batch_size: samples per call of the network.
     """
     statistics, targets, start = [], [], time.time()
     while len(statistics) * batch_size < count and (minutes is None or time.time() - start < 60 * minutes):
         batch = sampler.batch(batch_size)
-        statistics.append(frame_statistics(batch.image, batch.quality, defocus))
+        statistics.append(frame_statistics(batch.image, batch.quality, net))
         targets.append(batch.target)
         if len(statistics) % 16 == 0:
             done = {"samples": len(statistics) * batch_size, "seconds": round(time.time() - start, 1)}
@@ -201,8 +201,8 @@ def main(arguments: list[str] | None = None) -> None:
         net = StatisticsNet()
         defocus = create_model("lens_estimator", checkpoint="lens_estimator")
         assert isinstance(defocus, DefocusEstimator)  # noqa: S101
-        defocus.eval()
-        statistics, targets = collect(PairSampler(generator), defocus, options.samples, minutes=options.minutes)
+        net.window_net.load_state_dict(defocus.window_net.state_dict())
+        statistics, targets = collect(PairSampler(generator), net, options.samples, minutes=options.minutes)
         records = fit_statistics_net(net, statistics, targets, generator)
     log = {
         "command": "python -m tta_restore.engine.train.degradation_estimator"

@@ -41,6 +41,7 @@ __all__ = [
     "frame_crops",
     "lens_estimator",
     "neighboring_radii",
+    "window_net",
 ]
 
 _CROP, _CROPS = 256, 3  # large frames are read in 3 x 3 crops of this many pixels
@@ -112,10 +113,7 @@ class DefocusEstimator(nn.Module):
         self.width, self.rings, self.aperture_size, self.reach = width, rings, aperture_size, reach
         self.code_dim = rings * DIRECTIONS
         self.spectra = WindowSpectra()
-        self.window_net = nn.Sequential(
-            _around(SCALES, 64), nn.GELU(), _around(64, 64), nn.GELU(), _Mean(), nn.Linear(64, 128), nn.GELU(),
-            nn.Linear(128, 3),
-        )  # fmt: skip
+        self.window_net = window_net()
         self.evidence_net = nn.Sequential(
             _around(2 * SCALES, width), nn.GELU(), _around(width, width, 3), _Share(width), nn.GELU(),
             _around(width, width, 1),
@@ -216,6 +214,14 @@ class DefocusEstimator(nn.Module):
     def kernels(self, statistics: Tensor, radius: Tensor, *, size: int = 17) -> Tensor:
         """Return the PSFs of the estimated pupil function at root mean square radii: (P,), (L,) -> (L, K, K)."""
         return rasterize_pupil(self.aperture(statistics[None])[0], radius, size=size, reach=self.reach)
+
+
+def window_net() -> nn.Sequential:
+    """Build the network that reads log radius, log confidence and log weight from spectra of windows (N, F, D)."""
+    return nn.Sequential(
+        _around(SCALES, 64), nn.GELU(), _around(64, 64), nn.GELU(), _Mean(), nn.Linear(64, 128), nn.GELU(),
+        nn.Linear(128, 3),
+    )  # fmt: skip
 
 
 class _Mean(nn.Module):
