@@ -21,6 +21,7 @@ from tta_restore.degradations import estimator as estimator_module
 from tta_restore.degradations import lens as optics
 from tta_restore.degradations.estimator import _below
 from tta_restore.degradations.noise_correlation import estimate_noise_correlation
+from tta_restore.models.defocus.estimator import DefocusEstimator
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +73,16 @@ def test_noise_that_channels_share_is_read_as_other_noise_is(estimator, noise, b
     assert found.mean["jpeg_quality"] == 100
     assert found.mean["noise_std"] == pytest.approx(independent.mean["noise_std"], rel=0.15)
     assert found.mean["blur_radius"] == pytest.approx(independent.mean["blur_radius"], rel=0.25)
+
+
+def test_noise_is_read_the_same_with_another_defocus_estimator(estimator):
+    """Its window layers are none of the noise's business: a custom estimator may read windows otherwise."""
+    other = DefocusEstimator()
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(0.5)
+    image = frame(1.5, 15)
+    assert torch.equal(Estimator(defocus=other).read(image).noise, estimator.read(image).noise)
 
 
 @pytest.mark.thorough
