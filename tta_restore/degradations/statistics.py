@@ -31,8 +31,9 @@ def frame_statistics(image: Tensor, quality: Tensor, net: StatisticsNet, *, nois
 
     These are quantiles over places, so that the few sharp edges and the few smooth areas count: energies of the Haar
     coefficients in three directions at two scales (noise); spectra of windows relative to the noise, and the blur radii
-    that the ``window_net`` of ``net`` reads from them (blur); the level of the noise, brightness, contrast, and the JPEG quality.
-    ``noise_in_mean`` is the noise in the mean of the channels relative to that of independent or gray ones.
+    that the ``window_net`` of ``net`` reads from them (blur); the level of the noise, brightness, contrast, and the
+    JPEG quality. ``noise_in_mean`` is the noise in the mean of the channels relative to that of independent or gray
+    ones.
 
     Shape:
         - image: (B, 3, H, W) in [0, 1], H and W at least 32
