@@ -2,9 +2,12 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from tta_restore.degradations.statistics import NUM_STATISTICS, StatisticsNet
+from tta_restore.engine.train import degradation_estimator
 from tta_restore.engine.train.degradation_estimator import PairSampler, collect, fit_statistics_net
+from tta_restore.models import create_model
 
 
 def sampler(seed):
@@ -23,3 +26,13 @@ def test_samples_are_seeded_and_the_statistics_can_be_learned():
     assert noise.min() < 2 / 255 < 20 / 255 < noise.max()
     records = fit_statistics_net(net, *first, torch.Generator().manual_seed(0), steps=60)
     assert records[-1]["loss"] < records[0]["loss"]
+
+
+def test_window_layers_are_those_of_the_lens_estimator(tmp_path, monkeypatch):
+    monkeypatch.setattr(degradation_estimator, "PairSampler", lambda generator: None)
+    monkeypatch.setattr(degradation_estimator, "collect", lambda *arguments, **options: (torch.zeros(2, 3), None))
+    monkeypatch.setattr(degradation_estimator, "fit_statistics_net", lambda *arguments: [])
+    degradation_estimator.main(["--samples", "2", "--out", str(tmp_path / "net.safetensors")])
+    written = load_file(tmp_path / "net.safetensors")
+    for name, value in create_model("lens_estimator", checkpoint="lens_estimator").window_net.state_dict().items():
+        assert torch.equal(written[f"window_net.{name}"], value)

@@ -62,7 +62,7 @@ class PairSampler:
 
     @property
     def deblurs(self) -> bool:
-        """Whether the restorer removes blur and keeps the size of a frame."""
+        """Whether the restorer is a deblurrer: it removes blur and does not upscale."""
         return self.sharpens and self.scale == 1
 
     @property
