@@ -85,6 +85,11 @@ def test_noise_is_read_the_same_with_another_defocus_estimator(estimator):
     assert torch.equal(Estimator(defocus=other).read(image).noise, estimator.read(image).noise)
 
 
+def test_a_defocus_estimator_that_is_none_is_refused():
+    with pytest.raises(TypeError, match="Estimator: expected defocus to be a DefocusEstimator or None, got 'lens'"):
+        Estimator(defocus="lens")
+
+
 @pytest.mark.thorough
 def test_statistics_know_the_noise_that_channels_share(estimator, monkeypatch):
     seen = []

@@ -62,6 +62,10 @@ class Estimator(nn.Module):
         num_candidates: pupil functions that fit, per reading.
         defocus: estimator of the shape of the defocus PSF; the shipped one by default.
 
+    Raises:
+        ValueError: ``num_candidates`` is below 1.
+        TypeError: ``num_candidates`` is no integer, or ``defocus`` no module.
+
     Example:
         >>> import torch
         >>> from tta_restore.degradations import Estimator
@@ -78,6 +82,8 @@ class Estimator(nn.Module):
     def __init__(self, *, num_candidates: int = 8, defocus: DefocusEstimator | None = None) -> None:
         super().__init__()
         checks.expect_int("Estimator", "num_candidates", num_candidates, minimum=1)
+        if defocus is not None and not isinstance(defocus, nn.Module):
+            raise TypeError(f"Estimator: expected defocus to be a DefocusEstimator or None, got {defocus!r}")
         self.num_candidates = num_candidates
         shipped = create_model("lens_estimator", checkpoint="lens_estimator") if defocus is None else None
         self.defocus: Any = defocus if shipped is None else shipped.eval().requires_grad_(False)
