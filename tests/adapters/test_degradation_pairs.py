@@ -383,6 +383,37 @@ def test_weights_minimize_the_error_on_pairs():
     assert cautious[2] - 0.05 <= surely[2] < rarely[2] < weights[2]
 
 
+def test_pairs_that_are_like_the_frame_decide():
+    """A student that gains on smooth pairs and loses on detailed ones gets no weight on a frame with detail."""
+    target = torch.full((8, 3, 16, 16), 0.5)
+    signs = (torch.rand(target.shape, generator=torch.Generator().manual_seed(0)) > 0.5).float() * 2 - 1
+    detailed = torch.arange(8)[:, None, None, None] >= 6
+    source = target + signs * torch.where(detailed, 0.1, 0.01)
+    student = target + signs * torch.where(detailed, 0.13, 0.004)
+    candidates = (target + signs, source, student)
+    changes = (student - source).square().mean((1, 2, 3))
+    chosen = {}
+    for name, level in (("detailed", changes[-1]), ("smooth", changes[0])):
+        like = _blend.likeness(level.expand(5), changes)
+        assert abs(float(like.mean()) - 1) < 1e-6
+        assert bool((like[6:] > 3.9).all()) == (name == "detailed")
+        risk = _blend.pair_risk(candidates, target, like)[:, None]
+        assert abs(float(risk[_blend.grid()[:, 1] == 1].mean()) - 1) < 1e-6  # relative to the source
+        chosen[name] = float(_blend.grid()[_blend.choose(risk, None)][2])
+    assert chosen == {"detailed": 0.0, "smooth": 1.0}
+    alike = _blend.grid()[_blend.choose(_blend.pair_risk(candidates, target)[:, None], None)]
+    assert alike[2] > 0.5  # most pairs are smooth
+
+
+def test_pairs_unlike_the_frame_still_count():
+    """The nearest ones do, however far they are, and pairs without any change are no error."""
+    like = _blend.likeness(torch.tensor([1.0]), torch.tensor([1e-6, 1e-4, 0.0]))
+    assert like.isfinite().all()
+    assert float(like[1]) > 2.9
+    none = _blend.likeness(torch.zeros(2), torch.zeros(3))
+    assert torch.allclose(none, torch.ones(3, dtype=none.dtype))
+
+
 def test_the_error_on_a_frame_needs_no_reference_but_the_noise():
     """True differences of errors are found; where the noise may be larger, restorations that leave it are doubted."""
     generator = torch.Generator().manual_seed(0)
@@ -1112,9 +1143,9 @@ def test_adaptation_without_a_lead_ends_later():
 def test_errors_on_possible_degradations_are_compared_on_the_same_material(monkeypatch):
     measure, targets = _blend.pair_risk, []
 
-    def record(candidates, target):
+    def record(candidates, target, likeness):
         targets.append(target)
-        return measure(candidates, target)
+        return measure(candidates, target, likeness)
 
     monkeypatch.setattr(_blend, "pair_risk", record)
     DegradationPairs(Filter(), spec=DENOISE, steps=1, lr=1e-4).adapt(_frame(25)[0])

@@ -18,6 +18,7 @@ _STEP = 20  # weights are multiples of 1 / 20
 _HARM = 1.0  # weight of the loss on pairs that the average restores worse than the source
 _SIGNIFICANT = 1.0  # standard errors by which the frame must contradict the pairs
 _DOUBT = 1.5  # standard deviations by which the noise may be larger than was read
+_LIKENESS = 0.5  # difference of the log squared differences of source and student by which pairs count less
 _CONTENT = 2.0  # weight of removed content, of which only the part that channels share is measured
 _BORDER = 8  # pixels at each side that do not count: models see no neighbors there
 
@@ -31,15 +32,40 @@ def grid() -> Tensor:
     )
 
 
-def pair_risk(candidates: tuple[Tensor, Tensor, Tensor], target: Tensor) -> Tensor:
+def pair_risk(candidates: tuple[Tensor, Tensor, Tensor], target: Tensor, likeness: Tensor | None = None) -> Tensor:
     """Return the error of every average on every pair, relative to the source's: (M, N).
 
-    Shape: candidates (input, source, student) and target (N, C, H, W).
+    Args:
+        candidates: restorations (input, source, student) of the pairs.
+        target: targets of the pairs.
+        likeness: how much each pair is like the frame, (N,), see :func:`likeness`: errors then count as they add up to
+            that of the frame, relative to the mean error of the source. None counts pairs alike, whatever their error.
+
+    Shape: candidates and target (N, C, H, W).
     """
     errors = torch.stack([(one.clamp(0, 1) - target).flatten(1) for one in candidates], 1).double()
-    gram = errors @ errors.mT / errors.shape[-1]
-    gram = gram / gram[:, 1, 1].clamp(min=1e-7)[:, None, None]
-    return torch.einsum("mi,nij,mj->mn", grid(), gram.cpu(), grid())
+    gram = (errors @ errors.mT / errors.shape[-1]).cpu()
+    if likeness is None:
+        gram = gram / gram[:, 1, 1].clamp(min=1e-7)[:, None, None]
+    else:
+        gram = gram * likeness.double().cpu()[:, None, None]
+        gram = gram / gram[:, 1, 1].mean().clamp(min=1e-7)
+    return torch.einsum("mi,nij,mj->mn", grid(), gram, grid())
+
+
+def likeness(frame: Tensor, pairs: Tensor) -> Tensor:
+    """Return how much each pair is like the patches of a frame, mean 1: (N,).
+
+    Content decides how much a student gains: smooth material, where errors are small, says little of a frame with
+    detail. What is seen of it without a target is how far source and student differ.
+
+    Args:
+        frame: mean squared difference of source and student on the patches of the frame, (Q,).
+        pairs: the same on the pairs, (N,).
+    """
+    apart = frame.double().cpu().clamp(min=1e-9).log()[:, None] - pairs.double().cpu().clamp(min=1e-9).log()
+    shares = torch.softmax(-0.5 * (apart / _LIKENESS).square(), 1).mean(0)
+    return shares * len(shares)
 
 
 def content_risk(content: Tensor, source_error: float) -> Tensor:
@@ -163,4 +189,5 @@ def choose(
 
 
 def _score(pairs: Tensor) -> Tensor:
-    return pairs.mean(-1) + _HARM * (pairs - 1).clamp(min=0).mean(-1)
+    source = pairs[grid()[:, 1] == 1]
+    return pairs.mean(-1) + _HARM * (pairs - source).clamp(min=0).mean(-1)

@@ -38,6 +38,7 @@ _LOWER = (3e-5, 1e-5)  # tried one after another if all of those fall behind the
 _TRIAL = 16  # a trial takes this part of a frame's steps, from 4 to 8 of them
 _INTERVAL = 12  # steps between two looks at the held-out pairs
 _HELD_OUT = 12  # held-out pairs
+_COMPARED = 32  # of which few are like a frame, where that counts
 _RECENT = 3  # frames whose weights are compared for the camera's
 _BACK_OFF = 0.15  # dB below its best from which the student returns to its best, at half the rate
 _PATIENCE = 3  # looks without a new best after which a frame's steps end
@@ -694,13 +695,24 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         return list(zip(self._risks(frame, other).unbind(1), shares, strict=True))
 
     def _risks(self, frame: FrameContext, readings: Sequence[Reading]) -> Tensor:
-        """Return the relative errors of all averages on held-out pairs of the same material, (M, G, N)."""
-        scale, drawn, risks = frame.scratch["sampler"].scale, self.generator.get_state(), []
+        """Return the relative errors of all averages on held-out pairs of the same material, (M, G, N).
+
+        For deblurrers pairs count as far as they are like the frame, and none are of the scene: the source restored it.
+        """
+        sampler, drawn, risks = frame.scratch["sampler"], self.generator.get_state(), []
+        changes = None
+        if sampler.deblurs:
+            restored = [self._image(role, frame.region) for role in ("source", "teacher")]
+            changes = _patch_distances(*restored, sampler.patch_size)
+        count = _HELD_OUT if changes is None else _COMPARED
         for reading in readings:
             self.generator.set_state(drawn)
-            degraded, target = self._pairs(frame, _HELD_OUT, held_out=True, reading=reading)
-            images = upsampled(degraded, scale), self._image("source", degraded), self._image("teacher", degraded)
-            risks.append(_blend.pair_risk(images, target))
+            degraded, target = self._pairs(frame, count, held_out=True, reading=reading, scene=changes is None)
+            source, teacher = (self._image(role, degraded) for role in ("source", "teacher"))
+            like = None
+            if changes is not None:
+                like = _blend.likeness(changes, _patch_distances(source, teacher, sampler.patch_size))
+            risks.append(_blend.pair_risk((upsampled(degraded, sampler.scale), source, teacher), target, like))
         return torch.stack(risks, 1)
 
     def _limits(self, frame: FrameContext) -> tuple[float, float, Tensor]:
@@ -930,12 +942,18 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         return total.with_image(image if isinstance(image, Tensor) else total.image)
 
     def _pairs(
-        self, frame: FrameContext, count: int, *, held_out: bool = False, reading: Reading | None = None
+        self,
+        frame: FrameContext,
+        count: int,
+        *,
+        held_out: bool = False,
+        reading: Reading | None = None,
+        scene: bool = True,
     ) -> tuple[Tensor, Tensor]:
         notes, image = frame.scratch, frame.image
         degraded, target = notes["sampler"].draw(
             _trust.plausible(reading or notes["reading"], scale=notes["sampler"].scale),
-            notes.get("scene"),
+            notes.get("scene") if scene else None,
             count,
             self.generator,
             clipped=notes["clipped"],
@@ -1007,6 +1025,12 @@ def _downsampled(image: Tensor, scale: int) -> Tensor:
     if scale == 1:
         return image
     return F.interpolate(image, scale_factor=1 / scale, mode="bicubic", antialias=True, align_corners=False)
+
+
+def _patch_distances(first: Tensor, second: Tensor, side: int) -> Tensor:
+    """Return the mean squared differences of two images (B, C, H, W) on their patches, (Q,)."""
+    side = min(side, *first.shape[-2:])
+    return F.avg_pool2d((first - second).square().mean(1, keepdim=True), side).flatten()
 
 
 def _next_rates(tried: float, best: float, lead: float) -> list[float]:
