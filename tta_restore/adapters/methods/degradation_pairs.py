@@ -98,7 +98,8 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
     the rate. The output is the average of three candidates: the input (for a scale above 1 its bicubic upsampling),
     the self-ensemble of the source, and that of the student. Its weights minimize the error on held-out pairs, with
     losses to the source counted twice, among the averages that a test on the frame itself permits: noise of the
-    frame's strength is added, and the restorations are compared with an independent noisy copy of the frame. Where a
+    frame's strength is added, and the restorations are compared with an independent noisy copy of the frame. For a
+    deblurrer, pairs count as far as source and student differ on them as they do on the frame. Where a
     frame holds something else than noise, blur and compression, restorers that keep blur are left as they are. Frames
     may be less blurred than they look, because their content is soft: pairs with less blur, and with none, count for
     the output of a restorer that removes blur. Where no lead could earn the student any weight, no steps are taken.
@@ -630,6 +631,7 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         notes["bar"].close()
         parameter_sets.assign(self.student, notes["kept"]["student"])
         parameter_sets.assign(self.teacher, notes["kept"]["teacher"])
+        drawn = self.generator.get_state()
         memory["risk"] = pairs = self._pair_risk(frame)
         max_student, max_input, content = self._limits(frame)
         index = _blend.choose(
@@ -658,8 +660,7 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
             if memory["start"] is not None:
                 memory["vain"] = memory["vain"] + 1 if notes["best"] < memory["start"] + _MARGIN else 0
                 memory["start"] = None
-        index = _blend.grid().tolist().index(memory["weights"])
-        self._merge(frame, float(-10 * pairs[index, 0].clamp(min=1e-6).log10().mean()))
+        self._merge(frame, drawn, _gain(pairs, memory["weights"]))
         frame.metrics.update(
             trust=weights[2], input_weight=weights[0], lead=notes["best"], rate=memory["rate"], taken=notes["taken"]
         )
@@ -866,25 +867,33 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         denoises = self.resolved_task() in ("denoise", "any")
         return _trust.max_student(lead, readings, sharpens=sampler.sharpens, scale=sampler.scale, denoises=denoises)
 
-    def _merge(self, frame: FrameContext, averaged: float) -> None:
+    def _merge(self, frame: FrameContext, drawn: Tensor, averaged: float) -> None:
         """Measure the weights between source and student that come nearest to the averaged output.
 
         In the steady phase they replace the average, which costs two self-ensembles, if they are as good on pairs.
+
+        Args:
+            frame: the frame.
+            drawn: state of the generator from which the pairs were drawn that the average was measured on.
+            averaged: gain of the average on them, dB.
         """
         memory = self.memory
         plain, kept, new = memory["weights"]
         share = new / (kept + new) if kept + new else 0.0
-        best = self.teacher
-        mixed = parameter_sets.interpolate(self.source, best, share)
-        copy = parameter_sets.copy(best)
-        parameter_sets.assign(self.teacher, mixed)
+        copy = parameter_sets.copy(self.teacher)
+        parameter_sets.assign(self.teacher, parameter_sets.interpolate(self.source, self.teacher, share))
         memory["exported_lead"] = self._lead(frame, "teacher") if share else 0.0
-        if memory["phase"] == "steady" and plain == 0 and memory["exported_lead"] > averaged - _MIN_PROGRESS:
-            memory["weights"] = [0.0, 0.0, 1.0] if share else [0.0, 1.0, 0.0]
-            memory["lead"] = memory["exported_lead"]  # what a change of the camera can take away
-            memory["risk"] = self._pair_risk(frame)
-        else:
-            parameter_sets.assign(self.teacher, copy)
+        if memory["phase"] == "steady" and plain == 0:
+            merged = [0.0, 0.0, 1.0] if share else [0.0, 1.0, 0.0]
+            after = self.generator.get_state()
+            self.generator.set_state(drawn)
+            risk = self._pair_risk(frame)
+            self.generator.set_state(after)
+            if self.processes.agree(_gain(risk, merged) > averaged - _MIN_PROGRESS):
+                # what a change of the camera can take away
+                memory.update(weights=merged, lead=memory["exported_lead"], risk=risk)
+                return
+        parameter_sets.assign(self.teacher, copy)
 
     def _frame_risk(self, frame: FrameContext) -> _blend.FrameRisk | None:
         """Compare the candidates on the frame, recorrupted by noise of its own strength; None where that is not valid.
@@ -1025,6 +1034,12 @@ def _downsampled(image: Tensor, scale: int) -> Tensor:
     if scale == 1:
         return image
     return F.interpolate(image, scale_factor=1 / scale, mode="bicubic", antialias=True, align_corners=False)
+
+
+def _gain(risk: Tensor, weights: list[float]) -> float:
+    """Return the PSNR gain over the source of an average on pairs with the degradation that was read, dB."""
+    errors = risk[_blend.grid().tolist().index(weights), 0]
+    return float(-10 * errors.mean().clamp(min=1e-6).log10())
 
 
 def _patch_distances(first: Tensor, second: Tensor, side: int) -> Tensor:
