@@ -568,10 +568,12 @@ def test_trust_grows_with_the_lead_and_falls_with_what_is_read_badly(task, blur,
         assert _trust.max_student(2.0, [noisy], **options) == 1
 
 
-def test_merged_weights_have_a_lead_of_their_own(monkeypatch):
+@pytest.mark.parametrize("task", ["denoise", "defocus"])
+def test_merged_weights_have_a_lead_of_their_own(monkeypatch, task):
     """A change of the camera is noticed by what they would lose, not by what the student had gained."""
     monkeypatch.setattr(_blend, "choose", lambda *a, **options: _blend.grid().tolist().index([0.0, 0.8, 0.2]))
-    adapter = DegradationPairs(Filter(), spec=DENOISE, steps=24, lr=1e-2, calibration_frames=1)
+    spec = RestorerSpec(in_channels=3, task=task)
+    adapter = DegradationPairs(Filter(), spec=spec, steps=24, lr=1e-2, calibration_frames=1)
     student = adapter.adapt(_frame(20)[0]).metrics["lead"]
     assert adapter.phase == "steady"
     assert adapter.memory["weights"] == [0.0, 0.0, 1.0]
