@@ -703,7 +703,7 @@ class DegradationPairs(Adapter, method="degradation_pairs"):
         sampler, drawn, risks = frame.scratch["sampler"], self.generator.get_state(), []
         changes = None
         if sampler.deblurs:
-            restored = [self._image(role, frame.region) for role in ("source", "teacher")]
+            restored = self._image("source", frame.region), self._image("teacher", frame.region)
             changes = _patch_distances(*restored, sampler.patch_size)
         count = _HELD_OUT if changes is None else _COMPARED
         for reading in readings:
