@@ -34,7 +34,7 @@ _UNKNOWN = (0.8, 1.0)  # standard deviations of the log radius from which it is 
 # Blur radii in pixels, as read in compressed frames, between which the weight of a student that removes blur grows, and
 # its limits: compression lets blur appear smaller
 _SURE_BLUR, _MIN_SHARE, _MAX_SHARE = (1.2, 2.0), 0.3, 0.8
-_MAX_SHARE_CLEAN = 0.75  # of that student without noise and compression, where nothing but the pairs speaks for it
+_MAX_SHARE_CLEAN = 0.5  # of that student without noise and compression, where nothing but the pairs speaks for it
 _DOUBT = (0.0, -1.0, 1.0)  # standard deviations by which noise and blur may be other than they were read
 # The same for blur alone, with probabilities: it is mostly read too large, as content is soft by itself
 _DOUBT_BLUR = ((-2.0, 0.35), (-1.0, 0.25), (1.0, 0.15))
